@@ -138,7 +138,11 @@ impl OpenFile {
     /// otherwise what reading the file answers.
     pub fn new(file: File, facts: Facts, wait: Wait) -> io::Result<Self> {
         let _ = wait;
-        Ok(Self { file, facts, content: None })
+        Ok(Self {
+            file,
+            facts,
+            content: None,
+        })
     }
 
     /// The facts that the file was opened with.

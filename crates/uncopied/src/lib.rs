@@ -1,1 +1,66 @@
+//! Bytes from files to sockets without the CPU copying them, with a report of which way each byte
+//! went.
+//!
+//! ```text
+//! source ─┐                          ┌─ moved, blocked, done ─▶ driver (poll, tokio) ─▶ you
+//!         ├─▶ plan ─▶ mechanism ─▶ transfer ─▶ report
+//! sink ───┘    ▲          │
+//!              └─ support ◀┘ unsupported: the next mechanism goes on from the same byte
+//! ```
+//!
+//! [`send_file`] is the paved path, [`SendFile`] the same with every choice open, and [`Transfer`]
+//! the state machine under both, for event loops of your own:
+//!
+//! ```no_run
+//! use std::{fs::File, net::TcpListener};
+//! use uncopied::Mechanism;
+//!
+//! let file = File::open("video.mp4")?;
+//! let listener = TcpListener::bind("127.0.0.1:9000")?;
+//! for socket in listener.incoming() {
+//!     let report = uncopied::send_file(&file, .., &socket?)?;
+//!     assert!(report.by(Mechanism::Sendfile) > 0, "this file system cannot: {report}");
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The contract that zero copy drops
+//!
+//! `write(2)` sends the bytes as they are at the call. `sendfile` and `splice` lend the file's pages
+//! to the kernel instead: until the peer has acknowledged them (on the same host: has *read* them)
+//! whoever writes to the file changes what the peer gets. Files that are replaced rather than
+//! rewritten are safe; for others there is [`SendFile::copied`].
+//!
+//! # Switches
+//!
+//! `UNCOPIED_SEND=off` in the environment, or [`set_send`]`(false)` at any time, sends every transfer
+//! by `copy`, and the reports say so.
+//!
+//! # Features
+//!
+//! - `tokio`: the driver for tokio's sockets, [`SendFile::to_tokio`].
 
+pub mod arena;
+pub mod drive;
+mod error;
+mod mechanism;
+pub mod plan;
+mod report;
+pub mod residency;
+mod send_file;
+mod sink;
+mod source;
+mod support;
+#[allow(unsafe_code)]
+mod sys;
+mod transfer;
+
+pub use error::{Error, ErrorKind};
+pub use mechanism::Side;
+pub use plan::Mechanism;
+pub use report::{Report, StepDown};
+pub use rustix::io::Errno;
+pub use send_file::{SendFile, send_file};
+pub use support::{Support, send_is_on, set_send};
+pub use sys::send_vectored;
+pub use transfer::{Progress, Transfer};

@@ -1,0 +1,214 @@
+//! The reserved addresses: who has which granules, and the table that [`locate`](super::locate)
+//! reads.
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use rustix::io::{Errno, Result};
+
+use super::mapping::Span;
+use crate::sys::Reservation;
+
+/// Owners are told apart by granule: a span starts at a granule's start and fills whole granules.
+///
+/// 2 MiB is a huge page, so that spans of huge pages fit as well.
+pub(super) const GRANULE: usize = 2 << 20;
+
+/// How much address space is asked for, in bytes, first to last: under a limit on it (`ulimit -v`)
+/// less is still useful.
+const SIZES: [usize; 4] = [4 << 40, 512 << 30, 64 << 30, 8 << 30];
+
+/// Granules in a leaf of the table: 8 KiB of pointers for 2 GiB of addresses.
+const LEAF: usize = 1024;
+
+type Leaf = Box<[AtomicPtr<Span>]>;
+
+static SPACE: OnceLock<Result<Space>> = OnceLock::new();
+
+/// The arena of this process.
+#[derive(Debug)]
+pub(super) struct Space {
+    reservation: Reservation,
+    table: Box<[OnceLock<Leaf>]>,
+    free: Mutex<FreeList>,
+}
+
+impl Space {
+    /// The process's arena, reserved at the first call.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answered to the smallest reservation, at every call from then on.
+    pub(super) fn get() -> Result<&'static Self> {
+        SPACE
+            .get_or_init(Self::reserve)
+            .as_ref()
+            .map_err(|errno| *errno)
+    }
+
+    /// The arena, if anything was ever put into it.
+    pub(super) fn existing() -> Option<&'static Self> {
+        SPACE.get()?.as_ref().ok()
+    }
+
+    fn reserve() -> Result<Self> {
+        let mut refused = Errno::NOMEM;
+        for size in SIZES {
+            match Reservation::new(size, GRANULE) {
+                Ok(reservation) => {
+                    let granules = size / GRANULE;
+                    let table = (0..granules.div_ceil(LEAF))
+                        .map(|_| OnceLock::new())
+                        .collect();
+                    let free = Mutex::new(FreeList::new(granules));
+                    return Ok(Self {
+                        reservation,
+                        table,
+                        free,
+                    });
+                }
+                Err(errno) => refused = errno,
+            }
+        }
+        Err(refused)
+    }
+
+    /// Takes granules for `len` bytes and maps the file there. Answers the address.
+    pub(super) fn map(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<usize> {
+        let count = len.div_ceil(GRANULE);
+        let first = self.free().take(count).ok_or(Errno::NOMEM)?;
+        if let Err(errno) = self
+            .reservation
+            .map_file(first * GRANULE, len, file, offset)
+        {
+            self.free().give(first, count);
+            return Err(errno);
+        }
+        Ok(self.reservation.base() + first * GRANULE)
+    }
+
+    /// Enters `span` as the owner of its granules, or takes it out where `owner` is null.
+    pub(super) fn enter(&self, address: usize, len: usize, owner: *const Span) {
+        let first = (address - self.reservation.base()) / GRANULE;
+        for granule in first..first + len.div_ceil(GRANULE) {
+            let leaf = self.table[granule / LEAF].get_or_init(new_leaf);
+            leaf[granule % LEAF].store(owner.cast_mut(), Ordering::Release);
+        }
+    }
+
+    /// Unmaps what [`map`](Self::map) mapped and gives the granules back.
+    pub(super) fn unmap(&self, address: usize, len: usize) {
+        let at = address - self.reservation.base();
+        // Addresses whose mapping would not go stay taken: leaked before they are used twice.
+        if self
+            .reservation
+            .clear(at, len.next_multiple_of(GRANULE))
+            .is_ok()
+        {
+            self.free().give(at / GRANULE, len.div_ceil(GRANULE));
+        }
+    }
+
+    /// The owner of the granule that holds `address`, or null.
+    pub(super) fn owner(&self, address: usize) -> *const Span {
+        let at = address.wrapping_sub(self.reservation.base());
+        if at >= self.reservation.len() {
+            return ptr::null();
+        }
+        let granule = at / GRANULE;
+        match self.table[granule / LEAF].get() {
+            Some(leaf) => leaf[granule % LEAF].load(Ordering::Acquire),
+            None => ptr::null(),
+        }
+    }
+
+    fn free(&self) -> MutexGuard<'_, FreeList> {
+        // The list is consistent between any two of its statements that could panic.
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn new_leaf() -> Leaf {
+    (0..LEAF).map(|_| AtomicPtr::new(ptr::null_mut())).collect()
+}
+
+/// The free stretches of granules, first granule → count. No two of them touch.
+#[derive(Debug)]
+struct FreeList {
+    stretches: BTreeMap<usize, usize>,
+}
+
+impl FreeList {
+    fn new(count: usize) -> Self {
+        Self {
+            stretches: BTreeMap::from([(0, count)]),
+        }
+    }
+
+    /// The first stretch that is long enough, from its start.
+    fn take(&mut self, count: usize) -> Option<usize> {
+        let (&first, &have) = self.stretches.iter().find(|&(_, &have)| have >= count)?;
+        self.stretches.remove(&first);
+        if have > count {
+            self.stretches.insert(first + count, have - count);
+        }
+        Some(first)
+    }
+
+    fn give(&mut self, mut first: usize, mut count: usize) {
+        if let Some((&before, &have)) = self.stretches.range(..first).next_back()
+            && before + have == first
+        {
+            first = before;
+            count += have;
+        }
+        if let Some(after) = self.stretches.remove(&(first + count)) {
+            count += after;
+        }
+        self.stretches.insert(first, count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever is taken and given back, no granule has two owners and none is lost.
+        #[test]
+        fn granules_have_one_owner(steps in prop::collection::vec((any::<bool>(), 1_usize..9), 1..200)) {
+            let total = 64;
+            let mut list = FreeList::new(total);
+            let mut taken: Vec<(usize, usize)> = Vec::new();
+            for (take, n) in steps {
+                if take {
+                    if let Some(first) = list.take(n) {
+                        taken.push((first, n));
+                    }
+                } else if !taken.is_empty() {
+                    let (first, count) = taken.swap_remove(n % taken.len());
+                    list.give(first, count);
+                }
+                let mut seen = HashSet::new();
+                let free = list.stretches.iter().map(|(&first, &count)| (first, count));
+                for (first, count) in taken.iter().copied().chain(free) {
+                    for granule in first..first + count {
+                        prop_assert!(granule < total && seen.insert(granule));
+                    }
+                }
+                prop_assert_eq!(seen.len(), total);
+            }
+            for (first, count) in taken {
+                list.give(first, count);
+            }
+            prop_assert_eq!(list.stretches, BTreeMap::from([(0, total)]));
+        }
+    }
+}

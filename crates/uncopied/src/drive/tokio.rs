@@ -1,0 +1,96 @@
+//! Waits by tokio's readiness. Feature `tokio`.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::error::{Error, ErrorKind};
+use crate::mechanism::Side;
+use crate::residency;
+use crate::transfer::{Progress, Transfer};
+
+/// The most that one step moves, in bytes.
+const STEP: u64 = crate::mechanism::STEP as u64;
+
+/// A socket of tokio's that can be sent to. The halves of a split socket lend it by `as_ref`.
+///
+/// This trait is sealed: how a socket's readiness may be cleared is tokio's own business.
+pub trait Socket: AsFd + Sync + sealed::Sealed {
+    /// Calls `step` whenever the socket is writable until it answers something other than
+    /// [`io::ErrorKind::WouldBlock`].
+    #[doc(hidden)]
+    fn when_writable<T>(
+        &self,
+        step: impl FnMut() -> io::Result<T> + Send,
+    ) -> impl Future<Output = io::Result<T>> + Send;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for tokio::net::TcpStream {}
+    impl Sealed for tokio::net::UnixStream {}
+}
+
+impl Socket for TcpStream {
+    async fn when_writable<T>(&self, step: impl FnMut() -> io::Result<T> + Send) -> io::Result<T> {
+        self.async_io(Interest::WRITABLE, step).await
+    }
+}
+
+impl Socket for UnixStream {
+    async fn when_writable<T>(&self, step: impl FnMut() -> io::Result<T> + Send) -> io::Result<T> {
+        self.async_io(Interest::WRITABLE, step).await
+    }
+}
+
+/// Steps `transfer` to its end, waiting wherever it is blocked, and giving way to other tasks after
+/// every step. What is not in the page cache is loaded on tokio's blocking pool first.
+///
+/// # Errors
+///
+/// Those of [`Transfer::step`].
+///
+/// # Cancellation
+///
+/// Dropping the future leaves `transfer` where it stands: run it again, and not a byte is lost or
+/// sent twice. A load under way on the blocking pool runs to its end there.
+pub async fn run(
+    transfer: &mut Transfer,
+    source: impl AsFd,
+    socket: &impl Socket,
+) -> Result<(), Error> {
+    let source = source.as_fd();
+    loop {
+        load_if_cold(source, transfer).await;
+        let step = socket.when_writable(|| match transfer.step(source, socket) {
+            Ok(Progress::Blocked(Side::Sink)) => Err(io::ErrorKind::WouldBlock.into()),
+            other => Ok(other),
+        });
+        match step.await {
+            Ok(Ok(Progress::Done)) => return Ok(()),
+            Ok(Ok(Progress::Moved(_))) => {}
+            // No file that has pages blocks; one that has none may be slow to have bytes.
+            Ok(Ok(Progress::Blocked(_))) => tokio::task::yield_now().await,
+            Ok(Err(error)) => return Err(error),
+            Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
+        }
+        tokio::task::consume_budget().await;
+    }
+}
+
+/// Has the next step's bytes loaded by a thread that may block, unless they are in the page cache.
+async fn load_if_cold(source: BorrowedFd<'_>, transfer: &Transfer) {
+    let offset = transfer.offset();
+    let len = transfer.remaining().map_or(STEP, |left| left.min(STEP));
+    if residency::is_resident(source, offset, len) {
+        return;
+    }
+    // Without a descriptor of its own for the thread, the step waits for the disk itself.
+    if let Ok(file) = source.try_clone_to_owned() {
+        let load = move || residency::load(file, offset, len);
+        let _ = tokio::task::spawn_blocking(load).await;
+    }
+}

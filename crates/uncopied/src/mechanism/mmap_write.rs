@@ -1,0 +1,117 @@
+//! Moves a file to a socket by mapping it and `send(2)` from the mapping.
+//!
+//! # Moves
+//!
+//! The kernel copies the mapped pages into the socket: one copy, against two of read + write.
+//!
+//! # Needs
+//!
+//! A file that can be mapped, and room in the arena. Any stream socket.
+//!
+//! # Errno
+//!
+//! | step | errno | outcome | because |
+//! |---|---|---|---|
+//! | asking the size | any | unsupported | reading may still work |
+//! | mapping | any (`ENODEV`, `ENOMEM`, `EACCES`, `EMFILE`, …) | unsupported | a file system without mappings, or no room |
+//! | sending | `EAGAIN` | blocked on the sink | |
+//! | sending | `EINTR` | again | no byte had moved |
+//! | sending | `EFAULT` | ended, if the file is shorter now; else unsupported | the page is gone, or cannot be read from the disk: reading tells the errno |
+//! | sending | any other | failed, of the sink | |
+//!
+//! # Caveats
+//!
+//! - The famous trap, a SIGBUS when the file is cut short, is not here: no user code reads the
+//!   mapping, and to the kernel's own reading the missing page is `EFAULT`.
+//! - A file that is cut short in the middle of a page leaves zeroes behind in the rest of the page.
+//!   The size is asked for before each send and again after it; if the file no longer reaches as
+//!   far as what was sent, the transfer fails rather than pass the zeroes off as the file's.
+//! - The bytes are copied during the call; those sent cannot change any more.
+//! - A mapped window is at most 1 GiB; larger files go window by window.
+//!
+//! # References
+//!
+//! `mmap(2)`, `send(2)`.
+
+use rustix::io::{Errno, Result};
+
+use super::{Job, Outcome, Side, Then, again, sink_failure};
+use crate::arena::FileMapping;
+use crate::sys::Kernel;
+
+/// The most that is mapped at a time, in bytes.
+const WINDOW: u64 = 1 << 30;
+
+/// Windows begin on such a boundary: a multiple of every page size that Linux has.
+const ALIGN: u64 = 64 << 10;
+
+/// The window that is mapped.
+#[derive(Debug, Default)]
+pub(crate) struct MmapWrite {
+    window: Option<FileMapping>,
+}
+
+impl MmapWrite {
+    /// Begins with a window that is mapped already.
+    pub(crate) fn within(window: FileMapping) -> Self {
+        Self {
+            window: Some(window),
+        }
+    }
+
+    pub(crate) fn step(&mut self, kernel: &impl Kernel, job: Job<'_>) -> Outcome {
+        let size = match kernel.size(job.source) {
+            Ok(size) => size,
+            Err(errno) => return Outcome::nothing(Then::Unsupported(errno)),
+        };
+        if job.offset >= size {
+            return Outcome::nothing(Then::Ended);
+        }
+        let window = match self.window_at(kernel, job, size) {
+            Ok(window) => window,
+            Err(errno) => return Outcome::nothing(Then::Unsupported(errno)),
+        };
+        let start = (job.offset - window.offset()) as usize;
+        let in_file = usize::try_from(size - job.offset).unwrap_or(usize::MAX);
+        let count = job.want().min(in_file).min(window.len() - start);
+        match again(|| kernel.send_mapped(job.sink, window, start, count)) {
+            Ok(0) => Outcome::nothing(Then::Unsupported(Errno::IO)),
+            Ok(moved) => after_send(kernel, job, moved),
+            Err(Errno::FAULT) => Outcome::nothing(match kernel.size(job.source) {
+                Ok(now) if now < size => Then::Ended,
+                _ => Then::Unsupported(Errno::FAULT),
+            }),
+            Err(errno) => Outcome::nothing(sink_failure(errno)),
+        }
+    }
+
+    fn window_at(&mut self, kernel: &impl Kernel, job: Job<'_>, size: u64) -> Result<&FileMapping> {
+        let has_it = |window: &FileMapping| {
+            let end = window.offset() + window.len() as u64;
+            (window.offset()..end).contains(&job.offset)
+        };
+        if !self.window.as_ref().is_some_and(has_it) {
+            let start = job.offset / ALIGN * ALIGN;
+            let end = job
+                .left
+                .map_or(size, |left| size.min(job.offset.saturating_add(left)));
+            let len = (end - start).min(WINDOW) as usize;
+            self.window = None;
+            self.window = Some(kernel.map(job.source, start, len)?);
+        }
+        self.window.as_ref().ok_or(Errno::FAULT)
+    }
+}
+
+/// What was sent counts as the file's only if the file still reaches that far.
+fn after_send(kernel: &impl Kernel, job: Job<'_>, moved: usize) -> Outcome {
+    let then = match kernel.size(job.source) {
+        Ok(now) if now >= job.offset + moved as u64 => Then::Going,
+        Ok(_) => Then::Failed(Side::Source, Errno::NODATA),
+        Err(errno) => Then::Failed(Side::Source, errno),
+    };
+    Outcome {
+        moved: moved as u64,
+        then,
+    }
+}

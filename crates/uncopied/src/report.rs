@@ -1,0 +1,146 @@
+//! What a transfer did, byte by byte.
+
+use std::fmt;
+
+use rustix::io::Errno;
+
+use crate::plan::Mechanism;
+
+/// How many bytes went by which mechanism, and every step down.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    bytes: [u64; Mechanism::ALL.len()],
+    steps_down: Vec<StepDown>,
+    switched_off: bool,
+}
+
+/// One mechanism giving way to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepDown {
+    /// What was tried.
+    pub from: Mechanism,
+    /// What took its place.
+    pub to: Mechanism,
+    /// How the kernel refused.
+    pub errno: Errno,
+    /// How many bytes of the transfer the socket had taken by then. The next mechanism went on from
+    /// exactly there.
+    pub at: u64,
+}
+
+impl Report {
+    pub(crate) fn count(&mut self, mechanism: Mechanism, bytes: u64) {
+        self.bytes[mechanism as usize] += bytes;
+    }
+
+    pub(crate) fn step_down(&mut self, step: StepDown) {
+        self.steps_down.push(step);
+    }
+
+    pub(crate) fn set_switched_off(&mut self) {
+        self.switched_off = true;
+    }
+
+    /// How many bytes the socket took by `mechanism`.
+    #[must_use]
+    pub fn by(&self, mechanism: Mechanism) -> u64 {
+        self.bytes[mechanism as usize]
+    }
+
+    /// How many bytes the socket took.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.iter().sum()
+    }
+
+    /// How many bytes the socket took by reference: neither this process nor the kernel's socket
+    /// layer copied them. What the network device does without scatter-gather is not in here.
+    #[must_use]
+    pub fn zero_copy_bytes(&self) -> u64 {
+        let zero_copy = Mechanism::ALL
+            .into_iter()
+            .filter(|mechanism| mechanism.is_zero_copy());
+        zero_copy.map(|mechanism| self.by(mechanism)).sum()
+    }
+
+    /// How many bytes the CPU copied at least once.
+    #[must_use]
+    pub fn copied_bytes(&self) -> u64 {
+        self.bytes() - self.zero_copy_bytes()
+    }
+
+    /// Every step down, in their order.
+    #[must_use]
+    pub fn steps_down(&self) -> &[StepDown] {
+        &self.steps_down
+    }
+
+    /// Whether the transfer was copied because zero-copy sending is
+    /// [switched off](crate::set_send).
+    #[must_use]
+    pub fn switched_off(&self) -> bool {
+        self.switched_off
+    }
+}
+
+/// For example `1048576 bytes: splice 65536, copy 983040 (splice gave way to copy at byte 65536:
+/// Invalid argument)`.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.bytes())?;
+        let mut before = ": ";
+        for mechanism in Mechanism::ALL {
+            if self.by(mechanism) > 0 {
+                write!(f, "{before}{mechanism} {}", self.by(mechanism))?;
+                before = ", ";
+            }
+        }
+        if self.switched_off {
+            write!(f, " (zero-copy sending is switched off)")?;
+        }
+        for StepDown {
+            from,
+            to,
+            errno,
+            at,
+        } in &self.steps_down
+        {
+            let why = std::io::Error::from(*errno);
+            write!(f, " ({from} gave way to {to} at byte {at}: {why})")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_adds_up_and_reads_well() {
+        let mut report = Report::default();
+        report.count(Mechanism::Splice, 65_536);
+        report.count(Mechanism::Copy, 4);
+        let step = StepDown {
+            from: Mechanism::Splice,
+            to: Mechanism::Copy,
+            errno: Errno::INVAL,
+            at: 65_536,
+        };
+        report.step_down(step);
+        assert_eq!(
+            (
+                report.bytes(),
+                report.zero_copy_bytes(),
+                report.copied_bytes()
+            ),
+            (65_540, 65_536, 4)
+        );
+        assert_eq!(
+            report.to_string(),
+            "65540 bytes: splice 65536, copy 4 \
+             (splice gave way to copy at byte 65536: Invalid argument (os error 22))"
+        );
+        assert_eq!(Report::default().to_string(), "0 bytes");
+    }
+}

@@ -1,0 +1,54 @@
+//! Where bytes come from.
+
+use std::ops::{Bound, RangeBounds};
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::FileType;
+use rustix::io::Result;
+
+use crate::plan::{Length, SourceKind};
+
+/// What kind of source a descriptor is: `fstat(2)`.
+pub(crate) fn kind_of(source: BorrowedFd<'_>) -> Result<SourceKind> {
+    let stat = rustix::fs::fstat(source)?;
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        // procfs and sysfs call their files regular but give no size, and have no page cache.
+        FileType::RegularFile if stat.st_blocks > 0 || stat.st_size > 0 => SourceKind::File,
+        FileType::BlockDevice => SourceKind::File,
+        _ => SourceKind::Other,
+    })
+}
+
+/// The first byte and the length that a range of bytes names. `..` and `n..` reach until the end of
+/// the file; a range with an end is exact, and empty if it ends before it begins.
+pub(crate) fn offset_and_length(range: impl RangeBounds<u64>) -> (u64, Length) {
+    let offset = match range.start_bound() {
+        Bound::Included(&start) => start,
+        Bound::Excluded(&start) => start.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let length = match range.end_bound() {
+        Bound::Included(&last) => Length::Exact(last.saturating_add(1).saturating_sub(offset)),
+        Bound::Excluded(&end) => Length::Exact(end.saturating_sub(offset)),
+        Bound::Unbounded => Length::UntilEof,
+    };
+    (offset, length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_as_offset_and_length() {
+        assert_eq!(offset_and_length(..), (0, Length::UntilEof));
+        assert_eq!(offset_and_length(7..), (7, Length::UntilEof));
+        assert_eq!(offset_and_length(7..9), (7, Length::Exact(2)));
+        assert_eq!(offset_and_length(7..=9), (7, Length::Exact(3)));
+        assert_eq!(offset_and_length(..9), (0, Length::Exact(9)));
+        #[allow(clippy::reversed_empty_ranges)]
+        let backwards = offset_and_length(9..7);
+        assert_eq!(backwards, (9, Length::Exact(0)));
+        assert_eq!(offset_and_length(u64::MAX..), (u64::MAX, Length::UntilEof));
+    }
+}

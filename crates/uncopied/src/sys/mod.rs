@@ -1,0 +1,169 @@
+//! The kernel, behind types that make its calls safe. The only unsafe code of the library besides
+//! the table of the [arena](crate::arena).
+//!
+//! [`Kernel`] lists the calls that the mechanisms make, so that a test can put a scripted kernel
+//! under the same state machine; [`Linux`] makes them.
+
+mod map;
+mod page_cache;
+mod signal;
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::{Errno, Result};
+use rustix::net::{SendAncillaryBuffer, SendFlags};
+use rustix::pipe::{PipeFlags, SpliceFlags};
+
+pub(crate) use map::Reservation;
+pub(crate) use page_cache::cached_pages;
+pub(crate) use signal::without_sigpipe;
+
+use crate::arena::FileMapping;
+
+/// The calls that the mechanisms make. Every one is a single system call unless it says otherwise,
+/// and none is repeated after `EINTR`: that is the mechanism's business.
+pub(crate) trait Kernel {
+    /// `sendfile(2)` from an explicit offset.
+    fn sendfile(
+        &self,
+        sink: BorrowedFd<'_>,
+        source: BorrowedFd<'_>,
+        offset: u64,
+        count: usize,
+    ) -> Result<usize>;
+
+    /// `pipe2(2)`: the reading and the writing end, both non-blocking.
+    fn pipe(&self) -> Result<(OwnedFd, OwnedFd)>;
+
+    /// `fcntl(F_SETPIPE_SZ)`.
+    fn resize_pipe(&self, pipe: BorrowedFd<'_>, bytes: usize) -> Result<()>;
+
+    /// `splice(2)` from an offset of a file into a pipe.
+    fn splice_in(
+        &self,
+        source: BorrowedFd<'_>,
+        offset: u64,
+        pipe: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize>;
+
+    /// `splice(2)` from a pipe into a socket. `more` says that more bytes surely follow.
+    fn splice_out(
+        &self,
+        pipe: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+        more: bool,
+    ) -> Result<usize>;
+
+    /// The size of a file in bytes, by `fstat(2)`.
+    fn size(&self, source: BorrowedFd<'_>) -> Result<u64>;
+
+    /// Maps a range of a file into the arena: `mmap(2)`.
+    fn map(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<FileMapping>;
+
+    /// `send(2)` straight from a mapping, from byte `start` of it. Where the file has been cut
+    /// short the kernel answers with fewer bytes or `EFAULT`; nobody gets a SIGBUS.
+    fn send_mapped(
+        &self,
+        sink: BorrowedFd<'_>,
+        mapping: &FileMapping,
+        start: usize,
+        count: usize,
+    ) -> Result<usize>;
+
+    /// `pread(2)`.
+    fn read_at(&self, source: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize>;
+
+    /// `send(2)`.
+    fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize>;
+}
+
+/// The real kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Linux;
+
+impl Kernel for Linux {
+    fn sendfile(
+        &self,
+        sink: BorrowedFd<'_>,
+        source: BorrowedFd<'_>,
+        mut offset: u64,
+        count: usize,
+    ) -> Result<usize> {
+        without_sigpipe(|| rustix::fs::sendfile(sink, source, Some(&mut offset), count))
+    }
+
+    fn pipe(&self) -> Result<(OwnedFd, OwnedFd)> {
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+    }
+
+    fn resize_pipe(&self, pipe: BorrowedFd<'_>, bytes: usize) -> Result<()> {
+        rustix::pipe::fcntl_setpipe_size(pipe, bytes).map(|_| ())
+    }
+
+    fn splice_in(
+        &self,
+        source: BorrowedFd<'_>,
+        mut offset: u64,
+        pipe: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize> {
+        let flags = SpliceFlags::NONBLOCK;
+        rustix::pipe::splice(source, Some(&mut offset), pipe, None, count, flags)
+    }
+
+    fn splice_out(
+        &self,
+        pipe: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+        more: bool,
+    ) -> Result<usize> {
+        let mut flags = SpliceFlags::NONBLOCK;
+        flags.set(SpliceFlags::MORE, more);
+        without_sigpipe(|| rustix::pipe::splice(pipe, None, sink, None, count, flags))
+    }
+
+    fn size(&self, source: BorrowedFd<'_>) -> Result<u64> {
+        let stat = rustix::fs::fstat(source)?;
+        u64::try_from(stat.st_size).map_err(|_| Errno::OVERFLOW)
+    }
+
+    fn map(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<FileMapping> {
+        let file = std::fs::File::from(rustix::io::fcntl_dupfd_cloexec(source, 3)?);
+        FileMapping::map(file.into(), offset, len)
+    }
+
+    fn send_mapped(
+        &self,
+        sink: BorrowedFd<'_>,
+        mapping: &FileMapping,
+        start: usize,
+        count: usize,
+    ) -> Result<usize> {
+        map::send_mapped(sink, mapping, start, count)
+    }
+
+    fn read_at(&self, source: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        rustix::io::pread(source, buffer, offset)
+    }
+
+    fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
+        rustix::net::send(sink, bytes, SendFlags::NOSIGNAL)
+    }
+}
+
+/// `sendmsg(2)` of several buffers. Never raises SIGPIPE. `more` says that more bytes surely follow
+/// at once: without that the kernel would hold the tail back for up to 200 ms.
+///
+/// # Errors
+///
+/// Whatever the kernel answers; `EINTR` is not repeated.
+pub fn send_vectored(sink: impl AsFd, buffers: &[IoSlice<'_>], more: bool) -> Result<usize> {
+    let mut flags = SendFlags::NOSIGNAL;
+    flags.set(SendFlags::MORE, more);
+    let mut no_control = SendAncillaryBuffer::default();
+    rustix::net::sendmsg(sink, buffers, &mut no_control, flags)
+}
