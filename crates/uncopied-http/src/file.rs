@@ -1,11 +1,15 @@
 //! A regular file that is open for serving.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rustix::fs::{AtFlags, Statx, StatxFlags};
+use rustix::io::{Errno, ReadWriteFlags};
+use uncopied::arena::FileMapping;
 
 /// What `statx` told of a file: enough to know that it is still the same file with the same bytes.
 ///
@@ -121,28 +125,58 @@ pub enum Wait {
     ForDisk,
 }
 
+/// Files of up to this many bytes are kept in memory, unless [`OpenFile::in_memory_up_to`] says
+/// otherwise: so small a body leaves in one system call together with its head, for less than
+/// `sendfile` costs.
+pub const SMALL: u64 = 16 << 10;
+
 /// A regular file open for serving, shared by every response that sends it.
+///
+/// A small one is a copy of its bytes, as of the time it was opened, and holds no descriptor. A
+/// larger one is the open file.
 #[derive(Debug)]
 pub struct OpenFile {
-    file: File,
     facts: Facts,
-    content: Option<Bytes>,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Memory(Bytes),
+    File {
+        file: Arc<File>,
+        /// Mapped whole at the first need; `None` inside if that is refused.
+        mapped: OnceLock<Option<Bytes>>,
+    },
 }
 
 impl OpenFile {
-    /// Takes an open regular file and what [`Facts::of`] told of it.
+    /// Takes an open regular file and what [`Facts::of`] told of it. A file of up to [`SMALL`] bytes
+    /// is read at once.
     ///
     /// # Errors
     ///
     /// [`io::ErrorKind::WouldBlock`] if `wait` is [`Wait::Never`] and the disk would be needed;
     /// otherwise what reading the file answers.
     pub fn new(file: File, facts: Facts, wait: Wait) -> io::Result<Self> {
-        let _ = wait;
-        Ok(Self {
-            file,
-            facts,
-            content: None,
-        })
+        Self::in_memory_up_to(SMALL, file, facts, wait)
+    }
+
+    /// As [`new`](Self::new), with a limit of your own on the bytes that are kept in memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn in_memory_up_to(limit: u64, file: File, facts: Facts, wait: Wait) -> io::Result<Self> {
+        let content = if facts.len() <= limit {
+            Content::Memory(read_whole(&file, facts.len(), wait)?)
+        } else {
+            Content::File {
+                file: Arc::new(file),
+                mapped: OnceLock::new(),
+            }
+        };
+        Ok(Self { facts, content })
     }
 
     /// The facts that the file was opened with.
@@ -151,11 +185,72 @@ impl OpenFile {
         &self.facts
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+    /// The bytes, if they are kept in memory.
+    pub(crate) fn in_memory(&self) -> Option<&Bytes> {
+        match &self.content {
+            Content::Memory(bytes) => Some(bytes),
+            Content::File { .. } => None,
+        }
     }
 
-    pub(crate) fn content(&self) -> Option<&Bytes> {
-        self.content.as_ref()
+    /// The open file, if the bytes are not kept in memory.
+    pub(crate) fn file(&self) -> Option<&Arc<File>> {
+        match &self.content {
+            Content::Memory(_) => None,
+            Content::File { file, .. } => Some(file),
+        }
     }
+
+    /// The bytes from `range.start` on, as far as one mapping goes, mapped into the arena. `None`
+    /// where the file cannot be mapped.
+    pub(crate) fn mapped(&self, range: &Range<u64>) -> Option<Bytes> {
+        let Content::File { file, mapped } = &self.content else {
+            return None;
+        };
+        let (bytes, start) = if self.facts.len() <= WINDOW {
+            let whole = || {
+                Some(
+                    FileMapping::new(Arc::clone(file), 0..self.facts.len())
+                        .ok()?
+                        .bytes(),
+                )
+            };
+            (mapped.get_or_init(whole).as_ref()?.clone(), 0)
+        } else {
+            let start = range.start / WINDOW * WINDOW;
+            let end = self.facts.len().min(start + WINDOW);
+            (
+                FileMapping::new(Arc::clone(file), start..end).ok()?.bytes(),
+                start,
+            )
+        };
+        let end = range.end.min(start + bytes.len() as u64);
+        Some(bytes.slice((range.start - start) as usize..(end - start) as usize))
+    }
+}
+
+/// The most that is mapped at a time, in bytes. A mapping costs addresses, not memory.
+const WINDOW: u64 = 1 << 30;
+
+fn read_whole(file: &File, len: u64, wait: Wait) -> io::Result<Bytes> {
+    let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?];
+    let mut have = 0;
+    while have < bytes.len() {
+        let flags = match wait {
+            Wait::Never => ReadWriteFlags::NOWAIT,
+            Wait::ForDisk => ReadWriteFlags::empty(),
+        };
+        let buffers = &mut [IoSliceMut::new(&mut bytes[have..])];
+        match rustix::io::preadv2(file, buffers, have as u64, flags) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => have += read,
+            Err(Errno::INTR) => {}
+            // A file system without RWF_NOWAIT: whoever may wait reads it.
+            Err(Errno::OPNOTSUPP) if wait == Wait::Never => {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(bytes.into())
 }

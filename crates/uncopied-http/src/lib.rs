@@ -1,7 +1,17 @@
 //! Files by `sendfile` under an unmodified hyper or axum.
+#![forbid(unsafe_code)]
 
+mod activity;
 mod body;
 mod file;
+mod listener;
+mod stream;
+mod totals;
+mod watch;
 
+pub use activity::{Activity, Phase};
 pub use body::{FileBody, Part};
-pub use file::{Facts, OpenFile, Wait};
+pub use file::{Facts, OpenFile, SMALL, Wait};
+pub use listener::{Address, Listener};
+pub use stream::{Options, Stream};
+pub use totals::Totals;

@@ -5,9 +5,11 @@
 //! [`load`] the pages.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::io::{Errno, ReadWriteFlags};
 
+use crate::arena::FileMapping;
 use crate::sys::cached_pages;
 
 /// The kernel reads ahead in units of 128 KiB by default, so a page in each is a fair sample.
@@ -73,3 +75,26 @@ pub fn load(file: impl AsFd, offset: u64, len: u64) {
         }
     }
 }
+
+/// As [`is_resident`], for a mapped file that many transfers share. A file of up to 2 MiB that was
+/// found resident is taken to be so for another half second: pages that were just in use are the last
+/// to be reclaimed, and a file that is sent a thousand times a second need not be asked about each
+/// time.
+#[must_use]
+pub fn is_mapping_resident(mapping: &FileMapping, offset: u64, len: u64) -> bool {
+    if mapping.len() as u64 > REMEMBERED {
+        return is_resident(&**mapping.file(), offset, len);
+    }
+    if mapping.was_resident_within(TRUST) {
+        return true;
+    }
+    let whole = mapping.offset()..mapping.offset() + mapping.len() as u64;
+    let resident = is_resident(&**mapping.file(), whole.start, whole.end - whole.start);
+    if resident {
+        mapping.note_resident();
+    }
+    resident
+}
+
+const REMEMBERED: u64 = 2 << 20;
+const TRUST: Duration = Duration::from_millis(500);

@@ -5,8 +5,9 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::ptr;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -40,6 +41,8 @@ pub(super) struct Span {
     offset: u64,
     /// One bit a mechanism that this file has refused.
     refused: AtomicU8,
+    /// When it was last found in the page cache, in milliseconds of the coarse clock; 0 is never.
+    resident_at: AtomicU64,
     me: Weak<Span>,
 }
 
@@ -64,13 +67,13 @@ impl FileMapping {
         }
         let space = Space::get()?;
         let address = space.map(file.as_fd(), offset, len)?;
-        let refused = AtomicU8::new(0);
         let span = Arc::new_cyclic(|me| Span {
             address,
             len,
             file,
             offset,
-            refused,
+            refused: AtomicU8::new(0),
+            resident_at: AtomicU64::new(0),
             me: me.clone(),
         });
         space.enter(address, len, Arc::as_ptr(&span));
@@ -118,6 +121,23 @@ impl FileMapping {
     pub fn has_refused(&self, mechanism: Mechanism) -> bool {
         self.0.refused.load(Ordering::Relaxed) & (1 << mechanism as u8) != 0
     }
+}
+
+impl FileMapping {
+    pub(crate) fn note_resident(&self) {
+        self.0.resident_at.store(coarse_millis(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn was_resident_within(&self, limit: Duration) -> bool {
+        let age = coarse_millis().saturating_sub(self.0.resident_at.load(Ordering::Relaxed));
+        u128::from(age) <= limit.as_millis()
+    }
+}
+
+/// Milliseconds of a clock that costs next to nothing to read, and is never 0 in practice.
+fn coarse_millis() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 impl Drop for Span {
