@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::space::Space;
 use crate::plan::Mechanism;
+use crate::sys::coarse_millis;
 
 /// A range of a file, mapped read-only into the arena.
 ///
@@ -132,12 +133,6 @@ impl FileMapping {
         let age = coarse_millis().saturating_sub(self.0.resident_at.load(Ordering::Relaxed));
         u128::from(age) <= limit.as_millis()
     }
-}
-
-/// Milliseconds of a clock that costs next to nothing to read, and is never 0 in practice.
-fn coarse_millis() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 impl Drop for Span {
