@@ -59,7 +59,8 @@ async fn each_step_gives_its_status() {
 
 #[tokio::test]
 async fn a_missing_file_stays_missing() {
-    let service = Site::new(&[]).serve();
+    let site = Site::new(&[]);
+    let service = site.serve();
     let answer = get_with(&service, "/no", &[("if-match", "*")]).await;
     assert_eq!(answer.status, StatusCode::NOT_FOUND);
 }

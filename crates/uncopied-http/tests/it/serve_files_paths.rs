@@ -139,7 +139,8 @@ async fn what_is_not_a_regular_file_is_not_found_and_does_not_block() {
 
 #[tokio::test]
 async fn names_that_no_file_can_have_are_not_found() {
-    let service = site().serve();
+    let site = site();
+    let service = site.serve();
     assert_eq!(
         status(&service, &format!("/{}", "x".repeat(300))).await,
         404

@@ -7,7 +7,8 @@ use crate::site::{Answer, Site, get, get_with};
 const TEXT: &str = "abcdefghijklmnopqrstuvwxyz";
 
 async fn range(value: &str) -> Answer {
-    let service = Site::new(&[("a.txt", TEXT)]).serve();
+    let site = Site::new(&[("a.txt", TEXT)]);
+    let service = site.serve();
     get_with(&service, "/a.txt", &[("range", value)]).await
 }
 
@@ -58,7 +59,8 @@ async fn what_is_no_range_gets_the_whole_file() {
         );
         assert_eq!(answer.header("content-range"), "");
     }
-    let service = Site::new(&[("a.txt", TEXT), ("empty", "")]).serve();
+    let site = Site::new(&[("a.txt", TEXT), ("empty", "")]);
+    let service = site.serve();
     let twice = [("range", "bytes=0-0"), ("range", "bytes=1-1")];
     assert_eq!(
         get_with(&service, "/a.txt", &twice).await.status,
@@ -135,7 +137,8 @@ async fn ranges_reach_beyond_four_gib() {
 
 #[tokio::test]
 async fn ranges_are_of_the_representation_that_was_chosen() {
-    let service = Site::new(&[("a.txt", TEXT), ("a.txt.gz", "PACKED")]).serve();
+    let site = Site::new(&[("a.txt", TEXT), ("a.txt.gz", "PACKED")]);
+    let service = site.serve();
     let headers = [("range", "bytes=1-2"), ("accept-encoding", "gzip")];
     let answer = get_with(&service, "/a.txt", &headers).await;
     assert_eq!(
