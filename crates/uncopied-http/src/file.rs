@@ -166,20 +166,39 @@ impl OpenFile {
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new).
-    pub fn in_memory_up_to(limit: u64, file: File, facts: Facts, wait: Wait) -> io::Result<Self> {
-        let content = if facts.len() <= limit {
-            Content::Memory(read_whole(&file, facts.len(), wait)?)
-        } else {
-            Content::File {
-                file: Arc::new(file),
-                mapped: OnceLock::new(),
+    /// As [`new`](Self::new), and `EBUSY` if the file does not hold still
+    /// while it is read.
+    pub fn in_memory_up_to(
+        limit: u64,
+        file: File,
+        mut facts: Facts,
+        wait: Wait,
+    ) -> io::Result<Self> {
+        for _ in 0..READS {
+            if facts.len() > limit {
+                let content = Content::File {
+                    file: Arc::new(file),
+                    mapped: OnceLock::new(),
+                };
+                return Ok(Self { facts, content });
             }
-        };
-        Ok(Self { facts, content })
+            let bytes = read_whole(&file, facts.len(), wait)?;
+            // The bytes must be those that the facts stand for.
+            let now = Facts::of(&file)?;
+            match bytes {
+                Some(bytes) if now == facts => {
+                    return Ok(Self {
+                        facts,
+                        content: Content::Memory(bytes),
+                    });
+                }
+                _ => facts = now,
+            }
+        }
+        Err(Errno::BUSY.into())
     }
 
-    /// The facts that the file was opened with.
+    /// The facts that the bytes were opened with.
     #[must_use]
     pub fn facts(&self) -> &Facts {
         &self.facts
@@ -229,10 +248,14 @@ impl OpenFile {
     }
 }
 
+/// How often a file is read again that changed while it was read into memory.
+const READS: usize = 4;
+
 /// The most that is mapped at a time, in bytes. A mapping costs addresses, not memory.
 const WINDOW: u64 = 1 << 30;
 
-fn read_whole(file: &File, len: u64, wait: Wait) -> io::Result<Bytes> {
+/// The first `len` bytes, or `None` if the file has become shorter.
+fn read_whole(file: &File, len: u64, wait: Wait) -> io::Result<Option<Bytes>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?];
     let mut have = 0;
     while have < bytes.len() {
@@ -242,7 +265,7 @@ fn read_whole(file: &File, len: u64, wait: Wait) -> io::Result<Bytes> {
         };
         let buffers = &mut [IoSliceMut::new(&mut bytes[have..])];
         match rustix::io::preadv2(file, buffers, have as u64, flags) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => return Ok(None),
             Ok(read) => have += read,
             Err(Errno::INTR) => {}
             // A file system without RWF_NOWAIT: whoever may wait reads it.
@@ -252,5 +275,5 @@ fn read_whole(file: &File, len: u64, wait: Wait) -> io::Result<Bytes> {
             Err(errno) => return Err(errno.into()),
         }
     }
-    Ok(bytes.into())
+    Ok(Some(bytes.into()))
 }

@@ -1,0 +1,211 @@
+//! A directory, or one file, as a `tower` service.
+//!
+//! A request goes `path` (is it well-formed, may anybody see it) → `find` (from the `cache`, or
+//! opened beneath the `root`) → `respond` (method, `conditional`, `range`, response). Four modules
+//! are pure and know nothing of files: `path`, `conditional`, `range` and `negotiate`.
+
+mod builder;
+mod cache;
+mod conditional;
+mod find;
+mod listing;
+mod mime;
+mod multipart;
+mod negotiate;
+mod path;
+mod range;
+mod respond;
+mod root;
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::future::{Future, Ready, ready};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response, StatusCode};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tower_service::Service;
+
+pub use self::builder::ServeFilesBuilder;
+use self::respond::{Ask, WouldBlock};
+use crate::body::FileBody;
+use crate::file::Wait;
+
+/// Serves the files of a directory, or one file, over HTTP.
+///
+/// It is a `tower` service whose bodies go out by zero copy where the stream under the server is
+/// this crate's, and as ordinary bytes everywhere else. Clones are cheap and share their open
+/// files.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use uncopied_http::ServeFiles;
+///
+/// # fn app() -> std::io::Result<Router> {
+/// let files = ServeFiles::builder(".").listing(true).build()?;
+/// let app = Router::new()
+///     .route("/hello", get(|| async { "Hello!" }))
+///     .nest_service("/docs", ServeFiles::new(".")?)
+///     .fallback_service(files);
+/// # Ok(app)
+/// # }
+/// # assert!(app().is_ok());
+/// ```
+///
+/// # What is answered
+///
+/// | request | answer |
+/// |---|---|
+/// | GET, HEAD | the file, by RFC 9110: preconditions in its order, then ranges |
+/// | OPTIONS | 204 with `Allow` |
+/// | any other method | 405 with `Allow` |
+/// | a directory | its index file; else a list if allowed; else 404, as Caddy does |
+/// | the same without the slash at its end | 301 to a reference relative to the request, `./name/` |
+/// | a path that is malformed, has an encoded `/` or NUL | 400 |
+/// | `..`, dotfiles, links out of the root, FIFOs, sockets, devices | 404 |
+/// | a file that may not be read | 403 |
+/// | no descriptor or memory left | 503 with `Retry-After` |
+/// | several ranges | `multipart/byteranges`; merged where they overlap or touch |
+/// | more than 16 ranges, or more bytes than the file has | 200 with the whole file |
+///
+/// An `ETag` is strong once the file's last change lies so far back that a further one would show;
+/// until then it is weak.
+///
+/// A single file answers at `/` and at its own name.
+///
+/// # Never stale
+///
+/// Files are kept open between requests. Each request asks the kernel, by one `statx`, whether the
+/// path still leads to the same unchanged file, so that a file that was replaced, changed or removed
+/// is picked up by the very next request.
+///
+/// # Stability of the bytes
+///
+/// The bytes of a large file are those that it has when they are *sent*: one that is rewritten in
+/// place during a response can reach the client half old and half new. Replace files by renaming
+/// over them.
+#[derive(Clone, Debug)]
+pub struct ServeFiles {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: builder::Config,
+    root: root::Root,
+    /// The name of the one file that is served, in the root.
+    single: Option<CString>,
+    cache: cache::Cache,
+}
+
+impl ServeFiles {
+    /// Serves `path`, a directory or a regular file, with the defaults of
+    /// [`builder`](Self::builder).
+    ///
+    /// # Errors
+    ///
+    /// See [`ServeFilesBuilder::build`].
+    pub fn new(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::builder(path.as_ref()).build()
+    }
+
+    /// Serves `path`, a directory or a regular file, as configured by the methods that follow.
+    pub fn builder(path: impl Into<PathBuf>) -> ServeFilesBuilder {
+        ServeFilesBuilder::new(path.into())
+    }
+
+    /// Answers one request. The same as the service's `call`, without `&mut`.
+    ///
+    /// Whatever the page cache has is answered at once. What needs the disk, and lists of
+    /// directories, are left to tokio's threads for blocking work; outside of a tokio runtime, they
+    /// are done here.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future drops the answer. Work on a blocking thread runs to its end.
+    pub fn respond<B>(&self, request: Request<B>) -> ResponseFuture {
+        let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+        let state = match self.shared.answer(
+            Ask {
+                method,
+                uri,
+                headers,
+            },
+            Wait::Never,
+        ) {
+            Ok(response) => State::Ready(ready(response)),
+            Err(WouldBlock) => {
+                let (parts, _) = request.into_parts();
+                let shared = Arc::clone(&self.shared);
+                let work = move || {
+                    let (method, uri, headers) = (&parts.method, &parts.uri, &parts.headers);
+                    let ask = Ask {
+                        method,
+                        uri,
+                        headers,
+                    };
+                    shared
+                        .answer(ask, Wait::ForDisk)
+                        .unwrap_or_else(|WouldBlock| failed())
+                };
+                match Handle::try_current() {
+                    Ok(runtime) => State::Elsewhere(runtime.spawn_blocking(work)),
+                    Err(_) => State::Ready(ready(work())),
+                }
+            }
+        };
+        ResponseFuture { state }
+    }
+}
+
+impl<B> Service<Request<B>> for ServeFiles {
+    type Response = Response<FileBody>;
+    type Error = Infallible;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> ResponseFuture {
+        self.respond(request)
+    }
+}
+
+/// The answer of [`ServeFiles`]: usually there already.
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct ResponseFuture {
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Ready(Ready<Response<FileBody>>),
+    Elsewhere(JoinHandle<Response<FileBody>>),
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<FileBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.state {
+            State::Ready(response) => Pin::new(response).poll(cx).map(Ok),
+            // The work is lost only if the runtime shuts down before it begins.
+            State::Elsewhere(work) => Pin::new(work)
+                .poll(cx)
+                .map(|done| Ok(done.unwrap_or_else(|_| failed()))),
+        }
+    }
+}
+
+fn failed() -> Response<FileBody> {
+    let mut response = Response::new(FileBody::empty());
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
+}

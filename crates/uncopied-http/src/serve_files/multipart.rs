@@ -1,0 +1,67 @@
+//! `multipart/byteranges` (RFC 9110 §14.6).
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+use crate::body::{FileBody, Part};
+use crate::file::OpenFile;
+
+/// A body of several ranges of one file.
+#[derive(Debug)]
+pub(super) struct Multipart {
+    pub(super) body: FileBody,
+    /// The length of the body in bytes.
+    pub(super) len: u64,
+    boundary: String,
+}
+
+impl Multipart {
+    /// Puts `ranges`, which lie within the file and are few, each under a head of its own.
+    ///
+    /// The boundary is 128 random bits, chosen for this one answer: that it stands in the file is
+    /// too unlikely to look for it.
+    pub(super) fn new(file: &Arc<OpenFile>, ranges: Vec<Range<u64>>, media: &HeaderValue) -> Self {
+        let boundary = format!("{:016x}{:016x}", random(), random());
+        let file_len = file.facts().len();
+        let mut parts = Vec::with_capacity(2 * ranges.len() + 1);
+        let mut len = 0_u64;
+        for range in ranges {
+            let lead = if parts.is_empty() { "" } else { "\r\n" };
+            let mut head = format!("{lead}--{boundary}\r\ncontent-type: ").into_bytes();
+            head.extend_from_slice(media.as_bytes());
+            let content_range = content_range(&range, file_len);
+            head.extend_from_slice(
+                format!("\r\ncontent-range: {content_range}\r\n\r\n").as_bytes(),
+            );
+            len += head.len() as u64 + (range.end - range.start);
+            parts.push(Part::Memory(head.into()));
+            parts.push(Part::File(Arc::clone(file), range));
+        }
+        let end = Bytes::from(format!("\r\n--{boundary}--\r\n"));
+        len += end.len() as u64;
+        parts.push(Part::Memory(end));
+        Self {
+            body: FileBody::from_parts(parts),
+            len,
+            boundary,
+        }
+    }
+
+    /// The value of `Content-Type`.
+    pub(super) fn media(&self) -> String {
+        format!("multipart/byteranges; boundary={}", self.boundary)
+    }
+}
+
+/// The value of `Content-Range` for a range that is not empty.
+pub(super) fn content_range(range: &Range<u64>, len: u64) -> String {
+    format!("bytes {}-{}/{len}", range.start, range.end - 1)
+}
+
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,245 @@
+//! Request path → path beneath the root. Pure: no descriptor, no look at the file system.
+
+use std::borrow::Cow;
+use std::ffi::CString;
+
+use http::StatusCode;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
+
+/// The one name with a dot in front that is served by default (RFC 8615), at the root only.
+const WELL_KNOWN: &[u8] = b".well-known";
+
+/// Everything but what RFC 3986 calls unreserved.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// A checked request path.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// The decoded names with one `/` between them: no empty name, no `.`, no `..`, no NUL, and no
+    /// `/` in front. Empty for the root.
+    relative: Vec<u8>,
+    /// Whether the request's path ended in a slash.
+    pub(super) directory: bool,
+}
+
+impl Asked {
+    /// Checks and decodes the path of a request, exactly once.
+    ///
+    /// What is malformed (a broken percent escape, an encoded `/` or NUL) is 400; what nobody may
+    /// reach (`..`, names with a dot in front unless `hidden`) is 404.
+    pub(super) fn check(path: &str, hidden: bool) -> Result<Self, StatusCode> {
+        let segments = path.strip_prefix('/').ok_or(StatusCode::BAD_REQUEST)?;
+        let mut relative = Vec::with_capacity(segments.len());
+        for segment in segments.split('/').filter(|segment| !segment.is_empty()) {
+            let name = decode(segment)?;
+            let upward = matches!(&*name, b"." | b"..");
+            if upward || !(hidden || visible(&name, relative.is_empty())) {
+                return Err(StatusCode::NOT_FOUND);
+            }
+            if !relative.is_empty() {
+                relative.push(b'/');
+            }
+            relative.extend_from_slice(&name);
+        }
+        let directory = path.ends_with('/');
+        Ok(Self {
+            relative,
+            directory,
+        })
+    }
+
+    /// Whether the root itself was asked for.
+    pub(super) fn is_root(&self) -> bool {
+        self.relative.is_empty()
+    }
+
+    /// The path beneath the root, without a slash at either end.
+    pub(super) fn relative(&self) -> &[u8] {
+        &self.relative
+    }
+
+    /// The path of `name` in this directory.
+    pub(super) fn child(&self, name: &[u8]) -> Result<CString, StatusCode> {
+        let slash: &[u8] = if self.is_root() { b"" } else { b"/" };
+        c_path([&self.relative, slash, name].concat())
+    }
+
+    /// This path as the kernel takes it.
+    pub(super) fn to_c_path(&self) -> Result<CString, StatusCode> {
+        c_path(if self.is_root() {
+            b".".to_vec()
+        } else {
+            self.relative.clone()
+        })
+    }
+
+    /// Where a client that left out the trailing slash finds the directory.
+    ///
+    /// The reference is relative to the request's own URL (RFC 3986 §5.2), so it stays right where
+    /// a router or a proxy has taken a prefix off the path, and it cannot name another host, which
+    /// `//evil.example/` would.
+    pub(super) fn with_slash(&self, query: Option<&str>) -> String {
+        let name = self
+            .relative
+            .rsplit(|byte| *byte == b'/')
+            .next()
+            .unwrap_or_default();
+        let name = escape(name);
+        match query {
+            Some(query) => format!("./{name}/?{query}"),
+            None => format!("./{name}/"),
+        }
+    }
+}
+
+/// Whether a name may be served when hidden ones are not.
+pub(super) fn visible(name: &[u8], at_root: bool) -> bool {
+    name.first() != Some(&b'.') || (at_root && name == WELL_KNOWN)
+}
+
+/// A file name as it is written in a URL.
+pub(super) fn escape(name: &[u8]) -> String {
+    percent_encode(name, ESCAPED).to_string()
+}
+
+/// A path as the kernel takes it. [`Asked::check`] has refused NUL already.
+pub(super) fn c_path(path: Vec<u8>) -> Result<CString, StatusCode> {
+    CString::new(path).map_err(|_| StatusCode::BAD_REQUEST)
+}
+
+fn decode(segment: &str) -> Result<Cow<'_, [u8]>, StatusCode> {
+    let bytes = segment.as_bytes();
+    let whole = |(at, byte): (usize, &u8)| {
+        *byte != b'%'
+            || bytes
+                .get(at + 1..at + 3)
+                .is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !bytes.iter().enumerate().all(whole) {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    let name = Cow::from(percent_decode(bytes));
+    if name.contains(&0) || name.contains(&b'/') {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(path: &str) -> Result<Vec<u8>, u16> {
+        Asked::check(path, false)
+            .map(|asked| asked.relative)
+            .map_err(|status| status.as_u16())
+    }
+
+    #[test]
+    fn plain_paths_pass() {
+        assert_eq!(check("/"), Ok(b"".to_vec()));
+        assert_eq!(check("/a/b.txt"), Ok(b"a/b.txt".to_vec()));
+        assert_eq!(check("/a%20b/%C3%A9"), Ok("a b/é".as_bytes().to_vec()));
+        assert_eq!(check("/a\\b"), Ok(b"a\\b".to_vec()));
+        assert!(Asked::check("/a/", false).unwrap().directory);
+        assert!(!Asked::check("/a", false).unwrap().directory);
+    }
+
+    #[test]
+    fn slashes_in_a_row_count_as_one() {
+        assert_eq!(check("//a///b//"), Ok(b"a/b".to_vec()));
+    }
+
+    #[test]
+    fn escapes_are_decoded_exactly_once() {
+        assert_eq!(check("/%252e%252e/a"), Ok(b"%2e%2e/a".to_vec()));
+        assert_eq!(check("/100%25"), Ok(b"100%".to_vec()));
+    }
+
+    #[test]
+    fn malformed_paths_are_bad_requests() {
+        for path in [
+            "",
+            "*",
+            "a",
+            "/%",
+            "/%4",
+            "/%zz",
+            "/%+1",
+            "/a%00",
+            "/..%2fetc",
+            "/a%2Fb",
+        ] {
+            assert_eq!(check(path), Err(400), "{path}");
+        }
+    }
+
+    #[test]
+    fn parents_and_dotfiles_are_not_found() {
+        for path in [
+            "/..",
+            "/a/../b",
+            "/%2e%2e/a",
+            "/.%2E",
+            "/.",
+            "/./a",
+            "/.git/config",
+            "/a/.x",
+        ] {
+            assert_eq!(check(path), Err(404), "{path}");
+        }
+        assert_eq!(check("/.well-known/acme"), Ok(b".well-known/acme".to_vec()));
+        assert_eq!(check("/a/.well-known"), Err(404));
+    }
+
+    #[test]
+    fn hidden_files_pass_when_allowed_but_parents_never() {
+        assert!(Asked::check("/.git/config", true).is_ok());
+        assert_eq!(Asked::check("/a/..", true), Err(StatusCode::NOT_FOUND));
+        assert_eq!(Asked::check("/.", true), Err(StatusCode::NOT_FOUND));
+    }
+
+    #[test]
+    fn redirects_stay_on_the_host_and_keep_the_query() {
+        let redirect = |path, query| Asked::check(path, false).unwrap().with_slash(query);
+        assert_eq!(redirect("/dir", None), "./dir/");
+        assert_eq!(redirect("/a/dir", Some("x=1&y=/2")), "./dir/?x=1&y=/2");
+        assert_eq!(redirect("//evil.example", None), "./evil.example/");
+        assert_eq!(
+            redirect("/javascript:alert(1)", None),
+            "./javascript%3Aalert%281%29/"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_escapes_the_root(path in "(/|\\.|%2e|%2E|%2f|%5c|%00|%25|a|b|\\\\){0,24}", hidden: bool) {
+            if let Ok(asked) = Asked::check(&format!("/{path}"), hidden) {
+                prop_assert!(!asked.relative.starts_with(b"/"));
+                prop_assert!(!asked.relative.contains(&0));
+                for name in asked.relative.split(|byte| *byte == b'/') {
+                    prop_assert!(name != b".." && name != b".");
+                    prop_assert!(!name.is_empty() || asked.is_root());
+                    prop_assert!(hidden || !name.starts_with(b"."));
+                }
+                let location = asked.with_slash(None);
+                prop_assert!(location.starts_with("./") && !location.contains("\\"));
+            }
+        }
+
+        #[test]
+        fn every_name_survives_escaping(name in proptest::collection::vec(1..=255_u8, 1..20)) {
+            prop_assume!(!name.contains(&b'/') && name != b"." && name != b"..");
+            let asked = Asked::check(&format!("/{}", escape(&name)), true).unwrap();
+            prop_assert_eq!(asked.relative, name);
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The public face of `uncopied-http`, as its users see it. This list is the table of contents.
+
+#![allow(clippy::unwrap_used)]
+
+mod site;
+
+mod serve_files;
+mod serve_files_cache;
+mod serve_files_conditional;
+mod serve_files_directory;
+mod serve_files_mounted;
+mod serve_files_negotiate;
+mod serve_files_paths;
+mod serve_files_range;

@@ -1,0 +1,161 @@
+//! The cache: never stale, bounded.
+
+use std::path::Path;
+
+use http::StatusCode;
+
+use crate::site::{Site, get, get_with};
+
+/// How many descriptors of this process are open on files beneath `root`, removed ones included.
+fn open_beneath(root: &Path) -> usize {
+    let links = std::fs::read_dir("/proc/self/fd").unwrap();
+    let is_beneath = |link: &Path| link.starts_with(root) && link != root;
+    links
+        .filter_map(|link| std::fs::read_link(link.unwrap().path()).ok())
+        .filter(|link| is_beneath(link))
+        .count()
+}
+
+#[tokio::test]
+async fn a_replaced_file_is_picked_up_by_the_next_request() {
+    let site = Site::new(&[("a.txt", "first"), ("dir/index.html", "first")]);
+    let service = site.serve();
+    // Once while the files are in motion, and once when they have settled.
+    for settle in [false, true] {
+        for (file, uri) in [("a.txt", "/a.txt"), ("dir/index.html", "/dir/")] {
+            if settle {
+                site.settle(file);
+            }
+            let before = get(&service, uri).await;
+            site.replace(file, "other");
+            let after = get(&service, uri).await;
+            assert_eq!(after.text(), "other", "same size, renamed over");
+            assert_ne!(after.header("etag"), before.header("etag"));
+            site.replace(file, "much longer");
+            assert_eq!(get(&service, uri).await.text(), "much longer");
+            site.replace(file, "first");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_rewritten_in_place_is_picked_up_by_the_next_request() {
+    let site = Site::new(&[("a.txt", "aaaaa")]);
+    let service = site.serve();
+    for settle in [true, false] {
+        if settle {
+            site.settle("a.txt");
+        }
+        for content in ["bbbbb", "ccccc", "longer", "", "aaaaa"] {
+            assert_eq!(get(&service, "/a.txt").await.status, StatusCode::OK);
+            site.write("a.txt", content);
+            let answer = get(&service, "/a.txt").await;
+            assert_eq!(answer.text(), content);
+            assert_eq!(answer.header("content-length"), content.len().to_string());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_removed_file_is_gone_and_its_descriptor_with_it() {
+    let site = Site::new(&[("a.txt", "x")]);
+    site.settle("a.txt");
+    let service = site.builder().in_memory(0).build().unwrap();
+    assert_eq!(get(&service, "/a.txt").await.text(), "x");
+    assert_eq!(open_beneath(&site.root()), 1, "kept open");
+    std::fs::remove_file(site.path("a.txt")).unwrap();
+    assert_eq!(get(&service, "/a.txt").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(open_beneath(&site.root()), 0);
+    site.write("a.txt", "back");
+    assert_eq!(get(&service, "/a.txt").await.text(), "back");
+}
+
+#[tokio::test]
+async fn a_file_whose_permissions_change_is_asked_for_again() {
+    use std::os::unix::fs::PermissionsExt;
+    let site = Site::new(&[("a.txt", "x")]);
+    site.settle("a.txt");
+    let service = site.serve();
+    let before = get(&service, "/a.txt").await;
+    let mode = std::fs::Permissions::from_mode(0o400);
+    std::fs::set_permissions(site.path("a.txt"), mode).unwrap();
+    let after = get(&service, "/a.txt").await;
+    assert_ne!(after.header("etag"), before.header("etag"));
+}
+
+#[tokio::test]
+async fn open_files_are_bounded() {
+    let names: Vec<_> = (0..300).map(|at| format!("{at}.txt")).collect();
+    let files: Vec<_> = names
+        .iter()
+        .map(|name| (name.as_str(), name.as_str()))
+        .collect();
+    let site = Site::new(&files);
+    site.settle("299.txt");
+    for (bound, floor) in [(0, 0), (1, 1), (10, 5), (100, 50)] {
+        let service = site.builder().max_open_files(bound).in_memory(0).build().unwrap();
+        for (at, name) in names.iter().chain(&names).enumerate() {
+            let answer = get(&service, &format!("/{name}")).await;
+            assert_eq!(answer.text(), name);
+            assert!(at % 25 > 0 || open_beneath(&site.root()) <= bound);
+        }
+        assert!(open_beneath(&site.root()) >= floor, "{bound} may stay open");
+        drop(service);
+        assert_eq!(open_beneath(&site.root()), 0, "nothing is left open");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_outlives_its_place_in_the_cache() {
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+    let site = Site::new(&[("a.txt", "the old bytes"), ("b.txt", "b")]);
+    site.settle("b.txt");
+    let service = site.builder().max_open_files(1).build().unwrap();
+    let request = http::Request::get("/a.txt").body(String::new()).unwrap();
+    let answer = service.clone().oneshot(request).await.unwrap();
+    site.replace("a.txt", "new");
+    assert_eq!(get(&service, "/b.txt").await.text(), "b");
+    assert_eq!(get(&service, "/a.txt").await.text(), "new");
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "the old bytes");
+}
+
+#[tokio::test]
+async fn spellings_of_a_path_do_not_mix() {
+    let site = Site::new(&[
+        ("a.txt", "x"),
+        ("page:a.txt", "page"),
+        ("side:a.txt.gz", "side"),
+    ]);
+    site.settle("a.txt");
+    let service = site.builder().fallback("a.txt").build().unwrap();
+    for _ in 0..2 {
+        assert_eq!(get(&service, "/a.txt").await.text(), "x");
+        assert_eq!(get(&service, "/%61.txt").await.text(), "x");
+        assert_eq!(get(&service, "/page:a.txt").await.text(), "page");
+        assert_eq!(get(&service, "/side:a.txt.gz").await.text(), "side");
+        assert_eq!(get(&service, "/missing").await.text(), "x");
+        let gzip = [("accept-encoding", "gzip")];
+        assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "x");
+    }
+}
+
+#[test]
+fn it_works_outside_of_tokio() {
+    use std::future::Future;
+    use std::task::{Context, Poll, Waker};
+    let site = Site::new(&[("dir/a.txt", "x")]);
+    let service = site.builder().listing(true).build().unwrap();
+    for uri in ["/dir/a.txt", "/dir/"] {
+        let request = http::Request::get(uri).body(()).unwrap();
+        let mut future = std::pin::pin!(service.respond(request));
+        let Poll::Ready(Ok(answer)) = future
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        else {
+            panic!("{uri} is not ready");
+        };
+        assert_eq!(answer.status(), StatusCode::OK);
+    }
+}

@@ -1,0 +1,166 @@
+//! Compressed side files.
+
+use std::os::unix::fs::symlink;
+
+use http::{Method, StatusCode};
+
+use crate::site::{Site, get, get_with, send};
+
+fn site() -> Site {
+    Site::new(&[
+        ("app.js", "plain"),
+        ("app.js.br", "brotli"),
+        ("app.js.zst", "zstd"),
+        ("app.js.gz", "gzip"),
+        ("only.css", "plain"),
+        ("only.css.gz", "gzip"),
+        ("photo.png", "plain"),
+        ("photo.png.gz", "gzip"),
+        ("dir/index.html", "plain"),
+        ("dir/index.html.br", "brotli"),
+    ])
+}
+
+#[tokio::test]
+async fn the_client_s_weights_choose_the_side_file() {
+    let site = site();
+    let service = site.serve();
+    for (uri, accept, chosen) in [
+        ("/app.js", "gzip, deflate, br, zstd", "br"),
+        ("/app.js", "gzip, zstd", "zstd"),
+        ("/app.js", "br;q=0.1, gzip;q=0.9", "gzip"),
+        ("/app.js", "br;q=0, zstd;q=0, *", "gzip"),
+        ("/app.js", "identity, br;q=0.5", ""),
+        ("/app.js", "identity", ""),
+        ("/app.js", "", ""),
+        ("/app.js", "deflate", ""),
+        ("/only.css", "br, gzip", "gzip"),
+        ("/only.css", "br", ""),
+        ("/only.css", "identity;q=0, br", ""),
+        ("/dir/", "br", "br"),
+        ("/dir/index.html", "br", "br"),
+    ] {
+        for _ in 0..2 {
+            let answer = get_with(&service, uri, &[("accept-encoding", accept)]).await;
+            assert_eq!(answer.status, StatusCode::OK);
+            assert_eq!(answer.header("content-encoding"), chosen, "{uri} {accept}");
+            let content = match chosen {
+                "" => "plain",
+                "br" => "brotli",
+                chosen => chosen,
+            };
+            assert_eq!(answer.text(), content);
+            assert_eq!(answer.header("content-length"), content.len().to_string());
+            assert_eq!(answer.header("vary"), "accept-encoding");
+            let media = answer.header("content-type");
+            assert!(
+                media.starts_with("text/"),
+                "the original's type, not {media}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn vary_is_there_also_for_clients_that_accept_nothing() {
+    let site = site();
+    let service = site.serve();
+    let answer = get(&service, "/app.js").await;
+    assert_eq!(
+        (answer.header("vary"), answer.header("content-encoding")),
+        ("accept-encoding", "")
+    );
+    let etag = answer.header("etag").to_owned();
+    let not_modified = get_with(&service, "/app.js", &[("if-none-match", &etag)]).await;
+    assert_eq!(not_modified.status, StatusCode::NOT_MODIFIED);
+    assert_eq!(not_modified.header("vary"), "accept-encoding");
+}
+
+#[tokio::test]
+async fn formats_that_are_compressed_already_are_not_looked_up() {
+    let site = site();
+    let service = site.serve();
+    let answer = get_with(&service, "/photo.png", &[("accept-encoding", "gzip")]).await;
+    assert_eq!((answer.text(), answer.header("vary")), ("plain", ""));
+    let answer = get_with(&service, "/app.js.gz", &[("accept-encoding", "gzip")]).await;
+    assert_eq!(answer.text(), "gzip");
+    assert_eq!(
+        (answer.header("content-encoding"), answer.header("vary")),
+        ("", "")
+    );
+    assert_eq!(answer.header("content-type"), "application/gzip");
+}
+
+#[tokio::test]
+async fn it_can_be_turned_off() {
+    let site = site();
+    let service = site.builder().precompressed(false).build().unwrap();
+    let answer = get_with(&service, "/app.js", &[("accept-encoding", "br")]).await;
+    assert_eq!((answer.text(), answer.header("vary")), ("plain", ""));
+}
+
+#[tokio::test]
+async fn each_representation_has_its_own_tag() {
+    let site = site();
+    let service = site.serve();
+    let tag = async |accept| {
+        let headers = [("accept-encoding", accept)];
+        get_with(&service, "/app.js", &headers)
+            .await
+            .header("etag")
+            .to_owned()
+    };
+    let (plain, brotli, gzip) = (tag("identity").await, tag("br").await, tag("gzip").await);
+    assert!(plain != brotli && brotli != gzip && gzip != plain);
+    let headers = [("accept-encoding", "br"), ("if-none-match", &plain)];
+    assert_eq!(
+        get_with(&service, "/app.js", &headers).await.status,
+        StatusCode::OK
+    );
+    let headers = [("accept-encoding", "br"), ("if-none-match", &brotli)];
+    let answer = send(&service, Method::GET, "/app.js", &headers).await;
+    assert_eq!(answer.status, StatusCode::NOT_MODIFIED);
+    assert_eq!(
+        (answer.header("etag"), answer.header("content-encoding")),
+        (&*brotli, "")
+    );
+}
+
+#[tokio::test]
+async fn side_files_that_may_not_be_served_are_ignored() {
+    let site = Site::new(&[
+        ("a.txt", "plain"),
+        ("a.txt.zst/file", ""),
+        ("b.txt.gz", "alone"),
+    ]);
+    std::fs::write(site.root().join("../secret"), "secret").unwrap();
+    symlink("../secret", site.path("a.txt.br")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, site.path("a.txt.gz"), 0o644.into()).unwrap();
+    let service = site.serve();
+    let all = [("accept-encoding", "br, zstd, gzip")];
+    assert_eq!(get_with(&service, "/a.txt", &all).await.text(), "plain");
+    // No file, no coding of it.
+    assert_eq!(
+        get_with(&service, "/b.txt", &all).await.status,
+        StatusCode::NOT_FOUND
+    );
+}
+
+#[tokio::test]
+async fn side_files_come_and_go_between_requests() {
+    let site = Site::new(&[("a.txt", "plain")]);
+    let service = site.serve();
+    let gzip = [("accept-encoding", "gzip")];
+    assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "plain");
+    site.write("a.txt.gz", "packed");
+    assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "packed");
+    site.replace("a.txt.gz", "packer");
+    assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "packer");
+    std::fs::remove_file(site.path("a.txt.gz")).unwrap();
+    assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "plain");
+    std::fs::remove_file(site.path("a.txt")).unwrap();
+    assert_eq!(
+        get_with(&service, "/a.txt", &gzip).await.status,
+        StatusCode::NOT_FOUND
+    );
+}

@@ -1,0 +1,168 @@
+//! What a request may reach, and what not.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::site::{Site, get};
+
+async fn status(service: &uncopied_http::ServeFiles, uri: &str) -> u16 {
+    get(service, uri).await.status.as_u16()
+}
+
+fn site() -> Site {
+    let site = Site::new(&[
+        ("a b/é.txt", "spaced"),
+        ("100%.txt", "percent"),
+        ("back\\slash", "back"),
+        (".env", "secret"),
+        (".git/config", "secret"),
+        (".well-known/acme", "token"),
+        ("dir/inside.txt", "inside"),
+    ]);
+    std::fs::write(site.root().join("../secret"), "secret").unwrap();
+    symlink("dir/inside.txt", site.path("inner")).unwrap();
+    symlink("dir", site.path("inner-dir")).unwrap();
+    symlink("../secret", site.path("outer")).unwrap();
+    symlink("/etc", site.path("etc")).unwrap();
+    symlink("loop", site.path("loop")).unwrap();
+    site
+}
+
+#[tokio::test]
+async fn names_are_decoded_once() {
+    let site = site();
+    let service = site.serve();
+    assert_eq!(get(&service, "/a%20b/%C3%A9.txt").await.text(), "spaced");
+    assert_eq!(get(&service, "/100%25.txt").await.text(), "percent");
+    assert_eq!(get(&service, "/back%5Cslash").await.text(), "back");
+    assert_eq!(
+        get(&service, "/%64ir/insid%65.txt?query#part").await.text(),
+        "inside"
+    );
+    assert_eq!(get(&service, "//dir//inside.txt").await.text(), "inside");
+    assert_eq!(status(&service, "/%2564ir/inside.txt").await, 404);
+}
+
+#[tokio::test]
+async fn nothing_outside_of_the_root_is_reached() {
+    let site = site();
+    for hidden in [false, true] {
+        let service = site.builder().hidden(hidden).build().unwrap();
+        for uri in [
+            "/../secret",
+            "/dir/../../secret",
+            "/%2e%2e/secret",
+            "/.%2E/secret",
+            "/dir/..",
+        ] {
+            assert_eq!(status(&service, uri).await, 404, "{uri}");
+        }
+        for uri in [
+            "/..%2fsecret",
+            "/..%2Fsecret",
+            "/%2e%2e%2fsecret",
+            "/%00",
+            "/inner%00",
+            "/%zz",
+        ] {
+            assert_eq!(status(&service, uri).await, 400, "{uri}");
+        }
+        for uri in [
+            "/%252e%252e/secret",
+            "/..%5csecret",
+            "/..\\secret",
+            "/etc/passwd",
+            "/outer",
+        ] {
+            assert_eq!(status(&service, uri).await, 404, "{uri}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn hidden_names_are_not_found_unless_allowed() {
+    let site = site();
+    let service = site.serve();
+    assert_eq!(status(&service, "/.env").await, 404);
+    assert_eq!(status(&service, "/%2eenv").await, 404);
+    assert_eq!(status(&service, "/.git/config").await, 404);
+    assert_eq!(get(&service, "/.well-known/acme").await.text(), "token");
+    let service = site.builder().hidden(true).build().unwrap();
+    assert_eq!(get(&service, "/.git/config").await.text(), "secret");
+}
+
+#[tokio::test]
+async fn links_are_followed_within_the_root_only() {
+    let site = site();
+    let service = site.serve();
+    assert_eq!(get(&service, "/inner").await.text(), "inside");
+    assert_eq!(
+        get(&service, "/inner-dir/inside.txt").await.text(),
+        "inside"
+    );
+    for uri in ["/outer", "/etc/passwd", "/loop"] {
+        assert_eq!(status(&service, uri).await, 404, "{uri}");
+    }
+    let service = site.builder().follow_links(true).build().unwrap();
+    assert_eq!(get(&service, "/outer").await.text(), "secret");
+    assert_eq!(status(&service, "/loop").await, 404);
+}
+
+#[tokio::test]
+async fn a_link_that_is_swapped_to_lead_out_is_not_followed_by_the_cache() {
+    let site = site();
+    let service = site.serve();
+    site.settle("dir/inside.txt");
+    for _ in 0..2 {
+        assert_eq!(get(&service, "/inner").await.text(), "inside");
+    }
+    std::fs::remove_file(site.path("inner")).unwrap();
+    symlink("../secret", site.path("inner")).unwrap();
+    assert_eq!(status(&service, "/inner").await, 404);
+}
+
+#[tokio::test]
+async fn what_is_not_a_regular_file_is_not_found_and_does_not_block() {
+    let site = site();
+    rustix::fs::mkfifoat(rustix::fs::CWD, site.path("fifo"), 0o644.into()).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(site.path("socket")).unwrap();
+    symlink("/dev/zero", site.path("zero")).unwrap();
+    symlink("/proc/self/fd/0", site.path("magic")).unwrap();
+    let service = site.builder().follow_links(true).build().unwrap();
+    for uri in ["/fifo", "/socket", "/zero", "/magic"] {
+        let answer = tokio::time::timeout(Duration::from_secs(5), get(&service, uri));
+        assert_eq!(answer.await.unwrap().status, StatusCode::NOT_FOUND, "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn names_that_no_file_can_have_are_not_found() {
+    let site = site();
+    let service = site.serve();
+    assert_eq!(
+        status(&service, &format!("/{}", "x".repeat(300))).await,
+        404
+    );
+    assert_eq!(
+        status(&service, &format!("/{}x", "x/".repeat(5000))).await,
+        404
+    );
+    assert_eq!(status(&service, "/dir/inside.txt/").await, 404);
+    assert_eq!(status(&service, "/dir/inside.txt/more").await, 404);
+}
+
+#[tokio::test]
+async fn a_file_that_may_not_be_read_is_forbidden() {
+    let site = site();
+    let path = site.path("dir/inside.txt");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+    // Who may read it regardless, as root may, gets it: the check is the kernel's.
+    let expected = if std::fs::File::open(&path).is_ok() {
+        200
+    } else {
+        403
+    };
+    assert_eq!(status(&site.serve(), "/dir/inside.txt").await, expected);
+}
