@@ -93,7 +93,12 @@ async fn open_files_are_bounded() {
     let site = Site::new(&files);
     site.settle("299.txt");
     for (bound, floor) in [(0, 0), (1, 1), (10, 5), (100, 50)] {
-        let service = site.builder().max_open_files(bound).in_memory(0).build().unwrap();
+        let service = site
+            .builder()
+            .max_open_files(bound)
+            .in_memory(0)
+            .build()
+            .unwrap();
         for (at, name) in names.iter().chain(&names).enumerate() {
             let answer = get(&service, &format!("/{name}")).await;
             assert_eq!(answer.text(), name);
