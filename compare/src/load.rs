@@ -9,7 +9,7 @@
 //! Nobody wins by wrong answers: the first answer of every connection is compared with the file
 //! byte by byte, and of every later one the status and the place of the empty line are checked.
 
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -193,12 +193,23 @@ fn receive(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<usize, Error> {
     match stream.read(buffer) {
         Ok(0) => Err(closed()),
         Ok(count) => Ok(count),
-        Err(source) => Err(source).context(|| "cannot read an answer".into()),
+        Err(source) => Err(broken(source)),
     }
 }
 
 fn closed() -> Error {
     Error::WrongAnswer("the server closed a keep-alive connection".into())
+}
+
+/// What an I/O error on a connection means: a reset is a close with a request unread.
+fn broken(source: io::Error) -> Error {
+    match source.kind() {
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => closed(),
+        _ => Error::Io {
+            what: "a connection failed".into(),
+            source,
+        },
+    }
 }
 
 /// The moment at which the counters were read.
@@ -352,7 +363,7 @@ impl Connection {
                 Ok((_, got)) => got,
                 Err(Errno::AGAIN) => return Ok(Took::Drained),
                 Err(Errno::INTR) => continue,
-                Err(error) => return Err(error).context(|| "cannot read an answer".into()),
+                Err(error) => return Err(broken(error.into())),
             };
             if begins {
                 check_head(&buffer[..got], head_bytes)?;
@@ -392,7 +403,7 @@ fn send_request(stream: &TcpStream, request: &[u8]) -> Result<(), Error> {
         Ok(_) | Err(Errno::AGAIN) => Err(Error::WrongAnswer(
             "the server takes no requests in: its receive queue is full".into(),
         )),
-        Err(error) => Err(error).context(|| "cannot send a request".into()),
+        Err(error) => Err(broken(error.into())),
     }
 }
 

@@ -45,6 +45,20 @@ impl Congestion {
         })
     }
 
+    /// An error if another program has changed it meanwhile: figures of two algorithms do not
+    /// compare.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let now = read_congestion()?;
+        if now == self.in_force {
+            return Ok(());
+        }
+        Err(Error::Unavailable(format!(
+            "something else changed the congestion control from {} to {now} during the run: run \
+             it again alone",
+            self.in_force
+        )))
+    }
+
     /// The algorithm in force.
     pub(crate) fn name(&self) -> &str {
         &self.in_force

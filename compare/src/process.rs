@@ -25,6 +25,19 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// How long one try to connect, and one pause between two looks at a child, take.
 const TICK: Duration = Duration::from_millis(10);
 
+/// An error unless this process may run on that CPU.
+pub(crate) fn check_cpu(cpu: usize) -> Result<(), Error> {
+    let allowed = rustix::thread::sched_getaffinity(None)
+        .context(|| "cannot ask for this process's CPUs".into())?;
+    if cpu < CpuSet::MAX_CPU && allowed.is_set(cpu) {
+        Ok(())
+    } else {
+        Err(Error::Usage(format!(
+            "this process may not run on CPU {cpu}: choose others with --server-cpu and --load-cpu"
+        )))
+    }
+}
+
 /// Restricts the calling thread, and every process that it starts, to one CPU.
 pub(crate) fn pin_to(cpu: usize) -> Result<(), Error> {
     if cpu >= CpuSet::MAX_CPU {
@@ -32,8 +45,7 @@ pub(crate) fn pin_to(cpu: usize) -> Result<(), Error> {
     }
     let mut set = CpuSet::new();
     set.set(cpu);
-    rustix::thread::sched_setaffinity(None, &set)
-        .context(|| format!("cannot run on CPU {cpu}: choose another one"))
+    rustix::thread::sched_setaffinity(None, &set).context(|| format!("cannot run on CPU {cpu}"))
 }
 
 /// Raises the limit on open descriptors to at least `needed`, for this process and its children.

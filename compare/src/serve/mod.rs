@@ -145,7 +145,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let mut results = Results::default();
     if options.only != Some(Part::Idle) {
         start_all(&mut entrants, options)?;
-        measure_loads(&mut entrants, options, &site, &mut results)?;
+        measure_loads(&mut entrants, options, &site, &congestion, &mut results)?;
         for entrant in &mut entrants {
             entrant.server = None;
         }
@@ -182,6 +182,8 @@ fn check(options: &Options) -> Result<(), Error> {
     {
         return Err(Error::Usage("--name must be part of a file name".into()));
     }
+    process::check_cpu(options.server_cpu)?;
+    process::check_cpu(options.load_cpu)?;
     if options.server_cpu == options.load_cpu {
         eprintln!("compare: servers and load generator share one CPU: ratios are compressed");
     }
@@ -274,6 +276,7 @@ fn measure_loads(
     entrants: &mut [Entrant],
     options: &Options,
     site: &Site,
+    congestion: &Congestion,
     results: &mut Results,
 ) -> Result<(), Error> {
     let timing = Timing {
@@ -305,6 +308,7 @@ fn measure_loads(
                     sample,
                 });
             }
+            congestion.check()?;
         }
     }
     Ok(())

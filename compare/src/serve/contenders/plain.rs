@@ -13,6 +13,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
+use rustix::time::Timespec;
 
 use super::{Contender, Launch, ServeFlags, Setup};
 use crate::answer::EMPTY_LINE;
@@ -31,6 +32,17 @@ const LISTENER: u64 = u64::MAX;
 
 /// A request that is longer is not from our load generator.
 const REQUEST_LIMIT_BYTES: usize = 8 * 1024;
+
+/// How long to wait for events while connections have yielded.
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+/// What one connection may send before it is the others' turn. One that sends for as long as its
+/// peer drains wakes that peer for every bit; in turns, at most this much a turn, the peers find
+/// more at once. On loopback it saves about a tenth of the server's CPU at 16 MiB.
+const TURN_BYTES: u64 = 2 * 1024 * 1024;
 
 fn prepare(setup: &Setup<'_>) -> Result<Launch, Error> {
     Ok(Launch {
@@ -60,6 +72,7 @@ pub(crate) fn serve(flags: &ServeFlags) -> Result<(), Error> {
         listener,
         answers,
         connections: Vec::new(),
+        yielded: Vec::new(),
         buffer: vec![0; REQUEST_LIMIT_BYTES],
     }
     .run()
@@ -114,13 +127,25 @@ struct Connection {
     head_sent: usize,
     body_sent: u64,
     answering: bool,
+    yielded: bool,
 }
 
 /// What is to become of a connection.
 #[derive(PartialEq, Eq)]
 enum Next {
+    /// When the socket is ready again.
     Wait,
+    /// It could go on at once, but it is the others' turn.
+    Yield,
     Close,
+}
+
+/// How an undisturbed [`Connection::send`] ended.
+enum Sent {
+    /// With the answer.
+    All,
+    /// With the turn.
+    Turn,
 }
 
 struct Loop {
@@ -128,14 +153,17 @@ struct Loop {
     listener: TcpListener,
     answers: HashMap<Vec<u8>, Answer>,
     connections: Vec<Option<Connection>>,
+    yielded: Vec<usize>,
     buffer: Vec<u8>,
 }
 
 impl Loop {
     fn run(mut self) -> Result<(), Error> {
         let mut events = Vec::with_capacity(256);
+        let mut turns = Vec::new();
         loop {
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
+            let limit = (!self.yielded.is_empty()).then_some(&AT_ONCE);
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), limit) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error).context(|| "cannot wait".into()),
             }
@@ -143,9 +171,13 @@ impl Loop {
                 let data = event.data.u64();
                 if data == LISTENER {
                     self.accept()?;
-                } else {
+                } else if !self.has_yielded(data as usize) {
                     self.turn(data as usize);
                 }
+            }
+            std::mem::swap(&mut turns, &mut self.yielded);
+            for slot in turns.drain(..) {
+                self.turn(slot);
             }
         }
     }
@@ -176,16 +208,28 @@ impl Loop {
                 head_sent: 0,
                 body_sent: 0,
                 answering: false,
+                yielded: false,
             });
         }
+    }
+
+    /// Whether its turn is coming anyway.
+    fn has_yielded(&self, slot: usize) -> bool {
+        let connection = self.connections.get(slot).and_then(Option::as_ref);
+        connection.is_some_and(|connection| connection.yielded)
     }
 
     fn turn(&mut self, slot: usize) {
         let Some(connection) = self.connections.get_mut(slot).and_then(Option::as_mut) else {
             return;
         };
-        if connection.turn(&self.answers, &mut self.buffer) == Next::Close {
-            self.connections[slot] = None;
+        match connection.turn(&self.answers, &mut self.buffer) {
+            Next::Wait => {}
+            Next::Yield => {
+                connection.yielded = true;
+                self.yielded.push(slot);
+            }
+            Next::Close => self.connections[slot] = None,
         }
     }
 }
@@ -193,6 +237,7 @@ impl Loop {
 impl Connection {
     /// Goes on with the answer, or takes the next request, until the socket blocks.
     fn turn(&mut self, answers: &HashMap<Vec<u8>, Answer>, buffer: &mut [u8]) -> Next {
+        self.yielded = false;
         if !self.answering {
             match rustix::net::recv(&self.stream, &mut *buffer, RecvFlags::empty()) {
                 Ok((_, got)) if got > 0 => match path_of(&buffer[..got]) {
@@ -213,30 +258,36 @@ impl Connection {
         };
         match self.send(answer) {
             // The next request cannot be there yet: our client waits for this answer's end.
-            Ok(()) => {
+            Ok(Sent::All) => {
                 self.answering = false;
                 Next::Wait
             }
+            Ok(Sent::Turn) => Next::Yield,
             Err(Errno::AGAIN) => Next::Wait,
             Err(_) => Next::Close,
         }
     }
 
-    fn send(&mut self, answer: &Answer) -> Result<(), Errno> {
+    fn send(&mut self, answer: &Answer) -> Result<Sent, Errno> {
         while self.head_sent < answer.head.len() {
             let rest = &answer.head[self.head_sent..];
             let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
             self.head_sent += rustix::net::send(&self.stream, rest, flags)?;
         }
-        while self.body_sent < answer.length {
-            let left = usize::try_from(answer.length - self.body_sent).unwrap_or(usize::MAX);
+        let turn_end = answer.length.min(self.body_sent + TURN_BYTES);
+        while self.body_sent < turn_end {
+            let left = (turn_end - self.body_sent) as usize;
             let offset = Some(&mut self.body_sent);
             if rustix::fs::sendfile(&self.stream, &answer.file, offset, left)? == 0 {
                 // The file has become shorter: the answer cannot be finished.
                 return Err(Errno::IO);
             }
         }
-        Ok(())
+        if self.body_sent == answer.length {
+            Ok(Sent::All)
+        } else {
+            Ok(Sent::Turn)
+        }
     }
 }
 
