@@ -1,1 +1,75 @@
-fn main() {}
+//! Runs uncopied and its peers side by side, on the same files, on the same core, under the same
+//! load, and prints medians and ratios.
+//!
+//! `serve` is the comparison of file servers. The hidden subcommands are the processes that it
+//! starts: two of the servers, and the wrapper that pins every server to its core.
+
+#![forbid(unsafe_code)]
+
+mod answer;
+mod error;
+mod interrupt;
+mod load;
+mod machine;
+mod measure;
+mod process;
+mod serve;
+mod table;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Error;
+use crate::serve::contenders::{ServeFlags, axum, plain};
+
+/// Run uncopied and its peers side by side; print medians and ratios.
+#[derive(Parser)]
+#[command(name = "compare", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare file servers: requests a second, CPU per GB, memory per idle connection.
+    Serve(serve::Options),
+    /// The plainest sendfile loop: one of the contenders.
+    #[command(hide = true)]
+    PlainServer(ServeFlags),
+    /// axum with tower-http's ServeDir on tokio's listener: one of the contenders.
+    #[command(hide = true)]
+    AxumServer(ServeFlags),
+    /// Pin this process to a CPU, bind its life to its parent's, and become COMMAND.
+    #[command(hide = true)]
+    Pinned {
+        /// The CPU to run on.
+        #[arg(long)]
+        cpu: usize,
+        /// The program and its arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(options) => serve::run(&options),
+        Command::PlainServer(flags) => plain::serve(&flags),
+        Command::AxumServer(flags) => axum::serve(&flags),
+        Command::Pinned { cpu, command } => process::become_pinned(cpu, &command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Usage(message)) => {
+            eprintln!("compare: {message}");
+            ExitCode::from(2)
+        }
+        Err(error) => {
+            eprintln!("compare: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The machine that a run is measured on: what it is, and the one setting that a run changes.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::error::{Context, Error};
+
+/// Dependencies' versions, as this program was built with them.
+const LOCK: &str = include_str!("../../Cargo.lock");
+
+const CONGESTION: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+
+/// `statfs` says this of a tmpfs.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// The congestion control of every new TCP socket while this value lives.
+pub(crate) struct Congestion {
+    in_force: String,
+    previous: Option<String>,
+}
+
+impl Congestion {
+    /// Asks for `wanted`. Without the right to, the present one stays in force; it is the same for
+    /// all contenders either way.
+    pub(crate) fn set(wanted: &str) -> Result<Self, Error> {
+        let previous = read_congestion()?;
+        if previous == wanted {
+            return Ok(Self {
+                in_force: previous,
+                previous: None,
+            });
+        }
+        if let Err(error) = fs::write(CONGESTION, wanted) {
+            eprintln!(
+                "compare: congestion control stays {previous}: cannot set {wanted} ({error}); as \
+                 root, or after sysctl net.ipv4.tcp_congestion_control={wanted}, it can be"
+            );
+        }
+        let in_force = read_congestion()?;
+        let changed = in_force != previous;
+        Ok(Self {
+            in_force,
+            previous: changed.then_some(previous),
+        })
+    }
+
+    /// An error if another program has changed it meanwhile: figures of two algorithms do not
+    /// compare.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let now = read_congestion()?;
+        if now == self.in_force {
+            return Ok(());
+        }
+        Err(Error::Unavailable(format!(
+            "something else changed the congestion control from {} to {now} during the run: run \
+             it again alone",
+            self.in_force
+        )))
+    }
+
+    /// The algorithm in force.
+    pub(crate) fn name(&self) -> &str {
+        &self.in_force
+    }
+}
+
+impl Drop for Congestion {
+    fn drop(&mut self) {
+        if let Some(previous) = &self.previous
+            && let Err(error) = fs::write(CONGESTION, previous)
+        {
+            eprintln!("compare: cannot set the congestion control back to {previous}: {error}");
+        }
+    }
+}
+
+fn read_congestion() -> Result<String, Error> {
+    fs::read_to_string(CONGESTION)
+        .map(|name| name.trim().to_owned())
+        .context(|| format!("cannot read {CONGESTION}"))
+}
+
+/// Whether files in `directory` are in memory only, where sendfile takes another path.
+pub(crate) fn is_tmpfs(directory: &Path) -> Result<bool, Error> {
+    let status = rustix::fs::statfs(directory)
+        .context(|| format!("cannot look at {}", directory.display()))?;
+    Ok(status.f_type as u64 == TMPFS_MAGIC)
+}
+
+/// CPUs that this process may run on.
+pub(crate) fn cpu_count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Today, in UTC: `2026-01-31`.
+pub(crate) fn today() -> Result<String, Error> {
+    first_line_of("date", &["-u", "+%F"])
+        .ok_or_else(|| Error::Unavailable("cannot run date(1): give --out".into()))
+}
+
+/// The machine's name, or `machine` if it has none.
+pub(crate) fn host_name() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "machine".to_owned())
+}
+
+/// Name and value of what a reader wants to know about the machine and the tools.
+pub(crate) fn facts(files: &Path) -> Vec<(&'static str, String)> {
+    let unknown = || "unknown".to_owned();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
+    let line_of = |path: &str, name: &str| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(key, _)| key.trim() == name)
+            .map(|(_, value)| value.trim().to_owned())
+    };
+    let file_system = first_line_of("stat", &["-f", "-c", "%T", &files.to_string_lossy()]);
+    let mut facts = vec![
+        (
+            "CPU",
+            line_of("/proc/cpuinfo", "model name").unwrap_or_else(unknown),
+        ),
+        ("CPUs", cpu_count().to_string()),
+        (
+            "Memory",
+            line_of("/proc/meminfo", "MemTotal").unwrap_or_else(unknown),
+        ),
+        (
+            "Kernel",
+            kernel.map_or_else(|_| unknown(), |release| release.trim().to_owned()),
+        ),
+        ("File system", file_system.unwrap_or_else(unknown)),
+        (
+            "Compiler",
+            first_line_of("rustc", &["--version"]).unwrap_or_else(unknown),
+        ),
+    ];
+    if let Some(commit) = first_line_of("git", &["describe", "--always", "--dirty"]) {
+        facts.push(("Commit", commit));
+    }
+    facts
+}
+
+/// The version of a dependency that this program is built with.
+pub(crate) fn dependency_version(name: &str) -> String {
+    let entry = format!("name = \"{name}\"\nversion = \"");
+    match LOCK.split_once(&entry) {
+        Some((_, rest)) => {
+            let version = rest.split('"').next().unwrap_or_default();
+            format!("{name} {version}")
+        }
+        None => name.to_owned(),
+    }
+}
+
+/// The first line that a program prints (on standard error if not on standard output), or `None`
+/// if it cannot be run or fails.
+pub(crate) fn first_line_of(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    if !output.status.success() {
+        return None;
+    }
+    let printed = if output.stdout.is_empty() {
+        output.stderr
+    } else {
+        output.stdout
+    };
+    let text = String::from_utf8_lossy(&printed);
+    Some(text.lines().next()?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_come_from_the_lock_file() {
+        let axum = dependency_version("axum");
+        assert!(axum.starts_with("axum 0."), "{axum}");
+        assert_eq!(dependency_version("no-such-crate"), "no-such-crate");
+    }
+
+    #[test]
+    fn a_failing_program_has_no_line() {
+        assert_eq!(first_line_of("false", &[]), None);
+        assert_eq!(first_line_of("no-such-program", &[]), None);
+        assert_eq!(first_line_of("echo", &["one"]).as_deref(), Some("one"));
+    }
+}

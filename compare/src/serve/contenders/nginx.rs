@@ -1,0 +1,105 @@
+//! nginx with its best settings for static files.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Contender, Launch, Setup};
+use crate::error::{Context, Error};
+use crate::machine;
+
+pub(super) const CONTENDER: Contender = Contender {
+    name: "nginx",
+    about: "nginx, one worker, the settings that are best for static files",
+    ours: false,
+    prepare,
+};
+
+fn prepare(setup: &Setup<'_>) -> Result<Launch, Error> {
+    let program = find().ok_or_else(|| {
+        Error::Unavailable(
+            "nginx is not installed: install nginx-light (Debian, Ubuntu) or nginx".into(),
+        )
+    })?;
+    let version = machine::first_line_of(&program.to_string_lossy(), &["-v"])
+        .map(|line| line.replace("nginx version: ", ""))
+        .ok_or_else(|| Error::Unavailable("`nginx -v` says nothing".into()))?;
+    let configuration = configuration(setup);
+    let file = setup.scratch.join("nginx.conf");
+    fs::write(&file, &configuration).context(|| format!("cannot write {}", file.display()))?;
+    let command: Vec<OsString> = vec![
+        program.into(),
+        "-p".into(),
+        setup.scratch.into(),
+        "-e".into(),
+        setup.scratch.join("error.log").into(),
+        "-c".into(),
+        file.into(),
+    ];
+    Ok(Launch {
+        command,
+        version,
+        configuration: Some(configuration),
+    })
+}
+
+/// Looks through PATH, and where distributions put it, which is not in every user's PATH.
+fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/local/sbin", "/usr/local/nginx/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join("nginx"))
+        .find(|candidate| candidate.is_file())
+}
+
+/// The configuration: what costs time per request is off, what saves it is on.
+///
+/// Without a master process the one process is the worker, with the same event loop, and its CPU
+/// time and memory are all there is to count. `multi_accept` and the backlog only matter while
+/// connections are opened. `keepalive_*` are as good as unlimited, as they are for the others.
+fn configuration(setup: &Setup<'_>) -> String {
+    let files = quoted(setup.files);
+    let scratch = |name: &str| quoted(&setup.scratch.join(name));
+    let address = setup.address;
+    let error_log = scratch("error.log");
+    let pid = scratch("nginx.pid");
+    let temporary_paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|module| format!("    {module}_temp_path {};\n", scratch(module)))
+        .concat();
+    format!(
+        "daemon off;
+master_process off;
+worker_processes 1;
+error_log {error_log} crit;
+pid {pid};
+events {{
+    use epoll;
+    worker_connections 16384;
+    multi_accept on;
+}}
+http {{
+    access_log off;
+    sendfile on;
+    sendfile_max_chunk 2m;
+    tcp_nopush on;
+    tcp_nodelay on;
+    open_file_cache max=1000 inactive=60s;
+    open_file_cache_valid 60s;
+    keepalive_requests 1000000000;
+    keepalive_timeout 3600s;
+    types {{ }}
+    default_type application/octet-stream;
+{temporary_paths}    server {{
+        listen {address} reuseport backlog=16384;
+        root {files};
+    }}
+}}
+"
+    )
+}
+
+/// A path as one word of nginx's configuration.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}

@@ -1,0 +1,195 @@
+//! Medians, ratios, and how they are written down.
+
+/// The middle, the least and the greatest of some values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Spread {
+    /// The median.
+    pub(crate) median: f64,
+    /// The least value.
+    pub(crate) min: f64,
+    /// The greatest value.
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    /// `None` if there is no value.
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut sorted: Vec<f64> = values.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let (&min, &max) = (sorted.first()?, sorted.last()?);
+        let middle = sorted.len() / 2;
+        let median = if sorted.len() % 2 == 1 {
+            sorted[middle]
+        } else {
+            (sorted[middle - 1] + sorted[middle]) / 2.0
+        };
+        Some(Self { median, min, max })
+    }
+
+    /// The spread of the ratios of pairs: what the two sides of one round shared (the machine's
+    /// mood) cancels out, which it would not in a ratio of medians. A side without a figure (no
+    /// clock tick fell on it) makes no ratio.
+    pub(crate) fn of_ratios(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Self> {
+        Self::of(
+            pairs
+                .into_iter()
+                .filter(|&(above, below)| above > 0.0 && below > 0.0)
+                .map(|(above, below)| above / below),
+        )
+    }
+
+    /// `median (min–max)`, each written by `write`.
+    pub(crate) fn text(&self, write: impl Fn(f64) -> String) -> String {
+        let Self { median, min, max } = *self;
+        format!("{} ({}–{})", write(median), write(min), write(max))
+    }
+}
+
+/// A whole number with commas between its thousands.
+pub(crate) fn grouped(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A size in the largest binary unit that divides it: `64 KiB`.
+pub(crate) fn size_text(bytes: u64) -> String {
+    for (unit, shift) in [("GiB", 30), ("MiB", 20), ("KiB", 10)] {
+        if bytes >> shift > 0 && bytes.is_multiple_of(1 << shift) {
+            return format!("{} {unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes} B")
+}
+
+/// Reads a size as `1k`, `64KiB`, `16m`, or plain bytes; the units are binary.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a size: write it as 1k, 64k, 1m or in bytes");
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    match number.checked_mul(1 << shift) {
+        Some(bytes) if (1..=MAX_SIZE_BYTES).contains(&bytes) => Ok(bytes),
+        _ => Err(format!(
+            "{text:?} is out of range: 1 byte to {}",
+            size_text(MAX_SIZE_BYTES)
+        )),
+    }
+}
+
+/// The load generator keeps every file in memory to compare answers with it.
+const MAX_SIZE_BYTES: u64 = 1 << 30;
+
+/// Writes a table in Markdown: the first column to the left, the others to the right.
+pub(crate) fn markdown(header: &[String], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        std::iter::once(&header[column])
+            .chain(rows.iter().filter_map(|row| row.get(column)))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+            .max(2)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |cells: &[String]| {
+        let mut text = String::from("|");
+        for (column, (cell, &width)) in cells.iter().zip(&widths).enumerate() {
+            if column == 0 {
+                text += &format!(" {cell:<width$} |");
+            } else {
+                text += &format!(" {cell:>width$} |");
+            }
+        }
+        text + "\n"
+    };
+    let mut table = line(header);
+    table.push('|');
+    for (column, width) in widths.iter().enumerate() {
+        let dashes = "-".repeat(width + 1);
+        table += &if column == 0 {
+            format!("{dashes}-|")
+        } else {
+            format!("{dashes}:|")
+        };
+    }
+    table.push('\n');
+    for row in rows {
+        table += &line(row);
+    }
+    table
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_or_between_the_two_middles() {
+        assert_eq!(Spread::of([]), None);
+        let odd = Spread::of([9.0, 1.0, 2.0]).unwrap();
+        assert_eq!((odd.median, odd.min, odd.max), (2.0, 1.0, 9.0));
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 9.0]).unwrap().median, 3.0);
+    }
+
+    #[test]
+    fn the_ratio_is_the_median_of_the_rounds_ratios() {
+        // The medians' ratio would be 3 ÷ 2; round by round it is 2, 3 and 0.5.
+        let pairs = [(2.0, 1.0), (9.0, 3.0), (1.0, 2.0)];
+        let ratios = Spread::of_ratios(pairs).unwrap();
+        assert_eq!((ratios.median, ratios.min, ratios.max), (2.0, 0.5, 3.0));
+        assert_eq!(Spread::of_ratios([(1.0, 0.0), (0.0, 1.0)]), None);
+    }
+
+    #[test]
+    fn numbers_and_sizes_are_readable() {
+        assert_eq!(grouped(7.0), "7");
+        assert_eq!(grouped(999.6), "1,000");
+        assert_eq!(grouped(1_234_567.0), "1,234,567");
+        assert_eq!(size_text(1 << 10), "1 KiB");
+        assert_eq!(size_text(16 << 20), "16 MiB");
+        assert_eq!(size_text(1500), "1500 B");
+    }
+
+    #[test]
+    fn sizes_are_read_back() {
+        for (text, bytes) in [("1k", 1024), ("64KiB", 65536), ("16m", 16 << 20), ("7", 7)] {
+            assert_eq!(parse_size(text), Ok(bytes));
+        }
+        for bad in [
+            "",
+            "k",
+            "1x",
+            "-1",
+            "0",
+            "2g",
+            "99999999999999999999",
+            "1e3",
+            "é",
+        ] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_table_is_aligned() {
+        let header = ["size".to_owned(), "n".to_owned()];
+        let rows = [vec!["1 KiB".to_owned(), "1,000".to_owned()]];
+        assert_eq!(
+            markdown(&header, &rows),
+            "| size  |     n |\n|-------|------:|\n| 1 KiB | 1,000 |\n"
+        );
+    }
+}
