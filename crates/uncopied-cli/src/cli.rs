@@ -1,0 +1,258 @@
+//! The command line: the words as they come, with their help.
+
+use std::path::PathBuf;
+
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use http::HeaderValue;
+
+use crate::values::{ErrorPage, HeaderLine, ListenAddress, Time, header_value};
+
+/// Moves bytes between files and sockets without the CPU copying them, and says which way each went.
+#[derive(Debug, Parser)]
+#[command(name = "uncopied", version, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit status: 0 success, 1 failure (one line on standard error says why), 2 wrong usage."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve a directory or a file over HTTP/1.1, its bytes going out by sendfile.
+    Serve(Box<ServeFlags>),
+    /// Print the completion script of a shell.
+    Completions {
+        /// The shell to complete in.
+        shell: Shell,
+    },
+    /// Print the manual page (roff) of the whole command.
+    Man,
+}
+
+const SERVE_HELP: &str = "\
+Signals:
+  SIGTERM, SIGINT  stop accepting, let what is under way finish (--grace), exit 0; a second one cuts at once
+  SIGUSR1          print the totals now
+
+Totals, on standard error at exit and at SIGUSR1, in bytes:
+  uncopied: 3 requests, 3146611 bytes sent: sendfile 3145728, splice 0, mmap_write 0, copy 883
+
+Socket activation: sockets passed by LISTEN_FDS and LISTEN_PID (TCP or Unix, from descriptor 3 on) are
+served in place of the default address, and besides those of --listen.
+
+UNCOPIED_SEND=off sends every byte by copy, whatever --mechanism says.
+
+Times are written 500ms, 30s, 5m, 1h or 1d; a plain number is seconds; 0 switches the limit off.
+In an environment variable, several values are separated by commas (LISTEN, INDEX) or line feeds (HEADER,
+ERROR_PAGE). A flag on the command line wins over its variable.";
+
+/// Serve a directory or a file over HTTP/1.1.
+///
+/// Prints the URL on standard error, then serves until SIGTERM or SIGINT. Paths never leave PATH, and only
+/// regular files are sent.
+#[derive(Args, Debug)]
+#[command(after_help = SERVE_HELP)]
+pub(crate) struct ServeFlags {
+    /// The directory to serve, or a single file
+    #[arg(env = "UNCOPIED_PATH", default_value = ".")]
+    pub(crate) path: PathBuf,
+
+    /// Where to listen: IP:PORT, [IPv6]:PORT, PORT (on 127.0.0.1), :PORT (every address), unix:PATH;
+    /// repeatable [default: 127.0.0.1:8080]
+    ///
+    /// Port 0 takes a free port. A Unix socket that nobody listens on any more is replaced; the socket is
+    /// removed at exit.
+    #[arg(
+        long,
+        short,
+        value_name = "ADDR",
+        env = "UNCOPIED_LISTEN",
+        value_delimiter = ','
+    )]
+    pub(crate) listen: Vec<ListenAddress>,
+
+    /// Threads, one event loop each [default: the number of cores]
+    #[arg(long, value_name = "N", env = "UNCOPIED_THREADS",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+
+    /// How file bytes go to the socket
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "UNCOPIED_MECHANISM",
+        default_value = "auto"
+    )]
+    pub(crate) mechanism: MechanismChoice,
+
+    /// A file that stands for its directory; repeatable, the first that exists is sent
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "UNCOPIED_INDEX",
+        value_delimiter = ',',
+        default_value = "index.html"
+    )]
+    pub(crate) index: Vec<String>,
+
+    /// List directories that have no index file (HTML, or JSON if the client asks for it)
+    #[arg(long, env = "UNCOPIED_LIST", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) list: bool,
+
+    /// Serve names that begin with a dot (otherwise 404)
+    #[arg(long, env = "UNCOPIED_HIDDEN", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) hidden: bool,
+
+    /// Follow symbolic links that leave PATH (otherwise 404)
+    #[arg(long, env = "UNCOPIED_FOLLOW_LINKS", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) follow_links: bool,
+
+    /// Answer paths that do not exist with this file inside PATH and status 200 (single-page applications)
+    #[arg(long, value_name = "FILE", env = "UNCOPIED_SPA")]
+    pub(crate) spa: Option<PathBuf>,
+
+    /// The body for an error status: a file inside PATH, for example 404=404.html; repeatable
+    #[arg(
+        long,
+        value_name = "CODE=FILE",
+        env = "UNCOPIED_ERROR_PAGE",
+        value_delimiter = '\n'
+    )]
+    pub(crate) error_page: Vec<ErrorPage>,
+
+    /// A header for every answer; repeatable
+    #[arg(
+        long,
+        value_name = "NAME: VALUE",
+        env = "UNCOPIED_HEADER",
+        value_delimiter = '\n'
+    )]
+    pub(crate) header: Vec<HeaderLine>,
+
+    /// The Cache-Control header of files, for example "public, max-age=3600" [default: none]
+    #[arg(long, value_name = "VALUE", env = "UNCOPIED_CACHE_CONTROL", value_parser = header_value)]
+    pub(crate) cache_control: Option<HeaderValue>,
+
+    /// Do not look for FILE.br, FILE.zst and FILE.gz next to a file
+    #[arg(long, env = "UNCOPIED_NO_PRECOMPRESSED", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) no_precompressed: bool,
+
+    /// Write a line for each request to standard output
+    ///
+    /// A reader that is too slow never holds up a connection: lines that do not fit into 4 MiB are dropped,
+    /// and their number is reported.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "UNCOPIED_ACCESS_LOG",
+        default_value = "off"
+    )]
+    pub(crate) access_log: LogFormat,
+
+    /// Connections at a time; further ones wait to be accepted [default: 10000, or less if the descriptor
+    /// limit (ulimit -n) is low]
+    #[arg(long, value_name = "N", env = "UNCOPIED_MAX_CONNECTIONS",
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) max_connections: Option<u32>,
+
+    /// Close a connection whose request head is not complete after this time
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "UNCOPIED_HEADER_TIMEOUT",
+        default_value = "30s"
+    )]
+    pub(crate) header_timeout: Time,
+
+    /// Close a connection whose peer has taken no byte of the answer for this time
+    ///
+    /// It runs between two writes. A slow client that keeps reading is never cut, however long it takes.
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "UNCOPIED_SEND_TIMEOUT",
+        default_value = "60s"
+    )]
+    pub(crate) send_timeout: Time,
+
+    /// Close a connection that has been idle between two requests for this time
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "UNCOPIED_KEEPALIVE_TIMEOUT",
+        default_value = "75s"
+    )]
+    pub(crate) keepalive_timeout: Time,
+
+    /// Close a connection of this age after the request under way
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "UNCOPIED_KEEPALIVE_TIME",
+        default_value = "1h"
+    )]
+    pub(crate) keepalive_time: Time,
+
+    /// After SIGTERM or SIGINT, how long requests under way may take to finish; 0 cuts them at once
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "UNCOPIED_GRACE",
+        default_value = "30s"
+    )]
+    pub(crate) grace: Time,
+}
+
+/// The kernel path for file bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MechanismChoice {
+    /// The best that works for each file, sendfile first
+    Auto,
+    /// File to socket inside the kernel
+    Sendfile,
+    /// File to socket through a pipe
+    Splice,
+    /// The socket reads the mapped file: one copy
+    Mmap,
+    /// read and write: two copies
+    Copy,
+}
+
+/// What the access log looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// No access log
+    Off,
+    /// The combined format of Apache and nginx, times in UTC
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_serve_has_its_environment_variable() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").expect("serve is defined");
+        for argument in serve.get_arguments().filter(|a| a.get_id() != "help") {
+            let name = argument.get_id().as_str().to_uppercase();
+            let variable = argument
+                .get_env()
+                .map(|name| name.to_string_lossy().into_owned());
+            assert_eq!(variable, Some(format!("UNCOPIED_{name}")));
+        }
+    }
+}

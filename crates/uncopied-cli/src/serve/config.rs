@@ -1,0 +1,144 @@
+//! From the words of the command line to a configuration that holds.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use uncopied::Mechanism;
+use uncopied_http::ServeFiles;
+
+use crate::cli::{LogFormat, MechanismChoice, ServeFlags};
+use crate::error::Error;
+use crate::values::ListenAddress;
+
+use super::access_log::Format;
+use super::deadlines::Deadlines;
+use super::descriptors;
+
+/// A checked configuration.
+pub(crate) struct Config {
+    pub(crate) path: PathBuf,
+    pub(crate) files: ServeFiles,
+    /// Empty: the default address, unless sockets were passed.
+    pub(crate) listen: Vec<ListenAddress>,
+    pub(crate) threads: usize,
+    /// Empty: the library chooses.
+    pub(crate) mechanisms: Vec<Mechanism>,
+    pub(crate) log_format: Option<Format>,
+    pub(crate) max_connections: usize,
+    pub(crate) deadlines: Deadlines,
+}
+
+impl Config {
+    /// Checks the flags against this machine: the path, the files named, the descriptor limit.
+    pub(crate) fn check(flags: ServeFlags, descriptor_limit: usize) -> Result<Self, Error> {
+        let wanted = flags.max_connections.map(|wanted| wanted as usize);
+        let shares = descriptors::share(descriptor_limit, wanted).map_err(|needed| {
+            Error::TooManyConnections {
+                wanted: wanted.unwrap_or_default(),
+                needed,
+                limit: descriptor_limit,
+            }
+        })?;
+        let threads = flags.threads.map_or_else(cores, usize::from);
+        Ok(Self {
+            files: files(&flags, shares.open_files)?,
+            path: flags.path,
+            listen: flags.listen,
+            threads,
+            mechanisms: mechanisms(flags.mechanism),
+            log_format: match flags.access_log {
+                LogFormat::Off => None,
+                LogFormat::Text => Some(Format::Text),
+                LogFormat::Json => Some(Format::Json),
+            },
+            max_connections: shares.connections,
+            deadlines: Deadlines {
+                head: flags.header_timeout.limit(),
+                send: flags.send_timeout.limit(),
+                idle: flags.keepalive_timeout.limit(),
+                age: flags.keepalive_time.limit(),
+                grace: flags.grace.0,
+            },
+        })
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn mechanisms(choice: MechanismChoice) -> Vec<Mechanism> {
+    match choice {
+        MechanismChoice::Auto => vec![],
+        MechanismChoice::Sendfile => vec![Mechanism::Sendfile],
+        MechanismChoice::Splice => vec![Mechanism::Splice],
+        MechanismChoice::Mmap => vec![Mechanism::MmapWrite],
+        MechanismChoice::Copy => vec![Mechanism::Copy],
+    }
+}
+
+fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error> {
+    let path = &flags.path;
+    let cannot_serve = |source| Error::Path {
+        path: path.display().to_string(),
+        source,
+    };
+    let kind = path.metadata().map_err(cannot_serve)?.file_type();
+    if !kind.is_dir() && !kind.is_file() {
+        let text = "it is neither a directory nor a regular file";
+        return Err(cannot_serve(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            text,
+        )));
+    }
+    let mut builder = ServeFiles::builder(path.clone())
+        .index(flags.index.iter().cloned())
+        .listing(flags.list)
+        .hidden(flags.hidden)
+        .follow_links(flags.follow_links)
+        .precompressed(!flags.no_precompressed)
+        .max_open_files(max_open_files)
+        .direct(true);
+    if let Some(file) = &flags.spa {
+        inside(path, "--spa", file)?;
+        builder = builder.fallback(file.clone());
+    }
+    for page in &flags.error_page {
+        if !page.0.is_client_error() && !page.0.is_server_error() {
+            return Err(Error::NotAnErrorStatus(page.0));
+        }
+        inside(path, "--error-page", &page.1)?;
+        builder = builder.error_page(page.0, page.1.clone());
+    }
+    for line in &flags.header {
+        builder = builder.header(line.0.clone(), line.1.clone());
+    }
+    if let Some(value) = &flags.cache_control {
+        builder = builder.cache_control(value.clone());
+    }
+    builder.build().map_err(cannot_serve)
+}
+
+/// Checks that a file named by a flag is there, beneath the path served, so that the mistake is
+/// found now and not by the first visitor.
+fn inside(root: &Path, flag: &'static str, file: &Path) -> Result<(), Error> {
+    let found = root
+        .join(file)
+        .metadata()
+        .and_then(|facts| match facts.is_file() {
+            true if file.is_relative() => Ok(()),
+            true => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the path is absolute",
+            )),
+            false => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            )),
+        });
+    found.map_err(|source| Error::NamedFile {
+        flag,
+        path: file.display().to_string(),
+        source,
+    })
+}

@@ -1,0 +1,157 @@
+//! The control thread: signals, deadlines, and the orderly end.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
+
+use crate::error::Error;
+use crate::say;
+
+use super::access_log::AccessLog;
+use super::deadlines::Deadlines;
+use super::report::Report;
+use super::table::Order;
+use super::thread::{Ended, ServingThread};
+
+/// How long the threads have to drop what was cut, before the process ends without them.
+const CUT_PATIENCE: Duration = Duration::from_secs(1);
+/// How often the order to cut is repeated meanwhile, for connections accepted at the last moment.
+const CUT_TICK: Duration = Duration::from_millis(50);
+
+/// The signals that the command listens to.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    totals: Signal,
+}
+
+impl Signals {
+    /// Takes the signals over. Needs tokio's runtime.
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            totals: signal(SignalKind::user_defined1())?,
+        })
+    }
+}
+
+/// What the control thread watches over.
+pub(crate) struct Control<'a> {
+    pub(crate) signals: Signals,
+    pub(crate) threads: &'a [ServingThread],
+    /// One message for each thread that ends.
+    pub(crate) ended: mpsc::UnboundedReceiver<Ended>,
+    /// Set to true, it makes the threads stop accepting.
+    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) log: Option<&'a AccessLog>,
+}
+
+impl Control<'_> {
+    /// Keeps deadlines until a signal says to end, then ends in order.
+    pub(crate) async fn run(mut self) -> Result<(), Error> {
+        self.serve().await?;
+        self.finish().await
+    }
+
+    async fn serve(&mut self) -> Result<(), Error> {
+        let mut tick = every(self.deadlines.tick());
+        loop {
+            tokio::select! {
+                _ = self.signals.terminate.recv() => return Ok(()),
+                _ = self.signals.interrupt.recv() => return Ok(()),
+                _ = self.signals.totals.recv() => self.print_totals(),
+                _ = self.ended.recv() => return Err(Error::ThreadLost),
+                _ = tick.tick() => self.sweep(false),
+            }
+        }
+    }
+
+    /// Stops accepting and waits for what is under way: for the grace period, or until a second
+    /// signal; then cuts the rest.
+    async fn finish(&mut self) -> Result<(), Error> {
+        self.stop.send_replace(true);
+        for thread in self.threads {
+            thread.shared.table.finish_all();
+        }
+        let mut running = Running {
+            count: self.threads.len(),
+            is_one_lost: false,
+        };
+        let mut tick = every(self.deadlines.tick());
+        let grace = sleep(self.deadlines.grace);
+        tokio::pin!(grace);
+        while running.count > 0 {
+            tokio::select! {
+                ended = self.ended.recv() => running.note(ended),
+                () = &mut grace => break,
+                _ = self.signals.terminate.recv() => break,
+                _ = self.signals.interrupt.recv() => break,
+                _ = self.signals.totals.recv() => self.print_totals(),
+                _ = tick.tick() => self.sweep(true),
+            }
+        }
+        if running.count > 0 {
+            // A thread that a call to the kernel holds is left behind: it ends with the process.
+            let _ = timeout(CUT_PATIENCE, self.cut(&mut running)).await;
+        }
+        match running.is_one_lost {
+            true => Err(Error::ThreadLost),
+            false => Ok(()),
+        }
+    }
+
+    async fn cut(&mut self, running: &mut Running) {
+        let mut connections = 0;
+        for thread in self.threads {
+            thread.shared.table.for_each(|_| connections += 1);
+        }
+        say(&format_args!(
+            "cutting {connections} connections that are still open"
+        ));
+        let mut tick = every(CUT_TICK);
+        while running.count > 0 {
+            tokio::select! {
+                ended = self.ended.recv() => running.note(ended),
+                _ = tick.tick() => for thread in self.threads {
+                    thread.shared.table.for_each(|seat| seat.give(Order::Cut));
+                },
+            }
+        }
+    }
+
+    fn sweep(&self, is_finishing: bool) {
+        let now = Instant::now();
+        for thread in self.threads {
+            self.deadlines
+                .sweep(&thread.shared.table, now, is_finishing);
+        }
+    }
+
+    fn print_totals(&self) {
+        say(&Report::of(self.threads, self.log));
+    }
+}
+
+/// The threads that have not ended yet.
+struct Running {
+    count: usize,
+    is_one_lost: bool,
+}
+
+impl Running {
+    fn note(&mut self, ended: Option<Ended>) {
+        self.count = self.count.saturating_sub(1);
+        self.is_one_lost |= ended != Some(Ended::InOrder);
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}

@@ -1,0 +1,144 @@
+//! The connections of one serving thread, as the control thread sees them.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Instant;
+
+use slab::Slab;
+use tokio::sync::Notify;
+use uncopied_http::Activity;
+
+/// What the control thread has told a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Order {
+    /// Go on.
+    None = 0,
+    /// Close at the next boundary between two requests.
+    Finish = 1,
+    /// Close now.
+    Cut = 2,
+}
+
+/// One connection's place in the table.
+pub(crate) struct Seat {
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) accepted: Instant,
+    has_requested: AtomicBool,
+    order: AtomicU8,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Seat {
+    pub(crate) fn new(activity: Arc<Activity>) -> Self {
+        Self {
+            activity,
+            accepted: Instant::now(),
+            has_requested: AtomicBool::new(false),
+            order: AtomicU8::new(Order::None as u8),
+            waker: Mutex::new(None),
+        }
+    }
+
+    /// Notes that a whole request head has come in.
+    pub(crate) fn requested(&self) {
+        self.has_requested.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_requested(&self) -> bool {
+        self.has_requested.load(Ordering::Relaxed)
+    }
+
+    /// The highest order given so far.
+    pub(crate) fn order(&self) -> Order {
+        match self.order.load(Ordering::Acquire) {
+            0 => Order::None,
+            1 => Order::Finish,
+            _ => Order::Cut,
+        }
+    }
+
+    /// Gives an order and wakes the connection to obey it. A lesser order after a greater one is
+    /// ignored.
+    pub(crate) fn give(&self, order: Order) {
+        if self.order.fetch_max(order as u8, Ordering::AcqRel) < order as u8
+            && let Some(waker) = &*lock(&self.waker)
+        {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Says whom to wake for an order. Look at [`Seat::order`] afterwards, not before: an order
+    /// given meanwhile may have found nobody to wake.
+    pub(crate) fn wake_for_orders(&self, waker: &Waker) {
+        *lock(&self.waker) = Some(waker.clone());
+    }
+}
+
+/// The connections of one serving thread. Its lock is taken when a connection begins or ends and
+/// while the control thread looks them through, never for a request.
+#[derive(Default)]
+pub(crate) struct Table {
+    inner: Mutex<Inner>,
+    emptied: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    seats: Slab<Arc<Seat>>,
+    is_finishing: bool,
+}
+
+impl Table {
+    /// Adds a connection and returns its key. One that comes while the server finishes is told so.
+    pub(crate) fn insert(&self, seat: Arc<Seat>) -> usize {
+        let mut inner = lock(&self.inner);
+        if inner.is_finishing {
+            seat.give(Order::Finish);
+        }
+        inner.seats.insert(seat)
+    }
+
+    /// Removes the connection that [`Table::insert`] gave this key.
+    pub(crate) fn remove(&self, key: usize) {
+        let mut inner = lock(&self.inner);
+        inner.seats.remove(key);
+        if inner.seats.is_empty() {
+            // A busy time's slots are given back once nobody needs them.
+            inner.seats.shrink_to_fit();
+            self.emptied.notify_one();
+        }
+    }
+
+    /// Tells every connection, and those still to come, to finish.
+    pub(crate) fn finish_all(&self) {
+        let mut inner = lock(&self.inner);
+        inner.is_finishing = true;
+        inner
+            .seats
+            .iter()
+            .for_each(|(_, seat)| seat.give(Order::Finish));
+    }
+
+    /// Shows every connection to `look`.
+    pub(crate) fn for_each(&self, mut look: impl FnMut(&Seat)) {
+        lock(&self.inner)
+            .seats
+            .iter()
+            .for_each(|(_, seat)| look(seat));
+    }
+
+    /// Waits until no connection is left. For one waiter at a time.
+    pub(crate) async fn emptied(&self) {
+        while !lock(&self.inner).seats.is_empty() {
+            self.emptied.notified().await;
+        }
+    }
+}
+
+/// Nothing that is done under these locks can leave them half-way, so a panic elsewhere does not
+/// matter.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
