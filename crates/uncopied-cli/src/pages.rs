@@ -37,8 +37,15 @@ pub(crate) fn manual() -> io::Result<Vec<u8>> {
         if subcommand.get_arguments().next().is_some() {
             man.render_options_section(&mut part)?;
         }
+        if subcommand.get_after_help().is_some() {
+            man.render_extra_section(&mut part)?;
+        }
         // Every section is a section of the whole page: "SERVE OPTIONS", not a second "OPTIONS".
         for line in String::from_utf8_lossy(&part).lines() {
+            // roff definitions that the top of the page has already.
+            if line.starts_with(".ie") || line.starts_with(".el") {
+                continue;
+            }
             match line.strip_prefix(".SH ") {
                 Some(section) => page.extend(format!(".SH \"{title} {section}\"\n").bytes()),
                 None => page.extend(format!("{line}\n").bytes()),

@@ -8,7 +8,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -19,6 +20,7 @@ use tokio::sync::Semaphore;
 use tower_service::Service as TowerService;
 use uncopied_http::{FileBody, ServeFiles, Stream};
 
+use super::heads::Guarded;
 use super::table::{Order, Seat};
 use super::thread::Shared;
 
@@ -52,6 +54,9 @@ impl Drop for Place {
 }
 
 /// Answers requests from files and counts them.
+///
+/// A request with a body is the last of its connection: no file needs a body, so none is read, and what
+/// is not read cannot be taken for the next request.
 pub(crate) struct Answers {
     files: RefCell<ServeFiles>,
     seat: Arc<Seat>,
@@ -68,8 +73,31 @@ impl Answers {
     }
 }
 
-/// The library's own future: it is not boxed.
-pub(crate) type AnswerFuture = <ServeFiles as TowerService<Request<Incoming>>>::Future;
+pin_project! {
+    /// The library's own future, and whether its answer is the last one.
+    pub(crate) struct AnswerFuture {
+        #[pin]
+        answer: <ServeFiles as TowerService<Request<Incoming>>>::Future,
+        is_last: bool,
+    }
+}
+
+impl Future for AnswerFuture {
+    type Output = Result<Response<FileBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut answer = ready!(this.answer.poll(cx));
+        if *this.is_last
+            && let Ok(response) = &mut answer
+        {
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Poll::Ready(answer)
+    }
+}
 
 impl Service<Request<Incoming>> for Answers {
     type Response = Response<FileBody>;
@@ -79,7 +107,10 @@ impl Service<Request<Incoming>> for Answers {
     fn call(&self, request: Request<Incoming>) -> AnswerFuture {
         self.seat.requested();
         self.thread.count_request();
-        self.files.borrow_mut().call(request)
+        AnswerFuture {
+            is_last: !request.body().is_end_stream(),
+            answer: self.files.borrow_mut().call(request),
+        }
     }
 }
 
@@ -96,7 +127,7 @@ pin_project! {
     /// Serves one connection to its end, and obeys orders on the way.
     pub(crate) struct Serving<S: HttpService<Incoming>, E> {
         #[pin]
-        connection: http1::Connection<TokioIo<Stream>, S>,
+        connection: http1::Connection<TokioIo<Guarded<Stream>>, S>,
         on_error: E,
         place: Place,
         waker: Option<Waker>,
@@ -106,7 +137,7 @@ pin_project! {
 
 impl<S: HttpService<Incoming>, E> Serving<S, E> {
     pub(crate) fn new(
-        connection: http1::Connection<TokioIo<Stream>, S>,
+        connection: http1::Connection<TokioIo<Guarded<Stream>>, S>,
         on_error: E,
         place: Place,
     ) -> Self {

@@ -12,6 +12,7 @@ use crate::say;
 
 use super::access_log::AccessLog;
 use super::deadlines::Deadlines;
+use super::listeners::Bound;
 use super::report::Report;
 use super::table::Order;
 use super::thread::{Ended, ServingThread};
@@ -43,6 +44,8 @@ impl Signals {
 pub(crate) struct Control<'a> {
     pub(crate) signals: Signals,
     pub(crate) threads: &'a [ServingThread],
+    /// Closed, and their files removed, when accepting stops.
+    pub(crate) listeners: Vec<Bound>,
     /// One message for each thread that ends.
     pub(crate) ended: mpsc::UnboundedReceiver<Ended>,
     /// Set to true, it makes the threads stop accepting.
@@ -75,6 +78,7 @@ impl Control<'_> {
     /// signal; then cuts the rest.
     async fn finish(&mut self) -> Result<(), Error> {
         self.stop.send_replace(true);
+        self.listeners.clear();
         for thread in self.threads {
             thread.shared.table.finish_all();
         }

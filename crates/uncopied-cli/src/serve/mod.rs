@@ -19,6 +19,7 @@ mod connection;
 mod control;
 mod deadlines;
 mod descriptors;
+mod heads;
 mod listeners;
 mod report;
 mod table;
@@ -93,6 +94,7 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     let control = Control {
         signals,
         threads: &threads,
+        listeners,
         ended,
         stop,
         deadlines: config.deadlines,

@@ -16,6 +16,7 @@ use crate::error::Error;
 use super::accept::Listeners;
 use super::access_log::{AccessLog, LogRefusals, Logged};
 use super::connection::{Answers, Place, Serving};
+use super::heads::Guarded;
 use super::listeners::Bound;
 use super::table::{Seat, Table};
 
@@ -159,7 +160,7 @@ impl Plan {
             Arc::clone(&place.seat),
             Arc::clone(thread),
         );
-        let io = TokioIo::new(stream);
+        let io = TokioIo::new(Guarded::new(stream));
         match &self.log {
             None => {
                 let connection = self.http.serve_connection(io, answers);

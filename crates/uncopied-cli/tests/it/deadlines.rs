@@ -1,0 +1,159 @@
+//! The time-outs, and that a slow but healthy client meets none.
+
+use std::io::{Read as _, Write as _};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::client::{ask, connect, connect_narrow, get, read_head, read_to_close};
+use crate::server::{BIG, Server, site};
+
+const HALF: Duration = Duration::from_millis(500);
+/// No deadline is late by more: a look is never further away than a second.
+const LATE: Duration = Duration::from_secs(4);
+
+#[test]
+fn an_idle_connection_is_closed_after_the_keepalive_timeout() {
+    let site = site();
+    let server = Server::start(site.path(), &["--keepalive-timeout", "500ms"]);
+    let mut stream = connect(server.address());
+    for _ in 0..4 {
+        // Each request begins the time anew.
+        assert_eq!(get(&mut stream, "/").status, 200);
+        sleep(HALF / 2);
+    }
+    let began = Instant::now();
+    get(&mut stream, "/");
+    assert_eq!(read_to_close(&mut stream), b"");
+    let took = began.elapsed();
+    assert!(HALF * 8 / 10 < took && took < LATE, "{took:?}");
+}
+
+#[test]
+fn a_head_that_does_not_come_to_its_end_is_cut() {
+    let site = site();
+    let server = Server::start(site.path(), &["--header-timeout", "500ms"]);
+    for (first, rest) in [("GET / HTTP/1.1\r\n", "X: a\r\n"), ("G", ""), ("", "")] {
+        let mut stream = connect(server.address());
+        let began = Instant::now();
+        stream.write_all(first.as_bytes()).unwrap();
+        // A dribble does not prolong the time.
+        let mut write = stream.try_clone().unwrap();
+        let dribble = std::thread::spawn(move || {
+            while !rest.is_empty()
+                && began.elapsed() < LATE
+                && write.write_all(rest.as_bytes()).is_ok()
+            {
+                sleep(HALF / 10);
+            }
+        });
+        assert_eq!(read_to_close(&mut stream), b"", "{first:?}");
+        let took = began.elapsed();
+        assert!(HALF * 8 / 10 < took && took < LATE, "{first:?}: {took:?}");
+        drop(stream);
+        dribble.join().unwrap();
+    }
+}
+
+#[test]
+fn a_later_head_has_the_same_deadline() {
+    let site = site();
+    let server = Server::start(site.path(), &["--header-timeout", "500ms"]);
+    let mut stream = connect(server.address());
+    get(&mut stream, "/");
+    sleep(HALF * 2);
+    let began = Instant::now();
+    stream.write_all(b"GET / HT").unwrap();
+    assert_eq!(read_to_close(&mut stream), b"");
+    let took = began.elapsed();
+    assert!(HALF * 8 / 10 < took && took < LATE, "{took:?}");
+}
+
+#[test]
+fn a_reader_that_stalls_is_cut_after_the_send_timeout() {
+    let site = site();
+    let server = Server::start(site.path(), &["--send-timeout", "500ms"]);
+    let mut stream = connect_narrow(server.address());
+    ask(&mut stream, "/big");
+    let (_, length) = read_head(&mut stream).unwrap();
+    assert_eq!(length, BIG);
+    sleep(HALF + LATE);
+    assert!(read_to_close(&mut stream).len() < BIG);
+}
+
+#[test]
+fn a_pause_shorter_than_the_send_timeout_does_no_harm() {
+    let site = site();
+    let server = Server::start(site.path(), &["--send-timeout", "10s"]);
+    let mut stream = connect_narrow(server.address());
+    ask(&mut stream, "/big");
+    read_head(&mut stream).unwrap();
+    sleep(HALF * 3);
+    stream.read_exact(&mut vec![0; BIG]).unwrap();
+}
+
+/// A deadline for the whole body would cut this client (Caddy did).
+#[test]
+fn a_slow_reader_that_keeps_reading_is_not_cut() {
+    let site = site();
+    let server = Server::start(
+        site.path(),
+        &["--send-timeout", "1s", "--header-timeout", "1s"],
+    );
+    let mut stream = connect_narrow(server.address());
+    ask(&mut stream, "/big");
+    read_head(&mut stream).unwrap();
+    let began = Instant::now();
+    let mut buffer = vec![0; BIG / 160];
+    for _ in 0..160 {
+        stream.read_exact(&mut buffer).unwrap();
+        sleep(Duration::from_millis(25));
+    }
+    assert!(
+        began.elapsed() > Duration::from_secs(4),
+        "the test must outlast the time-out"
+    );
+    assert_eq!(get(&mut stream, "/").status, 200);
+}
+
+#[test]
+fn an_old_connection_is_closed_after_the_request_under_way() {
+    let site = site();
+    let server = Server::start(site.path(), &["--keepalive-time", "500ms"]);
+    let mut stream = connect(server.address());
+    let mut busy = connect_narrow(server.address());
+    ask(&mut busy, "/big");
+    read_head(&mut busy).unwrap();
+    let began = Instant::now();
+    assert_eq!(get(&mut stream, "/").status, 200);
+    assert_eq!(read_to_close(&mut stream), b"");
+    let took = began.elapsed();
+    assert!(HALF * 8 / 10 < took && took < LATE, "{took:?}");
+    sleep(HALF);
+    assert_eq!(
+        read_to_close(&mut busy).len(),
+        BIG,
+        "the answer under way is whole"
+    );
+}
+
+#[test]
+fn zero_switches_a_deadline_off() {
+    let site = site();
+    let flags = [
+        "--keepalive-timeout",
+        "0",
+        "--header-timeout",
+        "0",
+        "--send-timeout",
+        "100ms",
+    ];
+    let server = Server::start(site.path(), &flags);
+    let mut stream = connect(server.address());
+    sleep(HALF);
+    stream.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    sleep(HALF);
+    stream.write_all(b"Host: a\r\n\r\n").unwrap();
+    assert_eq!(crate::client::read_answer(&mut stream).unwrap().status, 200);
+    sleep(HALF);
+    assert_eq!(get(&mut stream, "/").status, 200);
+}

@@ -1,0 +1,195 @@
+//! Requests that could be read in two ways are refused; a body is never read as a request.
+
+use std::io::Write as _;
+
+use crate::client::{connect, get, read_answer, read_to_close};
+use crate::server::{Server, site};
+
+fn head_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Sends raw bytes and returns everything that comes until the server closes.
+fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = connect(server.address());
+    stream.write_all(bytes).unwrap();
+    read_to_close(&mut stream)
+}
+
+#[test]
+fn ambiguous_requests_get_400_and_the_connection_is_closed() {
+    let site = site();
+    let server = Server::start(site.path(), &[]);
+    let rows: &[(&str, &str)] = &[
+        (
+            "two lengths",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
+        ),
+        (
+            "one length twice",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+        ),
+        (
+            "a list of lengths",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n",
+        ),
+        (
+            "a signed length",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n",
+        ),
+        (
+            "length and coding",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ),
+        (
+            "coding and length",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+        ),
+        (
+            "an unknown coding",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n",
+        ),
+        (
+            "coding in HTTP/1.0",
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ),
+        (
+            "bare LF in the request line",
+            "GET / HTTP/1.1\nHost: a\r\n\r\n",
+        ),
+        (
+            "bare LF in a header",
+            "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+        ),
+        ("bare LF at the end", "GET / HTTP/1.1\r\nHost: a\r\n\n"),
+        ("bare CR", "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n"),
+        (
+            "obs-fold",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
+        ),
+        (
+            "space before the colon",
+            "GET / HTTP/1.1\r\nHost: a\r\nX : b\r\n\r\n",
+        ),
+        ("empty name", "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n"),
+        ("NUL", "GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n"),
+        (
+            "control character in the target",
+            "GET /\x1b HTTP/1.1\r\nHost: a\r\n\r\n",
+        ),
+        ("no host", "GET / HTTP/1.1\r\n\r\n"),
+        ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+    ];
+    for (name, request) in rows {
+        // A second request rides along: it must not be answered.
+        let bytes = format!("{request}GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let got = exchange(&server, bytes.as_bytes());
+        assert_eq!(head_of(&got), "HTTP/1.1 400 Bad Request", "{name}");
+        assert!(
+            !got.ends_with(b"hello\n"),
+            "{name}: the second request was answered"
+        );
+    }
+    assert_eq!(get(&mut connect(server.address()), "/").status, 200);
+}
+
+#[test]
+fn ambiguous_requests_are_refused_byte_by_byte_and_in_a_pipeline() {
+    let site = site();
+    let server = Server::start(site.path(), &[]);
+    let mut stream = connect(server.address());
+    for byte in b"GET / HTTP/1.1\r\nHost: a\n" {
+        stream.write_all(&[*byte]).unwrap();
+    }
+    // The end of the head is not waited for.
+    assert_eq!(
+        head_of(&read_to_close(&mut stream)),
+        "HTTP/1.1 400 Bad Request"
+    );
+    let good = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let got = exchange(
+        &server,
+        format!("{good}{good}GET / HTTP/1.1\nHost: a\r\n\r\n").as_bytes(),
+    );
+    let got = String::from_utf8(got).unwrap();
+    assert_eq!(got.matches("HTTP/1.1 200 OK").count(), 2, "{got}");
+    assert_eq!(got.matches("HTTP/1.1 400 Bad Request").count(), 1, "{got}");
+}
+
+#[test]
+fn a_body_is_never_read_as_the_next_request() {
+    let site = site();
+    let server = Server::start(site.path(), &[]);
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let length = smuggled.len();
+    for (framing, body) in [
+        (format!("Content-Length: {length}"), smuggled.to_owned()),
+        (
+            "Transfer-Encoding: chunked".to_owned(),
+            format!("{length:x}\r\n{smuggled}\r\n0\r\n\r\n"),
+        ),
+    ] {
+        for method in ["GET", "HEAD", "POST", "OPTIONS"] {
+            let request = format!("{method} / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{body}");
+            let got = exchange(&server, request.as_bytes());
+            let got = String::from_utf8(got).unwrap();
+            assert_eq!(
+                got.matches("HTTP/1.1 ").count(),
+                1,
+                "{method} {framing}: {got}"
+            );
+            assert!(got.to_lowercase().contains("connection: close"), "{got}");
+        }
+    }
+    assert!(
+        server
+            .stop()
+            .said
+            .last()
+            .unwrap()
+            .starts_with("uncopied: 8 requests")
+    );
+}
+
+#[test]
+fn ordinary_requests_share_a_connection() {
+    let site = site();
+    let server = Server::start(site.path(), &[]);
+    let mut stream = connect(server.address());
+    let request = "\r\nGET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".repeat(3);
+    stream.write_all(request.as_bytes()).unwrap();
+    for _ in 0..3 {
+        assert_eq!(read_answer(&mut stream).unwrap().body, b"hello\n");
+    }
+    assert_eq!(get(&mut stream, "/missing").status, 404);
+}
+
+#[test]
+fn heads_have_limits() {
+    let site = site();
+    let server = Server::start(site.path(), &[]);
+    let long = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+        "a".repeat(16 << 10)
+    );
+    let many = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
+        "X: a\r\n".repeat(100)
+    );
+    for request in [long, many] {
+        let got = exchange(&server, request.as_bytes());
+        assert!(
+            head_of(&got).starts_with("HTTP/1.1 431 "),
+            "{}",
+            head_of(&got)
+        );
+    }
+    let most = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: a\r\n".repeat(99));
+    let mut stream = connect(server.address());
+    stream.write_all(most.as_bytes()).unwrap();
+    assert_eq!(read_answer(&mut stream).unwrap().status, 200);
+}

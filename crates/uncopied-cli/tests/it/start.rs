@@ -1,0 +1,309 @@
+//! Addresses, passed sockets, limits, mistakes on the command line.
+
+use std::fs::File;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
+use std::time::Duration;
+
+use command_fds::{CommandFdExt as _, FdMapping};
+
+use crate::client::{connect, get, is_silent, read_answer};
+use crate::server::{PROGRAM, Server, assert_fails, clean, program, site};
+
+#[test]
+fn the_url_is_printed_and_works() {
+    let site = site();
+    let server = Server::start(site.path(), &[]);
+    assert!(
+        server.urls[0].starts_with("http://127.0.0.1:"),
+        "{:?}",
+        server.urls
+    );
+    let answer = get(&mut connect(server.address()), "/");
+    assert_eq!((answer.status, &answer.body[..]), (200, &b"hello\n"[..]));
+}
+
+#[test]
+fn several_addresses_are_served_by_several_threads() {
+    let site = site();
+    let socket = site.path().join("a.sock");
+    let listen = format!("unix:{}", socket.display());
+    let flags = [
+        "--listen",
+        "127.0.0.1:0",
+        "--listen",
+        &listen,
+        "--threads",
+        "3",
+    ];
+    let server = Server::start(site.path(), &flags);
+    assert_eq!(server.urls[2], listen);
+    for url in &server.urls[..2] {
+        let address = url.trim_start_matches("http://").trim_end_matches('/');
+        for _ in 0..10 {
+            assert_eq!(
+                get(&mut connect(address.parse().unwrap()), "/").body,
+                b"hello\n"
+            );
+        }
+    }
+    assert_eq!(
+        get(&mut UnixStream::connect(&socket).unwrap(), "/").body,
+        b"hello\n"
+    );
+    let end = server.stop();
+    assert!(end.status.success());
+    assert!(
+        end.said
+            .last()
+            .unwrap()
+            .starts_with("uncopied: 21 requests, "),
+        "{:?}",
+        end.said
+    );
+    assert!(!socket.exists(), "the socket's file is removed at exit");
+}
+
+#[test]
+fn ipv6_takes_brackets() {
+    let site = site();
+    if TcpListener::bind("[::1]:0").is_err() {
+        // Not a silent pass: the other half, what is said then, is asserted.
+        assert_fails(&["serve", "--listen", "[::1]:0"], 1, &["[::1]:0"]);
+        return;
+    }
+    let mut command = program();
+    command
+        .arg("serve")
+        .arg(site.path())
+        .args(["--listen", "[::1]:0"]);
+    let server = Server::spawn(command, 1);
+    assert!(server.urls[0].starts_with("http://[::1]:"));
+    assert_eq!(get(&mut connect(server.address()), "/").status, 200);
+}
+
+#[test]
+fn a_port_alone_is_on_loopback_and_flags_come_from_the_environment() {
+    let site = site();
+    let mut command = program();
+    command
+        .arg("serve")
+        .env("UNCOPIED_PATH", site.path())
+        .env("UNCOPIED_LISTEN", "0,127.0.0.1:0");
+    command.env("UNCOPIED_HEADER", "X-A: 1, 2\nX-B: 3");
+    let server = Server::spawn(command, 2);
+    assert!(server.urls[0].starts_with("http://127.0.0.1:"));
+    let answer = get(&mut connect(server.address()), "/");
+    assert_eq!(
+        (answer.header("x-a"), answer.header("x-b")),
+        (Some("1, 2"), Some("3"))
+    );
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_live_one_is_an_error() {
+    let site = site();
+    let socket = site.path().join("a.sock");
+    let listen = format!("unix:{}", socket.display());
+    drop(UnixListener::bind(&socket).unwrap());
+    let _server = Server::start(site.path(), &["--listen", &listen]);
+    assert_eq!(
+        get(&mut UnixStream::connect(&socket).unwrap(), "/").status,
+        200
+    );
+    assert_fails(&["serve", "--listen", &listen], 1, &["in use", "--listen"]);
+    let file = site.path().join("index.html");
+    let listen = format!("unix:{}", file.display());
+    assert_fails(&["serve", "--listen", &listen], 1, &["not a socket"]);
+    assert!(file.exists());
+}
+
+/// The program as a service manager starts it: sockets from descriptor 3 on, LISTEN_PID its own id.
+fn activated(sockets: Vec<OwnedFd>, pid: &str) -> Command {
+    let mut command = clean(Command::new("sh"));
+    command.args([
+        "-c",
+        &format!("LISTEN_PID={pid} exec \"$0\" \"$@\""),
+        PROGRAM,
+    ]);
+    command.env("LISTEN_FDS", sockets.len().to_string());
+    let mappings = (3..)
+        .zip(sockets)
+        .map(|(child_fd, parent_fd)| FdMapping {
+            parent_fd,
+            child_fd,
+        })
+        .collect();
+    command.fd_mappings(mappings).unwrap();
+    command.arg("serve");
+    command
+}
+
+#[test]
+fn passed_sockets_replace_the_default_address() {
+    let site = site();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp.local_addr().unwrap();
+    let socket = site.path().join("passed.sock");
+    let unix = UnixListener::bind(&socket).unwrap();
+    let mut command = activated(vec![tcp.into(), unix.into()], "$$");
+    command.arg(site.path());
+    let server = Server::spawn(command, 2);
+    let expected = [
+        format!("http://{address}/"),
+        format!("unix:{}", socket.display()),
+    ];
+    assert_eq!(server.urls, expected);
+    assert_eq!(get(&mut connect(address), "/").status, 200);
+    assert_eq!(
+        get(&mut UnixStream::connect(&socket).unwrap(), "/").status,
+        200
+    );
+    assert_eq!(
+        server.stop().said.len(),
+        3,
+        "two addresses, the totals, no default address"
+    );
+    assert!(socket.exists(), "whoever made the socket removes it");
+}
+
+#[test]
+fn sockets_meant_for_another_process_are_left_alone() {
+    let site = site();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp.local_addr().unwrap();
+    let mut command = activated(vec![tcp.into()], "1");
+    command.arg(site.path()).args(["--listen", "127.0.0.1:0"]);
+    let server = Server::spawn(command, 1);
+    assert_ne!(server.address(), address);
+    assert_eq!(server.stop().said.len(), 2);
+}
+
+#[test]
+fn passed_descriptors_that_cannot_be_served_on_are_an_error() {
+    let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let no_socket = File::open("/dev/null").unwrap();
+    for descriptor in [OwnedFd::from(datagrams), no_socket.into()] {
+        let output = activated(vec![descriptor], "$$").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.starts_with("uncopied: LISTEN_FDS: socket number 1 "),
+            "{said}"
+        );
+    }
+    let mut command = activated(vec![], "$$");
+    command.env("LISTEN_FDS", "18446744073709551615");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not a number up to"));
+}
+
+#[test]
+fn failures_exit_1_with_one_line() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    assert_fails(
+        &["serve", "--listen", &address],
+        1,
+        &[&address, "in use", "--listen"],
+    );
+    assert_fails(
+        &["serve", "/nowhere\n"],
+        1,
+        &["/nowhere\\n", "no such file"],
+    );
+    assert_fails(
+        &["serve", "/dev/null"],
+        1,
+        &["/dev/null", "neither a directory nor"],
+    );
+    assert_fails(
+        &["serve", "--listen", "192.0.2.1:0"],
+        1,
+        &["does not have that address"],
+    );
+    assert_fails(
+        &["serve", "--spa", "nowhere.html"],
+        1,
+        &["--spa", "nowhere.html"],
+    );
+    assert_fails(
+        &["serve", "--error-page", "404=/etc/passwd"],
+        1,
+        &["absolute"],
+    );
+    let many = ["serve", "--max-connections", "10000000"];
+    if rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .maximum
+        .is_some_and(|limit| limit < 10_000_000)
+    {
+        assert_fails(&many, 1, &["--max-connections", "ulimit -n"]);
+    }
+}
+
+#[test]
+fn wrong_usage_exits_2_with_one_line() {
+    for (flags, words) in [
+        (&["--threads", "0"][..], &["--threads", "1..=1024"][..]),
+        (&["--threads", "1025"], &["1..=1024"]),
+        (&["--max-connections", "0"], &["1..=10000000"]),
+        (
+            &["--mechanism", "teleport"],
+            &["sendfile, splice, mmap, copy"],
+        ),
+        (&["--grace", "soon"], &["--grace", "30s"]),
+        (&["--send-timeout", "366d"], &["365d"]),
+        (&["--listen", "127.0.0.1"], &["port is missing"]),
+        (&["--header", "no-colon"], &["NAME: VALUE"]),
+        (&["--header", "Content-Length: 1"], &["server itself"]),
+        (&["--cache-control", "a\nb"], &["visible"]),
+        (&["--error-page", "200=index.html"], &["4xx and 5xx"]),
+        (&["--lisen", "x"], &["--lisen", "'--listen'"]),
+    ] {
+        assert_fails(&[&["serve"], flags].concat(), 2, words);
+    }
+    assert_fails(&["server"], 2, &["serve"]);
+}
+
+#[test]
+fn beyond_max_connections_clients_wait_for_their_turn() {
+    let site = site();
+    let flags = [
+        "--max-connections",
+        "2",
+        "--threads",
+        "2",
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    let server = Server::start(site.path(), &flags);
+    let second = server.urls[1]
+        .trim_start_matches("http://")
+        .trim_end_matches('/');
+    // Each listener gets its turn, although the permits are few.
+    let mut first = connect(server.address());
+    assert_eq!(get(&mut first, "/").status, 200);
+    let mut other = connect(second.parse().unwrap());
+    assert_eq!(get(&mut other, "/").status, 200);
+    let mut waiting = connect(second.parse().unwrap());
+    crate::client::ask(&mut waiting, "/");
+    assert!(is_silent(&mut waiting, Duration::from_millis(400)));
+    drop(first);
+    assert_eq!(read_answer(&mut waiting).unwrap().status, 200);
+}
+
+#[test]
+fn the_descriptor_limit_is_raised() {
+    let site = site();
+    let server = Server::start(site.path(), &[]);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.id())).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap();
+    let mut words = line.split_whitespace().skip(3);
+    assert_eq!(words.next(), words.next(), "{line}");
+}
