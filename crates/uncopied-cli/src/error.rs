@@ -83,7 +83,7 @@ impl Error {
 }
 
 /// The kernel's words in lower case, without "(os error 98)".
-fn kernel_text(error: &io::Error) -> String {
+pub(crate) fn kernel_text(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => "the address is in use".into(),
         io::ErrorKind::AddrNotAvailable => "this machine does not have that address".into(),

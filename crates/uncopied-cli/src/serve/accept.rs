@@ -5,16 +5,20 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use uncopied_http::{Address, Listener, Stream};
 
+use crate::error::kernel_text;
 use crate::say;
 
 /// How long accepting rests when the machine has no descriptor or memory for a connection.
 const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// How long nothing more is said about it.
+const QUIET: Duration = Duration::from_secs(60);
 
 type Accepted = io::Result<(Stream, Address)>;
 type Pending = Pin<Box<dyn Future<Output = (Listener, Accepted)> + Send>>;
@@ -60,12 +64,11 @@ impl Listeners {
         permits: &Semaphore,
         mut start: impl FnMut(Stream, Address),
     ) -> Infallible {
-        let mut has_complained = false;
+        let mut complained: Option<Instant> = None;
         loop {
             let permit = permits.acquire().await;
             match self.next().await {
                 Ok((stream, address)) => {
-                    has_complained = false;
                     if let Ok(permit) = permit {
                         permit.forget();
                     }
@@ -73,17 +76,26 @@ impl Listeners {
                 }
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
-                    if !has_complained {
-                        say(&format_args!(
-                            "cannot accept connections: {error}; trying on"
-                        ));
-                        has_complained = true;
+                    if complained.is_none_or(|at| at.elapsed() > QUIET) {
+                        complained = Some(Instant::now());
+                        complain(&error);
                     }
                     tokio::time::sleep(BACK_OFF).await;
                 }
             }
         }
     }
+}
+
+fn complain(error: &io::Error) {
+    let hint = match Errno::from_io_error(error) {
+        Some(Errno::MFILE) => "; raise the limit (ulimit -n) or lower --max-connections",
+        _ => "",
+    };
+    let text = kernel_text(error);
+    say(&format_args!(
+        "cannot accept a connection for now: {text}{hint}"
+    ));
 }
 
 fn accept_one(mut listener: Listener) -> Pending {

@@ -114,9 +114,11 @@ impl Control<'_> {
         for thread in self.threads {
             thread.shared.table.for_each(|_| connections += 1);
         }
-        say(&format_args!(
-            "cutting {connections} connections that are still open"
-        ));
+        if connections > 0 {
+            say(&format_args!(
+                "cutting the connections that are still open: {connections}"
+            ));
+        }
         let mut tick = every(CUT_TICK);
         while running.count > 0 {
             tokio::select! {

@@ -11,7 +11,8 @@
 //! | the connection | counted from | deadline | then |
 //! |---|---|---|---|
 //! | has never sent a whole request head | the accept | `--header-timeout` | cut |
-//! | sends a request head | its first byte | `--header-timeout` | cut |
+//! | has sent a part of a request head | its first byte | `--header-timeout` | cut |
+//! | waits for our answer, which waits for the disk | - | none | - |
 //! | sends an answer that the peer does not take | the last byte taken | `--send-timeout` | cut |
 //! | is idle between two requests | the end of the last answer | `--keepalive-timeout` | finish |
 //! | any | the accept | `--keepalive-time` | finish |
@@ -52,6 +53,8 @@ const FINISHING_PATIENCE: Duration = Duration::from_secs(1);
 struct Facts {
     phase: Phase,
     has_requested: bool,
+    /// A part of a request head has come, and not the whole.
+    awaits_head: bool,
     order: Order,
     age: Duration,
     in_phase: Duration,
@@ -71,6 +74,7 @@ impl Deadlines {
             let facts = Facts {
                 phase: seat.activity.phase(),
                 has_requested: seat.has_requested(),
+                awaits_head: seat.awaits_head(),
                 order: seat.order(),
                 age: now.saturating_duration_since(seat.accepted),
                 in_phase: now.saturating_duration_since(seat.activity.since()),
@@ -90,7 +94,8 @@ impl Deadlines {
                 past(facts.age, self.head) || is_finishing && facts.age >= FINISHING_PATIENCE
             }
             Phase::Idle => past(facts.in_phase, self.idle) && facts.order == Order::Finish,
-            Phase::Head => past(facts.in_phase, self.head),
+            // With the whole head there, the time is the disk's and not the peer's.
+            Phase::Head => facts.awaits_head && past(facts.in_phase, self.head),
             Phase::Sending => past(facts.in_phase, self.send),
             Phase::Active => false,
         };
@@ -120,9 +125,11 @@ mod tests {
 
     fn facts(phase: Phase, has_requested: bool, age: u32, in_phase: u32) -> Facts {
         let order = Order::None;
+        let awaits_head = matches!(phase, Phase::Head);
         Facts {
             phase,
             has_requested,
+            awaits_head,
             order,
             age: age * SECOND,
             in_phase: in_phase * SECOND,
@@ -146,6 +153,15 @@ mod tests {
         ] {
             assert_eq!(DEADLINES.judge(&facts, false), order, "{facts:?}");
         }
+    }
+
+    #[test]
+    fn work_on_an_answer_has_no_deadline() {
+        let working = Facts {
+            awaits_head: false,
+            ..facts(Phase::Head, true, 500, 400)
+        };
+        assert_eq!(DEADLINES.judge(&working, false), Order::None);
     }
 
     #[test]

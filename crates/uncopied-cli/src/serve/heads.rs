@@ -14,9 +14,12 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::table::Seat;
 
 /// As many bytes of a line are kept as tell its name and, for a length, its value.
 const KEPT: usize = 40;
@@ -27,13 +30,16 @@ const EMPTY_LINE: &[u8] = b"\n\n";
 pub(crate) struct Guarded<S> {
     stream: S,
     heads: Heads,
+    /// Is told whether a head is still coming in: only that has a deadline, not the work on its answer.
+    seat: Arc<Seat>,
 }
 
 impl<S> Guarded<S> {
-    pub(crate) fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S, seat: Arc<Seat>) -> Self {
         Self {
             stream,
             heads: Heads::default(),
+            seat,
         }
     }
 }
@@ -53,6 +59,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         self.heads.check(&mut buf.filled_mut()[before..]);
+        self.seat.set_awaits_head(self.heads.is_within());
         Poll::Ready(Ok(()))
     }
 }
@@ -163,6 +170,11 @@ impl Heads {
         }
     }
 
+    /// Whether a part of a head has come, and not the whole.
+    fn is_within(&self) -> bool {
+        self.follows == Follows::Head && (self.head.has_request_line || self.line.len > 0)
+    }
+
     fn end_line(&mut self) -> Result<(), Refused> {
         let [before, last] = self.line.tail;
         if last != b'\r' {
@@ -271,6 +283,22 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
         ] {
             assert!(passes(head.as_bytes()), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_is_awaited_from_its_first_byte_to_its_last() {
+        let mut heads = Heads::default();
+        for (piece, is_within) in [
+            ("\r\n", false),
+            ("G", true),
+            ("ET / HTTP/1.1\r\n", true),
+            ("Host: a\r\n\r", true),
+            ("\n", false),
+            ("GET / HTTP/1.0\r\n\r\nG", true),
+        ] {
+            heads.check(&mut piece.as_bytes().to_vec());
+            assert_eq!(heads.is_within(), is_within, "{piece:?}");
         }
     }
 

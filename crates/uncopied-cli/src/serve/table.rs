@@ -26,6 +26,7 @@ pub(crate) struct Seat {
     pub(crate) activity: Arc<Activity>,
     pub(crate) accepted: Instant,
     has_requested: AtomicBool,
+    awaits_head: AtomicBool,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
 }
@@ -36,6 +37,7 @@ impl Seat {
             activity,
             accepted: Instant::now(),
             has_requested: AtomicBool::new(false),
+            awaits_head: AtomicBool::new(false),
             order: AtomicU8::new(Order::None as u8),
             waker: Mutex::new(None),
         }
@@ -48,6 +50,15 @@ impl Seat {
 
     pub(crate) fn has_requested(&self) -> bool {
         self.has_requested.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether a part of a request head has come, and not the whole.
+    pub(crate) fn set_awaits_head(&self, awaits: bool) {
+        self.awaits_head.store(awaits, Ordering::Relaxed);
+    }
+
+    pub(crate) fn awaits_head(&self) -> bool {
+        self.awaits_head.load(Ordering::Relaxed)
     }
 
     /// The highest order given so far.

@@ -160,7 +160,7 @@ impl Plan {
             Arc::clone(&place.seat),
             Arc::clone(thread),
         );
-        let io = TokioIo::new(Guarded::new(stream));
+        let io = TokioIo::new(Guarded::new(stream, Arc::clone(&place.seat)));
         match &self.log {
             None => {
                 let connection = self.http.serve_connection(io, answers);

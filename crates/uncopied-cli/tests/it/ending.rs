@@ -69,7 +69,7 @@ fn after_the_grace_period_the_rest_is_cut() {
     let took = began.elapsed();
     assert_eq!(end.status.code(), Some(0), "{:?}", end.said);
     assert!(
-        end.said[1].contains("cutting 1 connection"),
+        end.said[1].contains("cutting the connections that are still open: 1"),
         "{:?}",
         end.said
     );

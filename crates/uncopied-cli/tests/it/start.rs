@@ -5,6 +5,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
+use std::thread::sleep;
 use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
@@ -92,7 +93,9 @@ fn a_port_alone_is_on_loopback_and_flags_come_from_the_environment() {
         .arg("serve")
         .env("UNCOPIED_PATH", site.path())
         .env("UNCOPIED_LISTEN", "0,127.0.0.1:0");
-    command.env("UNCOPIED_HEADER", "X-A: 1, 2\nX-B: 3");
+    command
+        .env("UNCOPIED_HEADER", "X-A: 1, 2\nX-B: 3")
+        .env("UNCOPIED_HIDDEN", "off");
     let server = Server::spawn(command, 2);
     assert!(server.urls[0].starts_with("http://127.0.0.1:"));
     let answer = get(&mut connect(server.address()), "/");
@@ -306,4 +309,32 @@ fn the_descriptor_limit_is_raised() {
         .unwrap();
     let mut words = line.split_whitespace().skip(3);
     assert_eq!(words.next(), words.next(), "{line}");
+}
+
+#[test]
+fn without_descriptors_accepting_rests_and_goes_on_later() {
+    let site = site();
+    let mut command = clean(Command::new("sh"));
+    // Fewer than the event loops, the listener and 16 connections take.
+    command.args(["-c", "ulimit -n 24; exec \"$0\" \"$@\"", PROGRAM, "serve"]);
+    command
+        .arg(site.path())
+        .args(["--listen", "127.0.0.1:0", "--threads", "1"]);
+    let mut server = Server::spawn(command, 1);
+    let crowd: Vec<_> = (0..30).map(|_| connect(server.address())).collect();
+    let line = server.wait_for("cannot accept");
+    assert!(
+        line.contains("too many open files; raise the limit"),
+        "{line}"
+    );
+    sleep(Duration::from_millis(500));
+    drop(crowd);
+    assert_eq!(get(&mut connect(server.address()), "/").status, 200);
+    let end = server.stop();
+    assert_eq!(
+        end.said.len(),
+        3,
+        "said once, not at each try: {:?}",
+        end.said
+    );
 }
