@@ -9,7 +9,7 @@ use http::HeaderValue;
 
 use crate::values::{ErrorPage, HeaderLine, ListenAddress, Time, header_value};
 
-/// Moves bytes between files and sockets without the CPU copying them, and says which way each went.
+/// Moves bytes between files and sockets without the CPU copying them, and says which way each went
 #[derive(Debug, Parser)]
 #[command(name = "uncopied", version, arg_required_else_help = true)]
 #[command(
@@ -22,7 +22,11 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve a directory or a file over HTTP/1.1, its bytes going out by sendfile.
+    /// Serve a directory or a file over HTTP/1.1, its bytes going out by sendfile
+    ///
+    /// Prints the URL on standard error, then serves until SIGTERM or SIGINT. Paths never leave PATH unless
+    /// --follow-links says so, and only regular files are sent.
+    #[command(after_help = SERVE_HELP)]
     Serve(Box<ServeFlags>),
     /// Print the completion script of a shell.
     Completions {
@@ -35,27 +39,28 @@ pub(crate) enum Command {
 
 const SERVE_HELP: &str = "\
 Signals:
-  SIGTERM, SIGINT  stop accepting, let what is under way finish (--grace), exit 0; a second one cuts at once
-  SIGUSR1          print the totals now
+  SIGTERM, SIGINT  Stop accepting, let what is under way finish (--grace), then
+                   exit 0; a second one cuts at once
+  SIGUSR1          Print the totals now
 
-Totals, on standard error at exit and at SIGUSR1, in bytes:
+Totals, in bytes, on standard error at exit and at SIGUSR1:
   uncopied: 3 requests, 3146611 bytes sent: sendfile 3145728, splice 0, mmap_write 0, copy 883
 
-Socket activation: sockets passed by LISTEN_FDS and LISTEN_PID (TCP or Unix, from descriptor 3 on) are
-served in place of the default address, and besides those of --listen.
+Socket activation:
+  Sockets passed by LISTEN_FDS and LISTEN_PID (TCP or Unix, from descriptor 3 on)
+  are served in place of the default address, and besides those of --listen.
 
-UNCOPIED_SEND=off sends every byte by copy, whatever --mechanism says.
+Environment:
+  A flag on the command line wins over its variable. Several values in one
+  variable are separated by commas (LISTEN, INDEX) or line feeds (HEADER,
+  ERROR_PAGE). UNCOPIED_SEND=off sends every byte by copy, whatever
+  --mechanism says.
 
-Times are written 500ms, 30s, 5m, 1h or 1d; a plain number is seconds; 0 switches the limit off.
-In an environment variable, several values are separated by commas (LISTEN, INDEX) or line feeds (HEADER,
-ERROR_PAGE). A flag on the command line wins over its variable.";
+Times:
+  500ms, 30s, 5m, 1h, 1d; a plain number is seconds; 0 switches a limit off.";
 
-/// Serve a directory or a file over HTTP/1.1.
-///
-/// Prints the URL on standard error, then serves until SIGTERM or SIGINT. Paths never leave PATH, and only
-/// regular files are sent.
+/// The flags of `uncopied serve`.
 #[derive(Args, Debug)]
-#[command(after_help = SERVE_HELP)]
 pub(crate) struct ServeFlags {
     /// The directory to serve, or a single file
     #[arg(env = "UNCOPIED_PATH", default_value = ".")]
