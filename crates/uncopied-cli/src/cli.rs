@@ -59,6 +59,16 @@ Environment:
 Times:
   500ms, 30s, 5m, 1h, 1d; a plain number is seconds; 0 switches a limit off.";
 
+const LISTEN_HELP: &str = "Where to listen: IP:PORT, [IPv6]:PORT, PORT (on 127.0.0.1), :PORT (every \
+    address), unix:PATH; repeatable [default: 127.0.0.1:8080]";
+
+const LISTEN_LONG_HELP: &str = "\
+Where to listen: IP:PORT, [IPv6]:PORT, PORT (on 127.0.0.1), :PORT (every address), unix:PATH; repeatable \
+[default: 127.0.0.1:8080]
+
+Port 0 takes a free port. A Unix socket that nobody listens on any more is replaced; the socket is removed \
+at exit.";
+
 /// The flags of `uncopied serve`.
 #[derive(Args, Debug)]
 pub(crate) struct ServeFlags {
@@ -66,17 +76,15 @@ pub(crate) struct ServeFlags {
     #[arg(env = "UNCOPIED_PATH", default_value = ".")]
     pub(crate) path: PathBuf,
 
-    /// Where to listen: IP:PORT, [IPv6]:PORT, PORT (on 127.0.0.1), :PORT (every address), unix:PATH;
-    /// repeatable [default: 127.0.0.1:8080]
-    ///
-    /// Port 0 takes a free port. A Unix socket that nobody listens on any more is replaced; the socket is
-    /// removed at exit.
+    // An attribute and not a doc comment, in which [IPv6] would be a link.
     #[arg(
         long,
         short,
         value_name = "ADDR",
         env = "UNCOPIED_LISTEN",
-        value_delimiter = ','
+        value_delimiter = ',',
+        help = LISTEN_HELP,
+        long_help = LISTEN_LONG_HELP
     )]
     pub(crate) listen: Vec<ListenAddress>,
 
