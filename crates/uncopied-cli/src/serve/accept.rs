@@ -98,7 +98,7 @@ fn complain(error: &io::Error) {
     ));
 }
 
-fn accept_one(mut listener: Listener) -> Pending {
+fn accept_one(listener: Listener) -> Pending {
     Box::pin(async move {
         let accepted = listener.accept().await;
         (listener, accepted)

@@ -67,12 +67,14 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// The mechanisms to force: the chosen one, and `copy` for what it does not work for. None leaves the
+/// choice to the stream.
 fn mechanisms(choice: MechanismChoice) -> Vec<Mechanism> {
     match choice {
         MechanismChoice::Auto => vec![],
-        MechanismChoice::Sendfile => vec![Mechanism::Sendfile],
-        MechanismChoice::Splice => vec![Mechanism::Splice],
-        MechanismChoice::Mmap => vec![Mechanism::MmapWrite],
+        MechanismChoice::Sendfile => vec![Mechanism::Sendfile, Mechanism::Copy],
+        MechanismChoice::Splice => vec![Mechanism::Splice, Mechanism::Copy],
+        MechanismChoice::Mmap => vec![Mechanism::MmapWrite, Mechanism::Copy],
         MechanismChoice::Copy => vec![Mechanism::Copy],
     }
 }
@@ -99,6 +101,10 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         .precompressed(!flags.no_precompressed)
         .max_open_files(max_open_files)
         .direct(true);
+    if flags.mechanism != MechanismChoice::Auto {
+        // Bytes kept in memory would go out by none of the mechanisms that can be forced.
+        builder = builder.in_memory(0);
+    }
     if let Some(file) = &flags.spa {
         inside(path, "--spa", file)?;
         builder = builder.fallback(file.clone());

@@ -1,6 +1,5 @@
 //! One connection: hyper's, plus orders from outside. Nothing here allocates for a request.
 
-use std::cell::RefCell;
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::future::Future;
@@ -17,8 +16,7 @@ use hyper::service::{HttpService, Service};
 use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
 use tokio::sync::Semaphore;
-use tower_service::Service as TowerService;
-use uncopied_http::{FileBody, ServeFiles, Stream};
+use uncopied_http::{FileBody, ResponseFuture, ServeFiles, Stream};
 
 use super::heads::Guarded;
 use super::table::{Order, Seat};
@@ -58,7 +56,7 @@ impl Drop for Place {
 /// A request with a body is the last of its connection: no file needs a body, so none is read, and what
 /// is not read cannot be taken for the next request.
 pub(crate) struct Answers {
-    files: RefCell<ServeFiles>,
+    files: ServeFiles,
     seat: Arc<Seat>,
     thread: Arc<Shared>,
 }
@@ -66,7 +64,7 @@ pub(crate) struct Answers {
 impl Answers {
     pub(crate) fn new(files: ServeFiles, seat: Arc<Seat>, thread: Arc<Shared>) -> Self {
         Self {
-            files: RefCell::new(files),
+            files,
             seat,
             thread,
         }
@@ -77,7 +75,7 @@ pin_project! {
     /// The library's own future, and whether its answer is the last one.
     pub(crate) struct AnswerFuture {
         #[pin]
-        answer: <ServeFiles as TowerService<Request<Incoming>>>::Future,
+        answer: ResponseFuture,
         is_last: bool,
     }
 }
@@ -109,7 +107,7 @@ impl Service<Request<Incoming>> for Answers {
         self.thread.count_request();
         AnswerFuture {
             is_last: !request.body().is_end_stream(),
-            answer: self.files.borrow_mut().call(request),
+            answer: self.files.respond(request),
         }
     }
 }

@@ -153,7 +153,7 @@ fn run(runtime: Runtime, plan: Plan, listeners: Listeners, shared: &Arc<Shared>)
 
 impl Plan {
     /// Serves one connection in a task of its own.
-    fn serve(&self, stream: Stream, from: Address, thread: &Arc<Shared>) {
+    fn serve(&self, mut stream: Stream, from: Address, thread: &Arc<Shared>) {
         let place = Place::take(Seat::new(stream.activity()), thread, &self.permits);
         let answers = Answers::new(
             self.files.clone(),
