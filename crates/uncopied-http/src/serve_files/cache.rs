@@ -156,7 +156,7 @@ impl Entry {
     fn is_current(&self, root: &Root) -> bool {
         root.facts(&self.path)
             .is_ok_and(|facts| facts == *self.file.facts())
-            && self.earlier.iter().all(|path| root.facts(path).is_err())
+            && self.earlier.iter().all(|path| root.has_no(path))
     }
 
     /// Whether this may answer later requests.
