@@ -1,7 +1,7 @@
 //! Open files between requests, never stale.
 
 use std::ffi::CString;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{
@@ -28,8 +28,8 @@ pub(super) struct Entry {
     pub(super) file: Arc<OpenFile>,
     /// The headers of a 200, complete.
     pub(super) headers: HeaderMap,
-    /// Where its compressed side files would be. Empty if none is to be looked up.
-    pub(super) sides: Box<[Side]>,
+    /// Where its compressed side files would be, if they are to be looked up.
+    pub(super) sides: Option<Sides>,
     /// The media type, also where a configured header takes the place of `Content-Type`.
     pub(super) media: HeaderValue,
     path: CString,
@@ -40,7 +40,20 @@ pub(super) struct Entry {
     settled: bool,
 }
 
-/// Where a compressed side file would be.
+/// Where the compressed side files of a file would be.
+///
+/// Most files have none, and most clients accept three codings: to try all three each time would
+/// cost more than the file itself. That there is none is therefore known by the directory, whose
+/// own times change with every name that comes or goes.
+#[derive(Debug)]
+pub(super) struct Sides {
+    pub(super) each: Box<[Side]>,
+    dir: CString,
+    /// The facts of a directory without any of them.
+    none: Mutex<Option<Facts>>,
+}
+
+/// Where one compressed side file would be.
 #[derive(Debug)]
 pub(super) struct Side {
     pub(super) coding: Coding,
@@ -103,11 +116,7 @@ impl Entry {
         }
         config.decorate(&mut headers);
 
-        let sides = if negotiable && coding.is_none() {
-            sides(path.to_bytes())
-        } else {
-            [].into()
-        };
+        let sides = (negotiable && coding.is_none()).then(|| Sides::of(path.to_bytes()));
         let file = Arc::new(file);
         let earlier = earlier.into();
         Self {
@@ -148,7 +157,7 @@ impl Entry {
     fn is_current(&self, root: &Root) -> bool {
         root.facts(&self.path)
             .is_ok_and(|facts| facts == *self.file.facts())
-            && self.earlier.iter().all(|path| root.facts(path).is_err())
+            && self.earlier.iter().all(|path| root.has_no(path))
     }
 
     /// Whether this may answer later requests.
@@ -192,13 +201,41 @@ fn modified(facts: &Facts, now: SystemTime) -> Option<u64> {
     (seconds <= now.min(LAST_SECOND)).then_some(seconds)
 }
 
-fn sides(path: &[u8]) -> Box<[Side]> {
-    let side = |coding: Coding| {
-        let path = CString::new([path, coding.suffix().as_bytes()].concat()).ok()?;
-        let key = [b"side:", path.to_bytes()].concat().into();
-        Some(Side { coding, key, path })
-    };
-    Coding::ALL.into_iter().filter_map(side).collect()
+impl Sides {
+    fn of(path: &[u8]) -> Self {
+        let side = |coding: Coding| {
+            let path = CString::new([path, coding.suffix().as_bytes()].concat()).ok()?;
+            let key = [b"side:", path.to_bytes()].concat().into();
+            Some(Side { coding, key, path })
+        };
+        let parent = path.iter().rposition(|byte| *byte == b'/');
+        let dir = parent.and_then(|slash| CString::new(&path[..slash]).ok());
+        Self {
+            each: Coding::ALL.into_iter().filter_map(side).collect(),
+            dir: dir.unwrap_or(c".".to_owned()),
+            none: Mutex::new(None),
+        }
+    }
+
+    /// Whether it is known that there is none. One system call at most.
+    pub(super) fn known_absent(&self, root: &Root) -> bool {
+        let known = *self.none.lock().unwrap_or_else(PoisonError::into_inner);
+        known.is_some_and(|known| root.facts(&self.dir).is_ok_and(|facts| facts == known))
+    }
+
+    /// Notes that there is none, if that is so and the directory has settled: only then would its
+    /// times tell of one that is made later.
+    pub(super) fn note_if_absent(&self, root: &Root) {
+        let now = SystemTime::now();
+        let facts = root
+            .facts(&self.dir)
+            .ok()
+            .filter(|facts| facts.settled(now));
+        // A link is there even if what it leads to is not: that may come without the directory's
+        // knowledge.
+        let none = facts.filter(|_| self.each.iter().all(|side| root.has_no(&side.path)));
+        *self.none.lock().unwrap_or_else(PoisonError::into_inner) = none;
+    }
 }
 
 /// Entries by key: the path of a request as it came, or `side:` or `page:` and a path beneath the
@@ -212,10 +249,10 @@ impl Cache {
     pub(super) fn new(files: usize) -> Self {
         // Each shard holds an equal share, of 32 at least (quick_cache halves their number until it
         // does). Rounding down keeps the sum within the bound.
-        let shards = (1..=4)
-            .map(|power| 1 << power)
-            .filter(|shards| files / shards >= 32);
-        let shards = shards.last().unwrap_or(1);
+        let shards = [16, 8, 4, 2]
+            .into_iter()
+            .find(|shards| files / shards >= 32);
+        let shards = shards.unwrap_or(1);
         let files = files - files % shards;
         let options = OptionsBuilder::new()
             .estimated_items_capacity(files)

@@ -84,8 +84,15 @@ impl Shared {
         headers: &HeaderMap,
         wait: Wait,
     ) -> Result<Arc<Entry>, Stop> {
-        for coding in negotiate::codings(headers.get_all(ACCEPT_ENCODING)) {
-            let Some(side) = entry.sides.iter().find(|side| side.coding == coding) else {
+        let Some(sides) = entry.sides.as_ref() else {
+            return Ok(entry);
+        };
+        let mut codings = negotiate::codings(headers.get_all(ACCEPT_ENCODING)).peekable();
+        if codings.peek().is_none() || sides.known_absent(&self.root) {
+            return Ok(entry);
+        }
+        for coding in codings {
+            let Some(side) = sides.each.iter().find(|side| side.coding == coding) else {
                 continue;
             };
             let make = Make {
@@ -99,6 +106,7 @@ impl Shared {
                 Err(Stop::Status(_)) => {}
             }
         }
+        sides.note_if_absent(&self.root);
         Ok(entry)
     }
 

@@ -196,7 +196,7 @@ impl Future for ResponseFuture {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.state {
             State::Ready(response) => Pin::new(response).poll(cx).map(Ok),
-            // The work is lost only if the runtime shuts down before it begins.
+            // The work is lost if the runtime shuts down before it begins.
             State::Elsewhere(work) => Pin::new(work)
                 .poll(cx)
                 .map(|done| Ok(done.unwrap_or_else(|_| failed()))),
@@ -206,6 +206,6 @@ impl Future for ResponseFuture {
 
 fn failed() -> Response<FileBody> {
     let mut response = Response::new(FileBody::empty());
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     response
 }

@@ -128,7 +128,7 @@ impl Shared {
         wait: Wait,
     ) -> Result<Response<FileBody>, Stop> {
         let fields = Fields::of(headers);
-        let entry = if fields.encoding && !entry.sides.is_empty() {
+        let entry = if fields.encoding {
             self.negotiated(entry, headers, wait)?
         } else {
             entry

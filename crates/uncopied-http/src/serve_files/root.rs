@@ -103,6 +103,13 @@ impl Root {
         Facts::at(&self.dir, path, AtFlags::NO_AUTOMOUNT)
     }
 
+    /// Whether there is nothing by the name of `path`, not even a link. One system call.
+    pub(super) fn has_no(&self, path: &CStr) -> bool {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let asked = Facts::at(&self.dir, path, flags);
+        asked.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// Opens `path` for reading, whatever it is: the caller asks what it got.
     ///
     /// `O_NONBLOCK` keeps a FIFO without a writer from blocking the thread, `O_NOCTTY` a terminal

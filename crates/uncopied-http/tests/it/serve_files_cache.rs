@@ -1,5 +1,6 @@
 //! The cache: never stale, bounded.
 
+use std::future::Future;
 use std::path::Path;
 
 use http::StatusCode;
@@ -148,7 +149,6 @@ async fn spellings_of_a_path_do_not_mix() {
 
 #[test]
 fn it_works_outside_of_tokio() {
-    use std::future::Future;
     use std::task::{Context, Poll, Waker};
     let site = Site::new(&[("dir/a.txt", "x")]);
     let service = site.builder().listing(true).build().unwrap();
@@ -163,4 +163,29 @@ fn it_works_outside_of_tokio() {
         };
         assert_eq!(answer.status(), StatusCode::OK);
     }
+}
+
+#[test]
+fn listings_leave_the_event_loop_and_open_files_do_not() {
+    use std::sync::mpsc::channel;
+    use std::task::{Context, Waker};
+    let site = Site::new(&[("dir/a.txt", "x")]);
+    let service = site.builder().listing(true).build().unwrap();
+    // The only thread for blocking work is busy until `release` is dropped.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    let (release, busy) = channel::<()>();
+    runtime.block_on(async {
+        tokio::task::spawn_blocking(move || busy.recv());
+        let get = |uri| service.respond(http::Request::get(uri).body(()).unwrap());
+        let (mut listing, mut file) = (Box::pin(get("/dir/")), Box::pin(get("/dir/a.txt")));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(listing.as_mut().poll(&mut context).is_pending());
+        assert!(file.as_mut().poll(&mut context).is_ready());
+        drop(release);
+        let Ok(answer) = listing.await;
+        assert_eq!(answer.status(), StatusCode::OK);
+    });
 }

@@ -151,16 +151,36 @@ async fn side_files_come_and_go_between_requests() {
     let site = Site::new(&[("a.txt", "plain")]);
     let service = site.serve();
     let gzip = [("accept-encoding", "gzip")];
-    assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "plain");
-    site.write("a.txt.gz", "packed");
-    assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "packed");
-    site.replace("a.txt.gz", "packer");
-    assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "packer");
-    std::fs::remove_file(site.path("a.txt.gz")).unwrap();
-    assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "plain");
+    // Once in a directory in motion, and once in one that has settled.
+    for settle in [false, true] {
+        if settle {
+            site.settle(".");
+        }
+        for _ in 0..3 {
+            assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "plain");
+        }
+        site.write("a.txt.gz", "packed");
+        assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "packed");
+        site.replace("a.txt.gz", "packer");
+        assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "packer");
+        std::fs::remove_file(site.path("a.txt.gz")).unwrap();
+        assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "plain");
+    }
     std::fs::remove_file(site.path("a.txt")).unwrap();
-    assert_eq!(
-        get_with(&service, "/a.txt", &gzip).await.status,
-        StatusCode::NOT_FOUND
-    );
+    let gone = get_with(&service, "/a.txt", &gzip).await;
+    assert_eq!(gone.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_side_file_behind_a_link_may_appear_without_the_directory_s_knowledge() {
+    let site = Site::new(&[("a.txt", "plain"), ("packed/other", "")]);
+    symlink("packed/a.gz", site.path("a.txt.gz")).unwrap();
+    site.settle(".");
+    let service = site.serve();
+    let gzip = [("accept-encoding", "gzip")];
+    for _ in 0..2 {
+        assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "plain");
+    }
+    site.write("packed/a.gz", "packed");
+    assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "packed");
 }

@@ -157,7 +157,7 @@ async fn names_that_no_file_can_have_are_not_found() {
 async fn a_file_that_may_not_be_read_is_forbidden() {
     let site = site();
     let path = site.path("dir/inside.txt");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
     // Who may read it regardless, as root may, gets it: the check is the kernel's.
     let expected = if std::fs::File::open(&path).is_ok() {
         200
