@@ -94,13 +94,21 @@ impl Facts {
     /// stamp. Only then do equal facts prove equal bytes, and only then is an `ETag` strong.
     #[must_use]
     pub fn settled(&self, now: SystemTime) -> bool {
-        let (seconds, nanos) = self.modified.max(self.changed);
-        let Ok(seconds) = u64::try_from(seconds) else {
-            return true;
-        };
-        let last = UNIX_EPOCH + Duration::new(seconds, nanos);
+        // Anybody may set the time of the last modification, also to a day to come; not the other.
+        let last = [self.modified, self.changed]
+            .into_iter()
+            .map(since_1970)
+            .filter(|&time| time <= now)
+            .max()
+            .unwrap_or_else(|| since_1970(self.changed));
         now.duration_since(last).is_ok_and(|age| age > CLOCK_STEP)
     }
+}
+
+fn since_1970((seconds, nanos): (i64, u32)) -> SystemTime {
+    u64::try_from(seconds).map_or(UNIX_EPOCH, |seconds| {
+        UNIX_EPOCH + Duration::new(seconds, nanos)
+    })
 }
 
 impl From<&Statx> for Facts {
