@@ -121,6 +121,19 @@ impl Stream {
         )
     }
 
+    /// Ready when there is something to read, or the peer has closed: to wait for a request without a
+    /// buffer to read it into.
+    ///
+    /// # Errors
+    ///
+    /// Only if the runtime is shutting down.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.socket {
+            Socket::Tcp(socket) => socket.poll_read_ready(cx),
+            Socket::Unix(socket) => socket.poll_read_ready(cx),
+        }
+    }
+
     fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.socket {
             Socket::Tcp(socket) => socket.poll_write_ready(cx),

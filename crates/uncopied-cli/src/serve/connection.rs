@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -16,9 +17,10 @@ use hyper::service::{HttpService, Service};
 use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
 use tokio::sync::Semaphore;
-use uncopied_http::{FileBody, ResponseFuture, ServeFiles, Stream};
+use uncopied_http::{FileBody, Phase, ResponseFuture, ServeFiles, Stream};
 
 use super::heads::Guarded;
+use super::parking;
 use super::table::{Order, Seat};
 use super::thread::Shared;
 
@@ -121,35 +123,50 @@ impl OnError for () {
     fn ended(&self, _error: &hyper::Error) {}
 }
 
-pin_project! {
-    /// Serves one connection to its end, and obeys orders on the way.
-    pub(crate) struct Serving<S: HttpService<Incoming>, E> {
-        #[pin]
-        connection: http1::Connection<TokioIo<Guarded<Stream>>, S>,
-        on_error: E,
-        place: Place,
-        waker: Option<Waker>,
-        is_finishing: bool,
-    }
+type Io = TokioIo<Guarded<Stream>>;
+
+/// Serves one connection to its end, and obeys orders on the way.
+pub(crate) struct Serving<S: HttpService<Incoming>, E> {
+    state: State<S>,
+    http: Arc<http1::Builder>,
+    on_error: E,
+    place: Place,
+    waker: Option<Waker>,
+    /// The last turn whose end [`parking`] was told of.
+    ended: u32,
+}
+
+/// hyper's part of a connection, while there is one.
+enum State<S: HttpService<Incoming>> {
+    /// Waits for the first byte of a request, without buffers.
+    Parked(Io, S),
+    /// hyper is at work, or was not long ago.
+    Awake(Box<http1::Connection<Io, S>>),
+    /// In between.
+    Moving,
 }
 
 impl<S: HttpService<Incoming>, E> Serving<S, E> {
     pub(crate) fn new(
-        connection: http1::Connection<TokioIo<Guarded<Stream>>, S>,
+        io: Io,
+        service: S,
+        http: Arc<http1::Builder>,
         on_error: E,
         place: Place,
     ) -> Self {
+        let state = State::Parked(io, service);
         Self {
-            connection,
+            state,
+            http,
             on_error,
             place,
             waker: None,
-            is_finishing: false,
+            ended: 0,
         }
     }
 }
 
-impl<S, B, E> Future for Serving<S, E>
+impl<S, B, E> Serving<S, E>
 where
     S: HttpService<Incoming, ResBody = B>,
     S::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -157,10 +174,61 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
     E: OnError,
 {
+    /// Ready when the connection has something to read, or is to end.
+    fn poll_parked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let seat = &self.place.seat;
+        let State::Parked(io, _) = &self.state else {
+            return Poll::Ready(());
+        };
+        match seat.order() {
+            Order::Cut => return Poll::Ready(()),
+            // What has not begun yet may be on its way.
+            Order::Finish if seat.has_requested() => return Poll::Ready(()),
+            Order::None | Order::Park | Order::Finish => {}
+        }
+        // An error is for hyper to meet: it reads what is left before.
+        io.inner().get_ref().poll_read_ready(cx).map(|_| ())
+    }
+
+    fn wake(&mut self) {
+        self.state = match mem::replace(&mut self.state, State::Moving) {
+            State::Parked(io, service) => {
+                State::Awake(Box::new(self.http.serve_connection(io, service)))
+            }
+            other => other,
+        };
+    }
+
+    /// Gives hyper's part up. Only for a connection between two requests: nothing is then in hyper's
+    /// buffers but empty lines, which mean nothing in front of a request.
+    fn park(&mut self) {
+        self.state = match mem::replace(&mut self.state, State::Moving) {
+            State::Awake(connection) => {
+                let parts = connection.into_parts();
+                State::Parked(parts.io, parts.service)
+            }
+            other => other,
+        };
+    }
+
+    fn is_idle(&self) -> bool {
+        let seat = &self.place.seat;
+        seat.activity.phase() == Phase::Idle && !seat.awaits_head()
+    }
+}
+
+impl<S, B, E> Future for Serving<S, E>
+where
+    S: HttpService<Incoming, ResBody = B> + Unpin,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    E: OnError + Unpin,
+{
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
+        let this = self.get_mut();
         // A task keeps its waker, so this is one comparison for each poll but the first.
         if !this
             .waker
@@ -168,20 +236,47 @@ where
             .is_some_and(|waker| waker.will_wake(cx.waker()))
         {
             this.place.seat.wake_for_orders(cx.waker());
-            *this.waker = Some(cx.waker().clone());
+            this.waker = Some(cx.waker().clone());
         }
-        match this.place.seat.order() {
-            Order::None => {}
-            Order::Cut => return Poll::Ready(()),
-            Order::Finish if *this.is_finishing => {}
-            Order::Finish => {
-                *this.is_finishing = true;
-                this.connection.as_mut().graceful_shutdown();
+        loop {
+            if let State::Parked(..) = this.state {
+                ready!(this.poll_parked(cx));
+                this.wake();
+            }
+            let seat = &this.place.seat;
+            let State::Awake(connection) = &mut this.state else {
+                return Poll::Ready(());
+            };
+            match seat.order() {
+                Order::None | Order::Park => {}
+                Order::Cut => return Poll::Ready(()),
+                // Told twice, hyper does nothing the second time.
+                Order::Finish => Pin::new(&mut **connection).graceful_shutdown(),
+            }
+            if let Poll::Ready(end) = Pin::new(&mut **connection).poll(cx) {
+                if let Err(error) = end {
+                    this.on_error.ended(&error);
+                }
+                return Poll::Ready(());
+            }
+            let is_idle = this.is_idle();
+            let seat = &this.place.seat;
+            match seat.order() {
+                Order::Park => {
+                    seat.clear_park();
+                    if !is_idle {
+                        return Poll::Pending;
+                    }
+                    this.park();
+                }
+                _ => {
+                    if is_idle && this.ended != seat.turn() {
+                        this.ended = seat.turn();
+                        parking::became_idle(seat);
+                    }
+                    return Poll::Pending;
+                }
             }
         }
-        if let Err(error) = ready!(this.connection.poll(cx)) {
-            this.on_error.ended(&error);
-        }
-        Poll::Ready(())
     }
 }

@@ -44,6 +44,12 @@ impl<S> Guarded<S> {
     }
 }
 
+impl<S> Guarded<S> {
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,

@@ -21,6 +21,7 @@ mod deadlines;
 mod descriptors;
 mod heads;
 mod listeners;
+mod parking;
 mod report;
 mod table;
 mod thread;
@@ -74,7 +75,7 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     let (stop, stopped) = watch::channel(false);
     let plan = Plan {
         files: config.files,
-        http: http(),
+        http: Arc::new(http()),
         permits: Arc::new(Semaphore::new(config.max_connections)),
         log: log.clone(),
         stopped,

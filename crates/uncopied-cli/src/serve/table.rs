@@ -1,6 +1,6 @@
 //! The connections of one serving thread, as the control thread sees them.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
@@ -15,17 +15,20 @@ use uncopied_http::Activity;
 pub(crate) enum Order {
     /// Go on.
     None = 0,
+    /// Give the buffers back, if idle.
+    Park = 1,
     /// Close at the next boundary between two requests.
-    Finish = 1,
+    Finish = 2,
     /// Close now.
-    Cut = 2,
+    Cut = 3,
 }
 
 /// One connection's place in the table.
 pub(crate) struct Seat {
     pub(crate) activity: Arc<Activity>,
     pub(crate) accepted: Instant,
-    has_requested: AtomicBool,
+    /// How many requests have come.
+    turns: AtomicU32,
     awaits_head: AtomicBool,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
@@ -36,7 +39,7 @@ impl Seat {
         Self {
             activity,
             accepted: Instant::now(),
-            has_requested: AtomicBool::new(false),
+            turns: AtomicU32::new(0),
             awaits_head: AtomicBool::new(false),
             order: AtomicU8::new(Order::None as u8),
             waker: Mutex::new(None),
@@ -45,11 +48,19 @@ impl Seat {
 
     /// Notes that a whole request head has come in.
     pub(crate) fn requested(&self) {
-        self.has_requested.store(true, Ordering::Relaxed);
+        // Only the connection's own task counts, so that no read-modify-write is needed; and only
+        // whether two looks saw the same number matters, so that it may wrap.
+        let next = self.turn().wrapping_add(1).max(1);
+        self.turns.store(next, Ordering::Relaxed);
+    }
+
+    /// Which request this is, counted from 1; 0 before the first.
+    pub(crate) fn turn(&self) -> u32 {
+        self.turns.load(Ordering::Relaxed)
     }
 
     pub(crate) fn has_requested(&self) -> bool {
-        self.has_requested.load(Ordering::Relaxed)
+        self.turn() > 0
     }
 
     /// Notes whether a part of a request head has come, and not the whole.
@@ -65,7 +76,8 @@ impl Seat {
     pub(crate) fn order(&self) -> Order {
         match self.order.load(Ordering::Acquire) {
             0 => Order::None,
-            1 => Order::Finish,
+            1 => Order::Park,
+            2 => Order::Finish,
             _ => Order::Cut,
         }
     }
@@ -78,6 +90,14 @@ impl Seat {
         {
             waker.wake_by_ref();
         }
+    }
+
+    /// The order to park has been dealt with. Any greater one stays.
+    pub(crate) fn clear_park(&self) {
+        let (park, none) = (Order::Park as u8, Order::None as u8);
+        let _ = self
+            .order
+            .compare_exchange(park, none, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Says whom to wake for an order. Look at [`Seat::order`] afterwards, not before: an order

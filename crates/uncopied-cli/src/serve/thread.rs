@@ -27,7 +27,7 @@ const MAX_DISK_THREADS: usize = 64;
 #[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) files: ServeFiles,
-    pub(crate) http: http1::Builder,
+    pub(crate) http: Arc<http1::Builder>,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) log: Option<Arc<AccessLog>>,
     /// Turns true when no more connections are to be accepted.
@@ -161,16 +161,15 @@ impl Plan {
             Arc::clone(thread),
         );
         let io = TokioIo::new(Guarded::new(stream, Arc::clone(&place.seat)));
+        let http = Arc::clone(&self.http);
         match &self.log {
             None => {
-                let connection = self.http.serve_connection(io, answers);
-                tokio::spawn(Serving::new(connection, (), place));
+                tokio::spawn(Serving::new(io, answers, http, (), place));
             }
             Some(log) => {
                 let refusals = LogRefusals::new(Arc::clone(log), from.clone());
                 let logged = Logged::new(answers, Arc::clone(log), from);
-                let connection = self.http.serve_connection(io, logged);
-                tokio::spawn(Serving::new(connection, refusals, place));
+                tokio::spawn(Serving::new(io, logged, http, refusals, place));
             }
         }
     }
