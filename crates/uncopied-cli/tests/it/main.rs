@@ -8,6 +8,7 @@
 //! | `deadlines` | the time-outs, and that a slow but healthy client meets none |
 //! | `ending` | signals, the grace period, the totals |
 //! | `access_log` | its formats, escapes, and readers that are slow or gone |
+//! | `parking` | idle connections: what they cost, and that they come back |
 //! | `pages` | help, completions, the manual |
 //!
 //! `server` starts the program and stops it; `client` speaks HTTP over a plain socket.
@@ -21,5 +22,6 @@ mod deadlines;
 mod ending;
 mod framing;
 mod pages;
+mod parking;
 mod server;
 mod start;

@@ -223,3 +223,15 @@ pub(crate) fn assert_fails(arguments: &[&str], status: i32, words: &[&str]) {
         assert!(said.contains(word), "{word:?} is missing in {said}");
     }
 }
+
+impl Server {
+    /// The process's resident memory, in KiB.
+    pub(crate) fn resident_kib(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
