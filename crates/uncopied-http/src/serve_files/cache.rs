@@ -154,7 +154,7 @@ impl Entry {
     /// mean that the path leads to the *file that was opened* when the check was made, unchanged. A link
     /// that was swapped since can at worst lead to that same file on another way. Any other file is
     /// not equal, whatever it is, and sends the request through the checked open.
-    fn is_current(&self, root: &Root) -> bool {
+    pub(super) fn is_current(&self, root: &Root) -> bool {
         root.facts(&self.path)
             .is_ok_and(|facts| facts == *self.file.facts())
             && self.earlier.iter().all(|path| root.has_no(path))
@@ -276,6 +276,12 @@ impl Cache {
         // Another thread may have put a newer one there: then that one is looked up again as well.
         entries.remove(key);
         None
+    }
+
+    /// The entry of `key`, which may be out of date. No system call.
+    pub(super) fn peek(&self, key: &[u8]) -> Option<Arc<Entry>> {
+        let entry = self.entries.as_ref()?.get(key)?;
+        (!entry.has_settled()).then_some(entry)
     }
 
     pub(super) fn put(&self, key: &[u8], entry: &Arc<Entry>) {

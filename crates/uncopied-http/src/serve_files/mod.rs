@@ -16,6 +16,7 @@ mod path;
 mod range;
 mod respond;
 mod root;
+mod rounds;
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -24,15 +25,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready as poll_ready};
 
+use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tower_service::Service;
 
 pub use self::builder::ServeFilesBuilder;
+use self::cache::Entry;
 use self::respond::{Ask, WouldBlock};
+use self::rounds::Round;
 use crate::body::FileBody;
 use crate::file::Wait;
 
@@ -80,9 +84,10 @@ use crate::file::Wait;
 ///
 /// # Never stale
 ///
-/// Files are kept open between requests. Each request asks the kernel, by one `statx`, whether the
-/// path still leads to the same unchanged file, so that a file that was replaced, changed or removed
-/// is picked up by the very next request.
+/// Files are kept open between requests. For each request the kernel is asked, by one `statx`, whether
+/// the path still leads to the same unchanged file, so that a file that was replaced, changed or
+/// removed is picked up by the very next request. Requests that wait at the same time for the same
+/// file share the question, which is asked after the last of them has come.
 ///
 /// # Stability of the bytes
 ///
@@ -121,43 +126,25 @@ impl ServeFiles {
 
     /// Answers one request. The same as the service's `call`, without `&mut`.
     ///
-    /// Whatever the page cache has is answered at once. What needs the disk, and lists of
-    /// directories, are left to tokio's threads for blocking work; outside of a tokio runtime, they
-    /// are done here.
+    /// Whatever the page cache has is answered at once, or after the tasks that are ready have had
+    /// their turn. What needs the disk, and lists of directories, are left to tokio's threads for
+    /// blocking work; outside of a tokio runtime, they are done here.
     ///
     /// # Cancellation
     ///
     /// Dropping the future drops the answer. Work on a blocking thread runs to its end.
     pub fn respond<B>(&self, request: Request<B>) -> ResponseFuture {
-        let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-        let state = match self.shared.answer(
-            Ask {
-                method,
-                uri,
-                headers,
-            },
-            Wait::Never,
-        ) {
-            Ok(response) => State::Ready(ready(response)),
-            Err(WouldBlock) => {
-                let (parts, _) = request.into_parts();
-                let shared = Arc::clone(&self.shared);
-                let work = move || {
-                    let (method, uri, headers) = (&parts.method, &parts.uri, &parts.headers);
-                    let ask = Ask {
-                        method,
-                        uri,
-                        headers,
-                    };
-                    shared
-                        .answer(ask, Wait::ForDisk)
-                        .unwrap_or_else(|WouldBlock| failed())
-                };
-                match Handle::try_current() {
-                    Ok(runtime) => State::Elsewhere(runtime.spawn_blocking(work)),
-                    Err(_) => State::Ready(ready(work())),
-                }
-            }
+        let (parts, _) = request.into_parts();
+        let known = self.shared.cached(&parts);
+        let state = match known.and_then(|entry| Some((entry, Round::join()?))) {
+            Some((entry, round)) => State::InRound(Some(InRound {
+                shared: Arc::clone(&self.shared),
+                parts,
+                entry,
+                round,
+                has_waited: false,
+            })),
+            None => State::of(&self.shared, parts, None),
         };
         ResponseFuture { state }
     }
@@ -188,18 +175,66 @@ pub struct ResponseFuture {
 enum State {
     Ready(Ready<Response<FileBody>>),
     Elsewhere(JoinHandle<Response<FileBody>>),
+    InRound(Option<InRound>),
+}
+
+/// A request whose file is in the cache, before the look whether that is still true.
+#[derive(Debug)]
+struct InRound {
+    shared: Arc<Shared>,
+    parts: Parts,
+    entry: Arc<Entry>,
+    round: Arc<Round>,
+    has_waited: bool,
+}
+
+impl State {
+    /// Answers now if the disk is not needed. `current` is the file, if that is known.
+    fn of(shared: &Arc<Shared>, parts: Parts, current: Option<Arc<Entry>>) -> Self {
+        if let Ok(response) = shared.answer(Ask::of(&parts), current, Wait::Never) {
+            return Self::Ready(ready(response));
+        }
+        let shared = Arc::clone(shared);
+        let work = move || {
+            let answer = shared.answer(Ask::of(&parts), None, Wait::ForDisk);
+            answer.unwrap_or_else(|WouldBlock| failed())
+        };
+        match Handle::try_current() {
+            Ok(runtime) => Self::Elsewhere(runtime.spawn_blocking(work)),
+            Err(_) => Self::Ready(ready(work())),
+        }
+    }
+}
+
+impl InRound {
+    fn answer(self) -> State {
+        let is_current = self.round.is_current(&self.entry, &self.shared.root);
+        State::of(&self.shared, self.parts, is_current.then_some(self.entry))
+    }
 }
 
 impl Future for ResponseFuture {
     type Output = Result<Response<FileBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.state {
-            State::Ready(response) => Pin::new(response).poll(cx).map(Ok),
-            // The work is lost if the runtime shuts down before it begins.
-            State::Elsewhere(work) => Pin::new(work)
-                .poll(cx)
-                .map(|done| Ok(done.unwrap_or_else(|_| failed()))),
+        loop {
+            match &mut self.state {
+                State::Ready(response) => return Pin::new(response).poll(cx).map(Ok),
+                // The work is lost only if the runtime shuts down before it begins.
+                State::Elsewhere(work) => {
+                    let done = poll_ready!(Pin::new(work).poll(cx));
+                    return Poll::Ready(Ok(done.unwrap_or_else(|_| failed())));
+                }
+                State::InRound(Some(request)) if !request.has_waited => {
+                    request.has_waited = true;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                State::InRound(request) => {
+                    let answered = request.take().map(InRound::answer);
+                    self.state = answered.unwrap_or_else(|| State::Ready(ready(failed())));
+                }
+            }
         }
     }
 }

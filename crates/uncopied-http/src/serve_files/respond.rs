@@ -9,6 +9,7 @@ use http::header::{
     CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, LOCATION, RANGE,
     RETRY_AFTER,
 };
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
 
 use super::cache::Entry;
@@ -33,6 +34,22 @@ pub(super) struct Ask<'a> {
     pub(super) method: &'a Method,
     pub(super) uri: &'a Uri,
     pub(super) headers: &'a HeaderMap,
+}
+
+impl<'a> Ask<'a> {
+    pub(super) fn of(parts: &'a Parts) -> Self {
+        let Parts {
+            method,
+            uri,
+            headers,
+            ..
+        } = parts;
+        Self {
+            method,
+            uri,
+            headers,
+        }
+    }
 }
 
 /// Which kinds of header fields a request has. One pass over them costs less than a look-up each.
@@ -61,15 +78,22 @@ impl Fields {
 }
 
 impl Shared {
-    /// The answer to a request.
+    /// The file in the cache that a request may be for. Whether that is still true is not known.
+    pub(super) fn cached(&self, parts: &Parts) -> Option<Arc<Entry>> {
+        let is_for_bytes = matches!(parts.method, Method::GET | Method::HEAD);
+        is_for_bytes.then(|| self.cache.peek(parts.uri.path().as_bytes()))?
+    }
+
+    /// The answer to a request. `current` is the file that its path leads to, if that is known.
     pub(super) fn answer(
         &self,
         ask: Ask<'_>,
+        current: Option<Arc<Entry>>,
         wait: Wait,
     ) -> Result<Response<FileBody>, WouldBlock> {
         let head = *ask.method == Method::HEAD;
         let answer = if head || *ask.method == Method::GET {
-            self.target(ask, head, wait)
+            self.target(ask, current, head, wait)
         } else if *ask.method == Method::OPTIONS {
             Ok(self.bare(StatusCode::NO_CONTENT, [(ALLOW, METHODS)]))
         } else {
@@ -92,8 +116,18 @@ impl Shared {
         answer.map_err(|_| WouldBlock)
     }
 
-    fn target(&self, ask: Ask<'_>, head: bool, wait: Wait) -> Result<Response<FileBody>, Stop> {
-        match self.find(ask.uri.path(), wait) {
+    fn target(
+        &self,
+        ask: Ask<'_>,
+        current: Option<Arc<Entry>>,
+        head: bool,
+        wait: Wait,
+    ) -> Result<Response<FileBody>, Stop> {
+        let target = match current {
+            Some(entry) => Ok(Target::File(entry)),
+            None => self.find(ask.uri.path(), wait),
+        };
+        match target {
             Ok(Target::File(entry)) => self.file(entry, ask.headers, head, wait),
             Ok(Target::NoSlash(asked)) => {
                 let location = HeaderValue::try_from(asked.with_slash(ask.uri.query()))

@@ -1,0 +1,123 @@
+//! One `statx` for all the requests that wait for it.
+//!
+//! An answer must show what its path leads to at some moment after the request came. It need not be
+//! the request's own look: any that was made later will do. So under load requests go in rounds. Each
+//! joins the round that is open on its thread and lets the tasks that are ready take their turns first,
+//! which brings in the requests of other connections. The first to come back closes the round and asks
+//! the kernel; the others of the round that want the same file find its answer. All of them had come
+//! before it was asked.
+//!
+//! That takes a turn of the run queue for each request, a tenth of a `statx`, and is worth it only where
+//! requests for the same file come together. Whether they do is learned: see [`Credit`].
+
+use std::cell::{Cell, RefCell};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::cache::Entry;
+use super::root::Root;
+
+thread_local! {
+    static OPEN: RefCell<Option<Arc<Round>>> = const { RefCell::new(None) };
+    static CREDIT: Credit = const { Credit(Cell::new(0)) };
+}
+
+/// Requests that wait for the same looks.
+#[derive(Debug, Default)]
+pub(super) struct Round(Mutex<Looks>);
+
+#[derive(Debug, Default)]
+struct Looks {
+    closed: bool,
+    /// Which entries were found to be current, and which not, by their addresses. Whoever compares
+    /// has held an entry since before the round was closed, so that no other can have its address.
+    made: Vec<(usize, bool)>,
+}
+
+impl Round {
+    /// Joins the round that is open on this thread, unless rounds have not paid lately. Whoever joins
+    /// lets other tasks go first, and then asks [`is_current`](Self::is_current).
+    pub(super) fn join() -> Option<Arc<Self>> {
+        if !CREDIT.with(Credit::spend) {
+            return None;
+        }
+        OPEN.with_borrow_mut(|open| {
+            // A round is closed on another thread if its first task has moved there.
+            if let Some(round) = open.as_ref().filter(|round| !round.looks().closed) {
+                return Some(Arc::clone(round));
+            }
+            let round = Arc::new(Self::default());
+            *open = Some(Arc::clone(&round));
+            Some(round)
+        })
+    }
+
+    /// Whether the entry's path still leads to it, as of a moment after the caller joined. At most one
+    /// system call.
+    pub(super) fn is_current(&self, entry: &Arc<Entry>, root: &Root) -> bool {
+        let mut looks = self.looks();
+        looks.closed = true;
+        let address = Arc::as_ptr(entry).addr();
+        let made = looks.made.iter().find(|(of, _)| *of == address);
+        if let Some(&(_, is_current)) = made {
+            CREDIT.with(Credit::earn);
+            return is_current;
+        }
+        let is_current = entry.is_current(root);
+        looks.made.push((address, is_current));
+        is_current
+    }
+
+    fn looks(&self) -> MutexGuard<'_, Looks> {
+        // A list to which a look was or was not added is whole either way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether rounds pay on this thread: a look that served a second request pays for the turns of
+/// [`Self::EARNED`] requests. Without credit one request in [`Self::EARNED`] tries.
+struct Credit(Cell<i32>);
+
+impl Credit {
+    const EARNED: i32 = 32;
+
+    fn spend(&self) -> bool {
+        let left = self.0.get() - 1;
+        self.0.set(if left <= -Self::EARNED { 0 } else { left });
+        left >= 0 || left <= -Self::EARNED
+    }
+
+    fn earn(&self) {
+        self.0.set(Self::EARNED);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_credit_one_request_in_many_tries() {
+        let credit = Credit(Cell::new(0));
+        let tries = (0..Credit::EARNED * 10).filter(|_| credit.spend()).count();
+        assert_eq!(tries, 10);
+    }
+
+    #[test]
+    fn one_shared_look_pays_for_many_turns() {
+        let credit = Credit(Cell::new(0));
+        credit.earn();
+        assert!((0..Credit::EARNED).all(|_| credit.spend()));
+        assert!(!credit.spend());
+    }
+
+    #[test]
+    fn nobody_joins_a_closed_round() {
+        CREDIT.with(Credit::earn);
+        let first = Round::join().expect("there is credit");
+        let second = Round::join().expect("there is credit");
+        assert!(Arc::ptr_eq(&first, &second));
+        first.looks().closed = true;
+        let third = Round::join().expect("there is credit");
+        assert!(!Arc::ptr_eq(&first, &third));
+    }
+}
