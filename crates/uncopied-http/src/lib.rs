@@ -1,4 +1,42 @@
 //! Files by `sendfile` under an unmodified hyper or axum.
+//!
+//! ```text
+//! ServeFiles ─▶ FileBody ─▶ Bytes in the arena ─▶ hyper, axum, layers ─▶ &[u8] ─▶ Stream
+//!                                                                                   │ whose address?
+//!                                           in the arena: sendfile(file, offset, n) ◀┤
+//!                                           anywhere else: an ordinary write        ◀┘
+//! ```
+//!
+//! hyper hands its I/O layer nothing but slices of bytes. But a slice has an address, and the bodies of
+//! this crate are slices of mapped files at addresses that tell whose bytes they are. The [`Stream`]
+//! looks each slice up and sends the file instead. Neither hyper nor axum needs to know.
+//!
+//! An axum app needs two things of this crate, the [`Listener`] and the [`ServeFiles`] service:
+//!
+//! ```no_run
+//! use axum::{Router, routing::get};
+//! use uncopied_http::{Listener, ServeFiles};
+//!
+//! # async fn run() -> std::io::Result<()> {
+//! let app: Router = Router::new()
+//!     .route("/hello", get(|| async { "hello" }))
+//!     .fallback_service(ServeFiles::new("public")?);
+//! axum::serve(Listener::bind("127.0.0.1:8080").await?, app).await
+//! # }
+//! ```
+//!
+//! With hyper alone, wrap what [`Listener::accept`] returns in hyper-util's `TokioIo` and serve it as
+//! any other connection.
+//!
+//! # Where nothing is gained
+//!
+//! Behind another I/O object (TLS in user space, tokio's own `TcpStream`), or through a layer that reads
+//! the bytes (compression), a body finds out that nobody looks its addresses up, and reads the file: the
+//! answers are the same, and the bytes are copied. See [`FileBody`].
+//!
+//! # Features
+//!
+//! - `axum` (on by default): `axum::serve` takes the [`Listener`], and [`Address`] is its connect info.
 #![forbid(unsafe_code)]
 
 mod activity;
