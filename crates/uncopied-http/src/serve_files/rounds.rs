@@ -73,17 +73,23 @@ impl Round {
     }
 }
 
-/// Whether rounds pay on this thread: a look that served a second request pays for the turns of
-/// [`Self::EARNED`] requests. Without credit one request in [`Self::EARNED`] tries.
+/// Whether rounds pay on this thread. A look that served a second request pays for the turns of
+/// [`Self::EARNED`] requests. Where there is none left, [`Self::TRIES`] requests in a row try again
+/// after every [`Self::PAUSE`]: one alone would meet nobody.
 struct Credit(Cell<i32>);
 
 impl Credit {
-    const EARNED: i32 = 32;
+    const EARNED: i32 = 64;
+    const TRIES: i32 = 4;
+    const PAUSE: i32 = 64;
 
     fn spend(&self) -> bool {
-        let left = self.0.get() - 1;
-        self.0.set(if left <= -Self::EARNED { 0 } else { left });
-        left >= 0 || left <= -Self::EARNED
+        let left = match self.0.get() {
+            left if left <= -Self::PAUSE => Self::TRIES,
+            left => left,
+        };
+        self.0.set(left - 1);
+        left > 0
     }
 
     fn earn(&self) {
@@ -96,10 +102,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_credit_one_request_in_many_tries() {
+    fn without_credit_a_few_requests_try_after_every_pause() {
         let credit = Credit(Cell::new(0));
-        let tries = (0..Credit::EARNED * 10).filter(|_| credit.spend()).count();
-        assert_eq!(tries, 10);
+        let spent: Vec<bool> = (0..Credit::PAUSE * 10).map(|_| credit.spend()).collect();
+        let tries = spent.iter().filter(|tries| **tries).count() as i32;
+        assert!((1..Credit::PAUSE).contains(&tries), "{tries}");
+        let in_a_row = spent
+            .iter()
+            .skip_while(|tries| !**tries)
+            .take_while(|tries| **tries);
+        assert_eq!(in_a_row.count() as i32, Credit::TRIES);
     }
 
     #[test]
