@@ -178,3 +178,36 @@ fn a_file_that_shrinks_is_an_error_with_the_count() {
         }
     }
 }
+
+/// An offset past the end of the file finds its end, also where offset and count together exceed what
+/// the kernel takes for a file. The guards: `END_OF_FILES` in `Transfer::step_by` and in `Job::want`.
+#[test]
+fn offsets_past_the_end_find_the_end() {
+    let largest = i64::MAX as u64;
+    let past = [SIZE, SIZE + 1, 1 << 32, 1 << 40];
+    let far = [largest - 1, largest, largest + 1, u64::MAX - 1, u64::MAX];
+    for (mechanism, calls) in EACH {
+        for offset in past.into_iter().chain(far) {
+            let what = format!("{mechanism} from {offset}");
+            let kernel = sound();
+            let mut bench = Bench::new(offset, Length::UntilEof, &[mechanism, Mechanism::Copy]);
+            bench.run(&kernel).expect(&what);
+            assert_eq!(bench.transfer.report().bytes(), 0, "{what}");
+
+            for promised in [1, 2, SIZE, u64::MAX] {
+                let length = Length::Exact(promised);
+                let mut bench = Bench::new(offset, length, &[mechanism, Mechanism::Copy]);
+                let error = bench.run(&kernel).expect_err(&what);
+                assert_eq!(
+                    error.kind(),
+                    ErrorKind::SourceTooShort { promised },
+                    "{what}"
+                );
+            }
+            for &call in calls {
+                let within = |made: &kernel::Made| made.offset + made.count as u64 <= largest;
+                assert!(kernel.made(call).iter().all(within), "{what}");
+            }
+        }
+    }
+}
