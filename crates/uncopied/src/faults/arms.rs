@@ -290,6 +290,35 @@ fn every_errno_of_the_size() {
     }
 }
 
+/// A size of 0 is no end: files of procfs have one. The bytes are asked for.
+#[test]
+fn a_size_is_not_believed_to_be_the_end() {
+    let plan = [Mechanism::MmapWrite, Mechanism::Copy];
+    let of_size_0 = Rule::during(Size, 0..usize::MAX, Fault::Zero);
+    let mut bench = Bench::new(OFFSET, Length::UntilEof, &plan);
+    bench
+        .run(&Faulty::new(vec![of_size_0.clone()]))
+        .expect("copy takes over");
+    assert_eq!(bench.by(Mechanism::Copy), OWED);
+    assert_eq!(bench.transfer.report().steps_down()[0].errno, Errno::NODEV);
+
+    for (errno, kind) in [
+        (Errno::IO, ErrorKind::Source),
+        (Errno::SPIPE, ErrorKind::SourceNotSeekable),
+    ] {
+        let unread = Rule::once(ReadAt, 0, Fault::Fails(errno));
+        let mut bench = Bench::new(OFFSET, Length::UntilEof, &plan);
+        let kernel = Faulty::new(vec![of_size_0.clone(), unread]);
+        assert_eq!(bench.run(&kernel).expect_err("unread").kind(), kind);
+    }
+    let not_ready = Rule::once(ReadAt, 0, Fault::Fails(Errno::AGAIN));
+    let mut bench = Bench::new(OFFSET, Length::UntilEof, &plan);
+    let kernel = Faulty::new(vec![of_size_0, not_ready]);
+    bench.run(&kernel).expect("copy takes over");
+    assert_eq!(bench.blocked, [Side::Source]);
+    assert_eq!(bench.by(Mechanism::Copy), OWED);
+}
+
 #[test]
 fn every_errno_of_copy() {
     check_all(Mechanism::Copy, COPY);

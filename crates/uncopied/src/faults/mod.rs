@@ -10,6 +10,7 @@ use std::io::{ErrorKind as Io, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::sync::LazyLock;
 
 use kernel::{Call, Fault, Faulty, Rule};
 
@@ -117,9 +118,12 @@ impl Bench {
 
 /// Bytes that differ from place to place, so that none can be lost, doubled or swapped unseen.
 fn content(size: u64) -> Vec<u8> {
-    (0..size)
-        .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
-        .collect()
+    static ALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        (0..2 * SIZE)
+            .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+            .collect()
+    });
+    ALL[..size as usize].to_vec()
 }
 
 /// A kernel that does as asked.
