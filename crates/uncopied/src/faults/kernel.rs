@@ -1,6 +1,7 @@
 //! The real kernel, except for what the rules say.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -31,6 +32,8 @@ pub(super) enum Fault {
     Fails(Errno),
     /// It answers 0: no bytes, a size of 0.
     Zero,
+    /// It does its work, but just before, somebody cuts the file to so many bytes.
+    Cuts(u64),
 }
 
 /// Which calls do it.
@@ -70,6 +73,7 @@ pub(super) struct Faulty {
     rules: Vec<Rule>,
     at_most: usize,
     pipe_bytes: Option<usize>,
+    file: Option<File>,
     made: RefCell<Vec<Made>>,
 }
 
@@ -79,6 +83,7 @@ impl Faulty {
             rules,
             at_most: usize::MAX,
             pipe_bytes: None,
+            file: None,
             made: RefCell::default(),
         }
     }
@@ -92,6 +97,12 @@ impl Faulty {
     /// Every pipe has so many bytes and cannot be widened, as when the user's pipe pages are used up.
     pub(super) fn narrow_pipes(mut self, bytes: usize) -> Self {
         self.pipe_bytes = Some(bytes);
+        self
+    }
+
+    /// The file that [`Fault::Cuts`] cuts.
+    pub(super) fn cutting(mut self, file: &File) -> Self {
+        self.file = file.try_clone().ok();
         self
     }
 
@@ -112,14 +123,21 @@ impl Faulty {
             .rules
             .iter()
             .find(|rule| rule.call == made.call && rule.nth.contains(&nth));
-        rule.map(|rule| rule.fault)
+        match rule?.fault {
+            Fault::Cuts(len) => {
+                let file = self.file.as_ref().expect("a file to cut");
+                file.set_len(len).expect("cut");
+                None
+            }
+            fault => Some(fault),
+        }
     }
 
     /// A call that moves bytes.
     fn moves(&self, made: Made, work: impl FnOnce(usize) -> Result<usize>) -> Result<usize> {
         match self.fault(made) {
             Some(Fault::Fails(errno)) => Err(errno),
-            Some(Fault::Zero) => Ok(0),
+            Some(_) => Ok(0),
             None => work(made.count.min(self.at_most)),
         }
     }
@@ -128,7 +146,7 @@ impl Faulty {
     fn does<T>(&self, made: Made, work: impl FnOnce() -> Result<T>) -> Result<T> {
         match self.fault(made) {
             Some(Fault::Fails(errno)) => Err(errno),
-            Some(Fault::Zero) => Err(Errno::IO),
+            Some(_) => Err(Errno::IO),
             None => work(),
         }
     }
@@ -201,7 +219,7 @@ impl Kernel for Faulty {
     fn size(&self, source: BorrowedFd<'_>) -> Result<u64> {
         match self.fault(made(Call::Size, 0, 0)) {
             Some(Fault::Fails(errno)) => Err(errno),
-            Some(Fault::Zero) => Ok(0),
+            Some(_) => Ok(0),
             None => Linux.size(source),
         }
     }

@@ -179,6 +179,73 @@ fn a_file_that_shrinks_is_an_error_with_the_count() {
     }
 }
 
+/// Cut in the middle of a page just before the kernel reads it, a mapping shows zeroes in the rest of
+/// the page, and the kernel sends them where that is the last page it is asked for. They are not the
+/// file's bytes, so the transfer fails, with or without a length. The guard: `after_send`.
+#[test]
+fn zeroes_of_a_page_cut_in_its_middle_are_never_the_files() {
+    for length in [Length::Exact(SIZE), Length::UntilEof] {
+        for (nth, new_size) in [(0, 30_001), (2, 90_019)] {
+            let (result, received) = cut_before_a_send(length, nth, new_size);
+            let error = result.expect_err("zeroes passed off as the file's");
+            let expected = match length {
+                Length::Exact(promised) => ErrorKind::SourceTooShort { promised },
+                Length::UntilEof => ErrorKind::Source,
+            };
+            assert_eq!(error.kind(), expected, "cut to {new_size}: {error}");
+            assert_eq!(error.moved(), received.len() as u64);
+            assert!(received.len() as u64 > new_size, "no zeroes were sent");
+        }
+    }
+}
+
+/// Where the kernel stops at a missing page, it may not have sent what is left before that either: the
+/// transfer goes on to the new end. The guard: `EFAULT` is no end by itself.
+#[test]
+fn a_file_cut_before_a_missing_page_is_sent_to_its_new_end() {
+    for (nth, new_size) in [(0, 1), (0, 4097), (2, 61_000)] {
+        let (result, received) = cut_before_a_send(Length::UntilEof, nth, new_size);
+        result.expect("sent to the end");
+        assert!(received == content(new_size), "{} bytes", received.len());
+
+        let (result, received) = cut_before_a_send(Length::Exact(SIZE), nth, new_size);
+        let promised = SIZE;
+        let kind = result.expect_err("bytes are owed").kind();
+        assert_eq!(kind, ErrorKind::SourceTooShort { promised });
+        assert!(received == content(new_size), "{} bytes", received.len());
+    }
+}
+
+/// Sends by `mmap_write`, some pages a call; just before the `nth` call the file is cut.
+fn cut_before_a_send(length: Length, nth: usize, new_size: u64) -> (Result<(), Error>, Vec<u8>) {
+    let mut bench = Bench::new(0, length, &[Mechanism::MmapWrite, Mechanism::Copy]);
+    let kernel = failing(Call::SendMapped, nth, Fault::Cuts(new_size), 30_007);
+    let kernel = kernel.cutting(&bench.file);
+    (bench.run_unchecked(&kernel), bench.received)
+}
+
+/// Cut at the end of a page, or to nothing, the missing page is `EFAULT` or a short count: the end of
+/// the file, and not a byte that is not the file's.
+#[test]
+fn a_missing_page_is_the_end_of_the_file() {
+    let page = rustix::param::page_size();
+    for length in [Length::Exact(SIZE), Length::UntilEof] {
+        for pages in [0, 2, 3] {
+            let mut bench = Bench::new(0, length, &[Mechanism::MmapWrite, Mechanism::Copy]);
+            let cut = Fault::Cuts((pages * page) as u64);
+            let kernel = failing(Call::SendMapped, 2, cut, page).cutting(&bench.file);
+            let result = bench.run(&kernel);
+            assert_eq!(result.is_ok(), length == Length::UntilEof, "{result:?}");
+            if let (Err(error), Length::Exact(promised)) = (result, length) {
+                assert_eq!(error.kind(), ErrorKind::SourceTooShort { promised });
+            }
+            let sent = (pages.max(2) * page) as u64;
+            assert_eq!(bench.by(Mechanism::MmapWrite), sent, "{pages} pages left");
+            assert!(bench.transfer.report().steps_down().is_empty());
+        }
+    }
+}
+
 /// An offset past the end of the file finds its end, also where offset and count together exceed what
 /// the kernel takes for a file. The guards: `END_OF_FILES` in `Transfer::step_by` and in `Job::want`.
 #[test]

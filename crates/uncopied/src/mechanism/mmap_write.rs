@@ -18,7 +18,7 @@
 //! | mapping | any (`ENODEV`, `ENOMEM`, `EACCES`, `EMFILE`, …) | unsupported | a file system without mappings, or no room |
 //! | sending | `EAGAIN` | blocked on the sink | |
 //! | sending | `EINTR` | again | no byte had moved |
-//! | sending | `EFAULT` | ended, if the file is shorter now; else unsupported | the page is gone, or cannot be read from the disk: reading tells the errno |
+//! | sending | `EFAULT` | again, if the file is shorter now; else unsupported | the page is gone, and the next step finds the new end; or it cannot be read from the disk: reading tells the errno |
 //! | sending | any other | failed, of the sink | |
 //! | asking the size again | any | failed, of the source | the bytes have gone, and may not have been the file's |
 //!
@@ -82,10 +82,10 @@ impl MmapWrite {
         match again(|| kernel.send_mapped(job.sink, window, start, count)) {
             Ok(0) => Outcome::nothing(Then::Unsupported(Errno::IO)),
             Ok(moved) => after_send(kernel, job, moved),
-            Err(Errno::FAULT) => Outcome::nothing(match kernel.size(job.source) {
-                Ok(now) if now < size => Then::Ended,
-                _ => Then::Unsupported(Errno::FAULT),
-            }),
+            Err(Errno::FAULT) => match kernel.size(job.source) {
+                Ok(now) if now < size => Outcome::moved(0),
+                _ => Outcome::nothing(Then::Unsupported(Errno::FAULT)),
+            },
             Err(errno) => Outcome::nothing(sink_failure(errno)),
         }
     }
