@@ -99,3 +99,57 @@ async fn load_if_cold(source: BorrowedFd<'_>, transfer: &Transfer) {
         let _ = tokio::task::spawn_blocking(load).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::future::poll_fn;
+    use std::pin::pin;
+
+    use super::*;
+    use crate::plan::{Length, Mechanism, Plan};
+
+    /// Takes every byte at once, and is never blocked: the fastest peer there can be.
+    struct Abyss(File);
+
+    impl AsFd for Abyss {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
+    impl sealed::Sealed for Abyss {}
+
+    impl Socket for Abyss {
+        async fn when_writable<T>(
+            &self,
+            mut step: impl FnMut() -> io::Result<T> + Send,
+        ) -> io::Result<T> {
+            step()
+        }
+    }
+
+    /// However fast the peer, the other tasks of the thread have their turn after every step.
+    #[tokio::test]
+    async fn a_fast_peer_does_not_hold_the_event_loop() {
+        const STEPS: u64 = 64;
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(STEPS * STEP).expect("grown");
+        residency::load(&file, 0, STEPS * STEP);
+        let abyss = Abyss(File::create("/dev/null").expect("opened"));
+        let plan = Plan::of(&[Mechanism::Sendfile]);
+        let mut transfer = Transfer::new(0, Length::UntilEof, plan);
+
+        let mut polls = 0;
+        {
+            let mut sending = pin!(run(&mut transfer, &file, &abyss));
+            let sent = poll_fn(|context| {
+                polls += 1;
+                sending.as_mut().poll(context)
+            });
+            sent.await.expect("sent");
+        }
+        assert!(polls > STEPS, "{polls} turns for {STEPS} steps");
+        assert_eq!(transfer.report().bytes(), STEPS * STEP);
+    }
+}
