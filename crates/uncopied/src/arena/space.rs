@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::io::{Errno, Result};
+use rustix::process::{Resource, getrlimit};
 
 use super::mapping::Span;
 use crate::sys::{LooseMapping, Reservation};
@@ -19,7 +20,10 @@ pub(super) const GRANULE: usize = 2 << 20;
 
 /// How much address space is asked for, in bytes, first to last: under a limit on it (`ulimit -v`)
 /// less is still useful.
-const SIZES: [usize; 4] = [4 << 40, 512 << 30, 64 << 30, 8 << 30];
+const SIZES: [usize; 5] = [4 << 40, 512 << 30, 64 << 30, 8 << 30, 1 << 30];
+
+/// Where addresses are limited, this share of them is the most that the arena takes.
+const SHARE: u64 = 4;
 
 /// Granules in a leaf of the table: 8 KiB of pointers for 2 GiB of addresses.
 const LEAF: usize = 1024;
@@ -56,7 +60,10 @@ impl Space {
 
     fn reserve() -> Result<Self> {
         let mut refused = Errno::NOMEM;
-        for size in SIZES {
+        let most = getrlimit(Resource::As)
+            .current
+            .map_or(u64::MAX, |limit| limit / SHARE);
+        for size in SIZES.into_iter().filter(|&size| size as u64 <= most) {
             match Reservation::new(size, GRANULE) {
                 Ok(reservation) => {
                     let granules = size / GRANULE;
