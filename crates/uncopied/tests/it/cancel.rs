@@ -115,7 +115,7 @@ async fn cpu_of(future: impl Future) -> Duration {
 /// step that is blocked, in `drive::tokio::run`.
 #[test]
 fn a_peer_that_stops_reading_costs_nothing() {
-    let file = file_of(32 << 20);
+    let file = file_of(16 << 20);
     for mechanism in Mechanism::ALL {
         for family in [Family::Unix, Family::Tcp] {
             let (socket, _peer) = pair(family);
@@ -130,7 +130,7 @@ fn a_peer_that_stops_reading_costs_nothing() {
                 let mut sending = pin!(counting(&mut polls, sending));
                 // What the socket takes by itself, it takes at once.
                 let filling = timeout(Duration::from_millis(200), sending.as_mut());
-                assert!(filling.await.is_err(), "32 MiB fitted into the socket");
+                assert!(filling.await.is_err(), "16 MiB fitted into the socket");
                 cpu_of(timeout(Duration::from_millis(300), sending)).await
             });
             // One for each 2 MiB of the socket's buffers, one for each timer.

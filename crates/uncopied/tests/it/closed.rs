@@ -107,12 +107,12 @@ fn sigpipe_is_blocked() -> bool {
 
 fn block_sigpipe() {
     let mut set = MaybeUninit::zeroed();
-    // SAFETY: the set is a local, emptied before it is used; the mask is this thread's own.
-    let answer = unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE);
-        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut())
-    };
+    // SAFETY: the call writes to a local set.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: the set was initialised by the line above.
+    unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE) };
+    // SAFETY: as above; the mask is this thread's own.
+    let answer = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut()) };
     assert_eq!(answer, 0);
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use uncopied::{Error, Mechanism, Report, SendFile};
@@ -59,16 +60,30 @@ pub(crate) fn shrink_buffer(socket: &OwnedFd) {
     rustix::net::sockopt::set_socket_send_buffer_size(socket, 1).unwrap();
 }
 
+/// Two connected sockets that take little by themselves: some 300 KiB.
+pub(crate) fn narrow_pair(family: Family) -> (OwnedFd, File) {
+    let (socket, peer) = pair(family);
+    rustix::net::sockopt::set_socket_send_buffer_size(&socket, 64 << 10).unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&peer, 64 << 10).unwrap();
+    (socket, peer)
+}
+
 pub(crate) fn set_nonblocking(socket: &OwnedFd) {
     rustix::io::ioctl_fionbio(socket, true).unwrap();
 }
 
 /// Bytes that differ from place to place, so that none can be lost, doubled or swapped unseen.
 pub(crate) fn content(len: usize) -> Vec<u8> {
-    (0..len as u64)
-        .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
-        .collect()
+    static ALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        (0..LONGEST as u64)
+            .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+            .collect()
+    });
+    ALL[..len].to_vec()
 }
+
+/// The longest content that a test asks for, in bytes.
+const LONGEST: usize = 16 << 20;
 
 /// A file of such bytes.
 pub(crate) fn file_of(len: usize) -> File {

@@ -8,10 +8,10 @@ use std::os::unix::fs::FileExt;
 use uncopied::plan::Length;
 use uncopied::{ErrorKind, Mechanism, SendFile};
 
-use crate::harness::{DRIVERS, Driver, FAMILIES, Family, content, file_of, pair, send};
+use crate::harness::{DRIVERS, Driver, FAMILIES, Family, content, file_of, narrow_pair, send};
 
 /// More than a socket and a pipe take by themselves.
-const SIZE: usize = 24 << 20;
+const SIZE: usize = 4 << 20;
 
 /// Sends while the peer, once it has read a little, does something to the file; then it reads the
 /// rest. Answers what the sender was told and the bytes that arrived.
@@ -21,7 +21,7 @@ fn send_meanwhile(
     length: Length,
     meanwhile: impl FnOnce() + Send,
 ) -> (Result<uncopied::Report, uncopied::Error>, Vec<u8>) {
-    let (socket, mut peer): (OwnedFd, File) = pair(family);
+    let (socket, mut peer): (OwnedFd, File) = narrow_pair(family);
     std::thread::scope(|scope| {
         let receiver = scope.spawn(move || {
             let mut received = vec![0; 1000];
