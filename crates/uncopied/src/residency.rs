@@ -21,8 +21,11 @@ const SAMPLE: u64 = 128 << 10;
 /// By `cachestat(2)` (Linux 6.5), one call. Where the kernel has none, or withholds it from those who
 /// may not write the file, a byte in every 128 KiB is read with `RWF_NOWAIT` (`preadv2(2)`): a
 /// sample, and one call each. The same where it finds no page at all, because it finds none where the
-/// pages belong to another file beneath (overlayfs), nor in the holes of a file in memory. A file system that knows neither is taken as resident, because nobody
-/// can tell. The answer can be stale the moment it is given; a wrong one costs time only.
+/// pages belong to another file beneath (overlayfs), nor in the holes of a file in memory. A file
+/// system that knows neither is taken as resident, because nobody can tell.
+///
+/// The answer can be stale the moment it is given, a page that is just being read counts as there,
+/// and asking may start reading ahead; a wrong answer costs time only.
 #[must_use]
 pub fn is_resident(file: impl AsFd, offset: u64, len: u64) -> bool {
     let file = file.as_fd();

@@ -185,6 +185,7 @@ fn nothing_is_left_behind() {
                 transfers();
             }
             assert_eq!(count(), before);
+            assert_eq!(before.1, 0, "a file is still mapped");
         },
     );
 }

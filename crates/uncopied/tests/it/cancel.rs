@@ -135,7 +135,7 @@ fn a_peer_that_stops_reading_costs_nothing() {
             });
             // One for each 2 MiB of the socket's buffers, one for each timer.
             assert!(polls < 50, "{mechanism} {family:?}: {polls} polls");
-            assert!(used < Duration::from_millis(50), "{used:?} of CPU");
+            assert!(used < Duration::from_millis(100), "{used:?} of CPU");
         }
     }
 }
@@ -173,7 +173,7 @@ fn an_idle_socket_is_not_woken_after_a_transfer() {
             let used = cpu_of(reading).await;
             assert_eq!(&answer, b"thanks");
             assert!(polls < 10, "{mechanism}: {polls} polls");
-            assert!(used < Duration::from_millis(50), "{used:?} of CPU");
+            assert!(used < Duration::from_millis(100), "{used:?} of CPU");
             socket.write_all(b"bye").await.unwrap();
         });
         assert_eq!(receiver.join().unwrap(), b"bye");
