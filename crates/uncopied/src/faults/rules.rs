@@ -116,6 +116,21 @@ fn more_is_said_only_when_more_surely_follows() {
     assert!(out.iter().all(|made| !made.more), "no end was promised");
 }
 
+/// Nor is sendfile asked for more than there is, which kernels before 6.5 take for the same word. The
+/// guard: `count` in `sendfile`.
+#[test]
+fn sendfile_is_not_asked_for_more_than_there_is() {
+    let kernel = sound().at_most(70_001);
+    let mut bench = Bench::new(3, Length::UntilEof, &[Mechanism::Sendfile]);
+    bench.run(&kernel).expect("sent");
+    let made = kernel.made(Call::Sendfile);
+    let (end, sending) = made.split_last().expect("calls");
+    assert_eq!(end.offset, SIZE, "the last call finds the end");
+    for made in sending {
+        assert_eq!(made.offset + made.count as u64, SIZE);
+    }
+}
+
 /// A transfer that is blocked makes one call a step and waits to be told: the driver does the waiting.
 #[test]
 fn a_blocked_step_makes_one_try() {
