@@ -11,9 +11,7 @@ use std::ptr;
 ///
 /// Where the signal is ignored, as it is in most Rust programs, this costs one system call that
 /// looks it up. Elsewhere the signal is blocked for this thread meanwhile, and the one that `call`
-/// raised is taken off; one that was already pending stays. What `call` answers tells nothing:
-/// `sendfile` answers the bytes that went before the peer closed, and has raised the signal all the
-/// same.
+/// raised is taken off; one that was already pending stays.
 pub(crate) fn without_sigpipe<T>(call: impl FnOnce() -> T) -> T {
     if sigpipe_is_ignored() {
         return call();
