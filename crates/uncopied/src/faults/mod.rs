@@ -3,6 +3,7 @@
 
 mod arms;
 mod kernel;
+mod random;
 mod rules;
 
 use std::fs::File;
