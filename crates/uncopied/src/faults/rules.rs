@@ -194,6 +194,21 @@ fn a_file_that_shrinks_is_an_error_with_the_count() {
     }
 }
 
+/// What a pipe holds is not lost with the file: it goes out as it was, and counts. The end is found
+/// after it.
+#[test]
+fn what_a_pipe_holds_survives_a_cut() {
+    let kernel = sound().at_most(70_000).narrow_pipes(256 << 10);
+    let mut bench = Bench::new(0, Length::Exact(SIZE), &[Mechanism::Splice]);
+    bench.step(&kernel).expect("a first step");
+    assert_eq!(bench.received.len(), 70_000);
+    bench.file.set_len(0).expect("cut");
+    let error = bench.run(&kernel).expect_err("bytes are owed");
+    let promised = SIZE;
+    assert_eq!(error.kind(), ErrorKind::SourceTooShort { promised });
+    assert!(error.moved() > 140_000, "{} bytes", error.moved());
+}
+
 /// Cut in the middle of a page just before the kernel reads it, a mapping shows zeroes in the rest of
 /// the page, and the kernel sends them where that is the last page it is asked for. They are not the
 /// file's bytes, so the transfer fails, with or without a length. The guard: `after_send`.
