@@ -43,6 +43,8 @@
 pub mod arena;
 pub mod drive;
 mod error;
+#[cfg(test)]
+mod faults;
 mod mechanism;
 pub mod plan;
 mod report;

@@ -1,7 +1,7 @@
 //! Policy: which mechanisms a transfer tries, in which order.
 //!
 //! [`plan`] is a pure function of what is known. It touches no descriptor and does no I/O; what a
-//! try then teaches goes to [`Support`](crate::Support).
+//! try then teaches goes to [`Support`].
 
 use std::fmt;
 

@@ -20,8 +20,12 @@ const SAMPLE: u64 = 128 << 10;
 ///
 /// By `cachestat(2)` (Linux 6.5), one call. Where the kernel has none, or withholds it from those who
 /// may not write the file, a byte in every 128 KiB is read with `RWF_NOWAIT` (`preadv2(2)`): a
-/// sample, and one call each. A file system that knows neither is taken as resident, because nobody
-/// can tell. The answer can be stale the moment it is given; a wrong one costs time only.
+/// sample, and one call each. The same where it finds no page at all, because it finds none where the
+/// pages belong to another file beneath (overlayfs), nor in the holes of a file in memory. A file
+/// system that knows neither is taken as resident, because nobody can tell.
+///
+/// The answer can be stale the moment it is given, a page that is just being read counts as there,
+/// and asking may start reading ahead; a wrong answer costs time only.
 #[must_use]
 pub fn is_resident(file: impl AsFd, offset: u64, len: u64) -> bool {
     let file = file.as_fd();
@@ -37,8 +41,8 @@ pub fn is_resident(file: impl AsFd, offset: u64, len: u64) -> bool {
         return true;
     }
     match cached_pages(file, first, end - first) {
-        Ok(cached) => cached >= (end - first).div_ceil(page),
-        Err(_) => (first..end)
+        Ok(cached @ 1..) => cached >= (end - first).div_ceil(page),
+        Ok(0) | Err(_) => (first..end)
             .step_by(SAMPLE as usize)
             .all(|at| is_byte_resident(file, at)),
     }
@@ -98,3 +102,31 @@ pub fn is_mapping_resident(mapping: &FileMapping, offset: u64, len: u64) -> bool
 
 const REMEMBERED: u64 = 2 << 20;
 const TRUST: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file in memory never waits for a disk. `cachestat` finds no page in its holes; without the
+    /// second look each step of a transfer would load them again, on another thread, and in vain.
+    #[test]
+    fn holes_of_a_file_in_memory_are_resident() {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = rustix::fs::memfd_create("holes", flags).expect("made");
+        rustix::fs::ftruncate(&file, 1 << 20).expect("grown");
+        assert!(is_resident(&file, 0, 1 << 20));
+        assert!(is_resident(&file, 4097, 2));
+    }
+
+    #[test]
+    fn what_lies_past_the_end_does_not_count() {
+        let file = tempfile::tempfile().expect("a temporary file");
+        assert!(is_resident(&file, 0, u64::MAX));
+        file.set_len(10).expect("grown");
+        assert!(is_resident(&file, 10, 1));
+        assert!(is_resident(&file, u64::MAX, u64::MAX));
+        load(&file, 0, u64::MAX);
+        load(&file, u64::MAX, u64::MAX);
+        assert!(is_resident(&file, 0, u64::MAX));
+    }
+}

@@ -37,7 +37,49 @@ pub(crate) fn offset_and_length(range: impl RangeBounds<u64>) -> (u64, Length) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn bound() -> impl Strategy<Value = Bound<u64>> {
+        let edge = prop::sample::select(vec![0, 1, 2, 1 << 63, u64::MAX - 1, u64::MAX]);
+        let byte = prop_oneof![edge, any::<u64>(), 0_u64..10];
+        prop_oneof![
+            byte.clone().prop_map(Bound::Included),
+            byte.prop_map(Bound::Excluded),
+            Just(Bound::Unbounded),
+        ]
+    }
+
+    proptest! {
+        /// As in arithmetic that cannot overflow; only that a byte at 2^64 and a length of 2^64, which
+        /// no file has, become the largest there are.
+        #[test]
+        fn no_range_overflows(start in bound(), end in bound()) {
+            let (offset, length) = offset_and_length((start, end));
+            let first = match start {
+                Bound::Included(start) => u128::from(start),
+                Bound::Excluded(start) => u128::from(start) + 1,
+                Bound::Unbounded => 0,
+            };
+            let end = match end {
+                Bound::Included(last) => Some(u128::from(last) + 1),
+                Bound::Excluded(end) => Some(u128::from(end)),
+                Bound::Unbounded => None,
+            };
+            let most = u128::from(u64::MAX);
+            prop_assert_eq!(u128::from(offset), first.min(most));
+            match (length, end) {
+                (Length::UntilEof, None) => {}
+                (Length::Exact(len), Some(end)) => {
+                    let exact = end.saturating_sub(first);
+                    // Off by one where the end was 2^64.
+                    prop_assert!(u128::from(len) == exact || (end > most && u128::from(len) + 1 == exact));
+                }
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+    }
 
     #[test]
     fn ranges_as_offset_and_length() {

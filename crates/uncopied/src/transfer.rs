@@ -154,6 +154,9 @@ impl Transfer {
         if left == Some(0) {
             return Ok(Progress::Done);
         }
+        if self.offset >= mechanism::END_OF_FILES {
+            return self.ended();
+        }
         let job = Job {
             source,
             sink,

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::io::{Errno, Result};
+use rustix::process::{Resource, getrlimit};
 
 use super::mapping::Span;
-use crate::sys::Reservation;
+use crate::sys::{LooseMapping, Reservation};
 
 /// Owners are told apart by granule: a span starts at a granule's start and fills whole granules.
 ///
@@ -19,7 +20,10 @@ pub(super) const GRANULE: usize = 2 << 20;
 
 /// How much address space is asked for, in bytes, first to last: under a limit on it (`ulimit -v`)
 /// less is still useful.
-const SIZES: [usize; 4] = [4 << 40, 512 << 30, 64 << 30, 8 << 30];
+const SIZES: [usize; 5] = [4 << 40, 512 << 30, 64 << 30, 8 << 30, 1 << 30];
+
+/// Where addresses are limited, this share of them is the most that the arena takes.
+const SHARE: u64 = 4;
 
 /// Granules in a leaf of the table: 8 KiB of pointers for 2 GiB of addresses.
 const LEAF: usize = 1024;
@@ -56,7 +60,10 @@ impl Space {
 
     fn reserve() -> Result<Self> {
         let mut refused = Errno::NOMEM;
-        for size in SIZES {
+        let most = getrlimit(Resource::As)
+            .current
+            .map_or(u64::MAX, |limit| limit / SHARE);
+        for size in SIZES.into_iter().filter(|&size| size as u64 <= most) {
             match Reservation::new(size, GRANULE) {
                 Ok(reservation) => {
                     let granules = size / GRANULE;
@@ -76,17 +83,13 @@ impl Space {
         Err(refused)
     }
 
-    /// Takes granules for `len` bytes and maps the file there. Answers the address.
+    /// Maps the file, takes granules for `len` bytes and moves it there. Answers the address.
     pub(super) fn map(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<usize> {
+        let mapping = LooseMapping::new(file, offset, len)?;
         let count = len.div_ceil(GRANULE);
         let first = self.free().take(count).ok_or(Errno::NOMEM)?;
-        if let Err(errno) = self
-            .reservation
-            .map_file(first * GRANULE, len, file, offset)
-        {
-            self.free().give(first, count);
-            return Err(errno);
-        }
+        // After an error the granules stay taken: strangers may be mapped there by now.
+        self.reservation.place(first * GRANULE, mapping)?;
         Ok(self.reservation.base() + first * GRANULE)
     }
 
@@ -176,9 +179,39 @@ impl FreeList {
 mod tests {
     use std::collections::HashSet;
 
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    /// A hole would be filled by the next `malloc` of another thread, which the next mapping into the
+    /// same granules would then overwrite. The guard: `LooseMapping`, mapped elsewhere first.
+    #[test]
+    fn a_refused_mapping_leaves_no_hole() {
+        let space = Space::get().expect("reserved");
+        // A file system that cannot map says so before the kernel has touched the old mapping, a
+        // file of procfs after.
+        let file = File::open("/proc/version").expect("opened");
+        for _ in 0..3 {
+            space
+                .map(file.as_fd(), 0, GRANULE)
+                .expect_err("procfs cannot be mapped");
+        }
+        let mut covered = space.reservation.base();
+        let end = covered + space.reservation.len();
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("read");
+        for line in maps.lines() {
+            let range = line.split(' ').next().expect("a range");
+            let (from, to) = range.split_once('-').expect("two addresses");
+            let address = |hex| usize::from_str_radix(hex, 16).expect("an address");
+            if address(from) <= covered {
+                covered = covered.max(address(to));
+            }
+        }
+        assert!(covered >= end, "a hole at {covered:#x}");
+    }
 
     proptest! {
         /// Whatever is taken and given back, no granule has two owners and none is lost.

@@ -13,11 +13,14 @@
 //! | step | errno | outcome | because |
 //! |---|---|---|---|
 //! | asking the size | any | unsupported | reading may still work |
+//! | reading past it | `EAGAIN` | blocked on the source | |
+//! | reading past it | any other (`ESPIPE`, …) | failed, of the source | nothing is left to try |
 //! | mapping | any (`ENODEV`, `ENOMEM`, `EACCES`, `EMFILE`, …) | unsupported | a file system without mappings, or no room |
 //! | sending | `EAGAIN` | blocked on the sink | |
 //! | sending | `EINTR` | again | no byte had moved |
-//! | sending | `EFAULT` | ended, if the file is shorter now; else unsupported | the page is gone, or cannot be read from the disk: reading tells the errno |
+//! | sending | `EFAULT` | again, if the file is shorter now; else unsupported | the page is gone, and the next step finds the new end; or it cannot be read from the disk: reading tells the errno |
 //! | sending | any other | failed, of the sink | |
+//! | asking the size again | any | failed, of the source | the bytes have gone, and may not have been the file's |
 //!
 //! # Caveats
 //!
@@ -27,6 +30,8 @@
 //!   The size is asked for before each send and again after it; if the file no longer reaches as
 //!   far as what was sent, the transfer fails rather than pass the zeroes off as the file's.
 //! - The bytes are copied during the call; those sent cannot change any more.
+//! - Where the size says that the file has ended, one byte is read there: files of procfs, and block
+//!   devices, have more bytes than their size. They cannot be sent by this mechanism.
 //! - A mapped window is at most 1 GiB; larger files go window by window.
 //!
 //! # References
@@ -65,7 +70,7 @@ impl MmapWrite {
             Err(errno) => return Outcome::nothing(Then::Unsupported(errno)),
         };
         if job.offset >= size {
-            return Outcome::nothing(Then::Ended);
+            return Outcome::nothing(at_the_end(kernel, job));
         }
         let window = match self.window_at(kernel, job, size) {
             Ok(window) => window,
@@ -77,10 +82,10 @@ impl MmapWrite {
         match again(|| kernel.send_mapped(job.sink, window, start, count)) {
             Ok(0) => Outcome::nothing(Then::Unsupported(Errno::IO)),
             Ok(moved) => after_send(kernel, job, moved),
-            Err(Errno::FAULT) => Outcome::nothing(match kernel.size(job.source) {
-                Ok(now) if now < size => Then::Ended,
-                _ => Then::Unsupported(Errno::FAULT),
-            }),
+            Err(Errno::FAULT) => match kernel.size(job.source) {
+                Ok(now) if now < size => Outcome::moved(0),
+                _ => Outcome::nothing(Then::Unsupported(Errno::FAULT)),
+            },
             Err(errno) => Outcome::nothing(sink_failure(errno)),
         }
     }
@@ -100,6 +105,17 @@ impl MmapWrite {
             self.window = Some(kernel.map(job.source, start, len)?);
         }
         self.window.as_ref().ok_or(Errno::FAULT)
+    }
+}
+
+/// A file of procfs and a block device have bytes although their size is 0: the end is where a read
+/// finds none.
+fn at_the_end(kernel: &impl Kernel, job: Job<'_>) -> Then {
+    match again(|| kernel.read_at(job.source, &mut [0], job.offset)) {
+        Ok(0) => Then::Ended,
+        Ok(_) => Then::Unsupported(Errno::NODEV),
+        Err(Errno::AGAIN) => Then::Blocked(Side::Source),
+        Err(errno) => Then::Failed(Side::Source, errno),
     }
 }
 

@@ -24,6 +24,10 @@ pub(crate) use splice::Splice;
 /// one of these calls is cut short.
 pub(crate) const STEP: usize = 2 << 20;
 
+/// No file has a byte at this offset. The kernel takes a range that reaches beyond for a wrong
+/// argument instead of the end of the file.
+pub(crate) const END_OF_FILES: u64 = i64::MAX as u64;
+
 /// What a step is asked to move.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Job<'a> {
@@ -37,12 +41,11 @@ pub(crate) struct Job<'a> {
 
 impl Job<'_> {
     /// How many bytes to ask for in one call: 1 to [`STEP`]. A transfer with nothing left makes no
-    /// job.
+    /// job, nor does one at [`END_OF_FILES`].
     fn want(&self) -> usize {
-        match self.left {
-            Some(left) => usize::try_from(left).map_or(STEP, |left| left.min(STEP)),
-            None => STEP,
-        }
+        let room = END_OF_FILES.saturating_sub(self.offset);
+        let left = self.left.map_or(room, |left| left.min(room));
+        usize::try_from(left).map_or(STEP, |left| left.min(STEP))
     }
 }
 

@@ -30,6 +30,9 @@
 //! - 0 means the end of the file. With bytes owed that is an error, never success: on a connection
 //!   that is kept, the next response would land inside this one.
 //! - One call moves at most 0x7ffff000 bytes, and may be cut short by a signal or by anything else.
+//! - Asked for more than the file has, Linux before 6.5 takes it that more will follow, and holds the
+//!   last bytes back for up to 200 ms (`SPLICE_F_MORE` inside). Until the end of the file the size is
+//!   asked for first.
 //! - There is no `MSG_NOSIGNAL`: the caller of the call keeps SIGPIPE away.
 //! - On a blocking socket the call blocks, also on the disk, for the whole count.
 //!
@@ -48,11 +51,26 @@ pub(crate) struct Sendfile;
 
 impl Sendfile {
     pub(crate) fn step(&mut self, kernel: &impl Kernel, job: Job<'_>) -> Outcome {
-        match again(|| kernel.sendfile(job.sink, job.source, job.offset, job.want())) {
+        let count = count(kernel, job);
+        match again(|| kernel.sendfile(job.sink, job.source, job.offset, count)) {
             Ok(0) => Outcome::nothing(Then::Ended),
             Ok(moved) => Outcome::moved(moved),
             Err(errno) => Outcome::nothing(refusal(errno)),
         }
+    }
+}
+
+/// How many bytes to ask for: not more than the file has, if it has any.
+fn count(kernel: &impl Kernel, job: Job<'_>) -> usize {
+    let want = job.want();
+    if job.left.is_some() {
+        return want;
+    }
+    match kernel.size(job.source) {
+        Ok(size) if size > job.offset => {
+            usize::try_from(size - job.offset).map_or(want, |left| left.min(want))
+        }
+        _ => want,
     }
 }
 

@@ -27,6 +27,9 @@
 //! # Caveats
 //!
 //! - The bytes may change until the peer has them, as with `sendfile`.
+//! - What the pipe holds when the file is cut short still goes out, whole pages as they were: the end
+//!   is found by the next step that reads. Of a page cut in its middle the rest turns to zeroes, in
+//!   the pipe as in the socket's queue.
 //! - A length of `usize::MAX` is `EINVAL`; counts stay below 0x7ffff000.
 //! - `SPLICE_F_MORE` holds the tail back up to 200 ms: it is set only when bytes of an exact length
 //!   surely follow.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
 use rustix::io::{Errno, Result};
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 
 use crate::arena::FileMapping;
 
@@ -40,23 +40,27 @@ impl Reservation {
         self.len
     }
 
-    /// Maps `len` bytes of a file, from `offset` on, read-only and shared, at byte `at` of the
-    /// reservation. What was mapped there before is gone.
+    /// Moves a mapping to byte `at` of the reservation. What was mapped there before is gone.
     ///
-    /// The caller owns that range: no reference into it may be alive.
-    pub(crate) fn map_file(
-        &self,
-        at: usize,
-        len: usize,
-        file: BorrowedFd<'_>,
-        offset: u64,
-    ) -> Result<()> {
-        let start = self.address(at, len)?;
-        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: `address` has checked that the range lies within the reservation, which is ours
-        // alone; MAP_FIXED so replaces nothing of anybody else's. The arena hands each range to one
-        // owner at a time, and that owner calls this before it hands out a reference.
-        unsafe { rustix::mm::mmap(start, len, ProtFlags::READ, flags, file, offset)? };
+    /// The caller owns that range: no reference into it may be alive. After an error it must never be
+    /// used again, because the kernel may have left it unmapped, for mappings of anybody else.
+    pub(crate) fn place(&self, at: usize, mapping: LooseMapping) -> Result<()> {
+        let start = self.address(at, mapping.len)?;
+        // SAFETY: the old range is that of `mapping`, whole, and nothing refers into it. `address`
+        // has checked that the new one lies within the reservation, which is ours alone, so that
+        // nothing of anybody else's is replaced. The arena hands each range to one owner at a time,
+        // and that owner calls this before it hands out a reference.
+        unsafe {
+            rustix::mm::mremap_fixed(
+                mapping.start,
+                mapping.len,
+                mapping.len,
+                MremapFlags::MAYMOVE,
+                start,
+            )?;
+        }
+        // Nothing is left where it was.
+        std::mem::forget(mapping);
         Ok(())
     }
 
@@ -66,7 +70,7 @@ impl Reservation {
     pub(crate) fn clear(&self, at: usize, len: usize) -> Result<()> {
         let start = self.address(at, len)?;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: as in `map_file`; the owner calls this when it is dropped, after its last
+        // SAFETY: as in `place`; the owner calls this when it is dropped, after its last
         // reference.
         unsafe { rustix::mm::mmap_anonymous(start, len, ProtFlags::empty(), flags)? };
         Ok(())
@@ -78,6 +82,37 @@ impl Reservation {
             return Err(Errno::INVAL);
         }
         Ok(ptr::with_exposed_provenance_mut(self.base + at))
+    }
+}
+
+/// A file, mapped wherever the kernel likes.
+///
+/// Mapping it over the reservation at once would be one call less. But where a file system refuses to
+/// map, the kernel has often taken away what was there before, and does not put it back: the
+/// reservation would have a hole.
+#[derive(Debug)]
+pub(crate) struct LooseMapping {
+    start: *mut c_void,
+    len: usize,
+}
+
+impl LooseMapping {
+    /// Maps `len` bytes of a file, from `offset` on, read-only and shared.
+    pub(crate) fn new(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self> {
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: without MAP_FIXED the kernel chooses addresses that nothing else uses.
+        let start = unsafe {
+            rustix::mm::mmap(ptr::null_mut(), len, ProtFlags::READ, flags, file, offset)?
+        };
+        Ok(Self { start, len })
+    }
+}
+
+impl Drop for LooseMapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is that of this mapping, whole, and its address was never handed out. An
+        // error leaves it mapped: leaked.
+        let _ = unsafe { rustix::mm::munmap(self.start, self.len) };
     }
 }
 

@@ -15,7 +15,7 @@ use rustix::io::{Errno, Result};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
-pub(crate) use map::Reservation;
+pub(crate) use map::{LooseMapping, Reservation};
 pub(crate) use page_cache::cached_pages;
 pub(crate) use signal::without_sigpipe;
 

@@ -1,0 +1,191 @@
+//! Mappings in many threads, and under files that are cut short.
+
+use std::fs::File;
+use std::io::IoSlice;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use uncopied::arena::{FileMapping, locate};
+use uncopied::plan::{Length, Plan};
+use uncopied::{Errno, ErrorKind, Mechanism, Transfer, drive, send_vectored};
+
+use crate::harness::{FAMILIES, Family, assert_all_by, content, file_of, pair, receive};
+
+/// Threads map, look up, pass slices on and unmap, all at once. An address always tells the mapping
+/// that its slice was taken from, whatever else comes and goes, and the bytes are that file's.
+#[test]
+fn many_threads_map_and_look_up_at_once() {
+    const THREADS: u64 = 8;
+    const ROUNDS: u64 = 300;
+    let (send, receive) = std::sync::mpsc::channel::<(bytes::Bytes, Arc<File>, u64)>();
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let send = send.clone();
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let id = (thread * ROUNDS + round).to_le_bytes();
+                    let file = tempfile::tempfile().unwrap();
+                    file.write_all_at(&id, 4096).unwrap();
+                    let file = Arc::new(file);
+                    // Of one granule, and of several.
+                    let len = [10_000, 2 << 20, (4 << 20) + 1][(round % 3) as usize];
+                    let mapping = FileMapping::new(Arc::clone(&file), 0..len).unwrap();
+                    let bytes = mapping.bytes().slice(4096..4104);
+                    drop(mapping);
+                    let found = locate(&bytes).unwrap();
+                    assert!(Arc::ptr_eq(found.mapping.file(), &file));
+                    assert_eq!(found.offset, 4096);
+                    send.send((bytes, file, u64::from_le_bytes(id))).unwrap();
+                }
+            });
+        }
+        drop(send);
+        // Another thread than the one that mapped looks again, and unmaps.
+        for (bytes, file, id) in receive {
+            let found = locate(&bytes[3..]).unwrap();
+            assert!(Arc::ptr_eq(found.mapping.file(), &file));
+            assert_eq!(found.offset, 4099);
+            assert_eq!(bytes[..], id.to_le_bytes());
+        }
+    });
+}
+
+/// A slice that begins in one mapping and is longer than it belongs to nobody, and so do the addresses
+/// next to it.
+#[test]
+fn a_mapping_ends_where_it_ends() {
+    let file = Arc::new(file_of(5_000));
+    let mapping = FileMapping::new(file, 0..4_999).unwrap();
+    let bytes = mapping.bytes();
+    assert_eq!(bytes.len(), 4_999);
+    let last = locate(&bytes[4_998..]).unwrap();
+    assert_eq!((last.offset, last.mapping.len()), (4_998, 4_999));
+    assert!(locate(&bytes[4_999..]).is_none());
+}
+
+/// What cannot be mapped says so, and takes no addresses with it.
+#[test]
+fn what_cannot_be_mapped_is_an_error() {
+    for path in ["/proc/version", "/proc/self/auxv", "/"] {
+        let file = Arc::new(File::open(path).unwrap());
+        for _ in 0..10 {
+            assert!(
+                FileMapping::new(Arc::clone(&file), 0..4096).is_err(),
+                "{path}"
+            );
+        }
+    }
+    let file = Arc::new(file_of(10));
+    let (start, end) = (4096, 0);
+    assert!(FileMapping::new(Arc::clone(&file), start..end).is_err());
+    assert!(FileMapping::new(Arc::clone(&file), 0..u64::MAX).is_err());
+    assert!(FileMapping::new(file, 1 << 63..(1 << 63) + 1).is_err());
+}
+
+/// A transfer that is told of a mapping sends from it; beyond its ends it maps for itself.
+#[test]
+fn a_transfer_within_a_mapping() {
+    let file = Arc::new(file_of(3_000_000));
+    let page = rustix::param::page_size() as u64;
+    for family in FAMILIES {
+        for mapped in [0..3_000_000, 0..page, page..2 * page, 10 * page..2_000_000] {
+            let mapping = FileMapping::new(Arc::clone(&file), mapped).unwrap();
+            let (length, plan) = (Length::UntilEof, Plan::of(&[Mechanism::MmapWrite]));
+            let mut transfer = Transfer::new(5, length, plan).with_mapping(mapping);
+            let (socket, mut peer) = pair(family);
+            let source = &file;
+            std::thread::scope(|scope| {
+                let receiver = scope.spawn(move || receive(&mut peer, source, 5));
+                drive::blocking::run(&mut transfer, source, &socket).unwrap();
+                drop(socket);
+                assert_eq!(receiver.join().unwrap(), 2_999_995);
+            });
+            assert_all_by(transfer.report(), Mechanism::MmapWrite, 2_999_995, "mapped");
+        }
+    }
+}
+
+/// A file that is mapped and then cut short: a transfer ends in an error, and the kernel that is handed
+/// the bytes themselves answers `EFAULT` or sends less. Nobody gets a SIGBUS; this process lives.
+#[test]
+fn a_mapped_file_that_is_cut_short() {
+    let page = rustix::param::page_size();
+    let file = Arc::new(file_of(8 * page));
+    let mapping = FileMapping::new(Arc::clone(&file), 0..8 * page as u64).unwrap();
+    let bytes = mapping.bytes();
+
+    file.set_len(2 * page as u64).unwrap();
+    let (socket, mut peer) = pair(Family::Tcp);
+    let sent = send_vectored(&socket, &[IoSlice::new(&bytes)], false);
+    match sent {
+        Ok(sent) => assert!(
+            sent <= 2 * page,
+            "{sent} bytes of {} that are there",
+            2 * page
+        ),
+        Err(errno) => assert_eq!(errno, Errno::FAULT),
+    }
+    let beyond = send_vectored(&socket, &[IoSlice::new(&bytes[2 * page..])], false);
+    assert_eq!(beyond, Err(Errno::FAULT));
+    drop(socket);
+    let mut received = Vec::new();
+    std::io::Read::read_to_end(&mut peer, &mut received).unwrap();
+    assert_eq!(received, content(8 * page)[..sent.unwrap_or(0)]);
+
+    for family in FAMILIES {
+        let (length, plan) = (Length::Exact(8 * page as u64), [Mechanism::MmapWrite]);
+        let transfer = Transfer::new(0, length, Plan::of(&plan));
+        let mut transfer = transfer.with_mapping(mapping.clone());
+        let (socket, mut peer) = pair(family);
+        let error = drive::blocking::run(&mut transfer, &file, &socket).unwrap_err();
+        drop(socket);
+        let promised = 8 * page as u64;
+        assert_eq!(
+            error.kind(),
+            ErrorKind::SourceTooShort { promised },
+            "{error}"
+        );
+        assert_eq!(error.moved(), 2 * page as u64);
+        assert_eq!(receive(&mut peer, &file, 0), 2 * page as u64);
+    }
+}
+
+/// Nothing is left behind in the process: neither descriptors nor mappings.
+#[test]
+fn nothing_is_left_behind() {
+    crate::harness::in_child(
+        "arena::nothing_is_left_behind",
+        |_| {},
+        || {
+            let file = file_of(700_001);
+            let count = || {
+                let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
+                let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+                // The heap's mappings come and go; ours are those of a file that has no name any more.
+                let mappings = maps.lines().filter(|line| line.contains("(deleted)"));
+                (descriptors, mappings.count())
+            };
+            let transfers = || {
+                for mechanism in Mechanism::ALL {
+                    for &driver in crate::harness::DRIVERS {
+                        let forced = [mechanism];
+                        let send = uncopied::SendFile::new(&file).mechanisms(&forced);
+                        let (result, _) =
+                            crate::harness::deliver(driver, Family::Unix, &send, &file, 0);
+                        result.unwrap();
+                        let (socket, peer) = pair(Family::Unix);
+                        drop(peer);
+                        send.to(&socket).unwrap_err();
+                    }
+                }
+            };
+            transfers();
+            let before = count();
+            for _ in 0..20 {
+                transfers();
+            }
+            assert_eq!(count(), before);
+            assert_eq!(before.1, 0, "a file is still mapped");
+        },
+    );
+}
