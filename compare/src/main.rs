@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
-use crate::serve::contenders::{ServeFlags, axum, plain};
+use crate::serve::contenders::{ServeFlags, axum, axum_uncopied, plain};
 
 /// Run uncopied and its peers side by side; print medians and ratios.
 #[derive(Parser)]
@@ -42,6 +42,9 @@ enum Command {
     /// axum with tower-http's ServeDir on tokio's listener: one of the contenders.
     #[command(hide = true)]
     AxumServer(ServeFlags),
+    /// The same axum app with this project's listener and file service: one of the contenders.
+    #[command(hide = true)]
+    AxumUncopiedServer(ServeFlags),
     /// Pin this process to a CPU, bind its life to its parent's, and become COMMAND.
     #[command(hide = true)]
     Pinned {
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Serve(options) => serve::run(&options),
         Command::PlainServer(flags) => plain::serve(&flags),
         Command::AxumServer(flags) => axum::serve(&flags),
+        Command::AxumUncopiedServer(flags) => axum_uncopied::serve(&flags),
         Command::Pinned { cpu, command } => process::become_pinned(cpu, &command),
     };
     match result {

@@ -28,11 +28,7 @@ fn prepare(setup: &Setup<'_>) -> Result<Launch, Error> {
 
 /// The body of the hidden subcommand `axum-server`.
 pub(crate) fn serve(flags: &ServeFlags) -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context(|| "cannot start the runtime".into())?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let listener = TcpListener::bind(flags.listen)
             .await
             .context(|| format!("cannot listen on {}", flags.listen))?
@@ -46,4 +42,12 @@ pub(crate) fn serve(flags: &ServeFlags) -> Result<(), Error> {
             .await
             .context(|| "the server failed".into())
     })
+}
+
+/// One event loop, as every contender has.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context(|| "cannot start the runtime".into())
 }

@@ -2,6 +2,7 @@
 //! [`ALL`].
 
 pub(crate) mod axum;
+pub(crate) mod axum_uncopied;
 mod nginx;
 pub(crate) mod plain;
 mod uncopied;
@@ -20,6 +21,7 @@ pub(crate) const ALL: &[Contender] = &[
     nginx::CONTENDER,
     plain::CONTENDER,
     axum::CONTENDER,
+    axum_uncopied::CONTENDER,
 ];
 
 /// A server to be compared.

@@ -28,8 +28,8 @@ fn idle_connections_take_little_memory_and_answer_again() {
         return;
     }
     let site = site();
-    let mut server = Server::start(site.path(), &["--threads", "1"]);
-    let mut one_more = || -> TcpStream {
+    let server = Server::start(site.path(), &["--threads", "1"]);
+    let one_more = || -> TcpStream {
         let mut stream = connect(server.address());
         assert_eq!(get(&mut stream, "/").body, b"hello\n");
         stream
