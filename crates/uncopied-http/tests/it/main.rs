@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod delivery_rig;
 mod site;
+
+mod delivery_body;
 
 mod serve_files;
 mod serve_files_cache;
