@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, coop};
 use uncopied::arena::{FileMapping, Located, locate};
 use uncopied::plan::{Length, Mechanism, Plan};
 use uncopied::{Errno, Progress, Side, Support, Transfer, residency, send_is_on, send_vectored};
@@ -67,8 +67,6 @@ pub struct Stream {
     /// Why a file's bytes could not be sent. Whatever was written after that would land inside them.
     failed: Option<io::Error>,
     protocol: Protocol,
-    /// Bytes written since the task last gave way.
-    burst: usize,
 }
 
 /// What is spoken on the connection, as far as what it writes has told.
@@ -100,9 +98,13 @@ struct Sending {
     looked_at: Duration,
 }
 
-/// After so many bytes in a row the task gives way to others, so that one fast peer cannot hold the
-/// thread.
-const BURST: usize = 4 << 20;
+/// So many bytes cost one unit of the task's budget. tokio gives a task 128 units each time that it is
+/// polled, and has every socket answer [`Poll::Pending`] once they are used up: after 4 MiB the task
+/// gives way to others, so that one fast peer cannot hold the thread.
+///
+/// The budget is the task's, and not a count of the stream's own, because hyper goes on to its next
+/// response when a write is pending, and would write again at once.
+const BYTES_PER_UNIT: usize = 32 << 10;
 
 /// The most that a step of a [`Transfer`] moves, in bytes: so much must be in the page cache before it.
 const STEP: u64 = 2 << 20;
@@ -138,7 +140,6 @@ impl Stream {
             sending: None,
             failed: None,
             protocol: Protocol::Unknown,
-            burst: 0,
         }
     }
 
@@ -195,14 +196,10 @@ impl Stream {
         self.note_protocol(plain);
         // A body is told at once: hyper may ask it for more before this call has written anything.
         let before_body = self.protocol == Protocol::Http1 && recognise(plain);
-        if self.burst >= BURST {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         let mut written = 0;
         if plain.iter().any(|slice| !slice.is_empty()) {
             written = ready!(self.poll_send_plain(cx, plain, before_body || found.is_some()))?;
-            self.count(Mechanism::Copy, written);
+            self.count(cx, Mechanism::Copy, written);
             if written < plain.iter().map(|slice| slice.len()).sum() {
                 return Poll::Ready(Ok(written));
             }
@@ -322,14 +319,14 @@ impl Stream {
             match ready!(self.poll_when_writable(cx, step))? {
                 // Its count so far is in the report: bytes before the failure belong to this call.
                 Err(error) => {
-                    self.count(mechanism, (error.moved() - before) as usize);
+                    self.count(cx, mechanism, (error.moved() - before) as usize);
                     return Poll::Ready(Err(error.into()));
                 }
                 Ok(_) => {
                     let moved = (sending.transfer.report().bytes() - before) as usize;
                     sending.note_refusals();
                     if moved > 0 {
-                        self.count(mechanism, moved);
+                        self.count(cx, mechanism, moved);
                         return Poll::Ready(Ok(moved));
                     }
                 }
@@ -346,9 +343,16 @@ impl Stream {
         }
     }
 
-    fn count(&mut self, mechanism: Mechanism, bytes: usize) {
-        self.burst += bytes;
+    fn count(&self, cx: &mut Context<'_>, mechanism: Mechanism, bytes: usize) {
         self.options.totals.add(mechanism, bytes as u64);
+        for _ in 0..bytes / BYTES_PER_UNIT {
+            // To ask for a unit that is not there would wake the task, which may have nothing to do.
+            if coop::has_budget_remaining()
+                && let Poll::Ready(unit) = coop::poll_proceed(cx)
+            {
+                unit.made_progress();
+            }
+        }
     }
 
     fn note_write(&self, write: &Poll<io::Result<usize>>) {
@@ -480,9 +484,6 @@ impl AsyncWrite for Stream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let write = self.poll_send(cx, slices);
-        if write.is_pending() {
-            self.burst = 0;
-        }
         self.note_write(&write);
         write
     }

@@ -246,13 +246,6 @@ impl Server {
             io: BufReader::with_capacity(16 << 10, io),
         }
     }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        match self.at {
-            Place::Tcp(address) => address,
-            Place::Unix(_) => panic!("a Unix socket has no address"),
-        }
-    }
 }
 
 impl Drop for Server {
