@@ -43,8 +43,8 @@ impl Part {
 /// Under a [`Stream`](crate::Stream) the file's bytes go out by `sendfile`; the body's frames are
 /// then only addresses, which nobody reads. It finds that out by itself: the first few KiB are read
 /// from the file, and only once the stream has been seen to write them from the very same memory do
-/// the frames become slices of the mapped file. Behind any other I/O object, or a layer that
-/// replaces the bytes (compression), every frame is read from the file.
+/// the frames become slices of the mapped file. Behind any other I/O object, under HTTP/2, or a layer
+/// that replaces the bytes (compression), every frame is read from the file.
 ///
 /// A file that turns out shorter than the range ends the body with
 /// [`io::ErrorKind::UnexpectedEof`], and hyper closes the connection.
@@ -124,6 +124,9 @@ impl FileBody {
 
     /// Says that nothing reads the frames between this body and a [`Stream`](crate::Stream), so that
     /// even the first bytes need not be read.
+    ///
+    /// That is for HTTP/1 only: HTTP/2 copies the first bytes of its frames, and a file that is cut
+    /// short that very moment then kills the process by SIGBUS.
     #[must_use]
     pub fn direct(mut self) -> Self {
         self.delivery = Delivery::Direct;
