@@ -53,7 +53,7 @@ impl Activity {
     #[must_use]
     pub fn waiting(&self) -> Duration {
         let since = Duration::from_millis(self.state.load(Ordering::Relaxed) >> 2);
-        now().saturating_sub(since)
+        coarse_now().saturating_sub(since)
     }
 
     /// Since when.
@@ -94,14 +94,14 @@ impl Activity {
     }
 
     fn enter(&self, phase: Phase) {
-        let millis = u64::try_from(now().as_millis()).unwrap_or(u64::MAX >> 2);
+        let millis = u64::try_from(coarse_now().as_millis()).unwrap_or(u64::MAX >> 2);
         self.state
             .store(millis << 2 | phase as u64, Ordering::Relaxed);
     }
 }
 
-/// The time since the first call in this process.
-fn now() -> Duration {
+/// The time since the first call in this process, by the kernel's coarse clock.
+pub(crate) fn coarse_now() -> Duration {
     static EPOCH: OnceLock<Duration> = OnceLock::new();
     let time = clock_gettime(ClockId::MonotonicCoarse);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);

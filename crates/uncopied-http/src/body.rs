@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use rustix::io::ReadWriteFlags;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use uncopied::residency;
 
@@ -42,8 +43,8 @@ impl Part {
 /// Under a [`Stream`](crate::Stream) the file's bytes go out by `sendfile`; the body's frames are
 /// then only addresses, which nobody reads. It finds that out by itself: the first few KiB are read
 /// from the file, and only once the stream has been seen to write them from the very same memory do
-/// the frames become slices of the mapped file. Behind any other I/O object, or a layer that
-/// replaces the bytes (compression), every frame is read from the file.
+/// the frames become slices of the mapped file. Behind any other I/O object, under HTTP/2, or a layer
+/// that replaces the bytes (compression), every frame is read from the file.
 ///
 /// A file that turns out shorter than the range ends the body with
 /// [`io::ErrorKind::UnexpectedEof`], and hyper closes the connection.
@@ -111,7 +112,9 @@ impl FileBody {
     #[must_use]
     pub fn from_parts(parts: impl IntoIterator<Item = Part>) -> Self {
         let parts: VecDeque<_> = parts.into_iter().filter(|part| part.len() > 0).collect();
-        let left = parts.iter().map(Part::len).sum();
+        let left = parts
+            .iter()
+            .fold(0, |left: u64, part| left.saturating_add(part.len()));
         Self {
             parts,
             left,
@@ -121,6 +124,9 @@ impl FileBody {
 
     /// Says that nothing reads the frames between this body and a [`Stream`](crate::Stream), so that
     /// even the first bytes need not be read.
+    ///
+    /// That is for HTTP/1 only: HTTP/2 copies the first bytes of its frames, and a file that is cut
+    /// short that very moment then kills the process by SIGBUS.
     #[must_use]
     pub fn direct(mut self) -> Self {
         self.delivery = Delivery::Direct;
@@ -194,9 +200,14 @@ impl FileBody {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         };
         let end = match self.delivery {
-            Delivery::Unproven => (range.start + FIRST).next_multiple_of(PAGE).min(range.end),
-            _ => range.end.min(range.start + CHUNK),
+            Delivery::Unproven => range
+                .start
+                .saturating_add(FIRST)
+                .checked_next_multiple_of(PAGE)
+                .unwrap_or(range.end),
+            _ => range.start.saturating_add(CHUNK),
         };
+        let end = end.min(range.end);
         let (start, len) = (range.start, (end - range.start) as usize);
         let mut buffer = vec![0; len];
         let slices = &mut [IoSliceMut::new(&mut buffer)];
@@ -205,10 +216,13 @@ impl FileBody {
             buffer.truncate(read);
             return Poll::Ready(Ok(buffer.into()));
         }
+        let Ok(runtime) = Handle::try_current() else {
+            // Outside of a runtime there is no pool: the disk is waited for here.
+            return Poll::Ready(read_some(file, buffer, start));
+        };
         let file = Arc::clone(file);
-        self.reading = Some(tokio::task::spawn_blocking(move || {
-            read_some(&file, buffer, start)
-        }));
+        let read = move || read_some(&file, buffer, start);
+        self.reading = Some(runtime.spawn_blocking(read));
         self.poll_reading(cx)
     }
 

@@ -234,6 +234,10 @@ impl OpenFile {
         let Content::File { file, mapped } = &self.content else {
             return None;
         };
+        // Beyond what was the end there is nothing to map: reading tells whether the file has grown.
+        if range.start >= self.facts.len() {
+            return None;
+        }
         let (bytes, start) = if self.facts.len() <= WINDOW {
             let whole = || {
                 Some(

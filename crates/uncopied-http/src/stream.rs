@@ -8,15 +8,17 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::task::JoinHandle;
+use tokio::runtime::Handle;
+use tokio::task::{JoinHandle, coop};
 use uncopied::arena::{FileMapping, Located, locate};
 use uncopied::plan::{Length, Mechanism, Plan};
 use uncopied::{Errno, Progress, Side, Support, Transfer, residency, send_is_on, send_vectored};
 
-use crate::activity::Activity;
+use crate::activity::{Activity, coarse_now};
 use crate::totals::Totals;
 use crate::watch::recognise;
 
@@ -62,8 +64,20 @@ pub struct Stream {
     options: Options,
     activity: Option<Arc<Activity>>,
     sending: Option<Box<Sending>>,
-    /// Bytes written since the task last gave way.
-    burst: usize,
+    /// Why a file's bytes could not be sent. Whatever was written after that would land inside them.
+    failed: Option<io::Error>,
+    protocol: Protocol,
+}
+
+/// What is spoken on the connection, as far as what it writes has told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Unknown,
+    /// Each frame of a body is passed on as it is.
+    Http1,
+    /// HTTP/2 copies the first bytes of some frames next to their heads and passes others on as they
+    /// are: that one was seen proves nothing about the next.
+    Other,
 }
 
 #[derive(Debug)]
@@ -80,14 +94,29 @@ struct Sending {
     loading: Option<JoinHandle<()>>,
     /// The file's bytes before this offset have been loaded, or were found resident.
     resident_until: u64,
+    /// When that was found, by [`coarse_now`].
+    looked_at: Duration,
 }
 
-/// After so many bytes in a row the task gives way to others, so that one fast peer cannot hold the
-/// thread.
-const BURST: usize = 4 << 20;
+/// So many bytes cost one unit of the task's budget. tokio gives a task 128 units each time that it is
+/// polled, and has every socket answer [`Poll::Pending`] once they are used up: after 4 MiB the task
+/// gives way to others, so that one fast peer cannot hold the thread.
+///
+/// The budget is the task's, and not a count of the stream's own, because hyper goes on to its next
+/// response when a write is pending, and would write again at once.
+const BYTES_PER_UNIT: usize = 32 << 10;
 
-/// How much of a file is made sure to be in the page cache at a time, in bytes.
-const LOAD: u64 = 2 << 20;
+/// The most that a step of a [`Transfer`] moves, in bytes: so much must be in the page cache before it.
+const STEP: u64 = 2 << 20;
+
+/// How much more of a file is looked up then, in bytes, so that not every step needs a look.
+const AHEAD: u64 = 2 << 20;
+
+/// For how long bytes that were found in the page cache are taken to stay there.
+const TRUST: Duration = Duration::from_millis(500);
+
+/// What one `sendmsg` takes (`IOV_MAX`).
+const SLICES: usize = 1024;
 
 impl Stream {
     /// A stream over a connected TCP socket. `TCP_NODELAY` should be set: the stream itself says when
@@ -109,7 +138,8 @@ impl Stream {
             options,
             activity: None,
             sending: None,
-            burst: 0,
+            failed: None,
+            protocol: Protocol::Unknown,
         }
     }
 
@@ -170,28 +200,41 @@ impl Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.burst >= BURST {
-            self.burst = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+        if let Some(error) = self.failed.take() {
+            self.failed = Some(error.kind().into());
+            return Poll::Ready(Err(error));
         }
+        let slices = &slices[..slices.len().min(SLICES)];
         let (plain, found) = split_at_arena(slices);
+        self.note_protocol(plain);
+        // A body is told at once: hyper may ask it for more before this call has written anything.
+        let before_body = self.protocol == Protocol::Http1 && recognise(plain);
         let mut written = 0;
         if plain.iter().any(|slice| !slice.is_empty()) {
-            written = ready!(self.poll_send_plain(cx, plain, found.is_some()))?;
-            self.count(Mechanism::Copy, written);
+            written = ready!(self.poll_send_plain(cx, plain, before_body || found.is_some()))?;
+            self.count(cx, Mechanism::Copy, written);
             if written < plain.iter().map(|slice| slice.len()).sum() {
                 return Poll::Ready(Ok(written));
             }
         }
         let Some((located, len)) = found else {
+            // Whoever writes has given up what was under way.
+            self.sending = None;
             return Poll::Ready(Ok(written));
         };
         match self.poll_send_file(cx, located, len) {
             Poll::Ready(Ok(sent)) => Poll::Ready(Ok(written + sent)),
             // What has been written must be told first; the next call meets the rest again.
-            Poll::Pending | Poll::Ready(Err(_)) if written > 0 => Poll::Ready(Ok(written)),
-            other => other,
+            Poll::Pending if written > 0 => Poll::Ready(Ok(written)),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) if written > 0 => {
+                self.failed = Some(error);
+                Poll::Ready(Ok(written))
+            }
+            Poll::Ready(Err(error)) => {
+                self.failed = Some(error.kind().into());
+                Poll::Ready(Err(error))
+            }
         }
     }
 
@@ -199,11 +242,24 @@ impl Stream {
         &self,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
-        before_file: bool,
+        more: bool,
     ) -> Poll<io::Result<usize>> {
-        let more = before_file || slices.last().is_some_and(|last| recognise(last));
         let socket = self.as_fd();
         self.poll_when_writable(cx, || Ok(send_vectored(socket, slices, more)?))
+    }
+
+    fn note_protocol(&mut self, slices: &[IoSlice<'_>]) {
+        let Some(first) = slices.iter().find(|slice| !slice.is_empty()) else {
+            return;
+        };
+        let switching = first.starts_with(b"HTTP/1.1 101");
+        if switching || self.protocol == Protocol::Unknown {
+            self.protocol = if first.starts_with(b"HTTP/1.") && !switching {
+                Protocol::Http1
+            } else {
+                Protocol::Other
+            };
+        }
     }
 
     fn poll_send_file(
@@ -214,7 +270,9 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         let mut sending = self.sending_of(located, len);
         let sent = self.poll_steps(cx, &mut sending);
-        if sending.transfer.remaining() != Some(0) {
+        let is_over =
+            matches!(sent, Poll::Ready(Err(_))) || sending.transfer.remaining() == Some(0);
+        if !is_over {
             self.sending = Some(sending);
         }
         sent
@@ -237,6 +295,7 @@ impl Stream {
             transfer,
             loading: None,
             resident_until: located.offset,
+            looked_at: Duration::ZERO,
         })
     }
 
@@ -257,7 +316,10 @@ impl Stream {
         sending: &mut Sending,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(sending.poll_resident(cx));
+            if sending.poll_resident(cx).is_pending() {
+                self.push();
+                return Poll::Pending;
+            }
             let (mechanism, before) = (
                 sending.transfer.mechanism(),
                 sending.transfer.report().bytes(),
@@ -270,14 +332,14 @@ impl Stream {
             match ready!(self.poll_when_writable(cx, step))? {
                 // Its count so far is in the report: bytes before the failure belong to this call.
                 Err(error) => {
-                    self.count(mechanism, (error.moved() - before) as usize);
+                    self.count(cx, mechanism, (error.moved() - before) as usize);
                     return Poll::Ready(Err(error.into()));
                 }
                 Ok(_) => {
                     let moved = (sending.transfer.report().bytes() - before) as usize;
                     sending.note_refusals();
                     if moved > 0 {
-                        self.count(mechanism, moved);
+                        self.count(cx, mechanism, moved);
                         return Poll::Ready(Ok(moved));
                     }
                 }
@@ -285,9 +347,25 @@ impl Stream {
         }
     }
 
-    fn count(&mut self, mechanism: Mechanism, bytes: usize) {
-        self.burst += bytes;
+    /// Sends at once what was held back for the bytes of a file to share its packet: the disk takes
+    /// its time.
+    fn push(&self) {
+        if let Socket::Tcp(socket) = &self.socket {
+            // Setting it pushes, set or not (`tcp(7)`). A refusal costs 200 ms, not a byte.
+            let _ = socket.set_nodelay(true);
+        }
+    }
+
+    fn count(&self, cx: &mut Context<'_>, mechanism: Mechanism, bytes: usize) {
         self.options.totals.add(mechanism, bytes as u64);
+        for _ in 0..bytes / BYTES_PER_UNIT {
+            // To ask for a unit that is not there would wake the task, which may have nothing to do.
+            if coop::has_budget_remaining()
+                && let Poll::Ready(unit) = coop::poll_proceed(cx)
+            {
+                unit.made_progress();
+            }
+        }
     }
 
     fn note_write(&self, write: &Poll<io::Result<usize>>) {
@@ -311,26 +389,37 @@ impl Stream {
 impl Sending {
     /// Ready once the next bytes are in the page cache, as far as anybody can tell.
     fn poll_resident(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let offset = self.transfer.offset();
         if let Some(loading) = &mut self.loading {
             // A load that was cut off, by the runtime's end, leaves the step to wait for the disk.
             let _ = ready!(Pin::new(loading).poll(cx));
             self.loading = None;
+            self.looked_at = coarse_now();
         }
-        if offset < self.resident_until {
+        let offset = self.transfer.offset();
+        let left = self.transfer.remaining().unwrap_or(u64::MAX);
+        let now = coarse_now();
+        let is_fresh = now.saturating_sub(self.looked_at) < TRUST;
+        if is_fresh && self.resident_until >= offset + left.min(STEP) {
             return Poll::Ready(());
         }
-        let len = self
-            .transfer
-            .remaining()
-            .map_or(LOAD, |left| left.min(LOAD));
-        self.resident_until = offset + len;
-        if residency::is_mapping_resident(&self.mapping, offset, len) {
+        let start = if is_fresh {
+            offset.max(self.resident_until)
+        } else {
+            offset
+        };
+        (self.resident_until, self.looked_at) = (offset + left.min(STEP + AHEAD), now);
+        let len = self.resident_until - start;
+        if residency::is_mapping_resident(&self.mapping, start, len) {
             return Poll::Ready(());
         }
         let file = Arc::clone(self.mapping.file());
-        let load = move || residency::load(&*file, offset, len);
-        let loading = self.loading.insert(tokio::task::spawn_blocking(load));
+        let load = move || residency::load(&*file, start, len);
+        let Ok(runtime) = Handle::try_current() else {
+            // Outside of a runtime there is no pool: the disk is waited for here.
+            load();
+            return Poll::Ready(());
+        };
+        let loading = self.loading.insert(runtime.spawn_blocking(load));
         let _ = ready!(Pin::new(loading).poll(cx));
         self.loading = None;
         Poll::Ready(())
@@ -416,8 +505,7 @@ impl AsyncWrite for Stream {
         true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.burst = 0;
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(activity) = &self.activity {
             activity.flushed();
         }

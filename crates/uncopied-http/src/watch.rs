@@ -10,6 +10,7 @@
 //! reading: slower, still right.
 
 use std::cell::RefCell;
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -48,19 +49,22 @@ pub(crate) fn watch(bytes: &Bytes, more_follows: bool) -> Proof {
     proof
 }
 
-/// Whether the stream is about to write bytes that were marked, and more follow at once.
-pub(crate) fn recognise(bytes: &[u8]) -> bool {
+/// Proves what was marked if it is among the slices that the stream is about to write. Answers
+/// whether it is the last of them, and more follows at once.
+pub(crate) fn recognise(slices: &[IoSlice<'_>]) -> bool {
     WATCHED.with(|slot| {
         let mut slot = slot.borrow_mut();
-        let ours = |watched: &Watched| {
-            watched.bytes.as_ptr() == bytes.as_ptr() && watched.bytes.len() == bytes.len()
-        };
-        if !slot.as_ref().is_some_and(ours) {
+        let Some(watched) = &*slot else {
             return false;
-        }
-        slot.take().is_some_and(|watched| {
-            watched.proof.0.store(true, Ordering::Relaxed);
-            watched.more_follows
-        })
+        };
+        let (start, len) = (watched.bytes.as_ptr(), watched.bytes.len());
+        let is_it = |slice: &IoSlice<'_>| slice.as_ptr() == start && slice.len() == len;
+        let Some(at) = slices.iter().rposition(is_it) else {
+            return false;
+        };
+        watched.proof.0.store(true, Ordering::Relaxed);
+        let more_follows = watched.more_follows && at + 1 == slices.len();
+        *slot = None;
+        more_follows
     })
 }

@@ -2,7 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod delivery_rig;
 mod site;
+
+mod delivery;
+mod delivery_body;
+mod delivery_cold;
+mod delivery_connection;
+mod delivery_cut;
+mod delivery_load;
+mod delivery_stream;
+mod delivery_switch;
 
 mod serve_files;
 mod serve_files_cache;

@@ -1,0 +1,131 @@
+//! File bodies by themselves, polled by anything.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use http_body::Body;
+use http_body_util::BodyExt;
+use uncopied_http::{FileBody, Part};
+
+use crate::delivery_rig::{Files, assert_same, soon};
+
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Polls a body to its end, by nothing but its wakes.
+fn drain(mut body: FileBody) -> std::io::Result<(Vec<u8>, usize)> {
+    let wakes = Arc::new(Count(AtomicUsize::new(0)));
+    let waker = Waker::from(Arc::clone(&wakes));
+    let mut bytes = Vec::new();
+    let mut pending = 0;
+    loop {
+        let frame = std::pin::Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker));
+        match frame {
+            Poll::Ready(None) => return Ok((bytes, pending)),
+            Poll::Ready(Some(frame)) => bytes.extend_from_slice(&frame?.into_data().unwrap()),
+            Poll::Pending => {
+                pending += 1;
+                assert_eq!(wakes.0.load(Ordering::Relaxed), pending, "it would hang");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_body_needs_no_runtime_and_never_hangs() {
+    let files = Files::of(&[300_001]);
+    for mode in 0..3 {
+        let body = FileBody::from_file(Arc::clone(&files.open[0]), 3..300_000);
+        let body = match mode {
+            0 => body,
+            1 => body.direct(),
+            _ => body.read(),
+        };
+        let (bytes, pending) = drain(body).unwrap();
+        assert_same(&bytes, &files.contents[0][3..300_000], "the body");
+        assert_eq!(pending, usize::from(mode == 0), "one chance to be flushed");
+    }
+}
+
+#[test]
+fn a_cold_body_needs_no_runtime() {
+    let files = Files::of(&[300_001]);
+    files.evict_from(0, 0);
+    let body = FileBody::from_file(Arc::clone(&files.open[0]), 0..300_001);
+    assert_same(&drain(body).unwrap().0, &files.contents[0], "the body");
+}
+
+/// Ranges come from whoever makes the body. One that the file does not have is an error at the byte
+/// where it ends, in every mode.
+#[tokio::test]
+async fn a_range_beyond_the_end_is_an_error() {
+    let files = Files::of(&[100_000]);
+    let max = u64::MAX;
+    for (range, have) in [
+        (0..100_001, 100_000),
+        (50_000..200_000, 50_000),
+        (99_999..max, 1),
+        (100_000..100_001, 0),
+        (100_001..100_002, 0),
+        (1 << 40..(1 << 40) + 5, 0),
+        (max - 1..max, 0),
+        (max - 70_000..max, 0),
+    ] {
+        for mode in 0..3 {
+            let body = FileBody::from_file(Arc::clone(&files.open[0]), range.clone());
+            let mut body = match mode {
+                0 => body,
+                1 => body.direct(),
+                _ => body.read(),
+            };
+            let mut got = 0;
+            let error = loop {
+                match soon(body.frame()).await.expect("no clean end") {
+                    Ok(frame) => {
+                        let len = frame.into_data().unwrap().len();
+                        assert!(len > 0, "an empty frame moves nothing on");
+                        got += len;
+                    }
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(got, have, "{range:?} {mode}");
+            assert!(!error.to_string().is_empty());
+            assert!(body.frame().await.is_none(), "an error is told once");
+        }
+    }
+}
+
+#[tokio::test]
+async fn lengths_that_add_up_to_more_than_a_length_can_be() {
+    let files = Files::of(&[10]);
+    let part = Part::File(Arc::clone(&files.open[0]), 0..u64::MAX);
+    let body = FileBody::from_parts([part.clone(), part]);
+    assert_eq!(body.size_hint().exact(), Some(u64::MAX));
+    assert!(soon(body.collect()).await.is_err());
+}
+
+/// What the file has gained since it was opened is there to be read, and what it has lost is an error.
+#[tokio::test]
+async fn a_file_that_has_changed_its_length_since() {
+    let files = Files::of(&[100_000]);
+    files.set_len(0, 150_000);
+    for direct in [true, false] {
+        let body = FileBody::from_file(Arc::clone(&files.open[0]), 90_000..150_000);
+        let body = if direct { body.direct() } else { body };
+        let got = soon(body.collect()).await.unwrap().to_bytes();
+        assert_eq!(got.len(), 60_000);
+        assert_eq!(got[..10_000], files.contents[0][90_000..]);
+        assert!(got[10_000..].iter().all(|&byte| byte == 0));
+    }
+    files.set_len(0, 10_000);
+    let body = FileBody::from_file(Arc::clone(&files.open[0]), 0..100_000);
+    let error = soon(body.collect()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+}

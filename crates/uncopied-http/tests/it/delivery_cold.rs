@@ -1,0 +1,172 @@
+//! Files that are not in the page cache. The disk is waited for on tokio's blocking pool and nowhere
+//! else: with that pool held up, a cold file does not move, and everything else does. (A body that is
+//! read may move: trying to read without waiting makes the kernel read ahead by itself, and a fast disk
+//! can be done before the try is over.)
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncReadExt;
+use uncopied::{Mechanism, residency};
+
+use crate::delivery_rig::{Files, Plan, Server, assert_same, soon};
+
+/// A runtime of one thread, with another one that may block.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap()
+}
+
+/// Holds the pool up until it is dropped.
+fn hold_pool() -> mpsc::Sender<()> {
+    let (release, held) = mpsc::channel::<()>();
+    // The error of a sender that is gone is what it waits for.
+    tokio::task::spawn_blocking(move || held.recv());
+    release
+}
+
+fn is_resident(files: &Files, at: usize, start: u64, len: u64) -> bool {
+    residency::is_resident(File::open(files.path(at)).unwrap(), start, len)
+}
+
+const M: usize = 1 << 20;
+
+#[test]
+fn a_cold_file_waits_on_the_pool_and_holds_up_nobody() {
+    let mut fastest_head = Duration::MAX;
+    runtime().block_on(async {
+        for mechanism in Mechanism::ALL {
+            for mode in ["default", "direct", "read"] {
+                let files = Files::of(&[6 * M, 100_000]);
+                let answering = Arc::clone(&files);
+                let plan = Plan {
+                    mechanisms: &[mechanism, Mechanism::Copy],
+                    ..Plan::default()
+                };
+                let server = Server::start(&plan, move |parts| answering.answer(parts));
+                let (mut cold, mut warm) = (server.connect().await, server.connect().await);
+                files.evict_from(0, 0);
+                let held = hold_pool();
+
+                let start = Instant::now();
+                cold.request(&format!("/0/{mode}")).await;
+                soon(cold.head()).await.unwrap();
+                if mode == "direct" {
+                    fastest_head = fastest_head.min(start.elapsed());
+                }
+                for _ in 0..5 {
+                    let body = soon(warm.get(&format!("/1/{mode}"))).await;
+                    assert_same(&body, &files.contents[1], "the warm file");
+                }
+                let mut body = vec![0; files.contents[0].len()];
+                if mode == "direct" {
+                    let pause = Duration::from_millis(30);
+                    let read = tokio::time::timeout(pause, cold.io.read(&mut body)).await;
+                    assert!(read.is_err(), "{mechanism}: bytes without the pool");
+                    assert!(!is_resident(&files, 0, 0, 4096), "{mechanism}");
+                }
+
+                drop(held);
+                soon(cold.io.read_exact(&mut body)).await.unwrap();
+                assert_same(&body, &files.contents[0], &format!("{mechanism} {mode}"));
+                assert!(is_resident(&files, 0, 0, 6 * M as u64));
+            }
+        }
+    });
+    // What `MSG_MORE` holds back comes after 200 ms, each time.
+    let limit = Duration::from_millis(150);
+    assert!(fastest_head < limit, "{fastest_head:?}");
+}
+
+/// How many bytes come until nothing does.
+async fn bytes_until_quiet(client: &mut crate::delivery_rig::Client) -> usize {
+    let mut buffer = vec![0; 64 << 10];
+    let mut all = 0;
+    let pause = Duration::from_millis(150);
+    while let Ok(read) = tokio::time::timeout(pause, client.io.read(&mut buffer)).await {
+        all += read.unwrap();
+    }
+    all
+}
+
+/// A step of a transfer moves up to 2 MiB, and the socket takes them bit by bit: no step may reach
+/// into what has not been looked up.
+#[test]
+fn no_step_reaches_beyond_what_is_known_to_be_warm() {
+    runtime().block_on(async {
+        for warm in [2 * M, 5 * M] {
+            let files = Files::of(&[12 * M]);
+            let answering = Arc::clone(&files);
+            let plan = Plan {
+                buffers: Some(32 << 10),
+                ..Plan::default()
+            };
+            let server = Server::start(&plan, move |parts| answering.answer(parts));
+            let mut client = server.connect().await;
+            files.evict_from(0, warm as u64);
+            let held = hold_pool();
+            client.request("/0/direct").await;
+            soon(client.head()).await.unwrap();
+            let got = bytes_until_quiet(&mut client).await;
+            assert!(got <= warm, "{got} bytes of {warm}");
+            drop(held);
+            let mut rest = vec![0; 12 * M - got];
+            soon(client.io.read_exact(&mut rest)).await.unwrap();
+            assert_same(&rest, &files.contents[0][got..], "the rest");
+        }
+    });
+}
+
+/// That a file was warm when its transfer began says little once the peer has stalled.
+#[test]
+fn a_file_that_goes_cold_while_the_peer_stalls_waits_on_the_pool() {
+    runtime().block_on(async {
+        let files = Files::of(&[12 * M]);
+        let answering = Arc::clone(&files);
+        let plan = Plan {
+            buffers: Some(32 << 10),
+            ..Plan::default()
+        };
+        let server = Server::start(&plan, move |parts| answering.answer(parts));
+        let mut client = server.connect().await;
+        client.request("/0/direct").await;
+        soon(client.head()).await.unwrap();
+        let mut some = vec![0; 10_000];
+        soon(client.io.read_exact(&mut some)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        files.evict_from(0, 0);
+        let held = hold_pool();
+        let got = some.len() + bytes_until_quiet(&mut client).await;
+        assert!(got < M, "no more than what the socket held: {got} bytes");
+        drop(held);
+        let mut rest = vec![0; 12 * M - got];
+        soon(client.io.read_exact(&mut rest)).await.unwrap();
+        assert_same(&rest, &files.contents[0][got..], "the rest");
+    });
+}
+
+#[test]
+fn a_client_that_leaves_while_its_file_is_loaded_leaves_nothing_behind() {
+    runtime().block_on(async {
+        let files = Files::of(&[6 * M]);
+        let answering = Arc::clone(&files);
+        let server = Server::start(&Plan::default(), move |parts| answering.answer(parts));
+        for mode in ["default", "direct", "read"] {
+            files.evict_from(0, 0);
+            let held = hold_pool();
+            let mut client = server.connect().await;
+            client.request(&format!("/0/{mode}")).await;
+            soon(client.head()).await.unwrap();
+            drop(client);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            drop(held);
+            let body = soon(server.connect().await.get("/0/direct")).await;
+            assert_same(&body, &files.contents[0], mode);
+        }
+    });
+}

@@ -1,0 +1,305 @@
+//! Many clients: slow ones, greedy ones, and those that vanish.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustix::net::RecvFlags;
+use tokio::io::AsyncReadExt;
+use uncopied::Mechanism;
+use uncopied_http::{Listener, Options, Totals};
+
+use crate::delivery_rig::{
+    Files, Net, Plan, Random, Server, Stack, assert_same, content_length, in_own_process, runtime,
+    serve_http1, soon,
+};
+
+#[tokio::test]
+async fn slow_readers_with_tiny_buffers_get_every_byte() {
+    let files = Files::of(&[1_500_001]);
+    for net in [Net::Tcp, Net::Unix] {
+        for (at, mechanism) in Mechanism::ALL.into_iter().enumerate() {
+            for mode in ["default", "direct", "read"] {
+                let answering = Arc::clone(&files);
+                let plan = Plan {
+                    net,
+                    mechanisms: &[mechanism, Mechanism::Copy],
+                    buffers: Some(2048),
+                    ..Plan::default()
+                };
+                let server = Server::start(&plan, move |parts| answering.answer(parts));
+                let mut client = server.connect().await;
+                let mut random = Random(at as u64);
+                client.request(&format!("/0/{mode}")).await;
+                let head = soon(client.head()).await.unwrap();
+                let mut body = vec![0; content_length(&head)];
+                let mut got = 0;
+                while got < body.len() {
+                    let most = (got + 1 + random.below(20_000)).min(body.len());
+                    got += soon(client.io.read(&mut body[got..most])).await.unwrap();
+                    if random.below(40) == 0 {
+                        tokio::time::sleep(Duration::from_micros(300)).await;
+                    }
+                }
+                let what = format!("{net:?} {mechanism} {mode}");
+                assert_same(&body, &files.contents[0], &what);
+            }
+        }
+    }
+}
+
+/// Everything of this process that could leak: descriptors by what they are open on, mappings of
+/// files beneath `dir`, threads.
+fn holdings(dir: &Path) -> BTreeMap<String, usize> {
+    let mut holdings = BTreeMap::new();
+    for link in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let Ok(to) = std::fs::read_link(link.unwrap().path()) else {
+            continue;
+        };
+        let to = to.to_string_lossy();
+        let kind = to.split(['[', ':']).next().unwrap().to_owned();
+        *holdings.entry(kind).or_default() += 1;
+    }
+    let dir = dir.to_str().unwrap();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let of_files = maps.lines().filter(|line| line.contains(dir)).count();
+    holdings.insert("mappings".to_owned(), of_files);
+    holdings
+}
+
+#[test]
+fn clients_that_vanish_leave_nothing_behind() {
+    let test = "delivery_load::clients_that_vanish_leave_nothing_behind";
+    in_own_process(test, &[], || runtime().block_on(vanish()));
+}
+
+async fn vanish() {
+    let files = Files::of(&[3_000_000, 100, 70_000]);
+    let dir = files.path(0).parent().unwrap().to_owned();
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let mut random = Random(3);
+    for (at, mechanism) in Mechanism::ALL.into_iter().enumerate() {
+        for net in [Net::Tcp, Net::Unix] {
+            let answering = Arc::clone(&files);
+            let plan = Plan {
+                net,
+                stack: [Stack::Http1, Stack::Auto][at % 2],
+                mechanisms: &[mechanism, Mechanism::Copy],
+                buffers: Some(16 << 10),
+            };
+            let server = Server::start(&plan, move |parts| answering.answer(parts));
+            // What is opened once and kept, is open from now on.
+            for mode in ["default", "direct"] {
+                for file in 0..3 {
+                    let mut client = server.connect().await;
+                    soon(client.get(&format!("/{file}/{mode}"))).await;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let (before, tasks_before) = (holdings(&dir), tasks());
+            let mut clients = Vec::new();
+            for round in 0..120 {
+                let mut client = server.connect().await;
+                let mode = ["default", "direct", "read"][round % 3];
+                client.request(&format!("/{}/{mode}", round % 5 % 3)).await;
+                let mut some = vec![0; random.below(200_000)];
+                let patience = Duration::from_millis(random.below(4) as u64);
+                let read = client.io.read_exact(&mut some);
+                let _ = tokio::time::timeout(patience, read).await;
+                clients.push(client);
+                if clients.len() > random.below(20) {
+                    clients.clear();
+                }
+            }
+            clients.clear();
+            let what = format!("{mechanism} {net:?}");
+            soon(async {
+                while holdings(&dir) != before || tasks() != tasks_before {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await;
+            let body = soon(server.connect().await.get("/0/direct")).await;
+            assert_same(&body, &files.contents[0], &what);
+        }
+    }
+    let path = files.path(0);
+    drop(files);
+    soon(async {
+        // The last server lets go of the files, and those of their mappings.
+        while path.exists() || holdings(&dir)["mappings"] > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// Notes the most bytes that one poll of a connection sends.
+struct Metered {
+    connection: Pin<Box<dyn Future<Output = ()> + Send>>,
+    totals: Arc<Totals>,
+    most: Arc<AtomicU64>,
+}
+
+impl Future for Metered {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let sent = |totals: &Totals| totals.bytes(Mechanism::Sendfile);
+        let before = sent(&self.totals);
+        let end = self.connection.as_mut().poll(cx);
+        let now = sent(&self.totals);
+        self.most.fetch_max(now - before, Ordering::Relaxed);
+        end
+    }
+}
+
+/// Answers each connection, and how much one poll of any of them has sent at most.
+async fn serve_metered(
+    listener: std::net::TcpListener,
+    files: Arc<Files>,
+    totals: Arc<Totals>,
+    most: Arc<AtomicU64>,
+) {
+    let options = Options::default().totals(Arc::clone(&totals));
+    let listener = Listener::from_tcp(listener, options).unwrap();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let files = Arc::clone(&files);
+        let connection = serve_http1(stream, move |parts: &http::request::Parts| {
+            files.answer(parts)
+        });
+        tokio::spawn(Metered {
+            connection: Box::pin(connection),
+            totals: Arc::clone(&totals),
+            most: Arc::clone(&most),
+        });
+    }
+}
+
+const GREEDY: usize = 3 << 20;
+
+/// A client that takes all it can get, faster than it can be sent, with the next requests always
+/// waiting.
+fn be_greedy(address: std::net::SocketAddr, path: &str, stop: &AtomicBool) {
+    let mut socket = std::net::TcpStream::connect(address).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+    let mut buffer = vec![0; 4 << 20];
+    while !stop.load(Ordering::Relaxed) {
+        socket.write_all(request.repeat(8).as_bytes()).unwrap();
+        let mut left = 8 * GREEDY;
+        while left > 0 && !stop.load(Ordering::Relaxed) {
+            // The bytes are thrown away instead of being copied (`tcp(7)`).
+            let (_, read) = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::TRUNC).unwrap();
+            assert!(read > 0);
+            left = left.saturating_sub(read);
+        }
+    }
+}
+
+#[test]
+fn a_greedy_client_does_not_hold_up_the_others() {
+    for mode in ["direct", "default"] {
+        let files = Files::of(&[GREEDY, 500]);
+        let (totals, most) = (Arc::new(Totals::default()), Arc::new(AtomicU64::new(0)));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let serve = serve_metered(
+            listener,
+            Arc::clone(&files),
+            Arc::clone(&totals),
+            Arc::clone(&most),
+        );
+        let server = std::thread::spawn(move || {
+            runtime().block_on(async {
+                tokio::spawn(serve);
+                let _ = ended.await;
+            });
+        });
+        let stop = Arc::new(AtomicBool::new(false));
+        let greedy = {
+            let (stop, path) = (Arc::clone(&stop), format!("/0/{mode}"));
+            std::thread::spawn(move || be_greedy(address, &path, &stop))
+        };
+        let sent = || totals.bytes(Mechanism::Sendfile);
+        let mut socket = std::net::TcpStream::connect(address).unwrap();
+        let patience = Some(Duration::from_secs(20));
+        socket.set_read_timeout(patience).unwrap();
+        let mut answers = 0;
+        while answers < 40 || sent() < 600 << 20 {
+            let request = b"GET /1/read HTTP/1.1\r\nhost: x\r\n\r\n";
+            socket.write_all(request).unwrap();
+            let mut got = Vec::new();
+            while !got.ends_with(&files.contents[1]) {
+                let mut some = [0; 2000];
+                let read = socket.read(&mut some).unwrap();
+                assert!(read > 0);
+                got.extend_from_slice(&some[..read]);
+            }
+            answers += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+        greedy.join().unwrap();
+        drop(end);
+        server.join().unwrap();
+        // It gives way after 4 MiB; the step that reaches them moves up to 2 MiB.
+        let most = most.load(Ordering::Relaxed);
+        assert!(most <= 6 << 20, "{mode}: {most} bytes without giving way");
+    }
+}
+
+/// Connections of a runtime of many threads move between them, and a body's mark may stay behind.
+#[test]
+fn many_connections_on_many_threads() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .unwrap();
+    let files = Files::of(&[0, 900, 4097, 30_000, 200_000, 1_200_000]);
+    runtime.block_on(async {
+        for (net, stack) in [
+            (Net::Tcp, Stack::Http1),
+            (Net::Unix, Stack::Auto),
+            (Net::Tcp, Stack::Axum),
+        ] {
+            let answering = Arc::clone(&files);
+            let plan = Plan {
+                net,
+                stack,
+                ..Plan::default()
+            };
+            let server = Server::start(&plan, move |parts| answering.answer(parts));
+            let mut clients = tokio::task::JoinSet::new();
+            for number in 0..60 {
+                let mut client = server.connect().await;
+                let files = Arc::clone(&files);
+                clients.spawn(async move {
+                    let mut random = Random(number);
+                    for _ in 0..12 {
+                        let at = random.below(6);
+                        let mode = ["default", "default", "direct", "read"][random.below(4)];
+                        let body = soon(client.get(&format!("/{at}/{mode}"))).await;
+                        assert_same(&body, &files.contents[at], &format!("{at} {mode}"));
+                        tokio::task::yield_now().await;
+                    }
+                });
+            }
+            while let Some(done) = clients.join_next().await {
+                done.unwrap();
+            }
+            assert!(server.totals.bytes(Mechanism::Sendfile) > 0);
+        }
+    });
+}

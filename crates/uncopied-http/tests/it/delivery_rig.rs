@@ -1,0 +1,439 @@
+//! Servers, files and a plain client for the delivery tests.
+
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{TcpSocket, UnixStream};
+use tokio::task::JoinHandle;
+use uncopied_http::{Address, Facts, FileBody, Listener, OpenFile, Options, Stream, Totals, Wait};
+
+/// `len` bytes that look random, the same ones for the same seed. No two pages are alike.
+pub(crate) fn bytes_of(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len + 8);
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// Numbers that look random, below a bound.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % bound.max(1)
+    }
+}
+
+/// Files on the disk that the target directory is on, so that they have a page cache to be thrown
+/// out of; and what is in them.
+pub(crate) struct Files {
+    dir: tempfile::TempDir,
+    pub(crate) contents: Vec<Vec<u8>>,
+    pub(crate) open: Vec<Arc<OpenFile>>,
+}
+
+impl Files {
+    /// Files of these sizes, none of them kept in memory.
+    pub(crate) fn of(sizes: &[usize]) -> Arc<Self> {
+        let contents = sizes
+            .iter()
+            .enumerate()
+            .map(|(at, &size)| bytes_of(size, at as u64 + 1))
+            .collect();
+        Self::with(contents)
+    }
+
+    pub(crate) fn with(contents: Vec<Vec<u8>>) -> Arc<Self> {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let open = contents.iter().enumerate().map(|(at, content)| {
+            let path = dir.path().join(at.to_string());
+            std::fs::write(&path, content).unwrap();
+            open_file(&path)
+        });
+        let open = open.collect();
+        Arc::new(Self {
+            dir,
+            contents,
+            open,
+        })
+    }
+
+    pub(crate) fn path(&self, at: usize) -> PathBuf {
+        self.dir.path().join(at.to_string())
+    }
+
+    /// Sets the length, as another process might at any time.
+    pub(crate) fn set_len(&self, at: usize, len: u64) {
+        let file = File::options().write(true).open(self.path(at)).unwrap();
+        file.set_len(len).unwrap();
+    }
+
+    /// Throws the file out of the page cache from `start` on.
+    pub(crate) fn evict_from(&self, at: usize, start: u64) {
+        let file = File::open(self.path(at)).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, start, None, rustix::fs::Advice::DontNeed).unwrap();
+        let len = self.contents[at].len() as u64 - start;
+        assert!(
+            !uncopied::residency::is_resident(&file, start, len),
+            "the file must be cold: is the target directory on a tmpfs?"
+        );
+    }
+
+    /// Answers `/FILE`, `/FILE/MODE` and `/FILE/MODE/START/END`. The modes are `default`, `direct`
+    /// and `read`.
+    pub(crate) fn answer(&self, parts: &http::request::Parts) -> FileBody {
+        let mut words = parts.uri.path().trim_start_matches('/').split('/');
+        let at: usize = words.next().unwrap().parse().unwrap();
+        let mode = words.next().unwrap_or("default");
+        let start = words.next().map_or(0, |word| word.parse().unwrap());
+        let end = words.next().map_or(self.open[at].facts().len(), |word| {
+            word.parse::<u64>().unwrap()
+        });
+        let body = FileBody::from_file(Arc::clone(&self.open[at]), start..end);
+        match mode {
+            "direct" => body.direct(),
+            "read" => body.read(),
+            "default" => body,
+            other => panic!("no mode {other}"),
+        }
+    }
+}
+
+pub(crate) fn open_file(path: &Path) -> Arc<OpenFile> {
+    let file = File::open(path).unwrap();
+    let facts = Facts::of(&file).unwrap();
+    Arc::new(OpenFile::in_memory_up_to(0, file, facts, Wait::ForDisk).unwrap())
+}
+
+/// Who speaks HTTP on top of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stack {
+    /// `hyper::server::conn::http1`.
+    Http1,
+    /// hyper-util's `auto`: HTTP/1 or HTTP/2, as the client likes.
+    Auto,
+    /// `axum::serve`.
+    Axum,
+    /// `hyper::server::conn::http1` on tokio's own `TcpStream`: nothing of ours but the body.
+    Foreign,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Net {
+    Tcp,
+    Unix,
+}
+
+pub(crate) struct Server {
+    at: Place,
+    pub(crate) totals: Arc<Totals>,
+    task: JoinHandle<()>,
+    buffers: Option<usize>,
+}
+
+enum Place {
+    Tcp(SocketAddr),
+    Unix(tempfile::TempDir),
+}
+
+/// Everything that a server may be told.
+pub(crate) struct Plan<'a> {
+    pub(crate) stack: Stack,
+    pub(crate) net: Net,
+    pub(crate) mechanisms: &'a [uncopied::Mechanism],
+    /// `SO_SNDBUF` of the server's sockets and `SO_RCVBUF` of the client's.
+    pub(crate) buffers: Option<usize>,
+}
+
+impl Default for Plan<'_> {
+    fn default() -> Self {
+        Self {
+            stack: Stack::Http1,
+            net: Net::Tcp,
+            mechanisms: &[],
+            buffers: None,
+        }
+    }
+}
+
+impl Server {
+    pub(crate) fn start(
+        plan: &Plan<'_>,
+        answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+    ) -> Self {
+        let totals = Arc::new(Totals::default());
+        let options = Options::default()
+            .mechanisms(plan.mechanisms)
+            .totals(Arc::clone(&totals));
+        let (listener, at) = match plan.net {
+            Net::Tcp => {
+                let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+                if let Some(bytes) = plan.buffers {
+                    // Connections inherit it.
+                    SockRef::from(&listener)
+                        .set_send_buffer_size(bytes)
+                        .unwrap();
+                }
+                let at = Place::Tcp(listener.local_addr().unwrap());
+                if plan.stack == Stack::Foreign {
+                    let task = tokio::spawn(accept_foreign(listener, answer));
+                    return Self {
+                        at,
+                        totals,
+                        task,
+                        buffers: plan.buffers,
+                    };
+                }
+                (Listener::from_tcp(listener, options).unwrap(), at)
+            }
+            Net::Unix => {
+                let dir = tempfile::tempdir().unwrap();
+                let listener = Listener::bind_unix(dir.path().join("socket")).unwrap();
+                (listener.options(options), Place::Unix(dir))
+            }
+        };
+        let task = match plan.stack {
+            Stack::Axum => tokio::spawn(serve_axum(listener, answer)),
+            stack => tokio::spawn(accept(stack, listener, plan.buffers, answer)),
+        };
+        Self {
+            at,
+            totals,
+            task,
+            buffers: plan.buffers,
+        }
+    }
+
+    pub(crate) async fn connect(&self) -> Client {
+        let io: Box<dyn Io> = match &self.at {
+            Place::Tcp(address) => {
+                let socket = TcpSocket::new_v4().unwrap();
+                if let Some(bytes) = self.buffers {
+                    socket.set_recv_buffer_size(bytes as u32).unwrap();
+                }
+                Box::new(socket.connect(*address).await.unwrap())
+            }
+            Place::Unix(dir) => Box::new(
+                UnixStream::connect(dir.path().join("socket"))
+                    .await
+                    .unwrap(),
+            ),
+        };
+        Client {
+            io: BufReader::with_capacity(16 << 10, io),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept_foreign(
+    listener: std::net::TcpListener,
+    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+) {
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    loop {
+        let (socket, _) = listener.accept().await.unwrap();
+        tokio::spawn(serve_http1(socket, answer.clone()));
+    }
+}
+
+async fn accept(
+    stack: Stack,
+    listener: Listener,
+    buffers: Option<usize>,
+    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+) {
+    loop {
+        let (stream, peer) = listener.accept().await.unwrap();
+        if let (Some(bytes), Address::Unix) = (buffers, peer) {
+            SockRef::from(&stream).set_send_buffer_size(bytes).unwrap();
+        }
+        match stack {
+            Stack::Auto => {
+                let answer = answer.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| respond(&answer, request));
+                    let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+            _ => {
+                tokio::spawn(serve_http1(stream, answer.clone()));
+            }
+        }
+    }
+}
+
+/// Serves one connection by hyper's HTTP/1, as it is.
+pub(crate) async fn serve_http1(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+) {
+    let service = service_fn(move |request| respond(&answer, request));
+    // A connection that ends in an error is the client's to judge.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(io), service)
+        .await;
+}
+
+fn respond(
+    answer: &impl Fn(&http::request::Parts) -> FileBody,
+    request: Request<Incoming>,
+) -> std::future::Ready<Result<Response<FileBody>, std::convert::Infallible>> {
+    let (parts, _) = request.into_parts();
+    let response = Response::new(answer(&parts));
+    std::future::ready(Ok(response))
+}
+
+async fn serve_axum(
+    listener: Listener,
+    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+) {
+    let app = axum::Router::new().fallback(move |request: axum::extract::Request| {
+        let body = axum::body::Body::new(answer(&request.into_parts().0));
+        async { Response::new(body) }
+    });
+    axum::serve(listener, app).await.unwrap();
+}
+
+pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+/// A client that shows every byte.
+pub(crate) struct Client {
+    pub(crate) io: BufReader<Box<dyn Io>>,
+}
+
+impl Client {
+    pub(crate) async fn request(&mut self, path: &str) {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        self.io.write_all(request.as_bytes()).await.unwrap();
+    }
+
+    /// The head of the next response, with the empty line.
+    pub(crate) async fn head(&mut self) -> io::Result<String> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(self.io.read_u8().await?);
+        }
+        Ok(String::from_utf8(head).unwrap())
+    }
+
+    /// The next response's body, by its `Content-Length`.
+    pub(crate) async fn response(&mut self) -> io::Result<Vec<u8>> {
+        let head = self.head().await?;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        let mut body = vec![0; content_length(&head)];
+        self.io.read_exact(&mut body).await?;
+        Ok(body)
+    }
+
+    pub(crate) async fn get(&mut self, path: &str) -> Vec<u8> {
+        self.request(path).await;
+        self.response().await.unwrap()
+    }
+
+    /// Whatever comes until the connection ends, be it by a reset.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(read @ 1..) = self.io.read(&mut buffer).await {
+            rest.extend_from_slice(&buffer[..read]);
+        }
+        rest
+    }
+}
+
+pub(crate) fn content_length(head: &str) -> usize {
+    let line = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
+    line.expect("a Content-Length").parse().unwrap()
+}
+
+/// Fails by name, rather than in a flood of bytes.
+pub(crate) fn assert_same(got: &[u8], expected: &[u8], what: &str) {
+    assert_eq!(got.len(), expected.len(), "length of {what}");
+    if got != expected {
+        let at = got.iter().zip(expected).position(|(a, b)| a != b);
+        panic!("{what} differs from byte {at:?} on");
+    }
+}
+
+/// Waits for what must come soon.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .expect("it hangs")
+}
+
+/// A connected TCP stream of ours, with tokio's at the other end.
+pub(crate) async fn stream_pair(options: Options) -> (Stream, tokio::net::TcpStream) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (ours, theirs) = tokio::join!(
+        tokio::net::TcpStream::connect(listener.local_addr().unwrap()),
+        listener.accept()
+    );
+    let ours = ours.unwrap();
+    ours.set_nodelay(true).unwrap();
+    (Stream::tcp(ours, options), theirs.unwrap().0)
+}
+
+/// Runs `body` in a process of its own: this very test, started again. For what is process-wide.
+pub(crate) fn in_own_process(test: &str, environment: &[(&str, &str)], body: impl FnOnce()) {
+    const CHILD: &str = "DELIVERY_TEST_IN_OWN_PROCESS";
+    if std::env::var_os(CHILD).is_some() {
+        return body();
+    }
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env(CHILD, "1")
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(
+        child.status.success() && said.contains("1 passed"),
+        "{}\n{said}\n{}",
+        child.status,
+        String::from_utf8_lossy(&child.stderr)
+    );
+}
+
+/// A current-thread runtime.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
