@@ -59,7 +59,9 @@ impl Part {
 /// Give such a layer bodies that are [`read`](Self::read).
 #[derive(Debug, Default)]
 pub struct FileBody {
-    parts: VecDeque<Part>,
+    part: Option<Part>,
+    /// The parts after it. Most bodies have none, and then nothing is allocated.
+    rest: VecDeque<Part>,
     left: u64,
     delivery: Delivery,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
@@ -111,12 +113,16 @@ impl FileBody {
     /// A body of several parts, one after the other.
     #[must_use]
     pub fn from_parts(parts: impl IntoIterator<Item = Part>) -> Self {
-        let parts: VecDeque<_> = parts.into_iter().filter(|part| part.len() > 0).collect();
-        let left = parts
+        let mut parts = parts.into_iter().filter(|part| part.len() > 0);
+        let part = parts.next();
+        let rest: VecDeque<_> = parts.collect();
+        let left = part
             .iter()
+            .chain(&rest)
             .fold(0, |left: u64, part| left.saturating_add(part.len()));
         Self {
-            parts,
+            part,
+            rest,
             left,
             ..Self::default()
         }
@@ -254,27 +260,28 @@ impl Body for FileBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let bytes = match self.parts.pop_front() {
+        let bytes = match self.part.take() {
             None => return Poll::Ready(None),
             Some(Part::Memory(bytes)) => bytes,
             Some(Part::File(file, range)) => match self.poll_file(cx, &file, &range) {
                 Poll::Pending => {
-                    self.parts.push_front(Part::File(file, range));
+                    self.part = Some(Part::File(file, range));
                     return Poll::Pending;
                 }
                 Poll::Ready(Err(error)) => {
-                    (self.parts, self.left) = (VecDeque::new(), 0);
+                    (self.rest, self.left) = (VecDeque::new(), 0);
                     return Poll::Ready(Some(Err(error)));
                 }
                 Poll::Ready(Ok(bytes)) => {
                     let start = range.start + bytes.len() as u64;
-                    if start < range.end {
-                        self.parts.push_front(Part::File(file, start..range.end));
-                    }
+                    self.part = (start < range.end).then(|| Part::File(file, start..range.end));
                     bytes
                 }
             },
         };
+        if self.part.is_none() {
+            self.part = self.rest.pop_front();
+        }
         self.left -= bytes.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }

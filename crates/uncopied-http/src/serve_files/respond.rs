@@ -10,7 +10,7 @@ use http::header::{
     RETRY_AFTER,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, Version};
 
 use super::cache::Entry;
 use super::conditional::{self, Verdict};
@@ -33,6 +33,7 @@ pub(super) struct WouldBlock;
 pub(super) struct Ask<'a> {
     pub(super) method: &'a Method,
     pub(super) uri: &'a Uri,
+    pub(super) version: Version,
     pub(super) headers: &'a HeaderMap,
 }
 
@@ -41,12 +42,14 @@ impl<'a> Ask<'a> {
         let Parts {
             method,
             uri,
+            version,
             headers,
             ..
         } = parts;
         Self {
             method,
             uri,
+            version: *version,
             headers,
         }
     }
@@ -113,7 +116,13 @@ impl Shared {
             answer => answer,
         };
         // `error` answers with a status itself, so only one thing can have stopped it.
-        answer.map_err(|_| WouldBlock)
+        let answer = answer.map_err(|_| WouldBlock)?;
+        // What an HTTP/2 connection does with a body is not this server's promise to make.
+        let is_direct = self.config.direct && ask.version <= Version::HTTP_11;
+        Ok(match is_direct {
+            true => answer.map(FileBody::direct),
+            false => answer,
+        })
     }
 
     fn target(
@@ -188,22 +197,9 @@ impl Shared {
         let body = if head {
             FileBody::empty()
         } else {
-            self.body(&entry, 0..entry.len())
+            body(&entry, 0..entry.len())
         };
         Ok(response(StatusCode::OK, entry.headers.clone(), body))
-    }
-
-    fn body(&self, entry: &Entry, range: Range<u64>) -> FileBody {
-        self.direct(FileBody::from_file(Arc::clone(&entry.file), range))
-    }
-
-    /// Marks a body that goes straight to our own stream.
-    fn direct(&self, body: FileBody) -> FileBody {
-        if self.config.direct {
-            body.direct()
-        } else {
-            body
-        }
     }
 
     fn one_range(&self, entry: &Entry, range: Range<u64>) -> Response<FileBody> {
@@ -214,11 +210,7 @@ impl Shared {
             CONTENT_RANGE,
             content_range(&range, entry.len()),
         );
-        response(
-            StatusCode::PARTIAL_CONTENT,
-            headers,
-            self.body(entry, range),
-        )
+        response(StatusCode::PARTIAL_CONTENT, headers, body(entry, range))
     }
 
     fn several_ranges(&self, entry: &Entry, ranges: Vec<Range<u64>>) -> Response<FileBody> {
@@ -226,11 +218,7 @@ impl Shared {
         let mut headers = entry.headers.clone();
         headers.insert(CONTENT_LENGTH, multipart.len.into());
         set(&mut headers, CONTENT_TYPE, multipart.media());
-        response(
-            StatusCode::PARTIAL_CONTENT,
-            headers,
-            self.direct(multipart.body),
-        )
+        response(StatusCode::PARTIAL_CONTENT, headers, multipart.body)
     }
 
     fn unsatisfiable(&self, entry: &Entry, wait: Wait) -> Result<Response<FileBody>, Stop> {
@@ -275,7 +263,7 @@ impl Shared {
         ];
         let mut answer = self.bare(status, headers.into_iter().chain(of_page));
         if !head {
-            *answer.body_mut() = self.body(&entry, 0..entry.len());
+            *answer.body_mut() = body(&entry, 0..entry.len());
         }
         Ok(answer)
     }
@@ -307,6 +295,10 @@ impl Shared {
         self.config.decorate(&mut headers);
         response(status, headers, FileBody::empty())
     }
+}
+
+fn body(entry: &Entry, range: Range<u64>) -> FileBody {
+    FileBody::from_file(Arc::clone(&entry.file), range)
 }
 
 /// 304, with what a 200 would say about caching (RFC 9110 §15.4.5) and nothing about a body.
