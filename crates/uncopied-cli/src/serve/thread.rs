@@ -14,7 +14,7 @@ use uncopied_http::{Address, Options, ServeFiles, Stream, Totals};
 use crate::error::Error;
 
 use super::accept::Listeners;
-use super::access_log::{AccessLog, LogRefusals, Logged};
+use super::access_log::{AccessLog, Ledger, LogRefusals, Logged};
 use super::connection::{Answers, Place, Serving};
 use super::heads::Guarded;
 use super::listeners::Bound;
@@ -160,17 +160,21 @@ impl Plan {
             Arc::clone(&place.seat),
             Arc::clone(thread),
         );
-        let io = TokioIo::new(Guarded::new(stream, Arc::clone(&place.seat)));
-        match &self.log {
+        let ledger = self
+            .log
+            .as_ref()
+            .map(|log| Ledger::new(Arc::clone(log), from));
+        let guarded = Guarded::new(stream, Arc::clone(&place.seat), ledger.clone());
+        let io = TokioIo::new(guarded);
+        match ledger {
             None => {
                 let connection = self.http.serve_connection(io, answers);
                 tokio::spawn(Serving::new(connection, (), place));
             }
-            Some(log) => {
-                let refusals = LogRefusals::new(Arc::clone(log), from.clone());
-                let logged = Logged::new(answers, Arc::clone(log), from);
+            Some(ledger) => {
+                let logged = Logged::new(answers, Arc::clone(&ledger));
                 let connection = self.http.serve_connection(io, logged);
-                tokio::spawn(Serving::new(connection, refusals, place));
+                tokio::spawn(Serving::new(connection, LogRefusals::new(ledger), place));
             }
         }
     }
