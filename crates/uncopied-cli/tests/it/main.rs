@@ -9,8 +9,11 @@
 //! | `ending` | signals, the grace period, the totals |
 //! | `access_log` | its formats, escapes, and readers that are slow or gone |
 //! | `pages` | help, completions, the manual |
+//! | `system_calls` | what each mechanism asks of the kernel, and what a cache hit and a cold file cost |
+//! | `faults` | refusals of the kernel: the bytes stay the same, and the totals tell the way |
 //!
-//! `server` starts the program and stops it; `client` speaks HTTP over a plain socket.
+//! `server` starts the program and stops it, `trace` does so under strace; `client` speaks HTTP over a
+//! plain socket.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +22,11 @@ mod client;
 mod content;
 mod deadlines;
 mod ending;
+mod faults;
 mod framing;
 mod pages;
 mod server;
+mod skip;
 mod start;
+mod system_calls;
+mod trace;

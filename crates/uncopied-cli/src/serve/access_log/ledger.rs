@@ -67,8 +67,7 @@ impl Answer {
         let record = &mut self.record;
         if let Some(body_at) = self.body_at {
             record.bytes = taken.saturating_sub(body_at).min(self.yielded);
-            record.is_complete =
-                self.has_ended && record.bytes == self.yielded && taken >= body_at;
+            record.is_complete = self.has_ended && record.bytes == self.yielded && taken >= body_at;
         }
         record.took = self.started.elapsed();
         record
