@@ -11,20 +11,26 @@
 //! | `pages` | help, completions, the manual |
 //! | `system_calls` | what each mechanism asks of the kernel, and what a cache hit and a cold file cost |
 //! | `faults` | refusals of the kernel: the bytes stay the same, and the totals tell the way |
+//! | `clients` | curl, wget and a browser get what is there |
+//! | `churn` | 200 clients that come and vanish: every body is whole, nothing is left behind |
 //!
 //! `server` starts the program and stops it, `trace` does so under strace; `client` speaks HTTP over a
-//! plain socket.
+//! plain socket; `process` counts what a process holds; `dice` throws what a seed repeats.
 
 #![allow(clippy::unwrap_used)]
 
 mod access_log;
+mod churn;
 mod client;
+mod clients;
 mod content;
 mod deadlines;
+mod dice;
 mod ending;
 mod faults;
 mod framing;
 mod pages;
+mod process;
 mod server;
 mod skip;
 mod start;
