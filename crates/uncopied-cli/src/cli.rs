@@ -158,6 +158,11 @@ pub(crate) struct ServeFlags {
     ///
     /// A reader that is too slow never holds up a connection: lines that do not fit into 4 MiB are dropped,
     /// and their number is reported.
+    ///
+    /// "bytes" are those of the body that the connection's socket took: of an answer that was cut short, as
+    /// many as went out. JSON lines also say whether that was all, head and body ("complete"), and how long it
+    /// took from the request's head to the last byte ("seconds"). What the socket took, the peer need not have
+    /// read: nobody can know that. A request that was given up before its answer has status 499.
     #[arg(
         long,
         value_name = "FORMAT",

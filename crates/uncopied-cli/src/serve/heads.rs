@@ -19,6 +19,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::access_log::Ledger;
 use super::table::Seat;
 
 /// As many bytes of a line are kept as tell its name and, for a length, its value.
@@ -32,14 +33,17 @@ pub(crate) struct Guarded<S> {
     heads: Heads,
     /// Is told whether a head is still coming in: only that has a deadline, not the work on its answer.
     seat: Arc<Seat>,
+    /// Is told what the socket takes, if there is an access log.
+    ledger: Option<Arc<Ledger>>,
 }
 
 impl<S> Guarded<S> {
-    pub(crate) fn new(stream: S, seat: Arc<Seat>) -> Self {
+    pub(crate) fn new(stream: S, seat: Arc<Seat>, ledger: Option<Arc<Ledger>>) -> Self {
         Self {
             stream,
             heads: Heads::default(),
             seat,
+            ledger,
         }
     }
 }
@@ -72,11 +76,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -84,7 +88,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        if let Some(ledger) = &self.ledger {
+            ledger.wrote(slices.iter().map(|slice| slice.len()).sum(), &written);
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

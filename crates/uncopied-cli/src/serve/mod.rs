@@ -117,5 +117,8 @@ fn http() -> http1::Builder {
     http.max_header_size(MAX_HEAD_BYTES);
     // Deadlines are kept outside, without a timer for each connection.
     http.header_read_timeout(None);
+    // A client that has sent its last request may close its side (`nc -N` does): it still gets its
+    // answers. One that is gone for good answers the next bytes with a reset.
+    http.half_close(true);
     http
 }

@@ -14,7 +14,7 @@ use uncopied_http::{Address, Options, ServeFiles, Stream, Totals};
 use crate::error::Error;
 
 use super::accept::Listeners;
-use super::access_log::{AccessLog, LogRefusals, Logged};
+use super::access_log::{AccessLog, Ledger, LogRefusals, Logged};
 use super::connection::{Answers, Place, Serving};
 use super::heads::Guarded;
 use super::listeners::Bound;
@@ -165,15 +165,20 @@ impl Plan {
             Arc::clone(&place.seat),
             Arc::clone(thread),
         );
-        let io = TokioIo::new(Guarded::new(stream, Arc::clone(&place.seat)));
+        let ledger = self
+            .log
+            .as_ref()
+            .map(|log| Ledger::new(Arc::clone(log), from));
+        let guarded = Guarded::new(stream, Arc::clone(&place.seat), ledger.clone());
+        let io = TokioIo::new(guarded);
         let http = Arc::clone(&self.http);
-        match &self.log {
+        match ledger {
             None => {
                 tokio::spawn(Serving::new(io, answers, http, (), place));
             }
-            Some(log) => {
-                let refusals = LogRefusals::new(Arc::clone(log), from.clone());
-                let logged = Logged::new(answers, Arc::clone(log), from);
+            Some(ledger) => {
+                let logged = Logged::new(answers, Arc::clone(&ledger));
+                let refusals = LogRefusals::new(ledger);
                 tokio::spawn(Serving::new(io, logged, http, refusals, place));
             }
         }

@@ -1,14 +1,18 @@
 //! Formats, escapes, and readers that are slow or gone.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::thread::sleep;
+use std::time::Duration;
 
 use crate::client::{connect, get, read_answer, read_to_close};
-use crate::server::{End, Server, site};
+use crate::server::{BIG, End, Server, site};
 
 /// Asks for the nasty things and returns how the server ended.
 fn nasty(format: &str) -> End {
     let site = site();
-    let mut server = Server::start(site.path(), &["--access-log", format]);
+    // By one thread: the lines of different connections are then in the order of their answers.
+    let flags = ["--access-log", format, "--threads", "1"];
+    let mut server = Server::start(site.path(), &flags);
     server.collect_output();
     let mut stream = connect(server.address());
     assert_eq!(get(&mut stream, "/").status, 200);
@@ -91,11 +95,79 @@ fn an_answer_that_was_cut_short_is_not_complete() {
     server.collect_output();
     let mut stream = crate::client::connect_narrow(server.address());
     crate::client::ask(&mut stream, "/big");
-    crate::client::read_head(&mut stream).unwrap();
+    let (head, _) = crate::client::read_head(&mut stream).unwrap();
     drop(stream);
     let end = server.stop();
-    assert!(end.output.contains("\"status\":200"), "{}", end.output);
-    assert!(end.output.contains("\"complete\":false"), "{}", end.output);
+    let [line] = lines(&end)[..] else {
+        panic!("{}", end.output);
+    };
+    assert!(line.contains("\"status\":200"), "{line}");
+    assert!(line.contains("\"complete\":false"), "{line}");
+    // What the socket took is in the totals as well, and there with the head.
+    let taken = end.totals().bytes - head.len() as u64;
+    assert!(
+        line.contains(&format!("\"bytes\":{taken},")),
+        "{line}: {taken}"
+    );
+    assert!((1..BIG as u64).contains(&taken), "{taken}");
+}
+
+fn lines(end: &End) -> Vec<&str> {
+    end.output.lines().collect()
+}
+
+#[test]
+fn an_answer_that_a_client_takes_slowly_is_logged_at_its_end() {
+    let site = site();
+    let mut server = Server::start(site.path(), &["--access-log", "json"]);
+    server.collect_output();
+    let mut slow = crate::client::connect_narrow(server.address());
+    crate::client::ask(&mut slow, "/big");
+    crate::client::read_head(&mut slow).unwrap();
+    sleep(Duration::from_millis(600));
+    get(&mut connect(server.address()), "/");
+    slow.read_exact(&mut vec![0; BIG]).unwrap();
+    let end = server.stop();
+    let lines = lines(&end);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].contains("\"target\":\"/\","), "{lines:?}");
+    let expected = format!("\"bytes\":{BIG},\"complete\":true,\"seconds\":");
+    let (_, seconds) = lines[1].split_once(&expected).unwrap();
+    let seconds: f64 = seconds.trim_end_matches('}').parse().unwrap();
+    assert!((0.6..20.0).contains(&seconds), "{lines:?}");
+}
+
+#[test]
+fn pipelined_requests_are_logged_in_order() {
+    let site = site();
+    let mut server = Server::start(site.path(), &["--access-log", "json", "--threads", "1"]);
+    server.collect_output();
+    let mut stream = connect(server.address());
+    let asked = [
+        ("GET", "/", 200, 6),
+        ("HEAD", "/", 200, 0),
+        ("GET", "/missing", 404, 14),
+        ("GET", "/big", 200, BIG),
+        ("OPTIONS", "/", 204, 0),
+        ("GET", "/", 200, 6),
+    ];
+    let requests: String = asked
+        .iter()
+        .map(|(method, target, ..)| format!("{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n"))
+        .collect();
+    stream.write_all(requests.as_bytes()).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    read_to_close(&mut stream);
+    let end = server.stop();
+    let lines = lines(&end);
+    assert_eq!(lines.len(), asked.len(), "{lines:?}");
+    for (line, (method, target, status, bytes)) in lines.iter().zip(asked) {
+        let expected = [
+            format!("\"method\":\"{method}\",\"target\":\"{target}\","),
+            format!("\"status\":{status},\"bytes\":{bytes},\"complete\":true,"),
+        ];
+        assert!(expected.iter().all(|part| line.contains(part)), "{line}");
+    }
 }
 
 #[test]

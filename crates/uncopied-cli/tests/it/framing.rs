@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use crate::client::{connect, get, read_answer, read_to_close};
-use crate::server::{Server, site};
+use crate::server::{BIG, Server, site};
 
 fn head_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes)
@@ -192,4 +192,20 @@ fn heads_have_limits() {
     let mut stream = connect(server.address());
     stream.write_all(most.as_bytes()).unwrap();
     assert_eq!(read_answer(&mut stream).unwrap().status, 200);
+}
+
+/// As `nc -N` and some health checks do.
+#[test]
+fn a_client_that_closes_its_side_gets_its_answers() {
+    let site = site();
+    let server = Server::start(site.path(), &[]);
+    let mut stream = connect(server.address());
+    for target in ["/", "/big", "/"] {
+        crate::client::ask(&mut stream, target);
+    }
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(read_answer(&mut stream).unwrap().body, b"hello\n");
+    assert_eq!(read_answer(&mut stream).unwrap().body.len(), BIG);
+    assert_eq!(read_answer(&mut stream).unwrap().body, b"hello\n");
+    assert_eq!(read_to_close(&mut stream), b"");
 }

@@ -62,6 +62,41 @@ pub(crate) struct End {
     pub(crate) output: String,
 }
 
+impl End {
+    /// The totals that the program said last.
+    pub(crate) fn totals(&self) -> Totals {
+        Totals::of(self.said.last().unwrap())
+    }
+}
+
+/// The line of totals, read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) requests: u64,
+    pub(crate) bytes: u64,
+    pub(crate) sendfile: u64,
+    pub(crate) splice: u64,
+    pub(crate) mmap_write: u64,
+    pub(crate) copy: u64,
+}
+
+impl Totals {
+    pub(crate) fn of(line: &str) -> Self {
+        let words: Vec<_> = line.split([' ', ',', ':', ';']).collect();
+        let at = |word| words.iter().position(|other| *other == word).unwrap();
+        let before = |word| words[at(word) - 1].parse().unwrap();
+        let after = |word| words[at(word) + 1].parse().unwrap();
+        Self {
+            requests: before("requests"),
+            bytes: before("bytes"),
+            sendfile: after("sendfile"),
+            splice: after("splice"),
+            mmap_write: after("mmap_write"),
+            copy: after("copy"),
+        }
+    }
+}
+
 impl Server {
     /// Serves `path` on a free port of 127.0.0.1, with further flags.
     pub(crate) fn start(path: &Path, flags: &[&str]) -> Self {

@@ -19,14 +19,15 @@ pub(crate) enum Format {
 /// One request as it was answered.
 pub(super) struct Record {
     pub(super) at: SystemTime,
+    /// From the request's head to the last byte that the socket took.
     pub(super) took: Duration,
     pub(super) client: Address,
     /// None if hyper refused the request before it was understood.
     pub(super) request: Option<RequestLine>,
     pub(super) status: StatusCode,
-    /// Body bytes handed to the connection.
+    /// Body bytes that the socket took.
     pub(super) bytes: u64,
-    /// Whether the whole body was handed over.
+    /// Whether the socket took all of the answer, head and body.
     pub(super) is_complete: bool,
 }
 

@@ -1,16 +1,18 @@
 //! The access log: one line for each request on standard output.
 //!
 //! ```text
-//! connection ends a response → line → buffer of at most 4 MiB → writer thread → standard output
+//! socket has taken an answer → line → buffer of at most 4 MiB → writer thread → standard output
 //! ```
 //!
 //! An event loop only copies its line into the buffer. If standard output is slower than the requests,
 //! the buffer fills, and lines are dropped and counted. If its reader goes away, logging stops and
 //! serving goes on.
 
+mod ledger;
 mod line;
 mod service;
 
+use std::cell::RefCell;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -18,6 +20,9 @@ use std::time::Duration;
 
 use crate::say;
 
+use line::Record;
+
+pub(crate) use ledger::Ledger;
 pub(crate) use line::Format;
 pub(crate) use service::{LogRefusals, Logged};
 
@@ -34,6 +39,11 @@ pub(crate) struct AccessLog {
     filled: Condvar,
     /// The writer has ended.
     ended: Condvar,
+}
+
+thread_local! {
+    /// Where a line is put together.
+    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 #[derive(Default)]
@@ -79,6 +89,14 @@ impl AccessLog {
     /// Lines that did not fit into the buffer.
     pub(crate) fn dropped(&self) -> u64 {
         self.lock().dropped
+    }
+
+    fn write(&self, record: &Record) {
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            record.write(self.format, line);
+            self.push(line);
+        });
     }
 
     /// Puts a line into the buffer, or counts it as dropped. Never waits for standard output.

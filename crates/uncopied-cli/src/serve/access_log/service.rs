@@ -1,6 +1,5 @@
 //! The service that logs: around the one that answers, and only there when the log is on.
 
-use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -16,29 +15,24 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
-use uncopied_http::{Address, FileBody};
+use uncopied_http::FileBody;
 
-use super::AccessLog;
+use super::ledger::{Answer, Ledger};
 use super::line::{Record, RequestLine};
 use crate::serve::connection::{AnswerFuture, Answers, OnError};
 
 /// What a request that ended without an answer is logged as; nginx uses the same.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Answers requests and logs them.
+/// Answers requests and enters the answers in the connection's ledger.
 pub(crate) struct Logged {
     answers: Answers,
-    log: Arc<AccessLog>,
-    client: Address,
+    ledger: Arc<Ledger>,
 }
 
 impl Logged {
-    pub(crate) fn new(answers: Answers, log: Arc<AccessLog>, client: Address) -> Self {
-        Self {
-            answers,
-            log,
-            client,
-        }
+    pub(crate) fn new(answers: Answers, ledger: Arc<Ledger>) -> Self {
+        Self { answers, ledger }
     }
 }
 
@@ -48,28 +42,44 @@ impl Service<Request<Incoming>> for Logged {
     type Future = LoggedFuture;
 
     fn call(&self, request: Request<Incoming>) -> LoggedFuture {
-        let entry = Entry {
-            log: Arc::clone(&self.log),
-            started: Instant::now(),
-            record: Record {
-                at: SystemTime::now(),
-                took: Duration::ZERO,
-                client: self.client.clone(),
-                request: Some(RequestLine {
-                    method: request.method().clone(),
-                    target: request.uri().clone(),
-                    version: request.version(),
-                    referer: request.headers().get(REFERER).cloned(),
-                    agent: request.headers().get(USER_AGENT).cloned(),
-                }),
-                status: StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or_default(),
-                bytes: 0,
-                is_complete: false,
-            },
+        let record = Record {
+            at: SystemTime::now(),
+            took: Duration::ZERO,
+            client: self.ledger.client().clone(),
+            request: Some(RequestLine {
+                method: request.method().clone(),
+                target: request.uri().clone(),
+                version: request.version(),
+                referer: request.headers().get(REFERER).cloned(),
+                agent: request.headers().get(USER_AGENT).cloned(),
+            }),
+            status: StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or_default(),
+            bytes: 0,
+            is_complete: false,
         };
         LoggedFuture {
             answer: self.answers.call(request),
-            entry: Some(entry),
+            asked: Asked {
+                ledger: Arc::clone(&self.ledger),
+                started: Instant::now(),
+                record: Some(record),
+            },
+        }
+    }
+}
+
+/// A request that waits for its answer. Dropped before there is one, it is logged without.
+struct Asked {
+    ledger: Arc<Ledger>,
+    started: Instant,
+    record: Option<Record>,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(mut record) = self.record.take() {
+            record.took = self.started.elapsed();
+            self.ledger.write(&record);
         }
     }
 }
@@ -79,7 +89,7 @@ pin_project! {
     pub(crate) struct LoggedFuture {
         #[pin]
         answer: AnswerFuture,
-        entry: Option<Entry>,
+        asked: Asked,
     }
 }
 
@@ -92,26 +102,31 @@ impl Future for LoggedFuture {
             Ok(response) => response,
             Err(never) => match never {},
         };
-        let mut entry = this.entry.take();
-        if let Some(Entry { record, .. }) = &mut entry {
+        let Asked {
+            ledger,
+            started,
+            record,
+        } = this.asked;
+        if let Some(mut record) = record.take() {
             record.status = response.status();
             let is_head = record
                 .request
                 .as_ref()
                 .is_some_and(|r| r.method == Method::HEAD);
-            record.is_complete = is_head || response.body().is_end_stream();
+            let has_ended = is_head || response.body().is_end_stream();
+            ledger.begin(Answer::new(*started, record, has_ended));
         }
-        Poll::Ready(Ok(response.map(|body| LoggedBody { body, entry })))
+        let ledger = Arc::clone(ledger);
+        Poll::Ready(Ok(response.map(|body| LoggedBody { body, ledger })))
     }
 }
 
 pin_project! {
-    /// A body that counts its bytes. The line is written when it is dropped: after its end, or when
-    /// the connection is.
+    /// A body whose frames are noted in the ledger.
     pub(crate) struct LoggedBody {
         #[pin]
         body: FileBody,
-        entry: Option<Entry>,
+        ledger: Arc<Ledger>,
     }
 }
 
@@ -125,11 +140,14 @@ impl Body for LoggedBody {
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let mut this = self.project();
         let frame = ready!(this.body.as_mut().poll_frame(cx));
-        if let Some(Entry { record, .. }) = this.entry {
-            if let Some(Ok(frame)) = &frame {
-                record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+        match &frame {
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                this.ledger.yielded(bytes, this.body.is_end_stream());
             }
-            record.is_complete = frame.is_none() || this.body.is_end_stream();
+            None => this.ledger.yielded(0, true),
+            // It never ends, so it is never complete.
+            Some(Err(_)) => {}
         }
         Poll::Ready(frame)
     }
@@ -143,41 +161,14 @@ impl Body for LoggedBody {
     }
 }
 
-/// A line in the making. It is logged when dropped, so that none is forgotten.
-struct Entry {
-    log: Arc<AccessLog>,
-    started: Instant,
-    record: Record,
-}
-
-thread_local! {
-    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.record.took = self.started.elapsed();
-        write(&self.log, &self.record);
-    }
-}
-
-fn write(log: &AccessLog, record: &Record) {
-    LINE.with_borrow_mut(|line| {
-        line.clear();
-        record.write(log.format, line);
-        log.push(line);
-    });
-}
-
 /// Logs the requests that hyper refuses before any service sees them.
 pub(crate) struct LogRefusals {
-    log: Arc<AccessLog>,
-    client: Address,
+    ledger: Arc<Ledger>,
 }
 
 impl LogRefusals {
-    pub(crate) fn new(log: Arc<AccessLog>, client: Address) -> Self {
-        Self { log, client }
+    pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
+        Self { ledger }
     }
 }
 
@@ -189,15 +180,15 @@ impl OnError for LogRefusals {
         let record = Record {
             at: SystemTime::now(),
             took: Duration::ZERO,
-            client: self.client.clone(),
+            client: self.ledger.client().clone(),
             request: None,
             status: match error.is_parse_too_large() {
                 true => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 false => StatusCode::BAD_REQUEST,
             },
             bytes: 0,
-            is_complete: true,
+            is_complete: self.ledger.is_all_taken(),
         };
-        write(&self.log, &record);
+        self.ledger.write(&record);
     }
 }
