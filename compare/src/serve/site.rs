@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -23,6 +24,11 @@ pub(crate) struct Page {
     /// Its bytes.
     pub(crate) bytes: Vec<u8>,
 }
+
+/// How old the files are at least when they are first asked for. Those of a site are, and a server may
+/// treat a file that has just been written with more care: uncopied keeps none in memory whose last change
+/// is less than 3 s ago, and calls its tag weak until then.
+const AGE: Duration = Duration::from_secs(4);
 
 impl Site {
     /// Writes the files into a new directory below `parent`.
@@ -47,6 +53,7 @@ impl Site {
                 })
                 .context(|| format!("cannot write {}", path.display()))?;
         }
+        std::thread::sleep(AGE);
         Ok(site)
     }
 

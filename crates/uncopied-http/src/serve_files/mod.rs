@@ -36,7 +36,7 @@ use tower_service::Service;
 pub use self::builder::ServeFilesBuilder;
 use self::cache::Entry;
 use self::respond::{Ask, WouldBlock};
-use self::rounds::Round;
+use self::rounds::{Member, Round};
 use crate::body::FileBody;
 use crate::file::Wait;
 
@@ -137,12 +137,11 @@ impl ServeFiles {
         let (parts, _) = request.into_parts();
         let known = self.shared.cached(&parts);
         let state = match known.and_then(|entry| Some((entry, Round::join()?))) {
-            Some((entry, round)) => State::InRound(Some(InRound {
+            Some((entry, member)) => State::InRound(Some(InRound {
                 shared: Arc::clone(&self.shared),
                 parts,
                 entry,
-                round,
-                has_waited: false,
+                member,
             })),
             None => State::of(&self.shared, parts, None),
         };
@@ -184,8 +183,7 @@ struct InRound {
     shared: Arc<Shared>,
     parts: Parts,
     entry: Arc<Entry>,
-    round: Arc<Round>,
-    has_waited: bool,
+    member: Member,
 }
 
 impl State {
@@ -208,7 +206,7 @@ impl State {
 
 impl InRound {
     fn answer(self) -> State {
-        let is_current = self.round.is_current(&self.entry, &self.shared.root);
+        let is_current = self.member.round.is_current(&self.entry, &self.shared.root);
         State::of(&self.shared, self.parts, is_current.then_some(self.entry))
     }
 }
@@ -225,8 +223,8 @@ impl Future for ResponseFuture {
                     let done = poll_ready!(Pin::new(work).poll(cx));
                     return Poll::Ready(Ok(done.unwrap_or_else(|_| failed())));
                 }
-                State::InRound(Some(request)) if !request.has_waited => {
-                    request.has_waited = true;
+                State::InRound(Some(request)) if request.member.waits => {
+                    request.member.waits = false;
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
