@@ -61,7 +61,7 @@ pub(crate) struct Options {
     /// Measure only this.
     #[arg(long)]
     only: Option<Part>,
-    /// Where README.md and raw.csv go. The default is benchmarks/<date>-<name>; a run that
+    /// Where README.md and raw.csv go. The default is `benchmarks/DATE-NAME`; a run that
     /// `--only`, `--sizes` or `--contenders` cut down is only printed unless this is given.
     #[arg(long)]
     out: Option<PathBuf>,

@@ -188,7 +188,8 @@ pub(crate) struct ServeFlags {
 
     /// Close a connection whose peer has taken no byte of the answer for this time
     ///
-    /// It runs between two writes. A slow client that keeps reading is never cut, however long it takes.
+    /// It runs from the last byte that the peer acknowledged. A slow client that keeps reading is never cut,
+    /// however long it takes.
     #[arg(
         long,
         value_name = "TIME",

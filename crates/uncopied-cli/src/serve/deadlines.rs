@@ -13,9 +13,15 @@
 //! | has never sent a whole request head | the accept | `--header-timeout` | cut |
 //! | has sent a part of a request head | its first byte | `--header-timeout` | cut |
 //! | waits for our answer, which waits for the disk | - | none | - |
-//! | sends an answer that the peer does not take | the last byte taken | `--send-timeout` | cut |
+//! | sends an answer that the peer does not take | see below | `--send-timeout` | cut |
 //! | is idle between two requests | the end of the last answer | `--keepalive-timeout` | finish |
 //! | any | the accept | `--keepalive-time` | finish |
+//!
+//! Whether a peer takes an answer only the kernel sees: a socket's buffer holds up to 4 MiB, and is called
+//! writable again when a third of it is free, which a slow but healthy peer may need minutes for. So on TCP
+//! the deadline is the kernel's (`TCP_USER_TIMEOUT`): it runs from the last byte that the peer
+//! acknowledged, or from when it shut its window. On a Unix socket, where bytes are taken by reading them, it
+//! is kept here and runs from the last byte that the socket took.
 //!
 //! To *cut* is to drop the connection. To *finish* is to close it where no request is under way: at
 //! once if it is idle, after the answer under way otherwise. One that is still idle at the look after
@@ -55,6 +61,8 @@ struct Facts {
     has_requested: bool,
     /// A part of a request head has come, and not the whole.
     awaits_head: bool,
+    /// The kernel keeps the deadline for sending.
+    is_tcp: bool,
     order: Order,
     age: Duration,
     in_phase: Duration,
@@ -75,6 +83,7 @@ impl Deadlines {
                 phase: seat.activity.phase(),
                 has_requested: seat.has_requested(),
                 awaits_head: seat.awaits_head(),
+                is_tcp: seat.is_tcp,
                 order: seat.order(),
                 age: now.saturating_duration_since(seat.accepted),
                 in_phase: now.saturating_duration_since(seat.activity.since()),
@@ -96,7 +105,7 @@ impl Deadlines {
             Phase::Idle => past(facts.in_phase, self.idle) && facts.order == Order::Finish,
             // With the whole head there, the time is the disk's and not the peer's.
             Phase::Head => facts.awaits_head && past(facts.in_phase, self.head),
-            Phase::Sending => past(facts.in_phase, self.send),
+            Phase::Sending => !facts.is_tcp && past(facts.in_phase, self.send),
             Phase::Active => false,
         };
         let is_idle = matches!(facts.phase, Phase::Idle) && facts.has_requested;
@@ -130,6 +139,7 @@ mod tests {
             phase,
             has_requested,
             awaits_head,
+            is_tcp: false,
             order,
             age: age * SECOND,
             in_phase: in_phase * SECOND,

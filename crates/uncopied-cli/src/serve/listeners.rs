@@ -7,10 +7,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use listenfd::ListenFd;
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_acceptconn;
+use rustix::net::sockopt::{set_tcp_user_timeout, socket_acceptconn};
 use socket2::{Domain, Socket, Type};
 use uncopied_http::{Listener, Options};
 
@@ -41,6 +42,19 @@ impl Bound {
         match self {
             Self::Tcp(listener) => Listener::from_tcp(listener.try_clone()?, options),
             Self::Unix { listener, .. } => Listener::from_unix(listener.try_clone()?, options),
+        }
+    }
+
+    /// Has the kernel end connections whose peer has acknowledged no byte, or kept its window shut, for
+    /// `time`. Connections inherit it (`tcp(7)`), so that none needs a call of its own. Unix sockets have
+    /// no such thing.
+    pub(crate) fn limit_unacknowledged(&self, time: Duration) -> io::Result<()> {
+        match self {
+            Self::Tcp(listener) => {
+                let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+                Ok(set_tcp_user_timeout(listener, millis)?)
+            }
+            Self::Unix { .. } => Ok(()),
         }
     }
 

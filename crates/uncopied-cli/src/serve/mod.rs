@@ -51,6 +51,15 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     let descriptors = descriptors::raise_limit();
     let config = Config::check(flags, descriptors)?;
     let listeners = listeners::open(&config.listen, passed)?;
+    if let Some(time) = config.deadlines.send {
+        for listener in &listeners {
+            let limited = listener.limit_unacknowledged(time);
+            limited.map_err(|source| Error::Setup {
+                what: "limit how long a peer may take nothing",
+                source,
+            })?;
+        }
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

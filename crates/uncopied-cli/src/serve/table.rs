@@ -27,6 +27,8 @@ pub(crate) enum Order {
 pub(crate) struct Seat {
     pub(crate) activity: Arc<Activity>,
     pub(crate) accepted: Instant,
+    /// Whether the kernel itself watches how long the peer takes nothing (`TCP_USER_TIMEOUT`).
+    pub(crate) is_tcp: bool,
     /// How many requests have come.
     turns: AtomicU32,
     awaits_head: AtomicBool,
@@ -35,10 +37,11 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    pub(crate) fn new(activity: Arc<Activity>) -> Self {
+    pub(crate) fn new(activity: Arc<Activity>, is_tcp: bool) -> Self {
         Self {
             activity,
             accepted: Instant::now(),
+            is_tcp,
             turns: AtomicU32::new(0),
             awaits_head: AtomicBool::new(false),
             order: AtomicU8::new(Order::None as u8),

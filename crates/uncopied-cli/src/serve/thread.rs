@@ -159,7 +159,9 @@ fn run(runtime: Runtime, plan: Plan, listeners: Listeners, shared: &Arc<Shared>)
 impl Plan {
     /// Serves one connection in a task of its own.
     fn serve(&self, mut stream: Stream, from: Address, thread: &Arc<Shared>) {
-        let place = Place::take(Seat::new(stream.activity()), thread, &self.permits);
+        let is_tcp = matches!(from, Address::Tcp(_));
+        let seat = Seat::new(stream.activity(), is_tcp);
+        let place = Place::take(seat, thread, &self.permits);
         let answers = Answers::new(
             self.files.clone(),
             Arc::clone(&place.seat),

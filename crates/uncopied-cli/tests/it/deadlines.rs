@@ -115,6 +115,28 @@ fn a_slow_reader_that_keeps_reading_is_not_cut() {
     assert_eq!(get(&mut stream, "/").status, 200);
 }
 
+/// The server's socket holds megabytes, and takes more only when a third has gone: longer than the
+/// time-out for this client, whose host acknowledges bytes all the while.
+#[test]
+fn a_slow_reader_behind_large_buffers_is_not_cut() {
+    let site = site();
+    let server = Server::start(site.path(), &["--send-timeout", "1s"]);
+    let mut stream = connect(server.address());
+    ask(&mut stream, "/big");
+    read_head(&mut stream).unwrap();
+    let mut buffer = vec![0; 20_000];
+    let mut have = 0;
+    for _ in 0..50 {
+        stream.read_exact(&mut buffer).unwrap();
+        have += buffer.len();
+        sleep(Duration::from_millis(100));
+    }
+    assert_eq!(
+        std::io::copy(&mut stream.take((BIG - have) as u64), &mut std::io::sink()).unwrap(),
+        (BIG - have) as u64,
+    );
+}
+
 #[test]
 fn an_old_connection_is_closed_after_the_request_under_way() {
     let site = site();
