@@ -8,7 +8,7 @@
 //!              └─ support ◀┘ unsupported: the next mechanism goes on from the same byte
 //! ```
 //!
-//! [`send_file`] is the paved path, [`SendFile`] the same with every choice open, and [`Transfer`]
+//! [`send_file()`] is the paved path, [`SendFile`] the same with every choice open, and [`Transfer`]
 //! the state machine under both, for event loops of your own:
 //!
 //! ```no_run

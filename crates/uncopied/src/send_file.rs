@@ -50,7 +50,7 @@ pub fn send_file(
     SendFile::new(file).range(range).to(socket)
 }
 
-/// A transfer of a file to a socket, with everything that [`send_file`] decides by itself.
+/// A transfer of a file to a socket, with everything that [`send_file()`] decides by itself.
 ///
 /// ```
 /// use std::{fs::File, os::unix::net::UnixStream};
@@ -140,7 +140,7 @@ impl<'a> SendFile<'a> {
     ///
     /// Dropping the future ends the transfer. The bytes that the socket has taken go out, the count
     /// of them is lost, and the peer cannot tell that there were to be more: close the connection.
-    /// To go on later, keep a [`Transfer`] and use [`drive::tokio::run`](crate::drive::tokio::run).
+    /// To go on later, keep a [`Transfer`] and use [`drive::tokio::run`].
     #[cfg(feature = "tokio")]
     pub async fn to_tokio(&self, socket: &impl drive::tokio::Socket) -> Result<Report, Error> {
         let mut transfer = self.transfer(socket.as_fd())?;
