@@ -118,3 +118,18 @@ pub(crate) fn is_peer_gone(errno: Errno) -> bool {
         Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED | Errno::NOTCONN
     )
 }
+
+/// Whether an errno of `sendfile(2)` or `splice(2)`, which share their path in the kernel, says that this
+/// pair or this process cannot have it.
+fn is_unsupported(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::INVAL
+            | Errno::OPNOTSUPP
+            | Errno::SPIPE
+            | Errno::NOSYS
+            | Errno::PERM
+            | Errno::OVERFLOW
+            | Errno::NOMEM
+    )
+}

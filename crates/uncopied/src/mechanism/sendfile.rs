@@ -42,7 +42,7 @@
 
 use rustix::io::Errno;
 
-use super::{Job, Outcome, Side, Then, again};
+use super::{Job, Outcome, Side, Then, again, is_unsupported};
 use crate::sys::Kernel;
 
 /// Nothing is kept between steps.
@@ -77,13 +77,7 @@ fn count(kernel: &impl Kernel, job: Job<'_>) -> usize {
 fn refusal(errno: Errno) -> Then {
     match errno {
         Errno::AGAIN => Then::Blocked(Side::Sink),
-        Errno::INVAL
-        | Errno::OPNOTSUPP
-        | Errno::SPIPE
-        | Errno::NOSYS
-        | Errno::PERM
-        | Errno::OVERFLOW
-        | Errno::NOMEM => Then::Unsupported(errno),
+        errno if is_unsupported(errno) => Then::Unsupported(errno),
         // The errno does not say which end it speaks of. These are the ones only a file answers.
         Errno::IO | Errno::BADF | Errno::ISDIR | Errno::STALE => Then::Failed(Side::Source, errno),
         errno => Then::Failed(Side::Sink, errno),

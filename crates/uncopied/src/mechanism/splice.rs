@@ -45,7 +45,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::{Errno, Result};
 
-use super::{Job, Outcome, Side, Then, again};
+use super::{Job, Outcome, Side, Then, again, is_unsupported};
 use crate::sys::Kernel;
 
 /// What an unprivileged pipe may be widened to (`/proc/sys/fs/pipe-max-size`), in bytes.
@@ -135,17 +135,4 @@ impl Pipe {
             Err(errno) => Outcome::nothing(Then::Failed(Side::Sink, errno)),
         }
     }
-}
-
-fn is_unsupported(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::INVAL
-            | Errno::OPNOTSUPP
-            | Errno::SPIPE
-            | Errno::NOSYS
-            | Errno::PERM
-            | Errno::OVERFLOW
-            | Errno::NOMEM
-    )
 }
