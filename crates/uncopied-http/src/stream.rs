@@ -92,6 +92,8 @@ struct Sending {
     mapping: FileMapping,
     transfer: Transfer,
     loading: Option<JoinHandle<()>>,
+    /// Partial packets are held back until the end.
+    is_corked: bool,
     /// The file's bytes before this offset have been loaded, or were found resident.
     resident_until: u64,
     /// When that was found, by [`coarse_now`].
@@ -111,6 +113,11 @@ const STEP: u64 = 2 << 20;
 
 /// How much more of a file is looked up then, in bytes, so that not every step needs a look.
 const AHEAD: u64 = 2 << 20;
+
+/// From this many bytes on, a file's bytes are sent corked (`tcp(7)`: TCP_CORK), in whole packets up to the
+/// last. `sendfile` takes them 64 KiB at a time, and where the socket is full in between, the rest of a
+/// packet would go by itself: measured, a seventh less CPU at 16 MiB, nothing at 1 MiB, and a loss at 256 KiB.
+const CORKED: usize = 512 << 10;
 
 /// For how long bytes that were found in the page cache are taken to stay there.
 const TRUST: Duration = Duration::from_millis(500);
@@ -219,7 +226,7 @@ impl Stream {
         }
         let Some((located, len)) = found else {
             // Whoever writes has given up what was under way.
-            self.sending = None;
+            self.end_sending();
             return Poll::Ready(Ok(written));
         };
         match self.poll_send_file(cx, located, len) {
@@ -272,21 +279,25 @@ impl Stream {
         let sent = self.poll_steps(cx, &mut sending);
         let is_over =
             matches!(sent, Poll::Ready(Err(_))) || sending.transfer.remaining() == Some(0);
-        if !is_over {
-            self.sending = Some(sending);
+        self.sending = Some(sending);
+        if is_over {
+            self.end_sending();
         }
         sent
     }
 
     /// The transfer of these bytes: the one under way, if it stands exactly here.
     fn sending_of(&mut self, located: Located, len: usize) -> Box<Sending> {
-        if let Some(sending) = self.sending.take()
-            && Arc::ptr_eq(sending.mapping.file(), located.mapping.file())
-            && sending.transfer.offset() == located.offset
-            && sending.transfer.remaining() == Some(len as u64)
-        {
+        let is_this = |sending: &mut Box<Sending>| {
+            Arc::ptr_eq(sending.mapping.file(), located.mapping.file())
+                && sending.transfer.offset() == located.offset
+                && sending.transfer.remaining() == Some(len as u64)
+        };
+        if let Some(sending) = self.sending.take_if(is_this) {
             return sending;
         }
+        self.end_sending();
+        let is_corked = len >= CORKED && self.set_cork(true);
         let plan = self.plan(&located.mapping);
         let transfer = Transfer::new(located.offset, Length::Exact(len as u64), plan)
             .with_mapping(located.mapping.clone());
@@ -294,9 +305,25 @@ impl Stream {
             mapping: located.mapping,
             transfer,
             loading: None,
+            is_corked,
             resident_until: located.offset,
             looked_at: Duration::ZERO,
         })
+    }
+
+    /// Forgets the transfer under way, and sends what was held back for it.
+    fn end_sending(&mut self) {
+        if self.sending.take().is_some_and(|sending| sending.is_corked) {
+            self.set_cork(false);
+        }
+    }
+
+    /// Answers whether the socket now does as told. Only TCP knows of it.
+    fn set_cork(&self, on: bool) -> bool {
+        match &self.socket {
+            Socket::Tcp(socket) => rustix::net::sockopt::set_tcp_cork(socket, on).is_ok(),
+            Socket::Unix(_) => false,
+        }
     }
 
     fn plan(&self, mapping: &FileMapping) -> Plan {
