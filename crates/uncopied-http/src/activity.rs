@@ -101,7 +101,7 @@ impl Activity {
 }
 
 /// The time since the first call in this process, by the kernel's coarse clock.
-pub(crate) fn coarse_now() -> Duration {
+fn coarse_now() -> Duration {
     static EPOCH: OnceLock<Duration> = OnceLock::new();
     let time = clock_gettime(ClockId::MonotonicCoarse);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);

@@ -15,7 +15,6 @@ use http_body::{Body, Frame, SizeHint};
 use rustix::io::ReadWriteFlags;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use uncopied::residency;
 
 use crate::file::OpenFile;
 use crate::watch::{Proof, watch};
@@ -179,10 +178,7 @@ impl FileBody {
         let bytes = ready!(self.poll_read(cx, file, range))?;
         if !matches!(self.delivery, Delivery::Read) {
             let next = range.start + bytes.len() as u64;
-            let at_hand = next < range.end
-                && file
-                    .file()
-                    .is_some_and(|file| residency::is_resident(file, next, CHUNK));
+            let at_hand = next < range.end && file.is_at_hand(next..range.end);
             let proof = watch(&bytes, at_hand);
             self.delivery = match self.delivery {
                 Delivery::Unproven => Delivery::Flushing(proof),

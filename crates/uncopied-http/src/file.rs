@@ -10,6 +10,7 @@ use bytes::Bytes;
 use rustix::fs::{AtFlags, Statx, StatxFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use uncopied::arena::FileMapping;
+use uncopied::residency;
 
 /// What `statx` told of a file: enough to know that it is still the same file with the same bytes.
 ///
@@ -154,7 +155,7 @@ enum Content {
     File {
         file: Arc<File>,
         /// Mapped whole at the first need; `None` inside if that is refused.
-        mapped: OnceLock<Option<Bytes>>,
+        mapped: OnceLock<Option<FileMapping>>,
     },
 }
 
@@ -231,32 +232,35 @@ impl OpenFile {
     /// The bytes from `range.start` on, as far as one mapping goes, mapped into the arena. `None`
     /// where the file cannot be mapped.
     pub(crate) fn mapped(&self, range: &Range<u64>) -> Option<Bytes> {
+        let mapping = self.mapping(range.start)?;
+        let start = mapping.offset();
+        let end = range.end.min(start + mapping.len() as u64);
+        let bytes = mapping.bytes();
+        Some(bytes.slice((range.start - start) as usize..(end - start) as usize))
+    }
+
+    /// The mapping that holds the byte at `offset`.
+    fn mapping(&self, offset: u64) -> Option<FileMapping> {
         let Content::File { file, mapped } = &self.content else {
             return None;
         };
         // Beyond what was the end there is nothing to map: reading tells whether the file has grown.
-        if range.start >= self.facts.len() {
+        let len = self.facts.len();
+        if offset >= len {
             return None;
         }
-        let (bytes, start) = if self.facts.len() <= WINDOW {
-            let whole = || {
-                Some(
-                    FileMapping::new(Arc::clone(file), 0..self.facts.len())
-                        .ok()?
-                        .bytes(),
-                )
-            };
-            (mapped.get_or_init(whole).as_ref()?.clone(), 0)
-        } else {
-            let start = range.start / WINDOW * WINDOW;
-            let end = self.facts.len().min(start + WINDOW);
-            (
-                FileMapping::new(Arc::clone(file), start..end).ok()?.bytes(),
-                start,
-            )
-        };
-        let end = range.end.min(start + bytes.len() as u64);
-        Some(bytes.slice((range.start - start) as usize..(end - start) as usize))
+        let map = |range| FileMapping::new(Arc::clone(file), range).ok();
+        if len <= WINDOW {
+            return mapped.get_or_init(|| map(0..len)).clone();
+        }
+        let start = offset / WINDOW * WINDOW;
+        map(start..len.min(start + WINDOW))
+    }
+
+    /// Whether `wanted` bytes can be had without waiting for the disk, or the first 2 MiB of them.
+    pub(crate) fn is_at_hand(&self, wanted: Range<u64>) -> bool {
+        self.mapping(wanted.start)
+            .is_some_and(|mapping| residency::cold_part(&mapping, wanted).is_none())
     }
 }
 

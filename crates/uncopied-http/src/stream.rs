@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -18,7 +17,7 @@ use uncopied::arena::{FileMapping, Located, locate};
 use uncopied::plan::{Length, Mechanism, Plan};
 use uncopied::{Errno, Progress, Side, Support, Transfer, residency, send_is_on, send_vectored};
 
-use crate::activity::{Activity, coarse_now};
+use crate::activity::Activity;
 use crate::totals::Totals;
 use crate::watch::recognise;
 
@@ -94,10 +93,6 @@ struct Sending {
     loading: Option<JoinHandle<()>>,
     /// Partial packets are held back until the end.
     is_corked: bool,
-    /// The file's bytes before this offset have been loaded, or were found resident.
-    resident_until: u64,
-    /// When that was found, by [`coarse_now`].
-    looked_at: Duration,
 }
 
 /// So many bytes cost one unit of the task's budget. tokio gives a task 128 units each time that it is
@@ -108,20 +103,11 @@ struct Sending {
 /// response when a write is pending, and would write again at once.
 const BYTES_PER_UNIT: usize = 32 << 10;
 
-/// The most that a step of a [`Transfer`] moves, in bytes: so much must be in the page cache before it.
-const STEP: u64 = 2 << 20;
-
-/// How much more of a file is looked up then, in bytes, so that not every step needs a look.
-const AHEAD: u64 = 2 << 20;
-
 /// From this many bytes on, a file's bytes are sent corked (`tcp(7)`: TCP_CORK), in whole packets up to the
 /// last. `sendfile` takes them 64 KiB at a time, and where the socket is full in between, the rest of a
 /// packet would go by itself. Runs apart in time, each against nginx: about a tenth less CPU at 16 MiB, some at
 /// 1 MiB, no gain to be told from noise at 256 KiB.
 const CORKED: usize = 512 << 10;
-
-/// For how long bytes that were found in the page cache are taken to stay there.
-const TRUST: Duration = Duration::from_millis(500);
 
 /// What one `sendmsg` takes (`IOV_MAX`).
 const SLICES: usize = 1024;
@@ -307,8 +293,6 @@ impl Stream {
             transfer,
             loading: None,
             is_corked,
-            resident_until: located.offset,
-            looked_at: Duration::ZERO,
         })
     }
 
@@ -417,39 +401,27 @@ impl Stream {
 impl Sending {
     /// Ready once the next bytes are in the page cache, as far as anybody can tell.
     fn poll_resident(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.loading.is_none() {
+            let offset = self.transfer.offset();
+            let left = self.transfer.remaining().unwrap_or(u64::MAX);
+            let wanted = offset..offset.saturating_add(left);
+            let Some(cold) = residency::cold_part(&self.mapping, wanted) else {
+                return Poll::Ready(());
+            };
+            let mapping = self.mapping.clone();
+            let load = move || residency::load_mapping(&mapping, cold);
+            let Ok(runtime) = Handle::try_current() else {
+                // Outside of a runtime there is no pool: the disk is waited for here.
+                load();
+                return Poll::Ready(());
+            };
+            self.loading = Some(runtime.spawn_blocking(load));
+        }
         if let Some(loading) = &mut self.loading {
             // A load that was cut off, by the runtime's end, leaves the step to wait for the disk.
             let _ = ready!(Pin::new(loading).poll(cx));
             self.loading = None;
-            self.looked_at = coarse_now();
         }
-        let offset = self.transfer.offset();
-        let left = self.transfer.remaining().unwrap_or(u64::MAX);
-        let now = coarse_now();
-        let is_fresh = now.saturating_sub(self.looked_at) < TRUST;
-        if is_fresh && self.resident_until >= offset + left.min(STEP) {
-            return Poll::Ready(());
-        }
-        let start = if is_fresh {
-            offset.max(self.resident_until)
-        } else {
-            offset
-        };
-        (self.resident_until, self.looked_at) = (offset + left.min(STEP + AHEAD), now);
-        let len = self.resident_until - start;
-        if residency::is_mapping_resident(&self.mapping, start, len) {
-            return Poll::Ready(());
-        }
-        let file = Arc::clone(self.mapping.file());
-        let load = move || residency::load(&*file, start, len);
-        let Ok(runtime) = Handle::try_current() else {
-            // Outside of a runtime there is no pool: the disk is waited for here.
-            load();
-            return Poll::Ready(());
-        };
-        let loading = self.loading.insert(runtime.spawn_blocking(load));
-        let _ = ready!(Pin::new(loading).poll(cx));
-        self.loading = None;
         Poll::Ready(())
     }
 

@@ -4,6 +4,7 @@
 //! non-blocking or not. An event loop asks [`is_resident`] first and lets a thread that may block
 //! [`load`] the pages.
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -80,27 +81,61 @@ pub fn load(file: impl AsFd, offset: u64, len: u64) {
     }
 }
 
-/// As [`is_resident`], for a mapped file that many transfers share. A file of up to 2 MiB that was
-/// found resident is taken to be so for another half second: pages that were just in use are the last
-/// to be reclaimed, and a file that is sent a thousand times a second need not be asked about each
-/// time.
+/// The stretch of a mapped file that must be [loaded](load_mapping) before the next 2 MiB of `wanted`
+/// can be sent without waiting for the disk; `None` if there is none. Both in bytes of the file.
+///
+/// What was found in the page cache is remembered with the mapping, 2 MiB by 2 MiB, and taken to be
+/// there for another half second: pages that were just in use are the last to be reclaimed, and a
+/// file that is sent a thousand times a second need not be asked about each time. Whoever wants half of
+/// such a unit or more asks about all of it.
 #[must_use]
-pub fn is_mapping_resident(mapping: &FileMapping, offset: u64, len: u64) -> bool {
-    if mapping.len() as u64 > REMEMBERED {
-        return is_resident(&**mapping.file(), offset, len);
+pub fn cold_part(mapping: &FileMapping, wanted: Range<u64>) -> Option<Range<u64>> {
+    let mut cold: Option<Range<u64>> = None;
+    let ahead = wanted.end.min(wanted.start.saturating_add(UNIT));
+    for (unit, whole) in units(mapping, wanted.start..ahead) {
+        let part = whole.start.max(wanted.start)..whole.end.min(wanted.end);
+        let is_most = 2 * (part.end - part.start) >= whole.end - whole.start;
+        let asked = if is_most { whole.clone() } else { part };
+        match &mut cold {
+            // What follows cold bytes is loaded with them: one trip to a thread that may block.
+            Some(cold) => cold.end = asked.end,
+            None if mapping.was_resident_within(unit, TRUST) => {}
+            None if is_resident(mapping.file(), asked.start, asked.end - asked.start) => {
+                if asked == whole {
+                    mapping.note_resident(unit);
+                }
+            }
+            None => cold = Some(asked),
+        }
     }
-    if mapping.was_resident_within(TRUST) {
-        return true;
-    }
-    let whole = mapping.offset()..mapping.offset() + mapping.len() as u64;
-    let resident = is_resident(&**mapping.file(), whole.start, whole.end - whole.start);
-    if resident {
-        mapping.note_resident();
-    }
-    resident
+    cold
 }
 
-const REMEMBERED: u64 = 2 << 20;
+/// As [`load`], for a stretch of a mapped file. What it has brought in is remembered.
+pub fn load_mapping(mapping: &FileMapping, stretch: Range<u64>) {
+    let len = stretch.end.saturating_sub(stretch.start);
+    load(mapping.file(), stretch.start, len);
+    for (unit, whole) in units(mapping, stretch.clone()) {
+        if stretch.start <= whole.start && whole.end <= stretch.end {
+            mapping.note_resident(unit);
+        }
+    }
+}
+
+/// The units that hold these bytes of the file, and which bytes each of them is.
+fn units(mapping: &FileMapping, bytes: Range<u64>) -> impl Iterator<Item = (usize, Range<u64>)> {
+    let (base, end) = (mapping.offset(), mapping.offset() + mapping.len() as u64);
+    let first = bytes.start.clamp(base, end) - base;
+    let last = bytes.end.clamp(base, end) - base;
+    let end_unit = if first < last { last.div_ceil(UNIT) } else { 0 };
+    (first / UNIT..end_unit).map(move |unit| {
+        let at = base + unit * UNIT;
+        (unit as usize, at..end.min(at + UNIT))
+    })
+}
+
+/// What is remembered is remembered in units of so many bytes.
+const UNIT: u64 = FileMapping::UNIT;
 const TRUST: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
@@ -116,6 +151,57 @@ mod tests {
         rustix::fs::ftruncate(&file, 1 << 20).expect("grown");
         assert!(is_resident(&file, 0, 1 << 20));
         assert!(is_resident(&file, 4097, 2));
+    }
+
+    fn mapping_of(len: u64) -> FileMapping {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(len).expect("grown");
+        FileMapping::new(file.into(), 0..len).expect("mapped")
+    }
+
+    /// What a thread has loaded need not be asked about again, and no more than what it has.
+    #[test]
+    fn what_was_loaded_is_remembered() {
+        let len = 2 * UNIT + 100;
+        let mapping = mapping_of(len);
+        let remembered = |unit| mapping.was_resident_within(unit, TRUST);
+        load_mapping(&mapping, 1..2 * UNIT);
+        assert_eq!([0, 1, 2].map(remembered), [false, true, false]);
+        load_mapping(&mapping, 2 * UNIT..len);
+        assert_eq!([0, 1, 2].map(remembered), [false, true, true]);
+        assert_eq!(cold_part(&mapping, UNIT..len), None);
+    }
+
+    #[test]
+    fn half_a_unit_asks_about_all_of_it() {
+        let mapping = mapping_of(UNIT);
+        load(mapping.file(), 0, UNIT);
+        assert_eq!(cold_part(&mapping, UNIT / 2 + 1..UNIT), None);
+        assert!(!mapping.was_resident_within(0, TRUST));
+        assert_eq!(cold_part(&mapping, UNIT / 2..UNIT), None);
+        assert!(mapping.was_resident_within(0, TRUST));
+    }
+
+    proptest::proptest! {
+        /// Whatever stretch is asked for, the units are those that it touches, in order and without a gap.
+        #[test]
+        fn units_cover_what_they_are_asked_for(start in 0..5 * UNIT, len in 1..3 * UNIT) {
+            let mapping = mapping_of(4 * UNIT + 5);
+            let end = (start + len).min(mapping.len() as u64);
+            let found: Vec<_> = units(&mapping, start..start + len).collect();
+            let Some((_, first)) = found.first() else {
+                proptest::prop_assert!(start >= end);
+                return Ok(());
+            };
+            proptest::prop_assert!(first.start <= start && start < first.end);
+            let mut at = first.start;
+            for (unit, range) in found {
+                proptest::prop_assert_eq!(range.start, at);
+                proptest::prop_assert_eq!(range.start, unit as u64 * UNIT);
+                at = range.end;
+            }
+            proptest::prop_assert!(end <= at && at < end + UNIT);
+        }
     }
 
     #[test]

@@ -42,8 +42,9 @@ pub(super) struct Span {
     offset: u64,
     /// One bit a mechanism that this file has refused.
     refused: AtomicU8,
-    /// When it was last found in the page cache, in milliseconds of the coarse clock; 0 is never.
-    resident_at: AtomicU64,
+    /// When each [unit](FileMapping::UNIT) was last found in the page cache, in milliseconds of the coarse
+    /// clock; 0 is never.
+    resident_at: Box<[AtomicU64]>,
     me: Weak<Span>,
 }
 
@@ -68,13 +69,14 @@ impl FileMapping {
         }
         let space = Space::get()?;
         let address = space.map(file.as_fd(), offset, len)?;
+        let units = 0..(len as u64).div_ceil(Self::UNIT);
         let span = Arc::new_cyclic(|me| Span {
             address,
             len,
             file,
             offset,
             refused: AtomicU8::new(0),
-            resident_at: AtomicU64::new(0),
+            resident_at: units.map(|_| AtomicU64::new(0)).collect(),
             me: me.clone(),
         });
         space.enter(address, len, Arc::as_ptr(&span));
@@ -124,14 +126,18 @@ impl FileMapping {
     }
 }
 
+/// What [`residency`](crate::residency) remembers.
 impl FileMapping {
-    pub(crate) fn note_resident(&self) {
-        self.0.resident_at.store(coarse_millis(), Ordering::Relaxed);
+    /// How much is remembered as one, in bytes.
+    pub(crate) const UNIT: u64 = 2 << 20;
+
+    pub(crate) fn note_resident(&self, unit: usize) {
+        self.0.resident_at[unit].store(coarse_millis(), Ordering::Relaxed);
     }
 
-    pub(crate) fn was_resident_within(&self, limit: Duration) -> bool {
-        let age = coarse_millis().saturating_sub(self.0.resident_at.load(Ordering::Relaxed));
-        u128::from(age) <= limit.as_millis()
+    pub(crate) fn was_resident_within(&self, unit: usize, limit: Duration) -> bool {
+        let at = self.0.resident_at[unit].load(Ordering::Relaxed);
+        at != 0 && u128::from(coarse_millis().saturating_sub(at)) <= limit.as_millis()
     }
 }
 
