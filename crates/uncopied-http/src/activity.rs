@@ -88,8 +88,11 @@ impl Activity {
 
     /// Everything that was written has gone out.
     pub(crate) fn flushed(&self) {
+        // It went out with the last write, a moment ago at most: no look at the clock.
+        let since = self.state.load(Ordering::Relaxed) & !3;
         if self.phase() == Phase::Active {
-            self.enter(Phase::Idle);
+            self.state
+                .store(since | Phase::Idle as u64, Ordering::Relaxed);
         }
     }
 

@@ -100,13 +100,22 @@ impl FileBody {
     /// A body of bytes in memory.
     #[must_use]
     pub fn from_bytes(bytes: Bytes) -> Self {
-        Self::from_parts([Part::Memory(bytes)])
+        Self::from_part(Part::Memory(bytes))
     }
 
     /// A body that is the bytes `range` of `file`.
     #[must_use]
     pub fn from_file(file: Arc<OpenFile>, range: Range<u64>) -> Self {
-        Self::from_parts([Part::File(file, range)])
+        Self::from_part(Part::File(file, range))
+    }
+
+    fn from_part(part: Part) -> Self {
+        let left = part.len();
+        Self {
+            part: (left > 0).then_some(part),
+            left,
+            ..Self::default()
+        }
     }
 
     /// A body of several parts, one after the other.
