@@ -199,7 +199,7 @@ impl Stream {
             return Poll::Ready(Err(error));
         }
         let slices = &slices[..slices.len().min(SLICES)];
-        let (plain, found) = split_at_arena(slices);
+        let (plain, found) = split_at_file(slices);
         self.note_protocol(plain);
         // A body is told at once: hyper may ask it for more before this call has written anything.
         let before_body = self.protocol == Protocol::Http1 && recognise(plain);
@@ -211,12 +211,12 @@ impl Stream {
                 return Poll::Ready(Ok(written));
             }
         }
-        let Some((located, len)) = found else {
+        let Some(found) = found else {
             // Whoever writes has given up what was under way.
             self.end_sending();
             return Poll::Ready(Ok(written));
         };
-        match self.poll_send_file(cx, located, len) {
+        match self.poll_send_file(cx, found) {
             Poll::Ready(Ok(sent)) => Poll::Ready(Ok(written + sent)),
             // What has been written must be told first; the next call meets the rest again.
             Poll::Pending if written > 0 => Poll::Ready(Ok(written)),
@@ -256,13 +256,8 @@ impl Stream {
         }
     }
 
-    fn poll_send_file(
-        &mut self,
-        cx: &mut Context<'_>,
-        located: Located,
-        len: usize,
-    ) -> Poll<io::Result<usize>> {
-        let mut sending = self.sending_of(located, len);
+    fn poll_send_file(&mut self, cx: &mut Context<'_>, found: InFile) -> Poll<io::Result<usize>> {
+        let mut sending = self.sending_of(found);
         let sent = self.poll_steps(cx, &mut sending);
         let is_over =
             matches!(sent, Poll::Ready(Err(_))) || sending.transfer.remaining() == Some(0);
@@ -274,10 +269,15 @@ impl Stream {
     }
 
     /// The transfer of these bytes: the one under way, if it stands exactly here.
-    fn sending_of(&mut self, located: Located, len: usize) -> Box<Sending> {
+    fn sending_of(&mut self, found: InFile) -> Box<Sending> {
+        let InFile {
+            mapping,
+            offset,
+            len,
+        } = found;
         let is_this = |sending: &mut Box<Sending>| {
-            Arc::ptr_eq(sending.mapping.file(), located.mapping.file())
-                && sending.transfer.offset() == located.offset
+            Arc::ptr_eq(sending.mapping.file(), mapping.file())
+                && sending.transfer.offset() == offset
                 && sending.transfer.remaining() == Some(len as u64)
         };
         if let Some(sending) = self.sending.take_if(is_this) {
@@ -285,11 +285,11 @@ impl Stream {
         }
         self.end_sending();
         let is_corked = len >= CORKED && self.set_cork(true);
-        let plan = self.plan(&located.mapping);
-        let transfer = Transfer::new(located.offset, Length::Exact(len as u64), plan)
-            .with_mapping(located.mapping.clone());
+        let plan = self.plan(&mapping);
+        let transfer =
+            Transfer::new(offset, Length::Exact(len as u64), plan).with_mapping(mapping.clone());
         Box::new(Sending {
-            mapping: located.mapping,
+            mapping,
             transfer,
             loading: None,
             is_corked,
@@ -435,13 +435,25 @@ impl Sending {
     }
 }
 
-/// The slices before the first that lies in the arena, and that one.
-fn split_at_arena<'a, 'b>(
-    slices: &'a [IoSlice<'b>],
-) -> (&'a [IoSlice<'b>], Option<(Located, usize)>) {
+/// A slice of a mapped file.
+struct InFile {
+    mapping: FileMapping,
+    /// Where it begins, in bytes of the file.
+    offset: u64,
+    len: usize,
+}
+
+/// The slices before the first that is a file's, and that one.
+fn split_at_file<'a, 'b>(slices: &'a [IoSlice<'b>]) -> (&'a [IoSlice<'b>], Option<InFile>) {
     for (at, slice) in slices.iter().enumerate() {
-        if let Some(located) = locate(slice) {
-            return (&slices[..at], Some((located, slice.len())));
+        if let Some(Located::File { mapping, offset }) = locate(slice) {
+            let len = slice.len();
+            let found = InFile {
+                mapping,
+                offset,
+                len,
+            };
+            return (&slices[..at], Some(found));
         }
     }
     (slices, None)

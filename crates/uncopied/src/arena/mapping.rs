@@ -145,7 +145,7 @@ impl Drop for Span {
     fn drop(&mut self) {
         // The span exists, so the arena does.
         if let Some(space) = Space::existing() {
-            space.enter(self.address, self.len, ptr::null());
+            space.leave(self.address, self.len);
             space.unmap(self.address, self.len);
         }
     }
@@ -166,53 +166,40 @@ impl AsRef<[u8]> for MappedBytes {
     }
 }
 
-/// Whose bytes a slice is made of.
-#[derive(Debug)]
-pub struct Located {
-    /// The mapping that the slice lies in.
-    pub mapping: FileMapping,
-    /// The slice's first byte, in bytes from the start of the file.
-    pub offset: u64,
-}
-
-/// Whose bytes these are, if they live in the arena. O(1), and takes no lock.
-///
-/// An empty slice belongs to nobody.
-#[must_use]
-#[allow(unsafe_code)]
-pub fn locate(bytes: &[u8]) -> Option<Located> {
-    if bytes.is_empty() {
-        return None;
+impl FileMapping {
+    /// The mapping whose span this is, and where in its file the `bytes` begin, if they lie in it
+    /// whole.
+    #[allow(unsafe_code)]
+    pub(super) fn locate(span: *const Span, bytes: &[u8]) -> Option<(Self, u64)> {
+        // SAFETY: a pointer in the table is that of a living span, for it is taken out before the
+        // span is freed; and this one cannot be freed before we return: `bytes` is not empty and
+        // begins in the span's granules, where nothing but a `Bytes` of that span can point, so
+        // whoever lent `bytes` to us keeps the span alive for the length of the borrow.
+        let span = unsafe { &*span };
+        let at = bytes.as_ptr().addr() - span.address;
+        if at + bytes.len() > span.len {
+            return None;
+        }
+        Some((Self(span.me.upgrade()?), span.offset + at as u64))
     }
-    let address = bytes.as_ptr().addr();
-    let owner = Space::existing()?.owner(address);
-    if owner.is_null() {
-        return None;
-    }
-    // SAFETY: a pointer in the table is that of a living span, for it is taken out before the span
-    // is freed; and this one cannot be freed before we return: `bytes` is not empty and begins in
-    // the span's granules, where nothing but a `Bytes` of that span can point, so whoever lent
-    // `bytes` to us keeps the span alive for the length of the borrow.
-    let span = unsafe { &*owner };
-    let at = address - span.address;
-    if at + bytes.len() > span.len {
-        return None;
-    }
-    let mapping = FileMapping(span.me.upgrade()?);
-    Some(Located {
-        mapping,
-        offset: span.offset + at as u64,
-    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Located, locate};
     use super::*;
 
     fn file_of(content: &[u8]) -> Arc<File> {
         let file = tempfile::tempfile().expect("a temporary file");
         std::os::unix::fs::FileExt::write_all_at(&file, content, 0).expect("written");
         Arc::new(file)
+    }
+
+    fn file_at(bytes: &[u8]) -> Option<(FileMapping, u64)> {
+        match locate(bytes)? {
+            Located::File { mapping, offset } => Some((mapping, offset)),
+            Located::Pages(_) => None,
+        }
     }
 
     #[test]
@@ -222,9 +209,9 @@ mod tests {
         let bytes = mapping.bytes();
         assert_eq!(&bytes[..], &content[4096..]);
         for range in [0..1, 0..5904, 5903..5904, 17..4097] {
-            let found = locate(&bytes[range.clone()]).expect("in the arena");
-            assert_eq!(found.offset, 4096 + range.start as u64);
-            assert!(Arc::ptr_eq(&found.mapping.0, &mapping.0));
+            let (found, offset) = file_at(&bytes[range.clone()]).expect("in the arena");
+            assert_eq!(offset, 4096 + range.start as u64);
+            assert!(Arc::ptr_eq(&found.0, &mapping.0));
         }
     }
 
@@ -254,8 +241,8 @@ mod tests {
             let mapping = FileMapping::new(file_of(&content), 0..4).expect("mapped");
             let bytes = mapping.bytes();
             assert_eq!(&bytes[..], content);
-            let found = locate(&bytes).expect("in the arena");
-            assert!(Arc::ptr_eq(found.mapping.file(), mapping.file()));
+            let (found, _) = file_at(&bytes).expect("in the arena");
+            assert!(Arc::ptr_eq(found.file(), mapping.file()));
         }
     }
 

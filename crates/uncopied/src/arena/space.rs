@@ -11,6 +11,7 @@ use rustix::io::{Errno, Result};
 use rustix::process::{Resource, getrlimit};
 
 use super::mapping::Span;
+use super::pool::Slab;
 use crate::sys::{LooseMapping, Reservation};
 
 /// Owners are told apart by granule: a span starts at a granule's start and fills whole granules.
@@ -28,7 +29,41 @@ const SHARE: u64 = 4;
 /// Granules in a leaf of the table: 8 KiB of pointers for 2 GiB of addresses.
 const LEAF: usize = 1024;
 
-type Leaf = Box<[AtomicPtr<Span>]>;
+type Leaf = Box<[AtomicPtr<()>]>;
+
+/// Whose a granule is: what the table's pointers point to. The lowest bit of the pointer tells which,
+/// as both are aligned to more than a byte.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Owner {
+    File(*const Span),
+    Slab(*const Slab),
+}
+
+const SLAB_BIT: usize = 1;
+
+impl Owner {
+    fn to_pointer(self) -> *mut () {
+        match self {
+            Self::File(span) => span.cast_mut().cast(),
+            Self::Slab(slab) => slab
+                .cast_mut()
+                .cast::<()>()
+                .map_addr(|address| address | SLAB_BIT),
+        }
+    }
+
+    fn from_pointer(pointer: *mut ()) -> Option<Self> {
+        if pointer.is_null() {
+            return None;
+        }
+        let untagged = pointer.map_addr(|address| address & !SLAB_BIT);
+        Some(if untagged == pointer {
+            Self::File(pointer.cast())
+        } else {
+            Self::Slab(untagged.cast())
+        })
+    }
+}
 
 static SPACE: OnceLock<Result<Space>> = OnceLock::new();
 
@@ -93,12 +128,44 @@ impl Space {
         Ok(self.reservation.base() + first * GRANULE)
     }
 
-    /// Enters `span` as the owner of its granules, or takes it out where `owner` is null.
-    pub(super) fn enter(&self, address: usize, len: usize, owner: *const Span) {
+    /// Takes granules for `len` bytes of memory that can be written to, zeroes all of it. It stays
+    /// memory for good.
+    pub(super) fn open(&self, len: usize, is_huge: bool) -> Result<usize> {
+        let count = len.div_ceil(GRANULE);
+        let first = self.free().take(count).ok_or(Errno::NOMEM)?;
+        // After an error the granules stay taken, as it is not known what they are now.
+        self.reservation
+            .open(first * GRANULE, count * GRANULE, is_huge)?;
+        Ok(self.reservation.base() + first * GRANULE)
+    }
+
+    /// Gives the frames of memory back to the kernel, whoever else refers to them. The addresses stay
+    /// memory, all zeroes.
+    pub(super) fn discard(&self, address: usize, len: usize) -> Result<()> {
+        self.reservation
+            .discard(address - self.reservation.base(), len)
+    }
+
+    /// Enters `span` as the owner of its granules.
+    pub(super) fn enter(&self, address: usize, len: usize, span: *const Span) {
+        self.set_owner(address, len, Owner::File(span).to_pointer());
+    }
+
+    /// Takes the owner of these granules out.
+    pub(super) fn leave(&self, address: usize, len: usize) {
+        self.set_owner(address, len, ptr::null_mut());
+    }
+
+    /// Enters `slab` as the owner of its granules, for good.
+    pub(super) fn enter_slab(&self, slab: &'static Slab, address: usize, len: usize) {
+        self.set_owner(address, len, Owner::Slab(slab).to_pointer());
+    }
+
+    fn set_owner(&self, address: usize, len: usize, owner: *mut ()) {
         let first = (address - self.reservation.base()) / GRANULE;
         for granule in first..first + len.div_ceil(GRANULE) {
             let leaf = self.table[granule / LEAF].get_or_init(new_leaf);
-            leaf[granule % LEAF].store(owner.cast_mut(), Ordering::Release);
+            leaf[granule % LEAF].store(owner, Ordering::Release);
         }
     }
 
@@ -115,17 +182,15 @@ impl Space {
         }
     }
 
-    /// The owner of the granule that holds `address`, or null.
-    pub(super) fn owner(&self, address: usize) -> *const Span {
+    /// The owner of the granule that holds `address`.
+    pub(super) fn owner(&self, address: usize) -> Option<Owner> {
         let at = address.wrapping_sub(self.reservation.base());
         if at >= self.reservation.len() {
-            return ptr::null();
+            return None;
         }
         let granule = at / GRANULE;
-        match self.table[granule / LEAF].get() {
-            Some(leaf) => leaf[granule % LEAF].load(Ordering::Acquire),
-            None => ptr::null(),
-        }
+        let leaf = self.table[granule / LEAF].get()?;
+        Owner::from_pointer(leaf[granule % LEAF].load(Ordering::Acquire))
     }
 
     fn free(&self) -> MutexGuard<'_, FreeList> {

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
 use rustix::io::{Errno, Result};
-use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
 use crate::arena::FileMapping;
 
@@ -62,6 +62,33 @@ impl Reservation {
         // Nothing is left where it was.
         std::mem::forget(mapping);
         Ok(())
+    }
+
+    /// Makes a range memory that can be read and written, all zeroes; of huge pages where that is asked
+    /// for and the kernel has them (`madvise(2)`: MADV_HUGEPAGE).
+    ///
+    /// The caller owns that range, and nothing was ever placed there that is not cleared.
+    pub(crate) fn open(&self, at: usize, len: usize, is_huge: bool) -> Result<()> {
+        let start = self.address(at, len)?;
+        // SAFETY: `address` has checked that the range lies within the reservation, which is ours
+        // alone. It was inaccessible, so that nothing can refer into it.
+        unsafe { rustix::mm::mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE)? };
+        if is_huge {
+            // SAFETY: the advice changes no content. A kernel without huge pages refuses it.
+            let _ = unsafe { rustix::mm::madvise(start, len, Advice::LinuxHugepage) };
+        }
+        Ok(())
+    }
+
+    /// Gives the frames of an [open](Self::open) range back (`madvise(2)`: MADV_DONTNEED). Whoever else
+    /// refers to them, as a socket's queue does, keeps them as they are; the range is zeroes from now on.
+    ///
+    /// The caller owns that range: no reference into it may be alive.
+    pub(crate) fn discard(&self, at: usize, len: usize) -> Result<()> {
+        let start = self.address(at, len)?;
+        // SAFETY: the range lies within the reservation, is private anonymous memory, and its owner
+        // says that nothing refers to what is in it.
+        unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) }
     }
 
     /// Takes a mapping away and leaves the range reserved.

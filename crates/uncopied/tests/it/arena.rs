@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use uncopied::arena::{FileMapping, locate};
+use uncopied::arena::{FileMapping, Located, locate};
 use uncopied::plan::{Length, Plan};
 use uncopied::{Errno, ErrorKind, Mechanism, Transfer, drive, send_vectored};
 
@@ -32,9 +32,9 @@ fn many_threads_map_and_look_up_at_once() {
                     let mapping = FileMapping::new(Arc::clone(&file), 0..len).unwrap();
                     let bytes = mapping.bytes().slice(4096..4104);
                     drop(mapping);
-                    let found = locate(&bytes).unwrap();
-                    assert!(Arc::ptr_eq(found.mapping.file(), &file));
-                    assert_eq!(found.offset, 4096);
+                    let (mapping, offset) = file_at(&bytes);
+                    assert!(Arc::ptr_eq(mapping.file(), &file));
+                    assert_eq!(offset, 4096);
                     send.send((bytes, file, u64::from_le_bytes(id))).unwrap();
                 }
             });
@@ -42,12 +42,19 @@ fn many_threads_map_and_look_up_at_once() {
         drop(send);
         // Another thread than the one that mapped looks again, and unmaps.
         for (bytes, file, id) in receive {
-            let found = locate(&bytes[3..]).unwrap();
-            assert!(Arc::ptr_eq(found.mapping.file(), &file));
-            assert_eq!(found.offset, 4099);
+            let (mapping, offset) = file_at(&bytes[3..]);
+            assert!(Arc::ptr_eq(mapping.file(), &file));
+            assert_eq!(offset, 4099);
             assert_eq!(bytes[..], id.to_le_bytes());
         }
     });
+}
+
+fn file_at(bytes: &[u8]) -> (FileMapping, u64) {
+    match locate(bytes) {
+        Some(Located::File { mapping, offset }) => (mapping, offset),
+        other => panic!("not a file's: {other:?}"),
+    }
 }
 
 /// A slice that begins in one mapping and is longer than it belongs to nobody, and so do the addresses
@@ -58,8 +65,8 @@ fn a_mapping_ends_where_it_ends() {
     let mapping = FileMapping::new(file, 0..4_999).unwrap();
     let bytes = mapping.bytes();
     assert_eq!(bytes.len(), 4_999);
-    let last = locate(&bytes[4_998..]).unwrap();
-    assert_eq!((last.offset, last.mapping.len()), (4_998, 4_999));
+    let (mapping, offset) = file_at(&bytes[4_998..]);
+    assert_eq!((offset, mapping.len()), (4_998, 4_999));
     assert!(locate(&bytes[4_999..]).is_none());
 }
 
