@@ -41,10 +41,12 @@
 //! - `tokio`: the driver for tokio's sockets, [`SendFile::to_tokio`].
 
 pub mod arena;
+mod completion;
 pub mod drive;
 mod error;
 #[cfg(test)]
 mod faults;
+mod lease;
 mod mechanism;
 pub mod plan;
 mod report;
@@ -57,7 +59,9 @@ mod support;
 mod sys;
 mod transfer;
 
+pub use completion::{Completion, Rule, Settled};
 pub use error::{Error, ErrorKind};
+pub use lease::{LEASED_BY_PROCESS, LEASED_BY_SENDER, leased_bytes, set_leased_at_most};
 pub use mechanism::Side;
 pub use plan::Mechanism;
 pub use report::{Report, StepDown};

@@ -19,13 +19,35 @@ pub enum Mechanism {
     Splice,
     /// The file is mapped and `send(2)` reads the mapping: one copy, in the kernel.
     MmapWrite,
-    /// `pread(2)` into memory and `send(2)` from it: two copies. Always works.
+    /// `send(2)` with `MSG_ZEROCOPY`: the socket reads memory by reference, and says on its error queue
+    /// when it is done.
+    MsgZerocopy,
+    /// io_uring's `SEND_ZC`: the same, and the ring says when it is done.
+    SendZc,
+    /// `vmsplice(2)` of memory into a pipe and `splice(2)` from there into the socket: by reference, also
+    /// to a peer on the same machine, and nobody says when it is done.
+    Vmsplice,
+    /// `send(2)`, from memory or from what `pread(2)` has brought there: a copy, or two. Always works.
     Copy,
 }
 
 impl Mechanism {
     /// Every mechanism, in the order of their names in reports.
-    pub const ALL: [Self; 4] = [Self::Sendfile, Self::Splice, Self::MmapWrite, Self::Copy];
+    pub const ALL: [Self; 7] = [
+        Self::Sendfile,
+        Self::Splice,
+        Self::MmapWrite,
+        Self::MsgZerocopy,
+        Self::SendZc,
+        Self::Vmsplice,
+        Self::Copy,
+    ];
+
+    /// Those that send files.
+    pub const FOR_FILES: [Self; 4] = [Self::Sendfile, Self::Splice, Self::MmapWrite, Self::Copy];
+
+    /// Those that send memory.
+    pub const FOR_MEMORY: [Self; 4] = [Self::MsgZerocopy, Self::SendZc, Self::Vmsplice, Self::Copy];
 
     /// The name, as flags and reports have it.
     #[must_use]
@@ -34,15 +56,19 @@ impl Mechanism {
             Self::Sendfile => "sendfile",
             Self::Splice => "splice",
             Self::MmapWrite => "mmap_write",
+            Self::MsgZerocopy => "msg_zerocopy",
+            Self::SendZc => "send_zc",
+            Self::Vmsplice => "vmsplice",
             Self::Copy => "copy",
         }
     }
 
-    /// Whether the CPU copies no byte on the way to the socket. Whether the network device copies
-    /// after all, for want of scatter-gather, is not known here.
+    /// Whether the CPU copies no byte on the way to the socket. Whether the kernel copies after all,
+    /// for want of scatter-gather or for a peer on the same machine, is not known here: see
+    /// [`Settled::copied`](crate::Settled::copied) for those that tell.
     #[must_use]
     pub fn is_zero_copy(self) -> bool {
-        matches!(self, Self::Sendfile | Self::Splice)
+        !matches!(self, Self::MmapWrite | Self::Copy)
     }
 }
 
@@ -186,11 +212,83 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         (SourceKind::Other, _) => false,
     };
     let all = if worth_mapping {
-        Plan::of(&Mechanism::ALL)
+        Plan::of(&Mechanism::FOR_FILES)
     } else {
         Plan::of(&[Mechanism::Sendfile, Mechanism::Splice, Mechanism::Copy])
     };
     all.without(|mechanism| situation.support.refusal(mechanism).is_some())
+}
+
+/// Everything that a plan for bytes in memory depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct MemorySituation<'a> {
+    /// How many bytes there are.
+    pub len: usize,
+    /// Whether the first lies at the start of a page.
+    pub is_page_aligned: bool,
+    /// Whether the pages were [frozen for good](crate::arena::PageBuffer::freeze_for_good), to be sent
+    /// many times.
+    pub is_for_good: bool,
+    /// Whether the peer is known to be on this machine, or the kernel has said of late that it copied
+    /// what it was lent.
+    pub copies_anyway: bool,
+    /// Whether the socket is TCP; Unix sockets know neither `MSG_ZEROCOPY` nor `SEND_ZC`.
+    pub is_tcp: bool,
+    /// Who waits for the socket.
+    pub driver: Driver,
+    /// Whether zero-copy sending is switched on, by [`set_send`](crate::set_send) or
+    /// `UNCOPIED_SEND`.
+    pub switched_on: bool,
+    /// What has been learned.
+    pub support: &'a Support,
+}
+
+/// Who waits for a socket, as far as it matters for a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// The caller, by waiting or by an event loop of its own, who takes in what is on the socket's
+    /// error queue.
+    Caller,
+    /// tokio, which takes what is on the error queue for an error of the socket, and never waits for
+    /// it again: there are no notices on it.
+    Tokio,
+}
+
+/// From so many bytes on, lending memory costs less than copying it, where the kernel does not copy
+/// it anyway. The kernel's document says about 10 KB (`msg_zerocopy.rst`); page references and notices
+/// are paid for by the call, the copy by the byte.
+const LEND_FROM: usize = 16 << 10;
+
+/// From so many bytes on, `vmsplice` and `splice` of pages that are never rewritten take less CPU
+/// than a copy, also to a peer on the same machine.
+const VMSPLICE_FROM: usize = 64 << 10;
+
+/// The mechanisms for memory that nobody has forced, best first, ending with `copy`.
+///
+/// - `vmsplice` for pages that are frozen for good: no copy, whoever the peer is, and nothing to wait
+///   for, as they are never written to again.
+/// - nothing but `copy` where the kernel would copy what it is lent: lending costs more there.
+/// - `send_zc` on tokio, `msg_zerocopy` elsewhere.
+/// - `copy` for what is short or does not start on a page: FreeBSD's rule.
+#[must_use]
+pub fn plan_memory(situation: &MemorySituation<'_>) -> Plan {
+    let is_eligible = situation.switched_on
+        && situation.is_page_aligned
+        && situation.len >= rustix::param::page_size();
+    if !is_eligible {
+        return Plan::copying();
+    }
+    let lending = match situation.driver {
+        Driver::Caller => Mechanism::MsgZerocopy,
+        Driver::Tokio => Mechanism::SendZc,
+    };
+    let pays = |mechanism| match mechanism {
+        Mechanism::Vmsplice => situation.is_for_good && situation.len >= VMSPLICE_FROM,
+        Mechanism::Copy => true,
+        _ => situation.is_tcp && !situation.copies_anyway && situation.len >= LEND_FROM,
+    };
+    Plan::of(&[Mechanism::Vmsplice, lending, Mechanism::Copy])
+        .without(|it| !pays(it) || situation.support.refusal(it).is_some())
 }
 
 #[cfg(test)]
@@ -252,7 +350,7 @@ mod tests {
                 &[Splice, MmapWrite, Copy],
             ),
             (File, Exact(1), false, true, &[Sendfile, Splice], &[Copy]),
-            (File, UntilEof, false, true, &Mechanism::ALL, &[Copy]),
+            (File, UntilEof, false, true, &Mechanism::FOR_FILES, &[Copy]),
         ];
         for &(source, length, copied, switched_on, refused, expected) in rows {
             let mut support = Support::none_refused();
@@ -267,6 +365,103 @@ mod tests {
                 support: &support,
             };
             assert_eq!(plan(&situation).mechanisms(), expected, "{situation:?}");
+        }
+    }
+
+    #[test]
+    fn policy_for_memory_as_a_table() {
+        use Mechanism::{MsgZerocopy, SendZc, Vmsplice};
+        let support = Support::none_refused();
+        let usual = MemorySituation {
+            len: 1 << 20,
+            is_page_aligned: true,
+            is_for_good: false,
+            copies_anyway: false,
+            is_tcp: true,
+            driver: Driver::Caller,
+            switched_on: true,
+            support: &support,
+        };
+        let mut refused = Support::none_refused();
+        refused.note(MsgZerocopy, Errno::OPNOTSUPP);
+        let for_good = MemorySituation {
+            is_for_good: true,
+            ..usual
+        };
+        let rows: &[(MemorySituation<'_>, &[Mechanism])] = &[
+            (usual, &[MsgZerocopy, Copy]),
+            (
+                MemorySituation {
+                    driver: Driver::Tokio,
+                    ..usual
+                },
+                &[SendZc, Copy],
+            ),
+            (
+                MemorySituation {
+                    len: LEND_FROM - 1,
+                    ..usual
+                },
+                &[Copy],
+            ),
+            (
+                MemorySituation {
+                    is_page_aligned: false,
+                    ..usual
+                },
+                &[Copy],
+            ),
+            (
+                MemorySituation {
+                    copies_anyway: true,
+                    ..usual
+                },
+                &[Copy],
+            ),
+            (
+                MemorySituation {
+                    is_tcp: false,
+                    ..usual
+                },
+                &[Copy],
+            ),
+            (
+                MemorySituation {
+                    switched_on: false,
+                    ..for_good
+                },
+                &[Copy],
+            ),
+            (
+                MemorySituation {
+                    support: &refused,
+                    ..usual
+                },
+                &[Copy],
+            ),
+            (for_good, &[Vmsplice, MsgZerocopy, Copy]),
+            (
+                MemorySituation {
+                    is_tcp: false,
+                    ..for_good
+                },
+                &[Vmsplice, Copy],
+            ),
+            (
+                MemorySituation {
+                    len: VMSPLICE_FROM - 1,
+                    copies_anyway: true,
+                    ..for_good
+                },
+                &[Copy],
+            ),
+        ];
+        for (situation, expected) in rows {
+            assert_eq!(
+                plan_memory(situation).mechanisms(),
+                *expected,
+                "{situation:?}"
+            );
         }
     }
 

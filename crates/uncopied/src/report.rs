@@ -10,6 +10,7 @@ use crate::plan::Mechanism;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     bytes: [u64; Mechanism::ALL.len()],
+    copied_after_all: u64,
     steps_down: Vec<StepDown>,
     switched_off: bool,
 }
@@ -33,6 +34,11 @@ impl Report {
         self.bytes[mechanism as usize] += bytes;
     }
 
+    /// Counts bytes that the kernel was lent and copied.
+    pub(crate) fn count_copied_after_all(&mut self, bytes: u64) {
+        self.copied_after_all += bytes;
+    }
+
     pub(crate) fn step_down(&mut self, step: StepDown) {
         self.steps_down.push(step);
     }
@@ -53,14 +59,24 @@ impl Report {
         self.bytes.iter().sum()
     }
 
+    /// How many bytes the kernel was lent, by a mechanism that tells, and copied after all: for a peer on
+    /// the same machine, or a network device without scatter-gather. It is known as the notices come
+    /// in.
+    #[must_use]
+    pub fn copied_after_all(&self) -> u64 {
+        self.copied_after_all
+    }
+
     /// How many bytes the socket took by reference: neither this process nor the kernel's socket
-    /// layer copied them. What the network device does without scatter-gather is not in here.
+    /// layer copied them, as far as it has told. What the network device does without scatter-gather is
+    /// not in here.
     #[must_use]
     pub fn zero_copy_bytes(&self) -> u64 {
         let zero_copy = Mechanism::ALL
             .into_iter()
             .filter(|mechanism| mechanism.is_zero_copy());
-        zero_copy.map(|mechanism| self.by(mechanism)).sum()
+        let lent: u64 = zero_copy.map(|mechanism| self.by(mechanism)).sum();
+        lent.saturating_sub(self.copied_after_all)
     }
 
     /// How many bytes the CPU copied at least once.
@@ -94,6 +110,13 @@ impl fmt::Display for Report {
                 write!(f, "{before}{mechanism} {}", self.by(mechanism))?;
                 before = ", ";
             }
+        }
+        if self.copied_after_all > 0 {
+            let bytes = self.copied_after_all;
+            write!(
+                f,
+                " (the kernel copied {bytes} of the bytes that it was lent)"
+            )?;
         }
         if self.switched_off {
             write!(f, " (zero-copy sending is switched off)")?;

@@ -71,6 +71,8 @@ enum Tool {
     Splice(Splice),
     MmapWrite(MmapWrite),
     Copy(mechanism::Copy),
+    /// A mechanism for memory, which cannot send a file.
+    ForMemory,
 }
 
 impl Tool {
@@ -80,6 +82,7 @@ impl Tool {
             Mechanism::Splice => Self::Splice(Splice::default()),
             Mechanism::MmapWrite => Self::MmapWrite(MmapWrite::default()),
             Mechanism::Copy => Self::Copy(mechanism::Copy::default()),
+            Mechanism::MsgZerocopy | Mechanism::SendZc | Mechanism::Vmsplice => Self::ForMemory,
         }
     }
 
@@ -89,6 +92,7 @@ impl Tool {
             Self::Splice(tool) => tool.step(kernel, job),
             Self::MmapWrite(tool) => tool.step(kernel, job),
             Self::Copy(tool) => tool.step(kernel, job),
+            Self::ForMemory => Outcome::nothing(Then::Unsupported(Errno::INVAL)),
         }
     }
 }

@@ -27,7 +27,7 @@ async fn send_all(mechanisms: &[Mechanism]) -> (u64, u64) {
                 assert_same(&body, content, &format!("{stack:?} {mode} {at}"));
             }
         }
-        for mechanism in Mechanism::ALL {
+        for mechanism in Mechanism::FOR_FILES {
             let bytes = server.totals.bytes(mechanism);
             match mechanism {
                 Mechanism::Copy => copied += bytes,

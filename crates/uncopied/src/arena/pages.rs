@@ -126,6 +126,18 @@ impl PageBuffer {
         }
     }
 
+    /// As [`freeze`](Self::freeze), for bytes that are sent many times and then dropped: the pages are
+    /// never written to again, and with the last handle their frames go back to the kernel instead of the
+    /// pool. Such pages can be sent by `vmsplice`, which copies nothing even to a peer on the same
+    /// machine, and of which the kernel never says when it is done.
+    ///
+    /// New frames cost more than a copy: not for a buffer that is filled, sent once and filled again.
+    #[must_use]
+    pub fn freeze_for_good(self) -> Pages {
+        self.block.give_away();
+        self.freeze()
+    }
+
     #[allow(unsafe_code)]
     fn memory(&self) -> &[u8] {
         let start = ptr::with_exposed_provenance(self.block.address());
@@ -292,6 +304,13 @@ impl Pages {
             start,
             len: bytes.len(),
         })
+    }
+
+    /// Whether the pages are never written to again:
+    /// [frozen for good](PageBuffer::freeze_for_good), or sent by `vmsplice`.
+    #[must_use]
+    pub fn is_for_good(&self) -> bool {
+        self.block.is_given_away()
     }
 
     /// Says that the frames lie where nobody tells when they are free. The pages are never written to

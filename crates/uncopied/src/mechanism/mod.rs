@@ -87,7 +87,7 @@ impl Outcome {
         }
     }
 
-    fn nothing(then: Then) -> Self {
+    pub(crate) fn nothing(then: Then) -> Self {
         Self { moved: 0, then }
     }
 }

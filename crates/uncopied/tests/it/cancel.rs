@@ -78,7 +78,7 @@ async fn cancelled_often(socket: &impl drive::tokio::Socket, file: &File, mechan
 #[test]
 fn a_cancelled_transfer_can_be_taken_up_again() {
     let file = file_of(SIZE);
-    for mechanism in Mechanism::ALL {
+    for mechanism in Mechanism::FOR_FILES {
         for family in [Family::Unix, Family::Tcp] {
             let (socket, mut peer) = pair(family);
             shrink_buffer(&socket);
@@ -116,7 +116,7 @@ async fn cpu_of(future: impl Future) -> Duration {
 #[test]
 fn a_peer_that_stops_reading_costs_nothing() {
     let file = file_of(16 << 20);
-    for mechanism in Mechanism::ALL {
+    for mechanism in Mechanism::FOR_FILES {
         for family in [Family::Unix, Family::Tcp] {
             let (socket, _peer) = pair(family);
             let (mut polls, what) = (0, SendFile::new(&file).mechanisms(&[mechanism]));
@@ -149,7 +149,7 @@ fn an_idle_socket_is_not_woken_after_a_transfer() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let file = file_of(SIZE);
-    for mechanism in Mechanism::ALL {
+    for mechanism in Mechanism::FOR_FILES {
         let (socket, mut peer) = pair(Family::Tcp);
         let expected = content(SIZE);
         let receiver = std::thread::spawn(move || {
@@ -189,7 +189,7 @@ fn the_last_bytes_are_not_held_back() {
 
     let size = 100_001;
     let file = file_of(size);
-    for mechanism in Mechanism::ALL {
+    for mechanism in Mechanism::FOR_FILES {
         for length in [Length::UntilEof, Length::Exact(size as u64)] {
             let (socket, mut peer) = pair(Family::Tcp);
             rustix::net::sockopt::set_tcp_nodelay(&socket, true).unwrap();

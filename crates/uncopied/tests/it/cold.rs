@@ -74,7 +74,7 @@ fn the_event_loop_does_not_wait_for_the_disk() {
         let why = "the file system of the target directory evicts nothing";
         return skip("cold::the_event_loop_does_not_wait_for_the_disk", why);
     }
-    for mechanism in Mechanism::ALL {
+    for mechanism in Mechanism::FOR_FILES {
         residency::load(&file, 0, SIZE);
         assert_eq!(threads_started(&file, mechanism), 0, "{mechanism}, warm");
         let loaded = (0..TRIES).any(|_| {

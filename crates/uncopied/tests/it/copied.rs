@@ -20,7 +20,7 @@ fn assert_switched_off(report: &Report) {
 /// Sends by each mechanism and by the plan.
 fn send_all(mut check: impl FnMut(Option<Mechanism>, &Report)) {
     let file = file_of(SIZE as usize);
-    let forced = Mechanism::ALL.map(|mechanism| vec![mechanism]);
+    let forced = Mechanism::FOR_FILES.map(|mechanism| vec![mechanism]);
     for forced in forced.into_iter().chain([Vec::new()]) {
         for family in FAMILIES {
             for &driver in DRIVERS {
@@ -102,7 +102,8 @@ fn copied_overrules_forced_mechanisms() {
 fn a_file_that_is_overwritten_in_place() {
     let size = 64 << 10;
     for family in FAMILIES {
-        let forced = Mechanism::ALL.map(|mechanism| (Some(mechanism), !mechanism.is_zero_copy()));
+        let forced =
+            Mechanism::FOR_FILES.map(|mechanism| (Some(mechanism), !mechanism.is_zero_copy()));
         for (mechanism, old) in forced.into_iter().chain([(None, true)]) {
             let file = tempfile::tempfile().unwrap();
             file.write_all_at(&vec![b'o'; size], 0).unwrap();

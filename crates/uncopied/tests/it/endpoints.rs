@@ -25,7 +25,7 @@ fn files_of_procfs_and_sysfs() {
         let expected = std::fs::read(path).unwrap();
         assert!(!expected.is_empty(), "{path}");
         let file = File::open(path).unwrap();
-        let plans = Mechanism::ALL.map(|first| vec![first, Mechanism::Copy]);
+        let plans = Mechanism::FOR_FILES.map(|first| vec![first, Mechanism::Copy]);
         for plan in plans.into_iter().chain([Vec::new()]) {
             for offset in [0, 1, expected.len() as u64 - 1, expected.len() as u64] {
                 for &driver in DRIVERS {
@@ -65,7 +65,7 @@ fn refused(source: &impl AsFd, plan: &[Mechanism]) -> uncopied::Error {
 
 /// By the plan and by each mechanism with `copy` behind it.
 fn plans() -> [Vec<Mechanism>; 5] {
-    let [a, b, c, d] = Mechanism::ALL.map(|first| vec![first, Mechanism::Copy]);
+    let [a, b, c, d] = Mechanism::FOR_FILES.map(|first| vec![first, Mechanism::Copy]);
     [a, b, c, d, Vec::new()]
 }
 
@@ -157,7 +157,7 @@ fn a_transfer_knows_what_was_refused() {
     let file = File::open("/proc/self/auxv").unwrap();
     for family in FAMILIES {
         let (socket, _peer) = pair(family);
-        let plan = Plan::of(&Mechanism::ALL);
+        let plan = Plan::of(&Mechanism::FOR_FILES);
         let mut transfer = Transfer::new(0, Length::UntilEof, plan);
         drive::blocking::run(&mut transfer, &file, &socket).unwrap();
         let support = transfer.support();
@@ -171,7 +171,7 @@ fn a_transfer_knows_what_was_refused() {
             .iter()
             .map(|step| (step.from, step.to, step.at))
             .collect();
-        let [a, b, c, d] = Mechanism::ALL;
+        let [a, b, c, d] = Mechanism::FOR_FILES;
         assert_eq!(order, [(a, b, 0), (b, c, 0), (c, d, 0)]);
     }
 }

@@ -26,7 +26,7 @@ fn descriptors_are_used_up() {
             const SIZE: u64 = 1_000_001;
             let file = file_of(SIZE as usize);
             let expected = file.try_clone().unwrap();
-            let pairs = Mechanism::ALL.map(|mechanism| (mechanism, pair(Family::Tcp)));
+            let pairs = Mechanism::FOR_FILES.map(|mechanism| (mechanism, pair(Family::Tcp)));
 
             limit(Resource::Nofile, 64);
             let mut fill = Vec::new();

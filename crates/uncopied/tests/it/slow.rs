@@ -20,7 +20,7 @@ use crate::harness::{
 fn a_small_buffer_and_a_slow_reader() {
     const SIZE: usize = 400_003;
     let file = file_of(SIZE);
-    for mechanism in Mechanism::ALL {
+    for mechanism in Mechanism::FOR_FILES {
         for family in FAMILIES {
             for &driver in DRIVERS {
                 for nonblocking in [false, true] {
@@ -99,7 +99,7 @@ fn time_out(mechanism: Mechanism, family: Family, nonblocking: bool, file: &File
 fn a_send_time_out_is_obeyed_and_the_transfer_goes_on() {
     let file = file_of(MUCH);
     std::thread::scope(|scope| {
-        for mechanism in Mechanism::ALL {
+        for mechanism in Mechanism::FOR_FILES {
             for family in FAMILIES {
                 let file = &file;
                 scope.spawn(move || {
@@ -116,7 +116,7 @@ fn a_send_time_out_is_obeyed_and_the_transfer_goes_on() {
 fn a_slow_but_healthy_peer_is_not_cut_off() {
     let file = file_of(600_000);
     std::thread::scope(|scope| {
-        for mechanism in Mechanism::ALL {
+        for mechanism in Mechanism::FOR_FILES {
             let file = &file;
             scope.spawn(move || {
                 let (socket, mut peer) = pair(Family::Unix);
@@ -144,7 +144,7 @@ fn a_slow_but_healthy_peer_is_not_cut_off() {
 #[test]
 fn a_full_socket_blocks_every_step() {
     let file = file_of(MUCH);
-    for mechanism in Mechanism::ALL {
+    for mechanism in Mechanism::FOR_FILES {
         for family in FAMILIES {
             let (socket, _peer): (OwnedFd, _) = pair(family);
             set_nonblocking(&socket);

@@ -1,0 +1,187 @@
+//! Memory that the kernel still reads, and how much of it there may be.
+//!
+//! A [`Lease`] is a handle of the memory that a ledger keeps, from before the kernel is given the
+//! pages until a notice says that it is done with them. While it exists the memory cannot be written
+//! to or freed. Whoever cannot wait for the notice leaks the lease; nobody drops it early.
+
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::arena::Pages;
+
+/// So many bytes may be lent by one sender, unless its [options](crate::SendOptions) say otherwise.
+pub const LEASED_BY_SENDER: u64 = 16 << 20;
+
+/// So many bytes may be lent by the process, unless [`set_leased_at_most`] says otherwise.
+pub const LEASED_BY_PROCESS: u64 = 512 << 20;
+
+static LEASED: AtomicU64 = AtomicU64::new(0);
+static AT_MOST: AtomicU64 = AtomicU64::new(LEASED_BY_PROCESS);
+
+/// How many bytes of memory this process has lent to the kernel and not had back. Each lease counts by
+/// the pages that it touches.
+#[must_use]
+pub fn leased_bytes() -> u64 {
+    LEASED.load(Ordering::Relaxed)
+}
+
+/// Bounds how many bytes all senders of this process together may have lent, from now on. What is beyond
+/// it is copied, or waits, as each sender's [options](crate::SendOptions) say.
+pub fn set_leased_at_most(bytes: u64) {
+    AT_MOST.store(bytes, Ordering::Relaxed);
+}
+
+/// Bytes that can be lent, and what keeps them where they are.
+#[derive(Clone, Debug)]
+pub(crate) enum Memory {
+    Pages(Pages),
+}
+
+impl Memory {
+    pub(crate) fn address(&self) -> usize {
+        match self {
+            Self::Pages(pages) => pages.as_ptr().addr(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Pages(pages) => pages.len(),
+        }
+    }
+
+    /// The first `len` bytes of it, or all if it has fewer.
+    pub(crate) fn first(&self, len: usize) -> Self {
+        match self {
+            Self::Pages(pages) => Self::Pages(pages.slice(..len.min(pages.len()))),
+        }
+    }
+
+    /// What follows the first `len` bytes.
+    pub(crate) fn after(&self, len: usize) -> Self {
+        match self {
+            Self::Pages(pages) => Self::Pages(pages.slice(len.min(pages.len())..)),
+        }
+    }
+}
+
+/// How much a sender has lent, and how much it may lend.
+#[derive(Debug)]
+pub(crate) struct Quota {
+    leased: AtomicU64,
+    at_most: u64,
+}
+
+impl Quota {
+    pub(crate) fn new(at_most: u64) -> Arc<Self> {
+        Arc::new(Self {
+            leased: AtomicU64::new(0),
+            at_most,
+        })
+    }
+
+    /// How many bytes are lent.
+    pub(crate) fn leased(&self) -> u64 {
+        self.leased.load(Ordering::Relaxed)
+    }
+}
+
+/// Memory that is lent. Dropping it says that the kernel is done with it.
+#[derive(Debug)]
+#[must_use = "dropping a lease gives the memory back"]
+pub(crate) struct Lease {
+    memory: Memory,
+    bytes: u64,
+    quota: Arc<Quota>,
+}
+
+impl Lease {
+    /// A lease of `memory`, if neither the sender nor the process has lent too much. The first lease of
+    /// a sender is always granted by its own quota, so that no send is too long for ever.
+    pub(crate) fn take(memory: Memory, quota: &Arc<Quota>) -> Option<Self> {
+        let bytes = pages_touched(&memory);
+        let before = quota.leased.fetch_add(bytes, Ordering::Relaxed);
+        if before > 0 && before + bytes > quota.at_most {
+            quota.leased.fetch_sub(bytes, Ordering::Relaxed);
+            return None;
+        }
+        let all = LEASED.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let lease = Self {
+            memory,
+            bytes,
+            quota: Arc::clone(quota),
+        };
+        (all <= AT_MOST.load(Ordering::Relaxed)).then_some(lease)
+    }
+
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Gives back what lies behind the first `len` bytes: the kernel took no more.
+    pub(crate) fn shorten(&mut self, len: usize) {
+        self.memory = self.memory.first(len);
+        let bytes = pages_touched(&self.memory);
+        give_back(&self.quota, self.bytes - bytes);
+        self.bytes = bytes;
+    }
+
+    /// Keeps the memory for ever: nobody will tell when the kernel is done with it.
+    pub(crate) fn leak(self) {
+        mem::forget(self);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        give_back(&self.quota, self.bytes);
+    }
+}
+
+fn give_back(quota: &Quota, bytes: u64) {
+    quota.leased.fetch_sub(bytes, Ordering::Relaxed);
+    LEASED.fetch_sub(bytes, Ordering::Relaxed);
+}
+
+/// The bytes of all pages that hold some of the memory: so many the kernel keeps.
+fn pages_touched(memory: &Memory) -> u64 {
+    let page = rustix::param::page_size();
+    let start = memory.address() / page * page;
+    let end = (memory.address() + memory.len()).next_multiple_of(page);
+    (end - start) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::PageBuffer;
+
+    fn memory(len: usize) -> Memory {
+        Memory::Pages(PageBuffer::zeroed(len).expect("taken").freeze())
+    }
+
+    #[test]
+    fn a_quota_holds_and_comes_back() {
+        let quota = Quota::new(10_000);
+        let first = Lease::take(memory(5000), &quota).expect("the first");
+        assert_eq!(quota.leased(), 8192);
+        assert!(Lease::take(memory(1), &quota).is_none());
+        drop(first);
+        let mut long = Lease::take(memory(100_000), &quota).expect("the first, however long");
+        long.shorten(4097);
+        assert_eq!((quota.leased(), long.memory().len()), (8192, 4097));
+        drop(long);
+        assert_eq!(quota.leased(), 0);
+    }
+
+    #[test]
+    fn a_lease_keeps_the_pages() {
+        let pages = PageBuffer::copy_of(b"lent").expect("taken").freeze();
+        let quota = Quota::new(1 << 20);
+        let lease = Lease::take(Memory::Pages(pages.clone()), &quota).expect("granted");
+        let pages = pages.try_into_buffer().expect_err("it is lent");
+        drop(lease);
+        pages.try_into_buffer().expect("it came back");
+    }
+}
