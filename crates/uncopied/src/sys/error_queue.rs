@@ -94,6 +94,8 @@ pub(super) fn take(socket: BorrowedFd<'_>) -> Result<Option<Queued>> {
             errno => Err(errno),
         };
     }
+    // Not every C library has it as a `usize`.
+    #[allow(clippy::unnecessary_cast)]
     let len = (message.msg_controllen as usize).min(CONTROL);
     Ok(Some(parse(&control.0[..len])))
 }
