@@ -1,5 +1,7 @@
 //! What a sender knows of its socket, and has lent to it.
 
+#[cfg(feature = "tokio")]
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +19,7 @@ use crate::error_queue::Orphaned;
 use crate::lease::{Memory, Quota};
 use crate::mechanism::{Lending, MemoryOutcome, MsgZerocopy, Vmsplice, copy_memory};
 use crate::memory_transfer::{MemoryProgress, MemoryTransfer};
-use crate::plan::{Mechanism, MemorySituation, Plan, plan_memory};
+use crate::plan::{Driver, Mechanism, MemorySituation, Plan, plan_memory};
 use crate::reaper;
 use crate::report::{Report, StepDown};
 use crate::sender::{OverQuota, SendOptions, Sent};
@@ -32,6 +34,7 @@ use crate::sys::Kernel;
 #[derive(Debug)]
 pub struct Channel {
     options: SendOptions,
+    driver: Driver,
     peer: Peer,
     support: Support,
     quota: Arc<Quota>,
@@ -79,10 +82,11 @@ impl Peer {
 }
 
 impl Channel {
-    /// The channel to this connected socket.
+    /// The channel to this connected socket, which `driver` waits for.
     #[must_use]
-    pub fn new(socket: impl AsFd, options: SendOptions) -> Self {
+    pub fn new(socket: impl AsFd, driver: Driver, options: SendOptions) -> Self {
         Self {
+            driver,
             peer: Peer::of(socket.as_fd()),
             support: Support::of_process(),
             quota: Quota::new(options.leased_at_most),
@@ -128,7 +132,7 @@ impl Channel {
             is_for_good: memory.is_for_good(),
             copies_anyway,
             is_tcp: self.peer.is_tcp,
-            driver: self.options.driver,
+            driver: self.driver,
             switched_on,
             support: &self.support,
         })
@@ -229,6 +233,18 @@ impl Channel {
                 thread::sleep(moment);
                 Ok(())
             }
+        }
+    }
+
+    /// As [`wait`](Self::wait), on tokio.
+    #[cfg(feature = "tokio")]
+    pub(crate) async fn until_less_is_lent(&self) {
+        let seen = self.account.notices();
+        if self.leased() > 0 {
+            poll_fn(|cx| self.account.poll_notice(cx, seen)).await;
+        } else {
+            // Others have lent what is too much, and nobody tells when they have it back.
+            let _ = tokio::task::spawn_blocking(|| thread::sleep(MOMENT)).await;
         }
     }
 

@@ -167,6 +167,12 @@ impl MemoryTransfer {
         self.plan.mechanisms()[self.at]
     }
 
+    /// How many bytes the socket has taken.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.report.bytes()
+    }
+
     /// What was sent until now.
     pub(crate) fn into_sent(mut self) -> Sent {
         if !crate::send_is_on() {

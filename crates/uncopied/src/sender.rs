@@ -1,7 +1,8 @@
 //! The paved path for memory: these pages to that socket, and when are they free?
 
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use crate::arena::Pages;
 use crate::channel::Channel;
@@ -18,7 +19,6 @@ pub struct SendOptions {
     pub(crate) forced: Option<Plan>,
     pub(crate) leased_at_most: u64,
     pub(crate) over_quota: OverQuota,
-    pub(crate) driver: Driver,
 }
 
 /// What becomes of a send that would lend more memory than may be lent.
@@ -37,7 +37,6 @@ impl Default for SendOptions {
             forced: None,
             leased_at_most: LEASED_BY_SENDER,
             over_quota: OverQuota::Copy,
-            driver: Driver::Caller,
         }
     }
 }
@@ -50,14 +49,6 @@ impl SendOptions {
     #[must_use]
     pub fn mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
         self.forced = (!mechanisms.is_empty()).then(|| Plan::of(mechanisms));
-        self
-    }
-
-    /// Who waits for the socket: it decides how the kernel's notices come. A socket of tokio's must say
-    /// so.
-    #[must_use]
-    pub fn driver(mut self, driver: Driver) -> Self {
-        self.driver = driver;
         self
     }
 
@@ -76,6 +67,30 @@ impl SendOptions {
         self.over_quota = over_quota;
         self
     }
+}
+
+/// A connected stream socket, TCP or Unix, that a [`Sender`] can be made of. It goes with the sender,
+/// which therefore knows when it is closed.
+pub trait StreamSocket: AsFd + 'static {
+    /// Who waits for it.
+    const DRIVER: Driver = Driver::Caller;
+}
+
+impl StreamSocket for std::net::TcpStream {}
+impl StreamSocket for std::os::unix::net::UnixStream {}
+impl StreamSocket for OwnedFd {}
+impl<S: StreamSocket> StreamSocket for Arc<S> {
+    const DRIVER: Driver = S::DRIVER;
+}
+
+#[cfg(feature = "tokio")]
+impl StreamSocket for tokio::net::TcpStream {
+    const DRIVER: Driver = Driver::Tokio;
+}
+
+#[cfg(feature = "tokio")]
+impl StreamSocket for tokio::net::UnixStream {
+    const DRIVER: Driver = Driver::Tokio;
 }
 
 /// A stream socket that memory is sent to by lending it.
@@ -152,7 +167,7 @@ impl Sent {
     }
 }
 
-impl<S: AsFd + 'static> Sender<S> {
+impl<S: StreamSocket> Sender<S> {
     /// A sender to this socket, with the usual [options](SendOptions).
     #[must_use]
     pub fn new(socket: S) -> Self {
@@ -162,7 +177,7 @@ impl<S: AsFd + 'static> Sender<S> {
     /// A sender to this socket.
     #[must_use]
     pub fn with(socket: S, options: SendOptions) -> Self {
-        let channel = Channel::new(socket.as_fd(), options);
+        let channel = Channel::new(&socket, S::DRIVER, options);
         Self { channel, socket }
     }
 
@@ -176,6 +191,28 @@ impl<S: AsFd + 'static> Sender<S> {
     pub fn send(&mut self, pages: Pages) -> Result<Sent, Error> {
         let mut transfer = self.channel.transfer(Memory::Pages(pages));
         drive::blocking::send(&mut transfer, &mut self.channel, self.socket.as_fd())?;
+        Ok(transfer.into_sent())
+    }
+
+    /// As [`send`](Self::send), on tokio. The socket can be read from and written to as ever between two
+    /// sends.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future ends the send. The bytes that the socket has taken go out, and their pages are
+    /// kept for as long as they must be; the peer cannot tell that there were to be more: close the
+    /// connection. [`report`](Self::report) counts them.
+    #[cfg(feature = "tokio")]
+    pub async fn send_tokio(&mut self, pages: Pages) -> Result<Sent, Error>
+    where
+        S: drive::tokio::Socket,
+    {
+        let mut transfer = self.channel.transfer(Memory::Pages(pages));
+        drive::tokio::send(&mut transfer, &mut self.channel, &self.socket).await?;
         Ok(transfer.into_sent())
     }
 

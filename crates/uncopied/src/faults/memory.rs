@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::lease::Memory;
 use crate::memory_transfer::{MemoryProgress, MemoryTransfer};
 use crate::plan::Mechanism::{Copy, MsgZerocopy, Vmsplice};
-use crate::plan::{Mechanism, Plan};
+use crate::plan::{Driver, Mechanism, Plan};
 use crate::report::Report;
 use crate::sender::{OverQuota, SendOptions};
 
@@ -41,7 +41,7 @@ fn tcp() -> (TcpStream, TcpStream) {
 fn send(plan: &[Mechanism], rules: Vec<Rule>) -> Result<(Report, Settled), Error> {
     let kernel = Faulty::new(rules);
     let (socket, mut peer) = tcp();
-    let mut channel = Channel::new(socket.as_fd(), SendOptions::default());
+    let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     let memory = pages(1);
     let mut transfer = MemoryTransfer::new(memory, Plan::of(plan));
     while transfer.step_by(&kernel, &mut channel, socket.as_fd())? != MemoryProgress::Done {}
@@ -98,7 +98,7 @@ fn what_is_refused_steps_down_and_says_why() {
 fn after_enobufs_the_next_step_is_lent_again() {
     let kernel = Faulty::new(fails(Call::SendLent, Errno::NOBUFS));
     let (socket, _peer) = tcp();
-    let mut channel = Channel::new(socket.as_fd(), SendOptions::default());
+    let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     for expected in [Copy, MsgZerocopy] {
         let mut transfer = MemoryTransfer::new(pages(0), Plan::of(&[MsgZerocopy]));
         transfer
@@ -150,7 +150,7 @@ fn what_a_pipe_holds_is_not_sent_for_other_memory() {
     let blocked = vec![Rule::once(Call::SpliceOut, 0, Fault::Fails(Errno::AGAIN))];
     let kernel = Faulty::new(blocked);
     let (socket, mut peer) = tcp();
-    let mut channel = Channel::new(socket.as_fd(), SendOptions::default());
+    let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     let plan = Plan::of(&[Vmsplice]);
     let mut given_up = MemoryTransfer::new(pages(1), plan);
     let progress = given_up
@@ -182,7 +182,7 @@ fn beyond_the_quota_a_send_is_copied_or_waits() {
         let options = SendOptions::default()
             .leased_at_most(LEN as u64)
             .over_quota(over_quota);
-        let mut channel = Channel::new(socket.as_fd(), options);
+        let mut channel = Channel::new(&socket, Driver::Caller, options);
         let plan = Plan::of(&[MsgZerocopy]);
         let mut first = MemoryTransfer::new(pages(1), plan);
         let done = first.step_by(&kernel, &mut channel, socket.as_fd());
