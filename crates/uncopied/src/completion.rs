@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 /// It can be asked, waited for, awaited, or dropped: the pages are kept for as long as the kernel reads
 /// them either way.
 #[derive(Clone)]
-#[must_use = "dropping it is safe, but nobody then learns when the pages are free"]
 pub struct Completion(Arc<Ticket>);
 
 /// What became of a send, once the kernel is done with its pages.

@@ -132,7 +132,6 @@ pub struct Sender<S> {
 
 /// What a send did.
 #[derive(Clone, Debug)]
-#[must_use = "it tells how many bytes the socket took, and when the pages are free"]
 pub struct Sent {
     report: Report,
     completion: Completion,
