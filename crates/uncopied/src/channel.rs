@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, getpeername, getsockname};
 
+use crate::acknowledgements::Acknowledgements;
 use crate::arena::Pages;
 use crate::completion::{Account, Notices, Sending};
 use crate::error::Error;
@@ -41,6 +42,7 @@ pub struct Channel {
     account: Arc<Account>,
     msg_zerocopy: Option<MsgZerocopy>,
     vmsplice: Vmsplice,
+    acknowledgements: Option<Arc<Acknowledgements>>,
     /// So many sends are not lent, as the kernel copied those before them.
     pause: u32,
     report: Report,
@@ -94,6 +96,7 @@ impl Channel {
             account: Arc::default(),
             msg_zerocopy: None,
             vmsplice: Vmsplice::default(),
+            acknowledgements: None,
             pause: 0,
             report: Report::default(),
             stays_open: false,
@@ -158,7 +161,12 @@ impl Channel {
         memory: &Memory,
         sending: &Sending,
     ) -> MemoryOutcome {
+        if mechanism == Mechanism::Vmsplice && self.counts_acknowledgements() {
+            // Without one, nothing comes back.
+            self.acknowledgements = Acknowledgements::of(sink).ok().map(Arc::new);
+        }
         let lending = Lending {
+            acknowledgements: self.acknowledgements.as_ref(),
             quota: &self.quota,
             account: &self.account,
             sending,
@@ -182,6 +190,15 @@ impl Channel {
             // For files.
             _ => MemoryOutcome::Unsupported(Errno::INVAL),
         }
+    }
+
+    /// Whether to begin counting what the peer has acknowledged. Not on tokio, where nothing would wake
+    /// whoever awaits that.
+    fn counts_acknowledgements(&self) -> bool {
+        self.options.peer_is_remote
+            && self.peer.is_tcp
+            && self.driver == Driver::Caller
+            && self.acknowledgements.is_none()
     }
 
     pub(crate) fn over_quota(&self) -> OverQuota {
@@ -221,6 +238,9 @@ impl Channel {
         if let Some(tool) = &self.msg_zerocopy {
             tool.queue().reap();
         }
+        if let Some(acknowledgements) = &self.acknowledgements {
+            acknowledgements.reap();
+        }
     }
 
     /// Waits until some of what is lent may have come back, a short time at most: what is in the way may
@@ -256,6 +276,10 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
+        if let Some(acknowledgements) = &self.acknowledgements {
+            acknowledgements.reap();
+            acknowledgements.give_all_away();
+        }
         let Some(tool) = &self.msg_zerocopy else {
             return;
         };

@@ -40,6 +40,7 @@
 //!
 //! - `tokio`: the driver for tokio's sockets, [`SendFile::to_tokio`].
 
+mod acknowledgements;
 pub mod arena;
 mod channel;
 mod completion;

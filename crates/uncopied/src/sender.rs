@@ -19,6 +19,7 @@ pub struct SendOptions {
     pub(crate) forced: Option<Plan>,
     pub(crate) leased_at_most: u64,
     pub(crate) over_quota: OverQuota,
+    pub(crate) peer_is_remote: bool,
 }
 
 /// What becomes of a send that would lend more memory than may be lent.
@@ -37,6 +38,7 @@ impl Default for SendOptions {
             forced: None,
             leased_at_most: LEASED_BY_SENDER,
             over_quota: OverQuota::Copy,
+            peer_is_remote: false,
         }
     }
 }
@@ -57,6 +59,21 @@ impl SendOptions {
     #[must_use]
     pub fn leased_at_most(mut self, bytes: u64) -> Self {
         self.leased_at_most = bytes;
+        self
+    }
+
+    /// Vouches that the peer is on another machine, reached by a network device. Then what went by
+    /// `vmsplice` comes back when the peer has acknowledged it ([`Rule::Acknowledged`]); otherwise it
+    /// never does. Not on tokio, and not where other programs on this machine read packets (`AF_PACKET`).
+    ///
+    /// An address does not tell: a container or a virtual machine on this host looks like a stranger, and
+    /// its queue holds the very pages. Whoever vouches wrongly has the peer read what is written to them
+    /// next.
+    ///
+    /// [`Rule::Acknowledged`]: crate::Rule::Acknowledged
+    #[must_use]
+    pub fn peer_is_remote(mut self, is_remote: bool) -> Self {
+        self.peer_is_remote = is_remote;
         self
     }
 

@@ -206,3 +206,86 @@ fn beyond_the_quota_a_send_is_copied_or_waits() {
         }
     }
 }
+
+/// What the peer has acknowledged comes back; what it has not is given away with the sender.
+#[test]
+fn acknowledged_bytes_free_the_pages_of_a_remote_peer() {
+    let kernel = Faulty::new(Vec::new());
+    let (socket, mut peer) = tcp();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&peer, 64 << 10).expect("set");
+    let options = SendOptions::default().peer_is_remote(true);
+    let mut channel = Channel::new(&socket, Driver::Caller, options);
+    let plan = Plan::of(&[Vmsplice]);
+    // More than the peer takes without reading: most of it stays here, and is not acknowledged.
+    let mut sent = Vec::new();
+    loop {
+        let memory = pages(1);
+        let mut transfer = MemoryTransfer::new(memory.clone(), plan);
+        let progress = transfer
+            .step_by(&kernel, &mut channel, socket.as_fd())
+            .expect("sent");
+        let done = transfer.into_sent();
+        sent.push((memory, done.completion().clone(), done.bytes()));
+        if progress != MemoryProgress::Done {
+            break;
+        }
+    }
+    let (last, completion, _) = &sent[sent.len() - 2];
+    assert!(completion.settled().is_none() && !last.is_for_good());
+    assert!(channel.leased() > 0);
+    let total: u64 = sent.iter().map(|(_, _, bytes)| bytes).sum();
+    peer.read_exact(&mut vec![0; total as usize])
+        .expect("all of it");
+    for (memory, completion, bytes) in &sent {
+        let settled = completion.wait(None).expect("acknowledged");
+        assert_eq!((settled.bytes, settled.copied), (*bytes, 0));
+        assert!(!memory.is_for_good());
+        let expected = if *bytes > 0 {
+            FreeBy::Acknowledged
+        } else {
+            FreeBy::Copied
+        };
+        assert_eq!(settled.rule, expected);
+    }
+    assert_eq!(channel.leased(), 0);
+
+    // The peer reads no more: the window is full again before long.
+    let mut last = None;
+    let (memory, completion) = loop {
+        let memory = pages(2);
+        let mut transfer = MemoryTransfer::new(memory.clone(), plan);
+        transfer
+            .step_by(&kernel, &mut channel, socket.as_fd())
+            .expect("sent");
+        let done = transfer.into_sent();
+        if done.bytes() == 0 {
+            break last.expect("something was sent");
+        }
+        last = Some((memory, done.into_completion()));
+    };
+    drop(channel);
+    let settled = completion.settled().expect("given away");
+    assert_eq!(settled.rule, FreeBy::GivenAway);
+    assert!(memory.is_for_good());
+}
+
+/// Whatever cannot be asked about the connection, the pages are never written to again.
+#[test]
+fn without_an_answer_nothing_comes_back() {
+    let kernel = Faulty::new(fails(Call::Acknowledged, Errno::INVAL));
+    let (socket, _peer) = tcp();
+    let options = SendOptions::default().peer_is_remote(true);
+    let mut channel = Channel::new(&socket, Driver::Caller, options);
+    let memory = pages(1);
+    let mut transfer = MemoryTransfer::new(memory.clone(), Plan::of(&[Vmsplice]));
+    transfer
+        .step_by(&kernel, &mut channel, socket.as_fd())
+        .expect("sent");
+    let settled = transfer
+        .into_sent()
+        .completion()
+        .settled()
+        .expect("at once");
+    assert_eq!(settled.rule, FreeBy::GivenAway);
+    assert!(memory.is_for_good());
+}

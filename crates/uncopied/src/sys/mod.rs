@@ -9,6 +9,7 @@ mod map;
 mod memory;
 mod page_cache;
 mod signal;
+mod tcp;
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,6 +22,7 @@ pub(crate) use error_queue::{Notice, Queued};
 pub(crate) use map::{LooseMapping, Reservation};
 pub(crate) use page_cache::cached_pages;
 pub(crate) use signal::without_sigpipe;
+pub(crate) use tcp::Acknowledged;
 
 use crate::arena::FileMapping;
 use crate::lease::{Lease, Memory};
@@ -101,6 +103,9 @@ pub(crate) trait Kernel {
     /// `vmsplice(2)` into a pipe, without waiting. The pipe, and the socket that takes the pages from
     /// there, refer to the frames as they are; nobody says until when.
     fn vmsplice(&self, pipe: BorrowedFd<'_>, memory: &Memory) -> Result<usize>;
+
+    /// How far the peer has acknowledged: `ioctl(SIOCOUTQ)`, then `getsockopt(TCP_INFO)`.
+    fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged>;
 }
 
 /// The real kernel.
@@ -199,6 +204,10 @@ impl Kernel for Linux {
 
     fn vmsplice(&self, pipe: BorrowedFd<'_>, memory: &Memory) -> Result<usize> {
         memory::vmsplice(pipe, memory)
+    }
+
+    fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged> {
+        tcp::acknowledged(sink)
     }
 }
 
