@@ -1,5 +1,7 @@
 //! What waits between the steps of a [`Transfer`](crate::Transfer).
 
 pub mod blocking;
+mod reaper;
+pub(crate) mod ring;
 #[cfg(feature = "tokio")]
 pub mod tokio;

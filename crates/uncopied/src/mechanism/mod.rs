@@ -7,6 +7,7 @@
 
 mod copy;
 mod mmap_write;
+pub(crate) mod send_zc;
 mod sendfile;
 mod splice;
 

@@ -4,8 +4,11 @@
 //! [`Kernel`] lists the calls that the mechanisms make, so that a test can put a scripted kernel
 //! under the same state machine; [`Linux`] makes them.
 
+mod flights;
+pub(crate) mod fork;
 mod map;
 mod page_cache;
+pub(crate) mod ring;
 mod signal;
 
 use std::io::IoSlice;
@@ -15,6 +18,7 @@ use rustix::io::{Errno, Result};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
+pub(crate) use flights::Leases;
 pub(crate) use map::{LooseMapping, Reservation};
 pub(crate) use page_cache::cached_pages;
 pub(crate) use signal::without_sigpipe;
