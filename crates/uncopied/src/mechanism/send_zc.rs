@@ -92,7 +92,8 @@ pub(crate) fn step(
     }
 }
 
-fn meaning(errno: Errno) -> Answer {
+/// What an errno of [`SharedRing::send`] comes to.
+pub(crate) fn meaning(errno: Errno) -> Answer {
     match errno {
         Errno::AGAIN => Answer::Blocked,
         Errno::INTR => Answer::Again,

@@ -395,3 +395,6 @@ pub(crate) fn watch(signal: OwnedFd) -> Result<tokio::io::unix::AsyncFd<OwnedFd>
 fn errno(error: io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
