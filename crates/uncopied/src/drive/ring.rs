@@ -210,3 +210,6 @@ impl Home {
 
     fn leave(&self) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@
 //! |---|---|---|---|
 //! | making the ring | `ENOSYS`, `EPERM` | unsupported in this process | no io_uring in the kernel; a seccomp filter; `kernel.io_uring_disabled` |
 //! | making the ring | `EINVAL`, `EOPNOTSUPP` | unsupported | a kernel before 5.19 |
-//! | making the ring | `EMFILE`, `ENFILE`, `ENOMEM`, any other | unsupported for this socket | no room for a ring now |
+//! | making the ring | `EMFILE`, `ENFILE`, `ENOMEM`, any other | unsupported for this socket | no room for a ring now (its 20 KiB or so count against `RLIMIT_MEMLOCK` too) |
 //! | entering it | `EAGAIN`, `ENOMEM`, or nothing taken in | this send is copied, the ring given up | no memory for the request; the stuck entry must never go out later |
 //! | entering it | `EPERM`, `EACCES`, `ENOSYS` | unsupported in this process, as `ENOSYS` | a seccomp filter of the call |
 //! | entering it | `EBUSY` | again, 64 times, then as `ENOMEM` | completions are to be taken in first |

@@ -304,3 +304,188 @@ fn a_child_process_leaves_the_ring_of_its_parent_alone() {
     wait_all(&taken);
     assert_eq!(books.quota.leased(), 0);
 }
+
+/// From now on every such call of this process fails.
+fn refuse(call: libc::c_long, errno: Errno) {
+    let rule = |code: u32, jt, jf, k| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let errno = libc::SECCOMP_RET_ERRNO | errno.raw_os_error().cast_unsigned();
+    let mut rules = [
+        rule(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        rule(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            0,
+            1,
+            call as u32,
+        ),
+        rule(libc::BPF_RET | libc::BPF_K, 0, 0, errno),
+        rule(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: rules.len() as u16,
+        filter: rules.as_mut_ptr(),
+    };
+    // SAFETY: takes numbers only.
+    let answer = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    assert_eq!(answer, 0);
+    let mode = libc::SECCOMP_MODE_FILTER;
+    // SAFETY: the kernel copies the program, which lives until the call returns.
+    let answer = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) };
+    assert_eq!(answer, 0);
+}
+
+/// What a child process gets for one send when the kernel refuses it `call`.
+fn answer_under_filter(call: libc::c_long, errno: Errno) -> u8 {
+    in_child(|| {
+        let (sender, _receiver) = wire(1 << 20, 1 << 20);
+        let books = Books::new();
+        let ring = new_ring();
+        refuse(call, errno);
+        let (answer, completion) = books.send(&ring, &sender, &[pattern(0, 8192)]);
+        let is_whole = books.quota.leased() == 0
+            && ring.is_retired()
+            && completion.settled().is_some_and(|it| it.bytes == 0)
+            && books.send(&ring, &sender, &[pattern(0, 8192)]).0 == Err(RETIRED);
+        match answer {
+            Err(errno) if is_whole => errno.raw_os_error() as u8,
+            _ => 0,
+        }
+    })
+}
+
+#[test]
+fn a_ring_that_is_refused_says_why() {
+    for errno in [Errno::PERM, Errno::NOSYS] {
+        let answer = in_child(|| {
+            refuse(libc::SYS_io_uring_setup, errno);
+            Ring::new()
+                .err()
+                .map_or(0, |errno| errno.raw_os_error() as u8)
+        });
+        assert_eq!(i32::from(answer), errno.raw_os_error());
+    }
+}
+
+#[test]
+fn a_send_that_the_ring_cannot_take_in_never_goes_out() {
+    let rows = [
+        (Errno::AGAIN, Errno::NOMEM),
+        (Errno::BUSY, Errno::NOMEM),
+        (Errno::INTR, Errno::NOMEM),
+        (Errno::NOMEM, Errno::NOMEM),
+        (Errno::PERM, Errno::NOSYS),
+        (Errno::NOSYS, Errno::NOSYS),
+    ];
+    for (errno, expected) in rows {
+        let answer = answer_under_filter(libc::SYS_io_uring_enter, errno);
+        assert_eq!(i32::from(answer), expected.raw_os_error(), "{errno:?}");
+    }
+}
+
+/// The limit binds those without CAP_IPC_LOCK.
+#[test]
+fn over_the_limit_of_locked_memory_a_send_is_copied() {
+    let answer = in_child(|| {
+        // Enough for the queues of the ring, which count too.
+        let limit = libc::rlimit {
+            rlim_cur: 128 << 10,
+            rlim_max: 128 << 10,
+        };
+        // SAFETY: the limit is a local that lives until the call returns.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) }, 0);
+        if rustix::process::geteuid().is_root() {
+            // SAFETY: takes numbers only. This thread alone changes, and it is the child's only one.
+            let answer = unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) };
+            assert_eq!(answer, 0);
+        }
+        let (sender, _receiver) = wire(1 << 20, 1 << 20);
+        let books = Books::new();
+        let ring = new_ring();
+        let (answer, completion) = books.send(&ring, &sender, &[pattern(0, 256 << 10)]);
+        drop(completion);
+        assert_eq!(ring.in_flight(), 0);
+        assert!(!ring.is_retired());
+        match answer.map_err(meaning) {
+            Err(Answer::CopyThis(errno)) => errno.raw_os_error() as u8,
+            _ => 0,
+        }
+    });
+    assert_eq!(i32::from(answer), Errno::NOMEM.raw_os_error());
+}
+
+/// Each buffer has a pattern of its own, and is overwritten as soon as its completion allows. The
+/// receiver reads late, and checks every byte.
+#[test]
+fn a_buffer_that_is_overwritten_after_its_notice_changes_nothing() {
+    const SENDS: u64 = 3000;
+    let (sender, receiver) = wire(256 << 10, 16 << 10);
+    let sizes = [1, 4096, 4097, 20_000, 65_536, 150_000];
+    let size = move |mark: u64| sizes[(mark % sizes.len() as u64) as usize];
+    let reading = thread::spawn(move || {
+        let mut receiver = receiver;
+        let mut got = vec![0; 150_000];
+        for mark in 0..SENDS {
+            if mark % 64 == 0 {
+                thread::sleep(Duration::from_millis(2));
+            }
+            let got = &mut got[..size(mark)];
+            receiver.read_exact(got).expect("received");
+            assert!(is_pattern(got, mark), "send {mark} is not what it was");
+        }
+    });
+    let (ring, books) = (new_ring(), Books::new());
+    let mut lent: Vec<(Pages, Vec<Completion>)> = Vec::new();
+    let mut overwritten = 0;
+    for mark in 0..SENDS {
+        let pages = pattern(mark, size(mark));
+        let mut rest = pages.clone();
+        let mut completions = Vec::new();
+        while !rest.is_empty() {
+            match books.send(&ring, &sender, std::slice::from_ref(&rest)) {
+                (Ok(bytes), completion) => {
+                    rest = rest.slice(bytes..);
+                    completions.push(completion);
+                }
+                (Err(Errno::AGAIN), _) => {
+                    let mut ready = [PollFd::new(&sender, PollFlags::OUT)];
+                    poll(&mut ready, None).expect("polled");
+                }
+                (Err(errno), _) => panic!("{errno}"),
+            }
+        }
+        drop(rest);
+        lent.push((pages, completions));
+        let (free, kept): (Vec<_>, Vec<_>) = lent.into_iter().partition(|(_, completions)| {
+            completions
+                .iter()
+                .all(|completion| completion.settled().is_some())
+        });
+        lent = kept;
+        for (pages, _) in free {
+            match pages.try_into_buffer() {
+                Ok(mut buffer) => {
+                    buffer.spare_mut().fill(0xa5);
+                    overwritten += 1;
+                }
+                // A try that found the socket full had its own lease, and its notice is to come.
+                Err(pages) => lent.push((pages, Vec::new())),
+            }
+        }
+    }
+    for (_, completions) in &lent {
+        for completion in completions {
+            let settled = completion.wait(PATIENCE).expect("settled");
+            assert_eq!(settled.rule, Rule::Notice);
+        }
+    }
+    reading.join().expect("every byte is right");
+    assert!(
+        overwritten > SENDS / 2,
+        "only {overwritten} were overwritten"
+    );
+    assert_eq!((books.quota.leased(), ring.in_flight()), (0, 0));
+}
