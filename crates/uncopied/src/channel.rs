@@ -18,7 +18,7 @@ use crate::completion::{Account, Notices, Sending};
 use crate::error::Error;
 use crate::error_queue::Orphaned;
 use crate::lease::{Memory, Quota};
-use crate::mechanism::{Lending, MemoryOutcome, MsgZerocopy, Vmsplice, copy_memory};
+use crate::mechanism::{Lending, MemoryOutcome, MsgZerocopy, Vmsplice, copy_memory, send_zc};
 use crate::memory_transfer::{MemoryProgress, MemoryTransfer};
 use crate::plan::{Driver, Mechanism, MemorySituation, Plan, plan_memory};
 use crate::reaper;
@@ -43,6 +43,7 @@ pub struct Channel {
     msg_zerocopy: Option<MsgZerocopy>,
     vmsplice: Vmsplice,
     acknowledgements: Option<Arc<Acknowledgements>>,
+    unfinished: Option<Unfinished>,
     /// So many sends are not lent, as the kernel copied those before them.
     pause: u32,
     report: Report,
@@ -65,6 +66,35 @@ struct Peer {
     is_tcp: bool,
     /// Its address is one of this machine's: the kernel copies what it is lent.
     is_here: bool,
+}
+
+/// What the last try left over.
+#[derive(Clone, Copy, Debug)]
+struct Unfinished {
+    whole: Shape,
+    /// The address of the first byte that the socket did not take.
+    rest: usize,
+}
+
+/// What a plan makes of memory.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    len: usize,
+    is_page_aligned: bool,
+    is_for_good: bool,
+}
+
+impl Shape {
+    fn of(parts: &[Memory]) -> Self {
+        let page = rustix::param::page_size();
+        Self {
+            len: parts.iter().map(Memory::len).sum(),
+            is_page_aligned: parts
+                .first()
+                .is_some_and(|first| first.address().is_multiple_of(page)),
+            is_for_good: parts.iter().all(Memory::is_for_good),
+        }
+    }
 }
 
 impl Peer {
@@ -97,6 +127,7 @@ impl Channel {
             msg_zerocopy: None,
             vmsplice: Vmsplice::default(),
             acknowledgements: None,
+            unfinished: None,
             pause: 0,
             report: Report::default(),
             stays_open: false,
@@ -106,22 +137,37 @@ impl Channel {
     /// Makes one try to send these bytes, without waiting. The answer tells how many the socket took, from
     /// the first on, at most 2 MiB; 0 if it is full, or nothing more may be [lent](OverQuota::Wait).
     ///
+    /// A try with exactly the rest of what the last one was given goes on as that one began; anything else
+    /// is planned anew.
+    ///
     /// # Errors
     ///
     /// See [`ErrorKind`](crate::ErrorKind).
     pub fn try_send(&mut self, pages: &Pages, socket: impl AsFd) -> Result<Sent, Error> {
-        let mut transfer = self.transfer(Memory::Pages(pages.clone()));
+        let address = pages.as_ptr().addr();
+        let parts = vec![Memory::Pages(pages.clone())];
+        let whole = match self.unfinished.take() {
+            Some(unfinished) if unfinished.rest == address => unfinished.whole,
+            _ => Shape::of(&parts),
+        };
+        let mut transfer = MemoryTransfer::new(parts, self.plan(whole));
         while let MemoryProgress::SteppedDown = transfer.step(self, socket.as_fd())? {}
-        Ok(transfer.into_sent())
+        let sent = transfer.into_sent();
+        let taken = sent.bytes() as usize;
+        self.unfinished = (taken < pages.len()).then(|| Unfinished {
+            whole,
+            rest: address + taken,
+        });
+        Ok(sent)
     }
 
-    /// A send of these bytes, of which nothing has happened yet.
-    pub(crate) fn transfer(&mut self, memory: Memory) -> MemoryTransfer {
-        let plan = self.plan(&memory);
-        MemoryTransfer::new(memory, plan)
+    /// A send of these parts, in their order, of which nothing has happened yet.
+    pub(crate) fn transfer(&mut self, parts: Vec<Memory>) -> MemoryTransfer {
+        let plan = self.plan(Shape::of(&parts));
+        MemoryTransfer::new(parts, plan)
     }
 
-    fn plan(&mut self, memory: &Memory) -> Plan {
+    fn plan(&mut self, shape: Shape) -> Plan {
         let switched_on = send_is_on();
         if let Some(forced) = self.options.forced
             && switched_on
@@ -130,9 +176,9 @@ impl Channel {
         }
         let copies_anyway = self.peer.is_here || self.is_pausing();
         plan_memory(&MemorySituation {
-            len: memory.len(),
-            is_page_aligned: memory.address().is_multiple_of(rustix::param::page_size()),
-            is_for_good: memory.is_for_good(),
+            len: shape.len,
+            is_page_aligned: shape.is_page_aligned,
+            is_for_good: shape.is_for_good,
             copies_anyway,
             is_tcp: self.peer.is_tcp,
             driver: self.driver,
@@ -152,15 +198,19 @@ impl Channel {
         is_pausing
     }
 
-    /// Makes one try to move bytes by `mechanism`.
+    /// Makes one try to move bytes by `mechanism`, from the beginning of these parts on, of which there is
+    /// at least one. `send_zc` takes several at once.
     pub(crate) fn step(
         &mut self,
         kernel: &impl Kernel,
         mechanism: Mechanism,
         sink: BorrowedFd<'_>,
-        memory: &Memory,
+        parts: &[Memory],
         sending: &Sending,
     ) -> MemoryOutcome {
+        let Some(memory) = parts.first() else {
+            return MemoryOutcome::Blocked;
+        };
         if mechanism == Mechanism::Vmsplice && self.counts_acknowledgements() {
             // Without one, nothing comes back.
             self.acknowledgements = Acknowledgements::of(sink).ok().map(Arc::new);
@@ -187,6 +237,7 @@ impl Channel {
                 };
                 tool.step(kernel, sink, memory, &lending)
             }
+            Mechanism::SendZc => send_zc::step(sink, parts, &lending),
             // For files.
             _ => MemoryOutcome::Unsupported(Errno::INVAL),
         }
@@ -284,6 +335,11 @@ impl Drop for Channel {
             return;
         };
         let queue = Arc::clone(tool.queue());
+        if queue.is_of_parent() {
+            // Kept, as the parent keeps its own: to drop it would take its lock.
+            std::mem::forget(queue);
+            return;
+        }
         queue.reap();
         if queue.is_empty() {
             return;

@@ -205,7 +205,18 @@ impl<S: StreamSocket> Sender<S> {
     /// See [`ErrorKind`](crate::ErrorKind). The error tells how many bytes the socket had taken; their
     /// pages are kept for as long as they must be.
     pub fn send(&mut self, pages: Pages) -> Result<Sent, Error> {
-        let mut transfer = self.channel.transfer(Memory::Pages(pages));
+        self.send_parts([pages])
+    }
+
+    /// Sends all of several parts, one after the other, as if they were one. `send_zc` takes up to 64 of
+    /// them in one call.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub fn send_parts(&mut self, parts: impl IntoIterator<Item = Pages>) -> Result<Sent, Error> {
+        let parts = parts.into_iter().map(Memory::Pages).collect();
+        let mut transfer = self.channel.transfer(parts);
         drive::blocking::send(&mut transfer, &mut self.channel, self.socket.as_fd())?;
         Ok(transfer.into_sent())
     }
@@ -227,7 +238,8 @@ impl<S: StreamSocket> Sender<S> {
     where
         S: drive::tokio::Socket,
     {
-        let mut transfer = self.channel.transfer(Memory::Pages(pages));
+        let parts = vec![Memory::Pages(pages)];
+        let mut transfer = self.channel.transfer(parts);
         drive::tokio::send(&mut transfer, &mut self.channel, &self.socket).await?;
         Ok(transfer.into_sent())
     }

@@ -43,7 +43,7 @@ fn send(plan: &[Mechanism], rules: Vec<Rule>) -> Result<(Report, Settled), Error
     let (socket, mut peer) = tcp();
     let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     let memory = pages(1);
-    let mut transfer = MemoryTransfer::new(memory, Plan::of(plan));
+    let mut transfer = MemoryTransfer::new([memory], Plan::of(plan));
     while transfer.step_by(&kernel, &mut channel, socket.as_fd())? != MemoryProgress::Done {}
     let sent = transfer.into_sent();
     let mut got = vec![0; LEN];
@@ -100,7 +100,7 @@ fn after_enobufs_the_next_step_is_lent_again() {
     let (socket, _peer) = tcp();
     let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     for expected in [Copy, MsgZerocopy] {
-        let mut transfer = MemoryTransfer::new(pages(0), Plan::of(&[MsgZerocopy]));
+        let mut transfer = MemoryTransfer::new([pages(0)], Plan::of(&[MsgZerocopy]));
         transfer
             .step_by(&kernel, &mut channel, socket.as_fd())
             .expect("sent");
@@ -152,13 +152,13 @@ fn what_a_pipe_holds_is_not_sent_for_other_memory() {
     let (socket, mut peer) = tcp();
     let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     let plan = Plan::of(&[Vmsplice]);
-    let mut given_up = MemoryTransfer::new(pages(1), plan);
+    let mut given_up = MemoryTransfer::new([pages(1)], plan);
     let progress = given_up
         .step_by(&kernel, &mut channel, socket.as_fd())
         .expect("blocked");
     assert_eq!(progress, MemoryProgress::Blocked);
     drop(given_up);
-    let mut transfer = MemoryTransfer::new(pages(2), plan);
+    let mut transfer = MemoryTransfer::new([pages(2)], plan);
     while transfer
         .step_by(&kernel, &mut channel, socket.as_fd())
         .expect("sent")
@@ -184,11 +184,11 @@ fn beyond_the_quota_a_send_is_copied_or_waits() {
             .over_quota(over_quota);
         let mut channel = Channel::new(&socket, Driver::Caller, options);
         let plan = Plan::of(&[MsgZerocopy]);
-        let mut first = MemoryTransfer::new(pages(1), plan);
+        let mut first = MemoryTransfer::new([pages(1)], plan);
         let done = first.step_by(&kernel, &mut channel, socket.as_fd());
         assert_eq!(done.expect("sent"), MemoryProgress::Done);
         assert!(channel.leased() >= LEN as u64, "the peer has read nothing");
-        let mut second = MemoryTransfer::new(pages(1), plan);
+        let mut second = MemoryTransfer::new([pages(1)], plan);
         let progress = second
             .step_by(&kernel, &mut channel, socket.as_fd())
             .expect("no failure");
@@ -220,7 +220,7 @@ fn acknowledged_bytes_free_the_pages_of_a_remote_peer() {
     let mut sent = Vec::new();
     loop {
         let memory = pages(1);
-        let mut transfer = MemoryTransfer::new(memory.clone(), plan);
+        let mut transfer = MemoryTransfer::new([memory.clone()], plan);
         let progress = transfer
             .step_by(&kernel, &mut channel, socket.as_fd())
             .expect("sent");
@@ -253,7 +253,7 @@ fn acknowledged_bytes_free_the_pages_of_a_remote_peer() {
     let mut last = None;
     let (memory, completion) = loop {
         let memory = pages(2);
-        let mut transfer = MemoryTransfer::new(memory.clone(), plan);
+        let mut transfer = MemoryTransfer::new([memory.clone()], plan);
         transfer
             .step_by(&kernel, &mut channel, socket.as_fd())
             .expect("sent");
@@ -277,7 +277,7 @@ fn without_an_answer_nothing_comes_back() {
     let options = SendOptions::default().peer_is_remote(true);
     let mut channel = Channel::new(&socket, Driver::Caller, options);
     let memory = pages(1);
-    let mut transfer = MemoryTransfer::new(memory.clone(), Plan::of(&[Vmsplice]));
+    let mut transfer = MemoryTransfer::new([memory.clone()], Plan::of(&[Vmsplice]));
     transfer
         .step_by(&kernel, &mut channel, socket.as_fd())
         .expect("sent");

@@ -5,9 +5,12 @@
 //! under the same state machine; [`Linux`] makes them.
 
 mod error_queue;
+mod flights;
+pub(crate) mod fork;
 mod map;
 mod memory;
 mod page_cache;
+pub(crate) mod ring;
 mod signal;
 mod tcp;
 
@@ -19,6 +22,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 pub(crate) use error_queue::{Notice, Queued};
+pub(crate) use flights::Leases;
 pub(crate) use map::{LooseMapping, Reservation};
 pub(crate) use page_cache::cached_pages;
 pub(crate) use signal::without_sigpipe;
