@@ -8,7 +8,9 @@
 //! Only the notices come later.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+#[cfg(feature = "tokio")]
+use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
@@ -16,7 +18,7 @@ use std::time::Duration;
 
 use io_uring::types::Fd;
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, Result};
 
 use super::flights::{Done, Flights, Leases, Token};
@@ -156,7 +158,9 @@ impl Ring {
 
     /// A descriptor that becomes readable with every notice, but not with the answers to sends, which
     /// are taken in at once. It counts up and is never read: for those who wait for edges.
+    #[cfg(feature = "tokio")]
     pub(crate) fn notice_signal(&self) -> Result<OwnedFd> {
+        use rustix::event::{EventfdFlags, eventfd};
         let signal = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let state = self.lock();
         let submitter = state.uring.submitter();
