@@ -8,7 +8,7 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::arena::Pages;
+use crate::arena::{Pages, RegionPart};
 
 /// So many bytes may be lent by one sender, unless its [options](crate::SendOptions) say otherwise.
 pub const LEASED_BY_SENDER: u64 = 16 << 20;
@@ -36,18 +36,21 @@ pub fn set_leased_at_most(bytes: u64) {
 #[derive(Clone, Debug)]
 pub(crate) enum Memory {
     Pages(Pages),
+    Region(RegionPart),
 }
 
 impl Memory {
     pub(crate) fn address(&self) -> usize {
         match self {
             Self::Pages(pages) => pages.as_ptr().addr(),
+            Self::Region(part) => part.address(),
         }
     }
 
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Pages(pages) => pages.len(),
+            Self::Region(part) => part.len(),
         }
     }
 
@@ -55,6 +58,7 @@ impl Memory {
     pub(crate) fn first(&self, len: usize) -> Self {
         match self {
             Self::Pages(pages) => Self::Pages(pages.slice(..len.min(pages.len()))),
+            Self::Region(part) => Self::Region(part.slice(..len.min(part.len()))),
         }
     }
 
@@ -62,6 +66,7 @@ impl Memory {
     pub(crate) fn after(&self, len: usize) -> Self {
         match self {
             Self::Pages(pages) => Self::Pages(pages.slice(len.min(pages.len())..)),
+            Self::Region(part) => Self::Region(part.slice(len.min(part.len())..)),
         }
     }
 }

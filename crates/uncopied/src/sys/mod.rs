@@ -7,6 +7,7 @@
 mod map;
 mod page_cache;
 mod signal;
+mod userfault;
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,6 +19,9 @@ use rustix::pipe::{PipeFlags, SpliceFlags};
 pub(crate) use map::{LooseMapping, Reservation};
 pub(crate) use page_cache::cached_pages;
 pub(crate) use signal::without_sigpipe;
+pub(crate) use userfault::{
+    Userfault, populate, replace_page, seal, wipe_on_fork, without_signals,
+};
 
 use crate::arena::FileMapping;
 
