@@ -8,9 +8,7 @@
 //! replaced may have got the old frame or the fresh one: when it returns, its [`Lending`] protects the
 //! fresh one too, before anybody can take the send for done.
 
-use std::cell::Cell;
 use std::io;
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -266,8 +264,7 @@ impl Hold {
         Ok(Lending {
             hold: self,
             start,
-            given_away: Cell::new(0),
-            of_this_thread: PhantomData,
+            given_away: 0,
         })
     }
 
@@ -308,15 +305,14 @@ pub(crate) struct Lending<'a> {
     hold: &'a Hold,
     start: usize,
     /// So many bytes.
-    given_away: Cell<usize>,
-    of_this_thread: PhantomData<*const ()>,
+    given_away: usize,
 }
 
 impl Lending<'_> {
     /// Says that the call took the first `bytes`, and that nobody will tell when they are free: until
     /// somebody writes to them, these pages stay protected.
-    pub(crate) fn give_away(&self, bytes: usize) {
-        self.given_away.set(bytes);
+    pub(crate) fn give_away(&mut self, bytes: usize) {
+        self.given_away = bytes;
     }
 }
 
@@ -328,7 +324,7 @@ impl Drop for Lending<'_> {
             eprintln!("uncopied: a lent page cannot be protected ({errno}); aborting");
             process::abort();
         }
-        let end = (self.start + self.given_away.get()).div_ceil(GRANULE);
+        let end = (self.start + self.given_away).div_ceil(GRANULE);
         let mut pages = self.hold.shared.lock();
         for page in &mut pages[self.hold.first..end.min(self.hold.pages().end)] {
             page.is_given_away = true;
@@ -371,13 +367,15 @@ mod tests {
         let replaced = page(&region, 0);
         assert_eq!((replaced.epoch, replaced.leases), (1, 0));
         assert!(!replaced.is_protected);
+        let of_the_fresh_frame = region.part(..1);
+        drop(of_the_fresh_frame.lend().expect("lent"));
         let clone = second.clone();
         drop(second);
         assert_eq!(page(&region, 1).leases, 1, "a clone holds it");
         drop(clone);
         let page_1 = page(&region, 1);
         assert!(page_1.is_protected, "until somebody writes");
-        assert_eq!((page(&region, 0).leases, page_1.leases), (0, 0));
+        assert_eq!((page(&region, 0).leases, page_1.leases), (1, 0));
         writer[GRANULE] = 1;
         let lifted = page(&region, 1);
         assert_eq!((lifted.epoch, lifted.is_protected), (0, false));
@@ -410,7 +408,7 @@ mod tests {
     fn a_page_replaced_during_the_call_is_protected_after_it() {
         let (region, mut writer) = region();
         let part = region.part(..2 * GRANULE);
-        let lending = part.lend().expect("lent");
+        let mut lending = part.lend().expect("lent");
         writer[5] = 1;
         assert!(!page(&region, 0).is_protected);
         lending.give_away(1);

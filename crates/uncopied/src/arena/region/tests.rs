@@ -35,7 +35,7 @@ impl Spliced {
     fn lend(&self, part: &RegionPart, is_protected: bool) -> usize {
         let lending = is_protected.then(|| part.lend().expect("lent"));
         let taken = self.vmsplice(part);
-        if let Some(lending) = lending {
+        if let Some(mut lending) = lending {
             lending.give_away(taken);
         }
         taken
@@ -390,6 +390,8 @@ fn a_child_has_zeroes_and_changes_nothing() {
     writer.fill(5);
     let taken = spliced.lend(&region.part(..), true);
     let left = spliced.push(taken);
+    // A page that was replaced is as the others.
+    writer[1] = 5;
     // SAFETY: the child only touches memory, asks for its process id, and exits.
     let child = unsafe { libc::fork() };
     if child == 0 {
