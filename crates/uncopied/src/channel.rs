@@ -234,6 +234,10 @@ impl Channel {
         match mechanism {
             Mechanism::Copy => copy_memory(kernel, sink, memory, sending),
             Mechanism::Vmsplice => self.vmsplice.step(kernel, sink, memory, &lending),
+            // What fills the error queue reads as a broken connection to tokio.
+            Mechanism::MsgZerocopy if self.driver == Driver::Tokio => {
+                MemoryOutcome::Unsupported(Errno::OPNOTSUPP)
+            }
             Mechanism::MsgZerocopy => {
                 let tool = match &self.msg_zerocopy {
                     Some(tool) => tool,

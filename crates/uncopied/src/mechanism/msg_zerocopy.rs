@@ -14,6 +14,7 @@
 //!
 //! | step | errno | outcome | because |
 //! |---|---|---|---|
+//! | none | the socket is tokio's | unsupported (`EOPNOTSUPP`) | see Needs |
 //! | `SO_ZEROCOPY` | none, but it is set | unsupported (`EBUSY`) | somebody else counts this socket's sends, and nobody can say how far |
 //! | `SO_ZEROCOPY` | any (`EOPNOTSUPP`, `ENOTSUPP`, `EINVAL`, `EPERM`, `ENOPROTOOPT`) | unsupported | the socket is of another kind, or the kernel too old |
 //! | a descriptor for the notices | any (`EMFILE`, `ENFILE`) | unsupported | without notices nothing can be lent |
