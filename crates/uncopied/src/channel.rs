@@ -38,6 +38,7 @@ pub struct Channel {
     account: Arc<Account>,
     msg_zerocopy: Option<MsgZerocopy>,
     vmsplice: Vmsplice,
+    unfinished: Option<Unfinished>,
     /// So many sends are not lent, as the kernel copied those before them.
     pause: u32,
     report: Report,
@@ -54,12 +55,37 @@ const PAUSE: u32 = 256;
 /// For so long at most nobody looks whether others have had something back.
 const MOMENT: Duration = Duration::from_millis(10);
 
+/// A send that the socket did not take all of. Whoever tries again with the rest gets the plan for the
+/// whole: the rest is shorter, and begins where the socket stopped, which is hardly ever a page.
+#[derive(Clone, Copy, Debug)]
+struct Unfinished {
+    whole: Shape,
+    /// The address of the first byte that the socket did not take.
+    rest: usize,
+}
+
+/// What a plan makes of where memory lies.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    len: usize,
+    is_page_aligned: bool,
+}
+
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Peer {
     is_tcp: bool,
     /// Its address is one of this machine's: the kernel copies what it is lent.
     is_here: bool,
+}
+
+impl Shape {
+    fn of(memory: &Memory) -> Self {
+        Self {
+            len: memory.len(),
+            is_page_aligned: memory.address().is_multiple_of(rustix::param::page_size()),
+        }
+    }
 }
 
 impl Peer {
@@ -90,6 +116,7 @@ impl Channel {
             account: Arc::default(),
             msg_zerocopy: None,
             vmsplice: Vmsplice::default(),
+            unfinished: None,
             pause: 0,
             report: Report::default(),
             stays_open: false,
@@ -99,22 +126,38 @@ impl Channel {
     /// Makes one try to send these bytes, without waiting. The answer tells how many the socket took, from
     /// the first on, at most 2 MiB; 0 if it is full, or nothing more may be [lent](OverQuota::Wait).
     ///
+    /// A try with exactly the rest of what the last one was given goes on as that one began; anything else
+    /// is planned anew.
+    ///
     /// # Errors
     ///
     /// See [`ErrorKind`](crate::ErrorKind).
     pub fn try_send(&mut self, pages: &Pages, socket: impl AsFd) -> Result<Sent, Error> {
-        let mut transfer = self.transfer(Memory::Pages(pages.clone()));
+        let address = pages.as_ptr().addr();
+        let memory = Memory::Pages(pages.clone());
+        let whole = match self.unfinished.take() {
+            Some(unfinished) if unfinished.rest == address => unfinished.whole,
+            _ => Shape::of(&memory),
+        };
+        let plan = self.plan(&memory, whole);
+        let mut transfer = MemoryTransfer::new(memory, plan);
         while let MemoryProgress::SteppedDown = transfer.step(self, socket.as_fd())? {}
-        Ok(transfer.into_sent())
+        let sent = transfer.into_sent();
+        let taken = sent.bytes() as usize;
+        self.unfinished = (taken < pages.len()).then(|| Unfinished {
+            whole,
+            rest: address + taken,
+        });
+        Ok(sent)
     }
 
     /// A send of these bytes, of which nothing has happened yet.
     pub(crate) fn transfer(&mut self, memory: Memory) -> MemoryTransfer {
-        let plan = self.plan(&memory);
+        let plan = self.plan(&memory, Shape::of(&memory));
         MemoryTransfer::new(memory, plan)
     }
 
-    fn plan(&mut self, memory: &Memory) -> Plan {
+    fn plan(&mut self, memory: &Memory, shape: Shape) -> Plan {
         let switched_on = send_is_on();
         if let Some(forced) = self.options.forced
             && switched_on
@@ -123,8 +166,8 @@ impl Channel {
         }
         let copies_anyway = self.peer.is_here || self.is_pausing();
         plan_memory(&MemorySituation {
-            len: memory.len(),
-            is_page_aligned: memory.address().is_multiple_of(rustix::param::page_size()),
+            len: shape.len,
+            is_page_aligned: shape.is_page_aligned,
             is_for_good: memory.is_for_good(),
             copies_anyway,
             is_tcp: self.peer.is_tcp,
@@ -253,5 +296,58 @@ impl Drop for Channel {
             queue.shut_down();
         }
         reaper::adopt(Box::new(Orphaned { queue, is_closed }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    use rustix::net::sockopt::set_socket_send_buffer_size;
+
+    use super::*;
+    use crate::arena::PageBuffer;
+
+    /// Where the socket stops within a page, the rest is not what a plan would choose to lend.
+    #[test]
+    fn the_rest_goes_by_the_plan_for_the_whole() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let socket = TcpStream::connect(address).expect("connected");
+        set_socket_send_buffer_size(&socket, 30_000).expect("set");
+        socket.set_nonblocking(true).expect("set");
+        let (mut peer, _) = listener.accept().expect("accepted");
+
+        let mut buffer = PageBuffer::zeroed((4 << 20) + 77).expect("taken");
+        for (at, byte) in buffer.iter_mut().enumerate() {
+            *byte = (at % 251) as u8;
+        }
+        let pages = buffer.freeze_for_good();
+        let len = pages.len();
+        let reading = thread::spawn(move || {
+            let mut got = vec![0; len];
+            // An odd number at a time opens the window by an odd number.
+            for piece in got.chunks_mut(7001) {
+                peer.read_exact(piece).expect("all of it");
+            }
+            got
+        });
+        let mut channel = Channel::new(&socket, SendOptions::default());
+        let (mut at, mut within_pages) = (0, 0);
+        while at < len {
+            let sent = channel.try_send(&pages.slice(at..), &socket);
+            let sent = sent.expect("the peer reads");
+            at += sent.bytes() as usize;
+            within_pages += usize::from(at % 4096 != 0);
+        }
+        assert!(within_pages > 1, "the socket must stop within pages");
+        let got = reading.join().expect("read");
+        assert!(got[..] == pages[..]);
+        assert_eq!(channel.report().by(Mechanism::Vmsplice), len as u64);
+
+        let sent = channel.try_send(&pages.slice(1..), &socket).expect("sent");
+        assert_eq!(sent.report().by(Mechanism::Vmsplice), 0, "planned anew");
+        assert!(sent.bytes() > 0);
     }
 }
