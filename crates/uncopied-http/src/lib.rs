@@ -43,6 +43,7 @@ mod activity;
 mod body;
 mod file;
 mod listener;
+mod options;
 mod serve_files;
 mod stream;
 mod totals;
@@ -52,8 +53,9 @@ pub use activity::{Activity, Phase};
 pub use body::{FileBody, Part};
 pub use file::{Facts, OpenFile, SMALL, Wait};
 pub use listener::{Address, Listener};
+pub use options::Options;
 pub use serve_files::{ResponseFuture, ServeFiles, ServeFilesBuilder};
-pub use stream::{Options, Stream};
+pub use stream::Stream;
 pub use totals::Totals;
 
 #[cfg(doctest)]
