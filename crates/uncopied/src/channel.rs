@@ -144,6 +144,9 @@ impl Channel {
         while let MemoryProgress::SteppedDown = transfer.step(self, socket.as_fd())? {}
         let sent = transfer.into_sent();
         let taken = sent.bytes() as usize;
+        if taken == pages.len() {
+            self.vmsplice.rest();
+        }
         self.unfinished = (taken < pages.len()).then(|| Unfinished {
             whole,
             rest: address + taken,

@@ -35,6 +35,7 @@
 //!
 //! `vmsplice(2)`, `splice(2)`, `pipe(7)`.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -48,6 +49,15 @@ use crate::sys::Kernel;
 /// What a pipe is asked to hold, in bytes: the most that needs no privilege
 /// (`/proc/sys/fs/pipe-max-size`).
 const PIPE_BYTES: usize = 1 << 20;
+
+/// So many empty pipes a thread keeps. A user's pipes together may hold 64 MiB
+/// (`/proc/sys/fs/pipe-user-pages-soft`), beyond which new ones hold two pages each: a pipe that is kept
+/// by every connection that once needed one would soon be worth nothing.
+const SPARE: usize = 8;
+
+thread_local! {
+    static SPARE_PIPES: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Vmsplice {
@@ -79,7 +89,7 @@ impl Vmsplice {
         }
         let pipe = match &mut self.pipe {
             Some(pipe) => pipe,
-            none => match Pipe::new(kernel) {
+            none => match spare_pipe().map_or_else(|| Pipe::new(kernel), Ok) {
                 Ok(pipe) => none.insert(pipe),
                 Err(errno) => return MemoryOutcome::Unsupported(errno),
             },
@@ -93,10 +103,28 @@ impl Vmsplice {
         }
     }
 
+    /// Leaves an empty pipe to others: nothing is under way.
+    pub(crate) fn rest(&mut self) {
+        if let Some(pipe) = self.pipe.take_if(|pipe| pipe.held.is_none()) {
+            // A thread that ends keeps none; neither does one that has enough.
+            let _ = SPARE_PIPES.try_with(|spare| {
+                let mut spare = spare.borrow_mut();
+                if spare.len() < SPARE {
+                    spare.push(pipe);
+                }
+            });
+        }
+    }
+
     /// Forgets what the pipe holds: other bytes go out next.
     pub(crate) fn forget(&mut self) {
         self.pipe.take_if(|pipe| pipe.held.is_some());
     }
+}
+
+fn spare_pipe() -> Option<Pipe> {
+    let spare = SPARE_PIPES.try_with(|spare| spare.borrow_mut().pop());
+    spare.ok().flatten()
 }
 
 impl Pipe {
