@@ -22,7 +22,8 @@ impl Options {
     /// [files](Mechanism::FOR_FILES), pages of the arena by those that send
     /// [memory](Mechanism::FOR_MEMORY), and `copy` sends both. If there are none for files, or for pages,
     /// the choice for these stays with the stream: `sendfile`, then `splice`, then `copy` for files;
-    /// for pages the [plan](uncopied::plan::plan_memory) for each.
+    /// for pages the [plan](uncopied::plan::plan_memory) for each slice. Slices of pages below 32 KiB are
+    /// copied in any case.
     ///
     /// `msg_zerocopy` is left out: its notices come on the socket's error queue, which tokio takes for a
     /// broken connection.
