@@ -16,8 +16,8 @@ use crate::totals::Totals;
 /// From this many bytes on, a slice of pages is sent by itself, as the plan for it says. Shorter ones are
 /// written together with what stands next to them.
 ///
-/// The plan lends from 16 KiB on; but what stands before the slice then costs a call of its own, about as
-/// much as copying 16 KiB does. HTTP/2 would pay that for each of its frames, which have 16 KiB.
+/// The plan lends from 16 KiB on; but what stands before the slice then costs a call of its own, which
+/// HTTP/2 would pay for each of its frames of 16 KiB, whether the plan comes to lend them or not.
 const ALONE: usize = 32 << 10;
 
 /// What this connection knows of its socket, and has lent to it.
