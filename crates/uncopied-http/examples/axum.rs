@@ -1,11 +1,15 @@
-//! An ordinary axum app. Only the listener and the file service are uncopied's: the files go out by
-//! sendfile, everything else as ever.
+//! An ordinary axum app. Only the listener, the file service and the pages are uncopied's: files go out by
+//! sendfile, 8 MiB of memory without a copy, everything else as ever.
 //!
 //! `cargo run -p uncopied-http --example axum -- DIR [ADDRESS]`, then `curl http://127.0.0.1:3000/`.
 
+use std::io::Write;
+
 use axum::Router;
 use axum::routing::get;
+use bytes::Bytes;
 use tower_http::compression::CompressionLayer;
+use uncopied::arena::PageBuffer;
 use uncopied_http::{Listener, ServeFiles};
 
 #[tokio::main(flavor = "current_thread")]
@@ -16,11 +20,17 @@ async fn main() -> std::io::Result<()> {
         .next()
         .unwrap_or_else(|| "127.0.0.1:3000".to_owned());
 
+    // Filled once, never written to again, sent many times.
+    let mut buffer = PageBuffer::with_capacity(8 << 20)?;
+    while buffer.write(b"All work and no copy makes Jack a fast server.\n")? > 0 {}
+    let pages = Bytes::from(buffer.freeze_for_good());
+
     let app = Router::new()
         .route("/hello", get(|| async { "Hello!\n" }))
         // This one's bytes pass through the compressor: they are read, and the answer is still right.
         .nest_service("/compressed", ServeFiles::new(&dir)?)
         .layer(CompressionLayer::new())
+        .route("/pages", get(|| async { pages }))
         .fallback_service(ServeFiles::builder(&dir).listing(true).build()?);
 
     let listener = Listener::bind(&address).await?;

@@ -1,15 +1,32 @@
-//! Files by `sendfile` under an unmodified hyper or axum.
+//! Files by `sendfile`, and memory without a copy, under an unmodified hyper or axum.
 //!
 //! ```text
 //! ServeFiles ─▶ FileBody ─▶ Bytes in the arena ─▶ hyper, axum, layers ─▶ &[u8] ─▶ Stream
-//!                                                                                   │ whose address?
-//!                                           in the arena: sendfile(file, offset, n) ◀┤
-//!                                           anywhere else: an ordinary write        ◀┘
+//!               PageBuffer ─▶ ┘                                                     │ whose address?
+//!                                         a mapped file: sendfile(file, offset, n) ◀┤
+//!                                         frozen pages: lent to the socket         ◀┤
+//!                                         anywhere else: an ordinary write         ◀┘
 //! ```
 //!
 //! hyper hands its I/O layer nothing but slices of bytes. But a slice has an address, and the bodies of
 //! this crate are slices of mapped files at addresses that tell whose bytes they are. The [`Stream`]
-//! looks each slice up and sends the file instead. Neither hyper nor axum needs to know.
+//! looks each slice up and sends the file instead. Neither hyper nor axum needs to know. The same goes for
+//! a `Bytes` made of [pages of the arena](uncopied::arena::PageBuffer), as any handler may answer it:
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use bytes::Bytes;
+//! use uncopied::arena::PageBuffer;
+//!
+//! # fn app() -> std::io::Result<Router> {
+//! let mut buffer = PageBuffer::zeroed(8 << 20)?;
+//! buffer[..5].copy_from_slice(b"hello");
+//! // Sent many times, never written to again.
+//! let pages = Bytes::from(buffer.freeze_for_good());
+//! let app = Router::new().route("/pages", get(|| async { pages }));
+//! # Ok(app)
+//! # }
+//! ```
 //!
 //! An axum app needs two things of this crate, the [`Listener`] and the [`ServeFiles`] service:
 //!
@@ -43,6 +60,7 @@ mod activity;
 mod body;
 mod file;
 mod listener;
+mod options;
 mod serve_files;
 mod stream;
 mod totals;
@@ -52,8 +70,9 @@ pub use activity::{Activity, Phase};
 pub use body::{FileBody, Part};
 pub use file::{Facts, OpenFile, SMALL, Wait};
 pub use listener::{Address, Listener};
+pub use options::Options;
 pub use serve_files::{ResponseFuture, ServeFiles, ServeFilesBuilder};
-pub use stream::{Options, Stream};
+pub use stream::Stream;
 pub use totals::Totals;
 
 #[cfg(doctest)]

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use tokio::net::{TcpListener, ToSocketAddrs, UnixListener};
 
-use crate::stream::{Options, Stream};
+use crate::options::Options;
+use crate::stream::Stream;
 
 /// A TCP or Unix listener whose connections send files by `sendfile`. `axum::serve` takes it as it
 /// is (feature `axum`); for hyper, [`accept`](Self::accept) streams and wrap them in `TokioIo`.

@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use uncopied::Mechanism;
 
-/// How many bytes a set of connections has sent by each mechanism. Heads, and bodies that are no
-/// files, count as copied, which they are.
+/// How many bytes a set of connections has sent by each mechanism. Heads, and bodies that are neither
+/// files nor pages of the arena, count as copied, which they are.
 #[derive(Debug, Default)]
 pub struct Totals {
     bytes: [AtomicU64; Mechanism::ALL.len()],
+    copied_after_all: AtomicU64,
 }
 
 impl Totals {
@@ -18,7 +19,20 @@ impl Totals {
         self.bytes[mechanism as usize].load(Ordering::Relaxed)
     }
 
+    /// How many of the bytes that the kernel was lent it has copied after all, by its own word; see
+    /// [`Report::copied_after_all`](uncopied::Report::copied_after_all). A connection tells what it
+    /// knows when it sends pages again, and when it is dropped; what the kernel says later is not in
+    /// here.
+    #[must_use]
+    pub fn copied_after_all(&self) -> u64 {
+        self.copied_after_all.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn add(&self, mechanism: Mechanism, bytes: u64) {
         self.bytes[mechanism as usize].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_copied_after_all(&self, bytes: u64) {
+        self.copied_after_all.fetch_add(bytes, Ordering::Relaxed);
     }
 }

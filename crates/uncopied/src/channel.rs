@@ -59,20 +59,21 @@ const PAUSE: u32 = 256;
 /// For so long at most nobody looks whether others have had something back.
 const MOMENT: Duration = Duration::from_millis(10);
 
+/// A send that the socket did not take all of. Whoever tries again with the rest gets the plan for the
+/// whole: the rest is shorter, and begins where the socket stopped, which is hardly ever a page.
+#[derive(Clone, Copy, Debug)]
+struct Unfinished {
+    whole: Shape,
+    /// The address of the first byte that the socket did not take.
+    rest: usize,
+}
+
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Peer {
     is_tcp: bool,
     /// Its address is one of this machine's: the kernel copies what it is lent.
     is_here: bool,
-}
-
-/// What the last try left over.
-#[derive(Clone, Copy, Debug)]
-struct Unfinished {
-    whole: Shape,
-    /// The address of the first byte that the socket did not take.
-    rest: usize,
 }
 
 /// What a plan makes of memory.
@@ -160,6 +161,9 @@ impl Channel {
         while let MemoryProgress::SteppedDown = transfer.step(self, socket.as_fd())? {}
         let sent = transfer.into_sent();
         let taken = sent.bytes() as usize;
+        if taken == len {
+            self.vmsplice.rest();
+        }
         self.unfinished = (taken < len).then(|| Unfinished {
             whole,
             rest: address + taken,
@@ -360,5 +364,58 @@ impl Drop for Channel {
             queue.shut_down();
         }
         reaper::adopt(Box::new(Orphaned { queue, is_closed }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    use rustix::net::sockopt::set_socket_send_buffer_size;
+
+    use super::*;
+    use crate::arena::PageBuffer;
+
+    /// Where the socket stops within a page, the rest is not what a plan would choose to lend.
+    #[test]
+    fn the_rest_goes_by_the_plan_for_the_whole() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let socket = TcpStream::connect(address).expect("connected");
+        set_socket_send_buffer_size(&socket, 30_000).expect("set");
+        socket.set_nonblocking(true).expect("set");
+        let (mut peer, _) = listener.accept().expect("accepted");
+
+        let mut buffer = PageBuffer::zeroed((4 << 20) + 77).expect("taken");
+        for (at, byte) in buffer.iter_mut().enumerate() {
+            *byte = (at % 251) as u8;
+        }
+        let pages = buffer.freeze_for_good();
+        let len = pages.len();
+        let reading = thread::spawn(move || {
+            let mut got = vec![0; len];
+            // An odd number at a time opens the window by an odd number.
+            for piece in got.chunks_mut(7001) {
+                peer.read_exact(piece).expect("all of it");
+            }
+            got
+        });
+        let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
+        let (mut at, mut within_pages) = (0, 0);
+        while at < len {
+            let sent = channel.try_send(pages.slice(at..), &socket);
+            let sent = sent.expect("the peer reads");
+            at += sent.bytes() as usize;
+            within_pages += usize::from(at % 4096 != 0);
+        }
+        assert!(within_pages > 1, "the socket must stop within pages");
+        let got = reading.join().expect("read");
+        assert!(got[..] == pages[..]);
+        assert_eq!(channel.report().by(Mechanism::Vmsplice), len as u64);
+
+        let sent = channel.try_send(pages.slice(1..), &socket).expect("sent");
+        assert_eq!(sent.report().by(Mechanism::Vmsplice), 0, "planned anew");
+        assert!(sent.bytes() > 0);
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use uncopied_http::{Activity, Options, Phase};
+use uncopied_http::{Activity, FileBody, Options, Phase};
 
 use crate::delivery_rig::{
     Client, Files, Plan, Server, Stack, assert_same, serve_http1, soon, stream_pair,
@@ -32,7 +32,16 @@ impl<F: Future> Future for Counted<F> {
 
 /// A connection to a server of `files`, with its activity and the number of polls of its task.
 async fn connection(files: &Arc<Files>) -> (Client, Arc<Activity>, Arc<AtomicUsize>) {
-    let (mut stream, theirs) = stream_pair(Options::default()).await;
+    let answering = Arc::clone(files);
+    connection_to(Options::default(), move |parts| answering.answer(parts)).await
+}
+
+/// The same, to a server that answers so.
+pub(crate) async fn connection_to(
+    options: Options,
+    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+) -> (Client, Arc<Activity>, Arc<AtomicUsize>) {
+    let (mut stream, theirs) = stream_pair(options).await;
     SockRef::from(&stream)
         .set_send_buffer_size(64 << 10)
         .unwrap();
@@ -41,10 +50,7 @@ async fn connection(files: &Arc<Files>) -> (Client, Arc<Activity>, Arc<AtomicUsi
         .unwrap();
     let activity = stream.activity();
     let polls = Arc::new(AtomicUsize::new(0));
-    let answering = Arc::clone(files);
-    let served = serve_http1(stream, move |parts: &http::request::Parts| {
-        answering.answer(parts)
-    });
+    let served = serve_http1(stream, answer);
     tokio::spawn(Counted {
         inner: Box::pin(served),
         polls: Arc::clone(&polls),
@@ -56,7 +62,7 @@ async fn connection(files: &Arc<Files>) -> (Client, Arc<Activity>, Arc<AtomicUsi
     (client, activity, polls)
 }
 
-async fn polls_in(polls: &AtomicUsize, time: Duration) -> usize {
+pub(crate) async fn polls_in(polls: &AtomicUsize, time: Duration) -> usize {
     let before = polls.load(Ordering::Relaxed);
     tokio::time::sleep(time).await;
     polls.load(Ordering::Relaxed) - before

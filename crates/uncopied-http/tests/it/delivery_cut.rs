@@ -108,7 +108,7 @@ async fn a_file_that_grows_stays_within_its_length() {
 }
 
 /// Text that a compressor makes smaller, but not too small to fill the socket's buffers.
-fn wordy(len: usize) -> Vec<u8> {
+pub(crate) fn wordy(len: usize) -> Vec<u8> {
     let mut text = crate::delivery_rig::bytes_of(len, 9);
     for byte in &mut text {
         *byte = b'a' + (*byte & 15);
@@ -140,7 +140,7 @@ async fn serve_compressed(files: &Arc<Files>, ours: bool) -> std::net::SocketAdd
     address
 }
 
-async fn ask_for_gzip(address: std::net::SocketAddr) -> Client {
+pub(crate) async fn ask_for_gzip(address: std::net::SocketAddr) -> Client {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(16 << 10).unwrap();
     let io: Box<dyn crate::delivery_rig::Io> = Box::new(socket.connect(address).await.unwrap());
@@ -156,7 +156,7 @@ async fn ask_for_gzip(address: std::net::SocketAddr) -> Client {
 }
 
 /// The chunks' content, and whether the last one came.
-fn unchunk(mut raw: &[u8]) -> (Vec<u8>, bool) {
+pub(crate) fn unchunk(mut raw: &[u8]) -> (Vec<u8>, bool) {
     let mut content = Vec::new();
     while let Some(at) = raw.windows(2).position(|two| two == b"\r\n") {
         let size = std::str::from_utf8(&raw[..at]).unwrap();
@@ -172,7 +172,7 @@ fn unchunk(mut raw: &[u8]) -> (Vec<u8>, bool) {
 }
 
 /// By the program, which every system has.
-fn gunzip(compressed: Vec<u8>) -> Vec<u8> {
+pub(crate) fn gunzip(compressed: Vec<u8>) -> Vec<u8> {
     let mut gzip = Command::new("gzip")
         .arg("-dc")
         .stdin(Stdio::piped())

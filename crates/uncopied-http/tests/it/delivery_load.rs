@@ -10,11 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustix::net::RecvFlags;
 use tokio::io::AsyncReadExt;
 use uncopied::Mechanism;
-use uncopied_http::{Listener, Options, Totals};
+use uncopied_http::{FileBody, Listener, Options, Totals};
 
+use crate::delivery_pages::{Frozen, answer, pages_of};
 use crate::delivery_rig::{
     Files, Net, Plan, Random, Server, Stack, assert_same, content_length, in_own_process, runtime,
     serve_http1, soon,
@@ -144,6 +146,60 @@ async fn vanish() {
     .await;
 }
 
+/// The pipe of a body stays with its connection for as long as it holds bytes, and no longer: a thread keeps
+/// some empty ones, however many connections it has.
+#[test]
+fn idle_connections_keep_no_pipes() {
+    let test = "delivery_load::idle_connections_keep_no_pipes";
+    in_own_process(test, &[], || runtime().block_on(keep_alive_and_vanish()));
+}
+
+async fn keep_alive_and_vanish() {
+    let content = crate::delivery_rig::bytes_of(2_000_000, 1);
+    let pages = Bytes::from(pages_of(&content, Frozen::ForGood));
+    let plan = Plan {
+        buffers: Some(32 << 10),
+        ..Plan::default()
+    };
+    let server = Server::start(&plan, answer(vec![pages]));
+    let pipes = || {
+        holdings(Path::new("/proc"))
+            .get("pipe")
+            .copied()
+            .unwrap_or(0)
+    };
+    let before = pipes();
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let mut client = server.connect().await;
+        let body = soon(client.get("/0")).await;
+        assert_same(&body, &content, "the body");
+        clients.push(client);
+    }
+    let idle = pipes() - before;
+    assert!((1..=16).contains(&idle), "{idle} ends of pipes");
+    for client in &mut clients {
+        client.request("/0").await;
+        soon(client.head()).await.unwrap();
+    }
+    assert!(pipes() - before >= 80, "every connection is within a body");
+    clients.clear();
+    soon(async {
+        while pipes() - before > 16 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let body = soon(server.connect().await.get("/0")).await;
+    assert_same(&body, &content, "the next client's body");
+    assert_eq!(server.totals.bytes(Mechanism::SendZc), 0);
+}
+
+/// The bytes of files, or of pages.
+fn sent(totals: &Totals) -> u64 {
+    totals.bytes(Mechanism::Sendfile) + totals.bytes(Mechanism::Vmsplice)
+}
+
 /// Notes the most bytes that one poll of a connection sends.
 struct Metered {
     connection: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -155,7 +211,6 @@ impl Future for Metered {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let sent = |totals: &Totals| totals.bytes(Mechanism::Sendfile);
         let before = sent(&self.totals);
         let end = self.connection.as_mut().poll(cx);
         let now = sent(&self.totals);
@@ -167,7 +222,7 @@ impl Future for Metered {
 /// Answers each connection, and how much one poll of any of them has sent at most.
 async fn serve_metered(
     listener: std::net::TcpListener,
-    files: Arc<Files>,
+    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
     totals: Arc<Totals>,
     most: Arc<AtomicU64>,
 ) {
@@ -175,10 +230,7 @@ async fn serve_metered(
     let listener = Listener::from_tcp(listener, options).unwrap();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
-        let files = Arc::clone(&files);
-        let connection = serve_http1(stream, move |parts: &http::request::Parts| {
-            files.answer(parts)
-        });
+        let connection = serve_http1(stream, answer.clone());
         tokio::spawn(Metered {
             connection: Box::pin(connection),
             totals: Arc::clone(&totals),
@@ -209,18 +261,19 @@ fn be_greedy(address: std::net::SocketAddr, path: &str, stop: &AtomicBool) {
 
 #[test]
 fn a_greedy_client_does_not_hold_up_the_others() {
-    for mode in ["direct", "default"] {
+    for path in ["/0/direct", "/0/default", "/pages"] {
         let files = Files::of(&[GREEDY, 500]);
+        let pages = Bytes::from(pages_of(&files.contents[0], Frozen::ForGood));
+        let answering = Arc::clone(&files);
+        let answer = move |parts: &http::request::Parts| match parts.uri.path() {
+            "/pages" => FileBody::from_bytes(pages.clone()),
+            _ => answering.answer(parts),
+        };
         let (totals, most) = (Arc::new(Totals::default()), Arc::new(AtomicU64::new(0)));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
-        let serve = serve_metered(
-            listener,
-            Arc::clone(&files),
-            Arc::clone(&totals),
-            Arc::clone(&most),
-        );
+        let serve = serve_metered(listener, answer, Arc::clone(&totals), Arc::clone(&most));
         let server = std::thread::spawn(move || {
             runtime().block_on(async {
                 tokio::spawn(serve);
@@ -229,15 +282,14 @@ fn a_greedy_client_does_not_hold_up_the_others() {
         });
         let stop = Arc::new(AtomicBool::new(false));
         let greedy = {
-            let (stop, path) = (Arc::clone(&stop), format!("/0/{mode}"));
-            std::thread::spawn(move || be_greedy(address, &path, &stop))
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || be_greedy(address, path, &stop))
         };
-        let sent = || totals.bytes(Mechanism::Sendfile);
         let mut socket = std::net::TcpStream::connect(address).unwrap();
         let patience = Some(Duration::from_secs(20));
         socket.set_read_timeout(patience).unwrap();
         let mut answers = 0;
-        while answers < 40 || sent() < 600 << 20 {
+        while answers < 40 || sent(&totals) < 600 << 20 {
             let request = b"GET /1/read HTTP/1.1\r\nhost: x\r\n\r\n";
             socket.write_all(request).unwrap();
             let mut got = Vec::new();
@@ -255,7 +307,7 @@ fn a_greedy_client_does_not_hold_up_the_others() {
         server.join().unwrap();
         // It gives way after 4 MiB; the step that reaches them moves up to 2 MiB.
         let most = most.load(Ordering::Relaxed);
-        assert!(most <= 6 << 20, "{mode}: {most} bytes without giving way");
+        assert!(most <= 6 << 20, "{path}: {most} bytes without giving way");
     }
 }
 

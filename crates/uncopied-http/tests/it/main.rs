@@ -11,6 +11,8 @@ mod delivery_cold;
 mod delivery_connection;
 mod delivery_cut;
 mod delivery_load;
+mod delivery_pages;
+mod delivery_pages_cut;
 mod delivery_stream;
 mod delivery_switch;
 

@@ -73,6 +73,7 @@ fn what_is_refused_steps_down_and_says_why() {
         (MsgZerocopy, Call::SendLent, Errno::NOBUFS),
         (Vmsplice, Call::Pipe, Errno::MFILE),
         (Vmsplice, Call::Pipe, Errno::NFILE),
+        (Vmsplice, Call::ResizePipe, Errno::PERM),
         (Vmsplice, Call::Vmsplice, Errno::AGAIN),
         (Vmsplice, Call::Vmsplice, Errno::FAULT),
         (Vmsplice, Call::Vmsplice, Errno::NOSYS),
@@ -130,7 +131,7 @@ fn what_breaks_the_connection_is_an_error_that_counts() {
 }
 
 #[test]
-fn interruptions_and_narrow_pipes_change_nothing() {
+fn interruptions_change_nothing() {
     for (mechanism, call) in [
         (MsgZerocopy, Call::SendLent),
         (MsgZerocopy, Call::TakeQueued),

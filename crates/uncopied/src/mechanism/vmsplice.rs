@@ -15,7 +15,7 @@
 //! |---|---|---|---|
 //! | protecting a region | any | this send is copied | see [`Region::protection`](crate::arena::Region::protection) |
 //! | making the pipe | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported | copying needs no pipe |
-//! | widening it | any (`EPERM`, `EBUSY`, `ENOMEM`) | none | a narrow pipe works too |
+//! | widening it | any (`EPERM`: the user's pipe pages are used up; `ENOMEM`) | this send is copied | by a narrow pipe it would cost more than the copy |
 //! | into the pipe | any (`EAGAIN`: not even one slot; `EFAULT`, `ENOMEM`, `ENOSYS`, `EPERM`) | unsupported | the pipe is empty: it should have taken a page |
 //! | out of it | `EAGAIN` | blocked on the sink | the pipe is not empty, so it can only be the socket |
 //! | out of it | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW`, `ENOMEM` | unsupported | a socket that cannot take pages |
@@ -38,6 +38,7 @@
 //!
 //! `vmsplice(2)`, `splice(2)`, `pipe(7)`.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -47,11 +48,20 @@ use super::memory::{Lending, MemoryOutcome};
 use super::{again, is_unsupported};
 use crate::completion::Rule;
 use crate::lease::{Lease, Memory};
-use crate::sys::Kernel;
+use crate::sys::{Kernel, fork};
 
 /// What a pipe is asked to hold, in bytes: the most that needs no privilege
 /// (`/proc/sys/fs/pipe-max-size`).
 const PIPE_BYTES: usize = 1 << 20;
+
+/// So many empty pipes a thread keeps. A user's pipes together may hold 64 MiB
+/// (`/proc/sys/fs/pipe-user-pages-soft`), beyond which new ones hold two pages each: a pipe that is kept
+/// by every connection that once needed one would soon be worth nothing.
+const SPARE: usize = 8;
+
+thread_local! {
+    static SPARE_PIPES: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Vmsplice {
@@ -60,6 +70,7 @@ pub(crate) struct Vmsplice {
 
 #[derive(Debug)]
 struct Pipe {
+    fork_generation: u64,
     reader: OwnedFd,
     writer: OwnedFd,
     /// What the pipe holds. The handle also keeps other memory from getting the same address.
@@ -74,18 +85,12 @@ impl Vmsplice {
         memory: &Memory,
         lending: &Lending<'_>,
     ) -> MemoryOutcome {
-        if self
-            .pipe
-            .as_ref()
-            .is_some_and(|pipe| !pipe.goes_on_with(memory))
-        {
-            self.pipe = None;
-        }
+        self.pipe.take_if(|pipe| !pipe.goes_on_with(memory));
         let pipe = match &mut self.pipe {
             Some(pipe) => pipe,
-            none => match Pipe::new(kernel) {
+            none => match spare_pipe().map_or_else(|| Pipe::new(kernel), Ok) {
                 Ok(pipe) => none.insert(pipe),
-                Err(errno) => return MemoryOutcome::Unsupported(errno),
+                Err(outcome) => return outcome,
             },
         };
         let is_given_away = lending.acknowledgements.is_none();
@@ -95,6 +100,19 @@ impl Vmsplice {
             return outcome;
         }
         pipe.drain(kernel, sink, lending)
+    }
+
+    /// Leaves an empty pipe to others: nothing is under way.
+    pub(crate) fn rest(&mut self) {
+        if let Some(pipe) = self.pipe.take_if(|pipe| pipe.held.is_none()) {
+            // A thread that ends keeps none; neither does one that has enough.
+            let _ = SPARE_PIPES.try_with(|spare| {
+                let mut spare = spare.borrow_mut();
+                if spare.len() < SPARE {
+                    spare.push(pipe);
+                }
+            });
+        }
     }
 
     /// Forgets what the pipe holds: other bytes go out next.
@@ -120,23 +138,34 @@ fn account_for(kernel: &impl Kernel, taken: Memory, lending: &Lending<'_>) {
     }
 }
 
+fn spare_pipe() -> Option<Pipe> {
+    let spare = SPARE_PIPES.try_with(|spare| spare.borrow_mut().pop());
+    spare.ok().flatten().filter(Pipe::is_ours)
+}
+
 impl Pipe {
-    fn new(kernel: &impl Kernel) -> Result<Self, Errno> {
-        let (reader, writer) = kernel.pipe()?;
-        // A refusal leaves the pipe as it was made, which is enough.
-        let _ = kernel.resize_pipe(writer.as_fd(), PIPE_BYTES);
+    fn new(kernel: &impl Kernel) -> Result<Self, MemoryOutcome> {
+        let (reader, writer) = kernel.pipe().map_err(MemoryOutcome::Unsupported)?;
+        again(|| kernel.resize_pipe(writer.as_fd(), PIPE_BYTES))
+            .map_err(MemoryOutcome::CopyThis)?;
         Ok(Self {
+            fork_generation: fork::generation(),
             reader,
             writer,
             held: None,
         })
     }
 
-    /// Whether what the pipe holds is what is to be sent next.
+    /// Whether the pipe is this process's own, and what it holds is what is to be sent next.
     fn goes_on_with(&self, memory: &Memory) -> bool {
-        self.held
-            .as_ref()
-            .is_none_or(|held| held.address() == memory.address() && held.len() <= memory.len())
+        let is_next =
+            |held: &Memory| held.address() == memory.address() && held.len() <= memory.len();
+        self.is_ours() && self.held.as_ref().is_none_or(is_next)
+    }
+
+    /// Whether it was not inherited by a fork, to be used by both processes.
+    fn is_ours(&self) -> bool {
+        self.fork_generation == fork::generation()
     }
 
     fn fill(

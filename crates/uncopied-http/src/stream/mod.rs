@@ -1,8 +1,10 @@
 //! The connection under hyper or axum: ordinary reads and writes, except that bytes which live in the
-//! arena are sent from the file that they belong to.
+//! arena are sent from the file that they belong to, or lent as the pages that they are.
+
+mod file;
+mod pages;
 
 use std::fmt;
-use std::future::Future;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
@@ -11,59 +13,41 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::runtime::Handle;
-use tokio::task::{JoinHandle, coop};
-use uncopied::arena::{FileMapping, Located, locate};
-use uncopied::plan::{Length, Mechanism, Plan};
-use uncopied::{Errno, Progress, Side, Support, Transfer, residency, send_is_on, send_vectored};
+use tokio::task::coop;
+use uncopied::arena::{FileMapping, Located, Pages, locate};
+use uncopied::plan::Mechanism;
+use uncopied::send_vectored;
 
 use crate::activity::Activity;
-use crate::totals::Totals;
+use crate::options::Options;
 use crate::watch::recognise;
+use file::Sending;
+use pages::Lender;
 
-/// How streams send.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    mechanisms: Option<Plan>,
-    totals: Arc<Totals>,
-}
-
-impl Options {
-    /// Forces these mechanisms for the bytes of files, in this order. An empty list leaves the choice
-    /// to the stream: `sendfile`, then `splice`, then `copy`.
-    #[must_use]
-    pub fn mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
-        self.mechanisms = (!mechanisms.is_empty()).then(|| Plan::of(mechanisms));
-        self
-    }
-
-    /// Where the streams count what they send.
-    #[must_use]
-    pub fn totals(mut self, totals: Arc<Totals>) -> Self {
-        self.totals = totals;
-        self
-    }
-}
-
-/// A TCP or Unix connection that hyper and axum take as it is, and that sends files by `sendfile`.
+/// A TCP or Unix connection that hyper and axum take as it is, and that sends files by `sendfile`, and
+/// pages of the arena by lending them.
 ///
 /// Every slice that it is given to write is looked up in the [arena](uncopied::arena). What lies in
-/// a mapped file goes out from the file, by the mechanisms of the [`Options`]; everything else is
-/// written as ever. What stands before a file's bytes, such as the head of a response, waits for
-/// them to share the first packet.
+/// a mapped file goes out from the file; 32 KiB or more of [frozen pages](Pages) go out by
+/// the [plan](uncopied::plan::plan_memory) for such memory; everything else, and shorter slices of
+/// pages, are written as ever. The [`Options`] may force mechanisms. What stands before a file's
+/// bytes or pages, such as the head of a response, waits for them to share the first packet.
 ///
 /// A file that is not in the page cache is loaded on tokio's blocking pool; other connections of the
 /// thread go on meanwhile.
 ///
 /// # Stability of the bytes
 ///
-/// See [`uncopied`]: a file's bytes may change until the peer has them.
+/// See [`uncopied`]: a file's bytes may change until the peer has them. Pages are frozen, and kept for as
+/// long as the kernel reads them, also if the body, this stream, or the whole runtime is dropped.
 pub struct Stream {
     socket: Socket,
     options: Options,
     activity: Option<Arc<Activity>>,
     sending: Option<Box<Sending>>,
-    /// Why a file's bytes could not be sent. Whatever was written after that would land inside them.
+    /// Made for the first pages; it belongs to the socket, and is dropped with it.
+    lender: Option<Box<Lender>>,
+    /// Why bytes of a file, or pages, could not be sent. Whatever was written after that would land inside them.
     failed: Option<io::Error>,
     protocol: Protocol,
 }
@@ -85,16 +69,6 @@ enum Socket {
     Unix(UnixStream),
 }
 
-/// A file's bytes on their way.
-#[derive(Debug)]
-struct Sending {
-    mapping: FileMapping,
-    transfer: Transfer,
-    loading: Option<JoinHandle<()>>,
-    /// Partial packets are held back until the end.
-    is_corked: bool,
-}
-
 /// So many bytes cost one unit of the task's budget. tokio gives a task 128 units each time that it is
 /// polled, and has every socket answer [`Poll::Pending`] once they are used up: after 4 MiB the task
 /// gives way to others, so that one fast peer cannot hold the thread.
@@ -102,12 +76,6 @@ struct Sending {
 /// The budget is the task's, and not a count of the stream's own, because hyper goes on to its next
 /// response when a write is pending, and would write again at once.
 const BYTES_PER_UNIT: usize = 32 << 10;
-
-/// From this many bytes on, a file's bytes are sent corked (`tcp(7)`: TCP_CORK), in whole packets up to the
-/// last. `sendfile` takes them 64 KiB at a time, and where the socket is full in between, the rest of a
-/// packet would go by itself. Runs apart in time, each against nginx: about a tenth less CPU at 16 MiB, some at
-/// 1 MiB, no gain to be told from noise at 256 KiB.
-const CORKED: usize = 512 << 10;
 
 /// What one `sendmsg` takes (`IOV_MAX`).
 const SLICES: usize = 1024;
@@ -132,6 +100,7 @@ impl Stream {
             options,
             activity: None,
             sending: None,
+            lender: None,
             failed: None,
             protocol: Protocol::Unknown,
         }
@@ -188,7 +157,7 @@ impl Stream {
         }
     }
 
-    /// Writes the slices up to the first that lies in the arena; that one's bytes go by themselves.
+    /// Writes the slices up to the first that is not copied; that one's bytes go by themselves.
     fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
@@ -199,7 +168,7 @@ impl Stream {
             return Poll::Ready(Err(error));
         }
         let slices = &slices[..slices.len().min(SLICES)];
-        let (plain, found) = split_at_file(slices);
+        let (plain, found) = self.split_at_found(slices);
         self.note_protocol(plain);
         // A body is told at once: hyper may ask it for more before this call has written anything.
         let before_body = self.protocol == Protocol::Http1 && recognise(plain);
@@ -216,7 +185,14 @@ impl Stream {
             self.end_sending();
             return Poll::Ready(Ok(written));
         };
-        match self.poll_send_file(cx, found) {
+        let sent = match found {
+            Found::File(found) => self.poll_send_file(cx, found),
+            Found::Pages(pages) => {
+                self.end_sending();
+                self.poll_send_pages(cx, &pages)
+            }
+        };
+        match sent {
             Poll::Ready(Ok(sent)) => Poll::Ready(Ok(written + sent)),
             // What has been written must be told first; the next call meets the rest again.
             Poll::Pending if written > 0 => Poll::Ready(Ok(written)),
@@ -230,6 +206,26 @@ impl Stream {
                 Poll::Ready(Err(error))
             }
         }
+    }
+
+    /// The slices before the first that is not copied, and that one.
+    fn split_at_found<'a, 'b>(
+        &self,
+        slices: &'a [IoSlice<'b>],
+    ) -> (&'a [IoSlice<'b>], Option<Found>) {
+        for (at, slice) in slices.iter().enumerate() {
+            let found = match locate(slice) {
+                Some(Located::File { mapping, offset }) => Found::File(InFile {
+                    mapping,
+                    offset,
+                    len: slice.len(),
+                }),
+                Some(Located::Pages(pages)) if self.sends_alone(&pages) => Found::Pages(pages),
+                _ => continue,
+            };
+            return (&slices[..at], Some(found));
+        }
+        (slices, None)
     }
 
     fn poll_send_plain(
@@ -253,118 +249,6 @@ impl Stream {
             } else {
                 Protocol::Other
             };
-        }
-    }
-
-    fn poll_send_file(&mut self, cx: &mut Context<'_>, found: InFile) -> Poll<io::Result<usize>> {
-        let mut sending = self.sending_of(found);
-        let sent = self.poll_steps(cx, &mut sending);
-        let is_over =
-            matches!(sent, Poll::Ready(Err(_))) || sending.transfer.remaining() == Some(0);
-        self.sending = Some(sending);
-        if is_over {
-            self.end_sending();
-        }
-        sent
-    }
-
-    /// The transfer of these bytes: the one under way, if it stands exactly here.
-    fn sending_of(&mut self, found: InFile) -> Box<Sending> {
-        let InFile {
-            mapping,
-            offset,
-            len,
-        } = found;
-        let is_this = |sending: &mut Box<Sending>| {
-            Arc::ptr_eq(sending.mapping.file(), mapping.file())
-                && sending.transfer.offset() == offset
-                && sending.transfer.remaining() == Some(len as u64)
-        };
-        if let Some(sending) = self.sending.take_if(is_this) {
-            return sending;
-        }
-        self.end_sending();
-        let is_corked = len >= CORKED && self.set_cork(true);
-        let plan = self.plan(&mapping);
-        let transfer =
-            Transfer::new(offset, Length::Exact(len as u64), plan).with_mapping(mapping.clone());
-        Box::new(Sending {
-            mapping,
-            transfer,
-            loading: None,
-            is_corked,
-        })
-    }
-
-    /// Forgets the transfer under way, and sends what was held back for it.
-    fn end_sending(&mut self) {
-        if self.sending.take().is_some_and(|sending| sending.is_corked) {
-            self.set_cork(false);
-        }
-    }
-
-    /// Answers whether the socket now does as told. Only TCP knows of it.
-    fn set_cork(&self, on: bool) -> bool {
-        match &self.socket {
-            Socket::Tcp(socket) => rustix::net::sockopt::set_tcp_cork(socket, on).is_ok(),
-            Socket::Unix(_) => false,
-        }
-    }
-
-    fn plan(&self, mapping: &FileMapping) -> Plan {
-        if !send_is_on() {
-            return Plan::copying();
-        }
-        let best = [Mechanism::Sendfile, Mechanism::Splice, Mechanism::Copy];
-        let plan = self.options.mechanisms.unwrap_or_else(|| Plan::of(&best));
-        let support = Support::of_process();
-        plan.without(|it| support.refusal(it).is_some() || mapping.has_refused(it))
-    }
-
-    /// Steps until bytes have moved.
-    fn poll_steps(
-        &mut self,
-        cx: &mut Context<'_>,
-        sending: &mut Sending,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            if sending.poll_resident(cx).is_pending() {
-                self.push();
-                return Poll::Pending;
-            }
-            let (mechanism, before) = (
-                sending.transfer.mechanism(),
-                sending.transfer.report().bytes(),
-            );
-            let socket = self.as_fd();
-            let step = || match sending.transfer.step(sending.mapping.file(), socket) {
-                Ok(Progress::Blocked(Side::Sink)) => Err(io::ErrorKind::WouldBlock.into()),
-                other => Ok(other),
-            };
-            match ready!(self.poll_when_writable(cx, step))? {
-                // Its count so far is in the report: bytes before the failure belong to this call.
-                Err(error) => {
-                    self.count(cx, mechanism, (error.moved() - before) as usize);
-                    return Poll::Ready(Err(error.into()));
-                }
-                Ok(_) => {
-                    let moved = (sending.transfer.report().bytes() - before) as usize;
-                    sending.note_refusals();
-                    if moved > 0 {
-                        self.count(cx, mechanism, moved);
-                        return Poll::Ready(Ok(moved));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Sends at once what was held back for the bytes of a file to share its packet: the disk takes
-    /// its time.
-    fn push(&self) {
-        if let Socket::Tcp(socket) = &self.socket {
-            // Setting it pushes, set or not (`tcp(7)`). A refusal costs 200 ms, not a byte.
-            let _ = socket.set_nodelay(true);
         }
     }
 
@@ -394,45 +278,14 @@ impl Stream {
     fn is_waiting_for_peer(&self) -> bool {
         self.sending
             .as_ref()
-            .is_none_or(|sending| sending.loading.is_none())
+            .is_none_or(|sending| !sending.is_loading())
     }
 }
 
-impl Sending {
-    /// Ready once the next bytes are in the page cache, as far as anybody can tell.
-    fn poll_resident(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.loading.is_none() {
-            let offset = self.transfer.offset();
-            let left = self.transfer.remaining().unwrap_or(u64::MAX);
-            let wanted = offset..offset.saturating_add(left);
-            let Some(cold) = residency::cold_part(&self.mapping, wanted) else {
-                return Poll::Ready(());
-            };
-            let mapping = self.mapping.clone();
-            let load = move || residency::load_mapping(&mapping, cold);
-            let Ok(runtime) = Handle::try_current() else {
-                // Outside of a runtime there is no pool: the disk is waited for here.
-                load();
-                return Poll::Ready(());
-            };
-            self.loading = Some(runtime.spawn_blocking(load));
-        }
-        if let Some(loading) = &mut self.loading {
-            // A load that was cut off, by the runtime's end, leaves the step to wait for the disk.
-            let _ = ready!(Pin::new(loading).poll(cx));
-            self.loading = None;
-        }
-        Poll::Ready(())
-    }
-
-    /// What the file's own kind cannot do, later transfers need not try.
-    fn note_refusals(&self) {
-        for step in self.transfer.report().steps_down() {
-            if matches!(step.errno, Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE) {
-                self.mapping.note_refusal(step.from);
-            }
-        }
-    }
+/// A slice that is not copied.
+enum Found {
+    File(InFile),
+    Pages(Pages),
 }
 
 /// A slice of a mapped file.
@@ -441,22 +294,6 @@ struct InFile {
     /// Where it begins, in bytes of the file.
     offset: u64,
     len: usize,
-}
-
-/// The slices before the first that is a file's, and that one.
-fn split_at_file<'a, 'b>(slices: &'a [IoSlice<'b>]) -> (&'a [IoSlice<'b>], Option<InFile>) {
-    for (at, slice) in slices.iter().enumerate() {
-        if let Some(Located::File { mapping, offset }) = locate(slice) {
-            let len = slice.len();
-            let found = InFile {
-                mapping,
-                offset,
-                len,
-            };
-            return (&slices[..at], Some(found));
-        }
-    }
-    (slices, None)
 }
 
 impl AsFd for Stream {
