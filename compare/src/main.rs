@@ -7,14 +7,18 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod entrants;
 mod error;
 mod interrupt;
 mod load;
 mod machine;
 mod measure;
+mod page;
 mod process;
+mod rounds;
 mod serve;
 mod table;
+mod targets;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
