@@ -290,6 +290,11 @@ impl Account {
         }
     }
 
+    /// Counts them from 0 again.
+    pub(crate) fn forget_copied(&self) {
+        self.copied_in_a_row.store(0, Ordering::Relaxed);
+    }
+
     /// How many bytes the kernel copied after all.
     pub(crate) fn copied(&self) -> u64 {
         self.copied.load(Ordering::Relaxed)
@@ -298,6 +303,12 @@ impl Account {
     /// How many notices in a row said that everything was copied.
     pub(crate) fn copied_in_a_row(&self) -> u32 {
         self.copied_in_a_row.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Sending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.completion().fmt(f)
     }
 }
 

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::io;
 
+use rustix::io::Errno;
+
+use crate::mechanism::is_peer_gone;
 use crate::report::Report;
 
 /// A transfer that did not reach its end.
@@ -40,6 +43,17 @@ pub enum ErrorKind {
     NotAStreamSocket,
     /// Every mechanism of the plan was refused. It happens only to forced plans: `copy` never is.
     Unsupported,
+}
+
+impl ErrorKind {
+    /// What a refusal of the sink's means.
+    pub(crate) fn of_sink(errno: Errno) -> Self {
+        match errno {
+            _ if is_peer_gone(errno) => Self::PeerClosed,
+            Errno::NOTSOCK => Self::NotAStreamSocket,
+            _ => Self::Sink,
+        }
+    }
 }
 
 impl Error {

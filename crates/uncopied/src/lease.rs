@@ -51,6 +51,21 @@ impl Memory {
         }
     }
 
+    /// Says that the frames are lent where nobody tells when they come back: they are never written to
+    /// again.
+    pub(crate) fn give_away(&self) {
+        match self {
+            Self::Pages(pages) => pages.give_away(),
+        }
+    }
+
+    /// Whether that has been said before.
+    pub(crate) fn is_for_good(&self) -> bool {
+        match self {
+            Self::Pages(pages) => pages.is_for_good(),
+        }
+    }
+
     /// The first `len` bytes of it, or all if it has fewer.
     pub(crate) fn first(&self, len: usize) -> Self {
         match self {

@@ -41,17 +41,22 @@
 //! - `tokio`: the driver for tokio's sockets, [`SendFile::to_tokio`].
 
 pub mod arena;
+mod channel;
 mod completion;
 pub mod drive;
 mod error;
+mod error_queue;
 #[cfg(test)]
 mod faults;
 mod lease;
 mod mechanism;
+mod memory_transfer;
 pub mod plan;
+mod reaper;
 mod report;
 pub mod residency;
 mod send_file;
+mod sender;
 mod sink;
 mod source;
 mod support;
@@ -59,6 +64,7 @@ mod support;
 mod sys;
 mod transfer;
 
+pub use channel::Channel;
 pub use completion::{Completion, Rule, Settled};
 pub use error::{Error, ErrorKind};
 pub use lease::{LEASED_BY_PROCESS, LEASED_BY_SENDER, leased_bytes, set_leased_at_most};
@@ -67,6 +73,7 @@ pub use plan::Mechanism;
 pub use report::{Report, StepDown};
 pub use rustix::io::Errno;
 pub use send_file::{SendFile, send_file};
+pub use sender::{OverQuota, SendOptions, Sender, Sent};
 pub use support::{Support, send_is_on, set_send};
 pub use sys::send_vectored;
 pub use transfer::{Progress, Transfer};

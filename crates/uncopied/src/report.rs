@@ -43,6 +43,15 @@ impl Report {
         self.steps_down.push(step);
     }
 
+    /// As [`step_down`](Self::step_down), unless the same was noted before: a socket that is sent to for
+    /// years may step down at every send.
+    pub(crate) fn step_down_once(&mut self, step: StepDown) {
+        let is_same = |noted: &StepDown| (noted.from, noted.errno) == (step.from, step.errno);
+        if !self.steps_down.iter().any(is_same) {
+            self.steps_down.push(step);
+        }
+    }
+
     pub(crate) fn set_switched_off(&mut self) {
         self.switched_off = true;
     }

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::arena::FileMapping;
 use crate::error::{Error, ErrorKind};
-use crate::mechanism::{self, Job, MmapWrite, Outcome, Sendfile, Side, Splice, Then, is_peer_gone};
+use crate::mechanism::{self, Job, MmapWrite, Outcome, Sendfile, Side, Splice, Then};
 use crate::plan::{Length, Mechanism, Plan};
 use crate::report::{Report, StepDown};
 use crate::support::Support;
@@ -209,9 +209,7 @@ impl Transfer {
 
     fn failed(&self, side: Side, errno: Errno) -> Error {
         let kind = match (side, self.length) {
-            (Side::Sink, _) if is_peer_gone(errno) => ErrorKind::PeerClosed,
-            (Side::Sink, _) if errno == Errno::NOTSOCK => ErrorKind::NotAStreamSocket,
-            (Side::Sink, _) => ErrorKind::Sink,
+            (Side::Sink, _) => ErrorKind::of_sink(errno),
             (Side::Source, Length::Exact(promised)) if errno == Errno::NODATA => {
                 ErrorKind::SourceTooShort { promised }
             }

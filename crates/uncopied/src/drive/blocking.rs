@@ -8,8 +8,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, socket_timeout};
 
+use crate::channel::Channel;
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
+use crate::memory_transfer::{MemoryProgress, MemoryTransfer};
 use crate::transfer::{Progress, Transfer};
 
 /// Steps `transfer` to its end, waiting wherever it is blocked.
@@ -40,6 +42,44 @@ pub fn run(transfer: &mut Transfer, source: impl AsFd, sink: impl AsFd) -> Resul
                 })?;
             }
         }
+    }
+}
+
+/// Steps the send to its end, as [`run`] does.
+pub(crate) fn send(
+    transfer: &mut MemoryTransfer,
+    channel: &mut Channel,
+    sink: BorrowedFd<'_>,
+) -> Result<(), Error> {
+    let patience = socket_timeout(sink, Timeout::Send).unwrap_or(None);
+    let mut last_progress = Instant::now();
+    loop {
+        let progress = transfer.step(channel, sink)?;
+        let left = patience.map(|patience| patience.saturating_sub(last_progress.elapsed()));
+        let waited = match progress {
+            MemoryProgress::Done => return Ok(()),
+            MemoryProgress::Moved => {
+                last_progress = Instant::now();
+                continue;
+            }
+            MemoryProgress::SteppedDown => continue,
+            MemoryProgress::Blocked => {
+                // To poll(2) a notice is an error, and the socket ready.
+                channel.reap();
+                wait(Side::Sink, sink, sink, left)
+            }
+            MemoryProgress::OverQuota if left == Some(Duration::ZERO) => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            MemoryProgress::OverQuota => channel.wait(left),
+        };
+        waited.map_err(|cause| {
+            let kind = match cause.kind() {
+                io::ErrorKind::TimedOut => ErrorKind::TimedOut,
+                _ => ErrorKind::Sink,
+            };
+            transfer.error(kind, "poll", Some(cause))
+        })?;
     }
 }
 

@@ -8,7 +8,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::io::{Errno, Result};
 
 use crate::arena::FileMapping;
-use crate::sys::{Kernel, Linux};
+use crate::lease::{Lease, Memory};
+use crate::sys::{Kernel, Linux, Queued};
 
 /// A call of [`Kernel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,12 @@ pub(super) enum Call {
     SendMapped,
     ReadAt,
     Send,
+    SendMemory,
+    AllowsZerocopy,
+    AllowZerocopy,
+    SendLent,
+    TakeQueued,
+    Vmsplice,
 }
 
 /// What a call does instead of its work.
@@ -252,6 +259,40 @@ impl Kernel for Faulty {
     fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
         self.moves(made(Call::Send, bytes.len(), 0), |count| {
             Linux.send(sink, &bytes[..count])
+        })
+    }
+
+    fn send_memory(&self, sink: BorrowedFd<'_>, memory: &Memory) -> Result<usize> {
+        self.moves(made(Call::SendMemory, memory.len(), 0), |count| {
+            Linux.send_memory(sink, &memory.first(count))
+        })
+    }
+
+    fn allows_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<bool> {
+        self.does(made(Call::AllowsZerocopy, 0, 0), || {
+            Linux.allows_zerocopy(sink)
+        })
+    }
+
+    fn allow_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<()> {
+        self.does(made(Call::AllowZerocopy, 0, 0), || {
+            Linux.allow_zerocopy(sink)
+        })
+    }
+
+    fn send_lent(&self, sink: BorrowedFd<'_>, lease: &Lease) -> Result<usize> {
+        self.moves(made(Call::SendLent, lease.memory().len(), 0), |_| {
+            Linux.send_lent(sink, lease)
+        })
+    }
+
+    fn take_queued(&self, sink: BorrowedFd<'_>) -> Result<Option<Queued>> {
+        self.does(made(Call::TakeQueued, 0, 0), || Linux.take_queued(sink))
+    }
+
+    fn vmsplice(&self, pipe: BorrowedFd<'_>, memory: &Memory) -> Result<usize> {
+        self.moves(made(Call::Vmsplice, memory.len(), 0), |count| {
+            Linux.vmsplice(pipe, &memory.first(count))
         })
     }
 }

@@ -3,6 +3,7 @@
 
 mod arms;
 mod kernel;
+mod memory;
 mod random;
 mod rules;
 

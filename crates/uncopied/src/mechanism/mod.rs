@@ -6,18 +6,24 @@
 //! the sink took.
 
 mod copy;
+mod memory;
 mod mmap_write;
+mod msg_zerocopy;
 mod sendfile;
 mod splice;
+mod vmsplice;
 
 use std::os::fd::BorrowedFd;
 
 use rustix::io::{Errno, Result};
 
 pub(crate) use copy::Copy;
+pub(crate) use memory::{Lending, MemoryOutcome, copy as copy_memory};
 pub(crate) use mmap_write::MmapWrite;
+pub(crate) use msg_zerocopy::MsgZerocopy;
 pub(crate) use sendfile::Sendfile;
 pub(crate) use splice::Splice;
+pub(crate) use vmsplice::Vmsplice;
 
 /// The most that one step moves, in bytes, so that one fast peer cannot hold an event loop. nginx
 /// takes the same (`sendfile_max_chunk 2m`). It is also below the 0x7ffff000 bytes at which every

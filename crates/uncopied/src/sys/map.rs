@@ -7,6 +7,7 @@ use std::ptr;
 use rustix::io::{Errno, Result};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
+use super::last_errno;
 use crate::arena::FileMapping;
 
 /// A range of addresses that is this process's own, without memory behind it. It is never given
@@ -159,8 +160,4 @@ pub(super) fn send_mapped(
     // the kernel only reads it. A page that the file no longer has makes the kernel answer EFAULT.
     let sent = unsafe { libc::send(sink.as_fd().as_raw_fd(), address, count, libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_| last_errno())
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -4,7 +4,9 @@
 //! [`Kernel`] lists the calls that the mechanisms make, so that a test can put a scripted kernel
 //! under the same state machine; [`Linux`] makes them.
 
+mod error_queue;
 mod map;
+mod memory;
 mod page_cache;
 mod signal;
 
@@ -15,11 +17,13 @@ use rustix::io::{Errno, Result};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
+pub(crate) use error_queue::{Notice, Queued};
 pub(crate) use map::{LooseMapping, Reservation};
 pub(crate) use page_cache::cached_pages;
 pub(crate) use signal::without_sigpipe;
 
 use crate::arena::FileMapping;
+use crate::lease::{Lease, Memory};
 
 /// The calls that the mechanisms make. Every one is a single system call unless it says otherwise,
 /// and none is repeated after `EINTR`: that is the mechanism's business.
@@ -78,6 +82,25 @@ pub(crate) trait Kernel {
 
     /// `send(2)`.
     fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize>;
+
+    /// `send(2)` of memory, without waiting: the kernel copies it.
+    fn send_memory(&self, sink: BorrowedFd<'_>, memory: &Memory) -> Result<usize>;
+
+    /// Whether `MSG_ZEROCOPY` has an effect: `getsockopt(SO_ZEROCOPY)`.
+    fn allows_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<bool>;
+
+    /// Lets `MSG_ZEROCOPY` have an effect: `setsockopt(SO_ZEROCOPY)`.
+    fn allow_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<()>;
+
+    /// `send(2)` with `MSG_ZEROCOPY`, without waiting. The kernel reads what is lent until its notice.
+    fn send_lent(&self, sink: BorrowedFd<'_>, lease: &Lease) -> Result<usize>;
+
+    /// What stands at the head of the socket's error queue, taken off: `recvmsg(MSG_ERRQUEUE)`.
+    fn take_queued(&self, sink: BorrowedFd<'_>) -> Result<Option<Queued>>;
+
+    /// `vmsplice(2)` into a pipe, without waiting. The pipe, and the socket that takes the pages from
+    /// there, refer to the frames as they are; nobody says until when.
+    fn vmsplice(&self, pipe: BorrowedFd<'_>, memory: &Memory) -> Result<usize>;
 }
 
 /// The real kernel.
@@ -153,6 +176,30 @@ impl Kernel for Linux {
     fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
         rustix::net::send(sink, bytes, SendFlags::NOSIGNAL)
     }
+
+    fn send_memory(&self, sink: BorrowedFd<'_>, memory: &Memory) -> Result<usize> {
+        memory::send(sink, memory, 0)
+    }
+
+    fn allows_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<bool> {
+        error_queue::is_allowed(sink)
+    }
+
+    fn allow_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<()> {
+        error_queue::allow(sink)
+    }
+
+    fn send_lent(&self, sink: BorrowedFd<'_>, lease: &Lease) -> Result<usize> {
+        memory::send(sink, lease.memory(), libc::MSG_ZEROCOPY)
+    }
+
+    fn take_queued(&self, sink: BorrowedFd<'_>) -> Result<Option<Queued>> {
+        error_queue::take(sink)
+    }
+
+    fn vmsplice(&self, pipe: BorrowedFd<'_>, memory: &Memory) -> Result<usize> {
+        memory::vmsplice(pipe, memory)
+    }
 }
 
 /// `sendmsg(2)` of several buffers. Never raises SIGPIPE. `more` says that more bytes surely follow
@@ -173,4 +220,8 @@ pub fn send_vectored(sink: impl AsFd, buffers: &[IoSlice<'_>], more: bool) -> Re
 pub(crate) fn coarse_millis() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
     now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -1,0 +1,257 @@
+//! What a sender knows of its socket, and has lent to it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{SocketAddrAny, getpeername, getsockname};
+
+use crate::arena::Pages;
+use crate::completion::{Account, Notices, Sending};
+use crate::error::Error;
+use crate::error_queue::Orphaned;
+use crate::lease::{Memory, Quota};
+use crate::mechanism::{Lending, MemoryOutcome, MsgZerocopy, Vmsplice, copy_memory};
+use crate::memory_transfer::{MemoryProgress, MemoryTransfer};
+use crate::plan::{Mechanism, MemorySituation, Plan, plan_memory};
+use crate::reaper;
+use crate::report::{Report, StepDown};
+use crate::sender::{OverQuota, SendOptions, Sent};
+use crate::support::{Support, send_is_on};
+use crate::sys::Kernel;
+
+/// What a [`Sender`](crate::Sender) knows of its socket and has lent to it, without the socket: for I/O
+/// objects that have it elsewhere.
+///
+/// Each channel belongs to one socket, which it is given with every call. Dropping it says that the
+/// socket is closed as well; see [`leave_open`](Self::leave_open).
+#[derive(Debug)]
+pub struct Channel {
+    options: SendOptions,
+    peer: Peer,
+    support: Support,
+    quota: Arc<Quota>,
+    account: Arc<Account>,
+    msg_zerocopy: Option<MsgZerocopy>,
+    vmsplice: Vmsplice,
+    /// So many sends are not lent, as the kernel copied those before them.
+    pause: u32,
+    report: Report,
+    /// Whether the socket stays open when the channel is dropped.
+    stays_open: bool,
+}
+
+/// So many notices in a row that say "copied", and lending pauses.
+const COPIED_TOO_OFTEN: u32 = 8;
+
+/// For so many sends. The next ones try again: routes change.
+const PAUSE: u32 = 256;
+
+/// For so long at most nobody looks whether others have had something back.
+const MOMENT: Duration = Duration::from_millis(10);
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Peer {
+    is_tcp: bool,
+    /// Its address is one of this machine's: the kernel copies what it is lent.
+    is_here: bool,
+}
+
+impl Peer {
+    fn of(socket: BorrowedFd<'_>) -> Self {
+        let ip = |address: SocketAddrAny| SocketAddr::try_from(address).ok();
+        let there = getpeername(socket).ok().flatten().and_then(ip);
+        let here = getsockname(socket).ok().and_then(ip);
+        let is_here = there.is_some_and(|there| {
+            let there = there.ip().to_canonical();
+            there.is_loopback() || here.is_some_and(|here| here.ip().to_canonical() == there)
+        });
+        Self {
+            is_tcp: there.is_some(),
+            is_here,
+        }
+    }
+}
+
+impl Channel {
+    /// The channel to this connected socket.
+    #[must_use]
+    pub fn new(socket: impl AsFd, options: SendOptions) -> Self {
+        Self {
+            peer: Peer::of(socket.as_fd()),
+            support: Support::of_process(),
+            quota: Quota::new(options.leased_at_most),
+            options,
+            account: Arc::default(),
+            msg_zerocopy: None,
+            vmsplice: Vmsplice::default(),
+            pause: 0,
+            report: Report::default(),
+            stays_open: false,
+        }
+    }
+
+    /// Makes one try to send these bytes, without waiting. The answer tells how many the socket took, from
+    /// the first on, at most 2 MiB; 0 if it is full, or nothing more may be [lent](OverQuota::Wait).
+    ///
+    /// # Errors
+    ///
+    /// See [`ErrorKind`](crate::ErrorKind).
+    pub fn try_send(&mut self, pages: &Pages, socket: impl AsFd) -> Result<Sent, Error> {
+        let mut transfer = self.transfer(Memory::Pages(pages.clone()));
+        while let MemoryProgress::SteppedDown = transfer.step(self, socket.as_fd())? {}
+        Ok(transfer.into_sent())
+    }
+
+    /// A send of these bytes, of which nothing has happened yet.
+    pub(crate) fn transfer(&mut self, memory: Memory) -> MemoryTransfer {
+        let plan = self.plan(&memory);
+        MemoryTransfer::new(memory, plan)
+    }
+
+    fn plan(&mut self, memory: &Memory) -> Plan {
+        let switched_on = send_is_on();
+        if let Some(forced) = self.options.forced
+            && switched_on
+        {
+            return forced;
+        }
+        let copies_anyway = self.peer.is_here || self.is_pausing();
+        plan_memory(&MemorySituation {
+            len: memory.len(),
+            is_page_aligned: memory.address().is_multiple_of(rustix::param::page_size()),
+            is_for_good: memory.is_for_good(),
+            copies_anyway,
+            is_tcp: self.peer.is_tcp,
+            driver: self.options.driver,
+            switched_on,
+            support: &self.support,
+        })
+    }
+
+    /// Whether lending pauses, because the kernel keeps copying what it is lent.
+    fn is_pausing(&mut self) -> bool {
+        if self.pause == 0 && self.account.copied_in_a_row() >= COPIED_TOO_OFTEN {
+            self.account.forget_copied();
+            self.pause = PAUSE;
+        }
+        let is_pausing = self.pause > 0;
+        self.pause = self.pause.saturating_sub(1);
+        is_pausing
+    }
+
+    /// Makes one try to move bytes by `mechanism`.
+    pub(crate) fn step(
+        &mut self,
+        kernel: &impl Kernel,
+        mechanism: Mechanism,
+        sink: BorrowedFd<'_>,
+        memory: &Memory,
+        sending: &Sending,
+    ) -> MemoryOutcome {
+        let lending = Lending {
+            quota: &self.quota,
+            account: &self.account,
+            sending,
+        };
+        if mechanism != Mechanism::Vmsplice {
+            self.vmsplice.forget();
+        }
+        match mechanism {
+            Mechanism::Copy => copy_memory(kernel, sink, memory, sending),
+            Mechanism::Vmsplice => self.vmsplice.step(kernel, sink, memory, &lending),
+            Mechanism::MsgZerocopy => {
+                let tool = match &self.msg_zerocopy {
+                    Some(tool) => tool,
+                    None => match MsgZerocopy::new(kernel, sink) {
+                        Ok(tool) => self.msg_zerocopy.insert(tool),
+                        Err(errno) => return MemoryOutcome::Unsupported(errno),
+                    },
+                };
+                tool.step(kernel, sink, memory, &lending)
+            }
+            // For files.
+            _ => MemoryOutcome::Unsupported(Errno::INVAL),
+        }
+    }
+
+    pub(crate) fn over_quota(&self) -> OverQuota {
+        self.options.over_quota
+    }
+
+    pub(crate) fn count(&mut self, mechanism: Mechanism, bytes: u64) {
+        self.report.count(mechanism, bytes);
+    }
+
+    /// Notes that `mechanism` does not work here.
+    pub(crate) fn refuse(&mut self, mechanism: Mechanism, errno: Errno) {
+        self.support.note(mechanism, errno);
+    }
+
+    pub(crate) fn note(&mut self, step: StepDown) {
+        self.report.step_down_once(step);
+    }
+
+    /// What was sent in all, by mechanism, and how much of it the kernel is known to have copied after
+    /// all. Of the steps down, the first of each kind.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let mut report = self.report.clone();
+        report.count_copied_after_all(self.account.copied());
+        report
+    }
+
+    /// How many bytes are lent, counted by whole pages.
+    #[must_use]
+    pub fn leased(&self) -> u64 {
+        self.quota.leased()
+    }
+
+    /// Takes in the notices that have come, which settles their completions.
+    pub fn reap(&self) {
+        if let Some(tool) = &self.msg_zerocopy {
+            tool.queue().reap();
+        }
+    }
+
+    /// Waits until some of what is lent may have come back, a short time at most: what is in the way may
+    /// be lent by others.
+    pub(crate) fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
+        let moment = limit.map_or(MOMENT, |limit| limit.min(MOMENT));
+        match &self.msg_zerocopy {
+            Some(tool) if !tool.queue().is_empty() => tool.queue().wait(Some(moment)),
+            _ => {
+                thread::sleep(moment);
+                Ok(())
+            }
+        }
+    }
+
+    /// Drops the channel to a socket that stays open.
+    pub fn leave_open(mut self) {
+        self.stays_open = true;
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        let Some(tool) = &self.msg_zerocopy else {
+            return;
+        };
+        let queue = Arc::clone(tool.queue());
+        queue.reap();
+        if queue.is_empty() {
+            return;
+        }
+        let is_closed = !self.stays_open;
+        if is_closed {
+            queue.shut_down();
+        }
+        reaper::adopt(Box::new(Orphaned { queue, is_closed }));
+    }
+}

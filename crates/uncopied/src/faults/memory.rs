@@ -1,0 +1,208 @@
+//! Every arm of the errno tables of the mechanisms for memory.
+
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+
+use super::kernel::{Call, Fault, Faulty, Rule};
+use crate::ErrorKind;
+use crate::arena::PageBuffer;
+use crate::channel::Channel;
+use crate::completion::{Rule as FreeBy, Settled};
+use crate::error::Error;
+use crate::lease::Memory;
+use crate::memory_transfer::{MemoryProgress, MemoryTransfer};
+use crate::plan::Mechanism::{Copy, MsgZerocopy, Vmsplice};
+use crate::plan::{Mechanism, Plan};
+use crate::report::Report;
+use crate::sender::{OverQuota, SendOptions};
+
+const LEN: usize = 100_000;
+
+fn pages(seed: u8) -> Memory {
+    let mut buffer = PageBuffer::zeroed(LEN).expect("taken");
+    for (at, byte) in buffer.iter_mut().enumerate() {
+        *byte = (at % 251) as u8 ^ seed;
+    }
+    Memory::Pages(buffer.freeze())
+}
+
+fn tcp() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let socket = TcpStream::connect(address).expect("connected");
+    socket.set_nonblocking(true).expect("set");
+    (socket, listener.accept().expect("accepted").0)
+}
+
+/// Sends by this plan under these rules, and compares what arrives.
+fn send(plan: &[Mechanism], rules: Vec<Rule>) -> Result<(Report, Settled), Error> {
+    let kernel = Faulty::new(rules);
+    let (socket, mut peer) = tcp();
+    let mut channel = Channel::new(socket.as_fd(), SendOptions::default());
+    let memory = pages(1);
+    let mut transfer = MemoryTransfer::new(memory, Plan::of(plan));
+    while transfer.step_by(&kernel, &mut channel, socket.as_fd())? != MemoryProgress::Done {}
+    let sent = transfer.into_sent();
+    let mut got = vec![0; LEN];
+    peer.read_exact(&mut got).expect("all of it");
+    assert!(
+        got.iter()
+            .enumerate()
+            .all(|(at, byte)| *byte == (at % 251) as u8 ^ 1)
+    );
+    let settled = sent.completion().wait(None).expect("no time-out");
+    assert_eq!(settled.bytes, LEN as u64);
+    Ok((sent.report().clone(), settled))
+}
+
+fn fails(call: Call, errno: Errno) -> Vec<Rule> {
+    vec![Rule::once(call, 0, Fault::Fails(errno))]
+}
+
+#[test]
+fn what_is_refused_steps_down_and_says_why() {
+    let refusals = [
+        (MsgZerocopy, Call::AllowsZerocopy, Errno::NOPROTOOPT),
+        (MsgZerocopy, Call::AllowZerocopy, Errno::OPNOTSUPP),
+        (MsgZerocopy, Call::AllowZerocopy, Errno::PERM),
+        (MsgZerocopy, Call::SendLent, Errno::INVAL),
+        (MsgZerocopy, Call::SendLent, Errno::OPNOTSUPP),
+        (MsgZerocopy, Call::SendLent, Errno::NOBUFS),
+        (Vmsplice, Call::Pipe, Errno::MFILE),
+        (Vmsplice, Call::Pipe, Errno::NFILE),
+        (Vmsplice, Call::Vmsplice, Errno::AGAIN),
+        (Vmsplice, Call::Vmsplice, Errno::FAULT),
+        (Vmsplice, Call::Vmsplice, Errno::NOSYS),
+        (Vmsplice, Call::SpliceOut, Errno::INVAL),
+        (Vmsplice, Call::SpliceOut, Errno::NOMEM),
+    ];
+    for (mechanism, call, errno) in refusals {
+        let (report, settled) = send(&[mechanism, Copy], fails(call, errno)).expect("copied");
+        assert_eq!(report.by(Copy), LEN as u64, "{call:?} {errno:?}");
+        let [step] = report.steps_down() else {
+            panic!("{call:?} {errno:?}: {report}");
+        };
+        assert_eq!(
+            (step.from, step.to, step.errno, step.at),
+            (mechanism, Copy, errno, 0)
+        );
+        assert_eq!((settled.copied, settled.rule), (LEN as u64, FreeBy::Copied));
+    }
+}
+
+/// ENOBUFS passes: only the send that met it is copied.
+#[test]
+fn after_enobufs_the_next_step_is_lent_again() {
+    let kernel = Faulty::new(fails(Call::SendLent, Errno::NOBUFS));
+    let (socket, _peer) = tcp();
+    let mut channel = Channel::new(socket.as_fd(), SendOptions::default());
+    for expected in [Copy, MsgZerocopy] {
+        let mut transfer = MemoryTransfer::new(pages(0), Plan::of(&[MsgZerocopy]));
+        transfer
+            .step_by(&kernel, &mut channel, socket.as_fd())
+            .expect("sent");
+        let report = transfer.into_sent().report().clone();
+        assert_eq!(report.by(expected), report.bytes());
+        assert!(report.bytes() > 0);
+    }
+}
+
+#[test]
+fn what_breaks_the_connection_is_an_error_that_counts() {
+    let failures = [
+        (MsgZerocopy, Call::SendLent),
+        (Vmsplice, Call::SpliceOut),
+        (Copy, Call::SendMemory),
+    ];
+    for (mechanism, call) in failures {
+        for (errno, kind) in [
+            (Errno::PIPE, ErrorKind::PeerClosed),
+            (Errno::CONNRESET, ErrorKind::PeerClosed),
+            (Errno::TIMEDOUT, ErrorKind::Sink),
+        ] {
+            let error = send(&[mechanism, Copy], fails(call, errno)).expect_err("broken");
+            assert_eq!((error.kind(), error.moved()), (kind, 0), "{mechanism}");
+        }
+    }
+}
+
+#[test]
+fn interruptions_and_narrow_pipes_change_nothing() {
+    for (mechanism, call) in [
+        (MsgZerocopy, Call::SendLent),
+        (MsgZerocopy, Call::TakeQueued),
+        (Vmsplice, Call::Vmsplice),
+        (Vmsplice, Call::SpliceOut),
+        (Vmsplice, Call::ResizePipe),
+        (Copy, Call::SendMemory),
+    ] {
+        let (report, _) = send(&[mechanism], fails(call, Errno::INTR)).expect("sent");
+        assert_eq!(report.by(mechanism), LEN as u64, "{call:?}");
+    }
+}
+
+/// Whatever a pipe holds of one send never goes out in another.
+#[test]
+fn what_a_pipe_holds_is_not_sent_for_other_memory() {
+    let blocked = vec![Rule::once(Call::SpliceOut, 0, Fault::Fails(Errno::AGAIN))];
+    let kernel = Faulty::new(blocked);
+    let (socket, mut peer) = tcp();
+    let mut channel = Channel::new(socket.as_fd(), SendOptions::default());
+    let plan = Plan::of(&[Vmsplice]);
+    let mut given_up = MemoryTransfer::new(pages(1), plan);
+    let progress = given_up
+        .step_by(&kernel, &mut channel, socket.as_fd())
+        .expect("blocked");
+    assert_eq!(progress, MemoryProgress::Blocked);
+    drop(given_up);
+    let mut transfer = MemoryTransfer::new(pages(2), plan);
+    while transfer
+        .step_by(&kernel, &mut channel, socket.as_fd())
+        .expect("sent")
+        != MemoryProgress::Done
+    {}
+    let mut got = vec![0; LEN];
+    peer.read_exact(&mut got).expect("all of it");
+    assert!(
+        got.iter()
+            .enumerate()
+            .all(|(at, byte)| *byte == (at % 251) as u8 ^ 2)
+    );
+}
+
+/// What is over the quota is copied, or waits, as the options say.
+#[test]
+fn beyond_the_quota_a_send_is_copied_or_waits() {
+    for over_quota in [OverQuota::Copy, OverQuota::Wait] {
+        let kernel = Faulty::new(Vec::new());
+        let (socket, mut peer) = tcp();
+        let options = SendOptions::default()
+            .leased_at_most(LEN as u64)
+            .over_quota(over_quota);
+        let mut channel = Channel::new(socket.as_fd(), options);
+        let plan = Plan::of(&[MsgZerocopy]);
+        let mut first = MemoryTransfer::new(pages(1), plan);
+        let done = first.step_by(&kernel, &mut channel, socket.as_fd());
+        assert_eq!(done.expect("sent"), MemoryProgress::Done);
+        assert!(channel.leased() >= LEN as u64, "the peer has read nothing");
+        let mut second = MemoryTransfer::new(pages(1), plan);
+        let progress = second
+            .step_by(&kernel, &mut channel, socket.as_fd())
+            .expect("no failure");
+        match over_quota {
+            OverQuota::Copy => assert!(second.into_sent().report().by(Copy) > 0),
+            OverQuota::Wait => {
+                assert_eq!(progress, MemoryProgress::OverQuota);
+                peer.read_exact(&mut vec![0; LEN]).expect("all of it");
+                first.into_sent().completion().wait(None).expect("free");
+                let progress = second
+                    .step_by(&kernel, &mut channel, socket.as_fd())
+                    .expect("sent");
+                assert_eq!(progress, MemoryProgress::Done);
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The paved path for memory: these pages to that socket, and when are they free?
+
+use std::fmt;
+use std::os::fd::AsFd;
+
+use crate::arena::Pages;
+use crate::channel::Channel;
+use crate::completion::Completion;
+use crate::drive;
+use crate::error::Error;
+use crate::lease::{LEASED_BY_SENDER, Memory};
+use crate::plan::{Driver, Mechanism, Plan};
+use crate::report::Report;
+
+/// How a [`Sender`] sends.
+#[derive(Clone, Debug)]
+pub struct SendOptions {
+    pub(crate) forced: Option<Plan>,
+    pub(crate) leased_at_most: u64,
+    pub(crate) over_quota: OverQuota,
+    pub(crate) driver: Driver,
+}
+
+/// What becomes of a send that would lend more memory than may be lent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OverQuota {
+    /// It is copied.
+    #[default]
+    Copy,
+    /// It waits until some of what is lent has come back: for the peer.
+    Wait,
+}
+
+impl Default for SendOptions {
+    fn default() -> Self {
+        Self {
+            forced: None,
+            leased_at_most: LEASED_BY_SENDER,
+            over_quota: OverQuota::Copy,
+            driver: Driver::Caller,
+        }
+    }
+}
+
+impl SendOptions {
+    /// Forces these mechanisms, in this order, and no other; if none of them is supported, sends fail.
+    /// An empty list leaves the choice to the [plan](crate::plan::plan_memory).
+    ///
+    /// The [switch](crate::set_send) overrules it.
+    #[must_use]
+    pub fn mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
+        self.forced = (!mechanisms.is_empty()).then(|| Plan::of(mechanisms));
+        self
+    }
+
+    /// Who waits for the socket: it decides how the kernel's notices come. A socket of tokio's must say
+    /// so.
+    #[must_use]
+    pub fn driver(mut self, driver: Driver) -> Self {
+        self.driver = driver;
+        self
+    }
+
+    /// How many bytes this sender may have lent at a time, counted by whole pages; 16 MiB unless said
+    /// otherwise. One send is always granted, however long.
+    #[must_use]
+    pub fn leased_at_most(mut self, bytes: u64) -> Self {
+        self.leased_at_most = bytes;
+        self
+    }
+
+    /// What becomes of what lies beyond it, or beyond what the [process](crate::set_leased_at_most) may
+    /// lend.
+    #[must_use]
+    pub fn over_quota(mut self, over_quota: OverQuota) -> Self {
+        self.over_quota = over_quota;
+        self
+    }
+}
+
+/// A stream socket that memory is sent to by lending it.
+///
+/// Each send answers as soon as the socket has taken the bytes, with a [`Completion`] that tells when the
+/// pages are free. The pages are kept for as long as the kernel reads them, whatever becomes of the
+/// completion, the sender, the socket, or the future that waited.
+///
+/// ```
+/// use std::net::{TcpListener, TcpStream};
+/// use uncopied::Sender;
+/// use uncopied::arena::PageBuffer;
+///
+/// # let listener = TcpListener::bind("127.0.0.1:0")?;
+/// # let address = listener.local_addr()?;
+/// let mut sender = Sender::new(TcpStream::connect(address)?);
+/// # let _peer = listener.accept()?;
+/// let pages = PageBuffer::copy_of(b"hello")?.freeze();
+/// let sent = sender.send(pages)?;
+/// println!("{}", sent.report());
+/// let settled = sent.completion().wait(None)?;
+/// println!("free after {:?}, {} bytes copied", settled.took, settled.copied);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # What else may use the socket
+///
+/// Reading, as ever, by [`get_ref`](Self::get_ref). Other writes go between two sends. Nobody else may
+/// use `MSG_ZEROCOPY` on it, or read its error queue.
+///
+/// # Dropping it
+///
+/// What has been sent goes out. If memory is still lent, the connection is closed once the peer has
+/// taken it, by a thread of the library's; a peer that takes nothing for a minute is cut off.
+pub struct Sender<S> {
+    channel: Channel,
+    socket: S,
+}
+
+/// What a send did.
+#[derive(Clone, Debug)]
+#[must_use = "it tells how many bytes the socket took, and when the pages are free"]
+pub struct Sent {
+    report: Report,
+    completion: Completion,
+}
+
+impl Sent {
+    pub(crate) fn new(report: Report, completion: Completion) -> Self {
+        Self { report, completion }
+    }
+
+    /// How many bytes the socket took.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.report.bytes()
+    }
+
+    /// By which mechanisms, and every step down. Whether the kernel copied what it was lent is not
+    /// known yet: that is for the completion to tell.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// When the pages are free.
+    pub fn completion(&self) -> &Completion {
+        &self.completion
+    }
+
+    /// When the pages are free: to be kept.
+    pub fn into_completion(self) -> Completion {
+        self.completion
+    }
+}
+
+impl<S: AsFd + 'static> Sender<S> {
+    /// A sender to this socket, with the usual [options](SendOptions).
+    #[must_use]
+    pub fn new(socket: S) -> Self {
+        Self::with(socket, SendOptions::default())
+    }
+
+    /// A sender to this socket.
+    #[must_use]
+    pub fn with(socket: S, options: SendOptions) -> Self {
+        let channel = Channel::new(socket.as_fd(), options);
+        Self { channel, socket }
+    }
+
+    /// Sends all of these bytes, and waits until the socket has taken them; not until they have arrived.
+    /// The socket may be blocking or not, and its send time-out is obeyed.
+    ///
+    /// # Errors
+    ///
+    /// See [`ErrorKind`](crate::ErrorKind). The error tells how many bytes the socket had taken; their
+    /// pages are kept for as long as they must be.
+    pub fn send(&mut self, pages: Pages) -> Result<Sent, Error> {
+        let mut transfer = self.channel.transfer(Memory::Pages(pages));
+        drive::blocking::send(&mut transfer, &mut self.channel, self.socket.as_fd())?;
+        Ok(transfer.into_sent())
+    }
+
+    /// Makes one try to send these bytes, without waiting: for event loops of your own. The answer tells
+    /// how many the socket took, from the first on; 0 if it is full, or nothing more may be
+    /// [lent](OverQuota::Wait).
+    ///
+    /// An event loop calls [`reap`](Self::reap) when the socket reports an error (`EPOLLERR`): that is
+    /// what a notice looks like.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub fn try_send(&mut self, pages: &Pages) -> Result<Sent, Error> {
+        self.channel.try_send(pages, &self.socket)
+    }
+
+    /// Takes in the notices that have come, which settles their completions. Completions that are asked
+    /// or waited for do this by themselves.
+    pub fn reap(&self) {
+        self.channel.reap();
+    }
+
+    /// How many bytes are lent, counted by whole pages.
+    #[must_use]
+    pub fn leased(&self) -> u64 {
+        self.channel.leased()
+    }
+
+    /// What this sender has sent in all, by mechanism, and how much of it the kernel is known to have
+    /// copied after all. Of its steps down, the first of each kind.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        self.channel.report()
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn get_ref(&self) -> &S {
+        &self.socket
+    }
+
+    /// The socket back. What is still lent is looked after.
+    ///
+    /// If something was sent by `MSG_ZEROCOPY`, no other sender can send by it on this socket again:
+    /// the kernel's numbers go on where this one stopped.
+    #[must_use]
+    pub fn into_inner(self) -> S {
+        let Self { channel, socket } = self;
+        channel.leave_open();
+        socket
+    }
+}
+
+impl<S: AsFd> fmt::Debug for Sender<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender")
+            .field("socket", &self.socket.as_fd())
+            .field("leased", &self.channel.leased())
+            .finish_non_exhaustive()
+    }
+}
