@@ -49,6 +49,11 @@ impl Trouble {
         Self::Failed(format!("at {at}: {error}"))
     }
 
+    /// Whether there may be results from before it.
+    pub(crate) fn is_half_way(&self) -> bool {
+        matches!(self, Self::Failed(_))
+    }
+
     /// For the report.
     pub(crate) fn text(&self) -> String {
         match self {

@@ -161,6 +161,18 @@ pub(crate) fn facts(files: &Path) -> Vec<(&'static str, String)> {
     facts
 }
 
+/// The bounds within which the kernel sizes socket buffers: least, first, greatest, in bytes.
+pub(crate) fn tcp_facts() -> Vec<(&'static str, String)> {
+    ["tcp_wmem", "tcp_rmem"]
+        .into_iter()
+        .filter_map(|name| {
+            let text = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok()?;
+            let words: Vec<&str> = text.split_whitespace().collect();
+            Some((name, words.join(" ")))
+        })
+        .collect()
+}
+
 /// The version of a dependency that this program is built with.
 pub(crate) fn dependency_version(name: &str) -> String {
     let entry = format!("name = \"{name}\"\nversion = \"");

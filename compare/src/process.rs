@@ -97,7 +97,8 @@ pub(crate) struct Pinned {
 }
 
 impl Pinned {
-    /// Starts `command` on `cpu`. What it writes goes to `output`, and its errors to the file `errors`.
+    /// Starts `command` on `cpu`. What it writes goes to `output`, and its errors to the file `errors`. Its
+    /// input is open and empty until [`Pinned::end_input`].
     pub(crate) fn start(
         command: &[OsString],
         cpu: usize,
@@ -112,7 +113,7 @@ impl Pinned {
             .arg(cpu.to_string())
             .arg("--")
             .args(command)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(output)
             .stderr(log)
             // A group of its own: Ctrl-C reaches this tool only, which then ends its children.
@@ -132,6 +133,36 @@ impl Pinned {
             Ok(Some(status)) => Err(self.ended(status)),
             Err(source) => Err(source).context(|| "cannot watch a child process".into()),
         }
+    }
+
+    /// Closes the process's input, which tells those that wait for it that their work is done.
+    pub(crate) fn end_input(&mut self) {
+        self.child.stdin = None;
+    }
+
+    /// Waits until the process has ended by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] if it does not within `limit`, or says that it failed.
+    pub(crate) fn wait(&mut self, limit: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            interrupt::check()?;
+            match self.child.try_wait() {
+                Ok(None) => thread::sleep(TICK),
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => return Err(self.ended(status)),
+                Err(source) => {
+                    return Err(source).context(|| "cannot watch a child process".into());
+                }
+            }
+        }
+        Err(Error::Unavailable(format!(
+            "it did not end within {} s{}",
+            limit.as_secs(),
+            self.last_words()
+        )))
     }
 
     fn ended(&self, status: ExitStatus) -> Error {

@@ -8,6 +8,8 @@ pub(crate) enum Bound {
     AtLeast(f64),
     /// Not more than this.
     AtMost(f64),
+    /// Less than this.
+    Below(f64),
 }
 
 /// A ratio of two contenders at one size, and its bound.
@@ -29,6 +31,7 @@ impl Bound {
         match self {
             Self::AtLeast(value) => format!("≥ {value:.2}"),
             Self::AtMost(value) => format!("≤ {value:.2}"),
+            Self::Below(value) => format!("< {value:.2}"),
         }
     }
 
@@ -39,6 +42,7 @@ impl Bound {
         let met = match *self {
             Self::AtLeast(value) => median >= value,
             Self::AtMost(value) => median <= value,
+            Self::Below(value) => median < value,
         };
         if met { "pass" } else { "**short**" }
     }
@@ -87,6 +91,8 @@ mod tests {
         assert_eq!(Bound::AtLeast(1.5).verdict(spread(1.49)), "**short**");
         assert_eq!(Bound::AtMost(1.05).verdict(spread(1.05)), "pass");
         assert_eq!(Bound::AtMost(1.05).verdict(spread(1.06)), "**short**");
+        assert_eq!(Bound::Below(1.0).verdict(spread(0.99)), "pass");
+        assert_eq!(Bound::Below(1.0).verdict(spread(1.0)), "**short**");
         assert_eq!(Bound::AtMost(1.05).verdict(None), "not measured");
     }
 
