@@ -1,5 +1,7 @@
 //! What a sender knows of its socket, and has lent to it.
 
+#[cfg(feature = "tokio")]
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,14 +12,15 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, getpeername, getsockname};
 
+use crate::acknowledgements::Acknowledgements;
 use crate::arena::Pages;
 use crate::completion::{Account, Notices, Sending};
 use crate::error::Error;
 use crate::error_queue::Orphaned;
 use crate::lease::{Memory, Quota};
-use crate::mechanism::{Lending, MemoryOutcome, MsgZerocopy, Vmsplice, copy_memory};
+use crate::mechanism::{Lending, MemoryOutcome, MsgZerocopy, Vmsplice, copy_memory, send_zc};
 use crate::memory_transfer::{MemoryProgress, MemoryTransfer};
-use crate::plan::{Mechanism, MemorySituation, Plan, plan_memory};
+use crate::plan::{Driver, Mechanism, MemorySituation, Plan, plan_memory};
 use crate::reaper;
 use crate::report::{Report, StepDown};
 use crate::sender::{OverQuota, SendOptions, Sent};
@@ -32,12 +35,15 @@ use crate::sys::Kernel;
 #[derive(Debug)]
 pub struct Channel {
     options: SendOptions,
+    driver: Driver,
     peer: Peer,
     support: Support,
     quota: Arc<Quota>,
     account: Arc<Account>,
     msg_zerocopy: Option<MsgZerocopy>,
     vmsplice: Vmsplice,
+    acknowledgements: Option<Arc<Acknowledgements>>,
+    unfinished: Option<Unfinished>,
     /// So many sends are not lent, as the kernel copied those before them.
     pause: u32,
     report: Report,
@@ -62,6 +68,35 @@ struct Peer {
     is_here: bool,
 }
 
+/// What the last try left over.
+#[derive(Clone, Copy, Debug)]
+struct Unfinished {
+    whole: Shape,
+    /// The address of the first byte that the socket did not take.
+    rest: usize,
+}
+
+/// What a plan makes of memory.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    len: usize,
+    is_page_aligned: bool,
+    is_for_good: bool,
+}
+
+impl Shape {
+    fn of(parts: &[Memory]) -> Self {
+        let page = rustix::param::page_size();
+        Self {
+            len: parts.iter().map(Memory::len).sum(),
+            is_page_aligned: parts
+                .first()
+                .is_some_and(|first| first.address().is_multiple_of(page)),
+            is_for_good: parts.iter().all(Memory::is_for_good),
+        }
+    }
+}
+
 impl Peer {
     fn of(socket: BorrowedFd<'_>) -> Self {
         let ip = |address: SocketAddrAny| SocketAddr::try_from(address).ok();
@@ -79,10 +114,11 @@ impl Peer {
 }
 
 impl Channel {
-    /// The channel to this connected socket.
+    /// The channel to this connected socket, which `driver` waits for.
     #[must_use]
-    pub fn new(socket: impl AsFd, options: SendOptions) -> Self {
+    pub fn new(socket: impl AsFd, driver: Driver, options: SendOptions) -> Self {
         Self {
+            driver,
             peer: Peer::of(socket.as_fd()),
             support: Support::of_process(),
             quota: Quota::new(options.leased_at_most),
@@ -90,6 +126,8 @@ impl Channel {
             account: Arc::default(),
             msg_zerocopy: None,
             vmsplice: Vmsplice::default(),
+            acknowledgements: None,
+            unfinished: None,
             pause: 0,
             report: Report::default(),
             stays_open: false,
@@ -99,22 +137,37 @@ impl Channel {
     /// Makes one try to send these bytes, without waiting. The answer tells how many the socket took, from
     /// the first on, at most 2 MiB; 0 if it is full, or nothing more may be [lent](OverQuota::Wait).
     ///
+    /// A try with exactly the rest of what the last one was given goes on as that one began; anything else
+    /// is planned anew.
+    ///
     /// # Errors
     ///
     /// See [`ErrorKind`](crate::ErrorKind).
     pub fn try_send(&mut self, pages: &Pages, socket: impl AsFd) -> Result<Sent, Error> {
-        let mut transfer = self.transfer(Memory::Pages(pages.clone()));
+        let address = pages.as_ptr().addr();
+        let parts = vec![Memory::Pages(pages.clone())];
+        let whole = match self.unfinished.take() {
+            Some(unfinished) if unfinished.rest == address => unfinished.whole,
+            _ => Shape::of(&parts),
+        };
+        let mut transfer = MemoryTransfer::new(parts, self.plan(whole));
         while let MemoryProgress::SteppedDown = transfer.step(self, socket.as_fd())? {}
-        Ok(transfer.into_sent())
+        let sent = transfer.into_sent();
+        let taken = sent.bytes() as usize;
+        self.unfinished = (taken < pages.len()).then(|| Unfinished {
+            whole,
+            rest: address + taken,
+        });
+        Ok(sent)
     }
 
-    /// A send of these bytes, of which nothing has happened yet.
-    pub(crate) fn transfer(&mut self, memory: Memory) -> MemoryTransfer {
-        let plan = self.plan(&memory);
-        MemoryTransfer::new(memory, plan)
+    /// A send of these parts, in their order, of which nothing has happened yet.
+    pub(crate) fn transfer(&mut self, parts: Vec<Memory>) -> MemoryTransfer {
+        let plan = self.plan(Shape::of(&parts));
+        MemoryTransfer::new(parts, plan)
     }
 
-    fn plan(&mut self, memory: &Memory) -> Plan {
+    fn plan(&mut self, shape: Shape) -> Plan {
         let switched_on = send_is_on();
         if let Some(forced) = self.options.forced
             && switched_on
@@ -123,12 +176,12 @@ impl Channel {
         }
         let copies_anyway = self.peer.is_here || self.is_pausing();
         plan_memory(&MemorySituation {
-            len: memory.len(),
-            is_page_aligned: memory.address().is_multiple_of(rustix::param::page_size()),
-            is_for_good: memory.is_for_good(),
+            len: shape.len,
+            is_page_aligned: shape.is_page_aligned,
+            is_for_good: shape.is_for_good,
             copies_anyway,
             is_tcp: self.peer.is_tcp,
-            driver: self.options.driver,
+            driver: self.driver,
             switched_on,
             support: &self.support,
         })
@@ -145,16 +198,25 @@ impl Channel {
         is_pausing
     }
 
-    /// Makes one try to move bytes by `mechanism`.
+    /// Makes one try to move bytes by `mechanism`, from the beginning of these parts on, of which there is
+    /// at least one. `send_zc` takes several at once.
     pub(crate) fn step(
         &mut self,
         kernel: &impl Kernel,
         mechanism: Mechanism,
         sink: BorrowedFd<'_>,
-        memory: &Memory,
+        parts: &[Memory],
         sending: &Sending,
     ) -> MemoryOutcome {
+        let Some(memory) = parts.first() else {
+            return MemoryOutcome::Blocked;
+        };
+        if mechanism == Mechanism::Vmsplice && self.counts_acknowledgements() {
+            // Without one, nothing comes back.
+            self.acknowledgements = Acknowledgements::of(sink).ok().map(Arc::new);
+        }
         let lending = Lending {
+            acknowledgements: self.acknowledgements.as_ref(),
             quota: &self.quota,
             account: &self.account,
             sending,
@@ -175,9 +237,19 @@ impl Channel {
                 };
                 tool.step(kernel, sink, memory, &lending)
             }
+            Mechanism::SendZc => send_zc::step(sink, parts, &lending),
             // For files.
             _ => MemoryOutcome::Unsupported(Errno::INVAL),
         }
+    }
+
+    /// Whether to begin counting what the peer has acknowledged. Not on tokio, where nothing would wake
+    /// whoever awaits that.
+    fn counts_acknowledgements(&self) -> bool {
+        self.options.peer_is_remote
+            && self.peer.is_tcp
+            && self.driver == Driver::Caller
+            && self.acknowledgements.is_none()
     }
 
     pub(crate) fn over_quota(&self) -> OverQuota {
@@ -217,6 +289,9 @@ impl Channel {
         if let Some(tool) = &self.msg_zerocopy {
             tool.queue().reap();
         }
+        if let Some(acknowledgements) = &self.acknowledgements {
+            acknowledgements.reap();
+        }
     }
 
     /// Waits until some of what is lent may have come back, a short time at most: what is in the way may
@@ -232,6 +307,18 @@ impl Channel {
         }
     }
 
+    /// As [`wait`](Self::wait), on tokio.
+    #[cfg(feature = "tokio")]
+    pub(crate) async fn until_less_is_lent(&self) {
+        let seen = self.account.notices();
+        if self.leased() > 0 {
+            poll_fn(|cx| self.account.poll_notice(cx, seen)).await;
+        } else {
+            // Others have lent what is too much, and nobody tells when they have it back.
+            let _ = tokio::task::spawn_blocking(|| thread::sleep(MOMENT)).await;
+        }
+    }
+
     /// Drops the channel to a socket that stays open.
     pub fn leave_open(mut self) {
         self.stays_open = true;
@@ -240,10 +327,19 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
+        if let Some(acknowledgements) = &self.acknowledgements {
+            acknowledgements.reap();
+            acknowledgements.give_all_away();
+        }
         let Some(tool) = &self.msg_zerocopy else {
             return;
         };
         let queue = Arc::clone(tool.queue());
+        if queue.is_of_parent() {
+            // Kept, as the parent keeps its own: to drop it would take its lock.
+            std::mem::forget(queue);
+            return;
+        }
         queue.reap();
         if queue.is_empty() {
             return;

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 /// It can be asked, waited for, awaited, or dropped: the pages are kept for as long as the kernel reads
 /// them either way.
 #[derive(Clone)]
-#[must_use = "dropping it is safe, but nobody then learns when the pages are free"]
 pub struct Completion(Arc<Ticket>);
 
 /// What became of a send, once the kernel is done with its pages.
@@ -278,6 +277,9 @@ pub(crate) struct Account {
     copied: AtomicU64,
     /// How many notices in a row said that everything was copied.
     copied_in_a_row: AtomicU32,
+    notices: AtomicU64,
+    /// Who waits for the next one.
+    waker: Mutex<Option<Waker>>,
 }
 
 impl Account {
@@ -287,6 +289,32 @@ impl Account {
             self.copied_in_a_row.store(0, Ordering::Relaxed);
         } else {
             self.copied_in_a_row.fetch_add(1, Ordering::Relaxed);
+        }
+        self.notices.fetch_add(1, Ordering::Release);
+        let waker = self.waker().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many notices have come.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn notices(&self) -> u64 {
+        self.notices.load(Ordering::Acquire)
+    }
+
+    /// Ready once there have been more than `seen`.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn poll_notice(&self, cx: &mut Context<'_>, seen: u64) -> Poll<()> {
+        *self.waker() = Some(cx.waker().clone());
+        if self.notices() > seen {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
         }
     }
 

@@ -13,6 +13,7 @@ use rustix::io::{Errno, Result};
 use crate::completion::{Notices, Part, Rule};
 use crate::lease::Lease;
 use crate::reaper::Orphan;
+use crate::sys::fork;
 use crate::sys::{Kernel, Linux, Notice, Queued};
 
 /// The error queue of a socket, with what the kernel still has of ours.
@@ -21,6 +22,7 @@ use crate::sys::{Kernel, Linux, Notice, Queued};
 /// more, though the kernel may still read the pages.
 #[derive(Debug)]
 pub(crate) struct ErrorQueue {
+    fork_generation: u64,
     socket: OwnedFd,
     outstanding: Mutex<Outstanding>,
 }
@@ -28,6 +30,7 @@ pub(crate) struct ErrorQueue {
 impl ErrorQueue {
     pub(crate) fn of(socket: BorrowedFd<'_>) -> Result<Self> {
         Ok(Self {
+            fork_generation: fork::generation(),
             socket: rustix::io::fcntl_dupfd_cloexec(socket, 3)?,
             outstanding: Mutex::default(),
         })
@@ -49,6 +52,12 @@ impl ErrorQueue {
         Ok(moved)
     }
 
+    /// Whether a child process looks at the queue of its parent. The notices are the parent's, and the
+    /// ledger's lock may be held for ever: the child leaves both alone.
+    pub(crate) fn is_of_parent(&self) -> bool {
+        self.fork_generation != fork::generation()
+    }
+
     /// How many sends are outstanding, and those that came back before an earlier one.
     pub(crate) fn len(&self) -> usize {
         self.lock().sends.len()
@@ -61,6 +70,9 @@ impl ErrorQueue {
 
     /// Takes in all notices that are there. Answers how many sends they settled.
     pub(crate) fn take_all(&self, kernel: &impl Kernel) -> usize {
+        if self.is_of_parent() {
+            return 0;
+        }
         let mut settled = Vec::new();
         let mut outstanding = self.lock();
         loop {
@@ -110,6 +122,9 @@ impl Notices for ErrorQueue {
     }
 
     fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
+        if self.is_of_parent() {
+            return Err(fork::of_parent());
+        }
         let began = Instant::now();
         let left = |limit: Duration| limit.saturating_sub(began.elapsed());
         loop {
@@ -152,7 +167,7 @@ impl Orphan for Orphaned {
         PollFlags::empty()
     }
 
-    fn reap(&mut self) -> usize {
+    fn reap(&self) -> usize {
         self.queue.take_all(&Linux)
     }
 
@@ -160,7 +175,7 @@ impl Orphan for Orphaned {
         self.queue.is_empty()
     }
 
-    fn give_up(&mut self) {
+    fn give_up(&self) {
         if self.is_closed {
             self.queue.abort();
         }

@@ -40,6 +40,7 @@
 //!
 //! - `tokio`: the driver for tokio's sockets, [`SendFile::to_tokio`].
 
+mod acknowledgements;
 pub mod arena;
 mod channel;
 mod completion;
@@ -73,7 +74,7 @@ pub use plan::Mechanism;
 pub use report::{Report, StepDown};
 pub use rustix::io::Errno;
 pub use send_file::{SendFile, send_file};
-pub use sender::{OverQuota, SendOptions, Sender, Sent};
+pub use sender::{OverQuota, SendOptions, Sender, Sent, StreamSocket};
 pub use support::{Support, send_is_on, set_send};
 pub use sys::send_vectored;
 pub use transfer::{Progress, Transfer};

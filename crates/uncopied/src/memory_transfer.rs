@@ -1,5 +1,6 @@
 //! The state machine of one send of memory: offset, stepping down, accounting.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -19,12 +20,15 @@ use crate::sys::{Kernel, Linux};
 /// back more than that.
 const STEP: usize = crate::mechanism::STEP;
 
+/// The most parts that one step moves.
+const PARTS: usize = 64;
+
 /// A send of memory to a socket, one non-blocking step at a time. Dropping it leaves what has been sent
 /// as it is.
 #[derive(Debug)]
 pub(crate) struct MemoryTransfer {
-    /// What the socket has not taken.
-    rest: Memory,
+    /// What the socket has not taken: parts of at least one byte each.
+    rest: VecDeque<Memory>,
     plan: Plan,
     at: usize,
     sending: Sending,
@@ -47,10 +51,12 @@ pub(crate) enum MemoryProgress {
 }
 
 impl MemoryTransfer {
-    /// A send of `memory` by `plan`, which has at least one mechanism. Nothing happens yet.
-    pub(crate) fn new(memory: Memory, plan: Plan) -> Self {
+    /// A send of `parts`, in their order, by `plan`, which has at least one mechanism. Nothing happens
+    /// yet.
+    pub(crate) fn new(parts: impl IntoIterator<Item = Memory>, plan: Plan) -> Self {
+        let parts = parts.into_iter().filter(|part| part.len() > 0);
         Self {
-            rest: memory,
+            rest: parts.collect(),
             plan,
             at: 0,
             sending: Sending::new(),
@@ -74,10 +80,10 @@ impl MemoryTransfer {
         channel: &mut Channel,
         sink: BorrowedFd<'_>,
     ) -> Result<MemoryProgress, Error> {
-        if self.rest.len() == 0 {
+        let share = self.share();
+        if share.is_empty() {
             return Ok(MemoryProgress::Done);
         }
-        let share = self.rest.first(STEP);
         let mechanism = self.mechanism();
         match channel.step(kernel, mechanism, sink, &share, &self.sending) {
             MemoryOutcome::Moved(moved) => Ok(self.moved(channel, mechanism, moved)),
@@ -95,13 +101,27 @@ impl MemoryTransfer {
         }
     }
 
+    /// What a step is to move: several parts, or the beginning of one.
+    fn share(&self) -> Vec<Memory> {
+        let mut room = STEP;
+        let mut share = Vec::new();
+        for part in self.rest.iter().take(PARTS) {
+            share.push(part.first(room));
+            room = room.saturating_sub(part.len());
+            if room == 0 {
+                break;
+            }
+        }
+        share
+    }
+
     /// Copies one share, in place of a mechanism that has the next one again.
     fn copy(
         &mut self,
         kernel: &impl Kernel,
         channel: &mut Channel,
         sink: BorrowedFd<'_>,
-        share: &Memory,
+        share: &[Memory],
     ) -> Result<MemoryProgress, Error> {
         match channel.step(kernel, Mechanism::Copy, sink, share, &self.sending) {
             MemoryOutcome::Moved(moved) => Ok(self.moved(channel, Mechanism::Copy, moved)),
@@ -116,10 +136,18 @@ impl MemoryTransfer {
         mechanism: Mechanism,
         bytes: usize,
     ) -> MemoryProgress {
-        self.rest = self.rest.after(bytes);
         self.report.count(mechanism, bytes as u64);
         channel.count(mechanism, bytes as u64);
-        if self.rest.len() == 0 {
+        let mut left = bytes;
+        while let Some(part) = self.rest.front_mut() {
+            if left < part.len() {
+                *part = part.after(left);
+                break;
+            }
+            left -= part.len();
+            self.rest.pop_front();
+        }
+        if self.rest.is_empty() {
             MemoryProgress::Done
         } else {
             MemoryProgress::Moved
@@ -165,6 +193,12 @@ impl MemoryTransfer {
 
     fn mechanism(&self) -> Mechanism {
         self.plan.mechanisms()[self.at]
+    }
+
+    /// How many bytes the socket has taken.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.report.bytes()
     }
 
     /// What was sent until now.

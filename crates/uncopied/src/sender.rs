@@ -1,7 +1,8 @@
 //! The paved path for memory: these pages to that socket, and when are they free?
 
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use crate::arena::Pages;
 use crate::channel::Channel;
@@ -18,7 +19,7 @@ pub struct SendOptions {
     pub(crate) forced: Option<Plan>,
     pub(crate) leased_at_most: u64,
     pub(crate) over_quota: OverQuota,
-    pub(crate) driver: Driver,
+    pub(crate) peer_is_remote: bool,
 }
 
 /// What becomes of a send that would lend more memory than may be lent.
@@ -37,7 +38,7 @@ impl Default for SendOptions {
             forced: None,
             leased_at_most: LEASED_BY_SENDER,
             over_quota: OverQuota::Copy,
-            driver: Driver::Caller,
+            peer_is_remote: false,
         }
     }
 }
@@ -53,19 +54,26 @@ impl SendOptions {
         self
     }
 
-    /// Who waits for the socket: it decides how the kernel's notices come. A socket of tokio's must say
-    /// so.
-    #[must_use]
-    pub fn driver(mut self, driver: Driver) -> Self {
-        self.driver = driver;
-        self
-    }
-
     /// How many bytes this sender may have lent at a time, counted by whole pages; 16 MiB unless said
     /// otherwise. One send is always granted, however long.
     #[must_use]
     pub fn leased_at_most(mut self, bytes: u64) -> Self {
         self.leased_at_most = bytes;
+        self
+    }
+
+    /// Vouches that the peer is on another machine, reached by a network device. Then what went by
+    /// `vmsplice` comes back when the peer has acknowledged it ([`Rule::Acknowledged`]); otherwise it
+    /// never does. Not on tokio, and not where other programs on this machine read packets (`AF_PACKET`).
+    ///
+    /// An address does not tell: a container or a virtual machine on this host looks like a stranger, and
+    /// its queue holds the very pages. Whoever vouches wrongly has the peer read what is written to them
+    /// next.
+    ///
+    /// [`Rule::Acknowledged`]: crate::Rule::Acknowledged
+    #[must_use]
+    pub fn peer_is_remote(mut self, is_remote: bool) -> Self {
+        self.peer_is_remote = is_remote;
         self
     }
 
@@ -76,6 +84,30 @@ impl SendOptions {
         self.over_quota = over_quota;
         self
     }
+}
+
+/// A connected stream socket, TCP or Unix, that a [`Sender`] can be made of. It goes with the sender,
+/// which therefore knows when it is closed.
+pub trait StreamSocket: AsFd + 'static {
+    /// Who waits for it.
+    const DRIVER: Driver = Driver::Caller;
+}
+
+impl StreamSocket for std::net::TcpStream {}
+impl StreamSocket for std::os::unix::net::UnixStream {}
+impl StreamSocket for OwnedFd {}
+impl<S: StreamSocket> StreamSocket for Arc<S> {
+    const DRIVER: Driver = S::DRIVER;
+}
+
+#[cfg(feature = "tokio")]
+impl StreamSocket for tokio::net::TcpStream {
+    const DRIVER: Driver = Driver::Tokio;
+}
+
+#[cfg(feature = "tokio")]
+impl StreamSocket for tokio::net::UnixStream {
+    const DRIVER: Driver = Driver::Tokio;
 }
 
 /// A stream socket that memory is sent to by lending it.
@@ -117,7 +149,6 @@ pub struct Sender<S> {
 
 /// What a send did.
 #[derive(Clone, Debug)]
-#[must_use = "it tells how many bytes the socket took, and when the pages are free"]
 pub struct Sent {
     report: Report,
     completion: Completion,
@@ -152,7 +183,7 @@ impl Sent {
     }
 }
 
-impl<S: AsFd + 'static> Sender<S> {
+impl<S: StreamSocket> Sender<S> {
     /// A sender to this socket, with the usual [options](SendOptions).
     #[must_use]
     pub fn new(socket: S) -> Self {
@@ -162,7 +193,7 @@ impl<S: AsFd + 'static> Sender<S> {
     /// A sender to this socket.
     #[must_use]
     pub fn with(socket: S, options: SendOptions) -> Self {
-        let channel = Channel::new(socket.as_fd(), options);
+        let channel = Channel::new(&socket, S::DRIVER, options);
         Self { channel, socket }
     }
 
@@ -174,8 +205,42 @@ impl<S: AsFd + 'static> Sender<S> {
     /// See [`ErrorKind`](crate::ErrorKind). The error tells how many bytes the socket had taken; their
     /// pages are kept for as long as they must be.
     pub fn send(&mut self, pages: Pages) -> Result<Sent, Error> {
-        let mut transfer = self.channel.transfer(Memory::Pages(pages));
+        self.send_parts([pages])
+    }
+
+    /// Sends all of several parts, one after the other, as if they were one. `send_zc` takes up to 64 of
+    /// them in one call.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub fn send_parts(&mut self, parts: impl IntoIterator<Item = Pages>) -> Result<Sent, Error> {
+        let parts = parts.into_iter().map(Memory::Pages).collect();
+        let mut transfer = self.channel.transfer(parts);
         drive::blocking::send(&mut transfer, &mut self.channel, self.socket.as_fd())?;
+        Ok(transfer.into_sent())
+    }
+
+    /// As [`send`](Self::send), on tokio. The socket can be read from and written to as ever between two
+    /// sends.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future ends the send. The bytes that the socket has taken go out, and their pages are
+    /// kept for as long as they must be; the peer cannot tell that there were to be more: close the
+    /// connection. [`report`](Self::report) counts them.
+    #[cfg(feature = "tokio")]
+    pub async fn send_tokio(&mut self, pages: Pages) -> Result<Sent, Error>
+    where
+        S: drive::tokio::Socket,
+    {
+        let parts = vec![Memory::Pages(pages)];
+        let mut transfer = self.channel.transfer(parts);
+        drive::tokio::send(&mut transfer, &mut self.channel, &self.socket).await?;
         Ok(transfer.into_sent())
     }
 

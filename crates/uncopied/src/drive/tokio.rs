@@ -7,8 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::channel::Channel;
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
+use crate::memory_transfer::{MemoryProgress, MemoryTransfer};
 use crate::residency;
 use crate::transfer::{Progress, Transfer};
 
@@ -79,6 +81,33 @@ pub async fn run(
             Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
         }
         // tokio's own budget counts steps, and would let a fast peer have a hundred of them.
+        if since_giving_way >= STEP {
+            since_giving_way = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Steps the send to its end, as [`run`] does.
+pub(crate) async fn send(
+    transfer: &mut MemoryTransfer,
+    channel: &mut Channel,
+    socket: &impl Socket,
+) -> Result<(), Error> {
+    let mut since_giving_way = 0;
+    loop {
+        let before = transfer.bytes();
+        let step = socket.when_writable(|| match transfer.step(channel, socket.as_fd()) {
+            Ok(MemoryProgress::Blocked) => Err(io::ErrorKind::WouldBlock.into()),
+            other => Ok(other),
+        });
+        match step.await {
+            Ok(Ok(MemoryProgress::Done)) => return Ok(()),
+            Ok(Ok(MemoryProgress::OverQuota)) => channel.until_less_is_lent().await,
+            Ok(Ok(_)) => since_giving_way += transfer.bytes() - before,
+            Ok(Err(error)) => return Err(error),
+            Err(cause) => return Err(transfer.error(ErrorKind::Sink, "epoll", Some(cause))),
+        }
         if since_giving_way >= STEP {
             since_giving_way = 0;
             tokio::task::yield_now().await;

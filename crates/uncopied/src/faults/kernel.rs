@@ -9,7 +9,7 @@ use rustix::io::{Errno, Result};
 
 use crate::arena::FileMapping;
 use crate::lease::{Lease, Memory};
-use crate::sys::{Kernel, Linux, Queued};
+use crate::sys::{Acknowledged, Kernel, Linux, Queued};
 
 /// A call of [`Kernel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,7 @@ pub(super) enum Call {
     SendLent,
     TakeQueued,
     Vmsplice,
+    Acknowledged,
 }
 
 /// What a call does instead of its work.
@@ -294,5 +295,9 @@ impl Kernel for Faulty {
         self.moves(made(Call::Vmsplice, memory.len(), 0), |count| {
             Linux.vmsplice(pipe, &memory.first(count))
         })
+    }
+
+    fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged> {
+        self.does(made(Call::Acknowledged, 0, 0), || Linux.acknowledged(sink))
     }
 }

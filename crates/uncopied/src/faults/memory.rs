@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::lease::Memory;
 use crate::memory_transfer::{MemoryProgress, MemoryTransfer};
 use crate::plan::Mechanism::{Copy, MsgZerocopy, Vmsplice};
-use crate::plan::{Mechanism, Plan};
+use crate::plan::{Driver, Mechanism, Plan};
 use crate::report::Report;
 use crate::sender::{OverQuota, SendOptions};
 
@@ -41,9 +41,9 @@ fn tcp() -> (TcpStream, TcpStream) {
 fn send(plan: &[Mechanism], rules: Vec<Rule>) -> Result<(Report, Settled), Error> {
     let kernel = Faulty::new(rules);
     let (socket, mut peer) = tcp();
-    let mut channel = Channel::new(socket.as_fd(), SendOptions::default());
+    let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     let memory = pages(1);
-    let mut transfer = MemoryTransfer::new(memory, Plan::of(plan));
+    let mut transfer = MemoryTransfer::new([memory], Plan::of(plan));
     while transfer.step_by(&kernel, &mut channel, socket.as_fd())? != MemoryProgress::Done {}
     let sent = transfer.into_sent();
     let mut got = vec![0; LEN];
@@ -98,9 +98,9 @@ fn what_is_refused_steps_down_and_says_why() {
 fn after_enobufs_the_next_step_is_lent_again() {
     let kernel = Faulty::new(fails(Call::SendLent, Errno::NOBUFS));
     let (socket, _peer) = tcp();
-    let mut channel = Channel::new(socket.as_fd(), SendOptions::default());
+    let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     for expected in [Copy, MsgZerocopy] {
-        let mut transfer = MemoryTransfer::new(pages(0), Plan::of(&[MsgZerocopy]));
+        let mut transfer = MemoryTransfer::new([pages(0)], Plan::of(&[MsgZerocopy]));
         transfer
             .step_by(&kernel, &mut channel, socket.as_fd())
             .expect("sent");
@@ -150,15 +150,15 @@ fn what_a_pipe_holds_is_not_sent_for_other_memory() {
     let blocked = vec![Rule::once(Call::SpliceOut, 0, Fault::Fails(Errno::AGAIN))];
     let kernel = Faulty::new(blocked);
     let (socket, mut peer) = tcp();
-    let mut channel = Channel::new(socket.as_fd(), SendOptions::default());
+    let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     let plan = Plan::of(&[Vmsplice]);
-    let mut given_up = MemoryTransfer::new(pages(1), plan);
+    let mut given_up = MemoryTransfer::new([pages(1)], plan);
     let progress = given_up
         .step_by(&kernel, &mut channel, socket.as_fd())
         .expect("blocked");
     assert_eq!(progress, MemoryProgress::Blocked);
     drop(given_up);
-    let mut transfer = MemoryTransfer::new(pages(2), plan);
+    let mut transfer = MemoryTransfer::new([pages(2)], plan);
     while transfer
         .step_by(&kernel, &mut channel, socket.as_fd())
         .expect("sent")
@@ -182,13 +182,13 @@ fn beyond_the_quota_a_send_is_copied_or_waits() {
         let options = SendOptions::default()
             .leased_at_most(LEN as u64)
             .over_quota(over_quota);
-        let mut channel = Channel::new(socket.as_fd(), options);
+        let mut channel = Channel::new(&socket, Driver::Caller, options);
         let plan = Plan::of(&[MsgZerocopy]);
-        let mut first = MemoryTransfer::new(pages(1), plan);
+        let mut first = MemoryTransfer::new([pages(1)], plan);
         let done = first.step_by(&kernel, &mut channel, socket.as_fd());
         assert_eq!(done.expect("sent"), MemoryProgress::Done);
         assert!(channel.leased() >= LEN as u64, "the peer has read nothing");
-        let mut second = MemoryTransfer::new(pages(1), plan);
+        let mut second = MemoryTransfer::new([pages(1)], plan);
         let progress = second
             .step_by(&kernel, &mut channel, socket.as_fd())
             .expect("no failure");
@@ -205,4 +205,87 @@ fn beyond_the_quota_a_send_is_copied_or_waits() {
             }
         }
     }
+}
+
+/// What the peer has acknowledged comes back; what it has not is given away with the sender.
+#[test]
+fn acknowledged_bytes_free_the_pages_of_a_remote_peer() {
+    let kernel = Faulty::new(Vec::new());
+    let (socket, mut peer) = tcp();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&peer, 64 << 10).expect("set");
+    let options = SendOptions::default().peer_is_remote(true);
+    let mut channel = Channel::new(&socket, Driver::Caller, options);
+    let plan = Plan::of(&[Vmsplice]);
+    // More than the peer takes without reading: most of it stays here, and is not acknowledged.
+    let mut sent = Vec::new();
+    loop {
+        let memory = pages(1);
+        let mut transfer = MemoryTransfer::new([memory.clone()], plan);
+        let progress = transfer
+            .step_by(&kernel, &mut channel, socket.as_fd())
+            .expect("sent");
+        let done = transfer.into_sent();
+        sent.push((memory, done.completion().clone(), done.bytes()));
+        if progress != MemoryProgress::Done {
+            break;
+        }
+    }
+    let (last, completion, _) = &sent[sent.len() - 2];
+    assert!(completion.settled().is_none() && !last.is_for_good());
+    assert!(channel.leased() > 0);
+    let total: u64 = sent.iter().map(|(_, _, bytes)| bytes).sum();
+    peer.read_exact(&mut vec![0; total as usize])
+        .expect("all of it");
+    for (memory, completion, bytes) in &sent {
+        let settled = completion.wait(None).expect("acknowledged");
+        assert_eq!((settled.bytes, settled.copied), (*bytes, 0));
+        assert!(!memory.is_for_good());
+        let expected = if *bytes > 0 {
+            FreeBy::Acknowledged
+        } else {
+            FreeBy::Copied
+        };
+        assert_eq!(settled.rule, expected);
+    }
+    assert_eq!(channel.leased(), 0);
+
+    // The peer reads no more: the window is full again before long.
+    let mut last = None;
+    let (memory, completion) = loop {
+        let memory = pages(2);
+        let mut transfer = MemoryTransfer::new([memory.clone()], plan);
+        transfer
+            .step_by(&kernel, &mut channel, socket.as_fd())
+            .expect("sent");
+        let done = transfer.into_sent();
+        if done.bytes() == 0 {
+            break last.expect("something was sent");
+        }
+        last = Some((memory, done.into_completion()));
+    };
+    drop(channel);
+    let settled = completion.settled().expect("given away");
+    assert_eq!(settled.rule, FreeBy::GivenAway);
+    assert!(memory.is_for_good());
+}
+
+/// Whatever cannot be asked about the connection, the pages are never written to again.
+#[test]
+fn without_an_answer_nothing_comes_back() {
+    let kernel = Faulty::new(fails(Call::Acknowledged, Errno::INVAL));
+    let (socket, _peer) = tcp();
+    let options = SendOptions::default().peer_is_remote(true);
+    let mut channel = Channel::new(&socket, Driver::Caller, options);
+    let memory = pages(1);
+    let mut transfer = MemoryTransfer::new([memory.clone()], Plan::of(&[Vmsplice]));
+    transfer
+        .step_by(&kernel, &mut channel, socket.as_fd())
+        .expect("sent");
+    let settled = transfer
+        .into_sent()
+        .completion()
+        .settled()
+        .expect("at once");
+    assert_eq!(settled.rule, FreeBy::GivenAway);
+    assert!(memory.is_for_good());
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::again;
+use crate::acknowledgements::Acknowledgements;
 use crate::completion::{Account, Rule, Sending};
 use crate::lease::{Memory, Quota};
 use crate::sys::Kernel;
@@ -15,6 +16,8 @@ pub(crate) struct Lending<'a> {
     pub(crate) quota: &'a Arc<Quota>,
     pub(crate) account: &'a Arc<Account>,
     pub(crate) sending: &'a Sending,
+    /// What the peer acknowledges comes back: it is known to be on another machine.
+    pub(crate) acknowledgements: Option<&'a Arc<Acknowledgements>>,
 }
 
 /// What came of a step.

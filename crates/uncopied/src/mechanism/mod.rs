@@ -9,6 +9,7 @@ mod copy;
 mod memory;
 mod mmap_write;
 mod msg_zerocopy;
+pub(crate) mod send_zc;
 mod sendfile;
 mod splice;
 mod vmsplice;

@@ -25,7 +25,9 @@
 //!
 //! - Nobody says when the pages are free. On one machine the peer's queue holds *the same pages*, also
 //!   after it has acknowledged them. So pages that went this way are given away: nobody writes to them
-//!   again, and their frames go back to the kernel with the last handle.
+//!   again, and their frames go back to the kernel with the last handle. Where the caller
+//!   [vouches](crate::SendOptions::peer_is_remote) for a peer on another machine, they come back when it
+//!   has acknowledged them.
 //! - What the pipe holds and the socket did not take is dropped with the pipe when another mechanism, or
 //!   other memory, has its turn: the memory is still there, and is sent from the last byte that the socket
 //!   took.
@@ -36,13 +38,14 @@
 //! `vmsplice(2)`, `splice(2)`, `pipe(7)`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::memory::{Lending, MemoryOutcome};
 use super::{again, is_unsupported};
 use crate::completion::Rule;
-use crate::lease::Memory;
+use crate::lease::{Lease, Memory};
 use crate::sys::Kernel;
 
 /// What a pipe is asked to hold, in bytes: the most that needs no privilege
@@ -84,18 +87,34 @@ impl Vmsplice {
                 Err(errno) => return MemoryOutcome::Unsupported(errno),
             },
         };
-        match pipe.step(kernel, sink, memory) {
-            MemoryOutcome::Moved(moved) => {
-                lending.sending.count(moved as u64, 0, Rule::GivenAway);
-                MemoryOutcome::Moved(moved)
-            }
-            other => other,
+        if lending.acknowledgements.is_none() {
+            memory.give_away();
         }
+        let outcome = pipe.step(kernel, sink, memory);
+        if let MemoryOutcome::Moved(moved) = outcome {
+            account_for(kernel, &memory.first(moved), lending);
+        }
+        outcome
     }
 
     /// Forgets what the pipe holds: other bytes go out next.
     pub(crate) fn forget(&mut self) {
         self.pipe.take_if(|pipe| pipe.held.is_some());
+    }
+}
+
+/// Settles what the socket has taken: at once, or when it is acknowledged.
+fn account_for(kernel: &impl Kernel, taken: &Memory, lending: &Lending<'_>) {
+    if let Some(acknowledgements) = lending.acknowledgements
+        && let Some(lease) = Lease::take(taken.clone(), lending.quota)
+    {
+        let notices = Arc::clone(acknowledgements);
+        let part = lending.sending.part(lending.account, Some(notices));
+        acknowledgements.push(kernel, lease, part);
+    } else {
+        taken.give_away();
+        let bytes = taken.len() as u64;
+        lending.sending.count(bytes, 0, Rule::GivenAway);
     }
 }
 
@@ -127,7 +146,6 @@ impl Pipe {
         let held = match self.held.take() {
             Some(held) => held,
             None => {
-                memory.give_away();
                 let writer = self.writer.as_fd();
                 match again(|| kernel.vmsplice(writer, memory)) {
                     Ok(taken @ 1..) => memory.first(taken),

@@ -5,10 +5,14 @@
 //! under the same state machine; [`Linux`] makes them.
 
 mod error_queue;
+mod flights;
+pub(crate) mod fork;
 mod map;
 mod memory;
 mod page_cache;
+pub(crate) mod ring;
 mod signal;
+mod tcp;
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,9 +22,11 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 pub(crate) use error_queue::{Notice, Queued};
+pub(crate) use flights::Leases;
 pub(crate) use map::{LooseMapping, Reservation};
 pub(crate) use page_cache::cached_pages;
 pub(crate) use signal::without_sigpipe;
+pub(crate) use tcp::Acknowledged;
 
 use crate::arena::FileMapping;
 use crate::lease::{Lease, Memory};
@@ -101,6 +107,9 @@ pub(crate) trait Kernel {
     /// `vmsplice(2)` into a pipe, without waiting. The pipe, and the socket that takes the pages from
     /// there, refer to the frames as they are; nobody says until when.
     fn vmsplice(&self, pipe: BorrowedFd<'_>, memory: &Memory) -> Result<usize>;
+
+    /// How far the peer has acknowledged: `ioctl(SIOCOUTQ)`, then `getsockopt(TCP_INFO)`.
+    fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged>;
 }
 
 /// The real kernel.
@@ -199,6 +208,10 @@ impl Kernel for Linux {
 
     fn vmsplice(&self, pipe: BorrowedFd<'_>, memory: &Memory) -> Result<usize> {
         memory::vmsplice(pipe, memory)
+    }
+
+    fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged> {
+        tcp::acknowledged(sink)
     }
 }
 

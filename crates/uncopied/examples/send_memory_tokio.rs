@@ -1,0 +1,35 @@
+//! Sends the same pages to everybody who connects, and says how that went.
+//!
+//!     cargo run --features tokio --example send_memory_tokio -- 127.0.0.1:9000
+
+use tokio::net::{TcpListener, TcpStream};
+use uncopied::arena::{PageBuffer, Pages};
+use uncopied::{Error, Sender};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let address = std::env::args().nth(1);
+    let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:9000")).await?;
+    println!("listening on {}", listener.local_addr()?);
+    let mut buffer = PageBuffer::zeroed(8 << 20)?;
+    buffer.fill(b'u');
+    // Never written to again: the kernel may send these very pages, also to this machine.
+    let pages = buffer.freeze_for_good();
+    loop {
+        let (socket, peer) = listener.accept().await?;
+        let pages = pages.clone();
+        tokio::spawn(async move {
+            if let Err(error) = serve(socket, pages).await {
+                eprintln!("{peer}: {error}");
+            }
+        });
+    }
+}
+
+async fn serve(socket: TcpStream, pages: Pages) -> Result<(), Error> {
+    let mut sender = Sender::new(socket);
+    let sent = sender.send_tokio(pages).await?;
+    let settled = sent.completion().clone().await;
+    println!("{}; free by {:?}", sent.report(), settled.rule);
+    Ok(())
+}

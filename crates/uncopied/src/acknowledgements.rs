@@ -1,0 +1,121 @@
+//! Memory that went out by reference to a peer on another machine, and comes back when that peer has
+//! acknowledged it.
+//!
+//! It must be on another machine: on this one its queue holds the same pages long after.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use rustix::io::Result;
+
+use crate::completion::{Notices, Part, Rule};
+use crate::lease::Lease;
+use crate::sys::{Kernel, Linux};
+
+/// What the peer has not acknowledged.
+///
+/// It has a descriptor of its own, for completions that outlive the sender's socket for a moment.
+#[derive(Debug)]
+pub(crate) struct Acknowledgements {
+    socket: OwnedFd,
+    waiting: Mutex<VecDeque<Waiting>>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// Free once so many bytes of the connection have been acknowledged.
+    at: u64,
+    lease: Lease,
+    part: Part,
+}
+
+/// Nobody says when an acknowledgement comes: it is looked for at such intervals.
+const INTERVAL: Duration = Duration::from_millis(1);
+
+impl Acknowledgements {
+    pub(crate) fn of(socket: BorrowedFd<'_>) -> Result<Self> {
+        Ok(Self {
+            socket: rustix::io::fcntl_dupfd_cloexec(socket, 3)?,
+            waiting: Mutex::default(),
+        })
+    }
+
+    /// Keeps what the socket has just taken, until it is acknowledged.
+    pub(crate) fn push(&self, kernel: &impl Kernel, lease: Lease, part: Part) {
+        match kernel.acknowledged(self.socket.as_fd()) {
+            // What was acknowledged between the two answers counts twice: late, and never early.
+            Ok(now) if !now.is_closed => self.lock().push_back(Waiting {
+                at: now.bytes + now.outstanding,
+                lease,
+                part,
+            }),
+            _ => give_away(lease, part),
+        }
+    }
+
+    /// Takes back what has been acknowledged.
+    fn take_back(&self, kernel: &impl Kernel) {
+        let mut waiting = self.lock();
+        if waiting.is_empty() {
+            return;
+        }
+        let Ok(now) = kernel.acknowledged(self.socket.as_fd()) else {
+            return;
+        };
+        let is_free = |waiting: &Waiting| now.outstanding == 0 || now.bytes >= waiting.at;
+        let count = waiting
+            .iter()
+            .take_while(|waiting| is_free(waiting))
+            .count();
+        let free: Vec<Waiting> = match now.is_closed {
+            true => Vec::new(),
+            false => waiting.drain(..count).collect(),
+        };
+        drop(waiting);
+        // Whoever is woken may come back here.
+        for Waiting { lease, part, .. } in free {
+            let bytes = lease.memory().len() as u64;
+            drop(lease);
+            part.settle(bytes, 0, Rule::Acknowledged);
+        }
+        if now.is_closed {
+            self.give_all_away();
+        }
+    }
+
+    /// Gives away what is not acknowledged, and may never be: nobody writes to it again.
+    pub(crate) fn give_all_away(&self) {
+        let waiting = std::mem::take(&mut *self.lock());
+        for Waiting { lease, part, .. } in waiting {
+            give_away(lease, part);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
+        // The list is whole between any two of the statements that could panic.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn give_away(lease: Lease, part: Part) {
+    let bytes = lease.memory().len() as u64;
+    lease.memory().give_away();
+    drop(lease);
+    part.settle(bytes, 0, Rule::GivenAway);
+}
+
+impl Notices for Acknowledgements {
+    fn reap(&self) {
+        self.take_back(&Linux);
+    }
+
+    fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.reap();
+        thread::sleep(limit.map_or(INTERVAL, |limit| limit.min(INTERVAL)));
+        Ok(())
+    }
+}

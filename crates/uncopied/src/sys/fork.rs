@@ -1,0 +1,85 @@
+//! Telling a child process from the one that made a ring, or lent memory.
+//!
+//! After `fork(2)` the child has a copy of every ledger, and of the locks over them as they were at
+//! that moment, but the kernel's notices are the parent's. Whatever was made before the fork the child
+//! leaves as it is.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+static FORKS: AtomicU64 = AtomicU64::new(0);
+static IS_COUNTED: AtomicBool = AtomicBool::new(false);
+
+/// Set in generations that are process ids, so that no count is taken for one.
+const BY_PROCESS_ID: u64 = 1 << 63;
+
+/// A number that is another in a child process. What was made under another number belongs to the
+/// parent.
+///
+/// A process made by `fork(3)` counts; one made by a bare `clone(2)`, behind the C library's back, is not
+/// seen.
+pub(crate) fn generation() -> u64 {
+    if IS_COUNTED.load(Ordering::Relaxed) {
+        return FORKS.load(Ordering::Relaxed);
+    }
+    // SAFETY: the handler only adds to an atomic, which any thread may do at any time, also between
+    // fork and exec; it is a function of this program, and stays.
+    let answer = unsafe { libc::pthread_atfork(None, None, Some(count_fork)) };
+    if answer != 0 {
+        // Without memory for the handler, the slow way to know.
+        let process = rustix::process::getpid().as_raw_nonzero().get();
+        return BY_PROCESS_ID | u64::from(process.unsigned_abs());
+    }
+    // A second thread may have come here as well: then a fork counts twice, which is as good.
+    IS_COUNTED.store(true, Ordering::Relaxed);
+    FORKS.load(Ordering::Relaxed)
+}
+
+/// What a child is told that waits for its parent's notices.
+pub(crate) fn of_parent() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "the send was made before the process forked: only the parent learns of it",
+    )
+}
+
+extern "C" fn count_fork() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// What `run` answers in a child process, which ends right after; 255 if it panics. It takes no
+    /// locks that another thread of this process may have held when it forked, besides the
+    /// allocator's, which the C library looks after.
+    pub(crate) fn in_child(run: impl FnOnce() -> u8) -> u8 {
+        // SAFETY: the child runs `run` alone, on a copy of this stack, and ends by `_exit`, so that
+        // nothing above this frame runs twice.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0, "no child process");
+        if child == 0 {
+            let answer = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            // SAFETY: ends this process without running anything else in it.
+            unsafe { libc::_exit(answer.unwrap_or(255).into()) };
+        }
+        let mut status = 0;
+        loop {
+            // SAFETY: the status is written to a local of the right type.
+            let waited = unsafe { libc::waitpid(child, &mut status, 0) };
+            if waited == child {
+                break;
+            }
+        }
+        assert!(libc::WIFEXITED(status), "the child died: {status:#x}");
+        u8::try_from(libc::WEXITSTATUS(status)).expect("eight bits")
+    }
+
+    #[test]
+    fn a_child_has_a_generation_of_its_own() {
+        let ours = generation();
+        assert_eq!(in_child(|| u8::from(generation() != ours)), 1);
+        assert_eq!(generation(), ours);
+    }
+}
