@@ -220,16 +220,14 @@ impl Flow<'_> {
                 };
                 (ready(0), ready(1))
             };
-            if data {
-                match self.discard()? {
-                    Some(0) => return Ok(()),
-                    Some(_) | None => {}
-                }
+            if data && self.discard()? == Some(0) {
+                return Ok(());
             }
-            if talk && let Some(open) = &mut control {
-                if !open.answer(self.received_bytes)? {
-                    control = None;
-                }
+            if talk
+                && let Some(open) = &mut control
+                && !open.answer(self.received_bytes)?
+            {
+                control = None;
             }
             if data || talk {
                 last_progress = Instant::now();
