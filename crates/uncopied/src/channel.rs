@@ -13,7 +13,6 @@ use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, getpeername, getsockname};
 
 use crate::acknowledgements::Acknowledgements;
-use crate::arena::Pages;
 use crate::completion::{Account, Notices, Sending};
 use crate::error::Error;
 use crate::error_queue::Orphaned;
@@ -82,6 +81,7 @@ struct Shape {
     len: usize,
     is_page_aligned: bool,
     is_for_good: bool,
+    pays_from: usize,
 }
 
 impl Shape {
@@ -93,6 +93,7 @@ impl Shape {
                 .first()
                 .is_some_and(|first| first.address().is_multiple_of(page)),
             is_for_good: parts.iter().all(Memory::is_for_good),
+            pays_from: parts.iter().map(Memory::pays_from).max().unwrap_or(0),
         }
     }
 }
@@ -143,9 +144,14 @@ impl Channel {
     /// # Errors
     ///
     /// See [`ErrorKind`](crate::ErrorKind).
-    pub fn try_send(&mut self, pages: &Pages, socket: impl AsFd) -> Result<Sent, Error> {
-        let address = pages.as_ptr().addr();
-        let parts = vec![Memory::Pages(pages.clone())];
+    pub fn try_send(
+        &mut self,
+        memory: impl Into<Memory>,
+        socket: impl AsFd,
+    ) -> Result<Sent, Error> {
+        let memory = memory.into();
+        let (address, len) = (memory.address(), memory.len());
+        let parts = vec![memory];
         let whole = match self.unfinished.take() {
             Some(unfinished) if unfinished.rest == address => unfinished.whole,
             _ => Shape::of(&parts),
@@ -154,7 +160,7 @@ impl Channel {
         while let MemoryProgress::SteppedDown = transfer.step(self, socket.as_fd())? {}
         let sent = transfer.into_sent();
         let taken = sent.bytes() as usize;
-        self.unfinished = (taken < pages.len()).then(|| Unfinished {
+        self.unfinished = (taken < len).then(|| Unfinished {
             whole,
             rest: address + taken,
         });
@@ -179,6 +185,7 @@ impl Channel {
             len: shape.len,
             is_page_aligned: shape.is_page_aligned,
             is_for_good: shape.is_for_good,
+            pays_from: shape.pays_from,
             copies_anyway,
             is_tcp: self.peer.is_tcp,
             driver: self.driver,
@@ -227,6 +234,10 @@ impl Channel {
         match mechanism {
             Mechanism::Copy => copy_memory(kernel, sink, memory, sending),
             Mechanism::Vmsplice => self.vmsplice.step(kernel, sink, memory, &lending),
+            // What fills the error queue reads as a broken connection to tokio.
+            Mechanism::MsgZerocopy if self.driver == Driver::Tokio => {
+                MemoryOutcome::Unsupported(Errno::OPNOTSUPP)
+            }
             Mechanism::MsgZerocopy => {
                 let tool = match &self.msg_zerocopy {
                     Some(tool) => tool,

@@ -8,7 +8,9 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::arena::Pages;
+use rustix::io::Errno;
+
+use crate::arena::{Lending, Pages, RegionPart};
 
 /// So many bytes may be lent by one sender, unless its [options](crate::SendOptions) say otherwise.
 pub const LEASED_BY_SENDER: u64 = 16 << 20;
@@ -32,37 +34,92 @@ pub fn set_leased_at_most(bytes: u64) {
     AT_MOST.store(bytes, Ordering::Relaxed);
 }
 
-/// Bytes that can be lent, and what keeps them where they are.
+/// Bytes that can be lent, by a handle that keeps them where they are.
 #[derive(Clone, Debug)]
-pub(crate) enum Memory {
+#[non_exhaustive]
+pub enum Memory {
+    /// Frozen pages, which nobody writes to.
     Pages(Pages),
+    /// Some bytes of a region, which may be written to at any time.
+    Region(RegionPart),
+}
+
+impl From<Pages> for Memory {
+    fn from(pages: Pages) -> Self {
+        Self::Pages(pages)
+    }
+}
+
+impl From<&Pages> for Memory {
+    fn from(pages: &Pages) -> Self {
+        Self::Pages(pages.clone())
+    }
+}
+
+impl From<RegionPart> for Memory {
+    fn from(part: RegionPart) -> Self {
+        Self::Region(part)
+    }
+}
+
+impl From<&RegionPart> for Memory {
+    fn from(part: &RegionPart) -> Self {
+        Self::Region(part.clone())
+    }
 }
 
 impl Memory {
     pub(crate) fn address(&self) -> usize {
         match self {
             Self::Pages(pages) => pages.as_ptr().addr(),
+            Self::Region(part) => part.address(),
         }
     }
 
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Pages(pages) => pages.len(),
+            Self::Region(part) => part.len(),
         }
     }
 
-    /// Says that the frames are lent where nobody tells when they come back: they are never written to
-    /// again.
+    /// Gets the memory ready for one call that lends it, which is made while the answer lives. A
+    /// region's pages count as lent from then on, for as long as this handle lives, or a clone or part that
+    /// is made of it afterwards.
+    ///
+    /// # Errors
+    ///
+    /// Why it can only be copied.
+    pub(crate) fn lend(&self) -> Result<Loan<'_>, Errno> {
+        Ok(match self {
+            Self::Pages(pages) => Loan::Pages(pages),
+            Self::Region(part) => Loan::Region(part.lend()?),
+        })
+    }
+
+    /// Says that the frames are lent where nobody tells when they come back, by a call of before: they are
+    /// never written to again.
+    ///
+    /// A region that cannot do that any more keeps its pages as they are.
     pub(crate) fn give_away(&self) {
-        match self {
-            Self::Pages(pages) => pages.give_away(),
+        if let Ok(loan) = self.lend() {
+            loan.give_away(self.len());
         }
     }
 
-    /// Whether that has been said before.
+    /// Whether it costs nothing, or has been paid for, that the frames are never written to again.
     pub(crate) fn is_for_good(&self) -> bool {
         match self {
             Self::Pages(pages) => pages.is_for_good(),
+            Self::Region(_) => true,
+        }
+    }
+
+    /// From how many bytes on lending costs less than copying because of where the memory lies.
+    pub(crate) fn pays_from(&self) -> usize {
+        match self {
+            Self::Pages(_) => 0,
+            Self::Region(part) => part.pays_from(),
         }
     }
 
@@ -70,6 +127,7 @@ impl Memory {
     pub(crate) fn first(&self, len: usize) -> Self {
         match self {
             Self::Pages(pages) => Self::Pages(pages.slice(..len.min(pages.len()))),
+            Self::Region(part) => Self::Region(part.slice(..len.min(part.len()))),
         }
     }
 
@@ -77,6 +135,24 @@ impl Memory {
     pub(crate) fn after(&self, len: usize) -> Self {
         match self {
             Self::Pages(pages) => Self::Pages(pages.slice(len.min(pages.len())..)),
+            Self::Region(part) => Self::Region(part.slice(len.min(part.len())..)),
+        }
+    }
+}
+
+/// A call that lends memory, while it is made.
+#[must_use = "the call is to be made while it lives"]
+pub(crate) enum Loan<'a> {
+    Pages(&'a Pages),
+    Region(Lending<'a>),
+}
+
+impl Loan<'_> {
+    /// Says that the call took the first `bytes`, and that nobody will tell when they are free.
+    pub(crate) fn give_away(self, bytes: usize) {
+        match self {
+            Self::Pages(pages) => pages.give_away(),
+            Self::Region(mut lending) => lending.give_away(bytes),
         }
     }
 }

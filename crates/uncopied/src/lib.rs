@@ -68,7 +68,7 @@ mod transfer;
 pub use channel::Channel;
 pub use completion::{Completion, Rule, Settled};
 pub use error::{Error, ErrorKind};
-pub use lease::{LEASED_BY_PROCESS, LEASED_BY_SENDER, leased_bytes, set_leased_at_most};
+pub use lease::{LEASED_BY_PROCESS, LEASED_BY_SENDER, Memory, leased_bytes, set_leased_at_most};
 pub use mechanism::Side;
 pub use plan::Mechanism;
 pub use report::{Report, StepDown};

@@ -226,9 +226,12 @@ pub struct MemorySituation<'a> {
     pub len: usize,
     /// Whether the first lies at the start of a page.
     pub is_page_aligned: bool,
-    /// Whether the pages were [frozen for good](crate::arena::PageBuffer::freeze_for_good), to be sent
-    /// many times.
+    /// Whether it costs nothing that the frames are never written to again: pages that were [frozen for
+    /// good](crate::arena::PageBuffer::freeze_for_good), and regions.
     pub is_for_good: bool,
+    /// From how many bytes on it pays to lend memory that lies as this does: 0 unless it is a region's,
+    /// whose pages have to be protected first.
+    pub pays_from: usize,
     /// Whether the peer is known to be on this machine, or the kernel has said of late that it copied
     /// what it was lent.
     pub copies_anyway: bool,
@@ -274,7 +277,7 @@ const VMSPLICE_FROM: usize = 64 << 10;
 pub fn plan_memory(situation: &MemorySituation<'_>) -> Plan {
     let is_eligible = situation.switched_on
         && situation.is_page_aligned
-        && situation.len >= rustix::param::page_size();
+        && situation.len >= rustix::param::page_size().max(situation.pays_from);
     if !is_eligible {
         return Plan::copying();
     }
@@ -376,6 +379,7 @@ mod tests {
             len: 1 << 20,
             is_page_aligned: true,
             is_for_good: false,
+            pays_from: 0,
             copies_anyway: false,
             is_tcp: true,
             driver: Driver::Caller,
@@ -440,6 +444,13 @@ mod tests {
                 &[Copy],
             ),
             (for_good, &[Vmsplice, MsgZerocopy, Copy]),
+            (
+                MemorySituation {
+                    pays_from: (1 << 20) + 1,
+                    ..for_good
+                },
+                &[Copy],
+            ),
             (
                 MemorySituation {
                     is_tcp: false,

@@ -4,7 +4,6 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::arena::Pages;
 use crate::channel::Channel;
 use crate::completion::Completion;
 use crate::drive;
@@ -112,6 +111,8 @@ impl StreamSocket for tokio::net::UnixStream {
 
 /// A stream socket that memory is sent to by lending it.
 ///
+/// What is sent is [pages](crate::arena::Pages), or a part of a [region](crate::arena::Region).
+///
 /// Each send answers as soon as the socket has taken the bytes, with a [`Completion`] that tells when the
 /// pages are free. The pages are kept for as long as the kernel reads them, whatever becomes of the
 /// completion, the sender, the socket, or the future that waited.
@@ -204,8 +205,8 @@ impl<S: StreamSocket> Sender<S> {
     ///
     /// See [`ErrorKind`](crate::ErrorKind). The error tells how many bytes the socket had taken; their
     /// pages are kept for as long as they must be.
-    pub fn send(&mut self, pages: Pages) -> Result<Sent, Error> {
-        self.send_parts([pages])
+    pub fn send(&mut self, memory: impl Into<Memory>) -> Result<Sent, Error> {
+        self.send_parts([memory])
     }
 
     /// Sends all of several parts, one after the other, as if they were one. `send_zc` takes up to 64 of
@@ -214,8 +215,11 @@ impl<S: StreamSocket> Sender<S> {
     /// # Errors
     ///
     /// As [`send`](Self::send).
-    pub fn send_parts(&mut self, parts: impl IntoIterator<Item = Pages>) -> Result<Sent, Error> {
-        let parts = parts.into_iter().map(Memory::Pages).collect();
+    pub fn send_parts(
+        &mut self,
+        parts: impl IntoIterator<Item = impl Into<Memory>>,
+    ) -> Result<Sent, Error> {
+        let parts = parts.into_iter().map(Into::into).collect();
         let mut transfer = self.channel.transfer(parts);
         drive::blocking::send(&mut transfer, &mut self.channel, self.socket.as_fd())?;
         Ok(transfer.into_sent())
@@ -234,11 +238,11 @@ impl<S: StreamSocket> Sender<S> {
     /// kept for as long as they must be; the peer cannot tell that there were to be more: close the
     /// connection. [`report`](Self::report) counts them.
     #[cfg(feature = "tokio")]
-    pub async fn send_tokio(&mut self, pages: Pages) -> Result<Sent, Error>
+    pub async fn send_tokio(&mut self, memory: impl Into<Memory>) -> Result<Sent, Error>
     where
         S: drive::tokio::Socket,
     {
-        let parts = vec![Memory::Pages(pages)];
+        let parts = vec![memory.into()];
         let mut transfer = self.channel.transfer(parts);
         drive::tokio::send(&mut transfer, &mut self.channel, &self.socket).await?;
         Ok(transfer.into_sent())
@@ -254,8 +258,8 @@ impl<S: StreamSocket> Sender<S> {
     /// # Errors
     ///
     /// As [`send`](Self::send).
-    pub fn try_send(&mut self, pages: &Pages) -> Result<Sent, Error> {
-        self.channel.try_send(pages, &self.socket)
+    pub fn try_send(&mut self, memory: impl Into<Memory>) -> Result<Sent, Error> {
+        self.channel.try_send(memory, &self.socket)
     }
 
     /// Takes in the notices that have come, which settles their completions. Completions that are asked

@@ -24,10 +24,13 @@
 mod mapping;
 mod pages;
 mod pool;
+mod region;
 mod space;
 
 pub use mapping::FileMapping;
 pub use pages::{PageBuffer, Pages};
+pub(crate) use region::Lending;
+pub use region::{Protection, Region, RegionMut, RegionPart};
 
 use space::{Owner, Space};
 

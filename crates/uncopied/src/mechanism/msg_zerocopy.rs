@@ -14,9 +14,11 @@
 //!
 //! | step | errno | outcome | because |
 //! |---|---|---|---|
+//! | none | the socket is tokio's | unsupported (`EOPNOTSUPP`) | see Needs |
 //! | `SO_ZEROCOPY` | none, but it is set | unsupported (`EBUSY`) | somebody else counts this socket's sends, and nobody can say how far |
 //! | `SO_ZEROCOPY` | any (`EOPNOTSUPP`, `ENOTSUPP`, `EINVAL`, `EPERM`, `ENOPROTOOPT`) | unsupported | the socket is of another kind, or the kernel too old |
 //! | a descriptor for the notices | any (`EMFILE`, `ENFILE`) | unsupported | without notices nothing can be lent |
+//! | protecting a region | any | this send is copied | see [`Region::protection`](crate::arena::Region::protection) |
 //! | the send | `ENOBUFS` | this send is copied | too many notices outstanding (`optmem_max`), or too much locked (`RLIMIT_MEMLOCK`); nothing was queued, and a plain send works |
 //! | the send | `EINVAL`, `EOPNOTSUPP`, `ENOSYS`, `EPERM` | unsupported | as with kernel TLS |
 //! | the send | `EAGAIN` | blocked on the sink | |
@@ -79,6 +81,11 @@ impl MsgZerocopy {
         if self.queue.len() >= TAKE_IN_FROM {
             self.queue.take_all(kernel);
         }
+        let memory = memory.clone();
+        let _loan = match memory.lend() {
+            Ok(loan) => loan,
+            Err(errno) => return MemoryOutcome::CopyThis(errno),
+        };
         let once_more = || {
             self.queue.take_all(kernel);
             Lease::take(memory.clone(), lending.quota)

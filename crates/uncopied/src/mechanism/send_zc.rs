@@ -16,6 +16,7 @@
 //!
 //! | step | errno | outcome | because |
 //! |---|---|---|---|
+//! | protecting a region | any | this send is copied | see [`Region::protection`](crate::arena::Region::protection) |
 //! | making the ring | `ENOSYS`, `EPERM` | unsupported in this process | no io_uring in the kernel; a seccomp filter; `kernel.io_uring_disabled` |
 //! | making the ring | `EINVAL`, `EOPNOTSUPP` | unsupported | a kernel before 5.19 |
 //! | making the ring | `EMFILE`, `ENFILE`, `ENOMEM`, any other | unsupported for this socket | no room for a ring now (its 20 KiB or so count against `RLIMIT_MEMLOCK` too) |
@@ -69,12 +70,18 @@ pub(crate) fn step(sink: BorrowedFd<'_>, parts: &[Memory], lending: &Lending<'_>
         Err(RETIRED) => return MemoryOutcome::CopyThis(RETIRED),
         Err(errno) => return MemoryOutcome::Unsupported(errno),
     };
+    let parts = parts.to_vec();
+    let loans: Result<Vec<_>, Errno> = parts.iter().map(Memory::lend).collect();
+    let _loans = match loans {
+        Ok(loans) => loans,
+        Err(errno) => return MemoryOutcome::CopyThis(errno),
+    };
     loop {
         let once_more = || {
             ring.notices().reap();
-            lease(parts, lending)
+            lease(&parts, lending)
         };
-        let Some(leases) = lease(parts, lending).or_else(once_more) else {
+        let Some(leases) = lease(&parts, lending).or_else(once_more) else {
             return MemoryOutcome::OverQuota;
         };
         let part = lending.sending.part(lending.account, Some(ring.notices()));

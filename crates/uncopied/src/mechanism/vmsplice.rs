@@ -13,6 +13,7 @@
 //!
 //! | step | errno | outcome | because |
 //! |---|---|---|---|
+//! | protecting a region | any | this send is copied | see [`Region::protection`](crate::arena::Region::protection) |
 //! | making the pipe | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported | copying needs no pipe |
 //! | widening it | any (`EPERM`, `EBUSY`, `ENOMEM`) | none | a narrow pipe works too |
 //! | into the pipe | any (`EAGAIN`: not even one slot; `EFAULT`, `ENOMEM`, `ENOSYS`, `EPERM`) | unsupported | the pipe is empty: it should have taken a page |
@@ -87,14 +88,13 @@ impl Vmsplice {
                 Err(errno) => return MemoryOutcome::Unsupported(errno),
             },
         };
-        if lending.acknowledgements.is_none() {
-            memory.give_away();
+        let is_given_away = lending.acknowledgements.is_none();
+        if pipe.held.is_none()
+            && let Err(outcome) = pipe.fill(kernel, memory, is_given_away)
+        {
+            return outcome;
         }
-        let outcome = pipe.step(kernel, sink, memory);
-        if let MemoryOutcome::Moved(moved) = outcome {
-            account_for(kernel, &memory.first(moved), lending);
-        }
-        outcome
+        pipe.drain(kernel, sink, lending)
     }
 
     /// Forgets what the pipe holds: other bytes go out next.
@@ -104,16 +104,18 @@ impl Vmsplice {
 }
 
 /// Settles what the socket has taken: at once, or when it is acknowledged.
-fn account_for(kernel: &impl Kernel, taken: &Memory, lending: &Lending<'_>) {
-    if let Some(acknowledgements) = lending.acknowledgements
-        && let Some(lease) = Lease::take(taken.clone(), lending.quota)
-    {
+fn account_for(kernel: &impl Kernel, taken: Memory, lending: &Lending<'_>) {
+    let bytes = taken.len() as u64;
+    let Some(acknowledgements) = lending.acknowledgements else {
+        lending.sending.count(bytes, 0, Rule::GivenAway);
+        return;
+    };
+    if let Some(lease) = Lease::take(taken.clone(), lending.quota) {
         let notices = Arc::clone(acknowledgements);
         let part = lending.sending.part(lending.account, Some(notices));
         acknowledgements.push(kernel, lease, part);
     } else {
         taken.give_away();
-        let bytes = taken.len() as u64;
         lending.sending.count(bytes, 0, Rule::GivenAway);
     }
 }
@@ -137,22 +139,38 @@ impl Pipe {
             .is_none_or(|held| held.address() == memory.address() && held.len() <= memory.len())
     }
 
-    fn step(
+    fn fill(
+        &mut self,
+        kernel: &impl Kernel,
+        memory: &Memory,
+        is_given_away: bool,
+    ) -> Result<(), MemoryOutcome> {
+        // A handle of its own: what is lent of it stays so while the pipe, or a lease, holds it.
+        let memory = memory.clone();
+        let loan = memory.lend().map_err(MemoryOutcome::CopyThis)?;
+        let taken = again(|| kernel.vmsplice(self.writer.as_fd(), &memory));
+        let taken = match taken {
+            Ok(taken @ 1..) => taken,
+            Ok(0) => return Err(MemoryOutcome::Unsupported(Errno::IO)),
+            Err(errno) => return Err(MemoryOutcome::Unsupported(errno)),
+        };
+        if is_given_away {
+            loan.give_away(taken);
+        } else {
+            drop(loan);
+        }
+        self.held = Some(memory.first(taken));
+        Ok(())
+    }
+
+    fn drain(
         &mut self,
         kernel: &impl Kernel,
         sink: BorrowedFd<'_>,
-        memory: &Memory,
+        lending: &Lending<'_>,
     ) -> MemoryOutcome {
-        let held = match self.held.take() {
-            Some(held) => held,
-            None => {
-                let writer = self.writer.as_fd();
-                match again(|| kernel.vmsplice(writer, memory)) {
-                    Ok(taken @ 1..) => memory.first(taken),
-                    Ok(0) => return MemoryOutcome::Unsupported(Errno::IO),
-                    Err(errno) => return MemoryOutcome::Unsupported(errno),
-                }
-            }
+        let Some(held) = self.held.take() else {
+            return MemoryOutcome::Unsupported(Errno::IO);
         };
         let reader = self.reader.as_fd();
         let spliced = again(|| kernel.splice_out(reader, sink, held.len(), false));
@@ -168,6 +186,9 @@ impl Pipe {
             MemoryOutcome::Moved(moved) => moved,
             _ => 0,
         };
+        if moved > 0 {
+            account_for(kernel, held.first(moved), lending);
+        }
         self.held = (moved < held.len()).then(|| held.after(moved));
         outcome
     }

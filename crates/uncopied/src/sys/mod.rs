@@ -13,6 +13,7 @@ mod page_cache;
 pub(crate) mod ring;
 mod signal;
 mod tcp;
+mod userfault;
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,6 +28,9 @@ pub(crate) use map::{LooseMapping, Reservation};
 pub(crate) use page_cache::cached_pages;
 pub(crate) use signal::without_sigpipe;
 pub(crate) use tcp::Acknowledged;
+pub(crate) use userfault::{
+    Userfault, populate, replace_page, seal, wipe_on_fork, without_signals,
+};
 
 use crate::arena::FileMapping;
 use crate::lease::{Lease, Memory};
