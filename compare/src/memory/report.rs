@@ -18,17 +18,21 @@ interface; there is no DMA, no segmentation or checksum offload, no interrupts, 
 const CAVEATS: &str = "\
 ## What is unfair
 
-- The same buffer is sent over and over. Up to the size of the caches, who copies copies from a cache, which flatters copying; what a program
-  has just computed is there too, what it has from elsewhere is not.
-- Nobody fills or rewrites a buffer: pages that are frozen for good cannot be rewritten, and new ones cost more than a copy. `vmsplice` is for bytes that
-  are sent many times.
-- \"copied\" is the share of bytes that the CPU copied on the sender's side, as the sender says: by the kernel's notices for `MSG_ZEROCOPY` and `send_zc`,
-  of which the first of several merged ones speaks for all. For iperf3 it is what its system call does.
+- The same buffer is sent over and over. As long as it fits the caches it is copied from there, which flatters copying.
+  What a program has just computed is there too; what it has from elsewhere is not.
+- Nobody fills or rewrites a buffer. Pages that are frozen for good never can be, and new ones cost more than a copy:
+  `vmsplice` is for bytes that are sent many times. A region can be, and the first write to a huge page in flight has
+  all of it copied.
+- \"copied\" is the share of bytes that the CPU copied on the sender's side, as the sender says: for `MSG_ZEROCOPY` and
+  `send_zc` by the kernel's notices, of which the first of several merged ones speaks for all. iperf3 does not say; it
+  is what its system call does.
 - The receiver copies nothing: it discards inside the kernel (`MSG_TRUNC`). A real one would copy, or map.
-- The sender's CPU also does the receiver's TCP work up to its socket queue, and frees what has been acknowledged. It is counted as the sender's, for all alike,
-  and dilutes their differences. The machine's busy time counts everything, the receiver included.
-- iperf3's client looks at the clock and waits for the socket by `select` between writes. Its bytes are random, ours are a pattern; nobody looks at them but for the first two buffers of ours.
-  It speaks with this program, not with its own server, so that all have the same receiver.
+- The sender's CPU also does the receiver's TCP work up to its socket queue, and frees what has been acknowledged. It is
+  counted as the sender's, for all alike, and dilutes their differences. The machine's busy time counts everything, the
+  receiver included.
+- iperf3's client looks at the clock and waits for the socket by `select` between its calls. It speaks with this
+  program and not with its own server, so that all have the same receiver. Its bytes are random and ours a pattern; of
+  ours the first two buffers are compared at the receiver, of all the number of bytes.
 - Nobody sets socket buffers, or `TCP_NODELAY`: the kernel sizes the buffers as it goes, for all alike.
 - CPU time of processes and of the machine is counted in clock ticks (usually 10 ms) by the kernel.
 ";

@@ -34,6 +34,10 @@ const RATIOS: &[Ratio<Measure>] = &[
     beats(MIB, "vmsplice", "write"),
     beats(2 * MIB, "vmsplice", "write"),
     beats(16 * MIB, "vmsplice", "write"),
+    beats(2 * MIB, "region", "write"),
+    beats(16 * MIB, "region", "write"),
+    beats(2 * MIB, "region", "copy"),
+    beats(16 * MIB, "region", "copy"),
 ];
 
 /// The section of the report.

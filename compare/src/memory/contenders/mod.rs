@@ -4,6 +4,7 @@ mod copy;
 mod iperf3;
 mod lending;
 mod msg_zerocopy;
+mod region;
 mod send_zc;
 mod vmsplice;
 mod write;
@@ -27,6 +28,7 @@ pub(super) const ALL: &[Contender] = &[
     iperf3::SENDFILE,
     copy::CONTENDER,
     vmsplice::CONTENDER,
+    region::CONTENDER,
     msg_zerocopy::CONTENDER,
     send_zc::CONTENDER,
 ];

@@ -2,13 +2,13 @@
 
 use uncopied::Mechanism;
 
-use super::lending::{self, Freeze};
+use super::lending::{self, From};
 use super::{Contender, How};
 
 pub(super) const CONTENDER: Contender = Contender {
     name: "msg_zerocopy",
     about: "uncopied's sender by `MSG_ZEROCOPY`, 16 MiB lent at most",
     ours: true,
-    version: || lending::version(Mechanism::MsgZerocopy, Freeze::ForNow),
-    how: How::Within(|job| lending::send(job, Mechanism::MsgZerocopy, Freeze::ForNow)),
+    version: || lending::version(Mechanism::MsgZerocopy, From::Frozen),
+    how: How::Within(|job| lending::send(job, Mechanism::MsgZerocopy, From::Frozen)),
 };
