@@ -22,7 +22,8 @@ use rustix::time::Timespec;
 
 use crate::answer::{self, EMPTY_LINE, STATUS_OK};
 use crate::error::{Context, Error};
-use crate::{interrupt, measure};
+use crate::interrupt;
+use crate::measure::Snapshot;
 
 /// From this size on a body is discarded instead of copied out.
 const DISCARD_FROM_BYTES: usize = 16 * 1024;
@@ -94,14 +95,15 @@ pub(crate) fn run(target: &Target<'_>, timing: Timing) -> Result<Sample, Error> 
     let before = Snapshot::take(target.pid, load.received_bytes)?;
     load.run_until(before.at + timing.window)?;
     let after = Snapshot::take(target.pid, load.received_bytes)?;
-    let requests = (after.received_bytes - before.received_bytes) as f64 / load.answer_bytes as f64;
+    let usage = after.since(&before);
+    let requests = usage.received_bytes as f64 / load.answer_bytes as f64;
     Ok(Sample {
-        seconds: (after.at - before.at).as_secs_f64(),
+        seconds: usage.seconds,
         requests,
         body_bytes: requests * target.expected.len() as f64,
-        server_cpu_seconds: after.server_cpu - before.server_cpu,
-        machine_busy_seconds: after.machine_busy - before.machine_busy,
-        load_cpu_seconds: after.load_cpu - before.load_cpu,
+        server_cpu_seconds: usage.process_cpu_seconds,
+        machine_busy_seconds: usage.machine_busy_seconds,
+        load_cpu_seconds: usage.own_cpu_seconds,
     })
 }
 
@@ -209,27 +211,6 @@ fn broken(source: io::Error) -> Error {
             what: "a connection failed".into(),
             source,
         },
-    }
-}
-
-/// The moment at which the counters were read.
-struct Snapshot {
-    at: Instant,
-    received_bytes: u64,
-    server_cpu: f64,
-    machine_busy: f64,
-    load_cpu: f64,
-}
-
-impl Snapshot {
-    fn take(pid: u32, received_bytes: u64) -> Result<Self, Error> {
-        Ok(Self {
-            server_cpu: measure::process_cpu_seconds(pid)?,
-            machine_busy: measure::machine_busy_seconds()?,
-            load_cpu: measure::thread_cpu_seconds(),
-            at: Instant::now(),
-            received_bytes,
-        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The machine that a run is measured on: what it is, and the one setting that a run changes.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::{Context, Error};
@@ -81,11 +81,26 @@ fn read_congestion() -> Result<String, Error> {
         .context(|| format!("cannot read {CONGESTION}"))
 }
 
-/// Whether files in `directory` are in memory only, where sendfile takes another path.
-pub(crate) fn is_tmpfs(directory: &Path) -> Result<bool, Error> {
-    let status = rustix::fs::statfs(directory)
-        .context(|| format!("cannot look at {}", directory.display()))?;
-    Ok(status.f_type as u64 == TMPFS_MAGIC)
+/// Where a run's files are made: in `directory`, or next to this program. Warns of a place where they
+/// are in memory only.
+pub(crate) fn files_parent(directory: Option<&Path>) -> Result<PathBuf, Error> {
+    let parent = match directory {
+        Some(directory) => directory.to_owned(),
+        None => {
+            let own = std::env::current_exe().context(|| "cannot find this program".into())?;
+            own.parent().unwrap_or(Path::new(".")).to_owned()
+        }
+    };
+    let status =
+        rustix::fs::statfs(&parent).context(|| format!("cannot look at {}", parent.display()))?;
+    if status.f_type as u64 == TMPFS_MAGIC {
+        eprintln!(
+            "compare: {} is a tmpfs, where sendfile takes another path than on a disk: choose \
+             another place with --dir",
+            parent.display()
+        );
+    }
+    Ok(parent)
 }
 
 /// CPUs that this process may run on.
@@ -144,6 +159,18 @@ pub(crate) fn facts(files: &Path) -> Vec<(&'static str, String)> {
         facts.push(("Commit", commit));
     }
     facts
+}
+
+/// The bounds within which the kernel sizes socket buffers: least, first, greatest, in bytes.
+pub(crate) fn tcp_facts() -> Vec<(&'static str, String)> {
+    ["tcp_wmem", "tcp_rmem"]
+        .into_iter()
+        .filter_map(|name| {
+            let text = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok()?;
+            let words: Vec<&str> = text.split_whitespace().collect();
+            Some((name, words.join(" ")))
+        })
+        .collect()
 }
 
 /// The version of a dependency that this program is built with.

@@ -1,20 +1,27 @@
-//! Runs uncopied and its peers side by side, on the same files, on the same core, under the same
-//! load, and prints medians and ratios.
+//! Runs uncopied and its peers side by side, with the same work on the same core, and prints medians
+//! and ratios.
 //!
-//! `serve` is the comparison of file servers. The hidden subcommands are the processes that it
-//! starts: two of the servers, and the wrapper that pins every server to its core.
+//! `serve` is the comparison of file servers, `memory` that of ways from memory to a socket. The hidden
+//! subcommands are the processes that they start: the contenders that are part of this program, and the
+//! wrapper that pins every contender to its core.
 
 #![forbid(unsafe_code)]
 
 mod answer;
+mod entrants;
 mod error;
 mod interrupt;
 mod load;
 mod machine;
 mod measure;
+mod memory;
+mod page;
+mod pattern;
 mod process;
+mod rounds;
 mod serve;
 mod table;
+mod targets;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -36,6 +43,11 @@ struct Cli {
 enum Command {
     /// Compare file servers: requests a second, CPU per GB, memory per idle connection.
     Serve(serve::Options),
+    /// Compare ways from memory to a TCP socket: throughput, CPU per GB, share of bytes copied.
+    Memory(memory::Options),
+    /// Send memory until standard input ends, and say how it went: one of the contenders.
+    #[command(hide = true)]
+    MemorySender(memory::sender::Flags),
     /// The plainest sendfile loop: one of the contenders.
     #[command(hide = true)]
     PlainServer(ServeFlags),
@@ -60,6 +72,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(options) => serve::run(&options),
+        Command::Memory(options) => memory::run(&options),
+        Command::MemorySender(flags) => memory::sender::run(&flags),
         Command::PlainServer(flags) => plain::serve(&flags),
         Command::AxumServer(flags) => axum::serve(&flags),
         Command::AxumUncopiedServer(flags) => axum_uncopied::serve(&flags),

@@ -2,15 +2,66 @@
 //! `/proc/PID/smaps_rollup`.
 
 use std::fs;
+use std::time::Instant;
 
 use rustix::time::ClockId;
 
 use crate::error::{Context, Error};
 
+/// The counters at one moment: those of a contender's process, of the machine, and of this thread, which
+/// is the other side.
+pub(crate) struct Snapshot {
+    /// When they were read.
+    pub(crate) at: Instant,
+    received_bytes: u64,
+    process_cpu: f64,
+    machine_busy: f64,
+    own_cpu: f64,
+}
+
+/// What went by between two [`Snapshot`]s.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Usage {
+    /// Time.
+    pub(crate) seconds: f64,
+    /// What this program received.
+    pub(crate) received_bytes: u64,
+    /// CPU time of the contender's process.
+    pub(crate) process_cpu_seconds: f64,
+    /// Time in which any CPU was busy, with whatever.
+    pub(crate) machine_busy_seconds: f64,
+    /// CPU time of this thread.
+    pub(crate) own_cpu_seconds: f64,
+}
+
+impl Snapshot {
+    /// Reads the counters; `pid` is the contender.
+    pub(crate) fn take(pid: u32, received_bytes: u64) -> Result<Self, Error> {
+        Ok(Self {
+            process_cpu: process_cpu_seconds(pid)?,
+            machine_busy: machine_busy_seconds()?,
+            own_cpu: thread_cpu_seconds(),
+            at: Instant::now(),
+            received_bytes,
+        })
+    }
+
+    /// What went by since an earlier one.
+    pub(crate) fn since(&self, before: &Self) -> Usage {
+        Usage {
+            seconds: (self.at - before.at).as_secs_f64(),
+            received_bytes: self.received_bytes - before.received_bytes,
+            process_cpu_seconds: self.process_cpu - before.process_cpu,
+            machine_busy_seconds: self.machine_busy - before.machine_busy,
+            own_cpu_seconds: self.own_cpu - before.own_cpu,
+        }
+    }
+}
+
 /// CPU seconds of a process, all its threads included, living and ended.
 ///
 /// The kernel counts in clock ticks, usually 10 ms.
-pub(crate) fn process_cpu_seconds(pid: u32) -> Result<f64, Error> {
+fn process_cpu_seconds(pid: u32) -> Result<f64, Error> {
     let path = format!("/proc/{pid}/stat");
     let text = read(&path)?;
     let ticks = parse_process_ticks(&text).ok_or_else(|| not_understood(&path))?;
@@ -19,7 +70,7 @@ pub(crate) fn process_cpu_seconds(pid: u32) -> Result<f64, Error> {
 
 /// CPU seconds of all CPUs together in which something ran: the kernel, interrupts and software
 /// interrupts included, idle, waiting for I/O and stolen time not.
-pub(crate) fn machine_busy_seconds() -> Result<f64, Error> {
+fn machine_busy_seconds() -> Result<f64, Error> {
     let path = "/proc/stat";
     let text = read(path)?;
     let ticks = parse_machine_ticks(&text).ok_or_else(|| not_understood(path))?;
@@ -27,7 +78,7 @@ pub(crate) fn machine_busy_seconds() -> Result<f64, Error> {
 }
 
 /// CPU seconds of the calling thread.
-pub(crate) fn thread_cpu_seconds() -> f64 {
+fn thread_cpu_seconds() -> f64 {
     let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

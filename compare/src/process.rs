@@ -1,4 +1,4 @@
-//! Servers as child processes: pinned to their core, tied to the life of this process, and always
+//! Contenders as child processes: pinned to their core, tied to the life of this process, and always
 //! ended by their id.
 
 use std::ffi::OsString;
@@ -6,7 +6,7 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,14 +26,15 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(10);
 
 /// An error unless this process may run on that CPU.
-pub(crate) fn check_cpu(cpu: usize) -> Result<(), Error> {
+/// `options` are those that choose CPUs.
+pub(crate) fn check_cpu(cpu: usize, options: &str) -> Result<(), Error> {
     let allowed = rustix::thread::sched_getaffinity(None)
         .context(|| "cannot ask for this process's CPUs".into())?;
     if cpu < CpuSet::MAX_CPU && allowed.is_set(cpu) {
         Ok(())
     } else {
         Err(Error::Usage(format!(
-            "this process may not run on CPU {cpu}: choose others with --server-cpu and --load-cpu"
+            "this process may not run on CPU {cpu}: choose others with {options}"
         )))
     }
 }
@@ -89,11 +90,123 @@ pub(crate) fn free_address() -> Result<SocketAddr, Error> {
         .context(|| "cannot find a free port on 127.0.0.1".into())
 }
 
+/// A child that is pinned to its CPU. Dropping it ends the process and waits for it.
+pub(crate) struct Pinned {
+    child: Child,
+    errors: PathBuf,
+}
+
+impl Pinned {
+    /// Starts `command` on `cpu`. What it writes goes to `output`, and its errors to the file `errors`. Its
+    /// input is open and empty until [`Pinned::end_input`].
+    pub(crate) fn start(
+        command: &[OsString],
+        cpu: usize,
+        output: Stdio,
+        errors: &Path,
+    ) -> Result<Self, Error> {
+        let own = std::env::current_exe().context(|| "cannot find this program".into())?;
+        let log = File::create(errors).context(|| format!("cannot write {}", errors.display()))?;
+        let child = Command::new(own)
+            .arg("pinned")
+            .arg("--cpu")
+            .arg(cpu.to_string())
+            .arg("--")
+            .args(command)
+            .stdin(Stdio::piped())
+            .stdout(output)
+            .stderr(log)
+            // A group of its own: Ctrl-C reaches this tool only, which then ends its children.
+            .process_group(0)
+            .spawn()
+            .context(|| "cannot start a child process".into())?;
+        Ok(Self {
+            child,
+            errors: errors.to_path_buf(),
+        })
+    }
+
+    /// An error if the process has ended.
+    pub(crate) fn check_alive(&mut self) -> Result<(), Error> {
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            Ok(Some(status)) => Err(self.ended(status)),
+            Err(source) => Err(source).context(|| "cannot watch a child process".into()),
+        }
+    }
+
+    /// Closes the process's input, which tells those that wait for it that their work is done.
+    pub(crate) fn end_input(&mut self) {
+        self.child.stdin = None;
+    }
+
+    /// Waits until the process has ended by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] if it does not within `limit`, or says that it failed.
+    pub(crate) fn wait(&mut self, limit: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            interrupt::check()?;
+            match self.child.try_wait() {
+                Ok(None) => thread::sleep(TICK),
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => return Err(self.ended(status)),
+                Err(source) => {
+                    return Err(source).context(|| "cannot watch a child process".into());
+                }
+            }
+        }
+        Err(Error::Unavailable(format!(
+            "it did not end within {} s{}",
+            limit.as_secs(),
+            self.last_words()
+        )))
+    }
+
+    fn ended(&self, status: ExitStatus) -> Error {
+        Error::Unavailable(format!("the process ended ({status}){}", self.last_words()))
+    }
+
+    /// The last line that the process wrote to standard error, for a message.
+    fn last_words(&self) -> String {
+        let text = std::fs::read_to_string(&self.errors).unwrap_or_default();
+        match text.lines().rev().find(|line| !line.trim().is_empty()) {
+            Some(line) => format!(": {}", line.trim()),
+            None => String::new(),
+        }
+    }
+
+    /// Its process id. The wrapper became the program by exec, so this is the program itself.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        // Nothing can be done about a failure here; the death signal is the safety net.
+        let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let deadline = Instant::now() + STOP_LIMIT;
+        while Instant::now() < deadline {
+            match self.child.try_wait() {
+                Ok(None) => thread::sleep(TICK),
+                Ok(Some(_)) | Err(_) => return,
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A running server. Dropping it ends the process and waits for it.
 pub(crate) struct Server {
-    child: Child,
+    process: Pinned,
     address: SocketAddr,
-    errors: PathBuf,
 }
 
 impl Server {
@@ -109,26 +222,8 @@ impl Server {
         cpu: usize,
         errors: &Path,
     ) -> Result<Self, Error> {
-        let own = std::env::current_exe().context(|| "cannot find this program".into())?;
-        let log = File::create(errors).context(|| format!("cannot write {}", errors.display()))?;
-        let child = Command::new(own)
-            .arg("pinned")
-            .arg("--cpu")
-            .arg(cpu.to_string())
-            .arg("--")
-            .args(command)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            // A group of its own: Ctrl-C reaches this tool only, which then ends its servers.
-            .process_group(0)
-            .spawn()
-            .context(|| "cannot start a child process".into())?;
-        let mut server = Self {
-            child,
-            address,
-            errors: errors.to_path_buf(),
-        };
+        let process = Pinned::start(command, cpu, Stdio::null(), errors)?;
+        let mut server = Self { process, address };
         server.wait_until_listening()?;
         Ok(server)
     }
@@ -148,29 +243,13 @@ impl Server {
         Err(Error::Unavailable(format!(
             "it accepted no connection within {} s{}",
             START_LIMIT.as_secs(),
-            self.last_words()
+            self.process.last_words()
         )))
     }
 
     /// An error if the process has ended.
     pub(crate) fn check_alive(&mut self) -> Result<(), Error> {
-        match self.child.try_wait() {
-            Ok(None) => Ok(()),
-            Ok(Some(status)) => Err(Error::Unavailable(format!(
-                "the server ended ({status}){}",
-                self.last_words()
-            ))),
-            Err(source) => Err(source).context(|| "cannot watch the server".into()),
-        }
-    }
-
-    /// The last line that the server wrote to standard error, for a message.
-    fn last_words(&self) -> String {
-        let text = std::fs::read_to_string(&self.errors).unwrap_or_default();
-        match text.lines().rev().find(|line| !line.trim().is_empty()) {
-            Some(line) => format!(": {}", line.trim()),
-            None => String::new(),
-        }
+        self.process.check_alive()
     }
 
     /// Where it listens.
@@ -178,27 +257,8 @@ impl Server {
         self.address
     }
 
-    /// Its process id. The wrapper became the server by exec, so this is the server itself.
+    /// Its process id.
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(Some(_))) {
-            return;
-        }
-        // Nothing can be done about a failure here; the death signal is the safety net.
-        let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
-        let deadline = Instant::now() + STOP_LIMIT;
-        while Instant::now() < deadline {
-            match self.child.try_wait() {
-                Ok(None) => thread::sleep(TICK),
-                Ok(Some(_)) | Err(_) => return,
-            }
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.id()
     }
 }

@@ -1,5 +1,7 @@
 //! Medians, ratios, and how they are written down.
 
+use std::time::Duration;
+
 /// The middle, the least and the greatest of some values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Spread {
@@ -91,6 +93,39 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 
 /// The load generator keeps every file in memory to compare answers with it.
 const MAX_SIZE_BYTES: u64 = 1 << 30;
+
+/// Reads a time in seconds.
+pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.01..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(format!("{text:?} is not a time of 0.01 to 3600 seconds")),
+    }
+}
+
+/// In a table, where there is no value.
+pub(crate) fn dash() -> String {
+    "–".to_owned()
+}
+
+/// As ratios are written.
+pub(crate) fn two_digits(value: f64) -> String {
+    format!("{value:.2}")
+}
+
+/// As CPU seconds per GB are written.
+pub(crate) fn three_digits(value: f64) -> String {
+    format!("{value:.3}")
+}
+
+/// A share, from 0 to 1.
+pub(crate) fn percent(value: f64) -> String {
+    format!("{:.0} %", value * 100.0)
+}
+
+/// Words as cells.
+pub(crate) fn strings(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
 
 /// Writes a table in Markdown: the first column to the left, the others to the right.
 pub(crate) fn markdown(header: &[String], rows: &[Vec<String>]) -> String {

@@ -8,20 +8,23 @@ mod results;
 mod site;
 mod targets;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::error::{Context, Error};
+use crate::entrants::{self, Trouble};
+use crate::error::Error;
 use crate::interrupt;
 use crate::load::{self, Target, Timing};
 use crate::machine::{self, Congestion};
+use crate::page;
 use crate::process::{self, Server};
-use crate::table::{grouped, parse_size, size_text};
+use crate::rounds::Row;
+use crate::table::{grouped, parse_seconds, parse_size, size_text};
 
 use contenders::{Contender, Launch, Setup};
-use results::{Idle, Load, Measure, Results};
+use results::{Idle, Measure, Results};
 use site::Site;
 
 /// Idle connections are opened this often at most: their cost hardly varies.
@@ -92,13 +95,6 @@ enum Part {
     Idle,
 }
 
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.01..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(format!("{text:?} is not a time of 0.01 to 3600 seconds")),
-    }
-}
-
 /// A contender in this run.
 pub(crate) struct Entrant {
     contender: &'static Contender,
@@ -107,14 +103,6 @@ pub(crate) struct Entrant {
     launch: Option<Launch>,
     server: Option<Server>,
     trouble: Option<Trouble>,
-}
-
-/// Why a contender does not take part, or no longer.
-enum Trouble {
-    /// It did not come up.
-    Skipped(String),
-    /// It came up, and then failed.
-    Failed(String),
 }
 
 /// Runs the comparison, prints it, and writes it down.
@@ -127,11 +115,11 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     check(options)?;
     interrupt::watch()?;
     process::allow_descriptors(u64::from(options.idle_connections) + OTHER_DESCRIPTORS)?;
-    if cfg!(debug_assertions) {
-        eprintln!("compare: this is a debug build: its figures mean nothing, use --release");
-    }
-    let out = output_directory(options)?;
-    let parent = files_parent(options)?;
+    page::warn_of_debug_build();
+    let out = page::directory(options.out.as_deref(), is_cut_down(options), || {
+        options.name.clone().unwrap_or_else(machine::host_name)
+    })?;
+    let parent = machine::files_parent(options.dir.as_deref())?;
     let mut sizes = options.sizes.clone();
     sizes.push(IDLE_SIZE);
     sizes.sort_unstable();
@@ -167,42 +155,23 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         congestion: congestion.name(),
         files: &site.files(),
     };
-    let text = report.markdown();
-    print_all(&text)?;
-    if let Some(out) = out {
-        report::write(&out, &text, &report::csv(&results))?;
-        eprintln!("compare: wrote {}", out.display());
-    }
-    failures(&entrants)
+    page::publish(out.as_deref(), &report.markdown(), &report::raw(&results))?;
+    entrants::failures(
+        entrants
+            .iter()
+            .map(|entrant| (entrant.contender.name, entrant.trouble.as_ref())),
+    )
 }
 
 fn check(options: &Options) -> Result<(), Error> {
-    if let Some(name) = &options.name
-        && (name.is_empty() || name.contains('/'))
-    {
-        return Err(Error::Usage("--name must be part of a file name".into()));
+    page::check_name(options.name.as_deref())?;
+    for cpu in [options.server_cpu, options.load_cpu] {
+        process::check_cpu(cpu, "--server-cpu and --load-cpu")?;
     }
-    process::check_cpu(options.server_cpu)?;
-    process::check_cpu(options.load_cpu)?;
     if options.server_cpu == options.load_cpu {
         eprintln!("compare: servers and load generator share one CPU: ratios are compressed");
     }
     Ok(())
-}
-
-/// Where the report goes, if anywhere.
-fn output_directory(options: &Options) -> Result<Option<PathBuf>, Error> {
-    if let Some(out) = &options.out {
-        return Ok(Some(out.clone()));
-    }
-    if is_cut_down(options) {
-        return Ok(None);
-    }
-    let name = options.name.clone().unwrap_or_else(machine::host_name);
-    let directory = format!("{}-{name}", machine::today()?);
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    let benchmarks = workspace.unwrap_or(Path::new(".")).join("benchmarks");
-    Ok(Some(benchmarks.join(directory)))
 }
 
 /// Whether the run leaves anything out that a full one has.
@@ -213,32 +182,10 @@ fn is_cut_down(options: &Options) -> bool {
     options.only.is_some() || !options.contenders.is_empty() || !all_sizes
 }
 
-fn files_parent(options: &Options) -> Result<PathBuf, Error> {
-    let parent = match &options.dir {
-        Some(directory) => directory.clone(),
-        None => {
-            let own = std::env::current_exe().context(|| "cannot find this program".into())?;
-            own.parent().unwrap_or(Path::new(".")).to_owned()
-        }
-    };
-    if machine::is_tmpfs(&parent)? {
-        eprintln!(
-            "compare: {} is a tmpfs, where sendfile takes another path than on a disk: choose \
-             another place with --dir",
-            parent.display()
-        );
-    }
-    Ok(parent)
-}
-
 /// Finds and builds what is to be compared, with all CPUs still at hand.
 fn prepare(options: &Options, site: &Site) -> Result<Vec<Entrant>, Error> {
-    let mut entrants = Vec::new();
-    for contender in contenders::ALL {
-        let chosen = &options.contenders;
-        if !chosen.is_empty() && !chosen.iter().any(|one| one.name == contender.name) {
-            continue;
-        }
+    let mut prepared = Vec::new();
+    for contender in entrants::chosen(contenders::ALL, &options.contenders) {
         let scratch = site.scratch(contender.name)?;
         let address = process::free_address()?;
         let mut entrant = Entrant {
@@ -259,9 +206,9 @@ fn prepare(options: &Options, site: &Site) -> Result<Vec<Entrant>, Error> {
             Ok(launch) => entrant.launch = Some(launch),
             Err(error) => entrant.skip(&error),
         }
-        entrants.push(entrant);
+        prepared.push(entrant);
     }
-    Ok(entrants)
+    Ok(prepared)
 }
 
 fn start_all(entrants: &mut [Entrant], options: &Options) -> Result<(), Error> {
@@ -301,7 +248,7 @@ fn measure_loads(
                     Measure::ServerShare.of(&sample) * 100.0,
                     Measure::LoadShare.of(&sample) * 100.0,
                 );
-                results.loads.push(Load {
+                results.loads.push(Row {
                     round,
                     size,
                     contender,
@@ -367,8 +314,7 @@ impl Entrant {
     }
 
     fn skip(&mut self, error: &Error) {
-        eprintln!("compare: without {}: {error}", self.contender.name);
-        self.trouble = Some(Trouble::Skipped(error.to_string()));
+        self.trouble = Some(Trouble::skipped(self.contender.name, error));
     }
 
     /// One measurement under load; `None` if it is out.
@@ -405,38 +351,10 @@ impl Entrant {
                 // If the server has ended, that says more than the broken connection.
                 let error = server.check_alive().err().unwrap_or(error);
                 let at = size_text(size);
-                let name = self.contender.name;
-                eprintln!("compare: {name} failed at {at}, on without it: {error}");
-                self.trouble = Some(Trouble::Failed(format!("at {at}: {error}")));
+                self.trouble = Some(Trouble::failed(self.contender.name, &at, &error));
                 self.server = None;
                 Ok(None)
             }
         }
-    }
-}
-
-fn failures(entrants: &[Entrant]) -> Result<(), Error> {
-    let failed: Vec<String> = entrants
-        .iter()
-        .filter_map(|entrant| match &entrant.trouble {
-            Some(Trouble::Failed(why)) => Some(format!("{} ({why})", entrant.contender.name)),
-            Some(Trouble::Skipped(_)) | None => None,
-        })
-        .collect();
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Failed(failed.join(", ")))
-    }
-}
-
-/// Prints to standard output; a reader that has seen enough is not an error.
-fn print_all(text: &str) -> Result<(), Error> {
-    use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(error).context(|| "cannot print".into())
-        }
-        Ok(()) | Err(_) => Ok(()),
     }
 }

@@ -1,13 +1,13 @@
 //! The run as a page to read and as raw data.
 
-use std::fmt::Write;
-use std::fs;
 use std::path::Path;
 
 use super::results::{Measure, Results};
-use super::{Entrant, Options, Trouble, targets};
-use crate::error::{Context, Error};
-use crate::table::{Spread, grouped, markdown, size_text};
+use super::{Entrant, Options, targets};
+use crate::page::{self, Raw};
+use crate::table::{
+    Spread, dash, grouped, markdown, percent, size_text, strings, three_digits, two_digits,
+};
 
 /// What no reader should have to find out alone.
 const CAVEATS: &str = "\
@@ -42,8 +42,12 @@ pub(super) struct Report<'a> {
 impl Report<'_> {
     /// The page.
     pub(super) fn markdown(&self) -> String {
-        let mut page = String::from("# File servers compared\n\n");
-        self.write_method(&mut page);
+        let mut page = page::head(
+            "File servers compared",
+            &self.method(),
+            self.facts,
+            self.congestion,
+        );
         self.write_contenders(&mut page);
         if !self.results.loads.is_empty() {
             self.write_medians(&mut page);
@@ -52,67 +56,49 @@ impl Report<'_> {
         if !self.results.idles.is_empty() {
             self.write_idle(&mut page);
         }
-        page += "## Targets\n\n";
-        page += &targets::table(self.results);
-        page.push('\n');
+        page += &targets::section(self.results);
         page += CAVEATS;
         page
     }
 
-    fn write_method(&self, page: &mut String) {
+    fn method(&self) -> String {
         let options = self.options;
-        let arguments: Vec<String> = std::env::args().skip(1).collect();
-        *page += &format!(
-            "    cargo run --release -p compare -- {}\n\n\
-             {} rounds; in each one, at each size, every contender in turn is under load for {} s \
+        format!(
+            "{} rounds; in each one, at each size, every contender in turn is under load for {} s \
              after {} s of warm-up: {} keep-alive connections, one request under way on each. \
              Servers run on CPU {}, the load generator on CPU {}. Figures are medians over the \
              rounds (least–greatest); a ratio is the median of the rounds' ratios. \
-             A GB is 10⁹ bytes of body.\n\n",
-            arguments.join(" "),
+             A GB is 10⁹ bytes of body.",
             options.rounds,
             options.seconds.as_secs_f64(),
             options.warm_up.as_secs_f64(),
             options.connections,
             options.server_cpu,
             options.load_cpu,
-        );
-        if cfg!(debug_assertions) {
-            *page += "**A debug build: these figures mean nothing.**\n\n";
-        }
-        let mut rows: Vec<Vec<String>> = self
-            .facts
-            .iter()
-            .map(|(name, value)| vec![(*name).to_owned(), value.clone()])
-            .collect();
-        rows.push(vec![
-            "Congestion control".to_owned(),
-            format!("{}, both sides", self.congestion),
-        ]);
-        *page += &markdown(&strings(&["machine", ""]), &rows);
-        page.push('\n');
+        )
     }
 
     fn write_contenders(&self, page: &mut String) {
         *page += "## Contenders\n\n";
         for entrant in self.entrants {
             let contender = entrant.contender;
-            *page += &format!("- **{}**: {}.", contender.name, contender.about);
-            if let Some(launch) = &entrant.launch {
+            let launch = entrant.launch.as_ref().map(|launch| {
                 let words: Vec<_> = launch
                     .command
                     .iter()
                     .map(|word| word.to_string_lossy())
                     .collect();
                 let command = self.without_places(&words.join(" "), entrant);
-                *page += &format!(" {}. `{command}`", launch.version);
-            }
-            match &entrant.trouble {
-                Some(Trouble::Skipped(why)) => *page += &format!(" **Left out: {why}**"),
-                Some(Trouble::Failed(why)) => *page += &format!(" **Failed {why}**"),
-                None => {}
-            }
-            page.push('\n');
+                (launch.version.as_str(), command)
+            });
+            *page += &page::contender(
+                contender.name,
+                contender.about,
+                launch
+                    .as_ref()
+                    .map(|(version, command)| (*version, command.as_str())),
+                entrant.trouble.as_ref(),
+            );
         }
         page.push('\n');
         for entrant in self.entrants {
@@ -198,31 +184,22 @@ impl Report<'_> {
         }
         *page += "## Ratios\n\n";
         for (measure, better) in [
-            (Measure::Requests, "more is better"),
-            (Measure::ServerCpu, "less is better"),
-            (Measure::MachineBusy, "less is better"),
+            (Measure::Requests, "more"),
+            (Measure::ServerCpu, "less"),
+            (Measure::MachineBusy, "less"),
         ] {
-            let mut header = vec![format!("{} ({better})", measure.name())];
-            header.extend(
-                pairs
-                    .iter()
-                    .map(|(above, below)| format!("{above} ÷ {below}")),
-            );
-            let rows: Vec<Vec<String>> = self
+            let sizes = self
                 .options
                 .sizes
                 .iter()
-                .map(|&size| {
-                    let mut row = vec![size_text(size)];
-                    row.extend(pairs.iter().map(|(above, below)| {
-                        let ratio = self.results.ratio(measure, size, above, below);
-                        ratio.map_or_else(dash, |ratio| ratio.text(|value| format!("{value:.2}")))
-                    }));
-                    row
-                })
-                .collect();
-            *page += &markdown(&header, &rows);
-            page.push('\n');
+                .map(|&size| (size, size_text(size)));
+            *page += &page::ratios(
+                measure.name(),
+                better,
+                sizes,
+                &pairs,
+                |size, above, below| self.results.ratio(measure, size, above, below),
+            );
         }
     }
 
@@ -238,7 +215,7 @@ impl Report<'_> {
             .map(|entrant| {
                 let name = entrant.contender.name;
                 let value = self.results.idle_kib(name);
-                let text = |spread: Spread| spread.text(|value| format!("{value:.2}"));
+                let text = |spread: Spread| spread.text(two_digits);
                 vec![name.to_owned(), value.map_or_else(dash, text)]
             })
             .collect();
@@ -247,33 +224,19 @@ impl Report<'_> {
     }
 }
 
-fn strings(words: &[&str]) -> Vec<String> {
-    words.iter().map(|&word| word.to_owned()).collect()
-}
-
-fn dash() -> String {
-    "–".to_owned()
-}
-
 fn cell(measure: Measure, spread: Spread) -> String {
     match measure {
         Measure::Requests => spread.text(grouped),
-        Measure::ServerCpu | Measure::MachineBusy => spread.text(|value| format!("{value:.3}")),
+        Measure::ServerCpu | Measure::MachineBusy => spread.text(three_digits),
         Measure::RequestsPerCpuSecond => grouped(spread.median),
-        Measure::ServerShare | Measure::LoadShare | Measure::OtherShare => {
-            format!("{:.0} %", spread.median * 100.0)
-        }
+        Measure::ServerShare | Measure::LoadShare | Measure::OtherShare => percent(spread.median),
     }
 }
 
-/// The raw data: one value a line.
-pub(super) fn csv(results: &Results) -> String {
-    let mut text = String::from("round,contender,size_bytes,measure,value\n");
-    let mut line = |round: usize, contender: &str, size: u64, key: &str, value: f64| {
-        // Writing to a String does not fail.
-        let _ = writeln!(text, "{round},{contender},{size},{key},{value}");
-    };
-    for load in &results.loads {
+/// The raw data.
+pub(super) fn raw(results: &Results) -> String {
+    let mut raw = Raw::new();
+    for load in results.loads.iter() {
         let sample = &load.sample;
         let measured = [
             ("seconds", sample.seconds),
@@ -284,9 +247,8 @@ pub(super) fn csv(results: &Results) -> String {
             ("load_cpu_seconds", sample.load_cpu_seconds),
         ];
         let derived = Measure::ALL.map(|measure| (measure.key(), measure.of(sample)));
-        for (key, value) in measured.into_iter().chain(derived) {
-            line(load.round, load.contender, load.size, key, value);
-        }
+        let values = measured.into_iter().chain(derived);
+        raw.push(load.round, load.contender, load.size, values);
     }
     for idle in &results.idles {
         let footprint = &idle.footprint;
@@ -296,19 +258,7 @@ pub(super) fn csv(results: &Results) -> String {
             ("resident_bytes_after", footprint.after_bytes as f64),
             ("resident_bytes_per_connection", footprint.bytes_each()),
         ];
-        for (key, value) in values {
-            line(idle.round, idle.contender, super::IDLE_SIZE, key, value);
-        }
+        raw.push(idle.round, idle.contender, super::IDLE_SIZE, values);
     }
-    text
-}
-
-/// Writes README.md and raw.csv into `directory`.
-pub(super) fn write(directory: &Path, page: &str, csv: &str) -> Result<(), Error> {
-    fs::create_dir_all(directory).context(|| format!("cannot make {}", directory.display()))?;
-    for (name, text) in [("README.md", page), ("raw.csv", csv)] {
-        let path = directory.join(name);
-        fs::write(&path, text).context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    raw.text()
 }

@@ -2,23 +2,16 @@
 
 use super::idle::Footprint;
 use crate::load::Sample;
+use crate::rounds::{Rounds, Shares};
 use crate::table::Spread;
 
 /// All measurements of a run.
 #[derive(Default)]
 pub(crate) struct Results {
     /// Under load.
-    pub(crate) loads: Vec<Load>,
+    pub(crate) loads: Rounds<Sample>,
     /// Of idle connections.
     pub(crate) idles: Vec<Idle>,
-}
-
-/// One measurement under load.
-pub(crate) struct Load {
-    pub(crate) round: usize,
-    pub(crate) size: u64,
-    pub(crate) contender: &'static str,
-    pub(crate) sample: Sample,
 }
 
 /// One measurement of idle connections.
@@ -102,31 +95,11 @@ impl Measure {
     }
 }
 
-/// The load generator is the limit if it is busier than this…
-const LOAD_BUSY: f64 = 0.95;
-
-/// …while the server is less busy than this.
-const SERVER_IDLE: f64 = 0.90;
-
-/// More than this much of a CPU elsewhere, and a measurement was disturbed.
-const DISTURBED: f64 = 0.10;
-
 impl Results {
-    fn samples(&self, size: u64, contender: &str) -> impl Iterator<Item = (usize, &Sample)> {
-        self.loads
-            .iter()
-            .filter(move |load| load.size == size && load.contender == contender)
-            .map(|load| (load.round, &load.sample))
-    }
-
     /// The spread of a measure over the rounds.
     pub(crate) fn spread(&self, measure: Measure, size: u64, contender: &str) -> Option<Spread> {
-        let values = self.samples(size, contender);
-        Spread::of(
-            values
-                .map(|(_, sample)| measure.of(sample))
-                .filter(|value| value.is_finite()),
-        )
+        self.loads
+            .spread(size, contender, |sample| measure.of(sample))
     }
 
     /// The spread of the per-round ratios of two contenders; rounds that only one finished do not
@@ -138,15 +111,8 @@ impl Results {
         above: &str,
         below: &str,
     ) -> Option<Spread> {
-        let pairs = self.samples(size, above).filter_map(|(round, sample)| {
-            let other = self
-                .samples(size, below)
-                .find(|&(other_round, _)| other_round == round)?
-                .1;
-            let pair = (measure.of(sample), measure.of(other));
-            (pair.0.is_finite() && pair.1.is_finite()).then_some(pair)
-        });
-        Spread::of_ratios(pairs)
+        self.loads
+            .ratio(size, above, below, |sample| measure.of(sample))
     }
 
     /// KiB of resident memory per idle connection.
@@ -161,25 +127,22 @@ impl Results {
             self.spread(measure, size, contender)
                 .map_or(0.0, |spread| spread.median)
         };
-        let mut remarks = Vec::new();
-        if median(Measure::LoadShare) >= LOAD_BUSY && median(Measure::ServerShare) < SERVER_IDLE {
-            remarks.push("the load generator was the limit: ratios are compressed".to_owned());
-        }
-        let other = median(Measure::OtherShare);
-        if other > DISTURBED {
-            remarks.push(format!("{:.0} % of a CPU went elsewhere", other * 100.0));
-        }
-        remarks.join("; ")
+        let shares = Shares {
+            contender: median(Measure::ServerShare),
+            other_side: median(Measure::LoadShare),
+            elsewhere: median(Measure::OtherShare),
+        };
+        shares.remark("the load generator")
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::rounds::Row;
 
-    fn load(round: usize, contender: &'static str, requests: f64, server: f64) -> Load {
-        Load {
+    fn load(round: usize, contender: &'static str, requests: f64, server: f64) -> Row<Sample> {
+        Row {
             round,
             size: 1_000_000,
             contender,
@@ -211,41 +174,20 @@ mod tests {
     }
 
     #[test]
-    fn only_rounds_that_both_finished_make_ratios() {
-        let results = Results {
-            loads: vec![
-                load(1, "a", 3000.0, 1.0),
-                load(1, "b", 1000.0, 1.0),
-                load(2, "a", 9000.0, 1.0),
-                load(3, "b", 1000.0, 1.0),
-            ],
-            idles: Vec::new(),
+    fn a_busy_load_generator_is_remarked() {
+        let remark = |server| {
+            let mut results = Results::default();
+            results.loads.push(load(1, "a", 1000.0, server));
+            results.remark(1_000_000, "a")
         };
-        let ratio = results
-            .ratio(Measure::Requests, 1_000_000, "a", "b")
-            .unwrap();
-        assert_eq!((ratio.min, ratio.max), (3.0, 3.0));
-        assert!(results.ratio(Measure::Requests, 7, "a", "b").is_none());
-    }
-
-    #[test]
-    fn a_busy_load_generator_and_a_busy_machine_are_remarked() {
-        let results = |server| Results {
-            loads: vec![load(1, "a", 1000.0, server)],
-            idles: Vec::new(),
-        };
-        let limited = results(1.7).remark(1_000_000, "a");
-        assert!(limited.contains("load generator"), "{limited}");
-        assert!(limited.contains("19 % of a CPU"), "{limited}");
-        assert_eq!(results(1.95).remark(1_000_000, "a"), "");
+        assert!(remark(1.7).contains("the load generator was the limit"));
+        assert_eq!(remark(1.95), "");
     }
 
     #[test]
     fn a_server_without_a_clock_tick_has_no_figure() {
-        let results = Results {
-            loads: vec![load(1, "a", 1000.0, 0.0)],
-            idles: Vec::new(),
-        };
+        let mut results = Results::default();
+        results.loads.push(load(1, "a", 1000.0, 0.0));
         assert!(
             results
                 .spread(Measure::RequestsPerCpuSecond, 1_000_000, "a")

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::error::{Context, Error};
+use crate::pattern;
 
 /// A directory with one file of each size, removed when dropped.
 pub(crate) struct Site {
@@ -77,21 +78,10 @@ impl Site {
 
 impl Page {
     fn new(size: u64) -> Self {
-        // xorshift64: any stretch that is missing, doubled or shifted shows in a comparison.
-        let mut state = 0x9e37_79b9_7f4a_7c15 ^ size;
-        let words = (size as usize).div_ceil(8);
-        let mut bytes = Vec::with_capacity(words * 8);
-        for _ in 0..words {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            bytes.extend_from_slice(&state.to_le_bytes());
-        }
-        bytes.truncate(size as usize);
         Self {
             size,
             path: format!("/{size}.bin"),
-            bytes,
+            bytes: pattern::bytes(size),
         }
     }
 }

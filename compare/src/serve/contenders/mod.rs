@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::entrants::{self, Named};
 use crate::error::{Context, Error};
 
 /// Everyone who takes part, in the order in which they are measured and listed.
@@ -60,12 +61,13 @@ pub(crate) struct Launch {
 
 /// Finds a contender by its name.
 pub(crate) fn by_name(name: &str) -> Result<&'static Contender, String> {
-    ALL.iter()
-        .find(|contender| contender.name == name)
-        .ok_or_else(|| {
-            let names: Vec<&str> = ALL.iter().map(|contender| contender.name).collect();
-            format!("no contender {name:?}; there are {}", names.join(", "))
-        })
+    entrants::by_name(ALL, name)
+}
+
+impl Named for Contender {
+    fn name(&self) -> &'static str {
+        self.name
+    }
 }
 
 /// The arguments of the servers that live in this program.

@@ -1,20 +1,9 @@
-//! A whole run, short, with the two contenders that this program brings along.
-
-#![allow(clippy::unwrap_used)]
+//! A whole run of `serve`, short, with the two contenders that this program brings along.
 
 use std::fs;
 use std::process::{Command, Output};
 
-/// The first CPU that this process may run on.
-fn some_cpu() -> String {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
-        .unwrap();
-    let first = line.trim().split([',', '-']).next().unwrap();
-    first.to_owned()
-}
+use crate::{assert_nothing_runs_with, some_cpu};
 
 fn compare(directory: &std::path::Path, more: &[&str]) -> Output {
     // As it is: a test changes no setting of the machine.
@@ -79,11 +68,7 @@ fn a_run_measures_writes_and_leaves_nothing_behind() {
     }
 
     assert_eq!(fs::read_dir(files.path()).unwrap().count(), 0);
-    for process in fs::read_dir("/proc").unwrap() {
-        let command = fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        assert!(!command.contains(&*place), "still running: {command}");
-    }
+    assert_nothing_runs_with(&place);
 }
 
 #[test]
