@@ -34,3 +34,7 @@ serve PATH=".":
 # The server next to nginx, axum and a plain sendfile loop: medians and ratios.
 compare *ARGS:
     cargo run --release -p compare -- serve {{ ARGS }}
+
+# Ways from memory to a socket next to write, tokio and iperf3.
+compare-memory *ARGS:
+    cargo run --release -p compare -- memory {{ ARGS }}
