@@ -164,6 +164,59 @@ fn head_and_body_go_in_one_call() {
 }
 
 #[test]
+fn sends_to_many_sockets_go_together_and_each_has_its_answer() {
+    let (ring, books) = (new_ring(), Books::new());
+    // More than the submission queue has room for.
+    let wires: Vec<_> = (0..150).map(|_| wire(1 << 20, 1 << 20)).collect();
+    let (gone, other_end) = wire(1 << 20, 1 << 20);
+    drop(other_end);
+    let mut parts = vec![pattern(0, 4096)];
+    parts.extend((1..=150).map(|mark| pattern(mark, 4096 + mark as usize)));
+    let mut sinks = vec![Arc::new(gone)];
+    let (senders, receivers): (Vec<_>, Vec<_>) = wires.into_iter().unzip();
+    sinks.extend(senders.into_iter().map(Arc::new));
+    // The peer that is gone answers with a reset; the next send meets it.
+    assert_eq!(books.send(&ring, &sinks[0], &parts[..1]).0, Ok(4096));
+
+    let mut completions = Vec::new();
+    let sends: Vec<_> = sinks
+        .iter()
+        .zip(&parts)
+        .map(|(sink, pages)| {
+            let (part, completion) = books.part(Arc::clone(&ring) as Arc<dyn Notices>);
+            completions.push(completion);
+            // Each third in two pieces.
+            let pieces = match pages.len() % 3 {
+                0 => vec![pages.slice(..1000), pages.slice(1000..)],
+                _ => vec![pages.clone()],
+            };
+            Send {
+                sink: Arc::clone(sink) as _,
+                leases: Leases::of(pieces.iter().map(|it| books.lease(it))).expect("some"),
+                part,
+            }
+        })
+        .collect();
+    let mut answers = Vec::new();
+    ring.send_all(sends, |answer| answers.push(answer));
+
+    assert_eq!(answers.len(), parts.len());
+    assert!(matches!(answers[0], Err(Errno::PIPE | Errno::CONNRESET)));
+    for (mark, mut receiver) in (1..).zip(&receivers) {
+        let len = parts[mark].len();
+        assert_eq!(answers[mark], Ok(len));
+        let mut got = vec![0; len];
+        receiver.read_exact(&mut got).expect("received");
+        assert!(is_pattern(&got, mark as u64));
+        assert_eq!(
+            completions[mark].wait(PATIENCE).expect("settled").bytes,
+            len as u64
+        );
+    }
+    assert_eq!((books.quota.leased(), ring.in_flight()), (0, 0));
+}
+
+#[test]
 fn a_full_socket_answers_at_once_and_what_it_did_not_take_comes_back() {
     let (ring, books) = (new_ring(), Books::new());
     let (sender, receiver) = wire(64 << 10, 4 << 10);
