@@ -47,8 +47,8 @@ const REPORT_USAGE: u16 = 1 << 3;
 /// So often a submission is tried again that the kernel puts off until completions are taken in.
 const TRIES: u32 = 64;
 
-/// A ring, with the memory that it has lent. Sends are made by the thread that made it; notices may be
-/// taken in by any.
+/// A ring, with the memory that it has lent. It serves the thread that made it best; others may use it
+/// as well.
 pub(crate) struct Ring {
     fork_generation: u64,
     owner: ThreadId,
@@ -62,6 +62,8 @@ struct State {
     flights: Flights,
     /// Answers that came and are not handed on yet.
     answers: Vec<(Token, Result<usize>)>,
+    /// Other threads than its own have sent by it.
+    has_guests: bool,
     /// An entry is stuck in the submission queue: nothing is ever submitted again.
     is_broken: bool,
 }
@@ -105,6 +107,7 @@ impl Ring {
                 uring,
                 flights: Flights::default(),
                 answers: Vec::new(),
+                has_guests: false,
                 is_broken: false,
             }),
         })
@@ -121,10 +124,10 @@ impl Ring {
     /// `EIO` where the ring itself failed after the kernel had been given the send: nobody knows how
     /// many bytes went, and the connection is of no use any more.
     pub(crate) fn send(&self, sink: BorrowedFd<'_>, leases: Leases, part: Part) -> Result<usize> {
-        if self.is_retired() || self.owner != thread::current().id() {
+        if self.is_retired() {
             return Err(RETIRED);
         }
-        let mut state = self.lock();
+        let mut state = self.enter();
         let answer = state.send(sink, leases, part);
         self.leave(state);
         answer
@@ -135,7 +138,7 @@ impl Ring {
     /// little that took.
     pub(crate) fn send_all(
         &self,
-        sends: impl IntoIterator<Item = Send>,
+        sends: impl IntoIterator<Item = Outgoing>,
         mut tell: impl FnMut(Result<usize>),
     ) {
         let mut sends = sends.into_iter();
@@ -144,15 +147,21 @@ impl Ring {
             if batch.is_empty() {
                 return;
             }
-            if self.is_retired() || self.owner != thread::current().id() {
+            if self.is_retired() {
                 batch.into_iter().for_each(|_| tell(Err(RETIRED)));
                 continue;
             }
-            let mut state = self.lock();
+            let mut state = self.enter();
             let answers = state.send_all(batch);
             self.leave(state);
             answers.into_iter().for_each(&mut tell);
         }
+    }
+
+    fn enter(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        state.has_guests |= self.owner != thread::current().id();
+        state
     }
 
     fn leave(&self, state: MutexGuard<'_, State>) {
@@ -262,8 +271,8 @@ fn settle(mut state: MutexGuard<'_, State>) {
 }
 
 /// A send that goes together with others.
-pub(crate) struct Send {
-    pub(crate) sink: Arc<dyn AsFd + std::marker::Send + Sync>,
+pub(crate) struct Outgoing {
+    pub(crate) sink: Arc<dyn AsFd + Send + Sync>,
     pub(crate) leases: Leases,
     pub(crate) part: Part,
 }
@@ -305,7 +314,7 @@ impl State {
     }
 
     /// At most as many sends as the submission queue has entries.
-    fn send_all(&mut self, sends: Vec<Send>) -> Vec<Result<usize>> {
+    fn send_all(&mut self, sends: Vec<Outgoing>) -> Vec<Result<usize>> {
         if self.is_broken {
             return sends.iter().map(|_| Err(RETIRED)).collect();
         }
@@ -314,7 +323,7 @@ impl State {
             let mut sinks = Vec::with_capacity(sends.len());
             let mut messages = Vec::new();
             let mut tokens = Vec::with_capacity(sends.len());
-            for Send { sink, leases, part } in sends {
+            for Outgoing { sink, leases, part } in sends {
                 let (token, message) = state.give((*sink).as_fd(), leases, part);
                 sinks.push(sink);
                 messages.extend(message);
@@ -327,13 +336,17 @@ impl State {
 
     /// Makes sends whose answers wake nobody: they come within the call.
     fn quietly<T>(&mut self, make: impl FnOnce(&mut Self) -> T) -> T {
+        // Notices are posted by the thread that sent. If that was always this one, they come between the
+        // statements here or not at all; another's could come just as the signal is enabled, and be
+        // missed.
+        if self.has_guests {
+            return make(self);
+        }
         self.uring.completion().disable_eventfd();
         let made = make(self);
         self.uring.completion().enable_eventfd();
-        // Looked at only after it is enabled: a notice that came before is taken in here, a later one
-        // signals. Notices are posted by the thread that sent, this one, so they come between its
-        // statements or not at all.
         fence(Ordering::SeqCst);
+        // What came before that has not signalled.
         self.reap();
         made
     }
