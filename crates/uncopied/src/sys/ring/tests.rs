@@ -340,9 +340,10 @@ fn a_child_process_leaves_the_ring_of_its_parent_alone() {
     let (sender, receiver) = wire(1 << 20, 4 << 10);
     let taken = books.fill(&ring, &sender, 32 << 10);
     let (_, last) = taken.last().expect("some");
+    let pages = pattern(0, 8192);
     let answer = in_child(|| {
         let before = books.quota.leased();
-        let (answer, refused) = books.send(&ring, &sender, &[pattern(0, 8192)]);
+        let (answer, refused) = books.send(&ring, &sender, std::slice::from_ref(&pages));
         let is_refused = answer == Err(RETIRED);
         let never_was = refused.settled().is_some_and(|it| it.bytes == 0);
         let is_open = last.settled().is_none();
@@ -400,16 +401,17 @@ fn refuse(call: libc::c_long, errno: Errno) {
 
 /// What a child process gets for one send when the kernel refuses it `call`.
 fn answer_under_filter(call: libc::c_long, errno: Errno) -> u8 {
+    let pages = [pattern(0, 8192)];
     in_child(|| {
         let (sender, _receiver) = wire(1 << 20, 1 << 20);
         let books = Books::new();
         let ring = new_ring();
         refuse(call, errno);
-        let (answer, completion) = books.send(&ring, &sender, &[pattern(0, 8192)]);
+        let (answer, completion) = books.send(&ring, &sender, &pages);
         let is_whole = books.quota.leased() == 0
             && ring.is_retired()
             && completion.settled().is_some_and(|it| it.bytes == 0)
-            && books.send(&ring, &sender, &[pattern(0, 8192)]).0 == Err(RETIRED);
+            && books.send(&ring, &sender, &pages).0 == Err(RETIRED);
         match answer {
             Err(errno) if is_whole => errno.raw_os_error() as u8,
             _ => 0,
@@ -449,6 +451,7 @@ fn a_send_that_the_ring_cannot_take_in_never_goes_out() {
 /// The limit binds those without CAP_IPC_LOCK.
 #[test]
 fn over_the_limit_of_locked_memory_a_send_is_copied() {
+    let pages = [pattern(0, 256 << 10)];
     let answer = in_child(|| {
         // Enough for the queues of the ring, which count too.
         let limit = libc::rlimit {
@@ -465,7 +468,7 @@ fn over_the_limit_of_locked_memory_a_send_is_copied() {
         let (sender, _receiver) = wire(1 << 20, 1 << 20);
         let books = Books::new();
         let ring = new_ring();
-        let (answer, completion) = books.send(&ring, &sender, &[pattern(0, 256 << 10)]);
+        let (answer, completion) = books.send(&ring, &sender, &pages);
         drop(completion);
         assert_eq!(ring.in_flight(), 0);
         assert!(!ring.is_retired());
