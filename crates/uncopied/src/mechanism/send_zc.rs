@@ -42,11 +42,12 @@
 //! - Only one send of a connection is under way at a time: the kernel may reorder more.
 //! - Notices are posted by the thread that sent, when it next enters the kernel, and interrupt an
 //!   `epoll_wait(2)` of that thread with `EINTR`.
-//! - `execve(2)` of a process waits until all notices of its rings have come. A child made by `fork(2)`
-//!   execs at once: rings are not its own.
+//! - `execve(2)` in the process that sent waits until all notices have come: 4 s with a peer that began
+//!   to read after 4 s. Leaving it by `exit(3)`, or running a program in a child, does not wait.
 //! - Registered buffers are not used. They save the page references, but name the frames that lay at an
 //!   address when it was registered: the arena gives frames back to the kernel, and the ring would then
-//!   send what is no longer there.
+//!   send what is no longer there. Over loopback they took 0.90 to 0.99 of the CPU time (16 and 64 KiB, Linux
+//!   6.18), within the noise; the kernel copies there, so what a network device would gain is not shown.
 //!
 //! # References
 //!
