@@ -4,6 +4,8 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+#[cfg(feature = "tokio")]
+use std::os::fd::OwnedFd;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread;
@@ -42,6 +44,9 @@ pub struct Channel {
     msg_zerocopy: Option<MsgZerocopy>,
     vmsplice: Vmsplice,
     acknowledgements: Option<Arc<Acknowledgements>>,
+    /// A descriptor of the socket's for sends that are queued: it cannot become another's meanwhile.
+    #[cfg(feature = "tokio")]
+    gathering: Option<Arc<OwnedFd>>,
     unfinished: Option<Unfinished>,
     /// So many sends are not lent, as the kernel copied those before them.
     pause: u32,
@@ -129,6 +134,8 @@ impl Channel {
             msg_zerocopy: None,
             vmsplice: Vmsplice::default(),
             acknowledgements: None,
+            #[cfg(feature = "tokio")]
+            gathering: None,
             unfinished: None,
             pause: 0,
             report: Report::default(),
@@ -265,6 +272,36 @@ impl Channel {
             && self.peer.is_tcp
             && self.driver == Driver::Caller
             && self.acknowledgements.is_none()
+    }
+
+    /// Makes one try by `send_zc`, together with other connections of the thread. Only for pages: those of a
+    /// region must be protected at the very call.
+    ///
+    /// # Cancellation
+    ///
+    /// See [`send_zc::gather`].
+    #[cfg(feature = "tokio")]
+    pub(crate) async fn gather(
+        &mut self,
+        sink: BorrowedFd<'_>,
+        parts: &[Memory],
+        sending: &Sending,
+    ) -> MemoryOutcome {
+        let descriptor = match &self.gathering {
+            Some(descriptor) => descriptor,
+            None => match rustix::io::fcntl_dupfd_cloexec(sink, 3) {
+                Ok(descriptor) => self.gathering.insert(Arc::new(descriptor)),
+                Err(errno) => return MemoryOutcome::CopyThis(errno),
+            },
+        };
+        self.vmsplice.forget();
+        let lending = Lending {
+            acknowledgements: None,
+            quota: &self.quota,
+            account: &self.account,
+            sending,
+        };
+        send_zc::gather(Arc::clone(descriptor), parts, &lending).await
     }
 
     pub(crate) fn over_quota(&self) -> OverQuota {

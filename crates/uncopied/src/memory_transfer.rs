@@ -84,17 +84,57 @@ impl MemoryTransfer {
         if share.is_empty() {
             return Ok(MemoryProgress::Done);
         }
+        let outcome = channel.step(kernel, self.mechanism(), sink, &share, &self.sending);
+        self.take_in(outcome, kernel, channel, sink, &share)
+    }
+
+    /// Whether the next step can be [gathered](Self::gather).
+    #[cfg(feature = "tokio")]
+    pub(crate) fn can_be_gathered(&self) -> bool {
+        self.mechanism() == Mechanism::SendZc
+            && !self.rest.is_empty()
+            && self
+                .rest
+                .iter()
+                .all(|part| matches!(part, Memory::Pages(_)))
+    }
+
+    /// As [`step`](Self::step), in one call of the kernel with what other connections of this thread have
+    /// to send. It gives way to other tasks.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped before it is ready it has not sent, or nobody learns how many bytes it has.
+    #[cfg(feature = "tokio")]
+    pub(crate) async fn gather(
+        &mut self,
+        channel: &mut Channel,
+        sink: BorrowedFd<'_>,
+    ) -> Result<MemoryProgress, Error> {
+        let share = self.share();
+        let outcome = channel.gather(sink, &share, &self.sending).await;
+        self.take_in(outcome, &Linux, channel, sink, &share)
+    }
+
+    fn take_in(
+        &mut self,
+        outcome: MemoryOutcome,
+        kernel: &impl Kernel,
+        channel: &mut Channel,
+        sink: BorrowedFd<'_>,
+        share: &[Memory],
+    ) -> Result<MemoryProgress, Error> {
         let mechanism = self.mechanism();
-        match channel.step(kernel, mechanism, sink, &share, &self.sending) {
+        match outcome {
             MemoryOutcome::Moved(moved) => Ok(self.moved(channel, mechanism, moved)),
             MemoryOutcome::Blocked => Ok(MemoryProgress::Blocked),
             MemoryOutcome::OverQuota if channel.over_quota() == OverQuota::Wait => {
                 Ok(MemoryProgress::OverQuota)
             }
-            MemoryOutcome::OverQuota => self.copy(kernel, channel, sink, &share),
+            MemoryOutcome::OverQuota => self.copy(kernel, channel, sink, share),
             MemoryOutcome::CopyThis(errno) => {
                 self.note(channel, mechanism, Mechanism::Copy, errno);
-                self.copy(kernel, channel, sink, &share)
+                self.copy(kernel, channel, sink, share)
             }
             MemoryOutcome::Unsupported(errno) => self.step_down(channel, errno),
             MemoryOutcome::Failed(errno) => Err(self.failed(errno)),

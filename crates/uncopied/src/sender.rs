@@ -236,7 +236,7 @@ impl<S: StreamSocket> Sender<S> {
     ///
     /// Dropping the future ends the send. The bytes that the socket has taken go out, and their pages are
     /// kept for as long as they must be; the peer cannot tell that there were to be more: close the
-    /// connection. [`report`](Self::report) counts them.
+    /// connection. [`report`](Self::report) counts them, except for at most the last 2 MiB.
     #[cfg(feature = "tokio")]
     pub async fn send_tokio(&mut self, memory: impl Into<Memory>) -> Result<Sent, Error>
     where

@@ -95,8 +95,19 @@ pub(crate) async fn send(
     socket: &impl Socket,
 ) -> Result<(), Error> {
     let mut since_giving_way = 0;
+    let mut is_full = false;
     loop {
         let before = transfer.bytes();
+        if transfer.can_be_gathered() && !is_full {
+            match transfer.gather(channel, socket.as_fd()).await? {
+                MemoryProgress::Done => return Ok(()),
+                MemoryProgress::OverQuota => channel.until_less_is_lent().await,
+                MemoryProgress::Blocked => is_full = true,
+                MemoryProgress::Moved | MemoryProgress::SteppedDown => {}
+            }
+            continue;
+        }
+        // A socket that is full must be found so under tokio's eyes, which waits for it then.
         let step = socket.when_writable(|| match transfer.step(channel, socket.as_fd()) {
             Ok(MemoryProgress::Blocked) => Err(io::ErrorKind::WouldBlock.into()),
             other => Ok(other),
@@ -108,6 +119,7 @@ pub(crate) async fn send(
             Ok(Err(error)) => return Err(error),
             Err(cause) => return Err(transfer.error(ErrorKind::Sink, "epoll", Some(cause))),
         }
+        is_full = false;
         if since_giving_way >= STEP {
             since_giving_way = 0;
             tokio::task::yield_now().await;

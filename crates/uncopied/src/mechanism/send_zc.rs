@@ -43,21 +43,28 @@
 //! - Only one send of a connection is under way at a time: the kernel may reorder more.
 //! - Notices are posted by the thread that sent, when it next enters the kernel, and interrupt an
 //!   `epoll_wait(2)` of that thread with `EINTR`.
-//! - `execve(2)` of a process waits until all notices of its rings have come. A child made by `fork(2)`
-//!   execs at once: rings are not its own.
+//! - `execve(2)` in the process that sent waits until all notices have come: 4 s with a peer that began
+//!   to read after 4 s. Leaving it by `exit(3)`, or running a program in a child, does not wait.
 //! - Registered buffers are not used. They save the page references, but name the frames that lay at an
 //!   address when it was registered: the arena gives frames back to the kernel, and the ring would then
-//!   send what is no longer there.
+//!   send what is no longer there. Over loopback they took 0.90 to 0.99 of the CPU time (16 and 64 KiB, Linux
+//!   6.18), within the noise; the kernel copies there, so what a network device would gain is not shown.
 //!
 //! # References
 //!
 //! `io_uring_enter(2)`, `io_uring_prep_send_zc(3)`, `io_uring_setup(2)`.
 
 use std::os::fd::BorrowedFd;
+#[cfg(feature = "tokio")]
+use std::os::fd::OwnedFd;
+#[cfg(feature = "tokio")]
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::memory::{Lending, MemoryOutcome};
+#[cfg(feature = "tokio")]
+use crate::drive::batch;
 use crate::drive::ring::SharedRing;
 use crate::lease::{Lease, Memory};
 use crate::sys::Leases;
@@ -91,6 +98,33 @@ pub(crate) fn step(sink: BorrowedFd<'_>, parts: &[Memory], lending: &Lending<'_>
             Err(Errno::INTR) => {}
             Err(errno) => return meaning(errno),
         }
+    }
+}
+
+/// As [`step`], in one call of the kernel with what other connections of this thread have to send.
+///
+/// # Cancellation
+///
+/// Dropped before it is ready it has not sent, or nobody learns how many bytes it has.
+#[cfg(feature = "tokio")]
+pub(crate) async fn gather(
+    sink: Arc<OwnedFd>,
+    parts: &[Memory],
+    lending: &Lending<'_>,
+) -> MemoryOutcome {
+    let ring = match SharedRing::of_thread() {
+        Ok(ring) => ring,
+        Err(RETIRED) => return MemoryOutcome::CopyThis(RETIRED),
+        Err(errno) => return MemoryOutcome::Unsupported(errno),
+    };
+    let Some(leases) = lease(parts, lending) else {
+        return MemoryOutcome::OverQuota;
+    };
+    let part = lending.sending.part(lending.account, Some(ring.notices()));
+    match batch::send(ring, sink, leases, part).await {
+        Ok(0) | Err(Errno::INTR) => MemoryOutcome::Blocked,
+        Ok(moved) => MemoryOutcome::Moved(moved),
+        Err(errno) => meaning(errno),
     }
 }
 

@@ -144,11 +144,6 @@ impl Flights {
         Token::new(index, slot.round)
     }
 
-    pub(super) fn leases(&self, token: Token) -> Option<&Leases> {
-        let slot = self.slots.get(token.index())?;
-        slot.flight.as_ref().map(|flight| &flight.leases)
-    }
-
     /// Takes back a send that the kernel has not been given.
     pub(super) fn withdraw(&mut self, token: Token) {
         if let Some(flight) = self.end(token) {

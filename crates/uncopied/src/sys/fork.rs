@@ -51,9 +51,9 @@ extern "C" fn count_fork() {
 pub(crate) mod tests {
     use super::*;
 
-    /// What `run` answers in a child process, which ends right after; 255 if it panics. It takes no
-    /// locks that another thread of this process may have held when it forked, besides the
-    /// allocator's, which the C library looks after.
+    /// What `run` answers in a child process, which ends right after; 255 if it panics. It must take no
+    /// lock that another thread of this process may hold when it forks, such as those of the arena's
+    /// pool. The C library looks after the allocator's.
     pub(crate) fn in_child(run: impl FnOnce() -> u8) -> u8 {
         // SAFETY: the child runs `run` alone, on a copy of this stack, and ends by `_exit`, so that
         // nothing above this frame runs twice.

@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -24,13 +24,14 @@ use rustix::io::{Errno, Result};
 use super::flights::{Done, Flights, Leases, Token};
 use super::fork;
 use crate::completion::Part;
+use crate::lease::Lease;
 
 /// The ring is not to be used for this: its thread or runtime is gone, it belongs to the parent process,
 /// or the kernel has failed it. Another can be had; this send is copied.
 pub(crate) const RETIRED: Errno = Errno::CANCELED;
 
-/// Entries of the submission queue. One is used at a time.
-const SUBMISSIONS: u32 = 4;
+/// Entries of the submission queue: so many sends go by one call. 64 bytes each.
+const SUBMISSIONS: u32 = 64;
 
 /// Entries of the completion queue: so many notices can come between two looks without the kernel
 /// allocating memory for them. 16 bytes each.
@@ -48,8 +49,8 @@ const REPORT_USAGE: u16 = 1 << 3;
 /// So often a submission is tried again that the kernel puts off until completions are taken in.
 const TRIES: u32 = 64;
 
-/// A ring, with the memory that it has lent. Sends are made by the thread that made it; notices may be
-/// taken in by any.
+/// A ring, with the memory that it has lent. It serves the thread that made it best; others may use it
+/// as well.
 pub(crate) struct Ring {
     fork_generation: u64,
     owner: ThreadId,
@@ -61,6 +62,10 @@ pub(crate) struct Ring {
 struct State {
     uring: IoUring,
     flights: Flights,
+    /// Answers that came and are not handed on yet.
+    answers: Vec<(Token, Result<usize>)>,
+    /// Other threads than its own have sent by it.
+    has_guests: bool,
     /// An entry is stuck in the submission queue: nothing is ever submitted again.
     is_broken: bool,
 }
@@ -85,6 +90,8 @@ impl Ring {
             // A notice need not interrupt the thread that sent: it is taken in when the thread next
             // enters the kernel.
             .setup_coop_taskrun()
+            // A send that is refused as it is taken in does not hold up those behind it.
+            .setup_submit_all()
             .build(submissions)
             .map_err(errno)?;
         // Without these, notices would be lost when the completion queue is full, or the header of a
@@ -101,6 +108,8 @@ impl Ring {
             state: Mutex::new(State {
                 uring,
                 flights: Flights::default(),
+                answers: Vec::new(),
+                has_guests: false,
                 is_broken: false,
             }),
         })
@@ -117,16 +126,52 @@ impl Ring {
     /// `EIO` where the ring itself failed after the kernel had been given the send: nobody knows how
     /// many bytes went, and the connection is of no use any more.
     pub(crate) fn send(&self, sink: BorrowedFd<'_>, leases: Leases, part: Part) -> Result<usize> {
-        if self.is_retired() || self.owner != thread::current().id() {
+        if self.is_retired() {
             return Err(RETIRED);
         }
-        let mut state = self.lock();
+        let mut state = self.enter();
         let answer = state.send(sink, leases, part);
+        self.leave(state);
+        answer
+    }
+
+    /// Makes these sends, in their order, by as few calls of the kernel as can be, and tells each with its
+    /// answer. Two sends to one socket do not belong in here: the second would follow the first however
+    /// little that took.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+    pub(crate) fn send_all(
+        &self,
+        sends: impl IntoIterator<Item = Outgoing>,
+        mut tell: impl FnMut(Result<usize>),
+    ) {
+        let mut sends = sends.into_iter();
+        loop {
+            let batch: Vec<_> = sends.by_ref().take(SUBMISSIONS as usize).collect();
+            if batch.is_empty() {
+                return;
+            }
+            if self.is_retired() {
+                batch.into_iter().for_each(|_| tell(Err(RETIRED)));
+                continue;
+            }
+            let mut state = self.enter();
+            let answers = state.send_all(batch);
+            self.leave(state);
+            answers.into_iter().for_each(&mut tell);
+        }
+    }
+
+    fn enter(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        state.has_guests |= self.owner != thread::current().id();
+        state
+    }
+
+    fn leave(&self, state: MutexGuard<'_, State>) {
         if state.is_broken {
             self.retire();
         }
         settle(state);
-        answer
     }
 
     /// Takes in the notices that are there.
@@ -135,7 +180,7 @@ impl Ring {
             return;
         }
         let mut state = self.lock();
-        state.reap(None);
+        state.reap();
         settle(state);
     }
 
@@ -227,119 +272,168 @@ fn settle(mut state: MutexGuard<'_, State>) {
     done.into_iter().for_each(Done::settle);
 }
 
+/// A send that goes together with others.
+#[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+pub(crate) struct Outgoing {
+    pub(crate) sink: Arc<dyn AsFd + Send + Sync>,
+    pub(crate) leases: Leases,
+    pub(crate) part: Part,
+}
+
+/// A message of several buffers. The header names the list.
+struct Message {
+    header: libc::msghdr,
+    buffers: Vec<libc::iovec>,
+}
+
+impl Message {
+    fn of(leases: &Leases) -> Box<Self> {
+        let buffer = |lease: &Lease| libc::iovec {
+            iov_base: std::ptr::with_exposed_provenance_mut(lease.memory().address()),
+            iov_len: lease.memory().len(),
+        };
+        let mut message = Box::new(Self {
+            // SAFETY: all zeroes are a message header without anything in it.
+            header: unsafe { std::mem::zeroed() },
+            buffers: leases.iter().take(MOST_BUFFERS).map(buffer).collect(),
+        });
+        message.header.msg_iov = message.buffers.as_mut_ptr();
+        message.header.msg_iovlen = message.buffers.len() as _;
+        message
+    }
+}
+
 impl State {
     fn send(&mut self, sink: BorrowedFd<'_>, leases: Leases, part: Part) -> Result<usize> {
         if self.is_broken {
             return Err(RETIRED);
         }
-        let token = self.flights.begin(leases, part);
-        // The answer comes within the call: it need not wake anybody.
-        self.uring.completion().disable_eventfd();
-        let answer = match self.submit(sink, token) {
-            Ok(()) => self.answer(token),
-            Err(errno) => {
-                self.flights.withdraw(token);
-                Err(errno)
-            }
-        };
-        self.uring.completion().enable_eventfd();
-        // Looked at only after it is enabled: a notice that came before is taken in here, a later one
-        // signals. Notices are posted by the thread that sent, this one, so they come between its
-        // statements or not at all.
-        fence(Ordering::SeqCst);
-        self.reap(None);
-        answer
-    }
-
-    /// Gives the kernel a send from the leases of `token`. After an error it was not given.
-    fn submit(&mut self, sink: BorrowedFd<'_>, token: Token) -> Result<()> {
-        let leases = self.flights.leases(token).ok_or(Errno::IO)?;
-        let sink = Fd(sink.as_raw_fd());
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        let mut buffers = Vec::new();
-        // SAFETY: all zeroes are a message header without anything in it.
-        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-        let entry = if leases.is_one() {
-            let memory = leases.first().memory();
-            let address = std::ptr::with_exposed_provenance(memory.address());
-            let len = memory.len().min(MOST) as u32;
-            opcode::SendZc::new(sink, address, len)
-                .flags(flags)
-                .zc_flags(REPORT_USAGE)
-                .build()
-        } else {
-            buffers.extend(leases.iter().take(MOST_BUFFERS).map(|lease| libc::iovec {
-                iov_base: std::ptr::with_exposed_provenance_mut(lease.memory().address()),
-                iov_len: lease.memory().len(),
-            }));
-            header.msg_iov = buffers.as_mut_ptr();
-            header.msg_iovlen = buffers.len() as _;
-            opcode::SendMsgZc::new(sink, &raw const header)
-                .ioprio(REPORT_USAGE)
-                .flags(flags.cast_unsigned())
-                .build()
-        };
-        self.push(&entry.user_data(token.0))?;
-        self.enter()
-    }
-
-    fn push(&mut self, entry: &squeue::Entry) -> Result<()> {
-        // SAFETY: the entry comes from `submit`. Its descriptor is borrowed for as long as the call that
-        // submits it. The memory that it names is kept by the leases in `flights` until the notice, or
-        // the answer that says that none comes, and is leaked if the ring is dropped before: it stays
-        // mapped, is initialised, and nobody writes to it. The message header and its list of buffers
-        // live until `submit` returns; the kernel has read them by then (IORING_FEAT_SUBMIT_STABLE,
-        // which `with_sizes` checks), or else never does: `enter` breaks the ring.
-        let pushed = unsafe { self.uring.submission().push(entry) };
-        // The queue is empty but for this entry: every entry before was submitted, or broke the ring.
-        pushed.map_err(|_| {
-            self.is_broken = true;
-            RETIRED
+        self.quietly(|state| {
+            // The message is kept until the call has been made.
+            let (token, _message) = state.give(sink, leases, part);
+            state.enter(&[token]);
+            state.answer(token)
         })
     }
 
-    /// Has the kernel take in the one entry. After an error it has not and never will.
-    fn enter(&mut self) -> Result<()> {
-        let mut failure = Errno::NOMEM;
-        for _ in 0..TRIES {
-            let entered = self.uring.submit();
-            // The queue tells it better than the answer, which speaks of all that the call did.
-            if self.uring.submission().is_empty() {
-                return Ok(());
+    /// At most as many sends as the submission queue has entries.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+    fn send_all(&mut self, sends: Vec<Outgoing>) -> Vec<Result<usize>> {
+        if self.is_broken {
+            return sends.iter().map(|_| Err(RETIRED)).collect();
+        }
+        self.quietly(|state| {
+            // The sinks stay open, and the messages are kept, until the call has been made.
+            let mut sinks = Vec::with_capacity(sends.len());
+            let mut messages = Vec::new();
+            let mut tokens = Vec::with_capacity(sends.len());
+            for Outgoing { sink, leases, part } in sends {
+                let (token, message) = state.give((*sink).as_fd(), leases, part);
+                sinks.push(sink);
+                messages.extend(message);
+                tokens.push(token);
             }
-            match entered.map_err(errno) {
-                Err(Errno::INTR) => {}
-                Err(Errno::BUSY) => {
-                    self.reap(None);
-                }
+            state.enter(&tokens);
+            tokens.into_iter().map(|it| state.answer(it)).collect()
+        })
+    }
+
+    /// Makes sends whose answers wake nobody: they come within the call.
+    fn quietly<T>(&mut self, make: impl FnOnce(&mut Self) -> T) -> T {
+        // Notices are posted by the thread that sent. If that was always this one, they come between the
+        // statements here or not at all; another's could come just as the signal is enabled, and be
+        // missed.
+        if self.has_guests {
+            return make(self);
+        }
+        self.uring.completion().disable_eventfd();
+        let made = make(self);
+        self.uring.completion().enable_eventfd();
+        fence(Ordering::SeqCst);
+        // What came before that has not signalled.
+        self.reap();
+        made
+    }
+
+    /// Queues a send. The sink is to stay open, and the message that comes back to be kept, until
+    /// [`enter`](Self::enter) has returned.
+    fn give(
+        &mut self,
+        sink: BorrowedFd<'_>,
+        leases: Leases,
+        part: Part,
+    ) -> (Token, Option<Box<Message>>) {
+        let (entry, message) = entry(sink, &leases);
+        let token = self.flights.begin(leases, part);
+        // SAFETY: the callers, `send` and `send_all`, keep the sink and the message as said above: the
+        // kernel has read them by then (IORING_FEAT_SUBMIT_STABLE, which `with_sizes` checks), or else
+        // never does, for `enter` breaks the ring. The memory that the entry names is kept by the leases
+        // in `flights` until the notice, or the answer that says that none comes, and is leaked if the
+        // ring is dropped before: it stays mapped, is initialised, and nobody writes to it.
+        let pushed = unsafe { self.uring.submission().push(&entry.user_data(token.0)) };
+        if pushed.is_err() {
+            // It cannot be full: what was queued before was taken in, or broke the ring.
+            self.is_broken = true;
+            self.flights.withdraw(token);
+            self.answers.push((token, Err(RETIRED)));
+        }
+        (token, message)
+    }
+
+    /// Has the kernel take in what is queued: the sends of these tokens. Those that it will not take in
+    /// stay in the queue and never go out; their answer is why.
+    fn enter(&mut self, tokens: &[Token]) {
+        let Err(errno) = self.try_enter() else {
+            return;
+        };
+        self.is_broken = true;
+        let stuck = self.uring.submission().len().min(tokens.len());
+        for &token in &tokens[tokens.len() - stuck..] {
+            self.flights.withdraw(token);
+            self.answers.push((token, Err(errno)));
+        }
+    }
+
+    fn try_enter(&mut self) -> Result<()> {
+        let mut left = self.uring.submission().len();
+        let mut tries = 0;
+        while left > 0 {
+            let entered = self.uring.submit().map_err(errno);
+            // The queue tells better how many it took in than the answer, which speaks of all that the
+            // call did.
+            let before = std::mem::replace(&mut left, self.uring.submission().len());
+            tries = if left < before { 0 } else { tries + 1 };
+            match entered {
+                _ if tries == 0 => {}
+                Err(Errno::INTR) if tries < TRIES => {}
+                // Completions are to be taken in first.
+                Err(Errno::BUSY) if tries < TRIES => self.reap(),
                 // No memory for a request. Not to be taken for a socket that is full.
-                Ok(_) | Err(Errno::AGAIN) => break,
+                Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::BUSY) => return Err(Errno::NOMEM),
                 // Of the call, not of the send: a filter that came after the ring was made.
-                Err(Errno::PERM | Errno::ACCESS) => {
-                    failure = Errno::NOSYS;
-                    break;
-                }
-                Err(errno) => {
-                    failure = errno;
-                    break;
-                }
+                Err(Errno::PERM | Errno::ACCESS) => return Err(Errno::NOSYS),
+                Err(errno) => return Err(errno),
             }
         }
-        self.is_broken = true;
-        Err(failure)
+        Ok(())
     }
 
     /// The answer to a send that the kernel has been given. It is there; if it ever should not be, it is
     /// waited for.
     fn answer(&mut self, token: Token) -> Result<usize> {
         loop {
-            if let Some(answer) = self.reap(Some(token)) {
-                return answer;
+            if let Some(place) = self.answers.iter().position(|(it, _)| *it == token) {
+                return self.answers.remove(place).1;
+            }
+            let known = self.answers.len();
+            self.reap();
+            if self.answers.len() > known {
+                continue;
             }
             match self.look(1) {
                 Ok(()) | Err(Errno::INTR | Errno::AGAIN | Errno::BUSY) => {}
                 Err(_) => {
-                    // The lease stays in the ledger. The next send is not tried here.
+                    // The leases stay in the ledger. Nothing is sent by this ring any more.
                     self.is_broken = true;
                     return Err(Errno::IO);
                 }
@@ -347,25 +441,21 @@ impl State {
         }
     }
 
-    /// Takes in what has completed. If the answer to `awaited` is among it, that.
-    fn reap(&mut self, awaited: Option<Token>) -> Option<Result<usize>> {
-        let mut answer = None;
+    /// Takes in what has completed.
+    fn reap(&mut self) {
         loop {
-            let mut has_overflowed = false;
-            {
+            let has_overflowed = {
                 let (_, submission, completion) = self.uring.split();
-                has_overflowed |= submission.cq_overflow();
                 for entry in completion {
                     let token = Token(entry.user_data());
                     let taken = self.flights.take_in(token, entry.result(), entry.flags());
-                    if taken.is_some() && awaited == Some(token) {
-                        answer = taken;
-                    }
+                    self.answers.extend(taken.map(|answer| (token, answer)));
                 }
-            }
+                submission.cq_overflow()
+            };
             // What the queue had no room for, the kernel keeps until it is asked.
             if !has_overflowed || matches!(self.look(0), Err(errno) if errno != Errno::INTR) {
-                return answer;
+                return;
             }
         }
     }
@@ -377,6 +467,24 @@ impl State {
         // SAFETY: nothing is submitted, and no argument is passed.
         let looked = unsafe { submitter.enter::<libc::sigset_t>(0, at_least, flags, None) };
         looked.map(|_| ()).map_err(errno)
+    }
+}
+
+/// What asks the kernel for a send from `leases`, and the message that it names, if it is one.
+fn entry(sink: BorrowedFd<'_>, leases: &Leases) -> (squeue::Entry, Option<Box<Message>>) {
+    let sink = Fd(sink.as_raw_fd());
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    if leases.is_one() {
+        let memory = leases.first().memory();
+        let address = std::ptr::with_exposed_provenance(memory.address());
+        let len = memory.len().min(MOST) as u32;
+        let send = opcode::SendZc::new(sink, address, len);
+        (send.flags(flags).zc_flags(REPORT_USAGE).build(), None)
+    } else {
+        let message = Message::of(leases);
+        let send = opcode::SendMsgZc::new(sink, &raw const message.header);
+        let send = send.flags(flags.cast_unsigned()).ioprio(REPORT_USAGE);
+        (send.build(), Some(message))
     }
 }
 

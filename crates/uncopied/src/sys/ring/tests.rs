@@ -165,6 +165,59 @@ fn head_and_body_go_in_one_call() {
 }
 
 #[test]
+fn sends_to_many_sockets_go_together_and_each_has_its_answer() {
+    let (ring, books) = (new_ring(), Books::new());
+    // More than the submission queue has room for.
+    let wires: Vec<_> = (0..150).map(|_| wire(1 << 20, 1 << 20)).collect();
+    let (gone, other_end) = wire(1 << 20, 1 << 20);
+    drop(other_end);
+    let mut parts = vec![pattern(0, 4096)];
+    parts.extend((1..=150).map(|mark| pattern(mark, 4096 + mark as usize)));
+    let mut sinks = vec![Arc::new(gone)];
+    let (senders, receivers): (Vec<_>, Vec<_>) = wires.into_iter().unzip();
+    sinks.extend(senders.into_iter().map(Arc::new));
+    // The peer that is gone answers with a reset; the next send meets it.
+    assert_eq!(books.send(&ring, &sinks[0], &parts[..1]).0, Ok(4096));
+
+    let mut completions = Vec::new();
+    let sends: Vec<_> = sinks
+        .iter()
+        .zip(&parts)
+        .map(|(sink, pages)| {
+            let (part, completion) = books.part(Arc::clone(&ring) as Arc<dyn Notices>);
+            completions.push(completion);
+            // Each third in two pieces.
+            let pieces = match pages.len() % 3 {
+                0 => vec![pages.slice(..1000), pages.slice(1000..)],
+                _ => vec![pages.clone()],
+            };
+            Outgoing {
+                sink: Arc::clone(sink) as _,
+                leases: Leases::of(pieces.iter().map(|it| books.lease(it))).expect("some"),
+                part,
+            }
+        })
+        .collect();
+    let mut answers = Vec::new();
+    ring.send_all(sends, |answer| answers.push(answer));
+
+    assert_eq!(answers.len(), parts.len());
+    assert!(matches!(answers[0], Err(Errno::PIPE | Errno::CONNRESET)));
+    for (mark, mut receiver) in (1..).zip(&receivers) {
+        let len = parts[mark].len();
+        assert_eq!(answers[mark], Ok(len));
+        let mut got = vec![0; len];
+        receiver.read_exact(&mut got).expect("received");
+        assert!(is_pattern(&got, mark as u64));
+        assert_eq!(
+            completions[mark].wait(PATIENCE).expect("settled").bytes,
+            len as u64
+        );
+    }
+    assert_eq!((books.quota.leased(), ring.in_flight()), (0, 0));
+}
+
+#[test]
 fn a_full_socket_answers_at_once_and_what_it_did_not_take_comes_back() {
     let (ring, books) = (new_ring(), Books::new());
     let (sender, receiver) = wire(64 << 10, 4 << 10);
@@ -260,18 +313,25 @@ fn a_ring_that_is_dropped_with_leases_out_leaks_them() {
 }
 
 #[test]
-fn another_thread_may_take_notices_in_but_not_send() {
+fn another_thread_may_take_notices_in_and_send() {
     let (ring, books) = (new_ring(), Books::new());
     let (sender, receiver) = wire(1 << 20, 4 << 10);
     let taken = books.fill(&ring, &sender, 32 << 10);
     thread::scope(|scope| {
         scope.spawn(|| {
-            let (answer, _completion) = books.send(&ring, &sender, &[pattern(0, 8192)]);
-            assert_eq!(answer, Err(RETIRED));
             check(&receiver, &taken);
             wait_all(&taken);
         });
     });
+    assert_eq!(books.quota.leased(), 0);
+    // A thread that is gone when the notices of its sends come.
+    let sent = thread::scope(|scope| {
+        let sending = scope.spawn(|| books.fill(&ring, &sender, 32 << 10));
+        sending.join().expect("no panic")
+    });
+    assert!(!sent.is_empty());
+    check(&receiver, &sent);
+    wait_all(&sent);
     assert_eq!(books.quota.leased(), 0);
 }
 
@@ -281,9 +341,10 @@ fn a_child_process_leaves_the_ring_of_its_parent_alone() {
     let (sender, receiver) = wire(1 << 20, 4 << 10);
     let taken = books.fill(&ring, &sender, 32 << 10);
     let (_, last) = taken.last().expect("some");
+    let pages = pattern(0, 8192);
     let answer = in_child(|| {
         let before = books.quota.leased();
-        let (answer, refused) = books.send(&ring, &sender, &[pattern(0, 8192)]);
+        let (answer, refused) = books.send(&ring, &sender, std::slice::from_ref(&pages));
         let is_refused = answer == Err(RETIRED);
         let never_was = refused.settled().is_some_and(|it| it.bytes == 0);
         let is_open = last.settled().is_none();
@@ -341,16 +402,17 @@ fn refuse(call: libc::c_long, errno: Errno) {
 
 /// What a child process gets for one send when the kernel refuses it `call`.
 fn answer_under_filter(call: libc::c_long, errno: Errno) -> u8 {
+    let pages = [pattern(0, 8192)];
     in_child(|| {
         let (sender, _receiver) = wire(1 << 20, 1 << 20);
         let books = Books::new();
         let ring = new_ring();
         refuse(call, errno);
-        let (answer, completion) = books.send(&ring, &sender, &[pattern(0, 8192)]);
+        let (answer, completion) = books.send(&ring, &sender, &pages);
         let is_whole = books.quota.leased() == 0
             && ring.is_retired()
             && completion.settled().is_some_and(|it| it.bytes == 0)
-            && books.send(&ring, &sender, &[pattern(0, 8192)]).0 == Err(RETIRED);
+            && books.send(&ring, &sender, &pages).0 == Err(RETIRED);
         match answer {
             Err(errno) if is_whole => errno.raw_os_error() as u8,
             _ => 0,
@@ -390,6 +452,7 @@ fn a_send_that_the_ring_cannot_take_in_never_goes_out() {
 /// The limit binds those without CAP_IPC_LOCK.
 #[test]
 fn over_the_limit_of_locked_memory_a_send_is_copied() {
+    let pages = [pattern(0, 256 << 10)];
     let answer = in_child(|| {
         // Enough for the queues of the ring, which count too.
         let limit = libc::rlimit {
@@ -406,7 +469,7 @@ fn over_the_limit_of_locked_memory_a_send_is_copied() {
         let (sender, _receiver) = wire(1 << 20, 1 << 20);
         let books = Books::new();
         let ring = new_ring();
-        let (answer, completion) = books.send(&ring, &sender, &[pattern(0, 256 << 10)]);
+        let (answer, completion) = books.send(&ring, &sender, &pages);
         drop(completion);
         assert_eq!(ring.in_flight(), 0);
         assert!(!ring.is_retired());
