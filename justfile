@@ -34,3 +34,7 @@ serve PATH=".":
 # The server next to nginx, axum and a plain sendfile loop: medians and ratios.
 compare *ARGS:
     cargo run --release -p compare -- serve {{ ARGS }}
+
+# Overwrites buffers as soon as their completions allow it, for so many seconds; the receivers check every byte.
+soak SECONDS="600":
+    UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it poison -- --show-output
