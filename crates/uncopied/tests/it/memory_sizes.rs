@@ -25,7 +25,7 @@ fn sizes() -> Vec<usize> {
 fn assert_settles(sent: &Sent, mechanism: Mechanism, len: u64, what: &str) {
     let settled = sent.completion().wait(Some(HANG)).expect(what);
     let rule = match mechanism {
-        Mechanism::MsgZerocopy if len > 0 => Rule::Notice,
+        Mechanism::MsgZerocopy | Mechanism::SendZc if len > 0 => Rule::Notice,
         Mechanism::Vmsplice if len > 0 => Rule::GivenAway,
         _ => Rule::Copied,
     };
