@@ -38,3 +38,7 @@ compare *ARGS:
 # Ways from memory to a socket next to write, tokio and iperf3.
 compare-memory *ARGS:
     cargo run --release -p compare -- memory {{ ARGS }}
+
+# Overwrites buffers as soon as their completions allow it, for so many seconds; the receivers check every byte.
+soak SECONDS="600":
+    UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it poison -- --show-output

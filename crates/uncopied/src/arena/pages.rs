@@ -261,7 +261,8 @@ impl Pages {
     ///
     /// The handle.
     pub fn try_into_buffer(mut self) -> Result<PageBuffer, Self> {
-        if self.block.is_given_away() || Arc::get_mut(&mut self.block).is_none() {
+        // In this order: who had the other handle may have given the pages away before it went.
+        if Arc::get_mut(&mut self.block).is_none() || self.block.is_given_away() {
             return Err(self);
         }
         self.block.thaw();
@@ -413,6 +414,29 @@ mod tests {
             let mut next = PageBuffer::with_capacity(5000).expect("taken");
             let is_same = addresses.contains(&next.as_ptr().addr());
             assert!(!is_same || next.spare_mut()[..5000].iter().all(|byte| *byte == 0));
+        }
+    }
+
+    /// Whoever gives pages away does so before it drops its handle: whoever then finds that it has the
+    /// last one must see it. The guard: the order of the two questions in `try_into_buffer`.
+    #[test]
+    fn pages_given_away_by_another_thread_never_become_a_buffer() {
+        for _ in 0..2_000 {
+            let mut pages = PageBuffer::zeroed(1).expect("taken").freeze();
+            let other = pages.clone();
+            let ready = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    ready.wait();
+                    other.give_away();
+                    drop(other);
+                });
+                ready.wait();
+                for _ in 0..1_000 {
+                    let answer = pages.try_into_buffer();
+                    pages = answer.expect_err("it becomes a buffer after it was given away");
+                }
+            });
         }
     }
 

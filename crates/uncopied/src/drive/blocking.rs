@@ -63,13 +63,13 @@ pub(crate) fn send(
                 continue;
             }
             MemoryProgress::SteppedDown => continue,
+            // Not poll(2) alone decides: to it the socket is ready while anything is on its error queue.
+            MemoryProgress::Blocked | MemoryProgress::OverQuota if left == Some(Duration::ZERO) => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
             MemoryProgress::Blocked => {
-                // To poll(2) a notice is an error, and the socket ready.
                 channel.reap();
                 wait(Side::Sink, sink, sink, left)
-            }
-            MemoryProgress::OverQuota if left == Some(Duration::ZERO) => {
-                Err(io::ErrorKind::TimedOut.into())
             }
             MemoryProgress::OverQuota => channel.wait(left),
         };

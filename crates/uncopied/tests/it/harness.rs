@@ -6,11 +6,12 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use uncopied::{Error, Mechanism, Report, SendFile};
+use uncopied::arena::{PageBuffer, Pages};
+use uncopied::{Error, Mechanism, Report, SendFile, SendOptions, Sender};
 
 /// What kind of stream socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,12 +75,15 @@ pub(crate) fn set_nonblocking(socket: &OwnedFd) {
 
 /// Bytes that differ from place to place, so that none can be lost, doubled or swapped unseen.
 pub(crate) fn content(len: usize) -> Vec<u8> {
-    static ALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        (0..LONGEST as u64)
+    // Most tests need little of it, and each may run in a process of its own.
+    static FIRST: LazyLock<Vec<u8>> = LazyLock::new(|| made(1 << 20));
+    static ALL: LazyLock<Vec<u8>> = LazyLock::new(|| made(LONGEST));
+    fn made(len: usize) -> Vec<u8> {
+        (0..len as u64)
             .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
             .collect()
-    });
-    ALL[..len].to_vec()
+    }
+    FIRST.get(..len).unwrap_or_else(|| &ALL[..len]).to_vec()
 }
 
 /// The longest content that a test asks for, in bytes.
@@ -201,6 +205,55 @@ pub(crate) fn assert_all_by(report: &Report, mechanism: Mechanism, bytes: u64, w
     assert_eq!(report.copied_bytes(), bytes - zero_copy, "{what}: {report}");
 }
 
+/// The mechanisms that can send memory to a socket of this family.
+pub(crate) fn for_memory(family: Family) -> &'static [Mechanism] {
+    match family {
+        Family::Tcp => &[
+            Mechanism::MsgZerocopy,
+            Mechanism::SendZc,
+            Mechanism::Vmsplice,
+            Mechanism::Copy,
+        ],
+        Family::Unix => &[Mechanism::Vmsplice, Mechanism::Copy],
+    }
+}
+
+/// Frozen pages that hold [`content`].
+pub(crate) fn pages_of(len: usize) -> Pages {
+    PageBuffer::copy_of(&content(len)).unwrap().freeze()
+}
+
+/// A sender by these mechanisms and no other, and its peer.
+pub(crate) fn sender(
+    family: Family,
+    mechanisms: &[Mechanism],
+    options: SendOptions,
+) -> (Sender<OwnedFd>, File) {
+    let (socket, peer) = pair(family);
+    (Sender::with(socket, options.mechanisms(mechanisms)), peer)
+}
+
+/// The next bytes of a stream are these.
+pub(crate) fn expect_bytes(peer: &mut impl Read, expected: &[u8]) {
+    let mut received = vec![0; expected.len()];
+    peer.read_exact(&mut received).unwrap();
+    assert!(received == expected, "other bytes than were sent");
+}
+
+/// The stream ends here.
+pub(crate) fn expect_end(peer: &mut impl Read) {
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "more than was sent");
+}
+
+/// Waits until it is so, for [`HANG`] at most.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < HANG, "{what}: not within {HANG:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 const CHILD: &str = "UNCOPIED_TEST_CHILD";
 
 /// Runs `body` in a process of its own: the test `name` (its path in this binary) starts this binary
@@ -209,7 +262,15 @@ pub(crate) fn in_child(name: &str, configure: impl FnOnce(&mut Command), body: i
     if std::env::var_os(CHILD).is_some_and(|child| child == name) {
         return body();
     }
-    let mut child = Command::new(std::env::current_exe().unwrap());
+    in_child_of(
+        Command::new(std::env::current_exe().unwrap()),
+        name,
+        configure,
+    );
+}
+
+/// The other half of [`in_child`]: starts the test by this command.
+fn in_child_of(mut child: Command, name: &str, configure: impl FnOnce(&mut Command)) {
     child
         .args([name, "--exact", "--show-output", "--test-threads=1"])
         .env(CHILD, name);
@@ -231,6 +292,31 @@ pub(crate) fn in_child(name: &str, configure: impl FnOnce(&mut Command), body: i
     for skipped in stdout.lines().filter(|line| line.starts_with("SKIP ")) {
         println!("{skipped}");
     }
+}
+
+/// As [`in_child`], in a network namespace of its own, as its administrator: with `lo` alone, and down.
+pub(crate) fn in_network(name: &str, body: impl FnOnce()) {
+    if std::env::var_os(CHILD).is_some_and(|child| child == name) {
+        return body();
+    }
+    let unshare = || {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--user", "--map-root-user", "--net"]);
+        unshare
+    };
+    let has = |mut command: Command| {
+        let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    };
+    let mut veth = unshare();
+    veth.args(["ip", "link", "add", "name", "uncopied0", "type", "veth"]);
+    if !has(veth) {
+        let why = "needs unshare and ip, user namespaces, and virtual network devices";
+        return skip(name, why);
+    }
+    let mut child = unshare();
+    child.arg(std::env::current_exe().unwrap());
+    in_child_of(child, name, |_| {});
 }
 
 /// What a machine does not let a test do is a third result: printed, and forbidden by the gate where

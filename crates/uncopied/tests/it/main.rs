@@ -36,3 +36,21 @@ mod arena;
 
 /// Files that are not in the page cache.
 mod cold;
+
+/// Memory by every mechanism at the sizes around every boundary, and what completions tell.
+mod memory_sizes;
+
+/// The kernel's notices: several in one, too many, among others; and what is learned from them.
+mod memory_notices;
+
+/// How much may be lent, when the peer does not read.
+mod memory_quota;
+
+/// Peers, senders and completions that have gone with memory lent.
+mod memory_gone;
+
+/// Buffers that are overwritten as soon as their completions allow it.
+mod poison;
+
+/// Buffers that come and go.
+mod pool;
