@@ -233,6 +233,17 @@ pub(crate) fn sender(
     (Sender::with(socket, options.mechanisms(mechanisms)), peer)
 }
 
+/// As [`sender`], with a socket that takes little by itself: the user's other processes may lend as well
+/// (`RLIMIT_MEMLOCK`).
+pub(crate) fn narrow_sender(
+    family: Family,
+    mechanisms: &[Mechanism],
+    options: SendOptions,
+) -> (Sender<OwnedFd>, File) {
+    let (socket, peer) = narrow_pair(family);
+    (Sender::with(socket, options.mechanisms(mechanisms)), peer)
+}
+
 /// The next bytes of a stream are these.
 pub(crate) fn expect_bytes(peer: &mut impl Read, expected: &[u8]) {
     let mut received = vec![0; expected.len()];

@@ -49,6 +49,9 @@ mod memory_quota;
 /// Peers, senders and completions that have gone with memory lent.
 mod memory_gone;
 
+/// Child processes that are made while memory is lent.
+mod memory_fork;
+
 /// Buffers that are overwritten as soon as their completions allow it.
 mod poison;
 

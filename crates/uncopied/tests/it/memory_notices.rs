@@ -16,7 +16,8 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use uncopied::{Errno, Mechanism, Rule, SendOptions, Sender};
 
 use crate::harness::{
-    Family, HANG, content, expect_bytes, in_child, in_network, pages_of, sender, until,
+    Family, HANG, content, expect_bytes, in_child, in_network, narrow_sender, pages_of, sender,
+    until,
 };
 
 const LENDING: [Mechanism; 1] = [Mechanism::MsgZerocopy];
@@ -217,7 +218,8 @@ fn time_stamps_between_the_notices_are_passed_over() {
 fn a_send_times_out_with_time_stamps_on_the_queue() {
     const TRANSMISSION: u32 = 1 << 1 | 1 << 4 | 1 << 7 | 1 << 11;
     for mechanism in [Mechanism::Copy, Mechanism::Vmsplice, LENDING[0]] {
-        let (mut sender, mut peer) = sender(Family::Tcp, &[mechanism], SendOptions::default());
+        let (mut sender, mut peer) =
+            narrow_sender(Family::Tcp, &[mechanism], SendOptions::default());
         let patience = Duration::from_millis(100);
         let timeout = rustix::net::sockopt::Timeout::Send;
         rustix::net::sockopt::set_socket_timeout(sender.get_ref(), timeout, Some(patience))

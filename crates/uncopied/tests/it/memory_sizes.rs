@@ -3,11 +3,11 @@
 use std::io::Read;
 
 use uncopied::arena::PageBuffer;
-use uncopied::{Errno, ErrorKind, Mechanism, Rule, SendOptions, Sent};
+use uncopied::{Errno, ErrorKind, Mechanism, OverQuota, Rule, SendOptions, Sent};
 
 use crate::harness::{
-    FAMILIES, Family, HANG, assert_all_by, content, expect_bytes, expect_end, for_memory, pages_of,
-    sender, set_nonblocking,
+    FAMILIES, Family, HANG, assert_all_by, content, expect_bytes, expect_end, for_memory,
+    narrow_sender, pages_of, sender, set_nonblocking,
 };
 
 fn sizes() -> Vec<usize> {
@@ -49,7 +49,10 @@ fn met_a_limit(sent: &Sent) -> bool {
 fn every_size_arrives_by_every_mechanism_from_any_address() {
     for family in FAMILIES {
         for &mechanism in for_memory(family) {
-            let options = SendOptions::default().leased_at_most(64 << 20);
+            // No more at a time than a user may usually lock.
+            let options = SendOptions::default()
+                .leased_at_most(1 << 20)
+                .over_quota(OverQuota::Wait);
             let (mut sender, mut peer) = sender(family, &[mechanism], options);
             for size in sizes() {
                 for start in [0, 1] {
@@ -110,7 +113,8 @@ fn a_try_takes_what_fits() {
     const SIZE: usize = 8 << 20;
     for family in FAMILIES {
         for &mechanism in for_memory(family) {
-            let (mut sender, mut peer) = sender(family, &[mechanism], SendOptions::default());
+            let (mut sender, mut peer) =
+                narrow_sender(family, &[mechanism], SendOptions::default());
             set_nonblocking(sender.get_ref());
             let pages = pages_of(SIZE);
             let (mut at, mut tries) = (0, Vec::new());

@@ -131,6 +131,7 @@ impl Traffic {
             .map(|&mechanism| {
                 let options = SendOptions::default()
                     .mechanisms(&[mechanism])
+                    .leased_at_most(1 << 20)
                     .over_quota(OverQuota::Wait);
                 Sender::with(socket.try_clone().unwrap(), options)
             })
