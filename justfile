@@ -39,6 +39,7 @@ compare *ARGS:
 compare-memory *ARGS:
     cargo run --release -p compare -- memory {{ ARGS }}
 
-# Overwrites buffers as soon as their completions allow it, for so many seconds; the receivers check every byte.
+# Overwrites buffers as soon as their completions allow it, and regions at any time, for so many seconds each; the
+# receivers check every byte.
 soak SECONDS="600":
-    UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it poison -- --show-output
+    UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it -- poison regions --show-output

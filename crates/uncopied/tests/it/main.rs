@@ -55,5 +55,8 @@ mod memory_fork;
 /// Buffers that are overwritten as soon as their completions allow it.
 mod poison;
 
+/// Regions that are overwritten while they are sent.
+mod regions;
+
 /// Buffers that come and go.
 mod pool;

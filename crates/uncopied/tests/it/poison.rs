@@ -17,9 +17,15 @@ use uncopied::{Completion, OverQuota, SendOptions, Sender};
 
 use crate::harness::{Family, HANG, for_memory, pair};
 
-/// For how long, in seconds: `just soak` says more.
-const SECONDS: &str = "UNCOPIED_SOAK_SECONDS";
-const USUAL_SECONDS: u64 = 5;
+const USUAL_TIME: Duration = Duration::from_secs(5);
+
+/// For how long a test goes on: `just soak` says more, in seconds.
+pub(crate) fn soak_time(usual: Duration) -> Duration {
+    let seconds = std::env::var("UNCOPIED_SOAK_SECONDS");
+    seconds.map_or(usual, |seconds| {
+        Duration::from_secs(seconds.parse().expect("a number"))
+    })
+}
 
 /// A connection, and how it is used.
 #[derive(Clone, Copy)]
@@ -77,9 +83,7 @@ const SLOTS: usize = 6;
 
 #[test]
 fn no_byte_is_overwritten_before_its_completion_allows_it() {
-    let seconds =
-        std::env::var(SECONDS).map_or(USUAL_SECONDS, |seconds| seconds.parse().expect("a number"));
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + soak_time(USUAL_TIME);
     let (mut sends, mut bytes) = (0, 0);
     std::thread::scope(|scope| {
         let running: Vec<_> = TRAFFIC
