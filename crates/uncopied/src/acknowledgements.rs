@@ -14,13 +14,14 @@ use rustix::io::Result;
 
 use crate::completion::{Notices, Part, Rule};
 use crate::lease::Lease;
-use crate::sys::{Kernel, Linux};
+use crate::sys::{Kernel, Linux, fork};
 
 /// What the peer has not acknowledged.
 ///
 /// It has a descriptor of its own, for completions that outlive the sender's socket for a moment.
 #[derive(Debug)]
 pub(crate) struct Acknowledgements {
+    fork_generation: u64,
     socket: OwnedFd,
     waiting: Mutex<VecDeque<Waiting>>,
 }
@@ -39,6 +40,7 @@ const INTERVAL: Duration = Duration::from_millis(1);
 impl Acknowledgements {
     pub(crate) fn of(socket: BorrowedFd<'_>) -> Result<Self> {
         Ok(Self {
+            fork_generation: fork::generation(),
             socket: rustix::io::fcntl_dupfd_cloexec(socket, 3)?,
             waiting: Mutex::default(),
         })
@@ -59,6 +61,9 @@ impl Acknowledgements {
 
     /// Takes back what has been acknowledged.
     fn take_back(&self, kernel: &impl Kernel) {
+        if self.is_of_parent() {
+            return;
+        }
         let mut waiting = self.lock();
         if waiting.is_empty() {
             return;
@@ -89,10 +94,18 @@ impl Acknowledgements {
 
     /// Gives away what is not acknowledged, and may never be: nobody writes to it again.
     pub(crate) fn give_all_away(&self) {
+        if self.is_of_parent() {
+            return;
+        }
         let waiting = std::mem::take(&mut *self.lock());
         for Waiting { lease, part, .. } in waiting {
             give_away(lease, part);
         }
+    }
+
+    /// Whether a child process looks at what its parent has lent. The lock may be held for ever.
+    fn is_of_parent(&self) -> bool {
+        self.fork_generation != fork::generation()
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
@@ -114,6 +127,9 @@ impl Notices for Acknowledgements {
     }
 
     fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
+        if self.is_of_parent() {
+            return Err(fork::of_parent());
+        }
         self.reap();
         thread::sleep(limit.map_or(INTERVAL, |limit| limit.min(INTERVAL)));
         Ok(())

@@ -26,7 +26,7 @@ use crate::reaper;
 use crate::report::{Report, StepDown};
 use crate::sender::{OverQuota, SendOptions, Sent};
 use crate::support::{Support, send_is_on};
-use crate::sys::Kernel;
+use crate::sys::{Kernel, Linux};
 
 /// What a [`Sender`](crate::Sender) knows of its socket and has lent to it, without the socket: for I/O
 /// objects that have it elsewhere.
@@ -145,6 +145,8 @@ impl Channel {
 
     /// Makes one try to send these bytes, without waiting. The answer tells how many the socket took, from
     /// the first on, at most 2 MiB; 0 if it is full, or nothing more may be [lent](OverQuota::Wait).
+    ///
+    /// The socket must be non-blocking: by `vmsplice` a blocking one is waited for.
     ///
     /// A try with exactly the rest of what the last one was given goes on as that one began; anything else
     /// is planned anew.
@@ -336,13 +338,15 @@ impl Channel {
         self.quota.leased()
     }
 
-    /// Takes in the notices that have come, which settles their completions.
-    pub fn reap(&self) {
-        if let Some(tool) = &self.msg_zerocopy {
-            tool.queue().reap();
-        }
+    /// Takes in the notices that have come, which settles their completions. Answers how many sends on the
+    /// socket's error queue they settled.
+    pub fn reap(&self) -> usize {
         if let Some(acknowledgements) = &self.acknowledgements {
             acknowledgements.reap();
+        }
+        match &self.msg_zerocopy {
+            Some(tool) => tool.queue().take_all(&Linux),
+            None => 0,
         }
     }
 

@@ -69,6 +69,8 @@ struct State {
     rule: Option<Rule>,
     took: Option<Duration>,
     wakers: Vec<Waker>,
+    /// How many threads wait for it. To wake nobody costs a system call too.
+    waiting: usize,
     notices: Option<Arc<dyn Notices>>,
 }
 
@@ -101,7 +103,7 @@ impl Completion {
             if left == Some(Duration::ZERO) {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            let state = self.0.lock();
+            let mut state = self.0.lock();
             match state.notices.clone() {
                 Some(notices) => {
                     drop(state);
@@ -111,12 +113,13 @@ impl Completion {
                 }
                 None if self.0.settled(&state).is_none() => {
                     let at_most = left.map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN));
-                    drop(
-                        self.0
-                            .settled
-                            .wait_timeout(state, at_most)
-                            .unwrap_or_else(PoisonError::into_inner),
-                    );
+                    state.waiting += 1;
+                    let (mut state, _) = self
+                        .0
+                        .settled
+                        .wait_timeout(state, at_most)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    state.waiting -= 1;
                 }
                 None => {}
             }
@@ -186,8 +189,11 @@ impl Ticket {
         state.took = Some(self.began.elapsed());
         state.notices = None;
         let wakers = std::mem::take(&mut state.wakers);
+        let is_waited_for = state.waiting > 0;
         drop(state);
-        self.settled.notify_all();
+        if is_waited_for {
+            self.settled.notify_all();
+        }
         wakers.into_iter().for_each(Waker::wake);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -86,9 +87,7 @@ impl ErrorQueue {
         drop(outstanding);
         // Whoever is woken may come back here.
         let count = settled.len();
-        for (lent, copied) in settled {
-            lent.settle(copied);
-        }
+        settle_all(settled);
         count
     }
 
@@ -198,6 +197,18 @@ impl Lent {
     }
 }
 
+/// Settles all of them. Wakers are anybody's code: one that panics keeps nobody else's send open.
+fn settle_all(settled: Vec<(Lent, bool)>) {
+    let mut panicked = None;
+    for (lent, copied) in settled {
+        let settling = catch_unwind(AssertUnwindSafe(|| lent.settle(copied)));
+        panicked = settling.err().or(panicked);
+    }
+    if let Some(panic) = panicked {
+        resume_unwind(panic);
+    }
+}
+
 impl fmt::Debug for Lent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.lease.fmt(f)
@@ -232,10 +243,8 @@ impl Outstanding {
 
 impl Drop for Outstanding {
     fn drop(&mut self) {
-        // Nobody will hear of these any more: leaked before they are freed early.
-        for lent in self.sends.drain(..).flatten() {
-            lent.lease.leak();
-        }
+        // Nobody will hear of these any more: leaked before they are freed early, and never settled.
+        self.sends.drain(..).for_each(std::mem::forget);
     }
 }
 

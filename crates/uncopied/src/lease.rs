@@ -4,13 +4,13 @@
 //! pages until a notice says that it is done with them. While it exists the memory cannot be written
 //! to or freed. Whoever cannot wait for the notice leaks the lease; nobody drops it early.
 
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
 use crate::arena::{Lending, Pages, RegionPart};
+use crate::lenders;
 
 /// So many bytes may be lent by one sender, unless its [options](crate::SendOptions) say otherwise.
 pub const LEASED_BY_SENDER: u64 = 16 << 20;
@@ -28,8 +28,8 @@ pub fn leased_bytes() -> u64 {
     LEASED.load(Ordering::Relaxed)
 }
 
-/// Bounds how many bytes all senders of this process together may have lent, from now on. What is beyond
-/// it is copied, or waits, as each sender's [options](crate::SendOptions) say.
+/// Bounds how many bytes all senders of this process together may have lent, from now on; one send is
+/// granted when nothing else is lent, however long it is. What is beyond the bound is copied, or waits, as each sender's [options](crate::SendOptions) say.
 pub fn set_leased_at_most(bytes: u64) {
     AT_MOST.store(bytes, Ordering::Relaxed);
 }
@@ -188,8 +188,8 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// A lease of `memory`, if neither the sender nor the process has lent too much. The first lease of
-    /// a sender is always granted by its own quota, so that no send is too long for ever.
+    /// A lease of `memory`, if neither the sender nor the process has lent too much. Where nothing else is
+    /// lent it is always granted, so that no send is too long for ever.
     pub(crate) fn take(memory: Memory, quota: &Arc<Quota>) -> Option<Self> {
         let bytes = pages_touched(&memory);
         let before = quota.leased.fetch_add(bytes, Ordering::Relaxed);
@@ -197,13 +197,19 @@ impl Lease {
             quota.leased.fetch_sub(bytes, Ordering::Relaxed);
             return None;
         }
-        let all = LEASED.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let lease = Self {
+        if !lend_of_process(bytes) {
+            // What others have had back without looking is to be had.
+            lenders::ask_all();
+            if !lend_of_process(bytes) {
+                quota.leased.fetch_sub(bytes, Ordering::Relaxed);
+                return None;
+            }
+        }
+        Some(Self {
             memory,
             bytes,
             quota: Arc::clone(quota),
-        };
-        (all <= AT_MOST.load(Ordering::Relaxed)).then_some(lease)
+        })
     }
 
     pub(crate) fn memory(&self) -> &Memory {
@@ -217,11 +223,16 @@ impl Lease {
         give_back(&self.quota, self.bytes - bytes);
         self.bytes = bytes;
     }
+}
 
-    /// Keeps the memory for ever: nobody will tell when the kernel is done with it.
-    pub(crate) fn leak(self) {
-        mem::forget(self);
+/// Counts bytes against the process's bound, unless they are beyond it.
+fn lend_of_process(bytes: u64) -> bool {
+    let before = LEASED.fetch_add(bytes, Ordering::Relaxed);
+    let is_granted = before == 0 || before + bytes <= AT_MOST.load(Ordering::Relaxed);
+    if !is_granted {
+        LEASED.fetch_sub(bytes, Ordering::Relaxed);
     }
+    is_granted
 }
 
 impl Drop for Lease {

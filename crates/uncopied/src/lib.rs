@@ -50,6 +50,7 @@ mod error_queue;
 #[cfg(test)]
 mod faults;
 mod lease;
+mod lenders;
 mod mechanism;
 mod memory_transfer;
 pub mod plan;

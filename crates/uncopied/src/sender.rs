@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use crate::channel::Channel;
 use crate::completion::Completion;
@@ -95,10 +94,6 @@ pub trait StreamSocket: AsFd + 'static {
 impl StreamSocket for std::net::TcpStream {}
 impl StreamSocket for std::os::unix::net::UnixStream {}
 impl StreamSocket for OwnedFd {}
-impl<S: StreamSocket> StreamSocket for Arc<S> {
-    const DRIVER: Driver = S::DRIVER;
-}
-
 #[cfg(feature = "tokio")]
 impl StreamSocket for tokio::net::TcpStream {
     const DRIVER: Driver = Driver::Tokio;
@@ -252,6 +247,8 @@ impl<S: StreamSocket> Sender<S> {
     /// how many the socket took, from the first on; 0 if it is full, or nothing more may be
     /// [lent](OverQuota::Wait).
     ///
+    /// The socket must be non-blocking: by `vmsplice` a blocking one is waited for.
+    ///
     /// An event loop calls [`reap`](Self::reap) when the socket reports an error (`EPOLLERR`): that is
     /// what a notice looks like.
     ///
@@ -264,8 +261,10 @@ impl<S: StreamSocket> Sender<S> {
 
     /// Takes in the notices that have come, which settles their completions. Completions that are asked
     /// or waited for do this by themselves.
-    pub fn reap(&self) {
-        self.channel.reap();
+    ///
+    /// Answers how many sends on the socket's error queue they settled.
+    pub fn reap(&self) -> usize {
+        self.channel.reap()
     }
 
     /// How many bytes are lent, counted by whole pages.
@@ -287,7 +286,8 @@ impl<S: StreamSocket> Sender<S> {
         &self.socket
     }
 
-    /// The socket back. What is still lent is looked after.
+    /// The socket back. What is still lent is looked after, by a descriptor of the library's own: if the
+    /// socket is closed before it has come back, the peer sees that only then.
     ///
     /// If something was sent by `MSG_ZEROCOPY`, no other sender can send by it on this socket again:
     /// the kernel's numbers go on where this one stopped.

@@ -14,7 +14,7 @@ use rustix::io::{Errno, Result};
 
 use super::space::{GRANULE, Space};
 
-/// The least that a block has, in bytes: a page.
+/// The least that a block has, in bytes: a page, where pages are not larger.
 pub(super) const SMALLEST: usize = 4 << 10;
 
 /// The most that a block can have, in bytes.
@@ -127,7 +127,12 @@ impl Drop for Block {
 
 /// The class of blocks that hold `len` bytes.
 fn class_of(len: usize, is_huge: bool) -> Result<usize> {
-    let least = if is_huge { GRANULE } else { SMALLEST };
+    // No two blocks share a page: its frame goes back to the kernel as a whole.
+    let least = if is_huge {
+        GRANULE
+    } else {
+        SMALLEST.max(rustix::param::page_size())
+    };
     if len > LARGEST {
         return Err(Errno::NOMEM);
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,21 +26,20 @@ use crate::transfer::{Progress, Transfer};
 /// may be run again after a time-out.
 pub fn run(transfer: &mut Transfer, source: impl AsFd, sink: impl AsFd) -> Result<(), Error> {
     let (source, sink) = (source.as_fd(), sink.as_fd());
-    let patience = socket_timeout(sink, Timeout::Send).unwrap_or(None);
-    let mut last_progress = Instant::now();
+    let mut patience = Patience::default();
     loop {
         match transfer.step(source, sink)? {
             Progress::Done => return Ok(()),
-            Progress::Moved(_) => last_progress = Instant::now(),
+            Progress::Moved(_) => patience.renew(),
             Progress::Blocked(side) => {
-                let left =
-                    patience.map(|patience| patience.saturating_sub(last_progress.elapsed()));
-                wait(side, source, sink, left).map_err(|cause| match cause.kind() {
-                    io::ErrorKind::TimedOut => {
-                        transfer.driver_error(ErrorKind::TimedOut, "poll", cause)
-                    }
-                    _ => transfer.driver_error(ErrorKind::Sink, "poll", cause),
-                })?;
+                let waited = patience
+                    .left(sink)
+                    .and_then(|left| wait(side, source, sink, left));
+                let is_ready = waited
+                    .map_err(|cause| transfer.driver_error(kind_of(&cause), "poll", cause))?;
+                if !is_ready {
+                    thread::sleep(MOMENT);
+                }
             }
         }
     }
@@ -51,44 +51,79 @@ pub(crate) fn send(
     channel: &mut Channel,
     sink: BorrowedFd<'_>,
 ) -> Result<(), Error> {
-    let patience = socket_timeout(sink, Timeout::Send).unwrap_or(None);
-    let mut last_progress = Instant::now();
+    let mut patience = Patience::default();
     loop {
         let progress = transfer.step(channel, sink)?;
-        let left = patience.map(|patience| patience.saturating_sub(last_progress.elapsed()));
         let waited = match progress {
             MemoryProgress::Done => return Ok(()),
             MemoryProgress::Moved => {
-                last_progress = Instant::now();
+                patience.renew();
                 continue;
             }
             MemoryProgress::SteppedDown => continue,
-            // Not poll(2) alone decides: to it the socket is ready while anything is on its error queue.
-            MemoryProgress::Blocked | MemoryProgress::OverQuota if left == Some(Duration::ZERO) => {
-                Err(io::ErrorKind::TimedOut.into())
-            }
-            MemoryProgress::Blocked => {
-                channel.reap();
-                wait(Side::Sink, sink, sink, left)
-            }
-            MemoryProgress::OverQuota => channel.wait(left),
+            MemoryProgress::Blocked => patience
+                .left(sink)
+                .and_then(|left| wait(Side::Sink, sink, sink, left)),
+            MemoryProgress::OverQuota => patience
+                .left(sink)
+                .and_then(|left| channel.wait(left).map(|()| true)),
         };
-        waited.map_err(|cause| {
-            let kind = match cause.kind() {
-                io::ErrorKind::TimedOut => ErrorKind::TimedOut,
-                _ => ErrorKind::Sink,
-            };
-            transfer.error(kind, "poll", Some(cause))
-        })?;
+        let is_ready =
+            waited.map_err(|cause| transfer.error(kind_of(&cause), "poll", Some(cause)))?;
+        // To poll(2) a notice is an error. So is what others have on the error queue, which stays there.
+        if !is_ready && channel.reap() == 0 {
+            thread::sleep(MOMENT);
+        }
     }
 }
 
+fn kind_of(cause: &io::Error) -> ErrorKind {
+    match cause.kind() {
+        io::ErrorKind::TimedOut => ErrorKind::TimedOut,
+        _ => ErrorKind::Sink,
+    }
+}
+
+/// How long nothing may move.
+#[derive(Default)]
+struct Patience {
+    /// The socket's send time-out, once it was asked for: most sends never wait.
+    limit: Option<Option<Duration>>,
+    /// Since when nothing has moved.
+    since: Option<Instant>,
+}
+
+impl Patience {
+    /// Something has moved.
+    fn renew(&mut self) {
+        self.since = None;
+    }
+
+    /// Nothing moves: how much longer that may be so. `None` is for ever.
+    fn left(&mut self, sink: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
+        let of_socket = || socket_timeout(sink, Timeout::Send).unwrap_or(None);
+        let Some(limit) = *self.limit.get_or_insert_with(of_socket) else {
+            return Ok(None);
+        };
+        let since = self.since.get_or_insert_with(Instant::now);
+        // Not poll(2) alone decides: to it the socket is ready while anything is on its error queue.
+        match limit.saturating_sub(since.elapsed()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left => Ok(Some(left)),
+        }
+    }
+}
+
+/// For so long nothing is tried while a socket has an error to tell that is none of ours.
+const MOMENT: Duration = Duration::from_millis(1);
+
+/// Waits until a side is ready. Answers whether it is; if not, only its error queue is.
 fn wait(
     side: Side,
     source: BorrowedFd<'_>,
     sink: BorrowedFd<'_>,
     left: Option<Duration>,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     let mut ready = match side {
         Side::Source => [PollFd::from_borrowed_fd(source, PollFlags::IN)],
         Side::Sink => [PollFd::from_borrowed_fd(sink, PollFlags::OUT)],
@@ -96,8 +131,9 @@ fn wait(
     let limit = left.and_then(|left| Timespec::try_from(left).ok());
     match poll(&mut ready, limit.as_ref()) {
         Ok(0) => Err(io::ErrorKind::TimedOut.into()),
-        // An error or a hang-up is ready as well: the next step meets it.
-        Ok(_) | Err(Errno::INTR) => Ok(()),
+        // A hang-up is ready as well: the next step meets it.
+        Ok(_) => Ok(ready[0].revents() != PollFlags::ERR),
+        Err(Errno::INTR) => Ok(true),
         Err(errno) => Err(errno.into()),
     }
 }

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustix::event::PollFlags;
@@ -20,6 +20,7 @@ use rustix::io::Result;
 #[cfg(feature = "tokio")]
 use super::batch::Batch;
 use crate::completion::{Notices, Part};
+use crate::lenders;
 use crate::reaper::{self, Orphan};
 use crate::sys::Leases;
 #[cfg(feature = "tokio")]
@@ -76,6 +77,8 @@ impl SharedRing {
 
     fn new() -> Result<Self> {
         let ring = Arc::new(Ring::new()?);
+        let lender: Weak<Ring> = Arc::downgrade(&ring);
+        lenders::enter(lender);
         let home = Home::of(&ring)?;
         Ok(Self {
             ring,

@@ -37,7 +37,7 @@
 //! `Documentation/networking/msg_zerocopy.rst`; `send(2)`, `socket(7)`, `ip(7)` on IP_RECVERR.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
 
@@ -45,6 +45,7 @@ use super::again;
 use super::memory::{Lending, MemoryOutcome};
 use crate::error_queue::{ErrorQueue, Lent};
 use crate::lease::{Lease, Memory};
+use crate::lenders;
 use crate::sys::Kernel;
 
 /// From so many outstanding sends on, each send takes in the notices first. The kernel allows for some
@@ -63,6 +64,8 @@ impl MsgZerocopy {
         }
         kernel.allow_zerocopy(sink)?;
         let queue = Arc::new(ErrorQueue::of(sink)?);
+        let lender: Weak<ErrorQueue> = Arc::downgrade(&queue);
+        lenders::enter(lender);
         Ok(Self { queue })
     }
 

@@ -120,7 +120,9 @@ fn a_child_that_looks_takes_no_notice() {
             }
             // The notices are there within a moment, and nobody has looked.
             std::thread::sleep(std::time::Duration::from_millis(100));
-            in_copy(|| sender.reap());
+            in_copy(|| {
+                sender.reap();
+            });
             for completion in &completions {
                 completion.wait(Some(HANG / 4)).unwrap();
             }

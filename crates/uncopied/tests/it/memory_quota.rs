@@ -177,9 +177,34 @@ fn all_senders_together_lend_no_more_than_the_process_may() {
                 expect_shares(peer, taken);
             }
             until("everything back", || {
-                senders.iter().for_each(|(sender, _)| sender.reap());
+                for (sender, _) in &senders {
+                    sender.reap();
+                }
                 leased_bytes() == 0
             });
+        },
+    );
+}
+
+/// What idle senders have had back is lent again, also if they do not look.
+#[test]
+fn an_idle_sender_does_not_keep_what_came_back() {
+    in_child(
+        "memory_quota::an_idle_sender_does_not_keep_what_came_back",
+        |_| {},
+        || {
+            set_leased_at_most(QUOTA);
+            let (mut idle, mut reader) = lender(OverQuota::Wait, 64 << 20);
+            let taken = fill(&mut idle, &pages_of(SHARE), |_| {});
+            let (mut waiting, mut peer) = lender(OverQuota::Wait, 64 << 20);
+            let nothing = waiting.try_send(pages_of(SHARE)).unwrap();
+            assert_eq!(nothing.bytes(), 0, "the other has lent it all");
+
+            expect_shares(&mut reader, taken);
+            set_socket_timeout(waiting.get_ref(), Timeout::Send, Some(HANG / 4)).unwrap();
+            let sent = waiting.send(pages_of(SHARE)).unwrap();
+            assert_all_by(sent.report(), Mechanism::MsgZerocopy, SHARE as u64, "lent");
+            expect_bytes(&mut peer, &content(SHARE));
         },
     );
 }
