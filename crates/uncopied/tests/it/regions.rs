@@ -121,15 +121,16 @@ fn the_plan_copies_what_does_not_pay() {
 /// or two that follow each other, and never in an earlier one than the last that had arrived.
 #[test]
 fn writers_that_never_wait_change_nothing_in_flight() {
-    let (region, mut writer) = Region::new(2 * HUGE).unwrap();
+    let (region, writer) = Region::new(2 * HUGE).unwrap();
     if !is_protected(&region) {
         return;
     }
-    fill(&mut writer, 1);
     let end = Instant::now() + soak_time(Duration::from_secs(3));
     let (left, right) = writer.split_at(HUGE);
+    let mut halves = [left, right];
+    halves.iter_mut().for_each(|half| fill(half, 1));
     let sends = std::thread::scope(|scope| {
-        for mut half in [left, right] {
+        for mut half in halves {
             scope.spawn(move || {
                 let mut round = 2;
                 while Instant::now() < end {
