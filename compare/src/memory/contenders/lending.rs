@@ -113,8 +113,14 @@ fn buffer(payload: &[u8], from: From) -> Result<Buffer, Error> {
         }
         return Ok(Buffer::Region(region));
     }
-    let pages =
-        PageBuffer::copy_of(payload).context(|| "cannot take a buffer from the arena".into())?;
+    // What is sent many times is worth a huge page: the kernel looks up and counts one frame, not many.
+    let pages = match from {
+        From::FrozenForGood => PageBuffer::huge(payload.len()),
+        From::Frozen | From::Region => PageBuffer::with_capacity(payload.len()),
+    };
+    let mut pages = pages.context(|| "cannot take a buffer from the arena".into())?;
+    pages.set_len(payload.len());
+    pages.copy_from_slice(payload);
     Ok(Buffer::Pages(match from {
         From::FrozenForGood => pages.freeze_for_good(),
         From::Frozen | From::Region => pages.freeze(),

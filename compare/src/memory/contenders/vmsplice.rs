@@ -7,7 +7,7 @@ use super::{Contender, How};
 
 pub(super) const CONTENDER: Contender = Contender {
     name: "vmsplice",
-    about: "uncopied's sender by `vmsplice` of pages that are frozen for good",
+    about: "uncopied's sender by `vmsplice` of pages that are frozen for good, in huge pages (`PageBuffer::huge`)",
     ours: true,
     version: || lending::version(Mechanism::Vmsplice, From::FrozenForGood),
     how: How::Within(|job| lending::send(job, Mechanism::Vmsplice, From::FrozenForGood)),
