@@ -1,5 +1,5 @@
-//! Bytes from files to sockets without the CPU copying them, with a report of which way each byte
-//! went.
+//! Bytes from files and memory to sockets without the CPU copying them, with a report of which way each
+//! byte went.
 //!
 //! ```text
 //! source ─┐                          ┌─ moved, blocked, done ─▶ driver (poll, tokio) ─▶ you
@@ -24,9 +24,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Memory
+//!
+//! Memory is sent by lending it: [pages](arena::Pages) that are immutable once they are filled, or parts of
+//! a [region](arena::Region) that may be overwritten at any time. A [`Sender`] answers each send with a
+//! [`Completion`], which tells when the kernel is done with the pages and whether it copied them after
+//! all; the pages are kept until then, whatever is dropped. [`Channel`] is the same for I/O objects that have
+//! their socket elsewhere.
+//!
 //! # The contract that zero copy drops
 //!
-//! `write(2)` sends the bytes as they are at the call. `sendfile` and `splice` lend the file's pages
+//! This is about files. `write(2)` sends the bytes as they are at the call. `sendfile` and `splice` lend the file's pages
 //! to the kernel instead: until the peer has acknowledged them (on the same host: has *read* them)
 //! whoever writes to the file changes what the peer gets. Files that are replaced rather than
 //! rewritten are safe; for others there is [`SendFile::copied`].
@@ -38,7 +46,7 @@
 //!
 //! # Features
 //!
-//! - `tokio`: the driver for tokio's sockets, [`SendFile::to_tokio`].
+//! - `tokio`: the driver for tokio's sockets, [`SendFile::to_tokio`] and [`Sender::send_tokio`].
 
 mod acknowledgements;
 pub mod arena;

@@ -27,7 +27,7 @@ use crate::sys::coarse_millis;
 /// bytes, also while they are being sent. Where the file is cut short, *reading the bytes of the
 /// lost pages in user code raises SIGBUS*; handing their address to the kernel does not (it answers
 /// `EFAULT` or sends less). So these bytes are for sinks that look addresses up with
-/// [`locate`] and send by [`Transfer`](crate::Transfer). Whoever must read them should read the
+/// [`locate`](super::locate) and send by [`Transfer`](crate::Transfer). Whoever must read them should read the
 /// file instead.
 #[derive(Clone, Debug)]
 pub struct FileMapping(Arc<Span>);

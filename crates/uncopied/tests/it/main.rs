@@ -52,6 +52,10 @@ mod memory_gone;
 /// Child processes that are made while memory is lent.
 mod memory_fork;
 
+/// Sends of memory that are dropped in the middle.
+#[cfg(feature = "tokio")]
+mod memory_cancel;
+
 /// Buffers that are overwritten as soon as their completions allow it.
 mod poison;
 
