@@ -216,9 +216,13 @@ impl Lease {
         &self.memory
     }
 
-    /// Gives back what lies behind the first `len` bytes: the kernel took no more.
+    /// Gives back what lies behind the first `len` bytes: the kernel took no more. It may be called while
+    /// the [loan](Memory::lend) of the call still lives.
     pub(crate) fn shorten(&mut self, len: usize) {
-        self.memory = self.memory.first(len);
+        match &mut self.memory {
+            Memory::Pages(pages) => *pages = pages.slice(..len.min(pages.len())),
+            Memory::Region(part) => part.shorten(len),
+        }
         let bytes = pages_touched(&self.memory);
         give_back(&self.quota, self.bytes - bytes);
         self.bytes = bytes;

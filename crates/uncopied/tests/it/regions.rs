@@ -32,8 +32,13 @@ fn is_protected(region: &Region) -> bool {
 
 fn fill(writer: &mut RegionMut, round: u64) {
     for (at, eight) in writer.chunks_exact_mut(8).enumerate() {
-        eight.copy_from_slice(&(round << 32 | at as u64).to_ne_bytes());
+        eight.copy_from_slice(&word(round, at).to_ne_bytes());
     }
+}
+
+/// The round, and next to it the round and the place: a word that was half written tells.
+fn word(round: u64, at: usize) -> u64 {
+    round << 32 | (round ^ at as u64)
 }
 
 #[test]
@@ -179,17 +184,27 @@ fn writers_that_never_wait_change_nothing_in_flight() {
 
 /// Checks one half as it arrived after round `last`, and answers the latest round in it.
 ///
-/// A send takes a moment, as `write(2)` does, in which a writer goes through some rounds: what must hold is
-/// that every word stands in its own place, and that none is older than what was sent before.
+/// A send takes a moment, as `write(2)` does, in which a writer goes through some rounds. What must hold is
+/// that every word stands in its own place, and that none is older than what was sent before: then what
+/// was sent before was changed in flight. Words that were just being written, where the kernel stopped or
+/// met the writer, may be half of one round and half of the next.
 fn check_half(half: &[u8], last: u64, mechanism: Mechanism) -> u64 {
-    let mut latest = last;
+    let (mut latest, mut torn) = (last, 0);
     for (at, eight) in half.chunks_exact(8).enumerate() {
-        let word = u64::from_ne_bytes(eight.try_into().unwrap());
-        let (round, place) = (word >> 32, word & u64::from(u32::MAX));
-        assert!(place == at as u64, "{mechanism}: {word:#x} at {at}");
+        let found = u64::from_ne_bytes(eight.try_into().unwrap());
+        let round = found >> 32;
+        if found != word(round, at) {
+            torn += 1;
+            continue;
+        }
         // One that was being written when the send before looked may be a round behind the latest then.
         assert!(round + 1 >= last, "{mechanism}: {round} after {last}");
         latest = latest.max(round);
     }
+    // The two may go at the same speed for a while.
+    assert!(
+        torn < half.len() / 8 / 20,
+        "{mechanism}: {torn} words are of no round"
+    );
     latest
 }

@@ -358,6 +358,12 @@ impl RegionPart {
         part
     }
 
+    /// Leaves the first `len` bytes. All pages that were lent with it stay lent: a [`Lending`] that still
+    /// lives may yet have to protect a fresh frame for this part, and knows it by this hold alone.
+    pub(crate) fn shorten(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// From how many bytes on protecting costs less than copying: a huge page, if there are any.
     pub(crate) fn pays_from(&self) -> usize {
         if self.shared.is_huge() {

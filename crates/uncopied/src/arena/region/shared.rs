@@ -336,6 +336,7 @@ impl Drop for Lending<'_> {
 mod tests {
     use super::super::{Region, RegionMut};
     use super::*;
+    use crate::lease::{Lease, Memory, Quota};
 
     fn region() -> (Region, RegionMut) {
         let (region, writer) = Region::new(3 * GRANULE).expect("taken");
@@ -420,6 +421,31 @@ mod tests {
         drop(part);
         writer[5] = 2;
         assert_eq!(page(&region, 0).epoch, 2);
+    }
+
+    /// Such a frame was lent, and then written to: what was in flight changed.
+    #[test]
+    fn a_lease_shortened_during_the_call_holds_what_replaced_its_page() {
+        let (region, mut writer) = region();
+        let memory = Memory::Region(region.part(..2 * GRANULE));
+        let loan = memory.lend().expect("lent");
+        let quota = Quota::new(u64::MAX);
+        let mut lease = Lease::take(memory.clone(), &quota).expect("granted");
+        writer[5] = 1;
+        lease.shorten(100);
+        drop(loan);
+        drop(memory);
+        let fresh = page(&region, 0);
+        assert_eq!((fresh.epoch, fresh.leases), (1, 1));
+        assert!(fresh.is_protected);
+        writer[5] = 2;
+        assert_eq!(
+            page(&region, 0).epoch,
+            2,
+            "it was lent, and so it is replaced"
+        );
+        drop(lease);
+        assert_eq!(page(&region, 1).leases, 0);
     }
 
     #[test]
