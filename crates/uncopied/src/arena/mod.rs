@@ -32,6 +32,8 @@ pub use pages::{PageBuffer, Pages};
 pub(crate) use region::Lending;
 pub use region::{Protection, Region, RegionMut, RegionPart};
 
+use std::ops::{Bound, Range, RangeBounds};
+
 use space::{Owner, Space};
 
 /// Whose bytes a slice is made of.
@@ -65,4 +67,24 @@ pub fn locate(bytes: &[u8]) -> Option<Located> {
         }
         Owner::Slab(slab) => Pages::locate(slab, bytes).map(Located::Pages),
     }
+}
+
+/// The range in plain numbers.
+///
+/// # Panics
+///
+/// If it does not lie within `len` bytes.
+fn within(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
+    let start = match range.start_bound() {
+        Bound::Included(&start) => start,
+        Bound::Excluded(&before) => before + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(&last) => last + 1,
+        Bound::Excluded(&end) => end,
+        Bound::Unbounded => len,
+    };
+    assert!(start <= end && end <= len, "{start}..{end} of {len}");
+    start..end
 }

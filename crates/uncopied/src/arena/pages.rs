@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::ops::{Bound, Deref, DerefMut, RangeBounds};
+use std::ops::{Deref, DerefMut, RangeBounds};
 use std::ptr;
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use bytes::buf::UninitSlice;
 use bytes::{BufMut, Bytes};
 
 use super::pool::{Block, Slab};
+use super::within;
 
 /// A buffer of whole pages, to be filled and then [frozen](Self::freeze).
 ///
@@ -233,25 +234,11 @@ impl Pages {
     /// If the range does not lie within them.
     #[must_use]
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Self {
-        let start = match range.start_bound() {
-            Bound::Included(&start) => start,
-            Bound::Excluded(&before) => before + 1,
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(&last) => last + 1,
-            Bound::Excluded(&end) => end,
-            Bound::Unbounded => self.len,
-        };
-        assert!(
-            start <= end && end <= self.len,
-            "{start}..{end} of {}",
-            self.len
-        );
+        let range = within(range, self.len);
         Self {
             block: Arc::clone(&self.block),
-            start: self.start + start,
-            len: end - start,
+            start: self.start + range.start,
+            len: range.len(),
         }
     }
 

@@ -68,7 +68,7 @@ mod tests;
 
 use std::fmt;
 use std::io;
-use std::ops::{Bound, Deref, DerefMut, Range, RangeBounds};
+use std::ops::{Deref, DerefMut, Range, RangeBounds};
 use std::ptr;
 use std::sync::{Arc, OnceLock};
 
@@ -77,6 +77,7 @@ use rustix::io::Result;
 use self::faults::Faults;
 use self::shared::{Hold, Shared};
 use super::space::GRANULE;
+use super::within;
 
 pub(crate) use self::shared::Lending;
 
@@ -404,20 +405,4 @@ impl fmt::Debug for RegionPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("RegionPart").field(&self.range()).finish()
     }
-}
-
-/// The range in plain numbers, of `len` bytes.
-fn within(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
-    let start = match range.start_bound() {
-        Bound::Included(&start) => start,
-        Bound::Excluded(&before) => before + 1,
-        Bound::Unbounded => 0,
-    };
-    let end = match range.end_bound() {
-        Bound::Included(&last) => last + 1,
-        Bound::Excluded(&end) => end,
-        Bound::Unbounded => len,
-    };
-    assert!(start <= end && end <= len, "{start}..{end} of {len}");
-    start..end
 }
