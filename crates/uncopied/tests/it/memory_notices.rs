@@ -93,13 +93,9 @@ fn one_notice_for_many_sends_settles_them_all() {
 #[test]
 fn too_many_notices_outstanding_make_a_send_a_copy() {
     let (mut sender, mut peer) = sender(Family::Tcp, &LENDING, SendOptions::default());
-    // Short sends that are not held back: the peer acknowledges a few together, after 40 ms.
+    // Short sends that are not held back. A peer that reads would acknowledge them sooner than they are
+    // made; one that does not acknowledges a few together, after 40 ms.
     rustix::net::sockopt::set_tcp_nodelay(sender.get_ref(), true).unwrap();
-    let receiver = std::thread::spawn(move || {
-        let mut received = Vec::new();
-        peer.read_to_end(&mut received).unwrap();
-        received
-    });
     let began = Instant::now();
     let mut bytes = 0;
     let refused = loop {
@@ -120,6 +116,11 @@ fn too_many_notices_outstanding_make_a_send_a_copy() {
     let settled = refused.completion().settled().unwrap();
     assert_eq!((settled.copied, settled.rule), (1, Rule::Copied));
 
+    let receiver = std::thread::spawn(move || {
+        let mut received = Vec::new();
+        peer.read_to_end(&mut received).unwrap();
+        received
+    });
     until("all notices", || {
         sender.reap();
         sender.leased() == 0
