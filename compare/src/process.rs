@@ -39,6 +39,18 @@ pub(crate) fn check_cpu(cpu: usize, options: &str) -> Result<(), Error> {
     }
 }
 
+/// An error unless this process may run on both CPUs, which `options` choose; a word of warning if they
+/// are one, for those of `who`.
+pub(crate) fn check_cpus(cpus: [usize; 2], options: &str, who: &str) -> Result<(), Error> {
+    for cpu in cpus {
+        check_cpu(cpu, options)?;
+    }
+    if cpus[0] == cpus[1] {
+        eprintln!("compare: {who} share one CPU: ratios are compressed");
+    }
+    Ok(())
+}
+
 /// Restricts the calling thread, and every process that it starts, to one CPU.
 pub(crate) fn pin_to(cpu: usize) -> Result<(), Error> {
     if cpu >= CpuSet::MAX_CPU {

@@ -131,13 +131,11 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
 
 fn check(options: &Options) -> Result<(), Error> {
     page::check_name(options.name.as_deref())?;
-    for cpu in [options.sender_cpu, options.receiver_cpu] {
-        process::check_cpu(cpu, "--sender-cpu and --receiver-cpu")?;
-    }
-    if options.sender_cpu == options.receiver_cpu {
-        eprintln!("compare: senders and receiver share one CPU: ratios are compressed");
-    }
-    Ok(())
+    process::check_cpus(
+        [options.sender_cpu, options.receiver_cpu],
+        "--sender-cpu and --receiver-cpu",
+        "senders and receiver",
+    )
 }
 
 /// Whether the run leaves anything out that a full one has.

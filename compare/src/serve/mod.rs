@@ -165,13 +165,11 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
 
 fn check(options: &Options) -> Result<(), Error> {
     page::check_name(options.name.as_deref())?;
-    for cpu in [options.server_cpu, options.load_cpu] {
-        process::check_cpu(cpu, "--server-cpu and --load-cpu")?;
-    }
-    if options.server_cpu == options.load_cpu {
-        eprintln!("compare: servers and load generator share one CPU: ratios are compressed");
-    }
-    Ok(())
+    process::check_cpus(
+        [options.server_cpu, options.load_cpu],
+        "--server-cpu and --load-cpu",
+        "servers and load generator",
+    )
 }
 
 /// Whether the run leaves anything out that a full one has.
