@@ -5,14 +5,14 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, mem, thread};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
-use crate::sys::fork;
+use crate::sys::fork::PerProcess;
 
 /// Something that memory is lent to, and that nobody else looks after any more.
 pub(crate) trait Orphan: Send {
@@ -45,15 +45,10 @@ const TURN: Duration = Duration::from_secs(1);
 /// while the kernel cannot wait for so much.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The reaper of this process, in a chain that begins with those of its parents. The parent's thread
-/// is not in the child, and its lock may be held for ever.
-static FIRST: OnceLock<Reaper> = OnceLock::new();
+static REAPER: PerProcess<Reaper> = PerProcess::new();
 
-struct Reaper {
-    fork_generation: u64,
-    intake: Mutex<Intake>,
-    of_child: OnceLock<Box<Reaper>>,
-}
+#[derive(Default)]
+struct Reaper(Mutex<Intake>);
 
 #[derive(Default)]
 struct Intake {
@@ -72,7 +67,7 @@ struct Ward {
 /// Takes in the notices of `orphan` from now on. Where no thread can be had for that, it and what is
 /// lent to it are leaked.
 pub(crate) fn adopt(orphan: Box<dyn Orphan>) {
-    let reaper = Reaper::of_process();
+    let reaper = REAPER.get();
     let mut intake = reaper.lock();
     intake.wards.push(Ward {
         orphan,
@@ -91,27 +86,9 @@ pub(crate) fn adopt(orphan: Box<dyn Orphan>) {
 }
 
 impl Reaper {
-    fn new(fork_generation: u64) -> Self {
-        Self {
-            fork_generation,
-            intake: Mutex::default(),
-            of_child: OnceLock::new(),
-        }
-    }
-
-    fn of_process() -> &'static Self {
-        let generation = fork::generation();
-        let mut reaper = FIRST.get_or_init(|| Self::new(generation));
-        while reaper.fork_generation != generation {
-            let of_child = || Box::new(Self::new(generation));
-            reaper = reaper.of_child.get_or_init(of_child);
-        }
-        reaper
-    }
-
     fn lock(&self) -> MutexGuard<'_, Intake> {
         // The list is whole between any two of the statements that could panic.
-        self.intake.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn start(&'static self) -> io::Result<Arc<OwnedFd>> {

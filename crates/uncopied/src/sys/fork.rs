@@ -5,6 +5,7 @@
 //! leaves as it is.
 
 use std::io;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 static FORKS: AtomicU64 = AtomicU64::new(0);
@@ -35,6 +36,41 @@ pub(crate) fn generation() -> u64 {
     FORKS.load(Ordering::Relaxed)
 }
 
+/// What each process has of its own: a child begins with a new one, because in that of its parent a lock
+/// may be held for ever, by a thread that only the parent has.
+pub(crate) struct PerProcess<T> {
+    first: OnceLock<Own<T>>,
+}
+
+/// The value of one process, and of a child of its that looked.
+struct Own<T> {
+    generation: u64,
+    value: T,
+    of_child: OnceLock<Box<Own<T>>>,
+}
+
+impl<T: Default> PerProcess<T> {
+    pub(crate) const fn new() -> Self {
+        let first = OnceLock::new();
+        Self { first }
+    }
+
+    /// The calling process's.
+    pub(crate) fn get(&self) -> &T {
+        let generation = generation();
+        let new = || Own {
+            generation,
+            value: T::default(),
+            of_child: OnceLock::new(),
+        };
+        let mut own = self.first.get_or_init(new);
+        while own.generation != generation {
+            own = own.of_child.get_or_init(|| Box::new(new()));
+        }
+        &own.value
+    }
+}
+
 /// What a child is told that waits for its parent's notices.
 pub(crate) fn of_parent() -> io::Error {
     io::Error::new(
@@ -49,6 +85,8 @@ extern "C" fn count_fork() {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     /// What `run` answers in a child process, which ends right after; 255 if it panics. It must take no
@@ -74,6 +112,19 @@ pub(crate) mod tests {
         }
         assert!(libc::WIFEXITED(status), "the child died: {status:#x}");
         u8::try_from(libc::WEXITSTATUS(status)).expect("eight bits")
+    }
+
+    #[test]
+    fn a_child_has_a_value_of_its_own() {
+        static LOCKED: PerProcess<Mutex<u8>> = PerProcess::new();
+        let mut value = LOCKED.get().lock().expect("no panic");
+        *value = 7;
+        // The parent holds its lock; the child's is free, and its value a new one.
+        assert_eq!(
+            in_child(|| LOCKED.get().try_lock().map_or(255, |it| *it)),
+            0
+        );
+        assert_eq!(*value, 7);
     }
 
     #[test]
