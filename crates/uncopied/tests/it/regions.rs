@@ -9,25 +9,21 @@ use std::time::{Duration, Instant};
 use uncopied::arena::{Region, RegionMut};
 use uncopied::{Mechanism, Rule, SendOptions, Sender};
 
-use crate::harness::{Family, HANG, expect_bytes, expect_end, for_memory, pair, sender};
+use crate::harness::{Family, HANG, expect_bytes, expect_end, for_memory, pair, sender, skip};
 use crate::poison::soak_time;
 
 const HUGE: usize = 2 << 20;
 
-/// Whether regions are protected here. Where they are not, they are copied, which is the other tests'
-/// business.
-fn is_protected(region: &Region) -> bool {
-    match region.protection() {
-        Ok(_) => true,
-        Err(errno) => {
-            assert!(
-                std::env::var_os("UNCOPIED_TEST_FORBID_SKIPS").is_none(),
-                "no userfaultfd: {errno}"
-            );
-            println!("LEFT OUT: no userfaultfd ({errno})");
-            false
-        }
-    }
+/// Whether regions are protected, and huge, here. Where they are not, they are copied, which is the
+/// other tests' business.
+fn is_protected(region: &Region, test: &str) -> bool {
+    let why = match region.protection() {
+        Err(errno) => format!("needs userfaultfd, which is refused: {errno}"),
+        Ok(_) if !region.is_huge() => "needs transparent huge pages".to_owned(),
+        Ok(_) => return true,
+    };
+    skip(&format!("regions::{test}"), &why);
+    false
 }
 
 fn fill(writer: &mut RegionMut, round: u64) {
@@ -46,7 +42,10 @@ fn what_is_overwritten_after_the_send_arrives_as_it_was() {
     for family in [Family::Tcp, Family::Unix] {
         for &mechanism in for_memory(family) {
             let (region, mut writer) = Region::new(2 * HUGE).unwrap();
-            if !is_protected(&region) {
+            if !is_protected(
+                &region,
+                "what_is_overwritten_after_the_send_arrives_as_it_was",
+            ) {
                 return;
             }
             let (mut sender, mut peer) = sender(family, &[mechanism], SendOptions::default());
@@ -91,7 +90,7 @@ fn what_is_overwritten_after_the_send_arrives_as_it_was() {
 #[test]
 fn the_plan_copies_what_does_not_pay() {
     let (region, mut writer) = Region::new(4 * HUGE).unwrap();
-    if !is_protected(&region) || !region.is_huge() {
+    if !is_protected(&region, "the_plan_copies_what_does_not_pay") {
         return;
     }
     fill(&mut writer, 1);
@@ -127,7 +126,7 @@ fn the_plan_copies_what_does_not_pay() {
 #[test]
 fn writers_that_never_wait_change_nothing_in_flight() {
     let (region, writer) = Region::new(2 * HUGE).unwrap();
-    if !is_protected(&region) {
+    if !is_protected(&region, "writers_that_never_wait_change_nothing_in_flight") {
         return;
     }
     let end = Instant::now() + soak_time(Duration::from_secs(3));
