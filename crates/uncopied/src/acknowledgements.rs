@@ -126,12 +126,12 @@ impl Notices for Acknowledgements {
         self.take_back(&Linux);
     }
 
-    fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
+    fn wait(&self, limit: Duration) -> io::Result<()> {
         if self.is_of_parent() {
             return Err(fork::of_parent());
         }
         self.reap();
-        thread::sleep(limit.map_or(INTERVAL, |limit| limit.min(INTERVAL)));
+        thread::sleep(limit.min(INTERVAL));
         Ok(())
     }
 }

@@ -19,7 +19,7 @@ use crate::completion::{Account, Notices, Sending};
 use crate::error::Error;
 use crate::error_queue::Orphaned;
 use crate::lease::{Memory, Quota};
-use crate::mechanism::{Lending, MemoryOutcome, MsgZerocopy, Vmsplice, copy_memory, send_zc};
+use crate::mechanism::{MemoryOutcome, MsgZerocopy, Terms, Vmsplice, copy_memory, send_zc};
 use crate::memory_transfer::{MemoryProgress, MemoryTransfer};
 use crate::plan::{Driver, Mechanism, MemorySituation, Plan, plan_memory};
 use crate::reaper;
@@ -170,14 +170,18 @@ impl Channel {
         while let MemoryProgress::SteppedDown = transfer.step(self, socket.as_fd())? {}
         let sent = transfer.into_sent();
         let taken = sent.bytes() as usize;
-        if taken == len {
-            self.vmsplice.rest();
-        }
         self.unfinished = (taken < len).then(|| Unfinished {
             whole,
             rest: address + taken,
         });
         Ok(sent)
+    }
+
+    /// Whether these bytes are the rest of what the last [try](Self::try_send) was given.
+    #[must_use]
+    pub fn goes_on_with(&self, bytes: &[u8]) -> bool {
+        let address = bytes.as_ptr().addr();
+        self.unfinished.is_some_and(|it| it.rest == address)
     }
 
     /// A send of these parts, in their order, of which nothing has happened yet.
@@ -235,7 +239,7 @@ impl Channel {
             // Without one, nothing comes back.
             self.acknowledgements = Acknowledgements::of(sink).ok().map(Arc::new);
         }
-        let lending = Lending {
+        let terms = Terms {
             acknowledgements: self.acknowledgements.as_ref(),
             quota: &self.quota,
             account: &self.account,
@@ -246,7 +250,7 @@ impl Channel {
         }
         match mechanism {
             Mechanism::Copy => copy_memory(kernel, sink, memory, sending),
-            Mechanism::Vmsplice => self.vmsplice.step(kernel, sink, memory, &lending),
+            Mechanism::Vmsplice => self.vmsplice.step(kernel, sink, memory, &terms),
             // What fills the error queue reads as a broken connection to tokio.
             Mechanism::MsgZerocopy if self.driver == Driver::Tokio => {
                 MemoryOutcome::Unsupported(Errno::OPNOTSUPP)
@@ -259,9 +263,9 @@ impl Channel {
                         Err(errno) => return MemoryOutcome::Unsupported(errno),
                     },
                 };
-                tool.step(kernel, sink, memory, &lending)
+                tool.step(kernel, sink, memory, &terms)
             }
-            Mechanism::SendZc => send_zc::step(sink, parts, &lending),
+            Mechanism::SendZc => send_zc::step(sink, parts, &terms),
             // For files.
             _ => MemoryOutcome::Unsupported(Errno::INVAL),
         }
@@ -297,13 +301,18 @@ impl Channel {
             },
         };
         self.vmsplice.forget();
-        let lending = Lending {
+        let terms = Terms {
             acknowledgements: None,
             quota: &self.quota,
             account: &self.account,
             sending,
         };
-        send_zc::gather(Arc::clone(descriptor), parts, &lending).await
+        send_zc::gather(Arc::clone(descriptor), parts, &terms).await
+    }
+
+    /// Leaves to others what is of no use between two sends.
+    pub(crate) fn rest(&mut self) {
+        self.vmsplice.rest();
     }
 
     pub(crate) fn over_quota(&self) -> OverQuota {
@@ -355,7 +364,7 @@ impl Channel {
     pub(crate) fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
         let moment = limit.map_or(MOMENT, |limit| limit.min(MOMENT));
         match &self.msg_zerocopy {
-            Some(tool) if !tool.queue().is_empty() => tool.queue().wait(Some(moment)),
+            Some(tool) if !tool.queue().is_empty() => tool.queue().wait(moment),
             _ => {
                 thread::sleep(moment);
                 Ok(())

@@ -51,7 +51,7 @@ pub(crate) trait Notices: Send + Sync {
     fn reap(&self);
 
     /// Waits until there is a notice, for at most `limit`. May return early.
-    fn wait(&self, limit: Option<Duration>) -> io::Result<()>;
+    fn wait(&self, limit: Duration) -> io::Result<()>;
 }
 
 struct Ticket {
@@ -103,16 +103,15 @@ impl Completion {
             if left == Some(Duration::ZERO) {
                 return Err(io::ErrorKind::TimedOut.into());
             }
+            // Somebody else may take the notice in: look again before long.
+            let at_most = left.map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN));
             let mut state = self.0.lock();
             match state.notices.clone() {
                 Some(notices) => {
                     drop(state);
-                    // Somebody else may take the notice in: look again before long.
-                    let at_most = left.map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN));
-                    notices.wait(Some(at_most))?;
+                    notices.wait(at_most)?;
                 }
                 None if self.0.settled(&state).is_none() => {
-                    let at_most = left.map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN));
                     state.waiting += 1;
                     let (mut state, _) = self
                         .0

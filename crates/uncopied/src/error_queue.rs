@@ -120,28 +120,25 @@ impl Notices for ErrorQueue {
         self.take_all(&Linux);
     }
 
-    fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
+    fn wait(&self, limit: Duration) -> io::Result<()> {
         if self.is_of_parent() {
             return Err(fork::of_parent());
         }
         let began = Instant::now();
-        let left = |limit: Duration| limit.saturating_sub(began.elapsed());
+        let left = || limit.saturating_sub(began.elapsed());
         loop {
             // An error queue that is not empty is an error to poll(2), which needs no asking for.
             let mut ready = [PollFd::new(&self.socket, PollFlags::empty())];
-            let timeout = limit.and_then(|limit| Timespec::try_from(left(limit)).ok());
+            let timeout = Timespec::try_from(left()).ok();
             match poll(&mut ready, timeout.as_ref()) {
                 Ok(0) => return Ok(()),
                 Ok(_) if self.take_all(&Linux) > 0 || self.is_empty() => return Ok(()),
                 // A connection that is gone is ready for ever; its notices still take a moment.
-                Ok(_) => {
-                    let moment = limit.map_or(MOMENT, |limit| left(limit).min(MOMENT));
-                    std::thread::sleep(moment);
-                }
+                Ok(_) => std::thread::sleep(left().min(MOMENT)),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            if limit.is_some_and(|limit| left(limit).is_zero()) {
+            if left().is_zero() {
                 return Ok(());
             }
         }

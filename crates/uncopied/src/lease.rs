@@ -29,7 +29,8 @@ pub fn leased_bytes() -> u64 {
 }
 
 /// Bounds how many bytes all senders of this process together may have lent, from now on; one send is
-/// granted when nothing else is lent, however long it is. What is beyond the bound is copied, or waits, as each sender's [options](crate::SendOptions) say.
+/// granted when nothing else is lent, however long it is. What is beyond the bound is copied, or waits,
+/// as each sender's [options](crate::SendOptions) say.
 pub fn set_leased_at_most(bytes: u64) {
     AT_MOST.store(bytes, Ordering::Relaxed);
 }
@@ -131,6 +132,14 @@ impl Memory {
         }
     }
 
+    /// Leaves the first `len` bytes of it. What was lent with the rest stays lent as long as this does.
+    fn shorten(&mut self, len: usize) {
+        match self {
+            Self::Pages(pages) => *pages = pages.slice(..len.min(pages.len())),
+            Self::Region(part) => part.shorten(len),
+        }
+    }
+
     /// What follows the first `len` bytes.
     pub(crate) fn after(&self, len: usize) -> Self {
         match self {
@@ -219,10 +228,7 @@ impl Lease {
     /// Gives back what lies behind the first `len` bytes: the kernel took no more. It may be called while
     /// the [loan](Memory::lend) of the call still lives.
     pub(crate) fn shorten(&mut self, len: usize) {
-        match &mut self.memory {
-            Memory::Pages(pages) => *pages = pages.slice(..len.min(pages.len())),
-            Memory::Region(part) => part.shorten(len),
-        }
+        self.memory.shorten(len);
         let bytes = pages_touched(&self.memory);
         give_back(&self.quota, self.bytes - bytes);
         self.bytes = bytes;

@@ -137,7 +137,7 @@ impl MemoryTransfer {
                 self.copy(kernel, channel, sink, share)
             }
             MemoryOutcome::Unsupported(errno) => self.step_down(channel, errno),
-            MemoryOutcome::Failed(errno) => Err(self.failed(errno)),
+            MemoryOutcome::Failed(errno) => Err(self.failed(mechanism, errno)),
         }
     }
 
@@ -165,7 +165,7 @@ impl MemoryTransfer {
     ) -> Result<MemoryProgress, Error> {
         match channel.step(kernel, Mechanism::Copy, sink, share, &self.sending) {
             MemoryOutcome::Moved(moved) => Ok(self.moved(channel, Mechanism::Copy, moved)),
-            MemoryOutcome::Failed(errno) => Err(self.failed(errno)),
+            MemoryOutcome::Failed(errno) => Err(self.failed(Mechanism::Copy, errno)),
             _ => Ok(MemoryProgress::Blocked),
         }
     }
@@ -188,6 +188,7 @@ impl MemoryTransfer {
             self.rest.pop_front();
         }
         if self.rest.is_empty() {
+            channel.rest();
             MemoryProgress::Done
         } else {
             MemoryProgress::Moved
@@ -216,9 +217,9 @@ impl MemoryTransfer {
         channel.note(step);
     }
 
-    fn failed(&self, errno: Errno) -> Error {
+    fn failed(&self, mechanism: Mechanism, errno: Errno) -> Error {
         let kind = ErrorKind::of_sink(errno);
-        self.error(kind, self.mechanism().name(), Some(errno.into()))
+        self.error(kind, mechanism.name(), Some(errno.into()))
     }
 
     /// An error of this send, with its report.

@@ -94,6 +94,7 @@ pub trait StreamSocket: AsFd + 'static {
 impl StreamSocket for std::net::TcpStream {}
 impl StreamSocket for std::os::unix::net::UnixStream {}
 impl StreamSocket for OwnedFd {}
+
 #[cfg(feature = "tokio")]
 impl StreamSocket for tokio::net::TcpStream {
     const DRIVER: Driver = Driver::Tokio;
@@ -260,7 +261,8 @@ impl<S: StreamSocket> Sender<S> {
     }
 
     /// Takes in the notices that have come, which settles their completions. Completions that are asked
-    /// or waited for do this by themselves.
+    /// or waited for do this by themselves. Those of `send_zc` come by a ring instead: they are taken in
+    /// by its completions, and by tokio.
     ///
     /// Answers how many sends on the socket's error queue they settled.
     pub fn reap(&self) -> usize {

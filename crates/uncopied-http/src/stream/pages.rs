@@ -24,8 +24,6 @@ const ALONE: usize = 32 << 10;
 #[derive(Debug)]
 pub(super) struct Lender {
     channel: Channel,
-    /// Where the rest begins of the slice that the socket did not take all of.
-    rest: Option<usize>,
     /// How many bytes the kernel copied after all, as far as the totals have been told.
     copied_after_all: u64,
     totals: Arc<Totals>,
@@ -39,7 +37,6 @@ impl Lender {
         }
         Self {
             channel: Channel::new(socket, Driver::Tokio, send),
-            rest: None,
             copied_after_all: 0,
             totals: Arc::clone(&options.totals),
         }
@@ -48,9 +45,7 @@ impl Lender {
     /// Makes one try. A socket that takes nothing is an error of the kind that clears its readiness.
     fn try_send(&mut self, pages: &Pages, socket: BorrowedFd<'_>) -> io::Result<Sent> {
         let sent = self.channel.try_send(pages, socket)?;
-        let bytes = sent.bytes() as usize;
-        self.rest = (bytes < pages.len()).then(|| pages.as_ptr().addr() + bytes);
-        match bytes {
+        match sent.bytes() {
             0 => Err(io::ErrorKind::WouldBlock.into()),
             _ => Ok(sent),
         }
@@ -74,8 +69,8 @@ impl Stream {
     /// Whether this slice of pages is sent by itself.
     pub(super) fn sends_alone(&self, pages: &Pages) -> bool {
         let is_rest = || {
-            let rest = self.lender.as_ref().and_then(|lender| lender.rest);
-            rest == Some(pages.as_ptr().addr())
+            let lender = self.lender.as_ref();
+            lender.is_some_and(|lender| lender.channel.goes_on_with(pages))
         };
         let is_forced_to_copy = || {
             let plan = self.options.for_pages.as_ref();

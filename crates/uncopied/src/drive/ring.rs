@@ -174,7 +174,7 @@ impl Notices for Ring {
         Self::reap(self);
     }
 
-    fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
+    fn wait(&self, limit: Duration) -> io::Result<()> {
         Self::wait(self, limit)
     }
 }

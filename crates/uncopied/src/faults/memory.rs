@@ -37,14 +37,23 @@ fn tcp() -> (TcpStream, TcpStream) {
     (socket, listener.accept().expect("accepted").0)
 }
 
-/// Sends by this plan under these rules, and compares what arrives.
-fn send(plan: &[Mechanism], rules: Vec<Rule>) -> Result<(Report, Settled), Error> {
-    let kernel = Faulty::new(rules);
+/// Sends by this plan while the first call of a kind fails, and compares what arrives. In a thread of its
+/// own, which has no pipe to spare from a send before.
+fn send(plan: &[Mechanism], call: Call, errno: Errno) -> Result<(Report, Settled), Error> {
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| send_here(plan, call, errno));
+        sending.join().expect("no assertion failed")
+    })
+}
+
+fn send_here(plan: &[Mechanism], call: Call, errno: Errno) -> Result<(Report, Settled), Error> {
+    let kernel = Faulty::new(fails(call, errno));
     let (socket, mut peer) = tcp();
     let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     let memory = pages(1);
     let mut transfer = MemoryTransfer::new([memory], Plan::of(plan));
     while transfer.step_by(&kernel, &mut channel, socket.as_fd())? != MemoryProgress::Done {}
+    assert!(!kernel.made(call).is_empty(), "{call:?} is never made");
     let sent = transfer.into_sent();
     let mut got = vec![0; LEN];
     peer.read_exact(&mut got).expect("all of it");
@@ -81,7 +90,7 @@ fn what_is_refused_steps_down_and_says_why() {
         (Vmsplice, Call::SpliceOut, Errno::NOMEM),
     ];
     for (mechanism, call, errno) in refusals {
-        let (report, settled) = send(&[mechanism, Copy], fails(call, errno)).expect("copied");
+        let (report, settled) = send(&[mechanism, Copy], call, errno).expect("copied");
         assert_eq!(report.by(Copy), LEN as u64, "{call:?} {errno:?}");
         let [step] = report.steps_down() else {
             panic!("{call:?} {errno:?}: {report}");
@@ -124,7 +133,7 @@ fn what_breaks_the_connection_is_an_error_that_counts() {
             (Errno::CONNRESET, ErrorKind::PeerClosed),
             (Errno::TIMEDOUT, ErrorKind::Sink),
         ] {
-            let error = send(&[mechanism, Copy], fails(call, errno)).expect_err("broken");
+            let error = send(&[mechanism, Copy], call, errno).expect_err("broken");
             assert_eq!((error.kind(), error.moved()), (kind, 0), "{mechanism}");
         }
     }
@@ -134,14 +143,36 @@ fn what_breaks_the_connection_is_an_error_that_counts() {
 fn interruptions_change_nothing() {
     for (mechanism, call) in [
         (MsgZerocopy, Call::SendLent),
-        (MsgZerocopy, Call::TakeQueued),
         (Vmsplice, Call::Vmsplice),
         (Vmsplice, Call::SpliceOut),
         (Vmsplice, Call::ResizePipe),
         (Copy, Call::SendMemory),
     ] {
-        let (report, _) = send(&[mechanism], fails(call, Errno::INTR)).expect("sent");
+        let (report, _) = send(&[mechanism], call, Errno::INTR).expect("sent");
         assert_eq!(report.by(mechanism), LEN as u64, "{call:?}");
+    }
+}
+
+/// From the sixteenth outstanding send on, each looks at the error queue first.
+#[test]
+fn a_look_at_the_error_queue_that_is_interrupted_goes_on() {
+    const SENDS: usize = 20;
+    let kernel = Faulty::new(fails(Call::TakeQueued, Errno::INTR));
+    let (socket, mut peer) = tcp();
+    let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
+    let memory = pages(1).first(100);
+    let mut completions = Vec::new();
+    for _ in 0..SENDS {
+        let mut transfer = MemoryTransfer::new([memory.clone()], Plan::of(&[MsgZerocopy]));
+        let progress = transfer.step_by(&kernel, &mut channel, socket.as_fd());
+        assert_eq!(progress.expect("sent"), MemoryProgress::Done);
+        completions.push(transfer.into_sent().into_completion());
+    }
+    let looks = kernel.made(Call::TakeQueued).len();
+    assert!(looks > 1, "it is not taken up again");
+    peer.read_exact(&mut [0; SENDS * 100]).expect("all of it");
+    for completion in completions {
+        assert_eq!(completion.wait(None).expect("settled").bytes, 100);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::lease::{Memory, Quota};
 use crate::sys::Kernel;
 
 /// For whom something is lent, and how much more may be.
-pub(crate) struct Lending<'a> {
+pub(crate) struct Terms<'a> {
     pub(crate) quota: &'a Arc<Quota>,
     pub(crate) account: &'a Arc<Account>,
     pub(crate) sending: &'a Sending,

@@ -19,7 +19,7 @@ use std::os::fd::BorrowedFd;
 use rustix::io::{Errno, Result};
 
 pub(crate) use copy::Copy;
-pub(crate) use memory::{Lending, MemoryOutcome, copy as copy_memory};
+pub(crate) use memory::{MemoryOutcome, Terms, copy as copy_memory};
 pub(crate) use mmap_write::MmapWrite;
 pub(crate) use msg_zerocopy::MsgZerocopy;
 pub(crate) use sendfile::Sendfile;

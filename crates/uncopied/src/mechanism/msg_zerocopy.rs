@@ -42,7 +42,7 @@ use std::sync::{Arc, Weak};
 use rustix::io::Errno;
 
 use super::again;
-use super::memory::{Lending, MemoryOutcome};
+use super::memory::{MemoryOutcome, Terms};
 use crate::error_queue::{ErrorQueue, Lent};
 use crate::lease::{Lease, Memory};
 use crate::lenders;
@@ -78,7 +78,7 @@ impl MsgZerocopy {
         kernel: &impl Kernel,
         sink: BorrowedFd<'_>,
         memory: &Memory,
-        lending: &Lending<'_>,
+        terms: &Terms<'_>,
     ) -> MemoryOutcome {
         // Notices that nobody takes in count against what may be outstanding.
         if self.queue.len() >= TAKE_IN_FROM {
@@ -91,14 +91,14 @@ impl MsgZerocopy {
         };
         let once_more = || {
             self.queue.take_all(kernel);
-            Lease::take(memory.clone(), lending.quota)
+            Lease::take(memory.clone(), terms.quota)
         };
-        let lease = Lease::take(memory.clone(), lending.quota).or_else(once_more);
+        let lease = Lease::take(memory.clone(), terms.quota).or_else(once_more);
         let Some(lease) = lease else {
             return MemoryOutcome::OverQuota;
         };
         let notices = self.queue.clone();
-        let part = lending.sending.part(lending.account, Some(notices));
+        let part = terms.sending.part(terms.account, Some(notices));
         let send = |lease: &Lease| again(|| kernel.send_lent(sink, lease));
         match self.queue.lend(Lent { lease, part }, send) {
             Ok(0) | Err(Errno::AGAIN) => MemoryOutcome::Blocked,

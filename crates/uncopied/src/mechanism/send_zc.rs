@@ -57,12 +57,12 @@
 use std::os::fd::BorrowedFd;
 #[cfg(feature = "tokio")]
 use std::os::fd::OwnedFd;
-#[cfg(feature = "tokio")]
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::memory::{Lending, MemoryOutcome};
+use super::memory::{MemoryOutcome, Terms};
+use crate::completion::Part;
 #[cfg(feature = "tokio")]
 use crate::drive::batch;
 use crate::drive::ring::SharedRing;
@@ -71,11 +71,10 @@ use crate::sys::Leases;
 use crate::sys::ring::RETIRED;
 
 /// Tries once, without waiting, to send these parts by the ring of this thread.
-pub(crate) fn step(sink: BorrowedFd<'_>, parts: &[Memory], lending: &Lending<'_>) -> MemoryOutcome {
-    let ring = match SharedRing::of_thread() {
+pub(crate) fn step(sink: BorrowedFd<'_>, parts: &[Memory], terms: &Terms<'_>) -> MemoryOutcome {
+    let ring = match of_thread() {
         Ok(ring) => ring,
-        Err(RETIRED) => return MemoryOutcome::CopyThis(RETIRED),
-        Err(errno) => return MemoryOutcome::Unsupported(errno),
+        Err(outcome) => return outcome,
     };
     let parts = parts.to_vec();
     let loans: Result<Vec<_>, Errno> = parts.iter().map(Memory::lend).collect();
@@ -84,19 +83,12 @@ pub(crate) fn step(sink: BorrowedFd<'_>, parts: &[Memory], lending: &Lending<'_>
         Err(errno) => return MemoryOutcome::CopyThis(errno),
     };
     loop {
-        let once_more = || {
-            ring.notices().reap();
-            lease(&parts, lending)
-        };
-        let Some(leases) = lease(&parts, lending).or_else(once_more) else {
+        let Some((leases, part)) = lease(&ring, &parts, terms) else {
             return MemoryOutcome::OverQuota;
         };
-        let part = lending.sending.part(lending.account, Some(ring.notices()));
         match ring.send(sink, leases, part) {
-            Ok(0) => return MemoryOutcome::Blocked,
-            Ok(moved) => return MemoryOutcome::Moved(moved),
             Err(Errno::INTR) => {}
-            Err(errno) => return meaning(errno),
+            answer => return outcome(answer),
         }
     }
 }
@@ -110,30 +102,49 @@ pub(crate) fn step(sink: BorrowedFd<'_>, parts: &[Memory], lending: &Lending<'_>
 pub(crate) async fn gather(
     sink: Arc<OwnedFd>,
     parts: &[Memory],
-    lending: &Lending<'_>,
+    terms: &Terms<'_>,
 ) -> MemoryOutcome {
-    let ring = match SharedRing::of_thread() {
+    let ring = match of_thread() {
         Ok(ring) => ring,
-        Err(RETIRED) => return MemoryOutcome::CopyThis(RETIRED),
-        Err(errno) => return MemoryOutcome::Unsupported(errno),
+        Err(outcome) => return outcome,
     };
-    let Some(leases) = lease(parts, lending) else {
+    let Some((leases, part)) = lease(&ring, parts, terms) else {
         return MemoryOutcome::OverQuota;
     };
-    let part = lending.sending.part(lending.account, Some(ring.notices()));
     match batch::send(ring, sink, leases, part).await {
-        Ok(0) | Err(Errno::INTR) => MemoryOutcome::Blocked,
-        Ok(moved) => MemoryOutcome::Moved(moved),
-        Err(errno) => meaning(errno),
+        // The next try is one by itself.
+        Err(Errno::INTR) => MemoryOutcome::Blocked,
+        answer => outcome(answer),
     }
 }
 
-/// Leases of as many parts, from the first on, as may be lent.
-fn lease(parts: &[Memory], lending: &Lending<'_>) -> Option<Leases> {
-    let leases = parts
-        .iter()
-        .map_while(|part| Lease::take(part.clone(), lending.quota));
-    Leases::of(leases)
+fn of_thread() -> Result<Arc<SharedRing>, MemoryOutcome> {
+    SharedRing::of_thread().map_err(|errno| match errno {
+        RETIRED => MemoryOutcome::CopyThis(RETIRED),
+        errno => MemoryOutcome::Unsupported(errno),
+    })
+}
+
+/// Leases of as many parts, from the first on, as may be lent, and what settles them.
+fn lease(ring: &SharedRing, parts: &[Memory], terms: &Terms<'_>) -> Option<(Leases, Part)> {
+    let take = || {
+        let take = |part: &Memory| Lease::take(part.clone(), terms.quota);
+        Leases::of(parts.iter().map_while(take))
+    };
+    let leases = take().or_else(|| {
+        ring.notices().reap();
+        take()
+    })?;
+    let part = terms.sending.part(terms.account, Some(ring.notices()));
+    Some((leases, part))
+}
+
+fn outcome(answer: Result<usize, Errno>) -> MemoryOutcome {
+    match answer {
+        Ok(0) => MemoryOutcome::Blocked,
+        Ok(moved) => MemoryOutcome::Moved(moved),
+        Err(errno) => meaning(errno),
+    }
 }
 
 /// What an errno of a send comes to.

@@ -44,7 +44,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::memory::{Lending, MemoryOutcome};
+use super::memory::{MemoryOutcome, Terms};
 use super::{again, is_unsupported};
 use crate::completion::Rule;
 use crate::lease::{Lease, Memory};
@@ -83,7 +83,7 @@ impl Vmsplice {
         kernel: &impl Kernel,
         sink: BorrowedFd<'_>,
         memory: &Memory,
-        lending: &Lending<'_>,
+        terms: &Terms<'_>,
     ) -> MemoryOutcome {
         self.pipe.take_if(|pipe| !pipe.goes_on_with(memory));
         let pipe = match &mut self.pipe {
@@ -93,13 +93,13 @@ impl Vmsplice {
                 Err(outcome) => return outcome,
             },
         };
-        let is_given_away = lending.acknowledgements.is_none();
+        let is_given_away = terms.acknowledgements.is_none();
         if pipe.held.is_none()
             && let Err(outcome) = pipe.fill(kernel, memory, is_given_away)
         {
             return outcome;
         }
-        pipe.drain(kernel, sink, lending)
+        pipe.drain(kernel, sink, terms)
     }
 
     /// Leaves an empty pipe to others: nothing is under way.
@@ -122,19 +122,19 @@ impl Vmsplice {
 }
 
 /// Settles what the socket has taken: at once, or when it is acknowledged.
-fn account_for(kernel: &impl Kernel, taken: Memory, lending: &Lending<'_>) {
+fn account_for(kernel: &impl Kernel, taken: Memory, terms: &Terms<'_>) {
     let bytes = taken.len() as u64;
-    let Some(acknowledgements) = lending.acknowledgements else {
-        lending.sending.count(bytes, 0, Rule::GivenAway);
+    let Some(acknowledgements) = terms.acknowledgements else {
+        terms.sending.count(bytes, 0, Rule::GivenAway);
         return;
     };
-    if let Some(lease) = Lease::take(taken.clone(), lending.quota) {
+    if let Some(lease) = Lease::take(taken.clone(), terms.quota) {
         let notices = Arc::clone(acknowledgements);
-        let part = lending.sending.part(lending.account, Some(notices));
+        let part = terms.sending.part(terms.account, Some(notices));
         acknowledgements.push(kernel, lease, part);
     } else {
         taken.give_away();
-        lending.sending.count(bytes, 0, Rule::GivenAway);
+        terms.sending.count(bytes, 0, Rule::GivenAway);
     }
 }
 
@@ -196,7 +196,7 @@ impl Pipe {
         &mut self,
         kernel: &impl Kernel,
         sink: BorrowedFd<'_>,
-        lending: &Lending<'_>,
+        terms: &Terms<'_>,
     ) -> MemoryOutcome {
         let Some(held) = self.held.take() else {
             return MemoryOutcome::Unsupported(Errno::IO);
@@ -216,7 +216,7 @@ impl Pipe {
             _ => 0,
         };
         if moved > 0 {
-            account_for(kernel, held.first(moved), lending);
+            account_for(kernel, held.first(moved), terms);
         }
         self.held = (moved < held.len()).then(|| held.after(moved));
         outcome

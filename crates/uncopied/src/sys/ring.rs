@@ -189,11 +189,11 @@ impl Ring {
     /// # Errors
     ///
     /// That the ring is the parent process's, whose notices never come here.
-    pub(crate) fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
+    pub(crate) fn wait(&self, limit: Duration) -> io::Result<()> {
         if self.is_of_parent() {
             return Err(fork::of_parent());
         }
-        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let limit = Timespec::try_from(limit).ok();
         let mut ready = [PollFd::new(self, PollFlags::IN)];
         match poll(&mut ready, limit.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),

@@ -1,7 +1,5 @@
 //! Rings whose thread or runtime comes and goes, and rings at rest.
 
-use std::io::Read;
-use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::thread;
@@ -11,11 +9,9 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::arena::Pages;
-use crate::completion::{Completion, Rule};
+use crate::completion::Completion;
 
-use crate::sys::ring::tests::{Books, is_pattern, pattern, wire};
-
-const PATIENCE: Option<Duration> = Some(Duration::from_secs(20));
+use crate::sys::ring::tests::{Books, check, pattern, wait_all, wire};
 
 /// Sends until the socket takes no more, and for each send how much it took.
 fn fill(books: &Books, sink: impl AsFd) -> Vec<(usize, Completion)> {
@@ -37,24 +33,6 @@ fn fill_with(
             Err(Errno::AGAIN) => return taken,
             Err(errno) => panic!("{errno}"),
         }
-    }
-}
-
-fn check(mut receiver: &TcpStream, taken: &[(usize, Completion)]) {
-    for (mark, (bytes, _)) in taken.iter().enumerate() {
-        let mut got = vec![0; *bytes];
-        receiver.read_exact(&mut got).expect("received");
-        assert!(
-            is_pattern(&got, mark as u64),
-            "send {mark} is not what it was"
-        );
-    }
-}
-
-fn wait_all(taken: &[(usize, Completion)]) {
-    for (bytes, completion) in taken {
-        let settled = completion.wait(PATIENCE).expect("settled");
-        assert_eq!((settled.bytes, settled.rule), (*bytes as u64, Rule::Notice));
     }
 }
 
@@ -191,7 +169,7 @@ mod on_tokio {
             .expect("no panic");
             let woken = tokio::time::timeout(Duration::from_secs(20), waiting).await;
             let settled = woken.expect("woken").expect("no panic");
-            assert_eq!(settled.rule, Rule::Notice);
+            assert_eq!(settled.rule, crate::Rule::Notice);
         });
         assert_eq!(books.quota.leased(), 0);
     }

@@ -107,8 +107,8 @@ impl Books {
     }
 }
 
-/// Reads and checks what [`Books::fill`] sent.
-fn check(mut receiver: &TcpStream, taken: &[(usize, Completion)]) {
+/// Reads and checks what was sent with the pattern of each send's number.
+pub(crate) fn check(mut receiver: &TcpStream, taken: &[(usize, Completion)]) {
     for (mark, (bytes, _)) in taken.iter().enumerate() {
         let mut got = vec![0; *bytes];
         receiver.read_exact(&mut got).expect("received");
@@ -119,7 +119,7 @@ fn check(mut receiver: &TcpStream, taken: &[(usize, Completion)]) {
     }
 }
 
-fn wait_all(taken: &[(usize, Completion)]) {
+pub(crate) fn wait_all(taken: &[(usize, Completion)]) {
     for (bytes, completion) in taken {
         let settled = completion.wait(PATIENCE).expect("settled");
         assert_eq!((settled.bytes, settled.rule), (*bytes as u64, Rule::Notice));
