@@ -1,5 +1,6 @@
 //! A regular file that is open for serving.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
@@ -155,9 +156,13 @@ enum Content {
     File {
         file: Arc<File>,
         /// Mapped whole at the first need; `None` inside if that is refused.
-        mapped: OnceLock<Option<FileMapping>>,
+        mapped: OnceLock<Option<Mapped>>,
     },
 }
+
+/// A mapping and its bytes.
+#[derive(Clone, Debug)]
+struct Mapped(FileMapping, Bytes);
 
 impl OpenFile {
     /// Takes an open regular file and what [`Facts::of`] told of it. A file of up to [`SMALL`] bytes
@@ -232,15 +237,15 @@ impl OpenFile {
     /// The bytes from `range.start` on, as far as one mapping goes, mapped into the arena. `None`
     /// where the file cannot be mapped.
     pub(crate) fn mapped(&self, range: &Range<u64>) -> Option<Bytes> {
-        let mapping = self.mapping(range.start)?;
+        let mapped = self.mapping(range.start)?;
+        let Mapped(mapping, bytes) = &*mapped;
         let start = mapping.offset();
         let end = range.end.min(start + mapping.len() as u64);
-        let bytes = mapping.bytes();
         Some(bytes.slice((range.start - start) as usize..(end - start) as usize))
     }
 
     /// The mapping that holds the byte at `offset`.
-    fn mapping(&self, offset: u64) -> Option<FileMapping> {
+    fn mapping(&self, offset: u64) -> Option<Cow<'_, Mapped>> {
         let Content::File { file, mapped } = &self.content else {
             return None;
         };
@@ -249,18 +254,23 @@ impl OpenFile {
         if offset >= len {
             return None;
         }
-        let map = |range| FileMapping::new(Arc::clone(file), range).ok();
+        let map = |range| {
+            let mapping = FileMapping::new(Arc::clone(file), range).ok()?;
+            let bytes = mapping.bytes();
+            Some(Mapped(mapping, bytes))
+        };
         if len <= WINDOW {
-            return mapped.get_or_init(|| map(0..len)).clone();
+            let mapped = mapped.get_or_init(|| map(0..len));
+            return mapped.as_ref().map(Cow::Borrowed);
         }
         let start = offset / WINDOW * WINDOW;
-        map(start..len.min(start + WINDOW))
+        map(start..len.min(start + WINDOW)).map(Cow::Owned)
     }
 
     /// Whether `wanted` bytes can be had without waiting for the disk, or the first 2 MiB of them.
     pub(crate) fn is_at_hand(&self, wanted: Range<u64>) -> bool {
         self.mapping(wanted.start)
-            .is_some_and(|mapping| residency::cold_part(&mapping, wanted).is_none())
+            .is_some_and(|mapped| residency::cold_part(&mapped.0, wanted).is_none())
     }
 }
 

@@ -121,9 +121,9 @@ impl Transfer {
 
     /// Tells that a part of the file is mapped already, so that `mmap_write` need not map it.
     #[must_use]
-    pub fn with_mapping(mut self, mapping: FileMapping) -> Self {
+    pub fn with_mapping(mut self, mapping: &FileMapping) -> Self {
         if matches!(self.tool, Tool::MmapWrite(_)) {
-            self.tool = Tool::MmapWrite(MmapWrite::within(mapping));
+            self.tool = Tool::MmapWrite(MmapWrite::within(mapping.clone()));
         }
         self
     }

@@ -57,15 +57,11 @@ impl Round {
         }
         OPEN.with_borrow_mut(|open| {
             // A round is closed on another thread if its first task has moved there.
-            if let Some(round) = open.as_ref().filter(|round| !round.looks().closed) {
-                let mut looks = round.looks();
-                looks.members += 1;
-                let waits = looks.members < MEMBERS;
-                drop(looks);
-                return Some(Member {
-                    round: Arc::clone(round),
-                    waits,
-                });
+            if let Some(round) = open
+                && let Some(waits) = round.enter()
+            {
+                let round = Arc::clone(round);
+                return Some(Member { round, waits });
             }
             let looks = Looks {
                 members: 1,
@@ -75,6 +71,16 @@ impl Round {
             *open = Some(Arc::clone(&round));
             Some(Member { round, waits: true })
         })
+    }
+
+    /// One more member, unless it is closed: is it to wait?
+    fn enter(&self) -> Option<bool> {
+        let mut looks = self.looks();
+        if looks.closed {
+            return None;
+        }
+        looks.members += 1;
+        Some(looks.members < MEMBERS)
     }
 
     /// Whether the entry's path still leads to it, as of a moment after the caller joined. At most one

@@ -39,17 +39,16 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         let mut sending = self.sending_of(found);
         let sent = self.poll_steps(cx, &mut sending);
-        let is_over =
-            matches!(sent, Poll::Ready(Err(_))) || sending.transfer.remaining() == Some(0);
-        self.sending = Some(sending);
-        if is_over {
-            self.end_sending();
+        if matches!(sent, Poll::Ready(Err(_))) || sending.transfer.remaining() == Some(0) {
+            self.uncork(&sending);
+        } else {
+            self.sending = Some(Box::new(sending));
         }
         sent
     }
 
     /// The transfer of these bytes: the one under way, if it stands exactly here.
-    fn sending_of(&mut self, found: InFile) -> Box<Sending> {
+    fn sending_of(&mut self, found: InFile) -> Sending {
         let InFile {
             mapping,
             offset,
@@ -61,24 +60,30 @@ impl Stream {
                 && sending.transfer.remaining() == Some(len as u64)
         };
         if let Some(sending) = self.sending.take_if(is_this) {
-            return sending;
+            return *sending;
         }
         self.end_sending();
         let is_corked = len >= CORKED && self.set_cork(true);
         let plan = self.plan(&mapping);
-        let transfer =
-            Transfer::new(offset, Length::Exact(len as u64), plan).with_mapping(mapping.clone());
-        Box::new(Sending {
+        let length = Length::Exact(len as u64);
+        let transfer = Transfer::new(offset, length, plan).with_mapping(&mapping);
+        Sending {
             mapping,
             transfer,
             loading: None,
             is_corked,
-        })
+        }
     }
 
     /// Forgets the transfer under way, and sends what was held back for it.
     pub(super) fn end_sending(&mut self) {
-        if self.sending.take().is_some_and(|sending| sending.is_corked) {
+        if let Some(sending) = self.sending.take() {
+            self.uncork(&sending);
+        }
+    }
+
+    fn uncork(&self, sending: &Sending) {
+        if sending.is_corked {
             self.set_cork(false);
         }
     }

@@ -219,8 +219,8 @@ impl Kernel for Linux {
     }
 }
 
-/// `sendmsg(2)` of several buffers. Never raises SIGPIPE. `more` says that more bytes surely follow
-/// at once: without that the kernel would hold the tail back for up to 200 ms.
+/// `sendmsg(2)` of several buffers, or `send(2)` of one. Never raises SIGPIPE. `more` says that more bytes
+/// surely follow at once: without that the kernel would hold the tail back for up to 200 ms.
 ///
 /// # Errors
 ///
@@ -228,6 +228,10 @@ impl Kernel for Linux {
 pub fn send_vectored(sink: impl AsFd, buffers: &[IoSlice<'_>], more: bool) -> Result<usize> {
     let mut flags = SendFlags::NOSIGNAL;
     flags.set(SendFlags::MORE, more);
+    // One buffer needs no list for the kernel to read.
+    if let [buffer] = buffers {
+        return rustix::net::send(sink, buffer, flags);
+    }
     let mut no_control = SendAncillaryBuffer::default();
     rustix::net::sendmsg(sink, buffers, &mut no_control, flags)
 }

@@ -98,7 +98,7 @@ fn a_transfer_within_a_mapping() {
         for mapped in [0..3_000_000, 0..page, page..2 * page, 10 * page..2_000_000] {
             let mapping = FileMapping::new(Arc::clone(&file), mapped).unwrap();
             let (length, plan) = (Length::UntilEof, Plan::of(&[Mechanism::MmapWrite]));
-            let mut transfer = Transfer::new(5, length, plan).with_mapping(mapping);
+            let mut transfer = Transfer::new(5, length, plan).with_mapping(&mapping);
             let (socket, mut peer) = pair(family);
             let source = &file;
             std::thread::scope(|scope| {
@@ -142,7 +142,7 @@ fn a_mapped_file_that_is_cut_short() {
     for family in FAMILIES {
         let (length, plan) = (Length::Exact(8 * page as u64), [Mechanism::MmapWrite]);
         let transfer = Transfer::new(0, length, Plan::of(&plan));
-        let mut transfer = transfer.with_mapping(mapping.clone());
+        let mut transfer = transfer.with_mapping(&mapping);
         let (socket, mut peer) = pair(family);
         let error = drive::blocking::run(&mut transfer, &file, &socket).unwrap_err();
         drop(socket);
