@@ -52,8 +52,7 @@ impl Activity {
     /// For how long. In [`Phase::Sending`] and [`Phase::Active`]: since the last byte that moved.
     #[must_use]
     pub fn waiting(&self) -> Duration {
-        let since = Duration::from_millis(self.state.load(Ordering::Relaxed) >> 2);
-        coarse_now().saturating_sub(since)
+        coarse_now().saturating_sub(self.entered())
     }
 
     /// Since when.
@@ -61,6 +60,13 @@ impl Activity {
     pub fn since(&self) -> Instant {
         let now = Instant::now();
         now.checked_sub(self.waiting()).unwrap_or(now)
+    }
+
+    /// As [`since`](Self::since), by a clock of this process's own, which takes no look at any other: to be
+    /// compared with what another connection says.
+    #[must_use]
+    pub fn entered(&self) -> Duration {
+        Duration::from_millis(self.state.load(Ordering::Relaxed) >> 2)
     }
 
     /// Bytes have come in.

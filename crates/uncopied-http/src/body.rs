@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::file::OpenFile;
+use crate::serve_files::Basis;
 use crate::watch::{Proof, watch};
 
 /// One stretch of a body: bytes in memory, or a range of a file.
@@ -60,10 +61,15 @@ impl Part {
 pub struct FileBody {
     part: Option<Part>,
     /// The parts after it. Most bodies have none, and then nothing is allocated.
-    rest: VecDeque<Part>,
+    #[expect(
+        clippy::box_collection,
+        reason = "a body is small, and moved often, while it has none"
+    )]
+    rest: Option<Box<VecDeque<Part>>>,
     left: u64,
     delivery: Delivery,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
+    basis: Option<Basis>,
 }
 
 /// How the bytes of files become frames.
@@ -130,7 +136,7 @@ impl FileBody {
             .fold(0, |left: u64, part| left.saturating_add(part.len()));
         Self {
             part,
-            rest,
+            rest: (!rest.is_empty()).then(|| Box::new(rest)),
             left,
             ..Self::default()
         }
@@ -151,6 +157,18 @@ impl FileBody {
     #[must_use]
     pub fn read(mut self) -> Self {
         self.delivery = Delivery::Read;
+        self
+    }
+
+    /// On what the answer with this body stands, if the same request may be given the same answer again;
+    /// see [`Basis`].
+    #[must_use]
+    pub fn basis(&self) -> Option<&Basis> {
+        self.basis.as_ref()
+    }
+
+    pub(crate) fn on_basis(mut self, basis: Option<Basis>) -> Self {
+        self.basis = basis;
         self
     }
 
@@ -274,7 +292,7 @@ impl Body for FileBody {
                     return Poll::Pending;
                 }
                 Poll::Ready(Err(error)) => {
-                    (self.rest, self.left) = (VecDeque::new(), 0);
+                    (self.rest, self.left) = (None, 0);
                     return Poll::Ready(Some(Err(error)));
                 }
                 Poll::Ready(Ok(bytes)) => {
@@ -284,8 +302,10 @@ impl Body for FileBody {
                 }
             },
         };
-        if self.part.is_none() {
-            self.part = self.rest.pop_front();
+        if self.part.is_none()
+            && let Some(rest) = &mut self.rest
+        {
+            self.part = rest.pop_front();
         }
         self.left -= bytes.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(bytes))))

@@ -71,7 +71,7 @@ pub use body::{FileBody, Part};
 pub use file::{Facts, OpenFile, SMALL, Wait};
 pub use listener::{Address, Listener};
 pub use options::Options;
-pub use serve_files::{ResponseFuture, ServeFiles, ServeFilesBuilder};
+pub use serve_files::{Basis, Check, ResponseFuture, ServeFiles, ServeFilesBuilder};
 pub use stream::Stream;
 pub use totals::Totals;
 

@@ -37,7 +37,7 @@ pub(super) struct Entry {
     earlier: Box<[CString]>,
     etag: HeaderValue,
     modified: Option<u64>,
-    settled: bool,
+    pub(super) settled: bool,
 }
 
 /// Where the compressed side files of a file would be.

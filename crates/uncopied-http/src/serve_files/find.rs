@@ -33,6 +33,17 @@ enum Opened {
     Directory,
 }
 
+/// What made a file the answer, once its path led to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chosen {
+    /// The request alone.
+    Itself,
+    /// That it has no side file.
+    WithoutSides,
+    /// Which side files it has, or that some cannot be had.
+    AmongSides,
+}
+
 /// What to make of a file besides opening it.
 #[derive(Default)]
 struct Make {
@@ -83,13 +94,16 @@ impl Shared {
         entry: Arc<Entry>,
         headers: &HeaderMap,
         wait: Wait,
-    ) -> Result<Arc<Entry>, Stop> {
+    ) -> Result<(Arc<Entry>, Chosen), Stop> {
         let Some(sides) = entry.sides.as_ref() else {
-            return Ok(entry);
+            return Ok((entry, Chosen::Itself));
         };
         let mut codings = negotiate::codings(headers.get_all(ACCEPT_ENCODING)).peekable();
-        if codings.peek().is_none() || sides.known_absent(&self.root) {
-            return Ok(entry);
+        if codings.peek().is_none() {
+            return Ok((entry, Chosen::Itself));
+        }
+        if sides.known_absent(&self.root) {
+            return Ok((entry, Chosen::WithoutSides));
         }
         for coding in codings {
             let Some(side) = sides.each.iter().find(|side| side.coding == coding) else {
@@ -100,14 +114,14 @@ impl Shared {
                 ..Make::default()
             };
             match self.entry(&side.key, &side.path, make, wait) {
-                Ok(side) => return Ok(side),
+                Ok(side) => return Ok((side, Chosen::AmongSides)),
                 Err(Stop::WouldBlock) => return Err(Stop::WouldBlock),
                 // A side file that cannot be had is as good as none.
                 Err(Stop::Status(_)) => {}
             }
         }
         sides.note_if_absent(&self.root);
-        Ok(entry)
+        Ok((entry, Chosen::AmongSides))
     }
 
     /// A path to a single file, or to the file's own name.

@@ -4,6 +4,7 @@
 //! opened beneath the `root`) → `respond` (method, `conditional`, `range`, response). Four modules
 //! are pure and know nothing of files: `path`, `conditional`, `range` and `negotiate`.
 
+mod basis;
 mod builder;
 mod cache;
 mod conditional;
@@ -33,6 +34,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tower_service::Service;
 
+pub use self::basis::{Basis, Check};
 pub use self::builder::ServeFilesBuilder;
 use self::cache::Entry;
 use self::respond::{Ask, WouldBlock};

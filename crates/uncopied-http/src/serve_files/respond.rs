@@ -12,9 +12,10 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, Version};
 
+use super::basis::Basis;
 use super::cache::Entry;
 use super::conditional::{self, Verdict};
-use super::find::Target;
+use super::find::{Chosen, Target};
 use super::multipart::{Multipart, content_range};
 use super::range::{self, Selected};
 use super::root::Stop;
@@ -89,7 +90,7 @@ impl Shared {
 
     /// The answer to a request. `current` is the file that its path leads to, if that is known.
     pub(super) fn answer(
-        &self,
+        self: &Arc<Self>,
         ask: Ask<'_>,
         current: Option<Arc<Entry>>,
         wait: Wait,
@@ -126,7 +127,7 @@ impl Shared {
     }
 
     fn target(
-        &self,
+        self: &Arc<Self>,
         ask: Ask<'_>,
         current: Option<Arc<Entry>>,
         head: bool,
@@ -154,7 +155,9 @@ impl Shared {
             Err(Stop::NOT_FOUND) => match &self.config.fallback {
                 Some(page) if wants_page(ask) => {
                     let entry = self.page(page, wait)?;
-                    self.file(entry, ask.headers, head, wait)
+                    let answer = self.file(entry, ask.headers, head, wait)?;
+                    // It stands on a file that is not there.
+                    Ok(answer.map(|body| body.on_basis(None)))
                 }
                 _ => Err(Stop::NOT_FOUND),
             },
@@ -164,17 +167,17 @@ impl Shared {
 
     /// Answers with a file, or with what the preconditions and the range make of it.
     fn file(
-        &self,
+        self: &Arc<Self>,
         entry: Arc<Entry>,
         headers: &HeaderMap,
         head: bool,
         wait: Wait,
     ) -> Result<Response<FileBody>, Stop> {
         let fields = Fields::of(headers);
-        let entry = if fields.encoding {
+        let (entry, chosen) = if fields.encoding {
             self.negotiated(entry, headers, wait)?
         } else {
-            entry
+            (entry, Chosen::Itself)
         };
         if fields.conditional {
             match conditional::check(headers, entry.validators()) {
@@ -197,7 +200,8 @@ impl Shared {
         let body = if head {
             FileBody::empty()
         } else {
-            body(&entry, 0..entry.len())
+            let basis = Basis::of(self, &entry, chosen);
+            body(&entry, 0..entry.len()).on_basis(basis)
         };
         Ok(response(StatusCode::OK, entry.headers.clone(), body))
     }

@@ -3,7 +3,10 @@
 use std::future::Future;
 use std::path::Path;
 
-use http::StatusCode;
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty};
+use uncopied_http::{Basis, FileBody, ServeFiles};
 
 use crate::site::{Site, get, get_with};
 
@@ -188,4 +191,86 @@ fn listings_leave_the_event_loop_and_open_files_do_not() {
         let Ok(answer) = listing.await;
         assert_eq!(answer.status(), StatusCode::OK);
     });
+}
+
+/// On what the answer to this request stands.
+async fn basis(service: &ServeFiles, uri: &str, headers: &[(&str, &str)]) -> Option<Basis> {
+    let mut request = Request::builder().uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Empty::<Bytes>::new()).unwrap();
+    let answer = service.respond(request).await.unwrap();
+    answer.body().basis().cloned()
+}
+
+async fn text(body: FileBody) -> Bytes {
+    body.collect().await.unwrap().to_bytes()
+}
+
+#[tokio::test]
+async fn a_basis_holds_until_the_file_is_another() {
+    let long = "long".repeat(10_000);
+    let site = Site::new(&[("a.txt", "first"), ("long", &long)]);
+    site.settle("long");
+    let service = site.serve();
+    for (file, content) in [("a.txt", "first"), ("long", &long)] {
+        let uri = format!("/{file}");
+        let known = basis(&service, &uri, &[]).await.unwrap();
+        for _ in 0..20 {
+            let body = known.check().await.unwrap();
+            assert_eq!(text(body).await, content);
+        }
+        site.replace(file, "other");
+        assert!(known.check().await.is_none(), "replaced");
+        assert_eq!(get(&service, &uri).await.text(), "other");
+        assert!(known.check().await.is_none(), "and never again");
+        assert!(basis(&service, &uri, &[]).await.is_none(), "too new");
+    }
+}
+
+#[tokio::test]
+async fn a_basis_keeps_nothing_open() {
+    let site = Site::new(&[("a.txt", "x")]);
+    site.settle("a.txt");
+    let service = site.builder().in_memory(0).build().unwrap();
+    let known = basis(&service, "/a.txt", &[]).await.unwrap();
+    assert_eq!(open_beneath(&site.root()), 1);
+    drop(service);
+    assert_eq!(open_beneath(&site.root()), 0);
+    assert!(known.check().await.is_none());
+}
+
+#[tokio::test]
+async fn what_depends_on_more_than_its_file_has_no_basis() {
+    let files = [
+        ("a.txt", "text"),
+        ("b.txt", "b"),
+        ("b.txt.gz", "b"),
+        ("page", "p"),
+    ];
+    let site = Site::new(&files);
+    site.settle("page");
+    let service = site.builder().fallback("page").build().unwrap();
+    let zipped = [("accept-encoding", "gzip")];
+    for (uri, headers) in [
+        ("/nowhere", &[][..]),
+        ("/b.txt", &zipped),
+        ("/a.txt", &[("range", "bytes=0-1")]),
+        ("/a.txt", &[("if-none-match", "*")]),
+        ("/a.txt", &[("if-match", "\"another\"")]),
+        ("/%2f", &[]),
+    ] {
+        let found = basis(&service, uri, headers).await;
+        assert!(found.is_none(), "{uri} {headers:?}");
+    }
+    assert!(basis(&service, "/b.txt", &[]).await.is_some());
+
+    // That there is no side file is found out by the first answer, and noted once the directory has settled.
+    site.settle(".");
+    assert!(basis(&service, "/a.txt", &zipped).await.is_none());
+    let known = basis(&service, "/a.txt", &zipped).await.unwrap();
+    assert!(known.check().await.is_some());
+    site.write("a.txt.gz", "zipped");
+    assert!(known.check().await.is_none());
 }
