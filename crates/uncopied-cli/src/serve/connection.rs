@@ -3,21 +3,23 @@
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::future::Future;
+use std::io;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
+use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response};
-use http_body::Body;
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, Service};
 use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
 use tokio::sync::Semaphore;
-use uncopied_http::{FileBody, Phase, ResponseFuture, ServeFiles, Stream};
+use uncopied_http::{FileBody, ResponseFuture, ServeFiles, Stream};
 
 use super::heads::Guarded;
 use super::parking;
@@ -79,28 +81,75 @@ pin_project! {
         #[pin]
         answer: ResponseFuture,
         is_last: bool,
+        under_way: Option<UnderWay>,
+    }
+}
+
+/// Notes on the seat that an answer is under way: from the call to the end of its body.
+struct UnderWay(Arc<Seat>);
+
+impl UnderWay {
+    fn begin(seat: &Arc<Seat>) -> Self {
+        seat.set_answering(true);
+        Self(Arc::clone(seat))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.set_answering(false);
     }
 }
 
 impl Future for AnswerFuture {
-    type Output = Result<Response<FileBody>, Infallible>;
+    type Output = Result<Response<AnswerBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut answer = ready!(this.answer.poll(cx));
-        if *this.is_last
-            && let Ok(response) = &mut answer
-        {
-            response
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
+        let mut response = match ready!(this.answer.poll(cx)) {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        let under_way = this.under_way.take();
+        if *this.is_last {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
         }
-        Poll::Ready(answer)
+        Poll::Ready(Ok(response.map(|body| AnswerBody { body, under_way })))
+    }
+}
+
+pin_project! {
+    /// The library's own body; its end is noted.
+    pub(crate) struct AnswerBody {
+        #[pin]
+        body: FileBody,
+        under_way: Option<UnderWay>,
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
 impl Service<Request<Incoming>> for Answers {
-    type Response = Response<FileBody>;
+    type Response = Response<AnswerBody>;
     type Error = Infallible;
     type Future = AnswerFuture;
 
@@ -109,6 +158,7 @@ impl Service<Request<Incoming>> for Answers {
         self.thread.count_request();
         AnswerFuture {
             is_last: !request.body().is_end_stream(),
+            under_way: Some(UnderWay::begin(&self.seat)),
             answer: self.files.respond(request),
         }
     }
@@ -132,8 +182,6 @@ pub(crate) struct Serving<S: HttpService<Incoming>, E> {
     on_error: E,
     place: Place,
     waker: Option<Waker>,
-    /// The last turn whose end [`parking`] was told of.
-    ended: u32,
 }
 
 /// hyper's part of a connection, while there is one.
@@ -161,7 +209,6 @@ impl<S: HttpService<Incoming>, E> Serving<S, E> {
             on_error,
             place,
             waker: None,
-            ended: 0,
         }
     }
 }
@@ -210,11 +257,6 @@ where
             other => other,
         };
     }
-
-    fn is_idle(&self) -> bool {
-        let seat = &self.place.seat;
-        seat.activity.phase() == Phase::Idle && !seat.awaits_head()
-    }
 }
 
 impl<S, B, E> Future for Serving<S, E>
@@ -259,8 +301,8 @@ where
                 }
                 return Poll::Ready(());
             }
-            let is_idle = this.is_idle();
             let seat = &this.place.seat;
+            let is_idle = seat.is_idle();
             match seat.order() {
                 Order::Park => {
                     seat.clear_park();
@@ -270,9 +312,8 @@ where
                     this.park();
                 }
                 _ => {
-                    if is_idle && this.ended != seat.turn() {
-                        this.ended = seat.turn();
-                        parking::became_idle(seat);
+                    if is_idle {
+                        parking::is_idle(seat);
                     }
                     return Poll::Pending;
                 }

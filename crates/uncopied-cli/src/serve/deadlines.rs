@@ -80,7 +80,7 @@ impl Deadlines {
     pub(crate) fn sweep(&self, table: &Table, now: Instant, is_finishing: bool) {
         table.for_each(|seat: &Seat| {
             let facts = Facts {
-                phase: seat.activity.phase(),
+                phase: seat.phase(),
                 has_requested: seat.has_requested(),
                 awaits_head: seat.awaits_head(),
                 is_tcp: seat.is_tcp,

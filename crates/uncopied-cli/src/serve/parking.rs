@@ -4,10 +4,10 @@
 //! for a while needs neither: it is *parked*, which drops hyper's part of it and leaves the stream, the
 //! service and one readiness watch. When bytes come, hyper's part is made anew.
 //!
-//! "For a while" is counted in turns, not in time, so that no timer is needed and memory is bounded at
-//! every moment: the [`KEPT`] connections of a thread that were the last to become idle keep their
-//! buffers, and whichever falls out of that list while still idle is parked. Busy connections become idle
-//! and busy again faster than that.
+//! "For a while" is counted in connections, not in time, so that no timer is needed and memory is bounded
+//! at every moment: a thread's list has room for [`KEPT`] connections. One that is idle enters it at its end,
+//! and when there is no room the first one leaves. If that has answered anything since it entered, it
+//! enters again; if not, it is parked. A busy connection stands in the list already, and costs it nothing.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -19,23 +19,30 @@ use super::table::{Order, Seat};
 const KEPT: usize = 1024;
 
 thread_local! {
-    /// The latest turns that ended, oldest first: the connection, and which of its turns.
-    static ENDED: RefCell<VecDeque<(Arc<Seat>, u32)>> = const { RefCell::new(VecDeque::new()) };
+    /// Each connection that was idle and has its buffers, and which of its turns had ended then.
+    static LIST: RefCell<VecDeque<(Arc<Seat>, u32)>> = const { RefCell::new(VecDeque::new()) };
 }
 
 /// A connection of this thread has answered everything that it was asked.
-pub(crate) fn became_idle(seat: &Arc<Seat>) {
-    let fallen_out = ENDED.with_borrow_mut(|ended| {
-        ended.push_back((Arc::clone(seat), seat.turn()));
-        if ended.len() > KEPT {
-            ended.pop_front()
-        } else {
-            None
-        }
-    });
-    if let Some((seat, turn)) = fallen_out
-        && seat.turn() == turn
+pub(crate) fn is_idle(seat: &Arc<Seat>) {
+    if seat.enter_list() {
+        LIST.with_borrow_mut(|list| {
+            list.push_back((Arc::clone(seat), seat.turn()));
+            make_room(list);
+        });
+    }
+}
+
+fn make_room(list: &mut VecDeque<(Arc<Seat>, u32)>) {
+    while list.len() > KEPT
+        && let Some((first, turn)) = list.pop_front()
     {
-        seat.give(Order::Park);
+        if first.turn() == turn {
+            first.leave_list();
+            first.give(Order::Park);
+        } else {
+            let turn = first.turn();
+            list.push_back((first, turn));
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use slab::Slab;
 use tokio::sync::Notify;
-use uncopied_http::Activity;
+use uncopied_http::{Activity, Phase};
 
 /// What the control thread has told a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +32,9 @@ pub(crate) struct Seat {
     /// How many requests have come.
     turns: AtomicU32,
     awaits_head: AtomicBool,
+    answering: AtomicBool,
+    /// Whether it stands in the list of [`parking`](super::parking).
+    is_listed: AtomicBool,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
 }
@@ -44,6 +47,8 @@ impl Seat {
             is_tcp,
             turns: AtomicU32::new(0),
             awaits_head: AtomicBool::new(false),
+            answering: AtomicBool::new(false),
+            is_listed: AtomicBool::new(false),
             order: AtomicU8::new(Order::None as u8),
             waker: Mutex::new(None),
         }
@@ -73,6 +78,36 @@ impl Seat {
 
     pub(crate) fn awaits_head(&self) -> bool {
         self.awaits_head.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether an answer is under way, from its request to the end of its body.
+    pub(crate) fn set_answering(&self, answering: bool) {
+        self.answering.store(answering, Ordering::Relaxed);
+    }
+
+    /// What the connection waits for. While more of an answer is still to come, that is not a request.
+    pub(crate) fn phase(&self) -> Phase {
+        match self.activity.phase() {
+            Phase::Idle if self.answering.load(Ordering::Relaxed) => Phase::Active,
+            phase => phase,
+        }
+    }
+
+    /// Whether the connection is between two requests: the last answer has gone out whole, and no byte of
+    /// the next request has come. Exact for the connection's own task.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.phase() == Phase::Idle && !self.awaits_head()
+    }
+
+    /// Notes that it stands in the list of its thread. Answers whether it did not before.
+    pub(crate) fn enter_list(&self) -> bool {
+        let was_listed = self.is_listed.load(Ordering::Relaxed);
+        self.is_listed.store(true, Ordering::Relaxed);
+        !was_listed
+    }
+
+    pub(crate) fn leave_list(&self) {
+        self.is_listed.store(false, Ordering::Relaxed);
     }
 
     /// The highest order given so far.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::client::{ask, connect, connect_narrow, get, read_head, read_to_close};
 use crate::server::{BIG, Server, site};
+use crate::system_calls::noise;
+use crate::trace::{Traced, can_trace};
 
 const HALF: Duration = Duration::from_millis(500);
 /// No deadline is late by more: a look is never further away than a second.
@@ -52,6 +54,37 @@ fn a_head_that_does_not_come_to_its_end_is_cut() {
         drop(stream);
         dribble.join().unwrap();
     }
+}
+
+/// A body that waits for the disk between two of its parts: all that was written has gone out, and still
+/// the connection is not idle.
+#[test]
+fn an_answer_that_waits_for_the_disk_is_not_an_idle_connection() {
+    let name = "an_answer_that_waits_for_the_disk_is_not_an_idle_connection";
+    if !can_trace(name) {
+        return;
+    }
+    let site = tempfile::tempdir().unwrap();
+    let bytes = noise(200_000);
+    std::fs::write(site.path().join("large"), &bytes).unwrap();
+    let path = site.path().join("large").display().to_string();
+    // It cannot be mapped, so it is read part by part, each by a slow disk.
+    let refused = ["mmap:error=ENOMEM", "preadv2:error=EAGAIN"].map(|it| format!("inject={it}"));
+    let slow = "inject=pread64:delay_enter=1500000";
+    let options = [
+        "-P",
+        &path,
+        "-e",
+        &refused[0],
+        "-e",
+        &refused[1],
+        "-e",
+        slow,
+    ];
+    let flags = ["--keepalive-timeout", "500ms"];
+    let traced = Traced::start(site.path(), &flags, &options);
+    let answer = get(&mut connect(traced.server.address()), "/large");
+    assert!(answer.body == bytes, "{} bytes", answer.body.len());
 }
 
 #[test]

@@ -15,11 +15,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
-use uncopied_http::FileBody;
 
 use super::ledger::{Answer, Ledger};
 use super::line::{Record, RequestLine};
-use crate::serve::connection::{AnswerFuture, Answers, OnError};
+use crate::serve::connection::{AnswerBody, AnswerFuture, Answers, OnError};
 
 /// What a request that ended without an answer is logged as; nginx uses the same.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -125,7 +124,7 @@ pin_project! {
     /// A body whose frames are noted in the ledger.
     pub(crate) struct LoggedBody {
         #[pin]
-        body: FileBody,
+        body: AnswerBody,
         ledger: Arc<Ledger>,
     }
 }
