@@ -23,6 +23,7 @@ use uncopied_http::{FileBody, ResponseFuture, ServeFiles, Stream};
 
 use super::heads::Guarded;
 use super::parking;
+use super::repeats::Repeats;
 use super::table::{Order, Seat};
 use super::thread::Shared;
 
@@ -114,6 +115,8 @@ impl Future for AnswerFuture {
         if *this.is_last {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
+        } else if let Some(UnderWay(seat)) = &under_way {
+            seat.tape.note(response.body());
         }
         Poll::Ready(Ok(response.map(|body| AnswerBody { body, under_way })))
     }
@@ -173,7 +176,7 @@ impl OnError for () {
     fn ended(&self, _error: &hyper::Error) {}
 }
 
-type Io = TokioIo<Guarded<Stream>>;
+type Io = TokioIo<Guarded<Repeats<Stream>>>;
 
 /// Serves one connection to its end, and obeys orders on the way.
 pub(crate) struct Serving<S: HttpService<Incoming>, E> {
@@ -185,6 +188,10 @@ pub(crate) struct Serving<S: HttpService<Incoming>, E> {
 }
 
 /// hyper's part of a connection, while there is one.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most connections of a server are parked, and few are moved"
+)]
 enum State<S: HttpService<Incoming>> {
     /// Waits for the first byte of a request, without buffers.
     Parked(Io, S),
@@ -221,10 +228,10 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
     E: OnError,
 {
-    /// Ready when the connection has something to read, or is to end.
+    /// Ready when the connection needs hyper, or is to end.
     fn poll_parked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let seat = &self.place.seat;
-        let State::Parked(io, _) = &self.state else {
+        let State::Parked(io, _) = &mut self.state else {
             return Poll::Ready(());
         };
         match seat.order() {
@@ -233,8 +240,7 @@ where
             Order::Finish if seat.has_requested() => return Poll::Ready(()),
             Order::None | Order::Park | Order::Finish => {}
         }
-        // An error is for hyper to meet: it reads what is left before.
-        io.inner().get_ref().poll_read_ready(cx).map(|_| ())
+        io.inner_mut().get_mut().poll_without_hyper(cx)
     }
 
     fn wake(&mut self) {
@@ -312,6 +318,10 @@ where
                     this.park();
                 }
                 _ => {
+                    if is_idle && seat.tape.repeats_only() {
+                        this.park();
+                        continue;
+                    }
                     if is_idle {
                         parking::is_idle(seat);
                     }

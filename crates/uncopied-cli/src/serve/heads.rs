@@ -49,8 +49,9 @@ impl<S> Guarded<S> {
 }
 
 impl<S> Guarded<S> {
-    pub(crate) fn get_ref(&self) -> &S {
-        &self.stream
+    /// The stream, for bytes that are no request of hyper's.
+    pub(crate) fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
     }
 }
 

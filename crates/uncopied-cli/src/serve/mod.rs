@@ -22,6 +22,7 @@ mod descriptors;
 mod heads;
 mod listeners;
 mod parking;
+mod repeats;
 mod report;
 mod table;
 mod thread;

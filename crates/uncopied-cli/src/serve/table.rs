@@ -9,6 +9,8 @@ use slab::Slab;
 use tokio::sync::Notify;
 use uncopied_http::{Activity, Phase};
 
+use super::repeats::Tape;
+
 /// What the control thread has told a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -35,6 +37,8 @@ pub(crate) struct Seat {
     answering: AtomicBool,
     /// Whether it stands in the list of [`parking`](super::parking).
     is_listed: AtomicBool,
+    /// Between the service and the connection's [`Repeats`](super::repeats::Repeats).
+    pub(crate) tape: Tape,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
 }
@@ -49,6 +53,7 @@ impl Seat {
             awaits_head: AtomicBool::new(false),
             answering: AtomicBool::new(false),
             is_listed: AtomicBool::new(false),
+            tape: Tape::default(),
             order: AtomicU8::new(Order::None as u8),
             waker: Mutex::new(None),
         }

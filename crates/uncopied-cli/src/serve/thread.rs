@@ -18,6 +18,7 @@ use super::access_log::{AccessLog, Ledger, LogRefusals, Logged};
 use super::connection::{Answers, Place, Serving};
 use super::heads::Guarded;
 use super::listeners::Bound;
+use super::repeats::Repeats;
 use super::table::{Seat, Table};
 
 /// How many file reads of one event loop may wait for the disk at the same time.
@@ -171,7 +172,10 @@ impl Plan {
             .log
             .as_ref()
             .map(|log| Ledger::new(Arc::clone(log), from));
-        let guarded = Guarded::new(stream, Arc::clone(&place.seat), ledger.clone());
+        // The log's lines tell what hyper has read.
+        let counts = ledger.is_none().then(|| Arc::clone(thread));
+        let repeats = Repeats::new(stream, Arc::clone(&place.seat), counts);
+        let guarded = Guarded::new(repeats, Arc::clone(&place.seat), ledger.clone());
         let io = TokioIo::new(guarded);
         let http = Arc::clone(&self.http);
         match ledger {

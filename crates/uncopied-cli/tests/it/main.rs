@@ -5,6 +5,7 @@
 //! | `start` | addresses, passed sockets, limits, mistakes on the command line |
 //! | `content` | bytes, headers, index, fallback and error pages |
 //! | `files` | which files are served, and as of when; the switch |
+//! | `repeats` | requests that come again, byte for byte: the same answer while it is right, and no longer |
 //! | `framing` | requests that could be read in two ways, bodies nobody asked for |
 //! | `deadlines` | the time-outs, and that a slow but healthy client meets none |
 //! | `ending` | signals, the grace period, the totals |
@@ -37,6 +38,7 @@ mod garbage;
 mod pages;
 mod parking;
 mod process;
+mod repeats;
 mod server;
 mod skip;
 mod start;
