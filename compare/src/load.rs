@@ -1,5 +1,5 @@
-//! The load generator: keep-alive connections that each send a fixed GET, read the answer, and
-//! send it again.
+//! The load generator: keep-alive connections that each send a GET, read the answer, and send it again: the
+//! same, or one with another number in its query.
 //!
 //! It has to be cheaper than any server, or it measures itself: one thread, edge-triggered epoll,
 //! one send and one receive for a small answer, nothing allocated once the load runs. From
@@ -11,6 +11,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,9 @@ const HEAD_LIMIT_BYTES: usize = 16 * 1024;
 
 /// A server that sends nothing for so long has failed.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// As many digits tell requests apart that must be distinct.
+const NUMBER_DIGITS: usize = 12;
 
 /// The longest sleep, so that Ctrl-C and the end of the window are noticed.
 const WAIT_LIMIT: Timespec = Timespec {
@@ -64,6 +68,8 @@ pub(crate) struct Timing {
     pub(crate) warm_up: Duration,
     /// The measurement.
     pub(crate) window: Duration,
+    /// Whether no two requests are the same.
+    pub(crate) distinct: bool,
 }
 
 /// What one measurement showed.
@@ -89,7 +95,7 @@ pub(crate) struct Sample {
 ///
 /// [`Error::WrongAnswer`] if an answer is not the file or stops half-way; [`Error::Interrupted`].
 pub(crate) fn run(target: &Target<'_>, timing: Timing) -> Result<Sample, Error> {
-    let mut load = Load::connect(target, timing.connections)?;
+    let mut load = Load::connect(target, timing)?;
     let start = Instant::now();
     load.run_until(start + timing.warm_up)?;
     let before = Snapshot::take(target.pid, load.received_bytes)?;
@@ -158,13 +164,24 @@ pub(crate) struct Framing {
     answer_bytes: usize,
 }
 
-/// The request for a path. It is the same every time.
+/// The request for a path.
 pub(crate) fn request(target: &Target<'_>) -> Vec<u8> {
     format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\n\r\n",
         target.path, target.address
     )
     .into_bytes()
+}
+
+/// As [`request`], with a query that is to be a number, and where that lies.
+fn numbered_request(target: &Target<'_>) -> (Vec<u8>, Range<usize>) {
+    let path = format!("{}?{:0digits$}", target.path, 0, digits = NUMBER_DIGITS);
+    let end = "GET ".len() + path.len();
+    let numbered = Target {
+        path: &path,
+        ..*target
+    };
+    (request(&numbered), end - NUMBER_DIGITS..end)
 }
 
 /// Reads until the head is whole; returns its length and how much of the buffer is filled.
@@ -232,6 +249,9 @@ struct Load {
     epoll: OwnedFd,
     connections: Vec<Connection>,
     request: Vec<u8>,
+    /// Where in the request its number lies, if each has one of its own.
+    number_at: Option<Range<usize>>,
+    number: u64,
     head_bytes: usize,
     answer_bytes: usize,
     buffer: Vec<u8>,
@@ -240,10 +260,17 @@ struct Load {
 
 impl Load {
     /// Opens and checks the connections, then sends the first request on each.
-    fn connect(target: &Target<'_>, count: usize) -> Result<Self, Error> {
+    fn connect(target: &Target<'_>, timing: Timing) -> Result<Self, Error> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
             .context(|| "cannot create an epoll instance".into())?;
-        let request = request(target);
+        let (request, number_at) = match timing.distinct {
+            true => {
+                let (request, number_at) = numbered_request(target);
+                (request, Some(number_at))
+            }
+            false => (request(target), None),
+        };
+        let count = timing.connections;
         let mut buffer = vec![0; RECEIVE_BYTES];
         let mut framing = None;
         let mut connections = Vec::with_capacity(count);
@@ -271,18 +298,34 @@ impl Load {
             });
         }
         let framing = framing.ok_or_else(|| Error::Usage("no connections to load with".into()))?;
-        for connection in &connections {
-            send_request(&connection.stream, &request)?;
-        }
-        Ok(Self {
+        let mut load = Self {
             epoll,
             connections,
             request,
+            number_at,
+            number: 0,
             head_bytes: framing.head_bytes,
             answer_bytes: framing.answer_bytes,
             buffer,
             received_bytes: 0,
-        })
+        };
+        for index in 0..load.connections.len() {
+            load.ask(index)?;
+        }
+        Ok(load)
+    }
+
+    /// Sends the next request on a connection.
+    fn ask(&mut self, index: usize) -> Result<(), Error> {
+        if let Some(number_at) = &self.number_at {
+            self.number += 1;
+            let mut left = self.number;
+            for digit in self.request[number_at.clone()].iter_mut().rev() {
+                *digit = b'0' + (left % 10) as u8;
+                left /= 10;
+            }
+        }
+        send_request(&self.connections[index].stream, &self.request)
     }
 
     /// Keeps the load up until `end`.
@@ -318,7 +361,7 @@ impl Load {
         self.received_bytes += (before - connection.left_bytes) as u64;
         if matches!(took, Took::Whole) {
             connection.left_bytes = self.answer_bytes;
-            send_request(&connection.stream, &self.request)?;
+            self.ask(index)?;
         }
         Ok(())
     }
@@ -434,6 +477,7 @@ mod tests {
             connections: 1,
             warm_up: Duration::ZERO,
             window: Duration::from_millis(200),
+            distinct: false,
         };
         let result = run(&target, timing);
         server.join().unwrap();
@@ -472,7 +516,9 @@ mod tests {
             let (mut stream, _) = listener.accept().unwrap();
             let mut request = [0; 512];
             let mut answered = 0;
+            let mut seen = std::collections::HashSet::new();
             while stream.read(&mut request).is_ok_and(|count| count > 0) {
+                assert!(answered == 0 || seen.insert(request), "the same twice");
                 if stream.write_all(&answer).is_err() {
                     break;
                 }
@@ -490,6 +536,7 @@ mod tests {
             connections: 1,
             warm_up: Duration::ZERO,
             window: Duration::from_millis(200),
+            distinct: true,
         };
         let sample = run(&target, timing).unwrap();
         let answered = f64::from(server.join().unwrap());

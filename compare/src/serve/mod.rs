@@ -51,6 +51,9 @@ pub(crate) struct Options {
     /// Keep-alive connections, each with one request under way.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     connections: u16,
+    /// No two requests are the same: each has a number of its own in its query.
+    #[arg(long)]
+    distinct: bool,
     /// Idle connections for the memory figure.
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u16).range(1..=20000))]
     idle_connections: u16,
@@ -228,6 +231,7 @@ fn measure_loads(
         connections: usize::from(options.connections),
         warm_up: options.warm_up,
         window: options.seconds,
+        distinct: options.distinct,
     };
     for round in 1..=options.rounds as usize {
         for &size in &options.sizes {

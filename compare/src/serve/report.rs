@@ -20,6 +20,9 @@ const CAVEATS: &str = "\
 - The load generator has one CPU. Where it is the limit the row says so, and the ratio is smaller than it would be.
   It discards bodies of 16 KiB and more inside the kernel, so no receiver copies them; a real client would.
 - All files are in the page cache. Nothing here shows a disk, a cold file, many files, TLS, or slow clients.
+- Unless the run is one of distinct requests (`--distinct`), every request is the same, byte for byte. `uncopied` gives the head of its
+  last answer again to such a request, for half a second; whether the file is still the same it asks each time. A
+  request that has not come before takes the whole way through hyper.
 - Servers do unequal work for the same request: `plain` parses no HTTP and sends two headers; nginx and axum send
   Date, Last-Modified and the like. `plain` and axum have no time-outs; nginx arms timers. nginx trusts its cache of
   open files for 60 s.
@@ -65,7 +68,7 @@ impl Report<'_> {
         let options = self.options;
         format!(
             "{} rounds; in each one, at each size, every contender in turn is under load for {} s \
-             after {} s of warm-up: {} keep-alive connections, one request under way on each. \
+             after {} s of warm-up: {} keep-alive connections, one request under way on each{}. \
              Servers run on CPU {}, the load generator on CPU {}. Figures are medians over the \
              rounds (least–greatest); a ratio is the median of the rounds' ratios. \
              A GB is 10⁹ bytes of body.",
@@ -73,6 +76,10 @@ impl Report<'_> {
             options.seconds.as_secs_f64(),
             options.warm_up.as_secs_f64(),
             options.connections,
+            match options.distinct {
+                true => ", each with a number of its own in its query",
+                false => "",
+            },
             options.server_cpu,
             options.load_cpu,
         )

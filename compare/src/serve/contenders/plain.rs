@@ -296,7 +296,8 @@ fn path_of(request: &[u8]) -> Option<&[u8]> {
     if !request.ends_with(EMPTY_LINE) {
         return None;
     }
-    request.split(|&byte| byte == b' ').nth(1)
+    let target = request.split(|&byte| byte == b' ').nth(1)?;
+    target.split(|&byte| byte == b'?').next()
 }
 
 #[cfg(test)]
@@ -307,6 +308,8 @@ mod tests {
     fn the_path_is_the_second_word_of_a_whole_request() {
         let request = b"GET /1k.bin HTTP/1.1\r\nHost: x\r\n\r\n";
         assert_eq!(path_of(request), Some(&b"/1k.bin"[..]));
+        let with_query = b"GET /1k.bin?12 HTTP/1.1\r\nHost: x\r\n\r\n";
+        assert_eq!(path_of(with_query), Some(&b"/1k.bin"[..]));
         assert_eq!(path_of(&request[..request.len() - 1]), None);
         assert_eq!(path_of(b"\r\n\r\n"), None);
     }
