@@ -47,7 +47,7 @@ use super::thread::Shared;
 /// How long a head is given again. hyper itself writes a `Date` for a second.
 const KEPT_FOR: Duration = Duration::from_millis(500);
 
-/// How many heads a thread keeps, at most.
+/// How many heads a thread keeps, at most: with the requests and the small bodies less than 5 MiB.
 const SLOTS: usize = 256;
 
 /// The longest request that is looked at, in bytes.
@@ -112,9 +112,11 @@ impl<S> Repeats<S> {
 
     /// The head of the answer under way is the first of these slices, and its body all the others.
     fn keep(&mut self, slices: &[IoSlice<'_>]) {
-        let State::Recording(request) = mem::replace(&mut self.state, State::Passing) else {
+        let State::Recording(request) = &mut self.state else {
             return;
         };
+        let request = mem::take(request);
+        self.state = State::Passing;
         let Some((basis, length)) = self.seat.tape.stop() else {
             return;
         };
@@ -674,6 +676,9 @@ mod tests {
         let ready = (0..3).any(|_| rig.poll_without_hyper(cx).is_ready());
         assert!(ready, "what is not known is hyper's");
         assert_eq!(rig.stream.taken, [HEAD, BODY].concat());
+        // Nor does it lose any by writing before it reads.
+        let written = Pin::new(&mut rig).poll_write(cx, b"early");
+        assert!(matches!(written, Poll::Ready(Ok(5))), "{written:?}");
         let mut all = Vec::new();
         while all.len() < 21 {
             all.extend(read(&mut rig, 5).expect("passed on"));
