@@ -81,6 +81,13 @@ impl Activity {
         self.enter(Phase::Active);
     }
 
+    /// There is more to send, which waits for the disk.
+    pub(crate) fn loading(&self) {
+        if self.phase() == Phase::Idle {
+            self.enter(Phase::Active);
+        }
+    }
+
     /// The peer takes no more for now.
     pub(crate) fn blocked(&self) {
         let since = self.state.load(Ordering::Relaxed) & !3;

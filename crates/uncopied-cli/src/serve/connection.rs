@@ -240,7 +240,12 @@ where
             Order::Finish if seat.has_requested() => return Poll::Ready(()),
             Order::None | Order::Park | Order::Finish => {}
         }
-        io.inner_mut().get_mut().poll_without_hyper(cx)
+        let polled = io.inner_mut().get_mut().poll_without_hyper(cx);
+        match seat.order() {
+            // What was waited for is answered, or on its way.
+            Order::Finish if seat.has_requested() => Poll::Ready(()),
+            _ => polled,
+        }
     }
 
     fn wake(&mut self) {
@@ -252,12 +257,17 @@ where
         };
     }
 
-    /// Gives hyper's part up. Only for a connection between two requests: nothing is then in hyper's
-    /// buffers but empty lines, which mean nothing in front of a request.
+    /// Gives hyper's part up. Only for a connection between two requests: nothing is then to be written, and
+    /// what has been read is put back.
     fn park(&mut self) {
         self.state = match mem::replace(&mut self.state, State::Moving) {
             State::Awake(connection) => {
-                let parts = connection.into_parts();
+                let mut parts = connection.into_parts();
+                // Where hyper lets other tasks go first, it may hold requests that came in a heap.
+                if !parts.read_buf.is_empty() {
+                    let repeats = parts.io.inner_mut().get_mut();
+                    repeats.put_back(&parts.read_buf);
+                }
                 State::Parked(parts.io, parts.service)
             }
             other => other,
@@ -287,7 +297,8 @@ where
             this.waker = Some(cx.waker().clone());
         }
         loop {
-            if let State::Parked(..) = this.state {
+            let is_new = matches!(this.state, State::Parked(..));
+            if is_new {
                 ready!(this.poll_parked(cx));
                 this.wake();
             }
@@ -295,13 +306,23 @@ where
             let State::Awake(connection) = &mut this.state else {
                 return Poll::Ready(());
             };
-            match seat.order() {
-                Order::None | Order::Park => {}
-                Order::Cut => return Poll::Ready(()),
-                // Told twice, hyper does nothing the second time.
-                Order::Finish => Pin::new(&mut **connection).graceful_shutdown(),
+            let mut connection = Pin::new(&mut **connection);
+            let order = seat.order();
+            if order == Order::Cut {
+                return Poll::Ready(());
             }
-            if let Poll::Ready(end) = Pin::new(&mut **connection).poll(cx) {
+            // Told before it has read anything, hyper would not read what it was woken for. Told twice, it does
+            // nothing the second time.
+            let finishes = order == Order::Finish;
+            if finishes && !is_new {
+                connection.as_mut().graceful_shutdown();
+            }
+            let mut polled = connection.as_mut().poll(cx);
+            if finishes && is_new && polled.is_pending() {
+                connection.as_mut().graceful_shutdown();
+                polled = connection.poll(cx);
+            }
+            if let Poll::Ready(end) = polled {
                 if let Err(error) = end {
                     this.on_error.ended(&error);
                 }

@@ -110,6 +110,14 @@ impl<S> Repeats<S> {
         self.state = State::Recording(request);
     }
 
+    /// hyper's part of the connection goes away, and has read these bytes without need. No answer is under way.
+    pub(crate) fn put_back(&mut self, bytes: &[u8]) {
+        self.seat.tape.stop();
+        if !matches!(self.state, State::Failed(_)) {
+            self.state = State::Handing(Handing::of(bytes, false));
+        }
+    }
+
     /// The head of the answer under way is the first of these slices, and its body all the others.
     fn keep(&mut self, slices: &[IoSlice<'_>]) {
         let State::Recording(request) = &mut self.state else {
@@ -258,7 +266,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Repeats<S> {
             let is_known = match ready!(self.poll_request(cx, &mut buf)) {
                 Ok(Next::Check) => continue,
                 Ok(Next::Record) => true,
-                Ok(Next::Pass) | Err(_) => false,
+                Ok(Next::Pass) => false,
+                Err(error) => {
+                    self.state = State::Failed(error.kind());
+                    return Poll::Ready(());
+                }
             };
             if !buf.filled().is_empty() {
                 self.state = State::Handing(Handing::of(buf.filled(), is_known));
@@ -276,22 +288,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Repeats<S> {
         let may_answer = self.counts.is_some() && self.seat.is_idle();
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if !may_answer {
-            return Poll::Ready(Ok(Next::Pass));
+        let found = match may_answer {
+            true => Known::find(&buf.filled()[before..], self.seat.activity.entered()),
+            false => Found::Nothing,
+        };
+        if let Found::Kept(kept) = found {
+            buf.set_filled(before);
+            let check = kept.basis.check();
+            self.state = State::Checking(kept, check);
+            return Poll::Ready(Ok(Next::Check));
         }
-        let found = Known::find(&buf.filled()[before..], self.seat.activity.entered());
+        self.seat.tape.note_other();
         Poll::Ready(Ok(match found {
-            Found::Kept(kept) => {
-                buf.set_filled(before);
-                let check = kept.basis.check();
-                self.state = State::Checking(kept, check);
-                Next::Check
-            }
             Found::Seen => Next::Record,
-            Found::Nothing => {
-                self.seat.tape.note_other();
-                Next::Pass
-            }
+            _ => Next::Pass,
         }))
     }
 }
@@ -418,6 +428,7 @@ impl Tape {
     }
 
     fn start(&self) {
+        *self.lock() = None;
         self.is_recording.store(true, Ordering::Relaxed);
     }
 
@@ -490,6 +501,8 @@ impl Known {
                         false => Found::Seen,
                     }
                 }
+                // It stays for as long as it is of use, or two such requests would drive each other out.
+                Slot::Kept(kept) if at.saturating_sub(kept.at) < KEPT_FOR => Found::Nothing,
                 Slot::Seen(seen) if *seen == hash => Found::Seen,
                 _ if is_one_get(bytes) => {
                     *slot = Slot::Seen(hash);
@@ -684,6 +697,19 @@ mod tests {
             all.extend(read(&mut rig, 5).expect("passed on"));
         }
         assert_eq!(all, b"GET /other HTTP/1.1\r\n");
+    }
+
+    #[test]
+    fn what_hyper_has_read_in_vain_comes_to_it_again() {
+        let mut rig = rig();
+        rig.stream.packets = [REQUEST].into();
+        rig.put_back(b"GET /other HTTP/1.1\r\n\r\n");
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(rig.poll_without_hyper(cx).is_ready());
+        let first = read(&mut rig, LONGEST).expect("passed on");
+        assert_eq!(first, b"GET /other HTTP/1.1\r\n\r\n");
+        assert_eq!(read(&mut rig, LONGEST).expect("answered"), b"");
+        assert_eq!(rig.stream.taken, [HEAD, BODY].concat());
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The time-outs, and that a slow but healthy client meets none.
 
+use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -85,6 +87,47 @@ fn an_answer_that_waits_for_the_disk_is_not_an_idle_connection() {
     let traced = Traced::start(site.path(), &flags, &options);
     let answer = get(&mut connect(traced.server.address()), "/large");
     assert!(answer.body == bytes, "{} bytes", answer.body.len());
+}
+
+/// The same in the last part of an answer: hyper has all of the body, and the stream waits for the disk.
+#[test]
+fn the_end_of_an_answer_that_waits_for_the_disk_is_not_an_idle_connection() {
+    /// As much of a file as is mapped at a time.
+    const WINDOW: u64 = 1 << 30;
+    let name = "the_end_of_an_answer_that_waits_for_the_disk_is_not_an_idle_connection";
+    if !can_trace(name) {
+        return;
+    }
+    let site = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = site.path().join("large");
+    let file = File::create_new(&path).unwrap();
+    file.set_len(WINDOW + 300_000).unwrap();
+    // Everything but the end is in the page cache.
+    let mut warm = vec![0; 4 << 20];
+    let read = File::open(&path).unwrap();
+    rustix::fs::fadvise(&read, 0, None, rustix::fs::Advice::Random).unwrap();
+    for at in (0..WINDOW).step_by(warm.len()) {
+        read.read_exact_at(&mut warm, at).unwrap();
+    }
+    let path = path.display().to_string();
+    let (cold, slow) = (
+        "inject=preadv2:error=EAGAIN",
+        "inject=pread64:delay_enter=1500000:when=1",
+    );
+    let options = ["-P", &path, "-e", cold, "-e", slow];
+    let traced = Traced::start(site.path(), &["--keepalive-timeout", "500ms"], &options);
+    let mut stream = connect(traced.server.address());
+    ask(&mut stream, "/large");
+    let (_, mut left) = read_head(&mut stream).unwrap();
+    let mut waited = Duration::ZERO;
+    while left > 0 {
+        let began = Instant::now();
+        let read = stream.read(&mut warm).unwrap();
+        assert!(read > 0, "{left} bytes are missing");
+        waited = waited.max(began.elapsed());
+        left -= read;
+    }
+    assert!(waited > HALF, "nothing was cold: {waited:?}");
 }
 
 #[test]

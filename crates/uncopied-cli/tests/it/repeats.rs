@@ -30,6 +30,8 @@ const LARGE: usize = 100_000;
 /// More than the kernel buffers for a connection that is read slowly.
 const BIG: usize = 12 << 20;
 
+const KNOWN: &str = "GET /small HTTP/1.1\r\nHost: a\r\n\r\n";
+
 /// Files that have not changed for as long as it takes to believe their time stamps.
 fn settled_site(make: impl FnOnce(&Path)) -> TempDir {
     let site = tempfile::tempdir().unwrap();
@@ -359,6 +361,30 @@ fn a_repeat_that_is_under_way_finishes_when_the_server_ends() {
         let end = server.end();
         assert!(end.status.success(), "{:?}", end.said);
         assert_eq!(end.totals().requests, repeats as u64 + 1);
+    }
+}
+
+/// A connection that has asked for nothing when the server begins to end: its first request may be on its way, known
+/// or not, and after the answer nothing is waited for.
+#[test]
+fn a_first_request_is_answered_while_the_server_ends() {
+    let site = settled_site(|_| ());
+    for is_known in [false, true] {
+        let server = serve(&site, &[]);
+        let mut fresh = connect(server.address());
+        if is_known {
+            often(&mut connect(server.address()), KNOWN);
+        }
+        sleep(Duration::from_millis(50));
+        server.signal(Signal::TERM);
+        sleep(Duration::from_millis(150));
+        let began = Instant::now();
+        fresh.write_all(KNOWN.as_bytes()).unwrap();
+        assert!(read_answer(&mut fresh).unwrap().body == noise(SMALL));
+        assert_eq!(read_to_close(&mut fresh), b"");
+        assert!(began.elapsed() < Duration::from_secs(2), "{is_known}");
+        let end = server.end();
+        assert!(end.status.success(), "{:?}", end.said);
     }
 }
 

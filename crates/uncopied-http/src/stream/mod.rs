@@ -271,7 +271,8 @@ impl Stream {
         match write {
             Poll::Ready(Ok(_)) => activity.sent(),
             Poll::Pending if self.is_waiting_for_peer() => activity.blocked(),
-            Poll::Pending | Poll::Ready(Err(_)) => {}
+            Poll::Pending => activity.loading(),
+            Poll::Ready(Err(_)) => {}
         }
     }
 
