@@ -137,8 +137,8 @@ pub enum Wait {
 
 /// Files of up to this many bytes are kept in memory, unless [`OpenFile::in_memory_up_to`] says
 /// otherwise: so small a body leaves in one system call together with its head, for less than
-/// `sendfile` costs. At 16 KiB the two tie, and `sendfile` leaves the caches to others.
-pub const SMALL: u64 = (16 << 10) - 1;
+/// `sendfile` costs.
+pub const SMALL: u64 = 16 << 10;
 
 /// A regular file open for serving, shared by every response that sends it.
 ///

@@ -27,7 +27,7 @@ const FILES: [(&str, usize); 6] = [
     ("empty", 0),
     ("tiny", 700),
     ("page", 4096),
-    ("kept", 16_383),
+    ("kept", 16_384),
     ("sent", 70_001),
     ("large", 3_000_000),
 ];
@@ -74,7 +74,7 @@ fn churn_leaves_nothing_behind_and_every_body_is_whole() {
     sleep(Duration::from_millis(3500));
     let flags = ["--threads", "2", "--mechanism"];
     // A mechanism that is forced is forced for small files too: then none is kept in memory.
-    let servers = [("auto", 16_383), ("splice", 0)].map(|(how, in_memory)| {
+    let servers = [("auto", 16 << 10), ("splice", 0)].map(|(how, in_memory)| {
         let server = Server::start(site.path(), &[&flags[..], &[how]].concat());
         let open = FILES.iter().filter(|(_, len)| *len > in_memory).count();
         let before = warm_up(&server, site.path(), &contents, open, seed);
