@@ -193,7 +193,7 @@ pub(crate) struct Serving<S: HttpService<Incoming>, E> {
     reason = "most connections of a server are parked, and few are moved"
 )]
 enum State<S: HttpService<Incoming>> {
-    /// Waits for the first byte of a request, without buffers.
+    /// Waits for a request that is hyper's, without buffers. Repeats are answered meanwhile.
     Parked(Io, S),
     /// hyper is at work, or was not long ago.
     Awake(Box<http1::Connection<Io, S>>),

@@ -18,8 +18,9 @@
 //!
 //! Nothing is read here: equal bytes are equal requests. Nothing is stale: each time the kernel is asked
 //! whether the file is still the one that was sent ([`Basis`]). A head is kept for [`KEPT_FOR`], so that its
-//! `Date` is right. What an answer stands on besides (ranges, preconditions, side files, a body that came
-//! with the request) leaves it to hyper, and so does an access log, whose lines tell what hyper has read.
+//! `Date` is right. What an answer stands on besides (side files, a page in the place of another, a body that
+//! came with the request) leaves it to hyper, as do answers that are not a whole file (ranges, preconditions that
+//! fail), and an access log, whose lines tell what hyper has read.
 //!
 //! The connection must be between two requests: then hyper holds no byte and waits for none but these.
 
@@ -81,7 +82,7 @@ enum State {
     Writing(Writing),
     /// hyper is to get these bytes.
     Handing(Handing),
-    /// An answer was cut short: nothing may come after it.
+    /// An answer was cut short, or the connection broke: nothing may come after it.
     Failed(io::ErrorKind),
 }
 
