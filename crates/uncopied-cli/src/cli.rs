@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, PossibleValue};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use http::HeaderValue;
+use uncopied::Mechanism;
 
 use crate::values::{ErrorPage, HeaderLine, ListenAddress, Time, header_value};
 
@@ -226,19 +227,40 @@ pub(crate) struct ServeFlags {
     pub(crate) grace: Time,
 }
 
-/// The kernel path for file bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum MechanismChoice {
-    /// The best that works for each file, sendfile first
-    Auto,
-    /// File to socket inside the kernel
-    Sendfile,
-    /// File to socket through a pipe
-    Splice,
-    /// The socket reads the mapped file: one copy
-    Mmap,
-    /// read and write: two copies
-    Copy,
+/// The mechanism to prefer for the bytes of files; `None` leaves the choice to the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MechanismChoice(pub(crate) Option<Mechanism>);
+
+impl MechanismChoice {
+    /// `auto`, and then every mechanism that sends files.
+    const ALL: [Self; Mechanism::FILE_TO_SOCKET.len() + 1] = {
+        let mut all = [Self(None); Mechanism::FILE_TO_SOCKET.len() + 1];
+        let mut index = 0;
+        while index < Mechanism::FILE_TO_SOCKET.len() {
+            all[index + 1] = Self(Some(Mechanism::FILE_TO_SOCKET[index]));
+            index += 1;
+        }
+        all
+    };
+}
+
+impl ValueEnum for MechanismChoice {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let name = self.0.map_or("auto", Mechanism::name);
+        let help = match self.0 {
+            None => "The best that works for each file, sendfile first",
+            Some(Mechanism::Sendfile) => "File to socket inside the kernel",
+            Some(Mechanism::Splice) => "File to socket through a pipe",
+            Some(Mechanism::MmapWrite) => "The socket reads the mapped file: one copy",
+            Some(Mechanism::Copy) => "read and write: two copies",
+            Some(_) => "",
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
 }
 
 /// What the access log looks like.

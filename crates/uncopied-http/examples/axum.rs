@@ -23,7 +23,7 @@ async fn main() -> std::io::Result<()> {
     // Filled once, never written to again, sent many times.
     let mut buffer = PageBuffer::with_capacity(8 << 20)?;
     while buffer.write(b"All work and no copy makes Jack a fast server.\n")? > 0 {}
-    let pages = Bytes::from(buffer.freeze_for_good());
+    let pages = Bytes::from(buffer.freeze_permanently());
 
     let app = Router::new()
         .route("/hello", get(|| async { "Hello!\n" }))

@@ -270,7 +270,7 @@ impl OpenFile {
     /// Whether `wanted` bytes can be had without waiting for the disk, or the first 2 MiB of them.
     pub(crate) fn is_at_hand(&self, wanted: Range<u64>) -> bool {
         self.mapping(wanted.start)
-            .is_some_and(|mapped| residency::cold_part(&mapped.0, wanted).is_none())
+            .is_some_and(|mapped| residency::first_uncached(&mapped.0, wanted).is_none())
     }
 }
 

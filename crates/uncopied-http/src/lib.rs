@@ -22,7 +22,7 @@
 //! let mut buffer = PageBuffer::zeroed(8 << 20)?;
 //! buffer[..5].copy_from_slice(b"hello");
 //! // Sent many times, never written to again.
-//! let pages = Bytes::from(buffer.freeze_for_good());
+//! let pages = Bytes::from(buffer.freeze_permanently());
 //! let app = Router::new().route("/pages", get(|| async { pages }));
 //! # Ok(app)
 //! # }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use uncopied::Mechanism;
-use uncopied::plan::Plan;
+use uncopied::policy::Plan;
 
 use crate::totals::Totals;
 
@@ -19,23 +19,22 @@ pub struct Options {
 
 impl Options {
     /// Forces these mechanisms, in this order: the bytes of files go by those of them that send
-    /// [files](Mechanism::FOR_FILES), pages of the arena by those that send
-    /// [memory](Mechanism::FOR_MEMORY), and `copy` sends both. If there are none for files, or for pages,
-    /// the choice for these stays with the stream: `sendfile`, then `splice`, then `copy` for files;
-    /// for pages the [plan](uncopied::plan::plan_memory) for each slice. Slices of pages below 32 KiB are
-    /// copied in any case.
+    /// [files](Mechanism::FILE_TO_SOCKET), pages of the arena by those that send
+    /// [memory](Mechanism::MEMORY_TO_SOCKET), and `copy` sends both. If there are none for files, or
+    /// none for pages, these go by the plan: [`plan_file`](uncopied::policy::plan_file) or
+    /// [`plan_memory`](uncopied::policy::plan_memory). Slices of pages below 32 KiB are always copied.
     ///
     /// `msg_zerocopy` is left out: its notices come on the socket's error queue, which tokio takes for a
     /// broken connection.
     #[must_use]
-    pub fn mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
+    pub fn force_mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
         let forced = |can_send: &dyn Fn(&Mechanism) -> bool| {
             let some: Vec<_> = mechanisms.iter().copied().filter(can_send).collect();
             (!some.is_empty()).then(|| Plan::of(&some))
         };
-        self.for_files = forced(&|it| Mechanism::FOR_FILES.contains(it));
+        self.for_files = forced(&|it| Mechanism::FILE_TO_SOCKET.contains(it));
         self.for_pages =
-            forced(&|it| Mechanism::FOR_MEMORY.contains(it) && *it != Mechanism::MsgZerocopy);
+            forced(&|it| Mechanism::MEMORY_TO_SOCKET.contains(it) && *it != Mechanism::MsgZerocopy);
         self
     }
 

@@ -9,7 +9,7 @@ use uncopied::Mechanism;
 #[derive(Debug, Default)]
 pub struct Totals {
     bytes: [AtomicU64; Mechanism::ALL.len()],
-    copied_after_all: AtomicU64,
+    kernel_copied: AtomicU64,
 }
 
 impl Totals {
@@ -20,19 +20,19 @@ impl Totals {
     }
 
     /// How many of the bytes that the kernel was lent it has copied after all, by its own word; see
-    /// [`Report::copied_after_all`](uncopied::Report::copied_after_all). A connection tells what it
+    /// [`Report::kernel_copied`](uncopied::Report::kernel_copied). A connection tells what it
     /// knows when it sends pages again, and when it is dropped; what the kernel says later is not in
     /// here.
     #[must_use]
-    pub fn copied_after_all(&self) -> u64 {
-        self.copied_after_all.load(Ordering::Relaxed)
+    pub fn kernel_copied(&self) -> u64 {
+        self.kernel_copied.load(Ordering::Relaxed)
     }
 
     pub(crate) fn add(&self, mechanism: Mechanism, bytes: u64) {
         self.bytes[mechanism as usize].fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(crate) fn add_copied_after_all(&self, bytes: u64) {
-        self.copied_after_all.fetch_add(bytes, Ordering::Relaxed);
+    pub(crate) fn add_kernel_copied(&self, bytes: u64) {
+        self.kernel_copied.fetch_add(bytes, Ordering::Relaxed);
     }
 }

@@ -14,7 +14,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut buffer = PageBuffer::zeroed(8 << 20)?;
     buffer.fill(b'u');
     // Never written to again: the kernel may send these very pages, also to this machine.
-    let pages = buffer.freeze_for_good();
+    let pages = buffer.freeze_permanently();
     loop {
         let (socket, peer) = listener.accept().await?;
         let pages = pages.clone();
@@ -30,6 +30,6 @@ async fn serve(socket: TcpStream, pages: Pages) -> Result<(), Error> {
     let mut sender = Sender::new(socket);
     let sent = sender.send_tokio(pages).await?;
     let settled = sent.completion().clone().await;
-    println!("{}; free by {:?}", sent.report(), settled.rule);
+    println!("{}; free by {:?}", sent.report(), settled.reason);
     Ok(())
 }

@@ -5,7 +5,6 @@ use std::io;
 
 use rustix::io::Errno;
 
-use crate::mechanism::is_peer_gone;
 use crate::report::Report;
 
 /// A transfer that did not reach its end.
@@ -49,7 +48,10 @@ impl ErrorKind {
     /// What a refusal of the sink's means.
     pub(crate) fn of_sink(errno: Errno) -> Self {
         match errno {
-            _ if is_peer_gone(errno) => Self::PeerClosed,
+            // Of a connection that is gone, whichever call reports it.
+            Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED | Errno::NOTCONN => {
+                Self::PeerClosed
+            }
             Errno::NOTSOCK => Self::NotAStreamSocket,
             _ => Self::Sink,
         }

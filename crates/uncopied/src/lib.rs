@@ -1,5 +1,5 @@
-//! Bytes from files and memory to sockets without the CPU copying them, with a report of which way each
-//! byte went.
+//! Moves bytes from files and memory to sockets without the CPU copying them, and reports which way
+//! each byte went.
 //!
 //! ```text
 //! source ─┐                          ┌─ moved, blocked, done ─▶ driver (poll, tokio) ─▶ you
@@ -8,8 +8,19 @@
 //!              └─ support ◀┘ unsupported: the next mechanism goes on from the same byte
 //! ```
 //!
-//! [`send_file()`] is the paved path, [`SendFile`] the same with every choice open, and [`Transfer`]
-//! the state machine under both, for event loops of your own:
+//! # What to use
+//!
+//! | you have | use | it pays from | beware |
+//! |---|---|---|---|
+//! | a file, a socket | [`send_file()`] | a few KiB | the file may still change: see below |
+//! | the same, with choices or on tokio | [`SendFile`] | | |
+//! | the same, in an event loop of your own | [`Transfer`] | | |
+//! | memory, a socket | [`Sender`] | 16 KiB, to another machine | memory in flight cannot be reused yet |
+//! | memory that is sent many times | [`PageBuffer::freeze_permanently`](arena::PageBuffer::freeze_permanently) | 64 KiB | new pages cost more than a copy |
+//! | memory that must stay writable | [`Region`](arena::Region) | 2 MiB | it needs huge pages |
+//! | memory, an I/O object that keeps its socket elsewhere | [`Channel`] | | |
+//!
+//! Memory of any other kind, or less of it, is best written as usual.
 //!
 //! ```no_run
 //! use std::{fs::File, net::TcpListener};
@@ -26,64 +37,55 @@
 //!
 //! # Memory
 //!
-//! Memory is sent by lending it: [pages](arena::Pages) that are immutable once they are filled, or parts of
-//! a [region](arena::Region) that may be overwritten at any time. A [`Sender`] answers each send with a
-//! [`Completion`], which tells when the kernel is done with the pages and whether it copied them after
-//! all; the pages are kept until then, whatever is dropped. [`Channel`] is the same for I/O objects that have
-//! their socket elsewhere.
+//! The kernel reads memory that is sent until the peer has acknowledged it. It is kept in
+//! [pages](arena::Pages), which are immutable once they are filled, or in a
+//! [region](arena::Region), which may be overwritten at any time. Each send by a [`Sender`] returns a
+//! [`Completion`], which reports when the kernel is done with the pages, and whether it copied them
+//! after all. The pages are kept until then, whatever is dropped.
 //!
 //! # The contract that zero copy drops
 //!
-//! This is about files. `write(2)` sends the bytes as they are at the call. `sendfile` and `splice` lend the file's pages
-//! to the kernel instead: until the peer has acknowledged them (on the same host: has *read* them)
-//! whoever writes to the file changes what the peer gets. Files that are replaced rather than
-//! rewritten are safe; for others there is [`SendFile::copied`].
+//! This is about files. `write(2)` sends the bytes as they are at the call. `sendfile` and `splice`
+//! give the socket references to the file's pages instead. Until the peer has acknowledged the bytes
+//! (on the same host: has *read* them), a write to the file changes what the peer receives. Files
+//! that are replaced rather than rewritten are safe; for others there is [`SendFile::force_copy`].
 //!
 //! # Switches
 //!
-//! `UNCOPIED_SEND=off` in the environment, or [`set_send`]`(false)` at any time, sends every transfer
-//! by `copy`, and the reports say so.
+//! `UNCOPIED_SEND=off` in the environment, or [`set_zero_copy_send`]`(false)` at any time, makes every
+//! transfer go by `copy`, and the reports say so.
 //!
 //! # Features
 //!
 //! - `tokio`: the driver for tokio's sockets, [`SendFile::to_tokio`] and [`Sender::send_tokio`].
 
-mod acknowledgements;
 pub mod arena;
-mod channel;
-mod completion;
-pub mod drive;
+pub mod driver;
+mod endpoint;
 mod error;
-mod error_queue;
-#[cfg(test)]
-mod faults;
-mod lease;
-mod lenders;
+mod in_flight;
 mod mechanism;
-mod memory_transfer;
-pub mod plan;
-mod reaper;
+pub mod policy;
 mod report;
 pub mod residency;
-mod send_file;
-mod sender;
-mod sink;
-mod source;
-mod support;
+mod send;
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(test)]
+mod tests;
 mod transfer;
+mod uring;
 
-pub use channel::Channel;
-pub use completion::{Completion, Rule, Settled};
+pub use arena::Memory;
 pub use error::{Error, ErrorKind};
-pub use lease::{LEASED_BY_PROCESS, LEASED_BY_SENDER, Memory, leased_bytes, set_leased_at_most};
+pub use in_flight::{
+    Completion, DEFAULT_PROCESS_IN_FLIGHT_LIMIT, DEFAULT_SENDER_IN_FLIGHT_LIMIT, FreeReason,
+    LimitAction, SendOutcome, in_flight_bytes, set_process_in_flight_limit,
+};
 pub use mechanism::Side;
-pub use plan::Mechanism;
-pub use report::{Report, StepDown};
+pub use policy::{Mechanism, Support, set_zero_copy_send, zero_copy_send_enabled};
+pub use report::{Fallback, Report};
 pub use rustix::io::Errno;
-pub use send_file::{SendFile, send_file};
-pub use sender::{OverQuota, SendOptions, Sender, Sent, StreamSocket};
-pub use support::{Support, send_is_on, set_send};
+pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocket, send_file};
 pub use sys::send_vectored;
 pub use transfer::{Progress, Transfer};

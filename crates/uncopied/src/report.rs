@@ -4,20 +4,20 @@ use std::fmt;
 
 use rustix::io::Errno;
 
-use crate::plan::Mechanism;
+use crate::policy::Mechanism;
 
 /// How many bytes went by which mechanism, and every step down.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     bytes: [u64; Mechanism::ALL.len()],
-    copied_after_all: u64,
-    steps_down: Vec<StepDown>,
+    kernel_copied: u64,
+    fallbacks: Vec<Fallback>,
     switched_off: bool,
 }
 
 /// One mechanism giving way to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepDown {
+pub struct Fallback {
     /// What was tried.
     pub from: Mechanism,
     /// What took its place.
@@ -35,20 +35,16 @@ impl Report {
     }
 
     /// Counts bytes that the kernel was lent and copied.
-    pub(crate) fn count_copied_after_all(&mut self, bytes: u64) {
-        self.copied_after_all += bytes;
+    pub(crate) fn count_kernel_copied(&mut self, bytes: u64) {
+        self.kernel_copied += bytes;
     }
 
-    pub(crate) fn step_down(&mut self, step: StepDown) {
-        self.steps_down.push(step);
-    }
-
-    /// As [`step_down`](Self::step_down), unless the same was noted before: a socket that is sent to for
+    /// As [`fall_back`](Self::fall_back), unless the same was noted before: a socket that is sent to for
     /// years may step down at every send.
-    pub(crate) fn step_down_once(&mut self, step: StepDown) {
-        let is_same = |noted: &StepDown| (noted.from, noted.errno) == (step.from, step.errno);
-        if !self.steps_down.iter().any(is_same) {
-            self.steps_down.push(step);
+    pub(crate) fn record_fallback_once(&mut self, step: Fallback) {
+        let is_same = |noted: &Fallback| (noted.from, noted.errno) == (step.from, step.errno);
+        if !self.fallbacks.iter().any(is_same) {
+            self.fallbacks.push(step);
         }
     }
 
@@ -72,8 +68,8 @@ impl Report {
     /// the same machine, or a network device without scatter-gather. It is known as the notices come
     /// in.
     #[must_use]
-    pub fn copied_after_all(&self) -> u64 {
-        self.copied_after_all
+    pub fn kernel_copied(&self) -> u64 {
+        self.kernel_copied
     }
 
     /// How many bytes the socket took by reference: neither this process nor the kernel's socket
@@ -85,7 +81,7 @@ impl Report {
             .into_iter()
             .filter(|mechanism| mechanism.is_zero_copy());
         let lent: u64 = zero_copy.map(|mechanism| self.by(mechanism)).sum();
-        lent.saturating_sub(self.copied_after_all)
+        lent.saturating_sub(self.kernel_copied)
     }
 
     /// How many bytes the CPU copied at least once.
@@ -96,12 +92,12 @@ impl Report {
 
     /// Every step down, in their order.
     #[must_use]
-    pub fn steps_down(&self) -> &[StepDown] {
-        &self.steps_down
+    pub fn fallbacks(&self) -> &[Fallback] {
+        &self.fallbacks
     }
 
     /// Whether the transfer was copied because zero-copy sending is
-    /// [switched off](crate::set_send).
+    /// [switched off](crate::set_zero_copy_send).
     #[must_use]
     pub fn switched_off(&self) -> bool {
         self.switched_off
@@ -120,8 +116,8 @@ impl fmt::Display for Report {
                 before = ", ";
             }
         }
-        if self.copied_after_all > 0 {
-            let bytes = self.copied_after_all;
+        if self.kernel_copied > 0 {
+            let bytes = self.kernel_copied;
             write!(
                 f,
                 " (the kernel copied {bytes} of the bytes that it was lent)"
@@ -130,12 +126,12 @@ impl fmt::Display for Report {
         if self.switched_off {
             write!(f, " (zero-copy sending is switched off)")?;
         }
-        for StepDown {
+        for Fallback {
             from,
             to,
             errno,
             at,
-        } in &self.steps_down
+        } in &self.fallbacks
         {
             let why = std::io::Error::from(*errno);
             write!(f, " ({from} gave way to {to} at byte {at}: {why})")?;
@@ -153,13 +149,13 @@ mod tests {
         let mut report = Report::default();
         report.count(Mechanism::Splice, 65_536);
         report.count(Mechanism::Copy, 4);
-        let step = StepDown {
+        let step = Fallback {
             from: Mechanism::Splice,
             to: Mechanism::Copy,
             errno: Errno::INVAL,
             at: 65_536,
         };
-        report.step_down(step);
+        report.record_fallback_once(step);
         assert_eq!(
             (
                 report.bytes(),

@@ -2,7 +2,7 @@
 //!
 //! `sendfile` of a file that is not in the page cache waits for the disk inside the call, socket
 //! non-blocking or not. An event loop asks [`is_resident`] first and lets a thread that may block
-//! [`load`] the pages.
+//! [`prefetch_blocking`] the pages.
 
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -61,7 +61,7 @@ fn is_byte_resident(file: std::os::fd::BorrowedFd<'_>, at: u64) -> bool {
 ///
 /// It reads the bytes and forgets them, because the calls that only ask for read-ahead do not wait.
 /// Errors are not told: whoever sends the bytes meets them again.
-pub fn load(file: impl AsFd, offset: u64, len: u64) {
+pub fn prefetch_blocking(file: impl AsFd, offset: u64, len: u64) {
     let file = file.as_fd();
     let end = offset.saturating_add(len);
     let _ = rustix::fs::fadvise(
@@ -81,7 +81,7 @@ pub fn load(file: impl AsFd, offset: u64, len: u64) {
     }
 }
 
-/// The stretch of a mapped file that must be [loaded](load_mapping) before the next 2 MiB of `wanted`
+/// The stretch of a mapped file that must be [loaded](prefetch_mapping_blocking) before the next 2 MiB of `wanted`
 /// can be sent without waiting for the disk; `None` if there is none. Both in bytes of the file.
 ///
 /// What was found in the page cache is remembered with the mapping, 2 MiB by 2 MiB, and taken to be
@@ -89,7 +89,7 @@ pub fn load(file: impl AsFd, offset: u64, len: u64) {
 /// file that is sent a thousand times a second need not be asked about each time. Whoever wants half of
 /// such a unit or more asks about all of it.
 #[must_use]
-pub fn cold_part(mapping: &FileMapping, wanted: Range<u64>) -> Option<Range<u64>> {
+pub fn first_uncached(mapping: &FileMapping, wanted: Range<u64>) -> Option<Range<u64>> {
     let mut cold: Option<Range<u64>> = None;
     let ahead = wanted.end.min(wanted.start.saturating_add(UNIT));
     for (unit, whole) in units(mapping, wanted.start..ahead) {
@@ -111,10 +111,10 @@ pub fn cold_part(mapping: &FileMapping, wanted: Range<u64>) -> Option<Range<u64>
     cold
 }
 
-/// As [`load`], for a stretch of a mapped file. What it has brought in is remembered.
-pub fn load_mapping(mapping: &FileMapping, stretch: Range<u64>) {
+/// As [`prefetch_blocking`], for a stretch of a mapped file. What it has brought in is remembered.
+pub fn prefetch_mapping_blocking(mapping: &FileMapping, stretch: Range<u64>) {
     let len = stretch.end.saturating_sub(stretch.start);
-    load(mapping.file(), stretch.start, len);
+    prefetch_blocking(mapping.file(), stretch.start, len);
     for (unit, whole) in units(mapping, stretch.clone()) {
         if stretch.start <= whole.start && whole.end <= stretch.end {
             mapping.note_resident(unit);
@@ -165,20 +165,20 @@ mod tests {
         let len = 2 * UNIT + 100;
         let mapping = mapping_of(len);
         let remembered = |unit| mapping.was_resident_within(unit, TRUST);
-        load_mapping(&mapping, 1..2 * UNIT);
+        prefetch_mapping_blocking(&mapping, 1..2 * UNIT);
         assert_eq!([0, 1, 2].map(remembered), [false, true, false]);
-        load_mapping(&mapping, 2 * UNIT..len);
+        prefetch_mapping_blocking(&mapping, 2 * UNIT..len);
         assert_eq!([0, 1, 2].map(remembered), [false, true, true]);
-        assert_eq!(cold_part(&mapping, UNIT..len), None);
+        assert_eq!(first_uncached(&mapping, UNIT..len), None);
     }
 
     #[test]
     fn half_a_unit_asks_about_all_of_it() {
         let mapping = mapping_of(UNIT);
-        load(mapping.file(), 0, UNIT);
-        assert_eq!(cold_part(&mapping, UNIT / 2 + 1..UNIT), None);
+        prefetch_blocking(mapping.file(), 0, UNIT);
+        assert_eq!(first_uncached(&mapping, UNIT / 2 + 1..UNIT), None);
         assert!(!mapping.was_resident_within(0, TRUST));
-        assert_eq!(cold_part(&mapping, UNIT / 2..UNIT), None);
+        assert_eq!(first_uncached(&mapping, UNIT / 2..UNIT), None);
         assert!(mapping.was_resident_within(0, TRUST));
     }
 
@@ -211,8 +211,8 @@ mod tests {
         file.set_len(10).expect("grown");
         assert!(is_resident(&file, 10, 1));
         assert!(is_resident(&file, u64::MAX, u64::MAX));
-        load(&file, 0, u64::MAX);
-        load(&file, u64::MAX, u64::MAX);
+        prefetch_blocking(&file, 0, u64::MAX);
+        prefetch_blocking(&file, u64::MAX, u64::MAX);
         assert!(is_resident(&file, 0, u64::MAX));
     }
 }

@@ -57,14 +57,14 @@ pub(super) fn send(job: Job, mechanism: Mechanism, from: From) -> Result<Sent, E
     })
 }
 
-/// Notices may come out of order: the last one's need not be the last.
+/// NotificationSource may come out of order: the last one's need not be the last.
 fn wait_for_notices(sender: &Sender<TcpStream>) -> Result<(), Error> {
     let deadline = Instant::now() + NOTICES_LIMIT;
-    while sender.leased() > 0 {
+    while sender.in_flight_bytes() > 0 {
         if Instant::now() > deadline {
             return Err(Error::WrongAnswer(format!(
                 "{} bytes are still lent {} s after the last send",
-                sender.leased(),
+                sender.in_flight_bytes(),
                 NOTICES_LIMIT.as_secs()
             )));
         }
@@ -122,7 +122,7 @@ fn buffer(payload: &[u8], from: From) -> Result<Buffer, Error> {
     pages.set_len(payload.len());
     pages.copy_from_slice(payload);
     Ok(Buffer::Pages(match from {
-        From::FrozenForGood => pages.freeze_for_good(),
+        From::FrozenForGood => pages.freeze_permanently(),
         From::Frozen | From::Region => pages.freeze(),
     }))
 }
@@ -139,7 +139,10 @@ impl Buffer {
 }
 
 fn sender(socket: TcpStream, mechanism: Mechanism) -> Sender<TcpStream> {
-    Sender::with(socket, SendOptions::default().mechanisms(&[mechanism]))
+    Sender::with(
+        socket,
+        SendOptions::default().force_mechanisms(&[mechanism]),
+    )
 }
 
 fn failed(mechanism: Mechanism, error: uncopied::Error) -> Error {

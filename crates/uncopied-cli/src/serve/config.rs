@@ -3,10 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use uncopied::Mechanism;
+use uncopied::policy::Plan;
 use uncopied_http::ServeFiles;
 
-use crate::cli::{LogFormat, MechanismChoice, ServeFlags};
+use crate::cli::{LogFormat, ServeFlags};
 use crate::error::Error;
 use crate::values::ListenAddress;
 
@@ -22,7 +22,7 @@ pub(crate) struct Config {
     pub(crate) listen: Vec<ListenAddress>,
     pub(crate) threads: usize,
     /// Empty: the library chooses.
-    pub(crate) mechanisms: Vec<Mechanism>,
+    pub(crate) forced_plan: Option<Plan>,
     pub(crate) log_format: Option<Format>,
     pub(crate) max_connections: usize,
     pub(crate) deadlines: Deadlines,
@@ -45,7 +45,7 @@ impl Config {
             path: flags.path,
             listen: flags.listen,
             threads,
-            mechanisms: mechanisms(flags.mechanism),
+            forced_plan: flags.mechanism.0.map(Plan::preferring),
             log_format: match flags.access_log {
                 LogFormat::Off => None,
                 LogFormat::Text => Some(Format::Text),
@@ -65,18 +65,6 @@ impl Config {
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// The mechanisms to force: the chosen one, and `copy` for what it does not work for. None leaves the
-/// choice to the stream.
-fn mechanisms(choice: MechanismChoice) -> Vec<Mechanism> {
-    match choice {
-        MechanismChoice::Auto => vec![],
-        MechanismChoice::Sendfile => vec![Mechanism::Sendfile, Mechanism::Copy],
-        MechanismChoice::Splice => vec![Mechanism::Splice, Mechanism::Copy],
-        MechanismChoice::Mmap => vec![Mechanism::MmapWrite, Mechanism::Copy],
-        MechanismChoice::Copy => vec![Mechanism::Copy],
-    }
 }
 
 fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error> {
@@ -101,7 +89,7 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         .precompressed(!flags.no_precompressed)
         .max_open_files(max_open_files)
         .direct(true);
-    if flags.mechanism != MechanismChoice::Auto {
+    if flags.mechanism.0.is_some() {
         // Bytes kept in memory would go out by none of the mechanisms that can be forced.
         builder = builder.in_memory(0);
     }

@@ -92,7 +92,7 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     };
     let (farewells, ended) = mpsc::unbounded_channel();
     let threads = (0..config.threads)
-        .map(|n| ServingThread::start(n, &plan, &listeners, &config.mechanisms, &farewells))
+        .map(|n| ServingThread::start(n, &plan, &listeners, config.forced_plan, &farewells))
         .collect::<Result<Vec<_>, _>>()?;
     for listener in &listeners {
         say(&format_args!(

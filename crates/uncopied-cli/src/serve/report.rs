@@ -11,7 +11,7 @@ use super::thread::ServingThread;
 #[derive(Debug)]
 pub(crate) struct Report {
     requests: u64,
-    bytes: [(Mechanism, u64); Mechanism::FOR_FILES.len()],
+    bytes: [(Mechanism, u64); Mechanism::FILE_TO_SOCKET.len()],
     dropped_lines: u64,
 }
 
@@ -26,7 +26,7 @@ impl Report {
         };
         Self {
             requests: threads.iter().map(|thread| thread.shared.requests()).sum(),
-            bytes: Mechanism::FOR_FILES.map(|mechanism| (mechanism, total(mechanism))),
+            bytes: Mechanism::FILE_TO_SOCKET.map(|mechanism| (mechanism, total(mechanism))),
             dropped_lines: log.map_or(0, AccessLog::dropped),
         }
     }
@@ -55,7 +55,7 @@ mod tests {
     fn the_line_is_as_documented() {
         let amounts = [3_145_728, 0, 0, 883];
         let mut amounts = amounts.into_iter();
-        let bytes = Mechanism::FOR_FILES.map(|m| (m, amounts.next().unwrap_or_default()));
+        let bytes = Mechanism::FILE_TO_SOCKET.map(|m| (m, amounts.next().unwrap_or_default()));
         let mut report = Report {
             requests: 3,
             bytes,

@@ -8,7 +8,6 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, mpsc, watch};
-use uncopied::Mechanism;
 use uncopied_http::{Address, Options, ServeFiles, Stream, Totals};
 
 use crate::error::Error;
@@ -101,7 +100,7 @@ impl ServingThread {
         number: usize,
         plan: &Plan,
         bound: &[Bound],
-        mechanisms: &[Mechanism],
+        forced_plan: Option<uncopied::policy::Plan>,
         ended: &mpsc::UnboundedSender<Ended>,
     ) -> Result<Self, Error> {
         let failed = |what| move |source| Error::Setup { what, source };
@@ -113,8 +112,8 @@ impl ServingThread {
             .map_err(failed("start the event loop"))?;
         let shared = Arc::new(Shared::default());
         let mut options = Options::default().totals(Arc::clone(&shared.totals));
-        if !mechanisms.is_empty() {
-            options = options.mechanisms(mechanisms);
+        if let Some(plan) = forced_plan {
+            options = options.force_mechanisms(plan.mechanisms());
         }
         let listeners = {
             let _entered = runtime.enter();

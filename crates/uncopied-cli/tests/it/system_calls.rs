@@ -132,7 +132,7 @@ fn mmap_sends_from_the_mapping_and_reads_nothing() {
     if !can_trace("mmap_sends_from_the_mapping_and_reads_nothing") {
         return;
     }
-    let (trace, end, head) = serve_once("mmap", &["-e", "raw=sendto"]);
+    let (trace, end, head) = serve_once("mmap_write", &["-e", "raw=sendto"]);
     assert_only(&trace, &["mmap"]);
     assert_eq!(moved(sends_from(&trace, &mapping(&trace))), MIB);
     let totals = end.totals();

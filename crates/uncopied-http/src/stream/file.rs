@@ -10,8 +10,8 @@ use std::task::{Context, Poll, ready};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use uncopied::arena::FileMapping;
-use uncopied::plan::{Length, Mechanism, Plan};
-use uncopied::{Errno, Progress, Side, Support, Transfer, residency, send_is_on};
+use uncopied::policy::{FilePlanInput, Length, Plan, SourceKind, plan_file};
+use uncopied::{Errno, Progress, Side, Support, Transfer, residency, zero_copy_send_enabled};
 
 use super::{InFile, Socket, Stream};
 
@@ -64,8 +64,8 @@ impl Stream {
         }
         self.end_sending();
         let is_corked = len >= CORKED && self.set_cork(true);
-        let plan = self.plan(&mapping);
         let length = Length::Exact(len as u64);
+        let plan = self.plan(&mapping, length);
         let transfer = Transfer::new(offset, length, plan).with_mapping(&mapping);
         Sending {
             mapping,
@@ -96,14 +96,24 @@ impl Stream {
         }
     }
 
-    fn plan(&self, mapping: &FileMapping) -> Plan {
-        if !send_is_on() {
-            return Plan::copying();
-        }
-        let best = [Mechanism::Sendfile, Mechanism::Splice, Mechanism::Copy];
-        let plan = self.options.for_files.unwrap_or_else(|| Plan::of(&best));
+    fn plan(&self, mapping: &FileMapping, length: Length) -> Plan {
         let support = Support::of_process();
-        plan.without(|it| support.refusal(it).is_some() || mapping.has_refused(it))
+        let zero_copy_enabled = zero_copy_send_enabled();
+        let plan = match self.options.for_files {
+            Some(forced) if zero_copy_enabled => {
+                forced.without(|mechanism| support.refusal(mechanism).is_some())
+            }
+            _ => {
+                let input = FilePlanInput {
+                    source: SourceKind::File,
+                    length,
+                    force_copy: false,
+                    zero_copy_enabled,
+                };
+                plan_file(&input, &support)
+            }
+        };
+        plan.without(|mechanism| mapping.has_refused(mechanism))
     }
 
     /// Steps until bytes have moved.
@@ -166,11 +176,11 @@ impl Sending {
             let offset = self.transfer.offset();
             let left = self.transfer.remaining().unwrap_or(u64::MAX);
             let wanted = offset..offset.saturating_add(left);
-            let Some(cold) = residency::cold_part(&self.mapping, wanted) else {
+            let Some(cold) = residency::first_uncached(&self.mapping, wanted) else {
                 return Poll::Ready(());
             };
             let mapping = self.mapping.clone();
-            let load = move || residency::load_mapping(&mapping, cold);
+            let load = move || residency::prefetch_mapping_blocking(&mapping, cold);
             let Ok(runtime) = Handle::try_current() else {
                 // Outside of a runtime there is no pool: the disk is waited for here.
                 load();
@@ -188,7 +198,7 @@ impl Sending {
 
     /// What the file's own kind cannot do, later transfers need not try.
     fn note_refusals(&self) {
-        for step in self.transfer.report().steps_down() {
+        for step in self.transfer.report().fallbacks() {
             if matches!(step.errno, Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE) {
                 self.mapping.note_refusal(step.from);
             }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop;
 use uncopied::arena::{FileMapping, Located, Pages, locate};
-use uncopied::plan::Mechanism;
+use uncopied::policy::Mechanism;
 use uncopied::send_vectored;
 
 use crate::activity::Activity;
@@ -29,7 +29,7 @@ use pages::Lender;
 ///
 /// Every slice that it is given to write is looked up in the [arena](uncopied::arena). What lies in
 /// a mapped file goes out from the file; 32 KiB or more of [frozen pages](Pages) go out by
-/// the [plan](uncopied::plan::plan_memory) for such memory; everything else, and shorter slices of
+/// the [plan](uncopied::policy::plan_memory) for such memory; everything else, and shorter slices of
 /// pages, are written as ever. The [`Options`] may force mechanisms. What stands before a file's
 /// bytes or pages, such as the head of a response, waits for them to share the first packet.
 ///

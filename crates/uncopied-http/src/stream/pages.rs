@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use uncopied::arena::Pages;
-use uncopied::plan::{Driver, Mechanism};
-use uncopied::{Channel, SendOptions, Sent, send_is_on};
+use uncopied::policy::{Driver, Mechanism};
+use uncopied::{Channel, SendOptions, Sent, zero_copy_send_enabled};
 
 use super::Stream;
 use crate::options::Options;
@@ -25,7 +25,7 @@ const ALONE: usize = 32 << 10;
 pub(super) struct Lender {
     channel: Channel,
     /// How many bytes the kernel copied after all, as far as the totals have been told.
-    copied_after_all: u64,
+    kernel_copied: u64,
     totals: Arc<Totals>,
 }
 
@@ -33,11 +33,11 @@ impl Lender {
     fn new(socket: BorrowedFd<'_>, options: &Options) -> Self {
         let mut send = SendOptions::default();
         if let Some(plan) = &options.for_pages {
-            send = send.mechanisms(plan.mechanisms());
+            send = send.force_mechanisms(plan.mechanisms());
         }
         Self {
             channel: Channel::new(socket, Driver::Tokio, send),
-            copied_after_all: 0,
+            kernel_copied: 0,
             totals: Arc::clone(&options.totals),
         }
     }
@@ -52,10 +52,10 @@ impl Lender {
     }
 
     fn tell_totals(&mut self) {
-        let known = self.channel.report().copied_after_all();
+        let known = self.channel.report().kernel_copied();
         self.totals
-            .add_copied_after_all(known.saturating_sub(self.copied_after_all));
-        self.copied_after_all = known;
+            .add_kernel_copied(known.saturating_sub(self.kernel_copied));
+        self.kernel_copied = known;
     }
 }
 
@@ -76,7 +76,7 @@ impl Stream {
             let plan = self.options.for_pages.as_ref();
             plan.is_some_and(|plan| plan.mechanisms() == [Mechanism::Copy])
         };
-        (pages.len() >= ALONE || is_rest()) && send_is_on() && !is_forced_to_copy()
+        (pages.len() >= ALONE || is_rest()) && zero_copy_send_enabled() && !is_forced_to_copy()
     }
 
     /// Makes the socket take some of the pages. What it holds by reference, the channel keeps, whatever
@@ -95,7 +95,7 @@ impl Stream {
         lender.tell_totals();
         self.lender = Some(lender);
         let sent = ready!(sent)?;
-        for mechanism in Mechanism::FOR_MEMORY {
+        for mechanism in Mechanism::MEMORY_TO_SOCKET {
             self.count(cx, mechanism, sent.report().by(mechanism) as usize);
         }
         Poll::Ready(Ok(sent.bytes() as usize))

@@ -121,7 +121,7 @@ async fn every_size_behind_tokios_own_stream() {
 async fn every_forced_mechanism() {
     let files = Files::of(&SIZES);
     for net in [Net::Tcp, Net::Unix] {
-        for mechanism in Mechanism::FOR_FILES {
+        for mechanism in Mechanism::FILE_TO_SOCKET {
             let answering = Arc::clone(&files);
             let plan = Plan {
                 net,
@@ -135,7 +135,7 @@ async fn every_forced_mechanism() {
                 assert_same(&body, content, &format!("{mechanism} {net:?} {at}"));
             }
             let whole = SIZES.iter().sum::<usize>() as u64;
-            for other in Mechanism::FOR_FILES {
+            for other in Mechanism::FILE_TO_SOCKET {
                 let bytes = server.totals.bytes(other);
                 match other {
                     Mechanism::Copy => assert!(bytes < 10_000 || mechanism == other),
@@ -185,7 +185,7 @@ async fn ranges_across_the_windows_of_a_large_file() {
     near[1_500_000..][..written.len()].copy_from_slice(&written);
     file.write_all_at(&written, from + 1_500_000).unwrap();
     let open = open_file(&path);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for direct in [true, false] {
             let open = Arc::clone(&open);
             let plan = Plan {

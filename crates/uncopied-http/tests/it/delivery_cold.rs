@@ -40,7 +40,7 @@ const M: usize = 1 << 20;
 fn a_cold_file_waits_on_the_pool_and_holds_up_nobody() {
     let mut fastest_head = Duration::MAX;
     runtime().block_on(async {
-        for mechanism in Mechanism::FOR_FILES {
+        for mechanism in Mechanism::FILE_TO_SOCKET {
             for mode in ["default", "direct", "read"] {
                 let files = Files::of(&[6 * M, 100_000]);
                 let answering = Arc::clone(&files);

@@ -23,7 +23,7 @@ const LEN: usize = 6 << 20;
 
 /// Every way in which a body's bytes get to the socket: mode, and forced mechanism.
 fn ways() -> impl Iterator<Item = (&'static str, Mechanism)> {
-    let forced = Mechanism::FOR_FILES.map(|mechanism| ("direct", mechanism));
+    let forced = Mechanism::FILE_TO_SOCKET.map(|mechanism| ("direct", mechanism));
     let found = ["default", "read"].map(|mode| (mode, Mechanism::Sendfile));
     forced.into_iter().chain(found)
 }

@@ -26,7 +26,7 @@ use crate::delivery_rig::{
 async fn slow_readers_with_tiny_buffers_get_every_byte() {
     let files = Files::of(&[1_500_001]);
     for net in [Net::Tcp, Net::Unix] {
-        for (at, mechanism) in Mechanism::FOR_FILES.into_iter().enumerate() {
+        for (at, mechanism) in Mechanism::FILE_TO_SOCKET.into_iter().enumerate() {
             for mode in ["default", "direct", "read"] {
                 let answering = Arc::clone(&files);
                 let plan = Plan {
@@ -90,7 +90,7 @@ async fn vanish() {
             .num_alive_tasks()
     };
     let mut random = Random(3);
-    for (at, mechanism) in Mechanism::FOR_FILES.into_iter().enumerate() {
+    for (at, mechanism) in Mechanism::FILE_TO_SOCKET.into_iter().enumerate() {
         for net in [Net::Tcp, Net::Unix] {
             let answering = Arc::clone(&files);
             let plan = Plan {

@@ -57,10 +57,10 @@ pub(crate) enum Frozen {
 }
 
 pub(crate) fn pages_of(content: &[u8], frozen: Frozen) -> Pages {
-    let buffer = PageBuffer::copy_of(content).unwrap();
+    let buffer = PageBuffer::copy_from_slice(content).unwrap();
     match frozen {
         Frozen::Once => buffer.freeze(),
-        Frozen::ForGood => buffer.freeze_for_good(),
+        Frozen::ForGood => buffer.freeze_permanently(),
     }
 }
 
@@ -93,7 +93,7 @@ fn assert_totals(totals: &Totals, vmsplice: usize, bodies: usize, heads: usize, 
         assert_eq!(totals.bytes(mechanism), 0, "{what}: {mechanism}");
     }
     assert_eq!(totals.bytes(Mechanism::MsgZerocopy), 0, "{what}");
-    assert_eq!(totals.copied_after_all(), 0, "nothing was lent: {what}");
+    assert_eq!(totals.kernel_copied(), 0, "nothing was lent: {what}");
 }
 
 async fn every_size(stack: Stack, net: Net, buffers: Option<usize>) {
@@ -459,13 +459,13 @@ fn switched_off_and_on() {
     in_own_process("delivery_pages::switched_off_and_on", &[], || {
         let on = runtime().block_on(send_both(&[]));
         assert_eq!(on.0, 3_000_001);
-        uncopied::set_send(false);
+        uncopied::set_zero_copy_send(false);
         for forced in [&[][..], &[Mechanism::Vmsplice], &[Mechanism::SendZc]] {
             let (vmsplice, copied) = runtime().block_on(send_both(forced));
             assert_eq!(vmsplice, 0, "{forced:?}");
             assert!((6_000_002..6_000_402).contains(&copied), "{copied}");
         }
-        uncopied::set_send(true);
+        uncopied::set_zero_copy_send(true);
         assert_eq!(runtime().block_on(send_both(&[])), on);
     });
 }

@@ -50,7 +50,7 @@ async fn come_back(mut pages: Pages) -> PageBuffer {
 
 async fn nothing_is_lent() {
     soon(async {
-        while uncopied::leased_bytes() > 0 {
+        while uncopied::in_flight_bytes() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     })
@@ -59,7 +59,7 @@ async fn nothing_is_lent() {
 
 /// A connection served by hyper that answers everything with these pages, stalled within the body.
 async fn stalled(mechanisms: &[Mechanism], pages: &Pages) -> (Client, JoinHandle<()>) {
-    let (stream, theirs) = stream_pair(Options::default().mechanisms(mechanisms)).await;
+    let (stream, theirs) = stream_pair(Options::default().force_mechanisms(mechanisms)).await;
     let body = Bytes::from(pages.clone());
     let serving = tokio::spawn(serve_http1(stream, answer(vec![body])));
     let mut client = Client {
@@ -128,7 +128,7 @@ fn pages_come_back_from_a_runtime_that_is_shut_down() {
             ours.set_nonblocking(true).unwrap();
             serving.block_on(async {
                 let ours = TcpStream::from_std(ours).unwrap();
-                let mut stream = Stream::tcp(ours, Options::default().mechanisms(mechanisms));
+                let mut stream = Stream::tcp(ours, Options::default().force_mechanisms(mechanisms));
                 let body = Bytes::from(pages.clone());
                 tokio::spawn(async move { stream.write_all(&body).await });
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -159,7 +159,7 @@ fn pages_come_back_from_a_body_that_fails() {
 async fn fail_midway(mechanisms: &[Mechanism]) {
     let content = bytes_of(LEN, 4);
     let pages = pages_of(&content, Frozen::Once);
-    let (stream, theirs) = stream_pair(Options::default().mechanisms(mechanisms)).await;
+    let (stream, theirs) = stream_pair(Options::default().force_mechanisms(mechanisms)).await;
     let body = Bytes::from(pages.clone());
     let service = service_fn(move |_| {
         let body = Failing(Some(body.clone()));
@@ -233,7 +233,8 @@ async fn replace_midway(mechanisms: &[Mechanism], frozen: Frozen) {
     let file = file.unwrap().bytes();
     let (content, other) = (bytes_of(8 << 20, 5), bytes_of(2 << 20, 6));
     let (pages, others) = (pages_of(&content, frozen), pages_of(&other, frozen));
-    let (mut stream, mut theirs) = stream_pair(Options::default().mechanisms(mechanisms)).await;
+    let (mut stream, mut theirs) =
+        stream_pair(Options::default().force_mechanisms(mechanisms)).await;
     let mut at = 0;
     // Until the window is shut.
     let pause = Duration::from_millis(100);
@@ -296,7 +297,7 @@ async fn a_client_that_reads_late_gets_what_was_answered() {
         for round in 0..12 {
             let totals = Arc::new(Totals::default());
             let options = Options::default()
-                .mechanisms(mechanisms)
+                .force_mechanisms(mechanisms)
                 .totals(Arc::clone(&totals));
             let (stream, theirs) = stream_pair(options).await;
             // All of it fits, once the peer's window is open as well.
@@ -347,7 +348,7 @@ async fn an_idle_connection_and_a_stalled_one_do_not_spin() {
         let bodies = contents
             .each_ref()
             .map(|it| Bytes::from(pages_of(it, frozen)));
-        let options = Options::default().mechanisms(mechanisms);
+        let options = Options::default().force_mechanisms(mechanisms);
         let (mut client, _, polls) = connection_to(options, answer(bodies.to_vec())).await;
         for _ in 0..3 {
             soon(client.get("/0")).await;
@@ -370,9 +371,9 @@ async fn an_idle_connection_and_a_stalled_one_do_not_spin() {
 
 #[tokio::test]
 async fn a_peer_that_is_gone_is_an_error_and_no_signal() {
-    for mechanism in Mechanism::FOR_MEMORY {
+    for mechanism in Mechanism::MEMORY_TO_SOCKET {
         let pages = pages_of(&bytes_of(8 << 20, 1), Frozen::ForGood);
-        let options = Options::default().mechanisms(&[mechanism, Mechanism::Copy]);
+        let options = Options::default().force_mechanisms(&[mechanism, Mechanism::Copy]);
         let (mut stream, theirs) = stream_pair(options).await;
         drop(theirs);
         let error = soon(stream.write_all(&pages)).await.unwrap_err();

@@ -192,7 +192,7 @@ impl Server {
     ) -> Self {
         let totals = Arc::new(Totals::default());
         let options = Options::default()
-            .mechanisms(plan.mechanisms)
+            .force_mechanisms(plan.mechanisms)
             .totals(Arc::clone(&totals));
         let (listener, at) = match plan.net {
             Net::Tcp => {

@@ -96,8 +96,8 @@ async fn slices_of_memory_and_of_files_in_every_order() {
         }
         let expected: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_vec()).collect();
         let (options, totals) = counting();
-        let mechanism = Mechanism::FOR_FILES[round as usize % 4];
-        let options = options.mechanisms(&[mechanism, Mechanism::Copy]);
+        let mechanism = Mechanism::FILE_TO_SOCKET[round as usize % 4];
+        let options = options.force_mechanisms(&[mechanism, Mechanism::Copy]);
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut stream, reader) = if round % 3 == 0 {
             SockRef::from(&ours).set_send_buffer_size(4096).unwrap();
@@ -156,11 +156,11 @@ async fn more_slices_than_one_call_takes() {
 /// and the file has grown back meanwhile.
 #[tokio::test]
 async fn nothing_is_written_after_a_file_that_failed() {
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         let files = Files::of(&[100_000]);
         let map = mapped(&files, 0);
         files.set_len(0, 0);
-        let options = Options::default().mechanisms(&[mechanism]);
+        let options = Options::default().force_mechanisms(&[mechanism]);
         let (mut stream, theirs) = stream_pair(options).await;
         let reader = tokio::spawn(read_at_leisure(theirs, Random(1)));
         let slices = [IoSlice::new(b"head"), IoSlice::new(&map)];
@@ -181,10 +181,10 @@ async fn nothing_is_written_after_a_file_that_failed() {
 /// What was begun and not ended stands in the way of nothing.
 #[tokio::test]
 async fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         let files = Files::of(&[8 << 20, 300_000]);
         let (map, other) = (mapped(&files, 0), mapped(&files, 1));
-        let options = Options::default().mechanisms(&[mechanism]);
+        let options = Options::default().force_mechanisms(&[mechanism]);
         let (mut stream, theirs) = stream_pair(options).await;
         let mut at = 0;
         // Until the window is shut.
@@ -211,10 +211,10 @@ async fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
 
 #[tokio::test]
 async fn a_peer_that_is_gone_is_an_error_and_no_signal() {
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         let files = Files::of(&[8 << 20]);
         let map = mapped(&files, 0);
-        let options = Options::default().mechanisms(&[mechanism]);
+        let options = Options::default().force_mechanisms(&[mechanism]);
         let (mut stream, theirs) = stream_pair(options).await;
         drop(theirs);
         let error = soon(stream.write_all(&map)).await.unwrap_err();

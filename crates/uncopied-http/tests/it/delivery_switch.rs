@@ -27,7 +27,7 @@ async fn send_all(mechanisms: &[Mechanism]) -> (u64, u64) {
                 assert_same(&body, content, &format!("{stack:?} {mode} {at}"));
             }
         }
-        for mechanism in Mechanism::FOR_FILES {
+        for mechanism in Mechanism::FILE_TO_SOCKET {
             let bytes = server.totals.bytes(mechanism);
             match mechanism {
                 Mechanism::Copy => copied += bytes,
@@ -59,9 +59,9 @@ fn by_a_call_and_back() {
     in_own_process("delivery_switch::by_a_call_and_back", &[], || {
         let on = runtime().block_on(send_all(&[]));
         assert!(on.0 > on.1);
-        uncopied::set_send(false);
+        uncopied::set_zero_copy_send(false);
         all_is_copied(&[]);
-        uncopied::set_send(true);
+        uncopied::set_zero_copy_send(true);
         assert_eq!(runtime().block_on(send_all(&[])), on);
     });
 }

@@ -5,16 +5,16 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::ptr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::space::Space;
-use crate::plan::Mechanism;
-use crate::sys::coarse_millis;
+use super::space::AddressSpace;
+use crate::policy::Mechanism;
+use crate::sys::{Kernel, Linux, Mapped, coarse_millis};
 
 /// A range of a file, mapped read-only into the arena.
 ///
@@ -30,22 +30,22 @@ use crate::sys::coarse_millis;
 /// [`locate`](super::locate) and send by [`Transfer`](crate::Transfer). Whoever must read them should read the
 /// file instead.
 #[derive(Clone, Debug)]
-pub struct FileMapping(Arc<Span>);
+pub struct FileMapping(Arc<MappedSpan>);
 
 /// A stretch of the arena and the file that is mapped there.
 #[derive(Debug)]
-pub(super) struct Span {
+pub(super) struct MappedSpan {
     address: usize,
     len: usize,
     file: Arc<File>,
     /// Of the file, in bytes: where the mapping begins.
     offset: u64,
     /// One bit a mechanism that this file has refused.
-    refused: AtomicU8,
+    refused: AtomicU32,
     /// When each [unit](FileMapping::UNIT) was last found in the page cache, in milliseconds of the coarse
     /// clock; 0 is never.
     resident_at: Box<[AtomicU64]>,
-    me: Weak<Span>,
+    me: Weak<MappedSpan>,
 }
 
 impl FileMapping {
@@ -60,22 +60,27 @@ impl FileMapping {
     pub fn new(file: Arc<File>, range: Range<u64>) -> io::Result<Self> {
         let len = range.end.saturating_sub(range.start);
         let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        Ok(Self::map(file, range.start, len)?)
+        Ok(Self::map(&Linux, file, range.start, len)?)
     }
 
-    pub(crate) fn map(file: Arc<File>, offset: u64, len: usize) -> Result<Self, Errno> {
+    pub(crate) fn map(
+        kernel: &impl Kernel,
+        file: Arc<File>,
+        offset: u64,
+        len: usize,
+    ) -> Result<Self, Errno> {
         if len == 0 {
             return Err(Errno::INVAL);
         }
-        let space = Space::get()?;
-        let address = space.map(file.as_fd(), offset, len)?;
+        let space = AddressSpace::get()?;
+        let address = space.map(kernel, file.as_fd(), offset, len)?;
         let units = 0..(len as u64).div_ceil(Self::UNIT);
-        let span = Arc::new_cyclic(|me| Span {
+        let span = Arc::new_cyclic(|me| MappedSpan {
             address,
             len,
             file,
             offset,
-            refused: AtomicU8::new(0),
+            refused: AtomicU32::new(0),
             resident_at: units.map(|_| AtomicU64::new(0)).collect(),
             me: me.clone(),
         });
@@ -108,8 +113,14 @@ impl FileMapping {
         self.0.len
     }
 
-    pub(crate) fn address(&self) -> usize {
-        self.0.address
+    /// At most `count` of the mapped bytes, from byte `start` of the mapping on, for the kernel to
+    /// read.
+    #[allow(unsafe_code)]
+    pub(crate) fn mapped(&self, start: usize, count: usize) -> Mapped<'_> {
+        let start = start.min(self.0.len);
+        let count = count.min(self.0.len - start);
+        // SAFETY: the range lies within the mapping, which `self` keeps.
+        unsafe { Mapped::new(self.0.address + start, count) }
     }
 
     /// Remembers that this file has refused `mechanism`, for the plans of later transfers.
@@ -141,17 +152,17 @@ impl FileMapping {
     }
 }
 
-impl Drop for Span {
+impl Drop for MappedSpan {
     fn drop(&mut self) {
         // The span exists, so the arena does.
-        if let Some(space) = Space::existing() {
+        if let Some(space) = AddressSpace::existing() {
             space.leave(self.address, self.len);
             space.unmap(self.address, self.len);
         }
     }
 }
 
-struct MappedBytes(Arc<Span>);
+struct MappedBytes(Arc<MappedSpan>);
 
 impl AsRef<[u8]> for MappedBytes {
     #[allow(unsafe_code)]
@@ -170,7 +181,7 @@ impl FileMapping {
     /// The mapping whose span this is, and where in its file the `bytes` begin, if they lie in it
     /// whole.
     #[allow(unsafe_code)]
-    pub(super) fn locate(span: *const Span, bytes: &[u8]) -> Option<(Self, u64)> {
+    pub(super) fn locate(span: *const MappedSpan, bytes: &[u8]) -> Option<(Self, u64)> {
         // SAFETY: a pointer in the table is that of a living span, for it is taken out before the
         // span is freed; and this one cannot be freed before we return: `bytes` is not empty and
         // begins in the span's granules, where nothing but a `Bytes` of that span can point, so

@@ -22,19 +22,21 @@
 //! ```
 
 mod mapping;
+mod memory;
 mod pages;
 mod pool;
 mod region;
 mod space;
 
 pub use mapping::FileMapping;
+pub use memory::Memory;
 pub use pages::{PageBuffer, Pages};
-pub(crate) use region::Lending;
+use region::Protected;
 pub use region::{Protection, Region, RegionMut, RegionPart};
 
 use std::ops::{Bound, Range, RangeBounds};
 
-use space::{Owner, Space};
+use space::{AddressSpace, Owner};
 
 /// Whose bytes a slice is made of.
 #[derive(Debug)]
@@ -60,7 +62,7 @@ pub fn locate(bytes: &[u8]) -> Option<Located> {
     if bytes.is_empty() {
         return None;
     }
-    match Space::existing()?.owner(bytes.as_ptr().addr())? {
+    match AddressSpace::existing()?.owner(bytes.as_ptr().addr())? {
         Owner::File(span) => {
             let (mapping, offset) = FileMapping::locate(span, bytes)?;
             Some(Located::File { mapping, offset })

@@ -11,6 +11,7 @@ use bytes::{BufMut, Bytes};
 
 use super::pool::{Block, Slab};
 use super::within;
+use crate::sys::Mapped;
 
 /// A buffer of whole pages, to be filled and then [frozen](Self::freeze).
 ///
@@ -81,7 +82,7 @@ impl PageBuffer {
     /// # Errors
     ///
     /// As [`with_capacity`](Self::with_capacity).
-    pub fn copy_of(bytes: &[u8]) -> io::Result<Self> {
+    pub fn copy_from_slice(bytes: &[u8]) -> io::Result<Self> {
         let mut buffer = Self::with_capacity(bytes.len())?;
         buffer.put_slice(bytes);
         Ok(buffer)
@@ -135,8 +136,8 @@ impl PageBuffer {
     ///
     /// New frames cost more than a copy: not for a buffer that is filled, sent once and filled again.
     #[must_use]
-    pub fn freeze_for_good(self) -> Pages {
-        self.block.give_away();
+    pub fn freeze_permanently(self) -> Pages {
+        self.block.gift();
         self.freeze()
     }
 
@@ -250,7 +251,7 @@ impl Pages {
     /// The handle.
     pub fn try_into_buffer(mut self) -> Result<PageBuffer, Self> {
         // In this order: who had the other handle may have given the pages away before it went.
-        if Arc::get_mut(&mut self.block).is_none() || self.block.is_given_away() {
+        if Arc::get_mut(&mut self.block).is_none() || self.block.is_gifted() {
             return Err(self);
         }
         self.block.thaw();
@@ -295,17 +296,25 @@ impl Pages {
         })
     }
 
+    /// The bytes, for the kernel to read.
+    #[allow(unsafe_code)]
+    pub(crate) fn mapped(&self) -> Mapped<'_> {
+        // SAFETY: the range lies within the block, whose memory stays mapped until it is dropped,
+        // which `self` prevents.
+        unsafe { Mapped::new(self.block.address() + self.start, self.len) }
+    }
+
     /// Whether the pages are never written to again:
-    /// [frozen for good](PageBuffer::freeze_for_good), or sent by `vmsplice`.
+    /// [frozen for good](PageBuffer::freeze_permanently), or sent by `vmsplice`.
     #[must_use]
-    pub fn is_for_good(&self) -> bool {
-        self.block.is_given_away()
+    pub fn is_permanent(&self) -> bool {
+        self.block.is_gifted()
     }
 
     /// Says that the frames lie where nobody tells when they are free. The pages are never written to
     /// again: with the last handle the frames go back to the kernel.
-    pub(crate) fn give_away(&self) {
-        self.block.give_away();
+    pub(crate) fn gift(&self) {
+        self.block.gift();
     }
 }
 
@@ -374,7 +383,9 @@ mod tests {
 
     #[test]
     fn only_the_last_handle_becomes_a_buffer() {
-        let pages = PageBuffer::copy_of(b"once").expect("taken").freeze();
+        let pages = PageBuffer::copy_from_slice(b"once")
+            .expect("taken")
+            .freeze();
         let other = pages.clone();
         let pages = pages
             .try_into_buffer()
@@ -392,10 +403,10 @@ mod tests {
     fn pages_that_were_given_away_get_new_frames() {
         let mut addresses = HashSet::new();
         for round in 0..64_u8 {
-            let pages = PageBuffer::copy_of(&[round + 1; 5000])
+            let pages = PageBuffer::copy_from_slice(&[round + 1; 5000])
                 .expect("taken")
                 .freeze();
-            pages.give_away();
+            pages.gift();
             let pages = pages.try_into_buffer().expect_err("never written to again");
             addresses.insert(pages.as_ptr().addr());
             drop(pages);
@@ -416,7 +427,7 @@ mod tests {
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     ready.wait();
-                    other.give_away();
+                    other.gift();
                     drop(other);
                 });
                 ready.wait();

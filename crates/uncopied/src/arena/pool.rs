@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::{Errno, Result};
 
-use super::space::{GRANULE, Space};
+use super::space::{AddressSpace, GRANULE};
 
 /// The least that a block has, in bytes: a page, where pages are not larger.
 pub(super) const SMALLEST: usize = 4 << 10;
@@ -62,7 +62,7 @@ impl Slab {
 pub(super) struct Block {
     place: Place,
     /// Its frames lie, or may lie, in queues of which nobody tells when they are empty.
-    given_away: AtomicBool,
+    gifted: AtomicBool,
 }
 
 /// Where a block lies.
@@ -79,7 +79,7 @@ impl Block {
     pub(super) fn take(len: usize, is_huge: bool) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
             place: take(class_of(len, is_huge)?)?,
-            given_away: AtomicBool::new(false),
+            gifted: AtomicBool::new(false),
         }))
     }
 
@@ -103,12 +103,12 @@ impl Block {
     }
 
     /// Says that the frames lie where nobody tells when they are free: they are never written again.
-    pub(super) fn give_away(&self) {
-        self.given_away.store(true, Ordering::Relaxed);
+    pub(super) fn gift(&self) {
+        self.gifted.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn is_given_away(&self) -> bool {
-        self.given_away.load(Ordering::Relaxed)
+    pub(super) fn is_gifted(&self) -> bool {
+        self.gifted.load(Ordering::Relaxed)
     }
 
     fn entry(&self) -> &AtomicPtr<Self> {
@@ -120,8 +120,8 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         self.thaw();
-        let is_given_away = *self.given_away.get_mut();
-        give(self.place, is_given_away);
+        let is_gifted = *self.gifted.get_mut();
+        give(self.place, is_gifted);
     }
 }
 
@@ -166,7 +166,7 @@ fn take(class: usize) -> Result<Place> {
 fn carve(class: usize, free: &mut Vec<Place>) -> Result<Place> {
     let block_len = block_len(class);
     let len = block_len.max(GRANULE);
-    let address = Space::get()?.open(len, class >= SIZES)?;
+    let address = AddressSpace::get()?.open(len, class >= SIZES)?;
     let frozen = (0..len / block_len)
         .map(|_| AtomicPtr::new(ptr::null_mut()))
         .collect();
@@ -175,7 +175,7 @@ fn carve(class: usize, free: &mut Vec<Place>) -> Result<Place> {
         block_len,
         frozen,
     }));
-    Space::get()?.enter_slab(slab, address, len);
+    AddressSpace::get()?.enter_slab(slab, address, len);
     let place = |address| Place {
         slab,
         address,
@@ -189,9 +189,9 @@ fn carve(class: usize, free: &mut Vec<Place>) -> Result<Place> {
     Ok(place(address))
 }
 
-fn give(place: Place, is_given_away: bool) {
+fn give(place: Place, is_gifted: bool) {
     let most = THREAD_BYTES / block_len(place.class);
-    if is_given_away {
+    if is_gifted {
         POOL.give_cold(place);
         return;
     }
@@ -254,7 +254,7 @@ impl Pool {
     /// Gives the frames to the kernel first. Where it does not take them, the block is never used
     /// again: they may be somebody's.
     fn give_cold(&self, place: Place) {
-        let discarded = Space::existing()
+        let discarded = AddressSpace::existing()
             .is_some_and(|space| space.discard(place.address, block_len(place.class)).is_ok());
         if discarded {
             self.free(place.class).cold.push(place);

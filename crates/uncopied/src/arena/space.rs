@@ -10,9 +10,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use rustix::io::{Errno, Result};
 use rustix::process::{Resource, getrlimit};
 
-use super::mapping::Span;
+use super::mapping::MappedSpan;
 use super::pool::Slab;
-use crate::sys::{LooseMapping, Reservation};
+use crate::sys::{Kernel, Reservation};
 
 /// Owners are told apart by granule: a span starts at a granule's start and fills whole granules.
 ///
@@ -35,7 +35,7 @@ type Leaf = Box<[AtomicPtr<()>]>;
 /// as both are aligned to more than a byte.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Owner {
-    File(*const Span),
+    File(*const MappedSpan),
     Slab(*const Slab),
 }
 
@@ -65,17 +65,17 @@ impl Owner {
     }
 }
 
-static SPACE: OnceLock<Result<Space>> = OnceLock::new();
+static SPACE: OnceLock<Result<AddressSpace>> = OnceLock::new();
 
 /// The arena of this process.
 #[derive(Debug)]
-pub(super) struct Space {
+pub(super) struct AddressSpace {
     reservation: Reservation,
     table: Box<[OnceLock<Leaf>]>,
     free: Mutex<FreeList>,
 }
 
-impl Space {
+impl AddressSpace {
     /// The process's arena, reserved at the first call.
     ///
     /// # Errors
@@ -119,8 +119,14 @@ impl Space {
     }
 
     /// Maps the file, takes granules for `len` bytes and moves it there. Answers the address.
-    pub(super) fn map(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<usize> {
-        let mapping = LooseMapping::new(file, offset, len)?;
+    pub(super) fn map(
+        &self,
+        kernel: &impl Kernel,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+    ) -> Result<usize> {
+        let mapping = kernel.map(file, offset, len)?;
         let count = len.div_ceil(GRANULE);
         let first = self.free().take(count).ok_or(Errno::NOMEM)?;
         // After an error the granules stay taken: strangers may be mapped there by now.
@@ -147,7 +153,7 @@ impl Space {
     }
 
     /// Enters `span` as the owner of its granules.
-    pub(super) fn enter(&self, address: usize, len: usize, span: *const Span) {
+    pub(super) fn enter(&self, address: usize, len: usize, span: *const MappedSpan) {
         self.set_owner(address, len, Owner::File(span).to_pointer());
     }
 
@@ -250,18 +256,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sys::Linux;
 
     /// A hole would be filled by the next `malloc` of another thread, which the next mapping into the
-    /// same granules would then overwrite. The guard: `LooseMapping`, mapped elsewhere first.
+    /// same granules would then overwrite. The guard: `UnplacedMapping`, mapped elsewhere first.
     #[test]
     fn a_refused_mapping_leaves_no_hole() {
-        let space = Space::get().expect("reserved");
+        let space = AddressSpace::get().expect("reserved");
         // A file system that cannot map says so before the kernel has touched the old mapping, a
         // file of procfs after.
         let file = File::open("/proc/version").expect("opened");
         for _ in 0..3 {
             space
-                .map(file.as_fd(), 0, GRANULE)
+                .map(&Linux, file.as_fd(), 0, GRANULE)
                 .expect_err("procfs cannot be mapped");
         }
         let mut covered = space.reservation.base();

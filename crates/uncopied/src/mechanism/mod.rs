@@ -1,60 +1,20 @@
-//! The kernel paths, one file each, all with the same headings.
+//! The kernel paths: one folder for each direction, one file for each path.
 //!
-//! A mechanism makes one non-blocking try, a *step*, and says what came of it. It never decides
-//! whether it is a good idea: that is [`plan`](crate::plan). Its state is what it must keep between
-//! steps; dropping it loses nothing, because the source can be read again from the last byte that
-//! the sink took.
+//! A mechanism makes one non-blocking try, a *step*, and returns its [`Outcome`]. It never decides
+//! whether it is a good idea: that is [`policy`](crate::policy). Its state is what it must keep
+//! between steps; dropping it loses nothing, because its source can be read again from the last
+//! byte that the sink accepted.
 
-mod copy;
-mod memory;
-mod mmap_write;
-mod msg_zerocopy;
-pub(crate) mod send_zc;
-mod sendfile;
-mod splice;
-mod vmsplice;
-
-use std::os::fd::BorrowedFd;
+pub(crate) mod file_to_socket;
+pub(crate) mod memory_to_socket;
+mod pipe;
 
 use rustix::io::{Errno, Result};
 
-pub(crate) use copy::Copy;
-pub(crate) use memory::{MemoryOutcome, Terms, copy as copy_memory};
-pub(crate) use mmap_write::MmapWrite;
-pub(crate) use msg_zerocopy::MsgZerocopy;
-pub(crate) use sendfile::Sendfile;
-pub(crate) use splice::Splice;
-pub(crate) use vmsplice::Vmsplice;
-
 /// The most that one step moves, in bytes, so that one fast peer cannot hold an event loop. nginx
-/// takes the same (`sendfile_max_chunk 2m`). It is also below the 0x7ffff000 bytes at which every
-/// one of these calls is cut short.
-pub(crate) const STEP: usize = 2 << 20;
-
-/// No file has a byte at this offset. The kernel takes a range that reaches beyond for a wrong
-/// argument instead of the end of the file.
-pub(crate) const END_OF_FILES: u64 = i64::MAX as u64;
-
-/// What a step is asked to move.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Job<'a> {
-    pub(crate) source: BorrowedFd<'a>,
-    pub(crate) sink: BorrowedFd<'a>,
-    /// Of the source, in bytes: the first byte that the sink has not taken.
-    pub(crate) offset: u64,
-    /// How many bytes are left of an exact length; `None` until the end of the file.
-    pub(crate) left: Option<u64>,
-}
-
-impl Job<'_> {
-    /// How many bytes to ask for in one call: 1 to [`STEP`]. A transfer with nothing left makes no
-    /// job, nor does one at [`END_OF_FILES`].
-    fn want(&self) -> usize {
-        let room = END_OF_FILES.saturating_sub(self.offset);
-        let left = self.left.map_or(room, |left| left.min(room));
-        usize::try_from(left).map_or(STEP, |left| left.min(STEP))
-    }
-}
+/// uses the same limit (`sendfile_max_chunk 2m`). It is also below the 0x7ffff000 bytes at which
+/// each of these calls is cut short.
+pub(crate) const MAX_STEP_BYTES: usize = 2 << 20;
 
 /// One of the two ends of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,42 +25,50 @@ pub enum Side {
     Sink,
 }
 
-/// What came of a step: how many bytes the sink took, and how it stands then.
+/// The result of a step: how many bytes the sink accepted, and what can be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) moved: u64,
-    pub(crate) then: Then,
+    pub(crate) status: Status,
 }
 
+/// What can be done after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
-    /// There may be more: step again.
-    Going,
+pub(crate) enum Status {
+    /// There may be more to move: step again.
+    Continue,
     /// Nothing moves until this side is ready.
     Blocked(Side),
+    /// Nothing moves until some of the memory in flight is free again.
+    AtLimit,
     /// The source has no more bytes.
     Ended,
-    /// This mechanism does not work for this pair, or in this process.
+    /// This step cannot be made, for a reason that passes: it is copied instead.
+    CopyOnce(Errno),
+    /// This mechanism does not work for this pair of descriptors, or in this process.
     Unsupported(Errno),
     /// No mechanism would work.
     Failed(Side, Errno),
 }
 
 impl Outcome {
-    fn moved(bytes: usize) -> Self {
+    pub(crate) fn moved(bytes: usize) -> Self {
         Self {
             moved: bytes as u64,
-            then: Then::Going,
+            status: Status::Continue,
         }
     }
+}
 
-    pub(crate) fn nothing(then: Then) -> Self {
-        Self { moved: 0, then }
+impl From<Status> for Outcome {
+    /// No byte was moved.
+    fn from(status: Status) -> Self {
+        Self { moved: 0, status }
     }
 }
 
 /// Repeats a call that a signal interrupted before it had moved a byte (`signal(7)`).
-fn again<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
+fn retry_on_intr<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
     loop {
         match call() {
             Err(Errno::INTR) => {}
@@ -109,25 +77,17 @@ fn again<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-/// What an errno of a call that only *writes to the sink* means: `send(2)`, as every mechanism's last
-/// resort has it.
-fn sink_failure(errno: Errno) -> Then {
+/// What an errno of a call that only *writes to the sink* means: `send(2)`, as in the last resort of
+/// every plan.
+fn sink_failure(errno: Errno) -> Status {
     match errno {
-        Errno::AGAIN => Then::Blocked(Side::Sink),
-        errno => Then::Failed(Side::Sink, errno),
+        Errno::AGAIN => Status::Blocked(Side::Sink),
+        errno => Status::Failed(Side::Sink, errno),
     }
 }
 
-/// Whether an errno tells of a connection that is gone, whichever call answers it.
-pub(crate) fn is_peer_gone(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED | Errno::NOTCONN
-    )
-}
-
-/// Whether an errno of `sendfile(2)` or `splice(2)`, which share their path in the kernel, says that this
-/// pair or this process cannot have it.
+/// Whether an errno of `sendfile(2)` or `splice(2)`, which share their path in the kernel, means that
+/// this pair or this process cannot use the call.
 fn is_unsupported(errno: Errno) -> bool {
     matches!(
         errno,

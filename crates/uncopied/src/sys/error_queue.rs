@@ -10,8 +10,8 @@ use super::last_errno;
 
 /// What stood at the head of an error queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Queued {
-    Notice(Notice),
+pub(crate) enum ErrorQueueEntry {
+    Notification(Notification),
     /// Something else, such as a time stamp or an error of the network. It is taken off and of no
     /// interest here: what breaks a connection is met by the next call.
     Other,
@@ -19,7 +19,7 @@ pub(crate) enum Queued {
 
 /// The kernel is done with these sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Notice {
+pub(crate) struct Notification {
     /// The first and the last of them, by their numbers: one for each call that moved bytes, counted
     /// from 0, 32 bits.
     pub(crate) first: u32,
@@ -78,7 +78,7 @@ pub(super) fn is_allowed(socket: BorrowedFd<'_>) -> Result<bool> {
 }
 
 /// Takes the head off the error queue; `None` if it is empty.
-pub(super) fn take(socket: BorrowedFd<'_>) -> Result<Option<Queued>> {
+pub(super) fn read(socket: BorrowedFd<'_>) -> Result<Option<ErrorQueueEntry>> {
     let mut control = Control([0; CONTROL]);
     // SAFETY: all zeroes is a valid `msghdr`: null pointers with lengths of 0.
     let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -101,14 +101,14 @@ pub(super) fn take(socket: BorrowedFd<'_>) -> Result<Option<Queued>> {
 }
 
 /// The notice among these control messages (`cmsg(3)`), if there is one.
-fn parse(mut control: &[u8]) -> Queued {
+fn parse(mut control: &[u8]) -> ErrorQueueEntry {
     const HEAD: usize = align(mem::size_of::<libc::cmsghdr>());
     while let Some((head, rest)) = control.split_at_checked(HEAD) {
         let len = usize_at(head, mem::offset_of!(libc::cmsghdr, cmsg_len));
         let level = u32_at(head, mem::offset_of!(libc::cmsghdr, cmsg_level));
         let kind = u32_at(head, mem::offset_of!(libc::cmsghdr, cmsg_type));
         let Some(data) = len.checked_sub(HEAD).and_then(|len| rest.get(..len)) else {
-            return Queued::Other;
+            return ErrorQueueEntry::Other;
         };
         let is_error = [
             (libc::SOL_IP, libc::IP_RECVERR),
@@ -116,21 +116,21 @@ fn parse(mut control: &[u8]) -> Queued {
         ]
         .contains(&(level.cast_signed(), kind.cast_signed()));
         if is_error && let Some(notice) = notice_in(data) {
-            return Queued::Notice(notice);
+            return ErrorQueueEntry::Notification(notice);
         }
         control = rest.get(align(data.len())..).unwrap_or_default();
     }
-    Queued::Other
+    ErrorQueueEntry::Other
 }
 
 /// Reads a `sock_extended_err`.
-fn notice_in(data: &[u8]) -> Option<Notice> {
+fn notice_in(data: &[u8]) -> Option<Notification> {
     use libc::sock_extended_err as Error;
     let byte = |at| data.get(at).copied();
     let is_notice = data.len() >= mem::size_of::<Error>()
         && u32_at(data, mem::offset_of!(Error, ee_errno)) == 0
         && byte(mem::offset_of!(Error, ee_origin)) == Some(ORIGIN_ZEROCOPY);
-    is_notice.then(|| Notice {
+    is_notice.then(|| Notification {
         first: u32_at(data, mem::offset_of!(Error, ee_info)),
         last: u32_at(data, mem::offset_of!(Error, ee_data)),
         copied: byte(mem::offset_of!(Error, ee_code)).unwrap_or(0) & CODE_COPIED != 0,
@@ -181,12 +181,12 @@ mod tests {
     #[test]
     fn a_notice_is_found_by_its_origin() {
         let v4 = message(libc::SOL_IP, libc::IP_RECVERR, &error(0, 5, 1, 7, u32::MAX));
-        let notice = Notice {
+        let notice = Notification {
             first: 7,
             last: u32::MAX,
             copied: true,
         };
-        assert_eq!(parse(&v4), Queued::Notice(notice));
+        assert_eq!(parse(&v4), ErrorQueueEntry::Notification(notice));
         let mut after = message(libc::SOL_SOCKET, libc::SCM_TIMESTAMPING, &[1; 48]);
         after.extend(message(
             libc::SOL_IPV6,
@@ -195,7 +195,7 @@ mod tests {
         ));
         assert!(matches!(
             parse(&after),
-            Queued::Notice(Notice {
+            ErrorQueueEntry::Notification(Notification {
                 first: 3,
                 last: 3,
                 copied: false
@@ -209,7 +209,7 @@ mod tests {
         let time_stamp = message(libc::SOL_IP, libc::IP_RECVERR, &error(42, 4, 0, 0, 5));
         let cut = message(libc::SOL_IP, libc::IP_RECVERR, &[0; 8]);
         for other in [icmp, time_stamp, cut, Vec::new(), vec![0; 16]] {
-            assert_eq!(parse(&other), Queued::Other);
+            assert_eq!(parse(&other), ErrorQueueEntry::Other);
         }
     }
 

@@ -1,8 +1,10 @@
-//! Telling a child process from the one that made a ring, or lent memory.
+//! What a fork does, for everything that the kernel or a lock ties to one process.
 //!
-//! After `fork(2)` the child has a copy of every ledger, and of the locks over them as they were at
-//! that moment, but the kernel's notices are the parent's. Whatever was made before the fork the child
-//! leaves as it is.
+//! After `fork(2)` the child has a copy of every ledger of memory in flight, and of the locks over
+//! them in the state they were in at that moment. But the kernel's notifications go to the parent,
+//! and the threads that held the locks exist only there. So a value that was made before the fork is
+//! the parent's: [`OwnerProcess`] tells the child to leave it alone, and [`PerProcess`] gives the
+//! child a value of its own.
 
 use std::io;
 use std::sync::OnceLock;
@@ -14,19 +16,34 @@ static IS_COUNTED: AtomicBool = AtomicBool::new(false);
 /// Set in generations that are process ids, so that no count is taken for one.
 const BY_PROCESS_ID: u64 = 1 << 63;
 
-/// A number that is another in a child process. What was made under another number belongs to the
-/// parent.
+/// The process that made a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OwnerProcess(u64);
+
+impl OwnerProcess {
+    /// The calling process.
+    pub(crate) fn current() -> Self {
+        Self(generation())
+    }
+
+    /// Whether it is the calling process. If not, the caller is a child of it.
+    pub(crate) fn is_current(self) -> bool {
+        self == Self::current()
+    }
+}
+
+/// A number that changes after `fork`.
 ///
-/// A process made by `fork(3)` counts; one made by a bare `clone(2)`, behind the C library's back, is not
-/// seen.
-pub(crate) fn generation() -> u64 {
+/// A process made by `fork(3)` is noticed; one made by a bare `clone(2)`, which bypasses the C
+/// library, is not.
+fn generation() -> u64 {
     if IS_COUNTED.load(Ordering::Relaxed) {
         return FORKS.load(Ordering::Relaxed);
     }
     // SAFETY: the handler only adds to an atomic, which any thread may do at any time, also between
     // fork and exec; it is a function of this program, and stays.
-    let answer = unsafe { libc::pthread_atfork(None, None, Some(count_fork)) };
-    if answer != 0 {
+    let result = unsafe { libc::pthread_atfork(None, None, Some(count_fork)) };
+    if result != 0 {
         // Without memory for the handler, the slow way to know.
         let process = rustix::process::getpid().as_raw_nonzero().get();
         return BY_PROCESS_ID | u64::from(process.unsigned_abs());
@@ -36,8 +53,8 @@ pub(crate) fn generation() -> u64 {
     FORKS.load(Ordering::Relaxed)
 }
 
-/// What each process has of its own: a child begins with a new one, because in that of its parent a lock
-/// may be held for ever, by a thread that only the parent has.
+/// A value that each process has of its own. A child starts with a new one, because a lock in its
+/// parent's may be held forever, by a thread that exists only in the parent.
 pub(crate) struct PerProcess<T> {
     first: OnceLock<Own<T>>,
 }
@@ -71,8 +88,8 @@ impl<T: Default> PerProcess<T> {
     }
 }
 
-/// What a child is told that waits for its parent's notices.
-pub(crate) fn of_parent() -> io::Error {
+/// The error of a child that waits for its parent's notifications.
+pub(crate) fn owned_by_parent() -> io::Error {
     io::Error::new(
         io::ErrorKind::Unsupported,
         "the send was made before the process forked: only the parent learns of it",

@@ -1,14 +1,11 @@
 //! Address space that is reserved once, and files mapped into it.
 
 use std::ffi::c_void;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::ptr;
 
 use rustix::io::{Errno, Result};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
-
-use super::last_errno;
-use crate::arena::FileMapping;
 
 /// A range of addresses that is this process's own, without memory behind it. It is never given
 /// back, so that an address in it can be told from every other address for good.
@@ -45,7 +42,7 @@ impl Reservation {
     ///
     /// The caller owns that range: no reference into it may be alive. After an error it must never be
     /// used again, because the kernel may have left it unmapped, for mappings of anybody else.
-    pub(crate) fn place(&self, at: usize, mapping: LooseMapping) -> Result<()> {
+    pub(crate) fn place(&self, at: usize, mapping: UnplacedMapping) -> Result<()> {
         let start = self.address(at, mapping.len)?;
         // SAFETY: the old range is that of `mapping`, whole, and nothing refers into it. `address`
         // has checked that the new one lies within the reservation, which is ours alone, so that
@@ -119,12 +116,12 @@ impl Reservation {
 /// map, the kernel has often taken away what was there before, and does not put it back: the
 /// reservation would have a hole.
 #[derive(Debug)]
-pub(crate) struct LooseMapping {
+pub(crate) struct UnplacedMapping {
     start: *mut c_void,
     len: usize,
 }
 
-impl LooseMapping {
+impl UnplacedMapping {
     /// Maps `len` bytes of a file, from `offset` on, read-only and shared.
     pub(crate) fn new(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self> {
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
@@ -136,28 +133,10 @@ impl LooseMapping {
     }
 }
 
-impl Drop for LooseMapping {
+impl Drop for UnplacedMapping {
     fn drop(&mut self) {
         // SAFETY: the range is that of this mapping, whole, and its address was never handed out. An
         // error leaves it mapped: leaked.
         let _ = unsafe { rustix::mm::munmap(self.start, self.len) };
     }
-}
-
-/// See [`Kernel::send_mapped`](super::Kernel::send_mapped).
-pub(super) fn send_mapped(
-    sink: BorrowedFd<'_>,
-    mapping: &FileMapping,
-    start: usize,
-    count: usize,
-) -> Result<usize> {
-    let end = start.checked_add(count).ok_or(Errno::INVAL)?;
-    if end > mapping.len() {
-        return Err(Errno::INVAL);
-    }
-    let address = ptr::with_exposed_provenance::<c_void>(mapping.address() + start);
-    // SAFETY: the range lies within the mapping, which the reference keeps alive for the call, and
-    // the kernel only reads it. A page that the file no longer has makes the kernel answer EFAULT.
-    let sent = unsafe { libc::send(sink.as_fd().as_raw_fd(), address, count, libc::MSG_NOSIGNAL) };
-    usize::try_from(sent).map_err(|_| last_errno())
 }

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use uncopied::arena::{FileMapping, Located, locate};
-use uncopied::plan::{Length, Plan};
-use uncopied::{Errno, ErrorKind, Mechanism, Transfer, drive, send_vectored};
+use uncopied::policy::{Length, Plan};
+use uncopied::{Errno, ErrorKind, Mechanism, Transfer, driver, send_vectored};
 
 use crate::harness::{FAMILIES, Family, assert_all_by, content, file_of, pair, receive};
 
@@ -103,7 +103,7 @@ fn a_transfer_within_a_mapping() {
             let source = &file;
             std::thread::scope(|scope| {
                 let receiver = scope.spawn(move || receive(&mut peer, source, 5));
-                drive::blocking::run(&mut transfer, source, &socket).unwrap();
+                driver::blocking::run(&mut transfer, source, &socket).unwrap();
                 drop(socket);
                 assert_eq!(receiver.join().unwrap(), 2_999_995);
             });
@@ -144,7 +144,7 @@ fn a_mapped_file_that_is_cut_short() {
         let transfer = Transfer::new(0, length, Plan::of(&plan));
         let mut transfer = transfer.with_mapping(&mapping);
         let (socket, mut peer) = pair(family);
-        let error = drive::blocking::run(&mut transfer, &file, &socket).unwrap_err();
+        let error = driver::blocking::run(&mut transfer, &file, &socket).unwrap_err();
         drop(socket);
         let promised = 8 * page as u64;
         assert_eq!(
@@ -173,10 +173,10 @@ fn nothing_is_left_behind() {
                 (descriptors, mappings.count())
             };
             let transfers = || {
-                for mechanism in Mechanism::FOR_FILES {
+                for mechanism in Mechanism::FILE_TO_SOCKET {
                     for &driver in crate::harness::DRIVERS {
                         let forced = [mechanism];
-                        let send = uncopied::SendFile::new(&file).mechanisms(&forced);
+                        let send = uncopied::SendFile::new(&file).force_mechanisms(&forced);
                         let (result, _) =
                             crate::harness::deliver(driver, Family::Unix, &send, &file, 0);
                         result.unwrap();

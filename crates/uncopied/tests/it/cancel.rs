@@ -10,8 +10,8 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
-use uncopied::plan::{Length, Plan};
-use uncopied::{Mechanism, SendFile, Transfer, drive};
+use uncopied::policy::{Length, Plan};
+use uncopied::{Mechanism, SendFile, Transfer, driver};
 
 use crate::harness::{
     Family, assert_all_by, content, file_of, pair, receive, receive_slowly, runtime,
@@ -54,18 +54,18 @@ async fn counting<T>(polls: &mut usize, future: impl Future<Output = T>) -> T {
 
 /// Every run is dropped at the first point where it waits, or after a moment in the middle of one;
 /// with the same `Transfer` not a byte is lost or sent twice.
-async fn cancelled_often(socket: &impl drive::tokio::Socket, file: &File, mechanism: Mechanism) {
+async fn cancelled_often(socket: &impl driver::tokio::Socket, file: &File, mechanism: Mechanism) {
     let length = Length::Exact(SIZE as u64);
     let mut transfer = Transfer::new(0, length, Plan::of(&[mechanism]));
     let mut cancelled = 0;
     loop {
-        match once(drive::tokio::run(&mut transfer, file, socket)).await {
+        match once(driver::tokio::run(&mut transfer, file, socket)).await {
             Some(done) => break done.unwrap(),
             None => cancelled += 1,
         }
         // Of another length each time, so that the runs end at all their points.
         let moment = Duration::from_micros(10 + 37 * (cancelled % 29));
-        let run = drive::tokio::run(&mut transfer, file, socket);
+        let run = driver::tokio::run(&mut transfer, file, socket);
         match timeout(moment, run).await {
             Ok(done) => break done.unwrap(),
             Err(_) => cancelled += 1,
@@ -78,7 +78,7 @@ async fn cancelled_often(socket: &impl drive::tokio::Socket, file: &File, mechan
 #[test]
 fn a_cancelled_transfer_can_be_taken_up_again() {
     let file = file_of(SIZE);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in [Family::Unix, Family::Tcp] {
             let (socket, mut peer) = pair(family);
             shrink_buffer(&socket);
@@ -112,14 +112,14 @@ async fn cpu_of(future: impl Future) -> Duration {
 
 /// A peer that stops reading: the transfer is polled a handful of times, and then sleeps. A driver
 /// that does not clear tokio's readiness is polled some 100,000 times. The guard: `WouldBlock` for a
-/// step that is blocked, in `drive::tokio::run`.
+/// step that is blocked, in `driver::tokio::run`.
 #[test]
 fn a_peer_that_stops_reading_costs_nothing() {
     let file = file_of(16 << 20);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in [Family::Unix, Family::Tcp] {
             let (socket, _peer) = pair(family);
-            let (mut polls, what) = (0, SendFile::new(&file).mechanisms(&[mechanism]));
+            let (mut polls, what) = (0, SendFile::new(&file).force_mechanisms(&[mechanism]));
             let used = runtime().block_on(async {
                 let sending = async {
                     match family {
@@ -149,7 +149,7 @@ fn an_idle_socket_is_not_woken_after_a_transfer() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let file = file_of(SIZE);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         let (socket, mut peer) = pair(Family::Tcp);
         let expected = content(SIZE);
         let receiver = std::thread::spawn(move || {
@@ -164,7 +164,7 @@ fn an_idle_socket_is_not_woken_after_a_transfer() {
         });
         runtime().block_on(async {
             let mut socket = tcp(socket);
-            let what = SendFile::new(&file).mechanisms(&[mechanism]);
+            let what = SendFile::new(&file).force_mechanisms(&[mechanism]);
             let report = what.to_tokio(&socket).await.unwrap();
             assert_all_by(&report, mechanism, SIZE as u64, "before idling");
 
@@ -189,7 +189,7 @@ fn the_last_bytes_are_not_held_back() {
 
     let size = 100_001;
     let file = file_of(size);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for length in [Length::UntilEof, Length::Exact(size as u64)] {
             let (socket, mut peer) = pair(Family::Tcp);
             rustix::net::sockopt::set_tcp_nodelay(&socket, true).unwrap();
@@ -198,7 +198,9 @@ fn the_last_bytes_are_not_held_back() {
                 let socket = tcp(socket);
                 for _ in 0..20 {
                     let start = Instant::now();
-                    let send = SendFile::new(&file).mechanisms(&[mechanism]).length(length);
+                    let send = SendFile::new(&file)
+                        .force_mechanisms(&[mechanism])
+                        .length(length);
                     send.to_tokio(&socket).await.unwrap();
                     let mut received = vec![0; size];
                     peer.read_exact(&mut received).unwrap();

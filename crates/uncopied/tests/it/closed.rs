@@ -24,7 +24,7 @@ fn send_to_nobody(mechanism: Mechanism, family: Family, nonblocking: bool, file:
     }
     drop(peer);
     let forced = [mechanism];
-    let send = SendFile::new(file).mechanisms(&forced);
+    let send = SendFile::new(file).force_mechanisms(&forced);
     // TCP hears of it by a reset, which is one error; from then on it is EPIPE, which is where SIGPIPE
     // comes with it.
     for _ in 0..3 {
@@ -42,7 +42,7 @@ fn send_to_nobody(mechanism: Mechanism, family: Family, nonblocking: bool, file:
 
 fn send_to_nobody_by_all() {
     let file = file_of(MUCH);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             for nonblocking in [false, true] {
                 send_to_nobody(mechanism, family, nonblocking, &file);
@@ -62,7 +62,7 @@ fn a_peer_that_goes_meanwhile_is_an_error() {
     use std::io::Read;
 
     let file = file_of(MUCH);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             for &driver in DRIVERS {
                 let (socket, peer) = pair(family);
@@ -70,7 +70,7 @@ fn a_peer_that_goes_meanwhile_is_an_error() {
                 std::thread::scope(|scope| {
                     let receiver = scope.spawn(move || receive(&mut peer.take(100_000), file, 0));
                     let forced = [mechanism];
-                    let what = SendFile::new(file).mechanisms(&forced);
+                    let what = SendFile::new(file).force_mechanisms(&forced);
                     let error = send(driver, family, socket, &what).expect_err("nobody reads it");
                     assert_eq!(error.kind(), ErrorKind::PeerClosed, "{error}");
                     assert_eq!(receiver.join().unwrap(), 100_000);
@@ -176,10 +176,12 @@ fn an_unconnected_socket_is_an_error() {
     use rustix::net::{AddressFamily, SocketType, socket};
 
     let file = file_of(1000);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in [AddressFamily::INET, AddressFamily::UNIX] {
             let socket: OwnedFd = socket(family, SocketType::STREAM, None).unwrap();
-            let error = SendFile::new(&file).mechanisms(&[mechanism]).to(&socket);
+            let error = SendFile::new(&file)
+                .force_mechanisms(&[mechanism])
+                .to(&socket);
             let error = error.expect_err("nobody is there");
             assert_eq!(error.kind(), ErrorKind::PeerClosed, "{mechanism}: {error}");
             assert_eq!(error.moved(), 0);

@@ -52,18 +52,18 @@ fn a_cold_file_is_told_from_a_warm_one() {
     evict(&file);
     assert!(residency::is_resident(&file, SIZE, 1), "past the end");
 
-    residency::load(&file, 0, 4096);
+    residency::prefetch_blocking(&file, 0, 4096);
     assert!(residency::is_resident(&file, 0, 4096));
     assert!(residency::is_resident(&file, 17, 1));
     assert!(!residency::is_resident(&file, 0, SIZE));
 
-    residency::load(&file, 0, u64::MAX);
+    residency::prefetch_blocking(&file, 0, u64::MAX);
     assert!(residency::is_resident(&file, 0, SIZE));
     assert!(residency::is_resident(&file, 0, u64::MAX));
 }
 
 /// A cold file is loaded by a thread that may block, a warm one by none. The guard: `load_if_cold` in
-/// `drive::tokio`.
+/// `driver::tokio`.
 #[cfg(feature = "tokio")]
 #[test]
 fn the_event_loop_does_not_wait_for_the_disk() {
@@ -74,8 +74,8 @@ fn the_event_loop_does_not_wait_for_the_disk() {
         let why = "the file system of the target directory evicts nothing";
         return skip("cold::the_event_loop_does_not_wait_for_the_disk", why);
     }
-    for mechanism in Mechanism::FOR_FILES {
-        residency::load(&file, 0, SIZE);
+    for mechanism in Mechanism::FILE_TO_SOCKET {
+        residency::prefetch_blocking(&file, 0, SIZE);
         assert_eq!(threads_started(&file, mechanism), 0, "{mechanism}, warm");
         let loaded = (0..TRIES).any(|_| {
             evict(&file);
@@ -109,7 +109,7 @@ fn threads_started(file: &File, mechanism: uncopied::Mechanism) -> usize {
     let receiver = std::thread::spawn(move || receive(&mut peer, &same, 0));
     let report = runtime.block_on(async {
         let socket = tokio::net::UnixStream::from_std(socket.into()).unwrap();
-        let send = uncopied::SendFile::new(file).mechanisms(&[mechanism]);
+        let send = uncopied::SendFile::new(file).force_mechanisms(&[mechanism]);
         send.to_tokio(&socket).await.unwrap()
     });
     assert_all_by(&report, mechanism, SIZE, "cold or warm");

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 
-use uncopied::{Mechanism, Report, SendFile, send_is_on, set_send};
+use uncopied::{Mechanism, Report, SendFile, set_zero_copy_send, zero_copy_send_enabled};
 
 use crate::harness::{DRIVERS, FAMILIES, assert_all_by, deliver, file_of, in_child, pair};
 
@@ -20,11 +20,11 @@ fn assert_switched_off(report: &Report) {
 /// Sends by each mechanism and by the plan.
 fn send_all(mut check: impl FnMut(Option<Mechanism>, &Report)) {
     let file = file_of(SIZE as usize);
-    let forced = Mechanism::FOR_FILES.map(|mechanism| vec![mechanism]);
+    let forced = Mechanism::FILE_TO_SOCKET.map(|mechanism| vec![mechanism]);
     for forced in forced.into_iter().chain([Vec::new()]) {
         for family in FAMILIES {
             for &driver in DRIVERS {
-                let send = SendFile::new(&file).mechanisms(&forced);
+                let send = SendFile::new(&file).force_mechanisms(&forced);
                 let (result, received) = deliver(driver, family, &send, &file, 0);
                 assert_eq!(received, SIZE);
                 check(forced.first().copied(), &result.unwrap());
@@ -43,10 +43,10 @@ fn the_environment_switches_zero_copy_off() {
             child.env("UNCOPIED_SEND", "off");
         },
         || {
-            assert!(!send_is_on());
+            assert!(!zero_copy_send_enabled());
             send_all(|_, report| assert_switched_off(report));
             // The call overrules the environment.
-            set_send(true);
+            set_zero_copy_send(true);
             send_all(|forced, report| {
                 let by = forced.unwrap_or(Mechanism::Sendfile);
                 assert_all_by(report, by, SIZE, "switched on again");
@@ -63,13 +63,13 @@ fn a_call_switches_zero_copy_off_and_on() {
             child.env("UNCOPIED_SEND", "on");
         },
         || {
-            assert!(send_is_on());
+            assert!(zero_copy_send_enabled());
             for _ in 0..2 {
-                set_send(false);
-                assert!(!send_is_on());
+                set_zero_copy_send(false);
+                assert!(!zero_copy_send_enabled());
                 send_all(|_, report| assert_switched_off(report));
-                set_send(true);
-                assert!(send_is_on());
+                set_zero_copy_send(true);
+                assert!(zero_copy_send_enabled());
                 send_all(|forced, report| {
                     let by = forced.unwrap_or(Mechanism::Sendfile);
                     assert_all_by(report, by, SIZE, "switched on again");
@@ -86,8 +86,8 @@ fn copied_overrules_forced_mechanisms() {
     for family in FAMILIES {
         for &driver in DRIVERS {
             let send = SendFile::new(&file)
-                .mechanisms(&[Mechanism::Sendfile])
-                .copied();
+                .force_mechanisms(&[Mechanism::Sendfile])
+                .force_copy();
             let (result, received) = deliver(driver, family, &send, &file, 0);
             assert_eq!(received, SIZE);
             assert_all_by(&result.unwrap(), Mechanism::Copy, SIZE, "copied");
@@ -103,15 +103,15 @@ fn a_file_that_is_overwritten_in_place() {
     let size = 64 << 10;
     for family in FAMILIES {
         let forced =
-            Mechanism::FOR_FILES.map(|mechanism| (Some(mechanism), !mechanism.is_zero_copy()));
+            Mechanism::FILE_TO_SOCKET.map(|mechanism| (Some(mechanism), !mechanism.is_zero_copy()));
         for (mechanism, old) in forced.into_iter().chain([(None, true)]) {
             let file = tempfile::tempfile().unwrap();
             file.write_all_at(&vec![b'o'; size], 0).unwrap();
             let (socket, mut peer) = pair(family);
             let send = SendFile::new(&file);
             let report = match mechanism {
-                Some(mechanism) => send.mechanisms(&[mechanism]).to(&socket),
-                None => send.copied().to(&socket),
+                Some(mechanism) => send.force_mechanisms(&[mechanism]).to(&socket),
+                None => send.force_copy().to(&socket),
             };
             assert_eq!(report.unwrap().bytes(), size as u64);
 

@@ -3,8 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
 
-use uncopied::plan::{Length, Plan};
-use uncopied::{Errno, ErrorKind, Mechanism, SendFile, Transfer, drive};
+use uncopied::policy::{Length, Plan};
+use uncopied::{Errno, ErrorKind, Mechanism, SendFile, Transfer, driver};
 
 use crate::harness::{DRIVERS, FAMILIES, Family, deliver, file_of, pair};
 
@@ -25,11 +25,11 @@ fn files_of_procfs_and_sysfs() {
         let expected = std::fs::read(path).unwrap();
         assert!(!expected.is_empty(), "{path}");
         let file = File::open(path).unwrap();
-        let plans = Mechanism::FOR_FILES.map(|first| vec![first, Mechanism::Copy]);
+        let plans = Mechanism::FILE_TO_SOCKET.map(|first| vec![first, Mechanism::Copy]);
         for plan in plans.into_iter().chain([Vec::new()]) {
             for offset in [0, 1, expected.len() as u64 - 1, expected.len() as u64] {
                 for &driver in DRIVERS {
-                    let send = SendFile::new(&file).mechanisms(&plan).range(offset..);
+                    let send = SendFile::new(&file).force_mechanisms(&plan).range(offset..);
                     let (result, received) = deliver(driver, Family::Unix, &send, &file, offset);
                     let report = result.unwrap_or_else(|error| panic!("{path} {plan:?}: {error}"));
                     assert_eq!(received, expected.len() as u64 - offset, "{path} {plan:?}");
@@ -48,7 +48,7 @@ fn a_forced_mechanism_that_cannot_is_unsupported() {
     for mechanism in [Mechanism::Sendfile, Mechanism::Splice, Mechanism::MmapWrite] {
         for &driver in DRIVERS {
             let forced = [mechanism];
-            let send = SendFile::new(&file).mechanisms(&forced);
+            let send = SendFile::new(&file).force_mechanisms(&forced);
             let (result, received) = deliver(driver, Family::Tcp, &send, &file, 0);
             let error = result.expect_err("it cannot");
             assert_eq!(error.kind(), ErrorKind::Unsupported, "{mechanism}: {error}");
@@ -59,13 +59,13 @@ fn a_forced_mechanism_that_cannot_is_unsupported() {
 
 fn refused(source: &impl AsFd, plan: &[Mechanism]) -> uncopied::Error {
     let (socket, _peer) = pair(Family::Unix);
-    let result = SendFile::new(source).mechanisms(plan).to(&socket);
+    let result = SendFile::new(source).force_mechanisms(plan).to(&socket);
     result.expect_err("no such source can be sent")
 }
 
 /// By the plan and by each mechanism with `copy` behind it.
 fn plans() -> [Vec<Mechanism>; 5] {
-    let [a, b, c, d] = Mechanism::FOR_FILES.map(|first| vec![first, Mechanism::Copy]);
+    let [a, b, c, d] = Mechanism::FILE_TO_SOCKET.map(|first| vec![first, Mechanism::Copy]);
     [a, b, c, d, Vec::new()]
 }
 
@@ -146,7 +146,8 @@ fn a_transfer_to_no_socket_says_so() {
     let (_reader, pipe) = std::io::pipe().unwrap();
     for mechanism in [Mechanism::MmapWrite, Mechanism::Copy] {
         let mut transfer = Transfer::new(0, Length::UntilEof, Plan::of(&[mechanism]));
-        let error = drive::blocking::run(&mut transfer, &file, &pipe).expect_err("it is no socket");
+        let error =
+            driver::blocking::run(&mut transfer, &file, &pipe).expect_err("it is no socket");
         assert_eq!(error.kind(), ErrorKind::NotAStreamSocket, "{error}");
     }
 }
@@ -157,9 +158,9 @@ fn a_transfer_knows_what_was_refused() {
     let file = File::open("/proc/self/auxv").unwrap();
     for family in FAMILIES {
         let (socket, _peer) = pair(family);
-        let plan = Plan::of(&Mechanism::FOR_FILES);
+        let plan = Plan::of(&Mechanism::FILE_TO_SOCKET);
         let mut transfer = Transfer::new(0, Length::UntilEof, plan);
-        drive::blocking::run(&mut transfer, &file, &socket).unwrap();
+        driver::blocking::run(&mut transfer, &file, &socket).unwrap();
         let support = transfer.support();
         assert_eq!(support.refusal(Mechanism::Sendfile), Some(Errno::INVAL));
         assert_eq!(support.refusal(Mechanism::Splice), Some(Errno::INVAL));
@@ -167,11 +168,11 @@ fn a_transfer_knows_what_was_refused() {
         assert_eq!(support.refusal(Mechanism::Copy), None);
         let order: Vec<_> = transfer
             .report()
-            .steps_down()
+            .fallbacks()
             .iter()
             .map(|step| (step.from, step.to, step.at))
             .collect();
-        let [a, b, c, d] = Mechanism::FOR_FILES;
+        let [a, b, c, d] = Mechanism::FILE_TO_SOCKET;
         assert_eq!(order, [(a, b, 0), (b, c, 0), (c, d, 0)]);
     }
 }

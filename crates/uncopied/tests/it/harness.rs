@@ -198,7 +198,7 @@ pub(crate) fn deliver(
 pub(crate) fn assert_all_by(report: &Report, mechanism: Mechanism, bytes: u64, what: &str) {
     assert_eq!(report.by(mechanism), bytes, "{what}: {report}");
     assert_eq!(report.bytes(), bytes, "{what}: {report}");
-    assert!(report.steps_down().is_empty(), "{what}: {report}");
+    assert!(report.fallbacks().is_empty(), "{what}: {report}");
     assert!(!report.switched_off(), "{what}: {report}");
     let zero_copy = if mechanism.is_zero_copy() { bytes } else { 0 };
     assert_eq!(report.zero_copy_bytes(), zero_copy, "{what}: {report}");
@@ -220,7 +220,7 @@ pub(crate) fn for_memory(family: Family) -> &'static [Mechanism] {
 
 /// Frozen pages that hold [`content`].
 pub(crate) fn pages_of(len: usize) -> Pages {
-    PageBuffer::copy_of(&content(len)).unwrap().freeze()
+    PageBuffer::copy_from_slice(&content(len)).unwrap().freeze()
 }
 
 /// A sender by these mechanisms and no other, and its peer.
@@ -230,7 +230,10 @@ pub(crate) fn sender(
     options: SendOptions,
 ) -> (Sender<OwnedFd>, File) {
     let (socket, peer) = pair(family);
-    (Sender::with(socket, options.mechanisms(mechanisms)), peer)
+    (
+        Sender::with(socket, options.force_mechanisms(mechanisms)),
+        peer,
+    )
 }
 
 /// As [`sender`], with a socket that takes little by itself: the user's other processes may lend as well
@@ -241,7 +244,10 @@ pub(crate) fn narrow_sender(
     options: SendOptions,
 ) -> (Sender<OwnedFd>, File) {
     let (socket, peer) = narrow_pair(family);
-    (Sender::with(socket, options.mechanisms(mechanisms)), peer)
+    (
+        Sender::with(socket, options.force_mechanisms(mechanisms)),
+        peer,
+    )
 }
 
 /// The next bytes of a stream are these.

@@ -26,7 +26,7 @@ fn descriptors_are_used_up() {
             const SIZE: u64 = 1_000_001;
             let file = file_of(SIZE as usize);
             let expected = file.try_clone().unwrap();
-            let pairs = Mechanism::FOR_FILES.map(|mechanism| (mechanism, pair(Family::Tcp)));
+            let pairs = Mechanism::FILE_TO_SOCKET.map(|mechanism| (mechanism, pair(Family::Tcp)));
 
             limit(Resource::Nofile, 64);
             let mut fill = Vec::new();
@@ -37,7 +37,7 @@ fn descriptors_are_used_up() {
 
             for (mechanism, (socket, mut peer)) in pairs {
                 let plan = [mechanism, Mechanism::Copy];
-                let send = SendFile::new(&file).mechanisms(&plan).range(1..);
+                let send = SendFile::new(&file).force_mechanisms(&plan).range(1..);
                 let expected = &expected;
                 let report = std::thread::scope(|scope| {
                     let receiver = scope.spawn(move || receive(&mut peer, expected, 1));
@@ -49,7 +49,7 @@ fn descriptors_are_used_up() {
                 match mechanism {
                     Mechanism::Splice | Mechanism::MmapWrite => {
                         assert_eq!(report.by(Mechanism::Copy), SIZE - 1);
-                        let [step] = report.steps_down() else {
+                        let [step] = report.fallbacks() else {
                             panic!("{report}");
                         };
                         assert_eq!((step.errno, step.at), (Errno::MFILE, 0));
@@ -82,12 +82,12 @@ fn addresses_are_used_up() {
             assert_eq!(error.raw_os_error(), Some(Errno::NOMEM.raw_os_error()));
 
             let plan = [Mechanism::MmapWrite, Mechanism::Copy];
-            let send = SendFile::new(&file).mechanisms(&plan);
+            let send = SendFile::new(&file).force_mechanisms(&plan);
             let (result, received) = deliver(Driver::Blocking, Family::Unix, &send, &file, 0);
             let report = result.unwrap();
             assert_eq!(received, 1_000_001);
             assert_eq!(report.by(Mechanism::Copy), 1_000_001);
-            assert_eq!(report.steps_down()[0].errno, Errno::NOMEM);
+            assert_eq!(report.fallbacks()[0].errno, Errno::NOMEM);
 
             let send = SendFile::new(&file);
             let (result, received) = deliver(Driver::Blocking, Family::Tcp, &send, &file, 0);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use uncopied::arena::Pages;
-use uncopied::{Mechanism, OverQuota, SendOptions, Sender};
+use uncopied::{LimitAction, Mechanism, SendOptions, Sender};
 
 use crate::harness::{
     Family, HANG, content, expect_bytes, expect_end, narrow_pair, pages_of, runtime,
@@ -26,14 +26,14 @@ const MECHANISMS: [Mechanism; 3] = [Mechanism::SendZc, Mechanism::Vmsplice, Mech
 ///
 /// Whatever has arrived is the beginning of what was sent, the sender goes on with other bytes behind it,
 /// and the pages come back.
-async fn dropped_after(turns: usize, mechanism: Mechanism, over_quota: OverQuota) -> bool {
+async fn dropped_after(turns: usize, mechanism: Mechanism, at_limit: LimitAction) -> bool {
     let (socket, mut peer) = narrow_pair(Family::Tcp);
     set_nonblocking(&socket);
     let socket = TcpStream::from_std(socket.into()).unwrap();
     let options = SendOptions::default()
-        .mechanisms(&[mechanism])
-        .leased_at_most(300_000)
-        .over_quota(over_quota);
+        .force_mechanisms(&[mechanism])
+        .in_flight_limit(300_000)
+        .at_limit(at_limit);
     let mut sender = Sender::with(socket, options);
     let pages = pages_of(LEN);
     let mut received = Vec::new();
@@ -77,7 +77,7 @@ async fn dropped_after(turns: usize, mechanism: Mechanism, over_quota: OverQuota
     expect_end(&mut end);
     let mut pages = Some(pages);
     if mechanism == Mechanism::Vmsplice && bytes > 0 {
-        assert!(pages.is_some_and(|pages| pages.is_for_good()));
+        assert!(pages.is_some_and(|pages| pages.is_permanent()));
     } else {
         // The runtime takes the notices in: it must have its turns.
         let coming_back = async {
@@ -96,10 +96,10 @@ async fn dropped_after(turns: usize, mechanism: Mechanism, over_quota: OverQuota
 #[test]
 fn a_send_may_be_dropped_at_every_point_where_it_waits() {
     for mechanism in MECHANISMS {
-        for over_quota in [OverQuota::Copy, OverQuota::Wait] {
+        for at_limit in [LimitAction::Copy, LimitAction::Wait] {
             let mut turns = 0;
             // Every point at first, and then some.
-            while !runtime().block_on(dropped_after(turns, mechanism, over_quota)) {
+            while !runtime().block_on(dropped_after(turns, mechanism, at_limit)) {
                 turns += 1 + turns / 12;
                 assert!(turns < 100_000, "{mechanism} does not come to an end");
             }

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use uncopied::arena::PageBuffer;
-use uncopied::{Completion, Mechanism, Rule, SendOptions, Sender, leased_bytes};
+use uncopied::{Completion, FreeReason, Mechanism, SendOptions, Sender, in_flight_bytes};
 
 use crate::harness::{
     Family, HANG, content, expect_bytes, expect_end, in_child, pages_of, sender, until,
@@ -25,7 +25,7 @@ fn with_leases() -> (Sender<OwnedFd>, File, Vec<Completion>) {
     let completions = (0..3)
         .map(|_| sender.send(pages_of(SIZE)).unwrap().into_completion())
         .collect();
-    assert!(sender.leased() > 0);
+    assert!(sender.in_flight_bytes() > 0);
     (sender, peer, completions)
 }
 
@@ -35,7 +35,10 @@ fn assert_arrives_and_settles(peer: &mut File, completions: &[Completion]) {
     }
     for completion in completions {
         let settled = completion.wait(Some(HANG)).unwrap();
-        assert_eq!((settled.bytes, settled.rule), (SIZE as u64, Rule::Notice));
+        assert_eq!(
+            (settled.bytes, settled.reason),
+            (SIZE as u64, FreeReason::Notification)
+        );
     }
 }
 
@@ -88,7 +91,7 @@ fn a_child_that_drops_everything_takes_nothing_from_its_parent() {
             // A clone for each process: the original keeps its own.
             let (mut of_original, of_copy) = (Some(sender), completions.clone());
             in_copy(|| {
-                assert!(of_copy[0].settled().is_none());
+                assert!(of_copy[0].outcome().is_none());
                 of_copy[1]
                     .wait(Some(std::time::Duration::from_millis(10)))
                     .ok();
@@ -96,18 +99,18 @@ fn a_child_that_drops_everything_takes_nothing_from_its_parent() {
                 drop(of_original.take());
             });
             let mut sender = of_original.unwrap();
-            assert!(leased_bytes() > 0);
+            assert!(in_flight_bytes() > 0);
             assert_arrives_and_settles(&mut peer, &completions);
             assert_eq!(sender.send(pages_of(SIZE)).unwrap().bytes(), SIZE as u64);
             expect_bytes(&mut peer, &content(SIZE));
             drop(sender);
             expect_end(&mut peer);
-            until("all leases back", || leased_bytes() == 0);
+            until("all leases back", || in_flight_bytes() == 0);
         },
     );
 }
 
-/// Notices that have come when a copy is made are the original's: a copy that looks takes none.
+/// NotificationSource that have come when a copy is made are the original's: a copy that looks takes none.
 #[test]
 fn a_child_that_looks_takes_no_notice() {
     in_child(
@@ -152,7 +155,7 @@ fn both_write_to_what_comes_back_to_them() {
             assert!(buffer.iter().all(|&byte| byte == 0));
             buffer.fill(9);
             assert_arrives_and_settles(&mut peer, &completions);
-            assert_eq!(sender.leased(), 0);
+            assert_eq!(sender.in_flight_bytes(), 0);
         },
     );
 }

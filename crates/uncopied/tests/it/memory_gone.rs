@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 use uncopied::arena::Pages;
-use uncopied::{Completion, ErrorKind, Mechanism, Rule, SendOptions, Sender, Sent, leased_bytes};
+use uncopied::{
+    Completion, ErrorKind, FreeReason, Mechanism, SendOptions, Sender, Sent, in_flight_bytes,
+};
 
 use crate::harness::{
     FAMILIES, Family, HANG, content, expect_bytes, expect_end, for_memory, in_child, narrow_sender,
@@ -56,7 +58,10 @@ fn expect_all(peer: &mut File) {
 fn assert_all_settle(completions: &[Completion]) {
     for completion in completions {
         let settled = completion.wait(Some(HANG)).unwrap();
-        assert_eq!((settled.bytes, settled.rule), (SIZE as u64, Rule::Notice));
+        assert_eq!(
+            (settled.bytes, settled.reason),
+            (SIZE as u64, FreeReason::Notification)
+        );
     }
 }
 
@@ -75,7 +80,7 @@ fn reaper_runs() -> bool {
 }
 
 fn assert_nothing_is_lent_and_nobody_waits(pages: Pages) {
-    until("all leases back", || leased_bytes() == 0);
+    until("all leases back", || in_flight_bytes() == 0);
     pages.try_into_buffer().expect("nobody has them any more");
     until("the end of the thread", || !reaper_runs());
 }
@@ -85,11 +90,11 @@ fn a_reset_gives_everything_back() {
     let (mut sender, peer, pages, completions) = with_leases();
     reset(peer);
     assert_all_settle(&completions);
-    assert_eq!(sender.leased(), 0);
+    assert_eq!(sender.in_flight_bytes(), 0);
     pages.try_into_buffer().expect("nobody has them any more");
     let error = sender.send(pages_of(SIZE)).unwrap_err();
     assert_eq!((error.kind(), error.moved()), (ErrorKind::PeerClosed, 0));
-    assert_eq!(sender.leased(), 0);
+    assert_eq!(sender.in_flight_bytes(), 0);
 }
 
 /// The same with nobody but the library to look after it, and completions that are waited for all the
@@ -103,7 +108,7 @@ fn a_reset_after_the_sender_has_gone_gives_everything_back() {
             let (sender, peer, pages, completions) = with_leases();
             drop(sender);
             until("the thread that looks after it", reaper_runs);
-            assert!(leased_bytes() > 0);
+            assert!(in_flight_bytes() > 0);
             reset(peer);
             assert_all_settle(&completions);
             assert_nothing_is_lent_and_nobody_waits(pages);
@@ -126,7 +131,7 @@ fn what_a_dropped_sender_has_lent_arrives_and_comes_back() {
                 let pages = pages.try_into_buffer().expect_err("still lent");
                 // Late: nothing is given back meanwhile.
                 std::thread::sleep(Duration::from_millis(100));
-                assert!(leased_bytes() > 0);
+                assert!(in_flight_bytes() > 0);
                 expect_all(&mut peer);
                 expect_end(&mut peer);
                 assert_nothing_is_lent_and_nobody_waits(pages);
@@ -208,14 +213,14 @@ fn a_socket_that_is_taken_back_goes_on() {
 fn a_second_sender_on_a_socket_copies() {
     let (sender, mut peer, _, completions) = with_leases();
     let plan = [Mechanism::MsgZerocopy, Mechanism::Copy];
-    let options = SendOptions::default().mechanisms(&plan);
+    let options = SendOptions::default().force_mechanisms(&plan);
     let mut second = Sender::with(sender.into_inner(), options);
     let sent = std::thread::spawn(move || second.send(pages_of(SIZE)).unwrap());
     expect_all(&mut peer);
     expect_bytes(&mut peer, &content(SIZE));
     let sent = sent.join().unwrap();
     assert_eq!(sent.report().by(Mechanism::Copy), SIZE as u64);
-    let [step] = sent.report().steps_down() else {
+    let [step] = sent.report().fallbacks() else {
         panic!("{}", sent.report());
     };
     assert_eq!(step.errno, uncopied::Errno::BUSY);
@@ -229,7 +234,7 @@ fn completions_that_are_dropped_keep_nothing() {
     expect_all(&mut peer);
     until("everything back", || {
         sender.reap();
-        sender.leased() == 0
+        sender.in_flight_bytes() == 0
     });
     pages.try_into_buffer().expect("nobody has them any more");
 }
@@ -247,7 +252,7 @@ fn a_panic_with_memory_lent() {
                 panic!("on purpose");
             });
             assert!(thread.join().is_err());
-            assert!(leased_bytes() > 0);
+            assert!(in_flight_bytes() > 0);
             expect_all(&mut peer);
             expect_end(&mut peer);
 
@@ -307,7 +312,7 @@ fn a_send_that_fails_in_the_middle_gives_its_pages_back() {
     assert!(error.moved() > 0);
     until("everything back", || {
         sender.reap();
-        sender.leased() == 0
+        sender.in_flight_bytes() == 0
     });
     assert!(sender.get_ref().as_fd().try_clone_to_owned().is_ok());
     pages.try_into_buffer().expect("nobody has them any more");

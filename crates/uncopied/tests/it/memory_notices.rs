@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
-use uncopied::{Errno, Mechanism, Rule, SendOptions, Sender};
+use uncopied::{Errno, FreeReason, Mechanism, SendOptions, Sender};
 
 use crate::harness::{
     Family, HANG, content, expect_bytes, in_child, in_network, narrow_sender, pages_of, sender,
@@ -78,14 +78,17 @@ fn one_notice_for_many_sends_settles_them_all() {
     }
     until("all of them in one", || optmem(sender.get_ref()) == of_one);
     sender.reap();
-    assert_eq!((optmem(sender.get_ref()), sender.leased()), (0, 0));
+    assert_eq!((optmem(sender.get_ref()), sender.in_flight_bytes()), (0, 0));
     for sent in sends {
-        let settled = sent.completion().settled().unwrap();
-        assert_eq!((settled.bytes, settled.rule), (5000, Rule::Notice));
+        let settled = sent.completion().outcome().unwrap();
+        assert_eq!(
+            (settled.bytes, settled.reason),
+            (5000, FreeReason::Notification)
+        );
     }
     let report = sender.report();
     let all = 5000 * (SENDS as u64 + 1);
-    assert_eq!((report.bytes(), report.copied_after_all()), (all, all));
+    assert_eq!((report.bytes(), report.kernel_copied()), (all, all));
 }
 
 /// So many sends that the peer has not acknowledged that the kernel has no room for another notice
@@ -106,15 +109,15 @@ fn too_many_notices_outstanding_make_a_send_a_copy() {
             break sent;
         }
     };
-    let [step] = refused.report().steps_down() else {
+    let [step] = refused.report().fallbacks() else {
         panic!("{}", refused.report());
     };
     assert_eq!(
         (step.from, step.to, step.errno),
         (Mechanism::MsgZerocopy, Mechanism::Copy, Errno::NOBUFS)
     );
-    let settled = refused.completion().settled().unwrap();
-    assert_eq!((settled.copied, settled.rule), (1, Rule::Copied));
+    let settled = refused.completion().outcome().unwrap();
+    assert_eq!((settled.copied, settled.reason), (1, FreeReason::Copied));
 
     let receiver = std::thread::spawn(move || {
         let mut received = Vec::new();
@@ -123,7 +126,7 @@ fn too_many_notices_outstanding_make_a_send_a_copy() {
     });
     until("all notices", || {
         sender.reap();
-        sender.leased() == 0
+        sender.in_flight_bytes() == 0
     });
     let sent = sender.send(pages_of(1000)).unwrap();
     assert_eq!(sent.report().by(Mechanism::MsgZerocopy), 1000);
@@ -152,9 +155,9 @@ fn more_than_may_be_locked_is_copied() {
             let sent = sender.send(pages_of(size)).unwrap();
             let copied = sent.report().by(Mechanism::Copy);
             assert_eq!(copied, size as u64, "{}", sent.report());
-            assert_eq!(sent.report().steps_down()[0].errno, Errno::NOBUFS);
+            assert_eq!(sent.report().fallbacks()[0].errno, Errno::NOBUFS);
             expect_bytes(&mut peer, &content(size));
-            assert_eq!(sender.leased(), 0);
+            assert_eq!(sender.in_flight_bytes(), 0);
             // What the limit allows is lent, once the user's other processes leave room for it.
             until("a send that is lent", || {
                 let sent = sender.send(pages_of(4096)).unwrap();
@@ -183,7 +186,7 @@ fn time_stamps_between_the_notices_are_passed_over() {
         expect_bytes(&mut peer, b"first");
         until("a time stamp", || has_queued(&socket));
 
-        let options = SendOptions::default().mechanisms(&LENDING);
+        let options = SendOptions::default().force_mechanisms(&LENDING);
         let mut sender = Sender::with(socket, options);
         let sends: Vec<_> = (0..40)
             .map(|_| {
@@ -194,7 +197,10 @@ fn time_stamps_between_the_notices_are_passed_over() {
             .collect();
         for sent in sends {
             let settled = sent.completion().wait(Some(HANG)).unwrap();
-            assert_eq!((settled.bytes, settled.rule), (3000, Rule::Notice));
+            assert_eq!(
+                (settled.bytes, settled.reason),
+                (3000, FreeReason::Notification)
+            );
         }
         // Once everything has come, one look takes it all in, whatever lies in between.
         until("one look", || {
@@ -204,7 +210,7 @@ fn time_stamps_between_the_notices_are_passed_over() {
             }
             std::thread::sleep(Duration::from_millis(20));
             sender.reap();
-            sender.leased() == 0
+            sender.in_flight_bytes() == 0
         });
         until("an empty error queue", || {
             sender.reap();
@@ -286,8 +292,12 @@ fn sends_that_keep_coming_back_copied_pause_the_lending() {
                 let lent = sent.report().by(Mechanism::MsgZerocopy);
                 assert!(lent == 0 || lent == size as u64, "{}", sent.report());
                 // The kernel said so of what was lent, and the call of what was not.
-                let rule = if lent > 0 { Rule::Notice } else { Rule::Copied };
-                assert_eq!(settled.rule, rule);
+                let rule = if lent > 0 {
+                    FreeReason::Notification
+                } else {
+                    FreeReason::Copied
+                };
+                assert_eq!(settled.reason, rule);
                 lent > 0
             };
             // It is lent until eight notices have said "copied", then pauses, and tries again.
@@ -297,7 +307,7 @@ fn sends_that_keep_coming_back_copied_pause_the_lending() {
             assert!(!send(), "and copied again");
 
             let report = sender.report();
-            assert_eq!(report.copied_after_all(), 16 * size as u64);
+            assert_eq!(report.kernel_copied(), 16 * size as u64);
             assert_eq!(report.zero_copy_bytes(), 0, "{report}");
             drop(sender);
             let received = peer.join().unwrap();

@@ -7,7 +7,8 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use uncopied::arena::Pages;
 use uncopied::{
-    ErrorKind, Mechanism, OverQuota, SendOptions, Sender, leased_bytes, set_leased_at_most,
+    ErrorKind, LimitAction, Mechanism, SendOptions, Sender, in_flight_bytes,
+    set_process_in_flight_limit,
 };
 
 use crate::harness::{
@@ -21,10 +22,10 @@ const SHARE: usize = 32 << 10;
 /// What may be lent, much less than a socket takes by itself.
 const QUOTA: u64 = 4 * SHARE as u64;
 
-fn lender(over_quota: OverQuota, leased_at_most: u64) -> (Sender<OwnedFd>, File) {
+fn lender(at_limit: LimitAction, in_flight_limit: u64) -> (Sender<OwnedFd>, File) {
     let options = SendOptions::default()
-        .leased_at_most(leased_at_most)
-        .over_quota(over_quota);
+        .in_flight_limit(in_flight_limit)
+        .at_limit(at_limit);
     sender(Family::Tcp, &[Mechanism::MsgZerocopy], options)
 }
 
@@ -59,19 +60,19 @@ fn expect_shares(peer: &mut File, mut bytes: usize) {
 /// Others are not held up.
 #[test]
 fn what_lies_beyond_the_quota_is_copied() {
-    let (mut stuck, mut peer) = lender(OverQuota::Copy, QUOTA);
+    let (mut stuck, mut peer) = lender(LimitAction::Copy, QUOTA);
     let pages = pages_of(SHARE);
     let mut most = 0;
     let taken = fill(&mut stuck, &pages, |sender| {
-        most = most.max(sender.leased())
+        most = most.max(sender.in_flight_bytes())
     });
     assert!(0 < most && most <= QUOTA, "{most} bytes were lent");
     let report = stuck.report();
     assert_eq!(report.bytes(), taken as u64);
     assert!(report.by(Mechanism::Copy) > 0, "{report}");
-    assert!(report.steps_down().is_empty(), "{report}");
+    assert!(report.fallbacks().is_empty(), "{report}");
 
-    let (mut other, mut reader) = lender(OverQuota::Copy, QUOTA);
+    let (mut other, mut reader) = lender(LimitAction::Copy, QUOTA);
     for _ in 0..20 {
         let sent = other.send(pages.clone()).unwrap();
         expect_bytes(&mut reader, &content(SHARE));
@@ -82,7 +83,7 @@ fn what_lies_beyond_the_quota_is_copied() {
     expect_shares(&mut peer, taken);
     until("everything back", || {
         stuck.reap();
-        stuck.leased() == 0
+        stuck.in_flight_bytes() == 0
     });
     pages.try_into_buffer().expect("nobody has them any more");
 }
@@ -91,7 +92,7 @@ fn what_lies_beyond_the_quota_is_copied() {
 /// the sender goes on from there.
 #[test]
 fn what_waits_for_the_quota_times_out_with_the_count() {
-    let (mut sender, mut peer) = lender(OverQuota::Wait, QUOTA);
+    let (mut sender, mut peer) = lender(LimitAction::Wait, QUOTA);
     let patience = Some(Duration::from_millis(200));
     set_socket_timeout(sender.get_ref(), Timeout::Send, patience).unwrap();
     // The peer acknowledges what fits into its buffer, and the rest is lent for good.
@@ -101,7 +102,7 @@ fn what_waits_for_the_quota_times_out_with_the_count() {
             Ok(sent) => taken += sent.bytes(),
             Err(error) => break error,
         }
-        most = most.max(sender.leased());
+        most = most.max(sender.in_flight_bytes());
         assert!(taken < 1 << 30, "it never waits");
     };
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
@@ -120,7 +121,7 @@ fn what_waits_for_the_quota_times_out_with_the_count() {
         let first = sender.send(more).unwrap();
         for _ in 0..50 {
             assert_eq!(sender.send(pages_of(SHARE)).unwrap().bytes(), SHARE as u64);
-            assert!(sender.leased() <= QUOTA);
+            assert!(sender.in_flight_bytes() <= QUOTA);
         }
         first.completion().wait(Some(HANG)).unwrap();
     });
@@ -132,21 +133,21 @@ fn what_waits_for_the_quota_times_out_with_the_count() {
 fn assert_all_by_lending(sender: &Sender<OwnedFd>, bytes: u64) {
     let report = sender.report();
     assert_eq!(report.by(Mechanism::MsgZerocopy), bytes, "{report}");
-    assert!(report.steps_down().is_empty(), "{report}");
+    assert!(report.fallbacks().is_empty(), "{report}");
 }
 
 /// A try does not wait: it takes nothing.
 #[test]
 fn a_try_beyond_the_quota_takes_nothing() {
-    let (mut sender, mut peer) = lender(OverQuota::Wait, QUOTA);
+    let (mut sender, mut peer) = lender(LimitAction::Wait, QUOTA);
     let pages = pages_of(SHARE);
     let taken = fill(&mut sender, &pages, |sender| {
-        assert!(sender.leased() <= QUOTA)
+        assert!(sender.in_flight_bytes() <= QUOTA)
     });
     // The socket would take more.
     let mut copying = Sender::with(
         sender.get_ref().try_clone().unwrap(),
-        SendOptions::default().mechanisms(&[Mechanism::Copy]),
+        SendOptions::default().force_mechanisms(&[Mechanism::Copy]),
     );
     let rest = pages.slice(taken % SHARE..);
     assert!(copying.try_send(&rest).unwrap().bytes() > 0);
@@ -161,16 +162,23 @@ fn all_senders_together_lend_no_more_than_the_process_may() {
         "memory_quota::all_senders_together_lend_no_more_than_the_process_may",
         |_| {},
         || {
-            set_leased_at_most(QUOTA);
+            set_process_in_flight_limit(QUOTA);
             let pages = pages_of(SHARE);
-            let mut senders: Vec<_> = (0..4).map(|_| lender(OverQuota::Copy, 64 << 20)).collect();
+            let mut senders: Vec<_> = (0..4)
+                .map(|_| lender(LimitAction::Copy, 64 << 20))
+                .collect();
             let mut taken = Vec::new();
             for (sender, _) in &mut senders {
-                taken.push(fill(sender, &pages, |_| assert!(leased_bytes() <= QUOTA)));
+                taken.push(fill(sender, &pages, |_| {
+                    assert!(in_flight_bytes() <= QUOTA)
+                }));
             }
-            assert!(leased_bytes() > 0);
-            let sum: u64 = senders.iter().map(|(sender, _)| sender.leased()).sum();
-            assert_eq!(sum, leased_bytes());
+            assert!(in_flight_bytes() > 0);
+            let sum: u64 = senders
+                .iter()
+                .map(|(sender, _)| sender.in_flight_bytes())
+                .sum();
+            assert_eq!(sum, in_flight_bytes());
             for ((sender, peer), taken) in senders.iter_mut().zip(taken) {
                 let report = sender.report();
                 assert_eq!(report.bytes(), taken as u64);
@@ -180,7 +188,7 @@ fn all_senders_together_lend_no_more_than_the_process_may() {
                 for (sender, _) in &senders {
                     sender.reap();
                 }
-                leased_bytes() == 0
+                in_flight_bytes() == 0
             });
         },
     );
@@ -193,10 +201,10 @@ fn an_idle_sender_does_not_keep_what_came_back() {
         "memory_quota::an_idle_sender_does_not_keep_what_came_back",
         |_| {},
         || {
-            set_leased_at_most(QUOTA);
-            let (mut idle, mut reader) = lender(OverQuota::Wait, 64 << 20);
+            set_process_in_flight_limit(QUOTA);
+            let (mut idle, mut reader) = lender(LimitAction::Wait, 64 << 20);
             let taken = fill(&mut idle, &pages_of(SHARE), |_| {});
-            let (mut waiting, mut peer) = lender(OverQuota::Wait, 64 << 20);
+            let (mut waiting, mut peer) = lender(LimitAction::Wait, 64 << 20);
             let nothing = waiting.try_send(pages_of(SHARE)).unwrap();
             assert_eq!(nothing.bytes(), 0, "the other has lent it all");
 

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use uncopied::arena::PageBuffer;
-use uncopied::{Errno, ErrorKind, Mechanism, OverQuota, Rule, SendOptions, Sent};
+use uncopied::{Errno, ErrorKind, FreeReason, LimitAction, Mechanism, SendOptions, Sent};
 
 use crate::harness::{
     FAMILIES, Family, HANG, assert_all_by, content, expect_bytes, expect_end, for_memory,
@@ -25,23 +25,23 @@ fn sizes() -> Vec<usize> {
 fn assert_settles(sent: &Sent, mechanism: Mechanism, len: u64, what: &str) {
     let settled = sent.completion().wait(Some(HANG)).expect(what);
     let rule = match mechanism {
-        Mechanism::MsgZerocopy | Mechanism::SendZc if len > 0 => Rule::Notice,
-        Mechanism::Vmsplice if len > 0 => Rule::GivenAway,
-        _ => Rule::Copied,
+        Mechanism::MsgZerocopy | Mechanism::SendZc if len > 0 => FreeReason::Notification,
+        Mechanism::Vmsplice if len > 0 => FreeReason::Gifted,
+        _ => FreeReason::Copied,
     };
     // On loopback the kernel copies whatever it is lent and gives back.
-    let copied = if rule == Rule::GivenAway { 0 } else { len };
+    let copied = if rule == FreeReason::Gifted { 0 } else { len };
     assert_eq!(
-        (settled.bytes, settled.copied, settled.rule),
+        (settled.bytes, settled.copied, settled.reason),
         (len, copied, rule),
         "{what}"
     );
-    assert_eq!(sent.completion().settled(), Some(settled), "{what}");
+    assert_eq!(sent.completion().outcome(), Some(settled), "{what}");
 }
 
 /// Whether a kernel that limits locked memory made sends be copied. That is allowed, if it is said.
 fn met_a_limit(sent: &Sent) -> bool {
-    let steps = sent.report().steps_down();
+    let steps = sent.report().fallbacks();
     !steps.is_empty() && steps.iter().all(|step| step.errno == Errno::NOBUFS)
 }
 
@@ -51,8 +51,8 @@ fn every_size_arrives_by_every_mechanism_from_any_address() {
         for &mechanism in for_memory(family) {
             // No more at a time than a user may usually lock.
             let options = SendOptions::default()
-                .leased_at_most(1 << 20)
-                .over_quota(OverQuota::Wait);
+                .in_flight_limit(1 << 20)
+                .at_limit(LimitAction::Wait);
             let (mut sender, mut peer) = sender(family, &[mechanism], options);
             for size in sizes() {
                 for start in [0, 1] {
@@ -72,12 +72,12 @@ fn every_size_arrives_by_every_mechanism_from_any_address() {
                     }
                     sent.completion().wait(Some(HANG)).expect(&what);
                     // The buffer is whole again, unless its pages belong to the kernel now.
-                    let is_given_away = mechanism == Mechanism::Vmsplice && size > 0;
-                    assert_eq!(pages.is_for_good(), is_given_away, "{what}");
-                    assert_eq!(pages.try_into_buffer().is_err(), is_given_away, "{what}");
+                    let is_gifted = mechanism == Mechanism::Vmsplice && size > 0;
+                    assert_eq!(pages.is_permanent(), is_gifted, "{what}");
+                    assert_eq!(pages.try_into_buffer().is_err(), is_gifted, "{what}");
                 }
             }
-            assert_eq!(sender.leased(), 0);
+            assert_eq!(sender.in_flight_bytes(), 0);
             drop(sender);
             expect_end(&mut peer);
         }
@@ -152,11 +152,11 @@ fn what_a_unix_socket_does_not_have_is_an_error_if_it_is_forced() {
     let forced = [Mechanism::MsgZerocopy, Mechanism::Copy];
     let mut both = uncopied::Sender::with(
         only.into_inner(),
-        SendOptions::default().mechanisms(&forced),
+        SendOptions::default().force_mechanisms(&forced),
     );
     let sent = both.send(pages_of(5000)).unwrap();
     assert_eq!(sent.report().by(Mechanism::Copy), 5000);
-    let [step] = sent.report().steps_down() else {
+    let [step] = sent.report().fallbacks() else {
         panic!("{}", sent.report());
     };
     assert_eq!((step.errno, step.at), (Errno::OPNOTSUPP, 0));
@@ -177,8 +177,8 @@ fn the_plan_lends_no_pages_to_a_peer_on_this_machine_that_it_wants_back() {
         assert_all_by(sent.report(), Mechanism::Copy, size as u64, "to be reused");
         expect_bytes(&mut peer, &content(size));
 
-        let buffer = PageBuffer::copy_of(&content(size)).unwrap();
-        let sent = sender.send(buffer.freeze_for_good()).unwrap();
+        let buffer = PageBuffer::copy_from_slice(&content(size)).unwrap();
+        let sent = sender.send(buffer.freeze_permanently()).unwrap();
         assert_all_by(sent.report(), Mechanism::Vmsplice, size as u64, "for good");
         expect_bytes(&mut peer, &content(size));
     }

@@ -3,7 +3,7 @@
 //! Every send has bytes of its own, which its number tells. A buffer is overwritten at the first moment
 //! at which the library gives it back, and filled anew for another send. The receiver, on the same
 //! machine and behind, checks every byte: one that was overwritten too early is another one's. What
-//! must be found: taking `give_away` out of `mechanism/vmsplice.rs`, or settling a send by
+//! must be found: taking `gift` out of `mechanism/vmsplice.rs`, or settling a send by
 //! `MSG_ZEROCOPY` before its notice.
 
 use std::fs::File;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use uncopied::arena::{PageBuffer, Pages};
-use uncopied::{Completion, OverQuota, SendOptions, Sender};
+use uncopied::{Completion, LimitAction, SendOptions, Sender};
 
 use crate::harness::{Family, HANG, for_memory, pair};
 
@@ -134,9 +134,9 @@ impl Traffic {
             .iter()
             .map(|&mechanism| {
                 let options = SendOptions::default()
-                    .mechanisms(&[mechanism])
-                    .leased_at_most(1 << 20)
-                    .over_quota(OverQuota::Wait);
+                    .force_mechanisms(&[mechanism])
+                    .in_flight_limit(1 << 20)
+                    .at_limit(LimitAction::Wait);
                 Sender::with(socket.try_clone().unwrap(), options)
             })
             .collect();
@@ -230,7 +230,7 @@ impl Slots {
 
     fn look(&mut self) {
         for (pages, completion) in std::mem::take(&mut self.lent) {
-            if completion.settled().is_none() {
+            if completion.outcome().is_none() {
                 self.lent.push((pages, completion));
                 continue;
             }

@@ -139,7 +139,7 @@ fn what_was_given_away_is_not_kept() {
                 drop(pages);
                 (resident() + LEN).saturating_sub(before)
             };
-            let kept = kept_after(filled_buffer().freeze_for_good());
+            let kept = kept_after(filled_buffer().freeze_permanently());
             assert!(kept < MIB, "{kept} bytes of pages frozen for good");
 
             let pages = filled_buffer().freeze();

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use uncopied::arena::{Region, RegionMut};
-use uncopied::{Mechanism, Rule, SendOptions, Sender};
+use uncopied::{FreeReason, Mechanism, SendOptions, Sender};
 
 use crate::harness::{Family, HANG, expect_bytes, expect_end, for_memory, pair, sender, skip};
 use crate::poison::soak_time;
@@ -75,8 +75,8 @@ fn what_is_overwritten_after_the_send_arrives_as_it_was() {
                 }
                 for completion in completions {
                     let settled = completion.wait(Some(HANG)).unwrap();
-                    let given_away = mechanism == Mechanism::Vmsplice;
-                    assert_eq!(settled.rule == Rule::GivenAway, given_away);
+                    let gifted = mechanism == Mechanism::Vmsplice;
+                    assert_eq!(settled.reason == FreeReason::Gifted, gifted);
                 }
                 drop(sender);
                 let got = late.join().unwrap();
@@ -147,7 +147,7 @@ fn writers_that_never_wait_change_nothing_in_flight() {
             .iter()
             .map(|&mechanism| {
                 let (socket, mut peer) = pair(Family::Tcp);
-                let options = SendOptions::default().mechanisms(&[mechanism]);
+                let options = SendOptions::default().force_mechanisms(&[mechanism]);
                 let mut sender = Sender::with(socket, options);
                 let region = region.clone();
                 scope.spawn(move || {

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
-use uncopied::plan::Length;
+use uncopied::policy::Length;
 use uncopied::{ErrorKind, Mechanism, SendFile};
 
 use crate::harness::{DRIVERS, Driver, FAMILIES, Family, content, file_of, narrow_pair, send};
@@ -31,7 +31,7 @@ fn send_meanwhile(
             received
         });
         let forced = [mechanism];
-        let what = SendFile::new(file).mechanisms(&forced).length(length);
+        let what = SendFile::new(file).force_mechanisms(&forced).length(length);
         let result = send(driver, family, socket, &what);
         (result, receiver.join().unwrap())
     })
@@ -42,7 +42,7 @@ fn send_meanwhile(
 #[test]
 fn a_file_that_shrinks_while_it_is_sent() {
     let expected = content(SIZE);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             for &driver in DRIVERS {
                 // In the middle of a page, of what is already sent, and of what is not.
@@ -77,7 +77,7 @@ fn a_file_that_shrinks_while_it_is_sent() {
 #[test]
 fn a_file_that_grows_while_it_is_sent() {
     let more = content(SIZE + 100_000);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             for &driver in DRIVERS {
                 for (length, expected) in [

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::LazyLock;
 
-use uncopied::plan::Length;
+use uncopied::policy::Length;
 use uncopied::{ErrorKind, Mechanism, SendFile};
 
 use crate::harness::{DRIVERS, Driver, FAMILIES, Family, assert_all_by, content, deliver, file_of};
@@ -16,7 +16,7 @@ const GIB: u64 = 1 << 30;
 const CALL: u64 = 0x7fff_f000;
 
 fn each(mut run: impl FnMut(Mechanism, Family, Driver)) {
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             for &driver in DRIVERS {
                 run(mechanism, family, driver);
@@ -35,7 +35,7 @@ fn check(
 ) {
     let what = format!("{mechanism} to {family:?} by {driver:?}: {len} bytes from {offset}");
     let forced = [mechanism];
-    let send = SendFile::new(file).mechanisms(&forced);
+    let send = SendFile::new(file).force_mechanisms(&forced);
     let send = if until_eof {
         send.range(offset..)
     } else {
@@ -92,7 +92,9 @@ fn an_offset_past_the_end_finds_no_byte() {
     each(|mechanism, family, driver| {
         for offset in [1000, 1001, 1 << 40, i64::MAX as u64, u64::MAX] {
             let forced = [mechanism];
-            let send = SendFile::new(&file).mechanisms(&forced).range(offset..);
+            let send = SendFile::new(&file)
+                .force_mechanisms(&forced)
+                .range(offset..);
             let (result, received) = deliver(driver, family, &send, &file, offset);
             assert_all_by(&result.unwrap(), mechanism, 0, "until the end");
             assert_eq!(received, 0);
@@ -113,7 +115,7 @@ fn more_than_the_file_has_is_an_error_with_the_count() {
         for promised in [99_991, u64::MAX - 10, u64::MAX] {
             let forced = [mechanism];
             let send = SendFile::new(&file)
-                .mechanisms(&forced)
+                .force_mechanisms(&forced)
                 .range(10..)
                 .length(Length::Exact(promised));
             let (result, received) = deliver(driver, family, &send, &file, 10);

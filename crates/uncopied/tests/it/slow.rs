@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::time::{ClockId, clock_gettime};
-use uncopied::plan::{Length, Plan};
-use uncopied::{ErrorKind, Mechanism, SendFile, Transfer, drive};
+use uncopied::policy::{Length, Plan};
+use uncopied::{ErrorKind, Mechanism, SendFile, Transfer, driver};
 
 use crate::harness::{
     DRIVERS, FAMILIES, Family, assert_all_by, file_of, pair, receive, receive_slowly, send,
@@ -20,7 +20,7 @@ use crate::harness::{
 fn a_small_buffer_and_a_slow_reader() {
     const SIZE: usize = 400_003;
     let file = file_of(SIZE);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             for &driver in DRIVERS {
                 for nonblocking in [false, true] {
@@ -35,7 +35,7 @@ fn a_small_buffer_and_a_slow_reader() {
                         let receiver =
                             scope.spawn(move || receive_slowly(&mut peer, file, 1, 7_001, pause));
                         let forced = [mechanism];
-                        let what = SendFile::new(file).mechanisms(&forced).range(1..);
+                        let what = SendFile::new(file).force_mechanisms(&forced).range(1..);
                         let report = send(driver, family, socket, &what).unwrap();
                         let name = format!("{mechanism} {family:?} {driver:?} {nonblocking}");
                         assert_all_by(&report, mechanism, SIZE as u64 - 1, &name);
@@ -73,7 +73,7 @@ fn time_out(mechanism: Mechanism, family: Family, nonblocking: bool, file: &File
     let mut transfer = Transfer::new(5, length, Plan::of(&[mechanism]));
 
     let (start, cpu_before) = (Instant::now(), cpu_time());
-    let error = drive::blocking::run(&mut transfer, file, &socket).expect_err(&what);
+    let error = driver::blocking::run(&mut transfer, file, &socket).expect_err(&what);
     let (waited, used) = (start.elapsed(), cpu_time() - cpu_before);
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{what}: {error}");
     assert_eq!(error.report(), transfer.report(), "{what}");
@@ -88,7 +88,7 @@ fn time_out(mechanism: Mechanism, family: Family, nonblocking: bool, file: &File
 
     std::thread::scope(|scope| {
         let receiver = scope.spawn(move || receive(&mut peer, file, 5));
-        drive::blocking::run(&mut transfer, file, &socket).expect(&what);
+        driver::blocking::run(&mut transfer, file, &socket).expect(&what);
         drop(socket);
         assert_eq!(receiver.join().unwrap(), MUCH as u64 - 5, "{what}");
     });
@@ -99,7 +99,7 @@ fn time_out(mechanism: Mechanism, family: Family, nonblocking: bool, file: &File
 fn a_send_time_out_is_obeyed_and_the_transfer_goes_on() {
     let file = file_of(MUCH);
     std::thread::scope(|scope| {
-        for mechanism in Mechanism::FOR_FILES {
+        for mechanism in Mechanism::FILE_TO_SOCKET {
             for family in FAMILIES {
                 let file = &file;
                 scope.spawn(move || {
@@ -116,7 +116,7 @@ fn a_send_time_out_is_obeyed_and_the_transfer_goes_on() {
 fn a_slow_but_healthy_peer_is_not_cut_off() {
     let file = file_of(600_000);
     std::thread::scope(|scope| {
-        for mechanism in Mechanism::FOR_FILES {
+        for mechanism in Mechanism::FILE_TO_SOCKET {
             let file = &file;
             scope.spawn(move || {
                 let (socket, mut peer) = pair(Family::Unix);
@@ -130,7 +130,9 @@ fn a_slow_but_healthy_peer_is_not_cut_off() {
                     let pause = Duration::from_millis(10);
                     move || receive_slowly(&mut peer, &file, 0, 9_000, pause)
                 });
-                let result = SendFile::new(file).mechanisms(&[mechanism]).to(&socket);
+                let result = SendFile::new(file)
+                    .force_mechanisms(&[mechanism])
+                    .to(&socket);
                 drop(socket);
                 assert_eq!(receiver.join().unwrap(), 600_000);
                 assert_all_by(&result.unwrap(), mechanism, 600_000, "a slow peer");
@@ -144,7 +146,7 @@ fn a_slow_but_healthy_peer_is_not_cut_off() {
 #[test]
 fn a_full_socket_blocks_every_step() {
     let file = file_of(MUCH);
-    for mechanism in Mechanism::FOR_FILES {
+    for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             let (socket, _peer): (OwnedFd, _) = pair(family);
             set_nonblocking(&socket);

@@ -12,14 +12,15 @@
 
 use std::collections::BTreeMap;
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
 use rustix::io::{Errno, Result};
 
-use super::shared::Shared;
-use crate::arena::space::{GRANULE, Space};
+use super::shared::RegionState;
+use crate::arena::space::{AddressSpace, GRANULE};
+use crate::sys::fork::{OwnerProcess, PerProcess};
 use crate::sys::{self, Userfault};
 
 const THREAD_NAME: &str = "uncopied-faults";
@@ -27,15 +28,15 @@ const THREAD_NAME: &str = "uncopied-faults";
 /// After so long the handler looks again whether there is memory.
 const TRY_AGAIN: Duration = Duration::from_millis(5);
 
-/// The handler of each process that this memory has been of: a child has to start its own.
-static OF_PROCESS: Mutex<Option<(u32, Result<&'static Faults>)>> = Mutex::new(None);
+/// The handler of this process. A child starts its own.
+static HANDLER: PerProcess<OnceLock<Result<&'static Faults>>> = PerProcess::new();
 
 /// The handler of write faults, and the regions whose faults it handles.
 #[derive(Debug)]
 pub(super) struct Faults {
     userfault: Userfault,
-    process: u32,
-    regions: Mutex<BTreeMap<usize, Weak<Shared>>>,
+    owner_process: OwnerProcess,
+    regions: Mutex<BTreeMap<usize, Weak<RegionState>>>,
     /// Rooms for a huge page each, for whoever replaces one.
     spares: Mutex<Vec<usize>>,
 }
@@ -47,21 +48,15 @@ impl Faults {
     ///
     /// What the kernel answered then, at every call.
     pub(super) fn of_process() -> Result<&'static Self> {
-        let mut known = lock(&OF_PROCESS);
-        match *known {
-            Some((process, faults)) if process == process::id() => faults,
-            _ => {
-                let faults = Userfault::open().and_then(Self::start);
-                *known = Some((process::id(), faults));
-                faults
-            }
-        }
+        *HANDLER
+            .get()
+            .get_or_init(|| Userfault::open().and_then(Self::start))
     }
 
     pub(super) fn start(userfault: Userfault) -> Result<&'static Self> {
         let faults: &'static Self = Box::leak(Box::new(Self {
             userfault,
-            process: process::id(),
+            owner_process: OwnerProcess::current(),
             regions: Mutex::new(BTreeMap::new()),
             spares: Mutex::new(Vec::new()),
         }));
@@ -78,10 +73,10 @@ impl Faults {
     /// Whether this is the process that the handler answers for. A child has the memory of its parent,
     /// and a descriptor that would change the parent's protection.
     pub(super) fn is_ours(&self) -> bool {
-        self.process == process::id()
+        self.owner_process.is_current()
     }
 
-    pub(super) fn enter(&self, address: usize, region: &Arc<Shared>) {
+    pub(super) fn enter(&self, address: usize, region: &Arc<RegionState>) {
         lock(&self.regions).insert(address, Arc::downgrade(region));
     }
 
@@ -130,7 +125,7 @@ impl Faults {
         let _ = self.userfault.wake(page, GRANULE);
     }
 
-    fn region_of(&self, address: usize) -> Option<Arc<Shared>> {
+    fn region_of(&self, address: usize) -> Option<Arc<RegionState>> {
         let regions = lock(&self.regions);
         let (_, region) = regions.range(..=address).next_back()?;
         let region = region.upgrade()?;
@@ -141,7 +136,7 @@ impl Faults {
 }
 
 fn new_spare() -> Result<usize> {
-    let spare = Space::get()?.open(GRANULE, true)?;
+    let spare = AddressSpace::get()?.open(GRANULE, true)?;
     sys::wipe_on_fork(spare, GRANULE)?;
     Ok(spare)
 }

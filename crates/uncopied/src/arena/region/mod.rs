@@ -75,11 +75,12 @@ use std::sync::{Arc, OnceLock};
 use rustix::io::Result;
 
 use self::faults::Faults;
-use self::shared::{Hold, Shared};
+use self::shared::{Hold, RegionState};
 use super::space::GRANULE;
 use super::within;
+use crate::sys::Mapped;
 
-pub(crate) use self::shared::Lending;
+pub(crate) use self::shared::Protected;
 
 /// Memory of huge pages that may be written to at any time, also while it is being sent.
 ///
@@ -126,7 +127,7 @@ pub(crate) use self::shared::Lending;
 ///   without protection.
 #[derive(Clone)]
 pub struct Region {
-    shared: Arc<Shared>,
+    shared: Arc<RegionState>,
     len: usize,
 }
 
@@ -158,7 +159,7 @@ impl Region {
     }
 
     fn with(len: usize, faults: Result<&'static Faults>) -> Result<(Self, RegionMut)> {
-        let shared = Shared::new(len, faults)?;
+        let shared = RegionState::new(len, faults)?;
         let writer = RegionMut {
             shared: Arc::clone(&shared),
             start: 0,
@@ -238,7 +239,7 @@ impl fmt::Debug for Region {
 /// Writing to what is in flight takes longer the first time, as a page has to be copied; it is never
 /// wrong.
 pub struct RegionMut {
-    shared: Arc<Shared>,
+    shared: Arc<RegionState>,
     start: usize,
     len: usize,
 }
@@ -278,7 +279,7 @@ impl RegionMut {
     ///
     /// `ENOMEM`: no memory for a copy, or too many mappings (`vm.max_map_count`).
     pub fn prepare(&mut self) -> io::Result<()> {
-        for page in Shared::pages_of(&self.range()) {
+        for page in RegionState::pages_of(&self.range()) {
             self.shared
                 .make_writable(self.shared.address() + page * GRANULE)?;
         }
@@ -317,7 +318,7 @@ impl fmt::Debug for RegionMut {
 /// Some bytes of a [`Region`], to be sent. A handle: it keeps the region, and never looks at a byte.
 #[derive(Clone)]
 pub struct RegionPart {
-    shared: Arc<Shared>,
+    shared: Arc<RegionState>,
     start: usize,
     len: usize,
     /// Once it was lent.
@@ -353,20 +354,20 @@ impl RegionPart {
             hold: OnceLock::new(),
         };
         if let Some(hold) = self.hold.get() {
-            let pages = Shared::pages_of(&part.range());
+            let pages = RegionState::pages_of(&part.range());
             part.hold.get_or_init(|| Arc::new(hold.of_some(pages)));
         }
         part
     }
 
-    /// Leaves the first `len` bytes. All pages that were lent with it stay lent: a [`Lending`] that still
+    /// Leaves the first `len` bytes. All pages that were lent with it stay lent: a [`Protected`] that still
     /// lives may yet have to protect a fresh frame for this part, and knows it by this hold alone.
     pub(crate) fn shorten(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
     /// From how many bytes on protecting costs less than copying: a huge page, if there are any.
-    pub(crate) fn pays_from(&self) -> usize {
+    pub(crate) fn min_bytes(&self) -> usize {
         if self.shared.is_huge() {
             GRANULE
         } else {
@@ -376,6 +377,14 @@ impl RegionPart {
 
     pub(crate) fn address(&self) -> usize {
         self.shared.address() + self.start
+    }
+
+    /// The bytes, for the kernel to read.
+    #[allow(unsafe_code)]
+    pub(crate) fn mapped(&self) -> Mapped<'_> {
+        // SAFETY: the range lies within the region, which stays mapped for as long as `shared`
+        // lives.
+        unsafe { Mapped::new(self.address(), self.len) }
     }
 
     fn range(&self) -> Range<usize> {
@@ -391,13 +400,13 @@ impl RegionPart {
     /// # Errors
     ///
     /// Why these bytes can only be copied: see [`Region::protection`].
-    pub(crate) fn lend(&self) -> Result<Lending<'_>> {
+    pub(crate) fn protect(&self) -> Result<Protected<'_>> {
         self.shared.faults()?;
-        let pages = Shared::pages_of(&self.range());
+        let pages = RegionState::pages_of(&self.range());
         let hold = self
             .hold
             .get_or_init(|| Arc::new(Hold::new(&self.shared, pages)));
-        hold.lend(self.start)
+        hold.protect(self.start)
     }
 }
 

@@ -5,7 +5,7 @@
 //! their end means nothing to it.
 //!
 //! Nobody who replaces a page waits for a call that lends it. A call that is under way when a page is
-//! replaced may have got the old frame or the fresh one: when it returns, its [`Lending`] protects the
+//! replaced may have got the old frame or the fresh one: when it returns, its [`Protected`] protects the
 //! fresh one too, before anybody can take the send for done.
 
 use std::io;
@@ -17,12 +17,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::io::{Errno, Result};
 
 use super::faults::Faults;
-use crate::arena::space::{GRANULE, Space};
+use crate::arena::space::{AddressSpace, GRANULE};
 use crate::sys;
 
 /// The memory of a region.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct RegionState {
     address: usize,
     len: usize,
     is_huge: bool,
@@ -41,7 +41,7 @@ struct HugePage {
     /// How many leases this frame has.
     leases: usize,
     /// This frame lies, or may lie, where nobody tells when it is free.
-    is_given_away: bool,
+    is_gifted: bool,
     is_protected: bool,
     /// The frame was replaced, and the kernel would not register the fresh one.
     is_unregistered: bool,
@@ -51,11 +51,11 @@ struct HugePage {
 
 impl HugePage {
     fn is_lent(&self) -> bool {
-        self.leases > 0 || self.is_given_away
+        self.leases > 0 || self.is_gifted
     }
 }
 
-impl Shared {
+impl RegionState {
     /// Zeroed memory for `len` bytes, with `faults` to protect it.
     pub(super) fn new(len: usize, faults: Result<&'static Faults>) -> Result<Arc<Self>> {
         let memory_len = len.checked_next_multiple_of(GRANULE).ok_or(Errno::NOMEM)?;
@@ -63,7 +63,7 @@ impl Shared {
             return Err(Errno::INVAL);
         }
         let padded = memory_len.checked_add(GRANULE).ok_or(Errno::NOMEM)?;
-        let address = Space::get()?.open(padded, true)?;
+        let address = AddressSpace::get()?.open(padded, true)?;
         // From here on the drop gives the memory back.
         let mut shared = Self {
             address,
@@ -207,13 +207,13 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for RegionState {
     fn drop(&mut self) {
         if let Ok(faults) = self.faults {
             faults.leave(self.address);
         }
         // Frames that the kernel has been lent or given stay with it.
-        if let Some(space) = Space::existing() {
+        if let Some(space) = AddressSpace::existing() {
             space.unmap(self.address, self.len + GRANULE);
         }
     }
@@ -222,7 +222,7 @@ impl Drop for Shared {
 /// Leases of huge pages: what a part of a region has once it was lent.
 #[derive(Debug)]
 pub(super) struct Hold {
-    shared: Arc<Shared>,
+    shared: Arc<RegionState>,
     first: usize,
     /// Of each page, the epoch of the frame that is held. They change under the lock of the pages.
     epochs: Box<[AtomicU64]>,
@@ -232,7 +232,7 @@ const NONE_HELD: u64 = u64::MAX;
 
 impl Hold {
     /// A hold of no frame yet.
-    pub(super) fn new(shared: &Arc<Shared>, pages: Range<usize>) -> Self {
+    pub(super) fn new(shared: &Arc<RegionState>, pages: Range<usize>) -> Self {
         Self {
             shared: Arc::clone(shared),
             first: pages.start,
@@ -259,12 +259,12 @@ impl Hold {
     /// Protects the pages and holds the frames that they have now.
     ///
     /// `start` is the first byte that is lent, by its place in the region.
-    pub(super) fn lend(&self, start: usize) -> Result<Lending<'_>> {
+    pub(super) fn protect(&self, start: usize) -> Result<Protected<'_>> {
         self.renew()?;
-        Ok(Lending {
+        Ok(Protected {
             hold: self,
             start,
-            given_away: 0,
+            gifted: 0,
         })
     }
 
@@ -301,22 +301,22 @@ impl Drop for Hold {
 /// It must be dropped before the send is said to be done: what the call took is safe from then on.
 #[derive(Debug)]
 #[must_use = "the call is to be made while it lives"]
-pub(crate) struct Lending<'a> {
+pub(crate) struct Protected<'a> {
     hold: &'a Hold,
     start: usize,
     /// So many bytes.
-    given_away: usize,
+    gifted: usize,
 }
 
-impl Lending<'_> {
+impl Protected<'_> {
     /// Says that the call took the first `bytes`, and that nobody will tell when they are free: until
     /// somebody writes to them, these pages stay protected.
-    pub(crate) fn give_away(&mut self, bytes: usize) {
-        self.given_away = bytes;
+    pub(crate) fn gift(&mut self, bytes: usize) {
+        self.gifted = bytes;
     }
 }
 
-impl Drop for Lending<'_> {
+impl Drop for Protected<'_> {
     fn drop(&mut self) {
         if let Err(errno) = self.hold.renew() {
             // The kernel reads a frame that user code can write to. Only a page that was replaced
@@ -324,10 +324,10 @@ impl Drop for Lending<'_> {
             eprintln!("uncopied: a lent page cannot be protected ({errno}); aborting");
             process::abort();
         }
-        let end = (self.start + self.given_away).div_ceil(GRANULE);
+        let end = (self.start + self.gifted).div_ceil(GRANULE);
         let mut pages = self.hold.shared.lock();
         for page in &mut pages[self.hold.first..end.min(self.hold.pages().end)] {
-            page.is_given_away = true;
+            page.is_gifted = true;
         }
     }
 }
@@ -336,7 +336,8 @@ impl Drop for Lending<'_> {
 mod tests {
     use super::super::{Region, RegionMut};
     use super::*;
-    use crate::lease::{Lease, Memory, Quota};
+    use crate::arena::Memory;
+    use crate::in_flight::{Lease, Quota};
 
     fn region() -> (Region, RegionMut) {
         let (region, writer) = Region::new(3 * GRANULE).expect("taken");
@@ -353,9 +354,9 @@ mod tests {
         let (region, mut writer) = region();
         let two = [(); 2].map(|()| region.part(GRANULE - 1..=GRANULE));
         for part in &two {
-            drop(part.lend().expect("lent"));
+            drop(part.protect().expect("lent"));
         }
-        drop(two[0].lend().expect("lent again"));
+        drop(two[0].protect().expect("lent again"));
         assert_eq!(
             [0, 1, 2].map(|index| page(&region, index).leases),
             [2, 2, 0]
@@ -369,7 +370,7 @@ mod tests {
         assert_eq!((replaced.epoch, replaced.leases), (1, 0));
         assert!(!replaced.is_protected);
         let of_the_fresh_frame = region.part(..1);
-        drop(of_the_fresh_frame.lend().expect("lent"));
+        drop(of_the_fresh_frame.protect().expect("lent"));
         let clone = second.clone();
         drop(second);
         assert_eq!(page(&region, 1).leases, 1, "a clone holds it");
@@ -388,17 +389,17 @@ mod tests {
         let (region, mut writer) = region();
         let lend = || {
             let part = region.part(..GRANULE + 1);
-            part.lend().expect("lent").give_away(GRANULE);
+            part.protect().expect("lent").gift(GRANULE);
         };
         lend();
         lend();
-        assert!(page(&region, 0).is_given_away && !page(&region, 1).is_given_away);
+        assert!(page(&region, 0).is_gifted && !page(&region, 1).is_gifted);
         writer.fill(7);
         assert_eq!([0, 1].map(|index| page(&region, index).epoch), [1, 0]);
         writer.fill(8);
         assert_eq!(page(&region, 0).epoch, 1);
         lend();
-        assert!(page(&region, 0).is_protected && page(&region, 0).is_given_away);
+        assert!(page(&region, 0).is_protected && page(&region, 0).is_gifted);
         writer.prepare().expect("prepared");
         assert_eq!([0, 1].map(|index| page(&region, index).epoch), [2, 0]);
         assert!(writer.iter().all(|byte| *byte == 8));
@@ -409,15 +410,15 @@ mod tests {
     fn a_page_replaced_during_the_call_is_protected_after_it() {
         let (region, mut writer) = region();
         let part = region.part(..2 * GRANULE);
-        let mut lending = part.lend().expect("lent");
+        let mut lending = part.protect().expect("lent");
         writer[5] = 1;
         assert!(!page(&region, 0).is_protected);
-        lending.give_away(1);
+        lending.gift(1);
         drop(lending);
         let [first, second] = [0, 1].map(|index| page(&region, index));
         assert_eq!((first.epoch, first.leases), (1, 1));
-        assert!(first.is_protected && first.is_given_away);
-        assert!(second.is_protected && !second.is_given_away);
+        assert!(first.is_protected && first.is_gifted);
+        assert!(second.is_protected && !second.is_gifted);
         drop(part);
         writer[5] = 2;
         assert_eq!(page(&region, 0).epoch, 2);
@@ -428,7 +429,7 @@ mod tests {
     fn a_lease_shortened_during_the_call_holds_what_replaced_its_page() {
         let (region, mut writer) = region();
         let memory = Memory::Region(region.part(..2 * GRANULE));
-        let loan = memory.lend().expect("lent");
+        let loan = memory.prepare().expect("lent");
         let quota = Quota::new(u64::MAX);
         let mut lease = Lease::take(memory.clone(), &quota).expect("granted");
         writer[5] = 1;
@@ -452,7 +453,7 @@ mod tests {
     fn a_part_of_what_was_lent_holds_its_own_pages() {
         let (region, mut writer) = region();
         let whole = region.part(..);
-        drop(whole.lend().expect("lent"));
+        drop(whole.protect().expect("lent"));
         writer[GRANULE] = 1;
         let part = whole.slice(GRANULE..);
         drop(whole);
@@ -469,9 +470,9 @@ mod tests {
         let (region, mut writer) = region();
         let faults = region.shared.faults().expect("there");
         let part = region.part(..1);
-        part.lend().expect("lent").give_away(1);
+        part.protect().expect("lent").gift(1);
         // What the kernel leaves when it refuses.
-        let spare = Space::get().and_then(|space| space.open(GRANULE, true));
+        let spare = AddressSpace::get().and_then(|space| space.open(GRANULE, true));
         sys::replace_page(region.shared.address(), spare.expect("taken"), GRANULE)
             .expect("replaced");
         region.shared.lock()[0] = HugePage {
@@ -481,7 +482,7 @@ mod tests {
         };
         writer.prepare().expect("nothing is lent");
         writer[0] = 3;
-        part.lend().expect("lent").give_away(1);
+        part.protect().expect("lent").gift(1);
         assert!(page(&region, 0).is_protected && !page(&region, 0).is_unregistered);
         writer[0] = 4;
         assert_eq!(page(&region, 0).epoch, 2);

@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 use super::*;
-use crate::lease::{Lease, Memory, Quota};
+use crate::arena::Memory;
+use crate::in_flight::{Lease, Quota};
 use crate::sys::Userfault;
 
 const MIB: usize = 1 << 20;
@@ -32,11 +33,11 @@ impl Spliced {
     }
 
     /// Lends as much as the pipe takes and answers how much that is.
-    fn lend(&self, part: &RegionPart, is_protected: bool) -> usize {
-        let lending = is_protected.then(|| part.lend().expect("lent"));
+    fn send_some(&self, part: &RegionPart, is_protected: bool) -> usize {
+        let lending = is_protected.then(|| part.protect().expect("lent"));
         let taken = self.vmsplice(part);
         if let Some(mut lending) = lending {
-            lending.give_away(taken);
+            lending.gift(taken);
         }
         taken
     }
@@ -72,7 +73,7 @@ impl Spliced {
         let mut sent = 0;
         while sent < part.len() {
             let rest = part.slice(sent..);
-            let mut left = self.lend(&rest, is_protected);
+            let mut left = self.send_some(&rest, is_protected);
             drop(rest);
             after(sent..sent + left);
             sent += left;
@@ -134,7 +135,7 @@ fn wrong_bytes_by_msg_zerocopy(is_protected: bool) -> usize {
     let Memory::Region(part) = lease.memory() else {
         panic!("it is one")
     };
-    let lending = is_protected.then(|| part.lend().expect("lent"));
+    let lending = is_protected.then(|| part.protect().expect("lent"));
     let sent = send_zerocopy(&sender, part);
     drop(lending);
     lease.shorten(sent);
@@ -144,7 +145,7 @@ fn wrong_bytes_by_msg_zerocopy(is_protected: bool) -> usize {
     let wrong = got.iter().enumerate();
     let wrong = wrong.filter(|&(at, &byte)| byte != pattern(at)).count();
     drop(lease);
-    assert_eq!(quota.leased(), 0);
+    assert_eq!(quota.in_flight_bytes(), 0);
     wrong
 }
 
@@ -331,7 +332,7 @@ fn receiving_into_the_region_that_is_sent_on_the_same_socket() {
     let stopped = Arc::clone(&stop);
     let sender = thread::spawn(move || {
         while !stopped.load(Ordering::Relaxed) {
-            let left = spliced.lend(&region.part(..), true);
+            let left = spliced.send_some(&region.part(..), true);
             let mut left = spliced.push(left);
             while left > 0 {
                 left = spliced.push(left);
@@ -361,10 +362,10 @@ fn a_dropped_region_leaves_its_frames_to_the_kernel() {
     let spliced = Spliced::to(sender);
     let (region, mut writer) = Region::new(MIB).expect("taken");
     writer.fill(5);
-    let taken = spliced.lend(&region.part(..), true);
+    let taken = spliced.send_some(&region.part(..), true);
     let left = spliced.push(taken);
     let held = region.part(..4096);
-    drop(held.lend().expect("lent"));
+    drop(held.protect().expect("lent"));
     let shared = Arc::downgrade(&region.shared);
     drop((region, writer));
     assert!(shared.upgrade().is_some(), "a lease keeps it");
@@ -388,7 +389,7 @@ fn a_child_has_zeroes_and_changes_nothing() {
     let spliced = Spliced::to(sender);
     let (region, mut writer) = Region::new(2 * MIB).expect("taken");
     writer.fill(5);
-    let taken = spliced.lend(&region.part(..), true);
+    let taken = spliced.send_some(&region.part(..), true);
     let left = spliced.push(taken);
     // A page that was replaced is as the others.
     writer[1] = 5;
@@ -399,7 +400,7 @@ fn a_child_has_zeroes_and_changes_nothing() {
         writer.fill(9);
         let is_refused = region
             .part(..)
-            .lend()
+            .protect()
             .is_err_and(|errno| errno == Errno::CHILD);
         let is_right = was_zero && is_refused && writer.iter().all(|byte| *byte == 9);
         // SAFETY: ends the process, and does nothing else.
@@ -420,7 +421,7 @@ fn a_child_has_zeroes_and_changes_nothing() {
 fn where_userfaultfd_is_refused_it_is_memory_that_cannot_be_lent() {
     let (region, mut writer) = Region::with(MIB, Err(Errno::PERM)).expect("taken");
     assert_eq!(region.protection(), Err(Errno::PERM));
-    assert_eq!(region.part(..).lend().err(), Some(Errno::PERM));
+    assert_eq!(region.part(..).protect().err(), Some(Errno::PERM));
     writer.fill(3);
     writer.prepare().expect("there is nothing to do");
     assert!(writer.iter().all(|byte| *byte == 3));
@@ -432,7 +433,7 @@ fn a_process_without_privilege_prepares_for_the_kernels_writes() {
     let faults = Faults::start(userfault).expect("started");
     let (region, mut writer) = Region::with(2 * MIB, Ok(faults)).expect("taken");
     assert_eq!(region.protection(), Ok(Protection::UserWrites));
-    let lend = || region.part(..).lend().expect("lent").give_away(1);
+    let lend = || region.part(..).protect().expect("lent").gift(1);
     let fill = |bytes: &mut [u8]| {
         let zeroes = std::fs::File::open("/dev/zero").expect("opened");
         rustix::io::read(&zeroes, bytes)
@@ -456,7 +457,7 @@ fn huge_pages_stay_huge() {
     assert_eq!(region.is_huge(), huge_bytes == 8 * MIB);
     for round in 0..5 {
         let part = region.part(..);
-        part.lend().expect("lent").give_away(part.len());
+        part.protect().expect("lent").gift(part.len());
         writer[1] = round;
         writer[6 * MIB] = round;
     }
@@ -474,5 +475,5 @@ fn a_region_has_bytes() {
     let part = region.part(2..).slice(..=3);
     assert_eq!((part.len(), part.range()), (4, 2..6));
     assert!(part.slice(4..).is_empty());
-    drop(part.slice(4..).lend().expect("nothing is lent"));
+    drop(part.slice(4..).protect().expect("nothing is lent"));
 }

@@ -1,0 +1,197 @@
+//! Waits by tokio's readiness. Feature `tokio`.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::error::{Error, ErrorKind};
+use crate::mechanism::Side;
+use crate::mechanism::memory_to_socket::MemorySink;
+use crate::residency;
+use crate::transfer::{MemoryProgress, MemoryTransfer, Progress, Transfer};
+
+/// The most that one step moves, in bytes.
+const MAX_STEP_BYTES: u64 = crate::mechanism::MAX_STEP_BYTES as u64;
+
+/// A socket of tokio's that can be sent to. The halves of a split socket lend it by `as_ref`.
+///
+/// This trait is sealed: how a socket's readiness may be cleared is tokio's own business.
+pub trait Socket: AsFd + Sync + sealed::Sealed {
+    /// Calls `step` whenever the socket is writable until it answers something other than
+    /// [`io::ErrorKind::WouldBlock`].
+    #[doc(hidden)]
+    fn when_writable<T>(
+        &self,
+        step: impl FnMut() -> io::Result<T> + Send,
+    ) -> impl Future<Output = io::Result<T>> + Send;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for tokio::net::TcpStream {}
+    impl Sealed for tokio::net::UnixStream {}
+}
+
+impl Socket for TcpStream {
+    async fn when_writable<T>(&self, step: impl FnMut() -> io::Result<T> + Send) -> io::Result<T> {
+        self.async_io(Interest::WRITABLE, step).await
+    }
+}
+
+impl Socket for UnixStream {
+    async fn when_writable<T>(&self, step: impl FnMut() -> io::Result<T> + Send) -> io::Result<T> {
+        self.async_io(Interest::WRITABLE, step).await
+    }
+}
+
+/// Steps `transfer` to its end, waiting wherever it is blocked, and giving way to other tasks after
+/// every 2 MiB. What is not in the page cache is loaded on tokio's blocking pool first.
+///
+/// # Errors
+///
+/// Those of [`Transfer::step`].
+///
+/// # Cancellation
+///
+/// Dropping the future leaves `transfer` where it stands: run it again, and not a byte is lost or
+/// sent twice. A load under way on the blocking pool runs to its end there.
+pub async fn run(
+    transfer: &mut Transfer,
+    source: impl AsFd,
+    socket: &impl Socket,
+) -> Result<(), Error> {
+    let source = source.as_fd();
+    let mut since_giving_way = 0;
+    loop {
+        prefetch_if_uncached(source, transfer).await;
+        let step = socket.when_writable(|| match transfer.step(source, socket) {
+            Ok(Progress::Blocked(Side::Sink)) => Err(io::ErrorKind::WouldBlock.into()),
+            other => Ok(other),
+        });
+        match step.await {
+            Ok(Ok(Progress::Done)) => return Ok(()),
+            Ok(Ok(Progress::Moved(bytes))) => since_giving_way += bytes,
+            // No file that has pages blocks; one that has none may be slow to have bytes.
+            Ok(Ok(Progress::Blocked(_))) => tokio::task::yield_now().await,
+            Ok(Err(error)) => return Err(error),
+            Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
+        }
+        // tokio's own budget counts steps, and would let a fast peer have a hundred of them.
+        if since_giving_way >= MAX_STEP_BYTES {
+            since_giving_way = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Steps the send to its end, as [`run`] does.
+pub(crate) async fn send(
+    transfer: &mut MemoryTransfer,
+    sink: &mut MemorySink,
+    socket: &impl Socket,
+) -> Result<(), Error> {
+    let mut since_giving_way = 0;
+    let mut is_full = false;
+    loop {
+        let before = transfer.bytes();
+        if transfer.can_batch() && !is_full {
+            match transfer.step_in_batch(sink, socket.as_fd()).await? {
+                MemoryProgress::Done => return Ok(()),
+                MemoryProgress::AtLimit => sink.until_below_limit().await,
+                MemoryProgress::Blocked => is_full = true,
+                MemoryProgress::Moved | MemoryProgress::FellBack => {}
+            }
+            continue;
+        }
+        // A socket that is full must be found so under tokio's eyes, which waits for it then.
+        let step = socket.when_writable(|| match transfer.step(sink, socket.as_fd()) {
+            Ok(MemoryProgress::Blocked) => Err(io::ErrorKind::WouldBlock.into()),
+            other => Ok(other),
+        });
+        match step.await {
+            Ok(Ok(MemoryProgress::Done)) => return Ok(()),
+            Ok(Ok(MemoryProgress::AtLimit)) => sink.until_below_limit().await,
+            Ok(Ok(_)) => since_giving_way += transfer.bytes() - before,
+            Ok(Err(error)) => return Err(error),
+            Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
+        }
+        is_full = false;
+        if since_giving_way >= MAX_STEP_BYTES {
+            since_giving_way = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Has the next step's bytes loaded by a thread that may block, unless they are in the page cache.
+async fn prefetch_if_uncached(source: BorrowedFd<'_>, transfer: &Transfer) {
+    let offset = transfer.offset();
+    let len = transfer
+        .remaining()
+        .map_or(MAX_STEP_BYTES, |left| left.min(MAX_STEP_BYTES));
+    if residency::is_resident(source, offset, len) {
+        return;
+    }
+    // Without a descriptor of its own for the thread, the step waits for the disk itself.
+    if let Ok(file) = source.try_clone_to_owned() {
+        let load = move || residency::prefetch_blocking(file, offset, len);
+        let _ = tokio::task::spawn_blocking(load).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::future::poll_fn;
+    use std::pin::pin;
+
+    use super::*;
+    use crate::policy::{Length, Mechanism, Plan};
+
+    /// Takes every byte at once, and is never blocked: the fastest peer there can be.
+    struct NullSocket(File);
+
+    impl AsFd for NullSocket {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
+    impl sealed::Sealed for NullSocket {}
+
+    impl Socket for NullSocket {
+        async fn when_writable<T>(
+            &self,
+            mut step: impl FnMut() -> io::Result<T> + Send,
+        ) -> io::Result<T> {
+            step()
+        }
+    }
+
+    /// However fast the peer, the other tasks of the thread have their turn after every step.
+    #[tokio::test]
+    async fn a_fast_peer_does_not_hold_the_event_loop() {
+        const STEPS: u64 = 64;
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(STEPS * MAX_STEP_BYTES).expect("grown");
+        residency::prefetch_blocking(&file, 0, STEPS * MAX_STEP_BYTES);
+        let socket = NullSocket(File::create("/dev/null").expect("opened"));
+        let plan = Plan::of(&[Mechanism::Sendfile]);
+        let mut transfer = Transfer::new(0, Length::UntilEof, plan);
+
+        let mut polls = 0;
+        {
+            let mut sending = pin!(run(&mut transfer, &file, &socket));
+            let sent = poll_fn(|context| {
+                polls += 1;
+                sending.as_mut().poll(context)
+            });
+            sent.await.expect("sent");
+        }
+        assert!(polls > STEPS, "{polls} turns for {STEPS} steps");
+        assert_eq!(transfer.report().bytes(), STEPS * MAX_STEP_BYTES);
+    }
+}

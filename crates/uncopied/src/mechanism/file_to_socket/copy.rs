@@ -1,0 +1,84 @@
+//! Moves a file to a socket by `pread(2)` and `send(2)`: the baseline, and the fallback of every path.
+//!
+//! # Moves
+//!
+//! The kernel copies the file's bytes into a buffer of ours, and from there into the socket: two
+//! copies.
+//!
+//! # Needs
+//!
+//! A source that can be read at an offset, and any stream socket.
+//!
+//! # Errno
+//!
+//! | step | errno | outcome | because |
+//! |---|---|---|---|
+//! | reading | `EAGAIN` | blocked on the source | |
+//! | reading | any other (`EIO`, `ESPIPE`, `EISDIR`, …) | failed, of the source | nothing is left to try |
+//! | sending | `EAGAIN` | blocked on the sink | |
+//! | sending | any other | failed, of the sink | |
+//! | both | `EINTR` | again | no byte had moved |
+//!
+//! # Caveats
+//!
+//! - Bytes are as they were when they were read, and cannot change any more: this is the mode for
+//!   whoever needs that. They are read at most 128 KiB ahead of the socket.
+//! - A read of 0 is the end of the file.
+//!
+//! # References
+//!
+//! `pread(2)`, `send(2)`.
+
+use rustix::io::Errno;
+
+use super::FileStep;
+use crate::mechanism::{Outcome, Side, Status, retry_on_intr, sink_failure};
+use crate::sys::Kernel;
+
+/// The buffer's size in bytes: large enough that the calls cost little beside the copies, small
+/// enough to stay in a core's cache between the two.
+const BUFFER_BYTES: usize = 128 << 10;
+
+/// What was read and not yet sent: `buffer[start..end]`, the source's bytes from the step's offset on.
+#[derive(Debug, Default)]
+pub(crate) struct Copy {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Copy {
+    pub(crate) fn step(&mut self, kernel: &impl Kernel, step: FileStep<'_>) -> Outcome {
+        if self.start == self.end
+            && let Err(status) = self.fill(kernel, step)
+        {
+            return status.into();
+        }
+        let bytes = &self.buffer[self.start..self.end];
+        match retry_on_intr(|| kernel.send(step.sink, bytes)) {
+            Ok(0) => Status::Failed(Side::Sink, Errno::IO).into(),
+            Ok(moved) => {
+                self.start += moved.min(bytes.len());
+                Outcome::moved(moved)
+            }
+            Err(errno) => sink_failure(errno).into(),
+        }
+    }
+
+    fn fill(&mut self, kernel: &impl Kernel, step: FileStep<'_>) -> Result<(), Status> {
+        let want = step.want().min(BUFFER_BYTES);
+        if self.buffer.len() < want {
+            self.buffer.resize(want, 0);
+        }
+        let buffer = &mut self.buffer[..want];
+        match retry_on_intr(|| kernel.read_at(step.source, buffer, step.offset)) {
+            Ok(0) => Err(Status::Ended),
+            Ok(read) => {
+                (self.start, self.end) = (0, read.min(want));
+                Ok(())
+            }
+            Err(Errno::AGAIN) => Err(Status::Blocked(Side::Source)),
+            Err(errno) => Err(Status::Failed(Side::Source, errno)),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! From a file to a stream socket.
+
+mod copy;
+mod mmap_write;
+mod sendfile;
+mod splice;
+
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+
+use super::{MAX_STEP_BYTES, Outcome, Status};
+use crate::arena::FileMapping;
+use crate::policy::Mechanism;
+use crate::sys::Kernel;
+use copy::Copy;
+use mmap_write::MmapWrite;
+use sendfile::Sendfile;
+use splice::Splice;
+
+/// The end of the largest possible file. The kernel takes a range that reaches beyond it for a wrong
+/// argument instead of the end of the file.
+pub(crate) const MAX_FILE_OFFSET: u64 = i64::MAX as u64;
+
+/// What a step is to move.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FileStep<'a> {
+    pub(crate) source: BorrowedFd<'a>,
+    pub(crate) sink: BorrowedFd<'a>,
+    /// The first byte of the source that the sink has not accepted.
+    pub(crate) offset: u64,
+    /// How many bytes remain of an exact length; `None` means up to the end of the file.
+    pub(crate) remaining: Option<u64>,
+}
+
+impl FileStep<'_> {
+    /// How many bytes to ask for in one call: 1 to [`MAX_STEP_BYTES`]. No step is made if nothing
+    /// remains, nor at [`MAX_FILE_OFFSET`].
+    fn want(&self) -> usize {
+        let room = MAX_FILE_OFFSET.saturating_sub(self.offset);
+        let remaining = self.remaining.map_or(room, |remaining| remaining.min(room));
+        usize::try_from(remaining).map_or(MAX_STEP_BYTES, |bytes| bytes.min(MAX_STEP_BYTES))
+    }
+}
+
+/// The mechanism that a transfer uses now, with what it keeps between steps.
+#[derive(Debug)]
+pub(crate) enum ActiveMechanism {
+    Sendfile(Sendfile),
+    Splice(Splice),
+    MmapWrite(MmapWrite),
+    Copy(Copy),
+    /// A mechanism of another direction.
+    Unsupported,
+}
+
+impl ActiveMechanism {
+    /// `mechanism`, for a file of which `mapping` is already mapped.
+    pub(crate) fn new(mechanism: Mechanism, mapping: Option<&FileMapping>) -> Self {
+        match mechanism {
+            Mechanism::Sendfile => Self::Sendfile(Sendfile),
+            Mechanism::Splice => Self::Splice(Splice::default()),
+            Mechanism::MmapWrite => Self::MmapWrite(MmapWrite::new(mapping)),
+            Mechanism::Copy => Self::Copy(Copy::default()),
+            _ => Self::Unsupported,
+        }
+    }
+
+    pub(crate) fn step(&mut self, kernel: &impl Kernel, step: FileStep<'_>) -> Outcome {
+        match self {
+            Self::Sendfile(active) => active.step(kernel, step),
+            Self::Splice(active) => active.step(kernel, step),
+            Self::MmapWrite(active) => active.step(kernel, step),
+            Self::Copy(active) => active.step(kernel, step),
+            Self::Unsupported => Status::Unsupported(Errno::INVAL).into(),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Moves memory to a TCP socket by `send(2)` with `MSG_ZEROCOPY`.
+//!
+//! # Moves
+//!
+//! The socket takes references to the pages; the network device reads them. A notice on the socket's
+//! error queue says when nothing refers to them any more, and whether the kernel copied them after all.
+//!
+//! # Needs
+//!
+//! A TCP socket that lets `SO_ZEROCOPY` be set, and somebody who takes the notices in. tokio takes a
+//! filled error queue for a broken connection: not on a socket that it watches.
+//!
+//! # Errno
+//!
+//! | step | errno | outcome | because |
+//! |---|---|---|---|
+//! | none | the socket is tokio's | unsupported (`EOPNOTSUPP`) | see Needs |
+//! | `SO_ZEROCOPY` | none, but it is set | unsupported (`EBUSY`) | somebody else counts this socket's sends, and nobody can say how far |
+//! | `SO_ZEROCOPY` | any (`EOPNOTSUPP`, `ENOTSUPP`, `EINVAL`, `EPERM`, `ENOPROTOOPT`) | unsupported | the socket is of another kind, or the kernel too old |
+//! | a descriptor for the notices | any (`EMFILE`, `ENFILE`) | unsupported | without notices nothing can be lent |
+//! | protecting a region | any | this send is copied | see [`Region::protection`](crate::arena::Region::protection) |
+//! | the send | `ENOBUFS` | this send is copied | too many notices outstanding (`optmem_max`), or too much locked (`RLIMIT_MEMLOCK`); nothing was queued, and a plain send works |
+//! | the send | `EINVAL`, `EOPNOTSUPP`, `ENOSYS`, `EPERM` | unsupported | as with kernel TLS |
+//! | the send | `EAGAIN` | blocked on the sink | |
+//! | the send | `EINTR` | again | no byte had moved |
+//! | the send | any other | failed, of the sink | |
+//!
+//! # Caveats
+//!
+//! - The kernel numbers the calls that moved at least one byte, short ones too, and no others.
+//! - NotificationSource come once the peer has acknowledged: a peer that stops reading keeps the pages.
+//! - Of several calls that share a notice, "copied" is told of the first.
+//! - A peer on the same machine always gets a copy, made later and dearer than by a plain send.
+//!
+//! # References
+//!
+//! `Documentation/networking/msg_zerocopy.rst`; `send(2)`, `socket(7)`, `ip(7)` on IP_RECVERR.
+
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Weak};
+
+use rustix::io::Errno;
+
+use super::{LeaseContext, MemoryStep};
+use crate::in_flight::{ErrorQueue, Lease, SentLease, registry};
+use crate::mechanism::{Outcome, Side, Status, retry_on_intr};
+use crate::sys::Kernel;
+
+/// From this many outstanding sends on, each send first processes the notifications. The kernel
+/// allows about 150 with the default `optmem_max`.
+const REAP_FROM_OUTSTANDING: usize = 16;
+
+#[derive(Debug)]
+pub(crate) struct MsgZerocopy {
+    queue: Arc<ErrorQueue>,
+}
+
+impl MsgZerocopy {
+    pub(crate) fn new(kernel: &impl Kernel, sink: BorrowedFd<'_>) -> Result<Self, Errno> {
+        if kernel.allows_zerocopy(sink)? {
+            return Err(Errno::BUSY);
+        }
+        kernel.allow_zerocopy(sink)?;
+        let queue = Arc::new(ErrorQueue::of(sink)?);
+        let source: Weak<ErrorQueue> = Arc::downgrade(&queue);
+        registry::register(source);
+        Ok(Self { queue })
+    }
+
+    pub(crate) fn queue(&self) -> &Arc<ErrorQueue> {
+        &self.queue
+    }
+
+    pub(crate) fn step(
+        &self,
+        kernel: &impl Kernel,
+        step: &MemoryStep<'_>,
+        context: &LeaseContext<'_>,
+    ) -> Outcome {
+        // Notifications that are not processed count against the limit on outstanding sends.
+        if self.queue.len() >= REAP_FROM_OUTSTANDING {
+            self.queue.drain(kernel);
+        }
+        let memory = step.first().clone();
+        let _call = match memory.prepare() {
+            Ok(call) => call,
+            Err(errno) => return Status::CopyOnce(errno).into(),
+        };
+        let drain_and_retry = || {
+            self.queue.drain(kernel);
+            Lease::take(memory.clone(), context.quota)
+        };
+        let lease = Lease::take(memory.clone(), context.quota).or_else(drain_and_retry);
+        let Some(lease) = lease else {
+            return Status::AtLimit.into();
+        };
+        let part = step.tracker.part(context.stats, Some(self.queue.clone()));
+        let send = |lease: &Lease| {
+            let bytes = lease.memory().mapped();
+            retry_on_intr(|| kernel.send_zerocopy(step.sink, bytes))
+        };
+        match self.queue.send(SentLease { lease, part }, send) {
+            Ok(0) | Err(Errno::AGAIN) => Status::Blocked(Side::Sink).into(),
+            Ok(moved) => Outcome::moved(moved),
+            Err(Errno::NOBUFS) => {
+                self.queue.drain(kernel);
+                Status::CopyOnce(Errno::NOBUFS).into()
+            }
+            Err(errno @ (Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM)) => {
+                Status::Unsupported(errno).into()
+            }
+            Err(errno) => Status::Failed(Side::Sink, errno).into(),
+        }
+    }
+}

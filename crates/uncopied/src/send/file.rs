@@ -1,0 +1,181 @@
+//! The paved path: send this file, or this range of it, to this socket.
+
+use std::fs::File;
+use std::io;
+use std::ops::RangeBounds;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::io::Errno;
+
+use crate::error::{Error, ErrorKind};
+use crate::policy::{
+    FilePlanInput, Length, Mechanism, Plan, Support, plan_file, zero_copy_send_enabled,
+};
+use crate::report::Report;
+use crate::transfer::Transfer;
+use crate::{driver, endpoint};
+
+/// Sends a range of a file to a stream socket by the best mechanism that works, and waits until the
+/// socket has taken every byte.
+///
+/// `..` sends until the end of the file; a range with an end sends exactly so many bytes. The file's
+/// own position is neither used nor changed. The socket may be blocking or not, and its send time-out
+/// is obeyed.
+///
+/// ```no_run
+/// use std::{fs::File, net::TcpStream};
+///
+/// let file = File::open("video.mp4")?;
+/// let socket = TcpStream::connect("192.0.2.1:9000")?;
+/// let report = uncopied::send_file(&file, .., &socket)?;
+/// println!("{report}");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// See [`ErrorKind`]. The error tells how many bytes the socket had taken.
+///
+/// # Stability of the bytes
+///
+/// By `sendfile` and `splice` the peer gets the file's pages as they are when its host takes them
+/// off the socket, not as they were at the call: what others write to the file until the peer has
+/// acknowledged the bytes (on the same host: has read them) may reach it. [`SendFile::force_copy`] sends
+/// bytes that cannot change any more.
+pub fn send_file(
+    file: &File,
+    range: impl RangeBounds<u64>,
+    socket: &impl AsFd,
+) -> Result<Report, Error> {
+    SendFile::new(file).range(range).to(socket)
+}
+
+/// A transfer of a file to a socket, with everything that [`send_file()`] decides by itself.
+///
+/// ```
+/// use std::{fs::File, os::unix::net::UnixStream};
+/// use uncopied::{Mechanism, SendFile};
+///
+/// let file = File::open("Cargo.toml")?;
+/// let (socket, _peer) = UnixStream::pair()?;
+/// let report = SendFile::new(&file)
+///     .range(10..110)
+///     .force_mechanisms(&[Mechanism::Splice, Mechanism::Copy])
+///     .to(&socket)?;
+/// assert_eq!(report.by(Mechanism::Splice), 100);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "nothing is sent before `to`"]
+pub struct SendFile<'a> {
+    file: BorrowedFd<'a>,
+    offset: u64,
+    length: Length,
+    forced: Option<Plan>,
+    force_copy: bool,
+}
+
+impl<'a> SendFile<'a> {
+    /// The whole file, until its end.
+    pub fn new(file: &'a impl AsFd) -> Self {
+        let (file, length) = (file.as_fd(), Length::UntilEof);
+        Self {
+            file,
+            offset: 0,
+            length,
+            forced: None,
+            force_copy: false,
+        }
+    }
+
+    /// Which bytes: from which on, and, where the range has an end, exactly how many.
+    pub fn range(mut self, range: impl RangeBounds<u64>) -> Self {
+        (self.offset, self.length) = endpoint::offset_and_length(range);
+        self
+    }
+
+    /// The rule for the length, if it is not that of the [`range`](Self::range).
+    pub fn length(mut self, length: Length) -> Self {
+        self.length = length;
+        self
+    }
+
+    /// Forces these mechanisms, in this order, and no other. If none of them is supported the
+    /// transfer fails, unless [`Mechanism::Copy`] is among them. An empty list leaves the choice to
+    /// the plan.
+    ///
+    /// [`force_copy`](Self::force_copy) and the [switch](crate::set_zero_copy_send) overrule it.
+    pub fn force_mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
+        self.forced = (!mechanisms.is_empty()).then(|| Plan::of(mechanisms));
+        self
+    }
+
+    /// Copies every byte: each is taken from the file by the call that gives it to the socket, and
+    /// cannot change after that. The file is read as the transfer goes on, at most 128 KiB ahead.
+    pub fn force_copy(mut self) -> Self {
+        self.force_copy = true;
+        self
+    }
+
+    /// Sends, and waits until the socket has taken every byte.
+    ///
+    /// # Errors
+    ///
+    /// See [`ErrorKind`]. The error tells how many bytes the socket had taken.
+    pub fn to(&self, socket: &impl AsFd) -> Result<Report, Error> {
+        let mut transfer = self.transfer(socket.as_fd())?;
+        driver::blocking::run(&mut transfer, self.file, socket.as_fd())?;
+        Ok(transfer.into_report())
+    }
+
+    /// Sends on tokio, without taking the socket over: what was written to it before goes first, and
+    /// it can be used as ever afterwards. A file that is not in the page cache is loaded by a thread
+    /// of tokio's blocking pool, so that the event loop does not wait for the disk.
+    ///
+    /// # Errors
+    ///
+    /// See [`ErrorKind`]. The error tells how many bytes the socket had taken.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future ends the transfer. The bytes that the socket has taken go out, the count
+    /// of them is lost, and the peer cannot tell that there were to be more: close the connection.
+    /// To go on later, keep a [`Transfer`] and use [`driver::tokio::run`].
+    #[cfg(feature = "tokio")]
+    pub async fn to_tokio(&self, socket: &impl driver::tokio::Socket) -> Result<Report, Error> {
+        let mut transfer = self.transfer(socket.as_fd())?;
+        driver::tokio::run(&mut transfer, self.file, socket).await?;
+        Ok(transfer.into_report())
+    }
+
+    /// The state machine of this transfer to `socket`, for a driver of your own.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotAStreamSocket`], or [`ErrorKind::Source`] if the file cannot be asked about.
+    pub fn transfer(&self, socket: impl AsFd) -> Result<Transfer, Error> {
+        let fail = |kind, call, errno: Errno| {
+            Error::new(kind, call, Report::default(), Some(io::Error::from(errno)))
+        };
+        endpoint::check_stream_socket(socket.as_fd())
+            .map_err(|errno| fail(ErrorKind::NotAStreamSocket, "getsockopt", errno))?;
+        let source = endpoint::source_kind(self.file)
+            .map_err(|errno| fail(ErrorKind::Source, "fstat", errno))?;
+        let zero_copy_enabled = zero_copy_send_enabled();
+        let input = FilePlanInput {
+            source,
+            length: self.length,
+            force_copy: self.force_copy,
+            zero_copy_enabled,
+        };
+        let plan = match self.forced {
+            Some(forced) if zero_copy_enabled && !self.force_copy => forced,
+            _ => plan_file(&input, &Support::of_process()),
+        };
+        let mut transfer = Transfer::new(self.offset, self.length, plan);
+        if !zero_copy_enabled {
+            transfer.set_switched_off();
+        }
+        Ok(transfer)
+    }
+}

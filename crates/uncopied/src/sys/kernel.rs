@@ -1,0 +1,188 @@
+//! The seam between the mechanisms and the kernel.
+//!
+//! [`Kernel`] lists the calls that the mechanisms make, so that a test can put a scripted kernel
+//! under the same state machines. [`Linux`] makes them.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::io::{Errno, Result};
+use rustix::net::SendFlags;
+use rustix::pipe::{PipeFlags, SpliceFlags};
+
+use super::error_queue::{self, ErrorQueueEntry};
+use super::map::UnplacedMapping;
+use super::mapped::{self, Mapped};
+use super::signal::without_sigpipe;
+use super::tcp::{self, Acknowledged};
+
+/// The calls that the mechanisms make. Each is a single system call unless it says otherwise. None
+/// is repeated after `EINTR`: the mechanism does that.
+pub(crate) trait Kernel {
+    /// `sendfile(2)` from an explicit offset.
+    fn sendfile(
+        &self,
+        sink: BorrowedFd<'_>,
+        source: BorrowedFd<'_>,
+        offset: u64,
+        count: usize,
+    ) -> Result<usize>;
+
+    /// `pipe2(2)`: the reading and the writing end, both non-blocking.
+    fn pipe(&self) -> Result<(OwnedFd, OwnedFd)>;
+
+    /// `fcntl(F_SETPIPE_SZ)`.
+    fn resize_pipe(&self, pipe: BorrowedFd<'_>, bytes: usize) -> Result<()>;
+
+    /// `splice(2)` from an offset of a file into a pipe.
+    fn splice_in(
+        &self,
+        source: BorrowedFd<'_>,
+        offset: u64,
+        pipe: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize>;
+
+    /// `splice(2)` from a pipe into a socket. `more` says that more bytes surely follow.
+    fn splice_out(
+        &self,
+        pipe: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+        more: bool,
+    ) -> Result<usize>;
+
+    /// The size of a file in bytes, by `fstat(2)`.
+    fn size(&self, source: BorrowedFd<'_>) -> Result<u64>;
+
+    /// `mmap(2)` of a range of a file.
+    fn map(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping>;
+
+    /// `send(2)` of bytes of a mapped file. If the file has been truncated, the kernel sends fewer
+    /// bytes or fails with `EFAULT`; there is no SIGBUS.
+    fn send_mapped(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
+
+    /// `pread(2)`.
+    fn read_at(&self, source: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize>;
+
+    /// `send(2)`.
+    fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize>;
+
+    /// `send(2)` of memory, without waiting. The kernel copies it.
+    fn send_memory(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
+
+    /// Whether `MSG_ZEROCOPY` has an effect: `getsockopt(SO_ZEROCOPY)`.
+    fn allows_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<bool>;
+
+    /// Lets `MSG_ZEROCOPY` have an effect: `setsockopt(SO_ZEROCOPY)`.
+    fn allow_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<()>;
+
+    /// `send(2)` with `MSG_ZEROCOPY`, without waiting. The kernel reads the bytes until its
+    /// notification: the caller keeps them unchanged until then.
+    fn send_zerocopy(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
+
+    /// Takes the first entry off the socket's error queue: `recvmsg(MSG_ERRQUEUE)`.
+    fn read_error_queue(&self, sink: BorrowedFd<'_>) -> Result<Option<ErrorQueueEntry>>;
+
+    /// `vmsplice(2)` into a pipe, without waiting. The pipe, and the socket that takes the pages
+    /// from it, refer to the page frames themselves, for an unknown time.
+    fn vmsplice(&self, pipe: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
+
+    /// How far the peer has acknowledged: `ioctl(SIOCOUTQ)`, then `getsockopt(TCP_INFO)`.
+    fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged>;
+}
+
+/// The real kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Linux;
+
+impl Kernel for Linux {
+    fn sendfile(
+        &self,
+        sink: BorrowedFd<'_>,
+        source: BorrowedFd<'_>,
+        mut offset: u64,
+        count: usize,
+    ) -> Result<usize> {
+        without_sigpipe(|| rustix::fs::sendfile(sink, source, Some(&mut offset), count))
+    }
+
+    fn pipe(&self) -> Result<(OwnedFd, OwnedFd)> {
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+    }
+
+    fn resize_pipe(&self, pipe: BorrowedFd<'_>, bytes: usize) -> Result<()> {
+        rustix::pipe::fcntl_setpipe_size(pipe, bytes).map(|_| ())
+    }
+
+    fn splice_in(
+        &self,
+        source: BorrowedFd<'_>,
+        mut offset: u64,
+        pipe: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize> {
+        let flags = SpliceFlags::NONBLOCK;
+        rustix::pipe::splice(source, Some(&mut offset), pipe, None, count, flags)
+    }
+
+    fn splice_out(
+        &self,
+        pipe: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+        more: bool,
+    ) -> Result<usize> {
+        let mut flags = SpliceFlags::NONBLOCK;
+        flags.set(SpliceFlags::MORE, more);
+        without_sigpipe(|| rustix::pipe::splice(pipe, None, sink, None, count, flags))
+    }
+
+    fn size(&self, source: BorrowedFd<'_>) -> Result<u64> {
+        let stat = rustix::fs::fstat(source)?;
+        u64::try_from(stat.st_size).map_err(|_| Errno::OVERFLOW)
+    }
+
+    fn map(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping> {
+        UnplacedMapping::new(source, offset, len)
+    }
+
+    fn send_mapped(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {
+        mapped::send(sink, bytes, 0)
+    }
+
+    fn read_at(&self, source: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        rustix::io::pread(source, buffer, offset)
+    }
+
+    fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
+        rustix::net::send(sink, bytes, SendFlags::NOSIGNAL)
+    }
+
+    fn send_memory(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {
+        mapped::send(sink, bytes, libc::MSG_DONTWAIT)
+    }
+
+    fn allows_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<bool> {
+        error_queue::is_allowed(sink)
+    }
+
+    fn allow_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<()> {
+        error_queue::allow(sink)
+    }
+
+    fn send_zerocopy(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {
+        mapped::send(sink, bytes, libc::MSG_DONTWAIT | libc::MSG_ZEROCOPY)
+    }
+
+    fn read_error_queue(&self, sink: BorrowedFd<'_>) -> Result<Option<ErrorQueueEntry>> {
+        error_queue::read(sink)
+    }
+
+    fn vmsplice(&self, pipe: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {
+        mapped::vmsplice(pipe, bytes)
+    }
+
+    fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged> {
+        tcp::acknowledged(sink)
+    }
+}
