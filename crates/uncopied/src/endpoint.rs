@@ -66,8 +66,8 @@ mod tests {
     }
 
     proptest! {
-        /// As in arithmetic that cannot overflow; only that a byte at 2^64 and a length of 2^64, which
-        /// no file has, become the largest there are.
+        /// The result is that of arithmetic which cannot overflow, except that an offset or a
+        /// length of 2^64, which no file has, becomes 2^64 - 1.
         #[test]
         fn no_range_overflows(start in bound(), end in bound()) {
             let (offset, length) = offset_and_length((start, end));

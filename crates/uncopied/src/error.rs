@@ -9,8 +9,8 @@ use crate::report::Report;
 
 /// A transfer that did not reach its end.
 ///
-/// The bytes that the socket had taken are gone: [`report`](Self::report) counts them. A caller
-/// whose protocol promised more must close the connection.
+/// The bytes that the socket had accepted may have reached the peer: [`report`](Self::report)
+/// counts them. If the caller's protocol promised more, it must close the connection.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -23,32 +23,33 @@ pub struct Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The file ended before the promised length, as when it is cut short meanwhile.
+    /// The file ended before the promised length, for example because it was truncated.
     SourceTooShort {
         /// How many bytes were promised.
         promised: u64,
     },
     /// The source could not be read.
     Source,
-    /// The source has no offsets, as a pipe or a terminal: it cannot be sent by range.
+    /// The source has no offsets, like a pipe or a terminal, and cannot be sent by range.
     SourceNotSeekable,
     /// The peer has closed or reset the connection.
     PeerClosed,
-    /// The socket took nothing for as long as its send time-out (`SO_SNDTIMEO`).
+    /// The socket accepted nothing for the duration of its send timeout (`SO_SNDTIMEO`).
     TimedOut,
-    /// The socket could not be written to for another reason.
+    /// Writing to the socket failed for another reason.
     Sink,
     /// The sink is not a stream socket.
     NotAStreamSocket,
-    /// Every mechanism of the plan was refused. It happens only to forced plans: `copy` never is.
+    /// Every mechanism of the plan was refused. This happens only to forced plans, because `copy`
+    /// is never refused.
     Unsupported,
 }
 
 impl ErrorKind {
-    /// What a refusal of the sink's means.
+    /// The kind of an errno of the sink.
     pub(crate) fn of_sink(errno: Errno) -> Self {
         match errno {
-            // Of a connection that is gone, whichever call reports it.
+            // The connection is gone, whichever call reports it.
             Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED | Errno::NOTCONN => {
                 Self::PeerClosed
             }
@@ -85,13 +86,13 @@ impl Error {
         self.call
     }
 
-    /// How many bytes the socket had taken.
+    /// How many bytes the socket had accepted.
     #[must_use]
     pub fn moved(&self) -> u64 {
         self.report.bytes()
     }
 
-    /// The bytes that the socket had taken, by mechanism, and the steps down until then.
+    /// The bytes that the socket had accepted, by mechanism, and the fallbacks up to then.
     #[must_use]
     pub fn report(&self) -> &Report {
         &self.report
@@ -121,7 +122,7 @@ impl fmt::Display for Error {
             ErrorKind::TimedOut => {
                 write!(
                     f,
-                    "the peer took nothing for the socket's send time-out, after {moved} bytes"
+                    "the socket accepted nothing within its send timeout, after {moved} bytes"
                 )
             }
             ErrorKind::Sink => write!(

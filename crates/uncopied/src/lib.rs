@@ -2,25 +2,29 @@
 //! each byte went.
 //!
 //! ```text
-//! source ─┐                          ┌─ moved, blocked, done ─▶ driver (poll, tokio) ─▶ you
-//!         ├─▶ plan ─▶ mechanism ─▶ transfer ─▶ report
-//! sink ───┘    ▲          │
-//!              └─ support ◀┘ unsupported: the next mechanism goes on from the same byte
+//! source ─┐                                ┌─▶ driver (poll, tokio) ─▶ you
+//!         ├─▶ plan ─▶ transfer ─▶ mechanism ┤
+//! sink ───┘    ▲         ▲                 └─▶ report
+//!              │         └─ fallback: the next mechanism continues from the same byte
+//!              └─ support ◀─ unsupported
 //! ```
 //!
 //! # What to use
 //!
-//! | you have | use | it pays from | beware |
-//! |---|---|---|---|
-//! | a file, a socket | [`send_file()`] | a few KiB | the file may still change: see below |
-//! | the same, with choices or on tokio | [`SendFile`] | | |
-//! | the same, in an event loop of your own | [`Transfer`] | | |
-//! | memory, a socket | [`Sender`] | 16 KiB, to another machine | memory in flight cannot be reused yet |
-//! | memory that is sent many times | [`PageBuffer::freeze_permanently`](arena::PageBuffer::freeze_permanently) | 64 KiB | new pages cost more than a copy |
-//! | memory that must stay writable | [`Region`](arena::Region) | 2 MiB | it needs huge pages |
-//! | memory, an I/O object that keeps its socket elsewhere | [`Channel`] | | |
+//! - A file and a socket: [`send_file()`], for files of a few KiB or more. The file may still
+//!   change until the peer has its bytes: see below.
+//! - The same on tokio, or with choices of your own: [`SendFile`]. In an event loop of your own:
+//!   [`Transfer`].
+//! - Memory and a socket: [`Sender`], for 16 KiB or more to another machine. Memory in flight
+//!   cannot be reused until its [`Completion`] says so.
+//! - Memory that is sent many times: pages that are
+//!   [frozen permanently](arena::PageBuffer::freeze_permanently), for 64 KiB or more, to any peer.
+//!   New pages cost more than a copy, so it does not pay for memory that is sent once.
+//! - Memory that must stay writable while it is in flight: a [`Region`](arena::Region), for 2 MiB
+//!   or more. It needs huge pages.
+//! - Memory, and an I/O object that keeps its socket elsewhere: [`Channel`].
 //!
-//! Memory of any other kind, or less of it, is best written as usual.
+//! Anything else is best written as usual.
 //!
 //! ```no_run
 //! use std::{fs::File, net::TcpListener};
@@ -39,21 +43,22 @@
 //!
 //! The kernel reads memory that is sent until the peer has acknowledged it. It is kept in
 //! [pages](arena::Pages), which are immutable once they are filled, or in a
-//! [region](arena::Region), which may be overwritten at any time. Each send by a [`Sender`] returns a
-//! [`Completion`], which reports when the kernel is done with the pages, and whether it copied them
-//! after all. The pages are kept until then, whatever is dropped.
+//! [region](arena::Region), which may be overwritten at any time. Each send by a [`Sender`] returns
+//! a [`Completion`], which reports when the kernel is done with the pages, and whether it copied
+//! them after all. The pages are kept until then, whatever is dropped.
 //!
 //! # The contract that zero copy drops
 //!
 //! This is about files. `write(2)` sends the bytes as they are at the call. `sendfile` and `splice`
-//! give the socket references to the file's pages instead. Until the peer has acknowledged the bytes
-//! (on the same host: has *read* them), a write to the file changes what the peer receives. Files
-//! that are replaced rather than rewritten are safe; for others there is [`SendFile::force_copy`].
+//! give the socket references to the file's pages instead. Until the peer has acknowledged the
+//! bytes (on the same host: has *read* them), a write to the file changes what the peer receives.
+//! Files that are replaced rather than rewritten are safe; for others there is
+//! [`SendFile::force_copy`].
 //!
 //! # Switches
 //!
-//! `UNCOPIED_SEND=off` in the environment, or [`set_zero_copy_send`]`(false)` at any time, makes every
-//! transfer go by `copy`, and the reports say so.
+//! `UNCOPIED_SEND=off` in the environment, or [`set_zero_copy_send`]`(false)` at any time, makes
+//! every transfer go by `copy`, and the reports say so.
 //!
 //! # Features
 //!

@@ -1,4 +1,4 @@
-//! What a transfer did, byte by byte.
+//! What a transfer did, by mechanism.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use crate::policy::Mechanism;
 
-/// How many bytes went by which mechanism, and every step down.
+/// How many bytes each mechanism moved, and every fallback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     bytes: [u64; Mechanism::ALL.len()],
@@ -15,17 +15,17 @@ pub struct Report {
     switched_off: bool,
 }
 
-/// One mechanism giving way to the next.
+/// One mechanism falling back to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fallback {
-    /// What was tried.
+    /// The mechanism that was tried.
     pub from: Mechanism,
-    /// What took its place.
+    /// The mechanism that took over.
     pub to: Mechanism,
-    /// How the kernel refused.
+    /// The errno with which the kernel refused.
     pub errno: Errno,
-    /// How many bytes of the transfer the socket had taken by then. The next mechanism went on from
-    /// exactly there.
+    /// How many bytes of the transfer the socket had accepted by then. The next mechanism continued
+    /// from exactly there.
     pub at: u64,
 }
 
@@ -34,17 +34,18 @@ impl Report {
         self.bytes[mechanism as usize] += bytes;
     }
 
-    /// Counts bytes that the kernel was lent and copied.
+    /// Counts bytes of zero-copy sends that the kernel copied.
     pub(crate) fn count_kernel_copied(&mut self, bytes: u64) {
         self.kernel_copied += bytes;
     }
 
-    /// As [`fall_back`](Self::fall_back), unless the same was noted before: a socket that is sent to for
-    /// years may step down at every send.
-    pub(crate) fn record_fallback_once(&mut self, step: Fallback) {
-        let is_same = |noted: &Fallback| (noted.from, noted.errno) == (step.from, step.errno);
+    /// Records a fallback, unless the same was recorded before: a long-lived socket may fall back
+    /// at every send.
+    pub(crate) fn record_fallback_once(&mut self, fallback: Fallback) {
+        let is_same =
+            |known: &Fallback| (known.from, known.errno) == (fallback.from, fallback.errno);
         if !self.fallbacks.iter().any(is_same) {
-            self.fallbacks.push(step);
+            self.fallbacks.push(fallback);
         }
     }
 
@@ -52,36 +53,36 @@ impl Report {
         self.switched_off = true;
     }
 
-    /// How many bytes the socket took by `mechanism`.
+    /// How many bytes the socket accepted by `mechanism`.
     #[must_use]
     pub fn by(&self, mechanism: Mechanism) -> u64 {
         self.bytes[mechanism as usize]
     }
 
-    /// How many bytes the socket took.
+    /// How many bytes the socket accepted.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes.iter().sum()
     }
 
-    /// How many bytes the kernel was lent, by a mechanism that tells, and copied after all: for a peer on
-    /// the same machine, or a network device without scatter-gather. It is known as the notices come
-    /// in.
+    /// How many bytes of zero-copy sends the kernel has reported to have copied: for a peer on the
+    /// same machine, or a network device without scatter-gather. The figure grows as notifications
+    /// arrive.
     #[must_use]
     pub fn kernel_copied(&self) -> u64 {
         self.kernel_copied
     }
 
-    /// How many bytes the socket took by reference: neither this process nor the kernel's socket
-    /// layer copied them, as far as it has told. What the network device does without scatter-gather is
-    /// not in here.
+    /// How many bytes the socket accepted by reference: neither this process nor, as far as it has
+    /// reported, the kernel's socket layer copied them. Copies that a network device without
+    /// scatter-gather makes necessary are not known.
     #[must_use]
     pub fn zero_copy_bytes(&self) -> u64 {
         let zero_copy = Mechanism::ALL
             .into_iter()
             .filter(|mechanism| mechanism.is_zero_copy());
-        let lent: u64 = zero_copy.map(|mechanism| self.by(mechanism)).sum();
-        lent.saturating_sub(self.kernel_copied)
+        let by_reference: u64 = zero_copy.map(|mechanism| self.by(mechanism)).sum();
+        by_reference.saturating_sub(self.kernel_copied)
     }
 
     /// How many bytes the CPU copied at least once.
@@ -90,7 +91,7 @@ impl Report {
         self.bytes() - self.zero_copy_bytes()
     }
 
-    /// Every step down, in their order.
+    /// Every fallback, in order.
     #[must_use]
     pub fn fallbacks(&self) -> &[Fallback] {
         &self.fallbacks
@@ -104,7 +105,7 @@ impl Report {
     }
 }
 
-/// For example `1048576 bytes: splice 65536, copy 983040 (splice gave way to copy at byte 65536:
+/// For example `1048576 bytes: splice 65536, copy 983040 (splice fell back to copy at byte 65536:
 /// Invalid argument)`.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -118,10 +119,7 @@ impl fmt::Display for Report {
         }
         if self.kernel_copied > 0 {
             let bytes = self.kernel_copied;
-            write!(
-                f,
-                " (the kernel copied {bytes} of the bytes that it was lent)"
-            )?;
+            write!(f, " (the kernel copied {bytes} bytes of zero-copy sends)")?;
         }
         if self.switched_off {
             write!(f, " (zero-copy sending is switched off)")?;
@@ -134,7 +132,7 @@ impl fmt::Display for Report {
         } in &self.fallbacks
         {
             let why = std::io::Error::from(*errno);
-            write!(f, " ({from} gave way to {to} at byte {at}: {why})")?;
+            write!(f, " ({from} fell back to {to} at byte {at}: {why})")?;
         }
         Ok(())
     }
@@ -149,13 +147,13 @@ mod tests {
         let mut report = Report::default();
         report.count(Mechanism::Splice, 65_536);
         report.count(Mechanism::Copy, 4);
-        let step = Fallback {
+        let fallback = Fallback {
             from: Mechanism::Splice,
             to: Mechanism::Copy,
             errno: Errno::INVAL,
             at: 65_536,
         };
-        report.record_fallback_once(step);
+        report.record_fallback_once(fallback);
         assert_eq!(
             (
                 report.bytes(),
@@ -167,7 +165,7 @@ mod tests {
         assert_eq!(
             report.to_string(),
             "65540 bytes: splice 65536, copy 4 \
-             (splice gave way to copy at byte 65536: Invalid argument (os error 22))"
+             (splice fell back to copy at byte 65536: Invalid argument (os error 22))"
         );
         assert_eq!(Report::default().to_string(), "0 bytes");
     }

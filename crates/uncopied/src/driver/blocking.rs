@@ -16,28 +16,28 @@ use crate::transfer::{MemoryProgress, MemoryTransfer, Progress, Transfer};
 
 /// Steps `transfer` to its end, waiting wherever it is blocked.
 ///
-/// If the socket has a send time-out (`SO_SNDTIMEO`), it bounds each stretch in which the socket
-/// takes nothing, not the whole transfer.
+/// If the socket has a send timeout (`SO_SNDTIMEO`), it limits each period in which the socket
+/// accepts nothing, not the whole transfer.
 ///
 /// # Errors
 ///
-/// Those of [`Transfer::step`], and [`ErrorKind::TimedOut`]. The transfer tells where it stands and
-/// may be run again after a time-out.
+/// Those of [`Transfer::step`], and [`ErrorKind::TimedOut`]. After a timeout the transfer may be
+/// run again; it goes on where it stood.
 pub fn run(transfer: &mut Transfer, source: impl AsFd, sink: impl AsFd) -> Result<(), Error> {
     let (source, sink) = (source.as_fd(), sink.as_fd());
-    let mut patience = Patience::default();
+    let mut stall = StallTimer::default();
     loop {
         match transfer.step(source, sink)? {
             Progress::Done => return Ok(()),
-            Progress::Moved(_) => patience.renew(),
+            Progress::Moved(_) => stall.restart(),
             Progress::Blocked(side) => {
-                let waited = patience
+                let waited = stall
                     .left(sink)
                     .and_then(|left| wait(side, source, sink, left));
                 let is_ready = waited
                     .map_err(|cause| transfer.driver_error(kind_of(&cause), "poll", cause))?;
                 if !is_ready {
-                    thread::sleep(MOMENT);
+                    thread::sleep(ERROR_QUEUE_BACKOFF);
                 }
             }
         }
@@ -50,28 +50,29 @@ pub(crate) fn send(
     sink: &mut MemorySink,
     socket: BorrowedFd<'_>,
 ) -> Result<(), Error> {
-    let mut patience = Patience::default();
+    let mut stall = StallTimer::default();
     loop {
         let progress = transfer.step(sink, socket)?;
         let waited = match progress {
             MemoryProgress::Done => return Ok(()),
             MemoryProgress::Moved => {
-                patience.renew();
+                stall.restart();
                 continue;
             }
             MemoryProgress::FellBack => continue,
-            MemoryProgress::Blocked => patience
+            MemoryProgress::Blocked => stall
                 .left(socket)
                 .and_then(|left| wait(Side::Sink, socket, socket, left)),
-            MemoryProgress::AtLimit => patience
+            MemoryProgress::AtLimit => stall
                 .left(socket)
                 .and_then(|left| sink.wait_at_limit(left).map(|()| true)),
         };
         let is_ready =
             waited.map_err(|cause| transfer.driver_error(kind_of(&cause), "poll", cause))?;
-        // To poll(2) a notice is an error. So is what others have on the error queue, which stays there.
+        // To poll(2), a notification is an error. So are other entries of the error queue, which
+        // stay there.
         if !is_ready && sink.reap() == 0 {
-            thread::sleep(MOMENT);
+            thread::sleep(ERROR_QUEUE_BACKOFF);
         }
     }
 }
@@ -83,29 +84,34 @@ fn kind_of(cause: &io::Error) -> ErrorKind {
     }
 }
 
-/// How long nothing may move.
+/// Measures how long nothing has moved, against the send timeout of the socket.
 #[derive(Default)]
-struct Patience {
-    /// The socket's send time-out, once it was asked for: most sends never wait.
+struct StallTimer {
+    /// The send timeout, once it has been looked up: most sends never wait.
     limit: Option<Option<Duration>>,
     /// Since when nothing has moved.
     since: Option<Instant>,
 }
 
-impl Patience {
-    /// Something has moved.
-    fn renew(&mut self) {
+impl StallTimer {
+    /// Starts again, because something has moved.
+    fn restart(&mut self) {
         self.since = None;
     }
 
-    /// Nothing moves: how much longer that may be so. `None` is for ever.
+    /// How much longer nothing may move. `None` means forever.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::TimedOut`] if that time is over.
     fn left(&mut self, sink: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
         let of_socket = || socket_timeout(sink, Timeout::Send).unwrap_or(None);
         let Some(limit) = *self.limit.get_or_insert_with(of_socket) else {
             return Ok(None);
         };
         let since = self.since.get_or_insert_with(Instant::now);
-        // Not poll(2) alone decides: to it the socket is ready while anything is on its error queue.
+        // poll(2) alone cannot decide: it finds the socket ready while its error queue is not
+        // empty.
         match limit.saturating_sub(since.elapsed()) {
             Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
             left => Ok(Some(left)),
@@ -113,10 +119,10 @@ impl Patience {
     }
 }
 
-/// For so long nothing is tried while a socket has an error to tell that is none of ours.
-const MOMENT: Duration = Duration::from_millis(1);
+/// Back-off while a socket is ready only because of foreign entries of its error queue.
+const ERROR_QUEUE_BACKOFF: Duration = Duration::from_millis(1);
 
-/// Waits until a side is ready. Answers whether it is; if not, only its error queue is.
+/// Waits until a side is ready. Returns `false` if only its error queue is.
 fn wait(
     side: Side,
     source: BorrowedFd<'_>,
@@ -130,7 +136,7 @@ fn wait(
     let limit = left.and_then(|left| Timespec::try_from(left).ok());
     match poll(&mut ready, limit.as_ref()) {
         Ok(0) => Err(io::ErrorKind::TimedOut.into()),
-        // A hang-up is ready as well: the next step meets it.
+        // A hang-up counts as ready: the next step reports it.
         Ok(_) => Ok(ready[0].revents() != PollFlags::ERR),
         Err(Errno::INTR) => Ok(true),
         Err(errno) => Err(errno.into()),

@@ -16,11 +16,11 @@ use crate::transfer::{MemoryProgress, MemoryTransfer, Progress, Transfer};
 /// The most that one step moves, in bytes.
 const MAX_STEP_BYTES: u64 = crate::mechanism::MAX_STEP_BYTES as u64;
 
-/// A socket of tokio's that can be sent to. The halves of a split socket lend it by `as_ref`.
+/// A tokio socket that can be sent to. The halves of a split socket provide it by `as_ref`.
 ///
-/// This trait is sealed: how a socket's readiness may be cleared is tokio's own business.
+/// This trait is sealed, because only tokio's own sockets can clear their readiness.
 pub trait Socket: AsFd + Sync + sealed::Sealed {
-    /// Calls `step` whenever the socket is writable until it answers something other than
+    /// Calls `step` whenever the socket is writable, until it returns something other than
     /// [`io::ErrorKind::WouldBlock`].
     #[doc(hidden)]
     fn when_writable<T>(
@@ -47,8 +47,8 @@ impl Socket for UnixStream {
     }
 }
 
-/// Steps `transfer` to its end, waiting wherever it is blocked, and giving way to other tasks after
-/// every 2 MiB. What is not in the page cache is loaded on tokio's blocking pool first.
+/// Steps `transfer` to its end, waiting wherever it is blocked, and yielding to other tasks after
+/// every 2 MiB. What is not in the page cache is first read on tokio's blocking pool.
 ///
 /// # Errors
 ///
@@ -56,15 +56,15 @@ impl Socket for UnixStream {
 ///
 /// # Cancellation
 ///
-/// Dropping the future leaves `transfer` where it stands: run it again, and not a byte is lost or
-/// sent twice. A load under way on the blocking pool runs to its end there.
+/// Dropping the future leaves `transfer` where it stands: if it is run again, no byte is lost or
+/// sent twice. A read on the blocking pool runs to its end there.
 pub async fn run(
     transfer: &mut Transfer,
     source: impl AsFd,
     socket: &impl Socket,
 ) -> Result<(), Error> {
     let source = source.as_fd();
-    let mut since_giving_way = 0;
+    let mut since_yield = 0;
     loop {
         prefetch_if_uncached(source, transfer).await;
         let step = socket.when_writable(|| match transfer.step(source, socket) {
@@ -73,15 +73,15 @@ pub async fn run(
         });
         match step.await {
             Ok(Ok(Progress::Done)) => return Ok(()),
-            Ok(Ok(Progress::Moved(bytes))) => since_giving_way += bytes,
-            // No file that has pages blocks; one that has none may be slow to have bytes.
+            Ok(Ok(Progress::Moved(bytes))) => since_yield += bytes,
+            // Files with pages never block; others may be slow to provide bytes.
             Ok(Ok(Progress::Blocked(_))) => tokio::task::yield_now().await,
             Ok(Err(error)) => return Err(error),
             Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
         }
         // tokio's own budget counts steps, and would let a fast peer have a hundred of them.
-        if since_giving_way >= MAX_STEP_BYTES {
-            since_giving_way = 0;
+        if since_yield >= MAX_STEP_BYTES {
+            since_yield = 0;
             tokio::task::yield_now().await;
         }
     }
@@ -93,7 +93,7 @@ pub(crate) async fn send(
     sink: &mut MemorySink,
     socket: &impl Socket,
 ) -> Result<(), Error> {
-    let mut since_giving_way = 0;
+    let mut since_yield = 0;
     let mut is_full = false;
     loop {
         let before = transfer.bytes();
@@ -106,7 +106,7 @@ pub(crate) async fn send(
             }
             continue;
         }
-        // A socket that is full must be found so under tokio's eyes, which waits for it then.
+        // `EAGAIN` must occur inside `async_io`, so that tokio clears readiness and waits.
         let step = socket.when_writable(|| match transfer.step(sink, socket.as_fd()) {
             Ok(MemoryProgress::Blocked) => Err(io::ErrorKind::WouldBlock.into()),
             other => Ok(other),
@@ -114,19 +114,19 @@ pub(crate) async fn send(
         match step.await {
             Ok(Ok(MemoryProgress::Done)) => return Ok(()),
             Ok(Ok(MemoryProgress::AtLimit)) => sink.until_below_limit().await,
-            Ok(Ok(_)) => since_giving_way += transfer.bytes() - before,
+            Ok(Ok(_)) => since_yield += transfer.bytes() - before,
             Ok(Err(error)) => return Err(error),
             Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
         }
         is_full = false;
-        if since_giving_way >= MAX_STEP_BYTES {
-            since_giving_way = 0;
+        if since_yield >= MAX_STEP_BYTES {
+            since_yield = 0;
             tokio::task::yield_now().await;
         }
     }
 }
 
-/// Has the next step's bytes loaded by a thread that may block, unless they are in the page cache.
+/// Has a thread that may block read the bytes of the next step, unless they are in the page cache.
 async fn prefetch_if_uncached(source: BorrowedFd<'_>, transfer: &Transfer) {
     let offset = transfer.offset();
     let len = transfer
@@ -135,7 +135,7 @@ async fn prefetch_if_uncached(source: BorrowedFd<'_>, transfer: &Transfer) {
     if residency::is_resident(source, offset, len) {
         return;
     }
-    // Without a descriptor of its own for the thread, the step waits for the disk itself.
+    // If there is no descriptor for the thread, the step itself waits for the disk.
     if let Ok(file) = source.try_clone_to_owned() {
         let load = move || residency::prefetch_blocking(file, offset, len);
         let _ = tokio::task::spawn_blocking(load).await;
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
     use crate::policy::{Length, Mechanism, Plan};
 
-    /// Takes every byte at once, and is never blocked: the fastest peer there can be.
+    /// Accepts every byte at once and never blocks: the fastest possible peer.
     struct NullSocket(File);
 
     impl AsFd for NullSocket {
@@ -171,7 +171,7 @@ mod tests {
         }
     }
 
-    /// However fast the peer, the other tasks of the thread have their turn after every step.
+    /// However fast the peer, the other tasks of the thread run after every step.
     #[tokio::test]
     async fn a_fast_peer_does_not_hold_the_event_loop() {
         const STEPS: u64 = 64;

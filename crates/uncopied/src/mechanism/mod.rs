@@ -77,8 +77,8 @@ fn retry_on_intr<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-/// What an errno of a call that only *writes to the sink* means: `send(2)`, as in the last resort of
-/// every plan.
+/// What an errno of a call that only *writes to the sink* means: `send(2)`, as in the last resort
+/// of every plan.
 fn sink_failure(errno: Errno) -> Status {
     match errno {
         Errno::AGAIN => Status::Blocked(Side::Sink),
@@ -86,8 +86,8 @@ fn sink_failure(errno: Errno) -> Status {
     }
 }
 
-/// Whether an errno of `sendfile(2)` or `splice(2)`, which share their path in the kernel, means that
-/// this pair or this process cannot use the call.
+/// Whether an errno of `sendfile(2)` or `splice(2)`, which share their path in the kernel, means
+/// that this pair or this process cannot use the call.
 fn is_unsupported(errno: Errno) -> bool {
     matches!(
         errno,

@@ -79,8 +79,8 @@ impl Pipe {
         })
     }
 
-    /// Caches a [wide](Self::wide) pipe for another transfer of this thread. A pipe that holds bytes
-    /// is closed instead: it must never be used for anything else.
+    /// Caches a [wide](Self::wide) pipe for another transfer of this thread. A pipe that holds
+    /// bytes is closed instead: it must never be used for anything else.
     pub(crate) fn recycle(self) {
         if self.held > 0 || !self.is_ours() {
             return;
@@ -114,8 +114,8 @@ impl Pipe {
         self.held += bytes;
     }
 
-    /// Moves bytes from the pipe, which must hold some, to `sink`: `splice(2)`. `more` says that more
-    /// bytes surely follow.
+    /// Moves bytes from the pipe, which must hold some, to `sink`: `splice(2)`. `more` says that
+    /// more bytes surely follow.
     pub(crate) fn drain(
         &mut self,
         kernel: &impl Kernel,

@@ -75,8 +75,8 @@ mechanisms! {
     MsgZerocopy = "msg_zerocopy", zero_copy: true, [MemoryToSocket];
     /// io_uring's `SEND_ZC`: the same, and the notification is a completion of the ring.
     SendZc = "send_zc", zero_copy: true, [MemoryToSocket];
-    /// `vmsplice(2)` of memory into a pipe and `splice(2)` from there into the socket: by reference,
-    /// even to a peer on the same machine, but without any notification.
+    /// `vmsplice(2)` of memory into a pipe and `splice(2)` from there into the socket: by
+    /// reference, even to a peer on the same machine, but without any notification.
     Vmsplice = "vmsplice", zero_copy: true, [MemoryToSocket];
     /// `send(2)` of memory, or of what `pread(2)` has read into memory: one copy, or two. It always
     /// works.

@@ -13,7 +13,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan that tries these mechanisms, in this order, and no others. Repetitions are left out.
+    /// The plan that tries these mechanisms, in this order, and no others. Repetitions are left
+    /// out.
     #[must_use]
     pub fn of(mechanisms: &[Mechanism]) -> Self {
         let mut plan = Self {
@@ -233,8 +234,8 @@ const VMSPLICE_MIN_BYTES: usize = 64 << 10;
 ///
 /// - `vmsplice` for permanent pages: no copy for any peer, and no notification to wait for, because
 ///   the pages are never written to again.
-/// - `msg_zerocopy` and `send_zc` only where the kernel does not copy: otherwise they cost more than
-///   a copy. On tokio `send_zc`, elsewhere `msg_zerocopy`.
+/// - `msg_zerocopy` and `send_zc` only where the kernel does not copy: otherwise they cost more
+///   than a copy. On tokio `send_zc`, elsewhere `msg_zerocopy`.
 /// - `copy` always works.
 const MEMORY_TO_SOCKET: [Row<MemoryPlanInput>; 4] = [
     Row {

@@ -35,9 +35,9 @@ const PAUSE_AFTER_COPIES: u32 = 8;
 /// How many sends a pause lasts. The next ones try again, because routes change.
 const PAUSE_SENDS: u32 = 256;
 
-/// A send that the socket did not accept all of. When the caller tries again with the rest, the rest
-/// gets the plan for the whole: it is shorter, and begins where the socket stopped, which is hardly
-/// ever at the start of a page.
+/// A send that the socket did not accept all of. When the caller tries again with the rest, the
+/// rest gets the plan for the whole: it is shorter, and begins where the socket stopped, which is
+/// hardly ever at the start of a page.
 #[derive(Clone, Copy, Debug)]
 struct Unfinished {
     whole: MemoryShape,
@@ -112,8 +112,8 @@ impl Channel {
     }
 
     /// Makes one try to send these bytes, without waiting. The result says how many of them the
-    /// socket accepted, from the first on, at most 2 MiB; 0 if it is full, or if nothing more may be
-    /// [in flight](crate::LimitAction::Wait).
+    /// socket accepted, from the first on, at most 2 MiB; 0 if it is full, or if nothing more may
+    /// be [in flight](crate::LimitAction::Wait).
     ///
     /// The socket must be non-blocking: `vmsplice` waits for a blocking one.
     ///
@@ -237,7 +237,7 @@ mod tests {
     use crate::arena::PageBuffer;
     use crate::policy::Mechanism;
 
-    /// Where the socket stops within a page, the rest is not what a plan would choose to lend.
+    /// If the socket stops within a page, a plan for the rest alone would copy it.
     #[test]
     fn the_rest_goes_by_the_plan_for_the_whole() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");

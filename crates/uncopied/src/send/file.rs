@@ -1,4 +1,4 @@
-//! The paved path: send this file, or this range of it, to this socket.
+//! The simple API for files: send a file, or a range of it, to a socket.
 
 use std::fs::File;
 use std::io;
@@ -16,11 +16,11 @@ use crate::transfer::Transfer;
 use crate::{driver, endpoint};
 
 /// Sends a range of a file to a stream socket by the best mechanism that works, and waits until the
-/// socket has taken every byte.
+/// socket has accepted every byte.
 ///
-/// `..` sends until the end of the file; a range with an end sends exactly so many bytes. The file's
-/// own position is neither used nor changed. The socket may be blocking or not, and its send time-out
-/// is obeyed.
+/// `..` sends up to the end of the file; a range with an end sends exactly its length. The file's
+/// own position is neither used nor changed. The socket may be blocking or not. Its send timeout
+/// (`SO_SNDTIMEO`) applies.
 ///
 /// ```no_run
 /// use std::{fs::File, net::TcpStream};
@@ -34,14 +34,13 @@ use crate::{driver, endpoint};
 ///
 /// # Errors
 ///
-/// See [`ErrorKind`]. The error tells how many bytes the socket had taken.
+/// See [`ErrorKind`]. The error says how many bytes the socket had accepted.
 ///
 /// # Stability of the bytes
 ///
-/// By `sendfile` and `splice` the peer gets the file's pages as they are when its host takes them
-/// off the socket, not as they were at the call: what others write to the file until the peer has
-/// acknowledged the bytes (on the same host: has read them) may reach it. [`SendFile::force_copy`] sends
-/// bytes that cannot change any more.
+/// `sendfile` and `splice` give the socket references to the file's pages. Until the peer has
+/// acknowledged the bytes (on the same host: has read them), a write to the file may change what
+/// the peer receives. [`SendFile::force_copy`] sends bytes that can no longer change.
 pub fn send_file(
     file: &File,
     range: impl RangeBounds<u64>,
@@ -50,7 +49,7 @@ pub fn send_file(
     SendFile::new(file).range(range).to(socket)
 }
 
-/// A transfer of a file to a socket, with everything that [`send_file()`] decides by itself.
+/// Sends a file to a socket, with all the choices that [`send_file()`] makes itself.
 ///
 /// ```
 /// use std::{fs::File, os::unix::net::UnixStream};
@@ -76,7 +75,7 @@ pub struct SendFile<'a> {
 }
 
 impl<'a> SendFile<'a> {
-    /// The whole file, until its end.
+    /// The whole file, up to its end.
     pub fn new(file: &'a impl AsFd) -> Self {
         let (file, length) = (file.as_fd(), Length::UntilEof);
         Self {
@@ -88,59 +87,59 @@ impl<'a> SendFile<'a> {
         }
     }
 
-    /// Which bytes: from which on, and, where the range has an end, exactly how many.
+    /// Which bytes to send: from which offset on, and, if the range has an end, exactly how many.
     pub fn range(mut self, range: impl RangeBounds<u64>) -> Self {
         (self.offset, self.length) = endpoint::offset_and_length(range);
         self
     }
 
-    /// The rule for the length, if it is not that of the [`range`](Self::range).
+    /// How many bytes to send, if that is not given by the [`range`](Self::range).
     pub fn length(mut self, length: Length) -> Self {
         self.length = length;
         self
     }
 
-    /// Forces these mechanisms, in this order, and no other. If none of them is supported the
-    /// transfer fails, unless [`Mechanism::Copy`] is among them. An empty list leaves the choice to
+    /// Forces these mechanisms, in this order, and no others. If none of them is supported, the
+    /// transfer fails: add [`Mechanism::Copy`] to prevent that. An empty list leaves the choice to
     /// the plan.
     ///
-    /// [`force_copy`](Self::force_copy) and the [switch](crate::set_zero_copy_send) overrule it.
+    /// [`force_copy`](Self::force_copy) and the [switch](crate::set_zero_copy_send) override it.
     pub fn force_mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
         self.forced = (!mechanisms.is_empty()).then(|| Plan::of(mechanisms));
         self
     }
 
-    /// Copies every byte: each is taken from the file by the call that gives it to the socket, and
-    /// cannot change after that. The file is read as the transfer goes on, at most 128 KiB ahead.
+    /// Copies every byte, so that it can no longer change once it has been read from the file. The
+    /// file is read as the transfer proceeds, at most 128 KiB ahead.
     pub fn force_copy(mut self) -> Self {
         self.force_copy = true;
         self
     }
 
-    /// Sends, and waits until the socket has taken every byte.
+    /// Sends, and waits until the socket has accepted every byte.
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`]. The error tells how many bytes the socket had taken.
+    /// See [`ErrorKind`]. The error says how many bytes the socket had accepted.
     pub fn to(&self, socket: &impl AsFd) -> Result<Report, Error> {
         let mut transfer = self.transfer(socket.as_fd())?;
         driver::blocking::run(&mut transfer, self.file, socket.as_fd())?;
         Ok(transfer.into_report())
     }
 
-    /// Sends on tokio, without taking the socket over: what was written to it before goes first, and
-    /// it can be used as ever afterwards. A file that is not in the page cache is loaded by a thread
-    /// of tokio's blocking pool, so that the event loop does not wait for the disk.
+    /// Sends on tokio, without taking over the socket: what was written to it before is sent first,
+    /// and it can be used as usual afterwards. If the file is not in the page cache, a thread of
+    /// tokio's blocking pool reads it, so that the event loop does not wait for the disk.
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`]. The error tells how many bytes the socket had taken.
+    /// See [`ErrorKind`]. The error says how many bytes the socket had accepted.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future ends the transfer. The bytes that the socket has taken go out, the count
-    /// of them is lost, and the peer cannot tell that there were to be more: close the connection.
-    /// To go on later, keep a [`Transfer`] and use [`driver::tokio::run`].
+    /// Dropping the future ends the transfer. The bytes that the socket has accepted still reach
+    /// the peer, which cannot tell that more were to come: close the connection. How many they were
+    /// is lost. To continue later, keep a [`Transfer`] and use [`driver::tokio::run`].
     #[cfg(feature = "tokio")]
     pub async fn to_tokio(&self, socket: &impl driver::tokio::Socket) -> Result<Report, Error> {
         let mut transfer = self.transfer(socket.as_fd())?;
@@ -152,7 +151,7 @@ impl<'a> SendFile<'a> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotAStreamSocket`], or [`ErrorKind::Source`] if the file cannot be asked about.
+    /// [`ErrorKind::NotAStreamSocket`], or [`ErrorKind::Source`] if `fstat(2)` of the file fails.
     pub fn transfer(&self, socket: impl AsFd) -> Result<Transfer, Error> {
         let fail = |kind, call, errno: Errno| {
             Error::new(kind, call, Report::default(), Some(io::Error::from(errno)))

@@ -3,7 +3,7 @@
 use crate::in_flight::{DEFAULT_SENDER_IN_FLIGHT_LIMIT, LimitAction};
 use crate::policy::{Mechanism, Plan};
 
-/// How a [`Sender`] sends.
+/// How a [`Sender`](crate::Sender) sends.
 #[derive(Clone, Debug)]
 pub struct SendOptions {
     pub(crate) forced: Option<Plan>,
@@ -24,31 +24,32 @@ impl Default for SendOptions {
 }
 
 impl SendOptions {
-    /// Forces these mechanisms, in this order, and no other; if none of them is supported, sends fail.
-    /// An empty list leaves the choice to the [plan](crate::policy::plan_memory).
+    /// Forces these mechanisms, in this order, and no other; if none of them is supported, sends
+    /// fail. An empty list leaves the choice to the [plan](crate::policy::plan_memory).
     ///
-    /// The [switch](crate::set_zero_copy_send) overrules it.
+    /// The [switch](crate::set_zero_copy_send) overrides it.
     #[must_use]
     pub fn force_mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
         self.forced = (!mechanisms.is_empty()).then(|| Plan::of(mechanisms));
         self
     }
 
-    /// How many bytes this sender may have lent at a time, counted by whole pages; 16 MiB unless said
-    /// otherwise. One send is always granted, however long.
+    /// Limits how many bytes this sender may have in flight, counted by whole pages. The default is
+    /// 16 MiB. If nothing is in flight, one send of any length is allowed.
     #[must_use]
     pub fn in_flight_limit(mut self, bytes: u64) -> Self {
         self.in_flight_limit = bytes;
         self
     }
 
-    /// Vouches that the peer is on another machine, reached by a network device. Then what went by
-    /// `vmsplice` comes back when the peer has acknowledged it ([`FreeReason::Acknowledged`]); otherwise it
-    /// never does. Not on tokio, and not where other programs on this machine read packets (`AF_PACKET`).
+    /// Vouches that the peer is on another machine, behind a network device. Then pages sent by
+    /// `vmsplice` are free once the peer has acknowledged them ([`FreeReason::Acknowledged`]);
+    /// otherwise they never become a buffer again. It has no effect on tokio. It must not be used
+    /// if programs on this machine capture packets (`AF_PACKET`).
     ///
-    /// An address does not tell: a container or a virtual machine on this host looks like a stranger, and
-    /// its queue holds the very pages. Whoever vouches wrongly has the peer read what is written to them
-    /// next.
+    /// The peer's address does not show this: a container or virtual machine on this host has a
+    /// foreign address, and its queue holds the same pages. If the claim is wrong, the peer
+    /// receives what is written to the pages next.
     ///
     /// [`FreeReason::Acknowledged`]: crate::FreeReason::Acknowledged
     #[must_use]
@@ -57,8 +58,8 @@ impl SendOptions {
         self
     }
 
-    /// What becomes of what lies beyond it, or beyond what the [process](crate::set_process_in_flight_limit) may
-    /// lend.
+    /// What to do with a send beyond this limit, or beyond that of the
+    /// [process](crate::set_process_in_flight_limit).
     #[must_use]
     pub fn at_limit(mut self, at_limit: LimitAction) -> Self {
         self.at_limit = at_limit;

@@ -1,4 +1,4 @@
-//! The paved path for memory: these pages to that socket, and when are they free?
+//! The simple API for memory: send it to a socket, and learn when it is free again.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,10 +10,10 @@ use crate::error::Error;
 use crate::policy::Driver;
 use crate::report::Report;
 
-/// A connected stream socket, TCP or Unix, that a [`Sender`] can be made of. It goes with the sender,
-/// which therefore knows when it is closed.
+/// A connected stream socket, TCP or Unix, that a [`Sender`] can own. Because the sender owns it,
+/// it knows when the socket is closed.
 pub trait StreamSocket: AsFd + 'static {
-    /// Who waits for it.
+    /// What waits for the socket.
     const DRIVER: Driver = Driver::Caller;
 }
 
@@ -31,13 +31,13 @@ impl StreamSocket for tokio::net::UnixStream {
     const DRIVER: Driver = Driver::Tokio;
 }
 
-/// A stream socket that memory is sent to by lending it.
+/// Sends memory to a stream socket without copying it: [pages](crate::arena::Pages), or a part of a
+/// [region](crate::arena::Region).
 ///
-/// What is sent is [pages](crate::arena::Pages), or a part of a [region](crate::arena::Region).
-///
-/// Each send answers as soon as the socket has taken the bytes, with a [`Completion`] that tells when the
-/// pages are free. The pages are kept for as long as the kernel reads them, whatever becomes of the
-/// completion, the sender, the socket, or the future that waited.
+/// Each send returns as soon as the socket has accepted the bytes. Its
+/// [`Completion`](crate::Completion) reports when the pages are free. The pages are kept for as
+/// long as the kernel reads them, even if the completion, the sender, the socket or a waiting
+/// future is dropped.
 ///
 /// ```
 /// use std::net::{TcpListener, TcpStream};
@@ -58,20 +58,21 @@ impl StreamSocket for tokio::net::UnixStream {
 ///
 /// # What else may use the socket
 ///
-/// Reading, as ever, by [`get_ref`](Self::get_ref). Other writes go between two sends. Nobody else may
-/// use `MSG_ZEROCOPY` on it, or read its error queue.
+/// It can be read from as usual, by [`get_ref`](Self::get_ref), and written to between two sends.
+/// No other code may use `MSG_ZEROCOPY` on it, or read its error queue.
 ///
 /// # Dropping it
 ///
-/// What has been sent goes out. If memory is still lent, the connection is closed once the peer has
-/// taken it, by a thread of the library's; a peer that takes nothing for a minute is cut off.
+/// What has been sent still reaches the peer. If memory is in flight, a thread of this library
+/// closes the connection once the peer has received it; if the peer receives nothing for a minute,
+/// the connection is reset.
 pub struct Sender<S> {
     channel: Channel,
     socket: S,
 }
 
 impl<S: StreamSocket> Sender<S> {
-    /// A sender to this socket, with the usual [options](SendOptions).
+    /// A sender to this socket, with the default [options](SendOptions).
     #[must_use]
     pub fn new(socket: S) -> Self {
         Self::with(socket, SendOptions::default())
@@ -84,18 +85,19 @@ impl<S: StreamSocket> Sender<S> {
         Self { channel, socket }
     }
 
-    /// Sends all of these bytes, and waits until the socket has taken them; not until they have arrived.
-    /// The socket may be blocking or not, and its send time-out is obeyed.
+    /// Sends all of these bytes, and waits until the socket has accepted them, which is before the
+    /// peer has received them. The socket may be blocking or not. Its send timeout (`SO_SNDTIMEO`)
+    /// applies.
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`](crate::ErrorKind). The error tells how many bytes the socket had taken; their
-    /// pages are kept for as long as they must be.
+    /// See [`ErrorKind`](crate::ErrorKind). The error says how many bytes the socket had accepted;
+    /// their pages are kept for as long as the kernel reads them.
     pub fn send(&mut self, memory: impl Into<Memory>) -> Result<Sent, Error> {
         self.send_parts([memory])
     }
 
-    /// Sends all of several parts, one after the other, as if they were one. `send_zc` takes up to 64 of
+    /// Sends several parts, one after the other, as if they were one. `send_zc` sends up to 64 of
     /// them in one call.
     ///
     /// # Errors
@@ -111,8 +113,8 @@ impl<S: StreamSocket> Sender<S> {
         Ok(transfer.into())
     }
 
-    /// As [`send`](Self::send), on tokio. The socket can be read from and written to as ever between two
-    /// sends.
+    /// As [`send`](Self::send), on tokio. The socket can be read from and written to as usual
+    /// between two sends.
     ///
     /// # Errors
     ///
@@ -120,9 +122,10 @@ impl<S: StreamSocket> Sender<S> {
     ///
     /// # Cancellation
     ///
-    /// Dropping the future ends the send. The bytes that the socket has taken go out, and their pages are
-    /// kept for as long as they must be; the peer cannot tell that there were to be more: close the
-    /// connection. [`report`](Self::report) counts them, except for at most the last 2 MiB.
+    /// Dropping the future ends the send. The bytes that the socket has accepted still reach the
+    /// peer, which cannot tell that more were to come: close the connection. Their pages are kept
+    /// for as long as the kernel reads them. [`report`](Self::report) counts them, except for at
+    /// most the last 2 MiB.
     #[cfg(feature = "tokio")]
     pub async fn send_tokio(&mut self, memory: impl Into<Memory>) -> Result<Sent, Error>
     where
@@ -134,14 +137,14 @@ impl<S: StreamSocket> Sender<S> {
         Ok(transfer.into())
     }
 
-    /// Makes one try to send these bytes, without waiting: for event loops of your own. The answer tells
-    /// how many the socket took, from the first on; 0 if it is full, or nothing more may be
-    /// [lent](crate::LimitAction::Wait).
+    /// Makes one try to send these bytes, without waiting: for event loops of your own. The result
+    /// says how many of them the socket accepted, from the first on; 0 if it is full, or if nothing
+    /// more may be [in flight](crate::LimitAction::Wait).
     ///
-    /// The socket must be non-blocking: by `vmsplice` a blocking one is waited for.
+    /// The socket must be non-blocking: `vmsplice` waits for a blocking one.
     ///
-    /// An event loop calls [`reap`](Self::reap) when the socket reports an error (`EPOLLERR`): that is
-    /// what a notice looks like.
+    /// An event loop calls [`reap`](Self::reap) when the socket reports an error (`EPOLLERR`): a
+    /// notification looks like that.
     ///
     /// # Errors
     ///
@@ -150,23 +153,23 @@ impl<S: StreamSocket> Sender<S> {
         self.channel.try_send(memory, &self.socket)
     }
 
-    /// Takes in the notices that have come, which settles their completions. Completions that are asked
-    /// or waited for do this by themselves. Those of `send_zc` come by a ring instead: they are taken in
-    /// by its completions, and by tokio.
+    /// Processes the notifications that have arrived, which completes their sends. A
+    /// [`Completion`](crate::Completion) does this itself when it is polled or waited for.
+    /// Notifications of `send_zc` arrive by a ring instead: its completions and tokio process them.
     ///
-    /// Answers how many sends on the socket's error queue they settled.
+    /// Returns how many sends the socket's error queue completed.
     pub fn reap(&self) -> usize {
         self.channel.reap()
     }
 
-    /// How many bytes are lent, counted by whole pages.
+    /// How many bytes are in flight, counted by whole pages.
     #[must_use]
     pub fn in_flight_bytes(&self) -> u64 {
         self.channel.in_flight_bytes()
     }
 
-    /// What this sender has sent in all, by mechanism, and how much of it the kernel is known to have
-    /// copied after all. Of its steps down, the first of each kind.
+    /// What this sender has sent in total, by mechanism, and how much of it the kernel is known to
+    /// have copied. Of the fallbacks, the first of each kind.
     #[must_use]
     pub fn report(&self) -> Report {
         self.channel.report()
@@ -178,11 +181,11 @@ impl<S: StreamSocket> Sender<S> {
         &self.socket
     }
 
-    /// The socket back. What is still lent is looked after, by a descriptor of the library's own: if the
-    /// socket is closed before it has come back, the peer sees that only then.
+    /// Returns the socket. This library tracks what is still in flight, by a descriptor of its own.
+    /// If the socket is closed before all of it is free, the peer sees the close only then.
     ///
-    /// If something was sent by `MSG_ZEROCOPY`, no other sender can send by it on this socket again:
-    /// the kernel's numbers go on where this one stopped.
+    /// If something was sent by `MSG_ZEROCOPY`, no other sender can use it on this socket: the
+    /// kernel's numbering of sends continues where this sender stopped.
     #[must_use]
     pub fn into_inner(self) -> S {
         let Self { channel, socket } = self;

@@ -19,25 +19,25 @@ impl From<MemoryTransfer> for Sent {
 }
 
 impl Sent {
-    /// How many bytes the socket took.
+    /// How many bytes the socket accepted.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.report.bytes()
     }
 
-    /// By which mechanisms, and every step down. Whether the kernel copied what it was lent is not
-    /// known yet: that is for the completion to tell.
+    /// The bytes by mechanism, and every fallback. Whether the kernel copied after all is not known
+    /// yet: the completion reports it.
     #[must_use]
     pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// When the pages are free.
+    /// Reports when the pages are free.
     pub fn completion(&self) -> &Completion {
         &self.completion
     }
 
-    /// When the pages are free: to be kept.
+    /// Reports when the pages are free.
     pub fn into_completion(self) -> Completion {
         self.completion
     }

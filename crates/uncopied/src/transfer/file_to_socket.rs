@@ -14,10 +14,10 @@ use crate::sys::{Kernel, Linux};
 
 /// A transfer of a file to a stream socket, one non-blocking step at a time.
 ///
-/// It owns no descriptor, waits for nothing and needs no runtime: a driver calls [`step`](Self::step)
-/// and waits when the result says so. [`SendFile`](crate::SendFile) uses the two drivers of this
-/// crate; a `Transfer` is for event loops of your own. It may be dropped, or left alone for any time,
-/// between two steps: [`offset`](Self::offset) says where it stands.
+/// It owns no descriptor, waits for nothing and needs no runtime: a driver calls
+/// [`step`](Self::step) and waits when the result says so. [`SendFile`](crate::SendFile) uses the
+/// two drivers of this crate; a `Transfer` is for event loops of your own. It may be dropped, or
+/// left alone for any time, between two steps: [`offset`](Self::offset) says where it stands.
 ///
 /// ```
 /// use std::{fs::File, os::unix::net::UnixStream};
@@ -63,7 +63,8 @@ pub enum Progress {
 }
 
 impl Transfer {
-    /// A transfer of `length` bytes of the source, from `offset` on, by `plan`. Nothing happens yet.
+    /// A transfer of `length` bytes of the source, from `offset` on, by `plan`. Nothing happens
+    /// yet.
     ///
     /// An empty plan copies.
     #[must_use]
@@ -176,7 +177,8 @@ impl Transfer {
         self.offset
     }
 
-    /// How many bytes remain of an exact length; `None` if the transfer goes to the end of the file.
+    /// How many bytes remain of an exact length; `None` if the transfer goes to the end of the
+    /// file.
     #[must_use]
     pub fn remaining(&self) -> Option<u64> {
         self.engine.remaining()

@@ -1,9 +1,9 @@
-//! Moves a file to a socket by `pread(2)` and `send(2)`: the baseline, and the fallback of every path.
+//! Moves a file to a socket by `pread(2)` and `send(2)`: the baseline, and the fallback of every
+//! path.
 //!
 //! # Moves
 //!
-//! The kernel copies the file's bytes into a buffer of ours, and from there into the socket: two
-//! copies.
+//! The kernel copies the file's bytes into a buffer, and from there into the socket: two copies.
 //!
 //! # Needs
 //!
@@ -11,19 +11,19 @@
 //!
 //! # Errno
 //!
-//! | step | errno | outcome | because |
-//! |---|---|---|---|
-//! | reading | `EAGAIN` | blocked on the source | |
-//! | reading | any other (`EIO`, `ESPIPE`, `EISDIR`, …) | failed, of the source | nothing is left to try |
-//! | sending | `EAGAIN` | blocked on the sink | |
-//! | sending | any other | failed, of the sink | |
-//! | both | `EINTR` | again | no byte had moved |
+//! | step | errno | outcome |
+//! |---|---|---|
+//! | reading | `EAGAIN` | blocked on the source |
+//! | reading | any other (`EIO`, `ESPIPE`, `EISDIR`, …) | failed, of the source |
+//! | sending | `EAGAIN` | blocked on the sink |
+//! | sending | any other | failed, of the sink |
+//! | both | `EINTR` | again: no byte was moved |
 //!
 //! # Caveats
 //!
-//! - Bytes are as they were when they were read, and cannot change any more: this is the mode for
-//!   whoever needs that. They are read at most 128 KiB ahead of the socket.
-//! - A read of 0 is the end of the file.
+//! - The peer receives the bytes as they were when they were read. They are read at most 128 KiB
+//!   ahead of the socket.
+//! - A read of 0 bytes is the end of the file.
 //!
 //! # References
 //!
@@ -35,11 +35,12 @@ use super::FileStep;
 use crate::mechanism::{Outcome, Side, Status, retry_on_intr, sink_failure};
 use crate::sys::Kernel;
 
-/// The buffer's size in bytes: large enough that the calls cost little beside the copies, small
-/// enough to stay in a core's cache between the two.
+/// Large enough that the system calls cost little beside the copies, and small enough to stay in a
+/// core's cache between the two.
 const BUFFER_BYTES: usize = 128 << 10;
 
-/// What was read and not yet sent: `buffer[start..end]`, the source's bytes from the step's offset on.
+/// What was read and not yet sent: `buffer[start..end]`, the source's bytes from the step's offset
+/// on.
 #[derive(Debug, Default)]
 pub(crate) struct Copy {
     buffer: Vec<u8>,

@@ -2,7 +2,7 @@
 //!
 //! # Moves
 //!
-//! The kernel copies the mapped pages into the socket: one copy, against two of read + write.
+//! The kernel copies the mapped pages into the socket: one copy, where read + write makes two.
 //!
 //! # Needs
 //!
@@ -10,28 +10,32 @@
 //!
 //! # Errno
 //!
-//! | step | errno | outcome | because |
-//! |---|---|---|---|
-//! | asking the size | any | unsupported | reading may still work |
-//! | reading past it | `EAGAIN` | blocked on the source | |
-//! | reading past it | any other (`ESPIPE`, …) | failed, of the source | nothing is left to try |
-//! | mapping | any (`ENODEV`, `ENOMEM`, `EACCES`, `EMFILE`, …) | unsupported | a file system without mappings, or no room |
-//! | sending | `EAGAIN` | blocked on the sink | |
-//! | sending | `EINTR` | again | no byte had moved |
-//! | sending | `EFAULT` | again, if the file is shorter now; else unsupported | the page is gone, and the next step finds the new end; or it cannot be read from the disk: reading tells the errno |
-//! | sending | any other | failed, of the sink | |
-//! | asking the size again | any | failed, of the source | the bytes have gone, and may not have been the file's |
+//! | step | errno | outcome |
+//! |---|---|---|
+//! | asking for the size | any | unsupported: reading may still work |
+//! | reading past the size | `EAGAIN` | blocked on the source |
+//! | reading past the size | any other (`ESPIPE`, …) | failed, of the source |
+//! | mapping | any (`ENODEV`, `ENOMEM`, `EACCES`, `EMFILE`, …) | unsupported |
+//! | sending | `EAGAIN` | blocked on the sink |
+//! | sending | `EINTR` | again: no byte was moved |
+//! | sending | `EFAULT` | again if the file is shorter now, otherwise unsupported |
+//! | sending | any other | failed, of the sink |
+//! | asking for the size again | any | failed, of the source |
+//!
+//! `EFAULT` means that a page is missing. Either the file was truncated, and the next step finds
+//! the new end; or the page cannot be read from the disk, and a read reports the errno. If the size
+//! cannot be determined after a send, the bytes have gone out and may not have been the file's.
 //!
 //! # Caveats
 //!
-//! - The famous trap, a SIGBUS when the file is cut short, is not here: no user code reads the
-//!   mapping, and to the kernel's own reading the missing page is `EFAULT`.
-//! - A file that is cut short in the middle of a page leaves zeroes behind in the rest of the page.
-//!   The size is asked for before each send and again after it; if the file no longer reaches as
-//!   far as what was sent, the transfer fails rather than pass the zeroes off as the file's.
-//! - The bytes are copied during the call; those sent cannot change any more.
-//! - Where the size says that the file has ended, one byte is read there: files of procfs, and block
-//!   devices, have more bytes than their size. They cannot be sent by this mechanism.
+//! - The well-known trap, a SIGBUS if the file is truncated, is not here: no code in user space
+//!   reads the mapping, and the kernel's own access to a missing page fails with `EFAULT`.
+//! - A file that is truncated in the middle of a page leaves zeroes in the rest of the page. So the
+//!   size is determined before each send and again after it. If the file no longer reaches as far
+//!   as what was sent, the transfer fails rather than pass the zeroes off as bytes of the file.
+//! - The bytes are copied during the call, and cannot change afterwards.
+//! - At the offset where the size says that the file ends, one byte is read: files of procfs and
+//!   block devices have more bytes than their size says. They cannot be sent by this mechanism.
 //! - A mapped window is at most 1 GiB; larger files go window by window.
 //!
 //! # References
@@ -48,13 +52,13 @@ use crate::arena::FileMapping;
 use crate::mechanism::{Outcome, Side, Status, retry_on_intr, sink_failure};
 use crate::sys::Kernel;
 
-/// The most that is mapped at a time, in bytes.
+/// The most that is mapped at a time.
 const WINDOW_BYTES: u64 = 1 << 30;
 
-/// Windows begin on such a boundary: a multiple of every page size that Linux has.
+/// Windows begin at a multiple of this, which is a multiple of every page size of Linux.
 const WINDOW_ALIGN_BYTES: u64 = 64 << 10;
 
-/// The window that is mapped.
+/// The part of the file that is mapped.
 #[derive(Debug, Default)]
 pub(crate) struct MmapWrite {
     window: Option<FileMapping>,
@@ -119,8 +123,8 @@ impl MmapWrite {
     }
 }
 
-/// A file of procfs and a block device have bytes although their size is 0: the end is where a read
-/// finds none.
+/// Files of procfs and block devices have bytes although their size is 0: the end is where a read
+/// returns none.
 fn at_the_end(kernel: &impl Kernel, step: FileStep<'_>) -> Status {
     match retry_on_intr(|| kernel.read_at(step.source, &mut [0], step.offset)) {
         Ok(0) => Status::Ended,
@@ -130,7 +134,7 @@ fn at_the_end(kernel: &impl Kernel, step: FileStep<'_>) -> Status {
     }
 }
 
-/// What was sent counts as the file's only if the file still reaches that far.
+/// The bytes sent were the file's only if the file still reaches that far.
 fn after_send(kernel: &impl Kernel, step: FileStep<'_>, moved: usize) -> Outcome {
     let status = match kernel.size(step.source) {
         Ok(now) if now >= step.offset + moved as u64 => Status::Continue,

@@ -18,8 +18,8 @@ use mmap_write::MmapWrite;
 use sendfile::Sendfile;
 use splice::Splice;
 
-/// The end of the largest possible file. The kernel takes a range that reaches beyond it for a wrong
-/// argument instead of the end of the file.
+/// The end of the largest possible file. The kernel takes a range that reaches beyond it for a
+/// wrong argument instead of the end of the file.
 pub(crate) const MAX_FILE_OFFSET: u64 = i64::MAX as u64;
 
 /// What a step is to move.

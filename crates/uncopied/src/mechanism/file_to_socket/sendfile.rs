@@ -3,42 +3,46 @@
 //! # Moves
 //!
 //! The socket's send queue takes references to the file's pages in the page cache. No byte passes
-//! through user space. With a network device that gathers (`ethtool -k`: scatter-gather) the CPU
-//! copies none at all; without, the kernel copies them once, silently.
+//! through user space. If the network device supports scatter-gather (`ethtool -k`), the CPU copies
+//! nothing at all; otherwise the kernel copies the bytes once, without reporting it.
 //!
 //! # Needs
 //!
-//! A source with a page cache behind it, or one whose file system can at least read for splicing,
-//! and that can be read at an offset. Any stream socket.
+//! A source that can be read at an offset, and that has pages in the page cache or a file system
+//! that can read for splicing. Any stream socket.
 //!
 //! # Errno
 //!
-//! | errno | outcome | because |
-//! |---|---|---|
-//! | `EAGAIN` | blocked on the sink | a file is always ready; the socket's buffer is full |
-//! | `EINTR` | again | no byte had moved |
-//! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE` | unsupported | the file system cannot splice (procfs, some FUSE), or the pair cannot |
-//! | `ENOSYS`, `EPERM` | unsupported, in the whole process | a seccomp filter |
-//! | `EOVERFLOW` | unsupported | an offset beyond what the call takes |
-//! | `ENOMEM` | unsupported | no pages for the inner pipe: copying needs fewer |
-//! | any other | failed | of the sink if the connection is gone or out of buffers (`ENOBUFS`, `ETIMEDOUT`, …), else of the source (`EIO`, …) |
+//! | errno | outcome |
+//! |---|---|
+//! | `EAGAIN` | blocked on the sink: a file is always ready, so the socket is full |
+//! | `EINTR` | again: no byte was moved |
+//! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE` | unsupported by the file system or by the pair |
+//! | `ENOSYS`, `EPERM` | unsupported in the whole process: a seccomp filter |
+//! | `EOVERFLOW` | unsupported: the offset is beyond what the call accepts |
+//! | `ENOMEM` | unsupported: no pages for the inner pipe; copying needs fewer |
+//! | `EIO`, `EBADF`, `EISDIR`, `ESTALE` | failed, of the source: only files report these |
+//! | any other | failed, of the sink: the connection is gone, or the socket has no buffers |
+//!
+//! procfs and some FUSE file systems cannot splice.
 //!
 //! # Caveats
 //!
-//! - The bytes are not those of the call: until the peer has acknowledged them (on the same host:
-//!   has read them), whoever writes to the file changes them.
-//! - 0 means the end of the file. With bytes owed that is an error, never success: on a connection
-//!   that is kept, the next response would land inside this one.
-//! - One call moves at most 0x7ffff000 bytes, and may be cut short by a signal or by anything else.
-//! - Asked for more than the file has, Linux before 6.5 takes it that more will follow, and holds the
-//!   last bytes back for up to 200 ms (`SPLICE_F_MORE` inside). Until the end of the file the size is
-//!   asked for first.
-//! - There is no `MSG_NOSIGNAL`: the caller of the call keeps SIGPIPE away.
+//! - The peer may receive later changes: until it has acknowledged the bytes (on the same host: has
+//!   read them), a write to the file changes what it gets.
+//! - 0 means the end of the file. If more bytes were promised, that is an error and never success:
+//!   on a kept-alive connection the next response would land inside this one.
+//! - One call moves at most 0x7ffff000 bytes, and may be cut short by a signal or for any other
+//!   reason.
+//! - If asked for more than the file has, Linux before 6.5 assumes that more bytes follow, and
+//!   holds the last ones back for up to 200 ms (`SPLICE_F_MORE` inside). So a transfer to the end
+//!   of the file asks for the file's size first.
+//! - There is no `MSG_NOSIGNAL`: the caller of the system call suppresses SIGPIPE.
 //! - On a blocking socket the call blocks, also on the disk, for the whole count.
 //!
 //! # References
 //!
-//! `sendfile(2)`; `Documentation/networking/scaling.rst` is silent on it, `fs/splice.c` is not.
+//! `sendfile(2)`; the kernel's `fs/splice.c`.
 
 use rustix::io::Errno;
 
@@ -46,7 +50,7 @@ use super::FileStep;
 use crate::mechanism::{Outcome, Side, Status, is_unsupported, retry_on_intr};
 use crate::sys::Kernel;
 
-/// Nothing is kept between steps.
+/// It keeps nothing between steps.
 #[derive(Debug, Default)]
 pub(crate) struct Sendfile;
 
@@ -56,12 +60,12 @@ impl Sendfile {
         match retry_on_intr(|| kernel.sendfile(step.sink, step.source, step.offset, count)) {
             Ok(0) => Status::Ended.into(),
             Ok(moved) => Outcome::moved(moved),
-            Err(errno) => refusal(errno).into(),
+            Err(errno) => failure(errno).into(),
         }
     }
 }
 
-/// How many bytes to ask for: not more than the file has, if it has any.
+/// How many bytes to ask for: no more than the file has, if it has any.
 fn count(kernel: &impl Kernel, step: FileStep<'_>) -> usize {
     let want = step.want();
     if step.remaining.is_some() {
@@ -75,11 +79,11 @@ fn count(kernel: &impl Kernel, step: FileStep<'_>) -> usize {
     }
 }
 
-fn refusal(errno: Errno) -> Status {
+fn failure(errno: Errno) -> Status {
     match errno {
         Errno::AGAIN => Status::Blocked(Side::Sink),
         errno if is_unsupported(errno) => Status::Unsupported(errno),
-        // The errno does not say which end it speaks of. These are the ones only a file answers.
+        // The errno does not say which end it is about. Only files report these.
         Errno::IO | Errno::BADF | Errno::ISDIR | Errno::STALE => {
             Status::Failed(Side::Source, errno)
         }

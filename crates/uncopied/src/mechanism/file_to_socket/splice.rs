@@ -2,8 +2,8 @@
 //!
 //! # Moves
 //!
-//! The pipe takes references to the file's pages, and the socket takes them from the pipe: what
-//! `sendfile` does inside, in two calls and with a pipe of our own, which may be larger.
+//! The pipe takes references to the file's pages, and the socket takes them from the pipe. This is
+//! what `sendfile` does inside, in two calls and with a pipe of our own, which may be larger.
 //!
 //! # Needs
 //!
@@ -11,31 +11,50 @@
 //!
 //! # Errno
 //!
-//! | step | errno | outcome | because |
-//! |---|---|---|---|
-//! | making the pipe | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported | copying needs no pipe |
-//! | widening it | any (`EPERM`: the user's pipe pages are used up; `EBUSY`, `ENOMEM`) | none | a narrow pipe works too |
-//! | into the pipe | `EAGAIN`, pipe not empty | drains the pipe | it is full by slots, however few its bytes |
-//! | into the pipe | `EAGAIN`, pipe empty | blocked on the source | |
-//! | into the pipe | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW`, `ENOMEM` | unsupported | as for `sendfile` |
-//! | into the pipe | any other | failed, of the source | |
-//! | out of it | `EAGAIN` | blocked on the sink | the pipe is not empty, so it can only be the socket |
-//! | out of it | `EINVAL`, `EOPNOTSUPP`, `ENOSYS`, `EPERM`, `ENOMEM` | unsupported | a socket that cannot take pages |
-//! | out of it | any other | failed, of the sink | |
-//! | both | `EINTR` | again | no byte had moved |
+//! Making the pipe:
+//!
+//! | errno | outcome |
+//! |---|---|
+//! | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported: copying needs no pipe |
+//!
+//! Widening it:
+//!
+//! | errno | outcome |
+//! |---|---|
+//! | any (`EPERM`, `EBUSY`, `ENOMEM`) | none: a narrow pipe works |
+//!
+//! `EPERM` means that the user's pipe pages are used up.
+//!
+//! From the file into the pipe:
+//!
+//! | errno | outcome |
+//! |---|---|
+//! | any, if the pipe is not empty | drains the pipe: it may be full by slots |
+//! | `EAGAIN` | blocked on the source |
+//! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW`, `ENOMEM` | unsupported |
+//! | any other | failed, of the source |
+//!
+//! From the pipe into the socket:
+//!
+//! | errno | outcome |
+//! |---|---|
+//! | `EAGAIN` | blocked on the sink: the pipe is not empty, so the socket is full |
+//! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW`, `ENOMEM` | unsupported |
+//! | any other | failed, of the sink |
+//!
+//! `EINTR` repeats a call: no byte was moved.
 //!
 //! # Caveats
 //!
-//! - The bytes may change until the peer has them, as with `sendfile`.
-//! - What the pipe holds when the file is cut short still goes out, whole pages as they were: the end
-//!   is found by the next step that reads. Of a page cut in its middle the rest turns to zeroes, in
-//!   the pipe as in the socket's queue.
+//! - The peer may receive later changes of the file, as with `sendfile`.
+//! - If the file is truncated while its pages are in the pipe, they still go out as they were; the
+//!   next step that reads finds the end. If a page is cut in its middle, the rest of it turns to
+//!   zeroes, in the pipe as in the socket's queue.
 //! - A length of `usize::MAX` is `EINVAL`; counts stay below 0x7ffff000.
-//! - `SPLICE_F_MORE` holds the tail back up to 200 ms: it is set only when bytes of an exact length
-//!   surely follow.
-//! - A pipe holds slots, not bytes. What went into it and did not come out is dropped with the pipe
-//!   when another mechanism takes over: a file can be read again from the last byte that the socket
-//!   took, so nothing is lost or doubled. A pipe that holds bytes is never used for anything else.
+//! - `SPLICE_F_MORE` holds the last bytes back for up to 200 ms: it is set only if bytes of an
+//!   exact length surely follow.
+//! - What the pipe holds when another mechanism takes over is dropped with the pipe. A file can be
+//!   read again from the last byte that the socket accepted, so nothing is lost or doubled.
 //!
 //! # References
 //!

@@ -2,35 +2,45 @@
 //!
 //! # Moves
 //!
-//! The socket takes references to the pages; the network device reads them. A notice on the socket's
-//! error queue says when nothing refers to them any more, and whether the kernel copied them after all.
+//! The socket takes references to the pages, and the network device reads them. A notification on
+//! the socket's error queue says when nothing refers to the pages any more, and whether the kernel
+//! copied them after all.
 //!
 //! # Needs
 //!
-//! A TCP socket that lets `SO_ZEROCOPY` be set, and somebody who takes the notices in. tokio takes a
-//! filled error queue for a broken connection: not on a socket that it watches.
+//! A TCP socket on which `SO_ZEROCOPY` can be set, and a caller that drains the error queue. A
+//! socket that tokio watches does not qualify: tokio treats a filled error queue as a broken
+//! connection.
 //!
 //! # Errno
 //!
-//! | step | errno | outcome | because |
-//! |---|---|---|---|
-//! | none | the socket is tokio's | unsupported (`EOPNOTSUPP`) | see Needs |
-//! | `SO_ZEROCOPY` | none, but it is set | unsupported (`EBUSY`) | somebody else counts this socket's sends, and nobody can say how far |
-//! | `SO_ZEROCOPY` | any (`EOPNOTSUPP`, `ENOTSUPP`, `EINVAL`, `EPERM`, `ENOPROTOOPT`) | unsupported | the socket is of another kind, or the kernel too old |
-//! | a descriptor for the notices | any (`EMFILE`, `ENFILE`) | unsupported | without notices nothing can be lent |
-//! | protecting a region | any | this send is copied | see [`Region::protection`](crate::arena::Region::protection) |
-//! | the send | `ENOBUFS` | this send is copied | too many notices outstanding (`optmem_max`), or too much locked (`RLIMIT_MEMLOCK`); nothing was queued, and a plain send works |
-//! | the send | `EINVAL`, `EOPNOTSUPP`, `ENOSYS`, `EPERM` | unsupported | as with kernel TLS |
-//! | the send | `EAGAIN` | blocked on the sink | |
-//! | the send | `EINTR` | again | no byte had moved |
-//! | the send | any other | failed, of the sink | |
+//! | step | errno | outcome |
+//! |---|---|---|
+//! | none | the socket is tokio's | unsupported (`EOPNOTSUPP`) |
+//! | `SO_ZEROCOPY` | none, but it is already set | unsupported (`EBUSY`) |
+//! | `SO_ZEROCOPY` | any (`EOPNOTSUPP`, `EINVAL`, `EPERM`, `ENOPROTOOPT`, …) | unsupported |
+//! | duplicating the descriptor | any (`EMFILE`, `ENFILE`) | unsupported |
+//! | protecting a region | any | this send is copied |
+//! | the send | `ENOBUFS` | this send is copied |
+//! | the send | `EINVAL`, `EOPNOTSUPP`, `ENOSYS`, `EPERM` | unsupported, as with kernel TLS |
+//! | the send | `EAGAIN` | blocked on the sink |
+//! | the send | `EINTR` | again: no byte was moved |
+//! | the send | any other | failed, of the sink |
+//!
+//! If `SO_ZEROCOPY` is already set, other code may have sent with it: the numbers of its sends are
+//! unknown. The duplicate is for reading notifications, without which no memory may be in flight.
+//! For regions see [`Region::protection`](crate::arena::Region::protection). `ENOBUFS` means that
+//! too many notifications are outstanding (`optmem_max`) or too much memory is locked
+//! (`RLIMIT_MEMLOCK`); nothing was queued, and a plain send works.
 //!
 //! # Caveats
 //!
 //! - The kernel numbers the calls that moved at least one byte, short ones too, and no others.
-//! - NotificationSource come once the peer has acknowledged: a peer that stops reading keeps the pages.
-//! - Of several calls that share a notice, "copied" is told of the first.
-//! - A peer on the same machine always gets a copy, made later and dearer than by a plain send.
+//! - Notifications arrive once the peer has acknowledged the bytes: a peer that stops reading keeps
+//!   the pages in flight.
+//! - If several calls share a notification, it says "copied" for the first of them only.
+//! - A peer on the same machine always gets a copy, made later and at a higher cost than by a plain
+//!   send.
 //!
 //! # References
 //!

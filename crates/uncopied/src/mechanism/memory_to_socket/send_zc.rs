@@ -1,54 +1,67 @@
-//! Lends memory to a socket by io_uring's `SEND_ZC` and `SENDMSG_ZC`.
+//! Moves memory to a TCP socket by io_uring's `SEND_ZC` and `SENDMSG_ZC`.
 //!
 //! # Moves
 //!
-//! The socket takes references to the pages and the kernel says by a notice, the send's second
-//! completion, when nothing refers to them any more and whether it copied them after all. It never copies
-//! where the network device gathers, has checksums done, and nobody listens in; it always copies for
-//! peers on the same machine.
+//! The socket takes references to the pages. A notification, the second completion of the send,
+//! says when nothing refers to them any more, and whether the kernel copied them after all. It does
+//! not copy if the network device supports scatter-gather and checksum offload and nothing captures
+//! packets; it always copies for peers on the same machine.
 //!
 //! # Needs
 //!
-//! TCP, Linux 6.2 (`SEND_ZC` is of 6.0, `SENDMSG_ZC` of 6.1, the usage report of 6.2), and a kernel that
-//! lets this process have a ring. No socket option, and no room of `net.core.optmem_max`.
+//! TCP, Linux 6.2 (`SEND_ZC` needs 6.0, `SENDMSG_ZC` 6.1, the usage report 6.2), and a kernel that
+//! grants this process a ring. No socket option, and none of the memory that
+//! `net.core.optmem_max` limits.
 //!
 //! # Errno
 //!
-//! | step | errno | outcome | because |
-//! |---|---|---|---|
-//! | protecting a region | any | this send is copied | see [`Region::protection`](crate::arena::Region::protection) |
-//! | making the ring | `ENOSYS`, `EPERM` | unsupported in this process | no io_uring in the kernel; a seccomp filter; `kernel.io_uring_disabled` |
-//! | making the ring | `EINVAL`, `EOPNOTSUPP` | unsupported | a kernel before 5.19 |
-//! | making the ring | `EMFILE`, `ENFILE`, `ENOMEM`, any other | unsupported for this socket | no room for a ring now (its 20 KiB or so count against `RLIMIT_MEMLOCK` too) |
-//! | entering it | `EAGAIN`, `ENOMEM`, or nothing taken in | this send is copied, the ring given up | no memory for the request; the stuck entry must never go out later |
-//! | entering it | `EPERM`, `EACCES`, `ENOSYS` | unsupported in this process, as `ENOSYS` | a seccomp filter of the call |
-//! | entering it | `EBUSY` | again, 64 times, then as `ENOMEM` | completions are to be taken in first |
-//! | entering it | `EINTR` | as `EBUSY` | |
-//! | waiting for the answer | `EIO`: any that lasts | failed | the kernel has the send, and nobody knows how it went |
-//! | the answer | `EAGAIN` | blocked | |
-//! | the answer | `EINTR` | again | no byte had moved |
-//! | the answer | `ENOMEM`, `ENOBUFS` | this send is copied | over `RLIMIT_MEMLOCK`, or memory is short |
-//! | the answer | `EPERM`, `EACCES` | this send is copied | a packet filter or security module speaks of the send, not of rings; the copy meets it too |
-//! | the answer | `EOPNOTSUPP`, `EINVAL` | unsupported for this socket | Unix sockets; kTLS or a sockmap on the socket; a kernel without the operation |
-//! | the answer | `ECANCELED` | this send is copied | the ring was retired with its thread or runtime, or is the parent process's |
-//! | the answer | any other | failed | |
+//! | step | errno | outcome |
+//! |---|---|---|
+//! | protecting a region | any | this send is copied |
+//! | making the ring | `ENOSYS`, `EPERM` | unsupported in this process |
+//! | making the ring | `EINVAL`, `EOPNOTSUPP` | unsupported: a kernel before 5.19 |
+//! | making the ring | any other (`EMFILE`, `ENOMEM`, …) | unsupported for this socket |
+//! | submitting | `EAGAIN`, `ENOMEM`, nothing submitted | this send is copied, the ring retired |
+//! | submitting | `EPERM`, `EACCES`, `ENOSYS` | unsupported in this process, as `ENOSYS` |
+//! | submitting | `EBUSY`, `EINTR` | again, 64 times, then as `ENOMEM` |
+//! | waiting for the result | any that lasts | failed (`EIO`) |
+//! | the result | `EAGAIN` | blocked on the sink |
+//! | the result | `EINTR` | again: no byte was moved |
+//! | the result | `ENOMEM`, `ENOBUFS` | this send is copied: `RLIMIT_MEMLOCK`, or no memory |
+//! | the result | `EPERM`, `EACCES` | this send is copied |
+//! | the result | `EOPNOTSUPP`, `EINVAL` | unsupported for this socket |
+//! | the result | `ECANCELED` | this send is copied: the ring is retired |
+//! | the result | any other | failed, of the sink |
+//!
+//! - Protecting a region: see [`Region::protection`](crate::arena::Region::protection).
+//! - Making the ring: the kernel has no io_uring, or a seccomp filter or `kernel.io_uring_disabled`
+//!   forbids it. Its 20 KiB or so count against `RLIMIT_MEMLOCK` too.
+//! - Submitting: an entry that is stuck in the queue must never go out later, so the ring is
+//!   retired. `EBUSY` means that completions must be processed first. `EPERM` comes from a seccomp
+//!   filter.
+//! - Waiting: the kernel has accepted the send, and its result is unknown.
+//! - The result: `EPERM` comes from a packet filter or security module. It is about the send, not
+//!   about rings, and the copy meets it too. `EOPNOTSUPP`: a Unix socket, kernel TLS or a sockmap
+//!   on the socket, or a kernel without the operation. A ring is retired with its thread or
+//!   runtime, and in a child process.
 //!
 //! # Caveats
 //!
-//! - The memory must not change until the notice. It comes when the peer has acknowledged the bytes: if
-//!   that stops reading, not at all.
-//! - An answer that is an error can be followed by a notice too. Only the answer's own F_MORE says so;
-//!   the ledger believes nothing else.
-//! - A failed send's notice says "copied": it is ignored, no byte went.
-//! - Only one send of a connection is under way at a time: the kernel may reorder more.
-//! - NotificationSource are posted by the thread that sent, when it next enters the kernel, and interrupt an
-//!   `epoll_wait(2)` of that thread with `EINTR`.
-//! - `execve(2)` in the process that sent waits until all notices have come: 4 s with a peer that began
-//!   to read after 4 s. Leaving it by `exit(3)`, or running a program in a child, does not wait.
-//! - Registered buffers are not used. They save the page references, but name the frames that lay at an
-//!   address when it was registered: the arena gives frames back to the kernel, and the ring would then
-//!   send what is no longer there. Over loopback they took 0.90 to 0.99 of the CPU time (16 and 64 KiB, Linux
-//!   6.18), within the noise; the kernel copies there, so what a network device would gain is not shown.
+//! - The memory must not change until the notification, which arrives when the peer has
+//!   acknowledged the bytes: not at all while the peer does not read.
+//! - A result that is an error can be followed by a notification too. Only F_MORE on the result
+//!   says whether one follows.
+//! - The notification of a failed send says "copied". It is ignored: no byte was sent.
+//! - Only one send of a connection is in progress at a time: the kernel may reorder several.
+//! - Notifications are posted by the thread that sent, when it next enters the kernel, and
+//!   interrupt an `epoll_wait(2)` of that thread with `EINTR`.
+//! - `execve(2)` in the process that sent waits until all notifications have arrived: 4 s with a
+//!   peer that began to read after 4 s. `exit(3)`, and running a program in a child, do not wait.
+//! - Registered buffers are not used. They save the page references, but refer to the page frames
+//!   that lay at an address when it was registered. The arena returns frames to the kernel, and the
+//!   ring would then send what is no longer there. Over loopback they took 0.90 to 0.99 of the CPU
+//!   time (16 and 64 KiB, Linux 6.18), within the noise; the kernel copies there, so that the gain
+//!   with a network device is unknown.
 //!
 //! # References
 //!
@@ -95,8 +108,8 @@ pub(crate) fn step(step: &MemoryStep<'_>, context: &LeaseContext<'_>) -> Outcome
 ///
 /// # Cancellation
 ///
-/// If the future is dropped before it is ready, either nothing was sent, or the number of bytes that
-/// were sent is lost.
+/// If the future is dropped before it is ready, either nothing was sent, or the number of bytes
+/// that were sent is lost.
 #[cfg(feature = "tokio")]
 pub(crate) async fn step_in_batch(
     sink: Arc<OwnedFd>,

@@ -2,8 +2,8 @@
 //!
 //! # Moves
 //!
-//! The pipe takes references to the pages, and the socket takes them from the pipe. No byte is copied on
-//! the way to the peer's queue, also where the peer is on the same machine.
+//! The pipe takes references to the pages, and the socket takes them from the pipe. No byte is
+//! copied on the way to the peer's queue, even if the peer is on the same machine.
 //!
 //! # Needs
 //!
@@ -11,28 +11,34 @@
 //!
 //! # Errno
 //!
-//! | step | errno | outcome | because |
-//! |---|---|---|---|
-//! | protecting a region | any | this send is copied | see [`Region::protection`](crate::arena::Region::protection) |
-//! | making the pipe | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported | copying needs no pipe |
-//! | widening it | any (`EPERM`: the user's pipe pages are used up; `ENOMEM`) | this send is copied | by a narrow pipe it would cost more than the copy |
-//! | into the pipe | any (`EAGAIN`: not even one slot; `EFAULT`, `ENOMEM`, `ENOSYS`, `EPERM`) | unsupported | the pipe is empty: it should have taken a page |
-//! | out of it | `EAGAIN` | blocked on the sink | the pipe is not empty, so it can only be the socket |
-//! | out of it | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW`, `ENOMEM` | unsupported | a socket that cannot take pages |
-//! | out of it | any other | failed, of the sink | |
-//! | both | `EINTR` | again | no byte had moved |
+//! | step | errno | outcome |
+//! |---|---|---|
+//! | protecting a region | any | this send is copied |
+//! | making the pipe | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported |
+//! | widening it | any (`EPERM`, `ENOMEM`) | this send is copied |
+//! | into the pipe | any (`EAGAIN`, `EFAULT`, `ENOMEM`, `ENOSYS`, `EPERM`) | unsupported |
+//! | out of it | `EAGAIN` | blocked on the sink |
+//! | out of it | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW` | unsupported |
+//! | out of it | `ENOMEM` | unsupported |
+//! | out of it | any other | failed, of the sink |
+//! | both | `EINTR` | again: no byte was moved |
+//!
+//! For regions see [`Region::protection`](crate::arena::Region::protection). Widening fails with
+//! `EPERM` if the user's pipe pages are used up; a narrow pipe would cost more than the copy. An
+//! empty pipe should accept at least one page, and a pipe that is not empty can only be blocked by
+//! the socket.
 //!
 //! # Caveats
 //!
-//! - Nobody says when the pages are free. On one machine the peer's queue holds *the same pages*, also
-//!   after it has acknowledged them. So pages that went this way are given away: nobody writes to them
-//!   again, and their frames go back to the kernel with the last handle. Where the caller
-//!   [vouches](crate::SendOptions::assume_remote_peer) for a peer on another machine, they come back when it
-//!   has acknowledged them.
-//! - What the pipe holds and the socket did not take is dropped with the pipe when another mechanism, or
-//!   other memory, has its turn: the memory is still there, and is sent from the last byte that the socket
-//!   took.
-//! - A pipe holds slots, of a page or less each: memory that does not begin on a page fills it early.
+//! - Nothing reports when the pages are free. On one machine the peer's queue holds *the same
+//!   pages*, even after it has acknowledged them. So pages that were sent this way are gifted: they
+//!   are never written to again, and their frames return to the kernel with the last handle. If the
+//!   caller [vouches](crate::SendOptions::assume_remote_peer) that the peer is on another machine,
+//!   they are free once it has acknowledged them.
+//! - What the pipe holds and the socket did not accept is dropped with the pipe when another
+//!   mechanism, or other memory, comes next. The memory is still there, and is sent from the last
+//!   byte that the socket accepted.
+//! - A slot of a pipe holds a page or less: memory that does not begin on a page fills it early.
 //!
 //! # References
 //!
