@@ -54,6 +54,10 @@ impl FallbackEngine {
         }
     }
 
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// The mechanism that the next step uses.
     pub(super) fn mechanism(&self) -> Mechanism {
         self.plan.mechanisms()[self.current]

@@ -87,8 +87,11 @@ impl Transfer {
     /// Declares that a part of the file is already mapped, so that `mmap_write` need not map it.
     #[must_use]
     pub fn with_mapping(mut self, mapping: &FileMapping) -> Self {
-        self.active = ActiveMechanism::new(self.mechanism(), Some(mapping));
-        self.mapping = Some(mapping.clone());
+        // Most transfers never get to `mmap_write`, and then need no handle.
+        if self.engine.plan().mechanisms().contains(&Mechanism::MmapWrite) {
+            self.active = ActiveMechanism::new(self.mechanism(), Some(mapping));
+            self.mapping = Some(mapping.clone());
+        }
         self
     }
 
