@@ -1,12 +1,14 @@
 //! Runs uncopied and its peers side by side, with the same work on the same CPU, and prints medians
 //! and ratios.
 //!
-//! `serve` compares file servers, and `memory` compares mechanisms that send memory. The hidden
-//! subcommands are the processes that these start: the contenders that are part of this program, and
-//! the wrapper that pins every contender to its CPU.
+//! `serve` compares file servers, `copy` compares ways to send a file from a program, and `memory`
+//! compares mechanisms that send memory. The hidden subcommands are the processes that these start:
+//! the contenders that are part of this program, and the wrapper that pins every contender to its
+//! CPU.
 
 #![forbid(unsafe_code)]
 
+mod copy;
 mod error;
 mod interrupt;
 mod loopback;
@@ -44,8 +46,13 @@ struct Cli {
 enum Command {
     /// Compare file servers: requests per second, CPU per GB, memory per idle connection.
     Serve(serve::options::ServeOptions),
+    /// Compare ways to send a file over TCP: CPU per transfer, CPU per GB, throughput.
+    Copy(copy::options::CopyOptions),
     /// Compare mechanisms that send memory over TCP: throughput, CPU per GB, share of bytes copied.
     Memory(memory::options::MemoryOptions),
+    /// Send a file once, and report the CPU time: a contender of `copy`.
+    #[command(hide = true)]
+    CopySender(copy::sender::CopySenderFlags),
     /// Send memory until standard input ends, and report the bytes sent: a contender of `memory`.
     #[command(hide = true)]
     MemorySender(memory::sender::MemorySenderFlags),
@@ -73,7 +80,9 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(options) => serve::run(&options),
+        Command::Copy(options) => copy::run(&options),
         Command::Memory(options) => memory::run(&options),
+        Command::CopySender(flags) => copy::sender::run(&flags),
         Command::MemorySender(flags) => memory::sender::run(&flags),
         Command::PlainServer(flags) => plain::serve(&flags),
         Command::AxumServer(flags) => axum::serve(&flags),

@@ -123,6 +123,12 @@ fn thread_cpu_seconds() -> f64 {
     clock_seconds(ClockId::ThreadCPUTime)
 }
 
+/// User and system CPU seconds of this process, including all its threads, running or ended. The
+/// scheduler counts them in nanoseconds.
+pub(crate) fn own_process_cpu_seconds() -> f64 {
+    clock_seconds(ClockId::ProcessCPUTime)
+}
+
 fn clock_seconds(clock: ClockId) -> f64 {
     let time = rustix::time::clock_gettime(clock);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
@@ -210,6 +216,7 @@ mod tests {
         while thread_cpu_seconds() < before + 0.05 {
             sum = std::hint::black_box(sum + 1);
         }
+        assert!(own_process_cpu_seconds() >= 0.05);
         assert!(process_cpu_seconds(pid).unwrap() >= 0.04);
         assert!(machine_busy_seconds().unwrap() > 0.0);
     }

@@ -117,6 +117,16 @@ pub(crate) fn three_digits(value: f64) -> String {
     format!("{value:.3}")
 }
 
+/// The format of values of any magnitude: three significant digits.
+pub(crate) fn three_significant(value: f64) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return format!("{value}");
+    }
+    let exponent = value.abs().log10().floor() as i32;
+    let decimals = (2 - exponent).max(0) as usize;
+    format!("{value:.decimals$}")
+}
+
 /// The format of a share from 0 to 1.
 pub(crate) fn percent(value: f64) -> String {
     format!("{:.0} %", value * 100.0)
@@ -193,6 +203,11 @@ mod tests {
         assert_eq!(grouped(7.0), "7");
         assert_eq!(grouped(999.6), "1,000");
         assert_eq!(grouped(1_234_567.0), "1,234,567");
+        assert_eq!(three_significant(0.043_21), "0.0432");
+        assert_eq!(three_significant(0.000_2), "0.000200");
+        assert_eq!(three_significant(12.34), "12.3");
+        assert_eq!(three_significant(1234.0), "1234");
+        assert_eq!(three_significant(0.0), "0");
         assert_eq!(size_text(1 << 10), "1 KiB");
         assert_eq!(size_text(16 << 20), "16 MiB");
         assert_eq!(size_text(1500), "1500 B");
