@@ -22,8 +22,8 @@ pub(crate) struct CongestionSetting {
 }
 
 impl CongestionSetting {
-    /// Sets `wanted`. Without permission the present algorithm stays, with a warning; it is the same
-    /// for all contenders either way.
+    /// Sets `wanted`. Without permission, warns and keeps the present algorithm. Either way it is
+    /// the same for all contenders.
     pub(crate) fn set(wanted: &str) -> Result<Self, Error> {
         let previous = read_congestion()?;
         if previous == wanted {
@@ -54,8 +54,8 @@ impl CongestionSetting {
             return Ok(());
         }
         Err(Error::Unavailable(format!(
-            "another program changed the congestion control from {} to {now} during the run: repeat \
-             the run alone",
+            "another program changed the congestion control from {} to {now} during the run: \
+             repeat the run alone",
             self.current
         )))
     }

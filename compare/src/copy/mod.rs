@@ -60,7 +60,10 @@ pub(crate) fn run(options: &CopyOptions) -> Result<(), Error> {
                 transfers.verify(contender, file, &expected)
             })?;
         }
-        eprintln!("verified every byte at {}", size_text(file.size));
+        eprintln!(
+            "compared every byte of one transfer each at {}",
+            size_text(file.size)
+        );
     }
     let results = participants::measure_all(
         &mut participants,

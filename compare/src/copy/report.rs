@@ -19,8 +19,8 @@ const CAVEATS: &str = "\
   would to a scatter-gather interface.
 - The receiver copies nothing: it discards inside the kernel (`MSG_TRUNC`). A real one would copy,
   or map.
-- The file is in the page cache. Nothing here shows a disk or a cold file, for which tokio's blocking
-  threads exist.
+- The file is in the page cache. Nothing here shows a disk or a cold file, for which tokio's
+  blocking threads exist.
 - All threads of a sender share one CPU. On a second CPU, tokio's blocking threads could read while
   its event loop writes, which would change the throughput of tokio-copy and tokio-copy-buf.
 - tokio-copy uses the default buffer of tokio's `copy`, 8 KiB, and hands each read to a blocking
@@ -31,8 +31,8 @@ const CAVEATS: &str = "\
   from its own CPU clock, which counts nanoseconds.
 - The sender's CPU also does the receiver's TCP work up to its socket queue, and frees what has been
   acknowledged. That counts as the sender's, for all alike, and dilutes their differences. The
-  machine's busy time counts everything, including the receiver. The kernel counts it in clock ticks,
-  usually of 10 ms, which is coarse for one transfer and means nothing for small files.
+  machine's busy time counts everything, including the receiver. The kernel counts it in clock
+  ticks, usually of 10 ms, which is coarse for one transfer and means nothing for small files.
 - Before the rounds, the receiver compares every byte of one transfer of each contender with the
   file. In the rounds it counts the bytes.
 - Nothing sets socket buffer sizes or `TCP_NODELAY`. The kernel sizes the buffers as it goes, for

@@ -93,9 +93,9 @@ const MIN_JUDGED_SECONDS: f64 = 0.5;
 
 /// What distorts a row of the report.
 ///
-/// A transfer takes only a few clock ticks, in which the kernel counts the machine's busy time. Thus
-/// the share that went elsewhere is taken over all rounds together, not as a median, and only if
-/// they are long enough.
+/// The kernel counts the machine's busy time in clock ticks, and a transfer takes only a few of
+/// them. So the share that went elsewhere is taken over all rounds together, not as a median, and
+/// only if they are long enough.
 pub(super) fn remark(results: &CopyResults, size: u64, contender: &str) -> String {
     let (mut other_cpu_seconds, mut seconds) = (0.0, 0.0);
     for (_, usage) in results.samples(size, contender) {

@@ -1,5 +1,5 @@
-//! What `memory` and `copy` share: one sender process, one receiver, one TCP connection between them
-//! over loopback.
+//! What `memory` and `copy` share: one sender process, one receiver, and one TCP connection between
+//! them over loopback.
 
 pub(crate) mod options;
 pub(crate) mod participants;

@@ -42,8 +42,8 @@ pub(super) struct Received {
     pub(super) total_bytes: u64,
 }
 
-/// Receives all that a sender sends, and measures a part of it. `sender` has been started to connect
-/// to `receiver`.
+/// Receives everything that a sender sends, and measures a part of it. `sender` has been started to
+/// connect to `receiver`.
 ///
 /// # Errors
 ///

@@ -78,7 +78,7 @@ pub(super) struct LoadSettings {
 pub(super) struct LoadSample {
     /// Duration of the measurement.
     pub(super) seconds: f64,
-    /// Responses, including the fractions of those that were under way at either end.
+    /// Responses, including the fractions of those that were in progress at either end.
     pub(super) requests: f64,
     /// Bytes of their bodies.
     pub(super) body_bytes: f64,
@@ -94,7 +94,8 @@ pub(super) struct LoadSample {
 ///
 /// # Errors
 ///
-/// [`Error::WrongResult`] if a response is not the file or is cut short, and [`Error::Interrupted`].
+/// [`Error::WrongResult`] if a response is not the file or is cut short, and
+/// [`Error::Interrupted`].
 pub(super) fn run(served: &ServedFile<'_>, settings: LoadSettings) -> Result<LoadSample, Error> {
     let mut load = LoadGenerator::connect(served, settings)?;
     let start = Instant::now();

@@ -95,7 +95,8 @@ fn create_site(options: &ServeOptions) -> Result<Site, Error> {
     Site::create(&machine::scratch_parent(options.dir.as_deref())?, &sizes)
 }
 
-/// Measures the load round by round: at each size A B C D, then the next size, then all of it again.
+/// Measures the load round by round: at each size A B C D, then the next size, then all of it
+/// again.
 fn measure_load(
     participants: &mut [ServerParticipant],
     options: &ServeOptions,

@@ -21,8 +21,8 @@ pub(super) const STATUS_OK: &[u8] = b"HTTP/1.1 200 ";
 ///
 /// # Errors
 ///
-/// [`Error::WrongResult`] unless it is a 200 response of HTTP/1.1 that keeps the connection open and
-/// has exactly one Content-Length and no Transfer-Encoding.
+/// [`Error::WrongResult`] unless it is a 200 response of HTTP/1.1 that keeps the connection open
+/// and has exactly one Content-Length and no Transfer-Encoding.
 pub(super) fn parse_head(bytes: &[u8]) -> Result<Option<ResponseHead>, Error> {
     let Some(end) = bytes
         .windows(EMPTY_LINE.len())

@@ -31,9 +31,9 @@ pub(super) struct SiteFile {
 
 /// Minimum age of the files when they are first requested.
 ///
-/// The files of a real site are older. A server may treat a file that has just been written with more
-/// care: uncopied keeps no file in memory that has changed within the last 3 s, and sends a weak entity
-/// tag until then.
+/// The files of a real site are older. A server may be more careful with a file that has just been
+/// written: uncopied keeps no file in memory that has changed within the last 3 s, and sends a weak
+/// entity tag until then.
 const MIN_FILE_AGE: Duration = Duration::from_secs(4);
 
 impl Site {
@@ -51,7 +51,8 @@ impl Site {
         fs::create_dir(&directory).context(|| format!("cannot create {}", directory.display()))?;
         for file in &site.files {
             let path = directory.join(&file.path[1..]);
-            // Synced, so that no write-back runs during the measurement. It stays in the page cache.
+            // Synced, so that no write-back runs during the measurement. The file stays in the
+            // page cache.
             File::create(&path)
                 .and_then(|mut created| {
                     created.write_all(&file.bytes)?;

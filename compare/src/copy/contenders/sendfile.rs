@@ -12,8 +12,8 @@ const MAX_CALL_BYTES: usize = 1 << 30;
 
 pub(super) const CONTENDER: FileSender = FileSender {
     name: "sendfile",
-    about: "a plain loop of `sendfile` on a blocking socket, as much as possible per call: what our \
-            layer costs",
+    about: "a plain loop of `sendfile` on a blocking socket, as much as possible per call: shows \
+            what our layer costs",
     ours: false,
     version: machine::own_version,
     send,

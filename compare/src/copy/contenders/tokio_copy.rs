@@ -10,8 +10,8 @@ use crate::runtime;
 
 pub(super) const CONTENDER: FileSender = FileSender {
     name: "tokio-copy",
-    about: "`tokio::io::copy` from `tokio::fs::File` to tokio's `TcpStream`, current-thread runtime \
-            (file reads go to tokio's blocking threads, on the same CPU)",
+    about: "`tokio::io::copy` from `tokio::fs::File` to tokio's `TcpStream`, current-thread \
+            runtime (file reads go to tokio's blocking threads, on the same CPU)",
     ours: false,
     version: || dependency_version("tokio"),
     send,

@@ -1,5 +1,5 @@
-//! iperf3's client, which writes from memory, or with `-Z` sends a file with the bytes of its buffer
-//! by `sendfile`.
+//! iperf3's client, which writes from memory, or with `-Z` sends a file with the bytes of its
+//! buffer by `sendfile`.
 
 use crate::memory::contender::{MemorySender, SendingProgram};
 use crate::memory::iperf3::client::{self, Mode};

@@ -1,9 +1,9 @@
 //! The server side of iperf3's protocol, as far as its client needs it to send to our receiver.
 //!
-//! The client opens a control connection first, and sends a cookie on it. Then the two exchange
-//! one-byte states, and messages with their lengths. A second connection with the same cookie carries
-//! the bytes. When its time is over, the client says so, the two exchange their results, and the
-//! client closes the control connection.
+//! The client opens a control connection first, and sends a cookie on it. Then client and server
+//! exchange one-byte states, and messages with their lengths. A second connection with the same
+//! cookie carries the bytes. When the time is over, the client sends that state, they exchange
+//! their results, and the client closes the control connection.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -36,8 +36,8 @@ mod state {
 pub(in crate::memory) struct Control(TcpStream);
 
 impl Control {
-    /// Talks to a client until it starts to send. Returns the connection that it sends on, after the
-    /// cookie, and the control connection.
+    /// Talks to a client until it starts to send. Returns the connection that it sends on, with the
+    /// cookie already read, and the control connection.
     pub(in crate::memory) fn open(
         mut accept: impl FnMut() -> Result<TcpStream, Error>,
     ) -> Result<(TcpStream, Self), Error> {

@@ -11,7 +11,8 @@ use crate::serve::contender::{FileServer, Launch, ServerFlags, ServerSetup, own_
 
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "axum-uncopied",
-    about: "the same axum app with this project's `Listener` and `ServeFiles`, current-thread runtime",
+    about: "the same axum app with this project's `Listener` and `ServeFiles`, current-thread \
+            runtime",
     ours: true,
     prepare,
 };

@@ -1,5 +1,5 @@
-//! The contenders of this comparison. To add one, write a file that says how to start it, and add it
-//! to [`ALL`].
+//! The contenders of this comparison. To add one, write a file that says how to start it, and add
+//! it to [`ALL`].
 
 pub(crate) mod axum;
 pub(crate) mod axum_uncopied;

@@ -1,8 +1,8 @@
 //! The plainest sendfile loop: the limit that a server with real HTTP can come close to.
 //!
 //! All files are opened and all heads are built at the start. A request is the bytes up to an empty
-//! line, and only its path is used. The response is the head with `MSG_MORE`, then sendfile until the
-//! file is sent. There is one thread, with edge-triggered epoll.
+//! line, and only its path is used. The response is the head with `MSG_MORE`, then sendfile until
+//! the file is sent. There is one thread, with edge-triggered epoll.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -42,9 +42,9 @@ const NO_WAIT: Timespec = Timespec {
 
 /// How much one connection may send before the others have their turn.
 ///
-/// A connection that sends for as long as its peer receives wakes the peer for every small piece. If
-/// the connections take turns of at most this size, each peer finds more bytes at a time. On loopback
-/// this saves about a tenth of the server's CPU at 16 MiB.
+/// A connection that sends for as long as its peer receives wakes the peer for every small piece.
+/// If the connections take turns of at most this size, each peer finds more bytes at a time. On
+/// loopback this saves about a tenth of the server's CPU at 16 MiB.
 const MAX_TURN_BYTES: u64 = 2 * 1024 * 1024;
 
 fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
