@@ -35,11 +35,15 @@ serve PATH=".":
 compare *ARGS:
     cargo run --release -p compare -- serve {{ ARGS }}
 
-# Ways from memory to a socket next to write, tokio and iperf3.
+# Mechanisms from memory to a socket next to write, tokio and iperf3.
 compare-memory *ARGS:
     cargo run --release -p compare -- memory {{ ARGS }}
 
-# Overwrites buffers as soon as their completions allow it, and regions at any time, for so many seconds each; the
+# A file to a socket next to the copies of tokio and std.
+compare-copy *ARGS:
+    cargo run --release -p compare -- copy {{ ARGS }}
+
+# Overwrites buffers as soon as their completions allow it, and regions at any time, for SECONDS each; the
 # receivers check every byte.
 soak SECONDS="600":
     UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it -- poison regions --show-output

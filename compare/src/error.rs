@@ -1,14 +1,14 @@
-//! What can go wrong, by what the reader can do about it.
+//! Errors, grouped by what the reader can do about them.
 
 use std::io;
 
 /// Why a run, or one contender's part in it, did not finish.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// Ctrl-C or SIGTERM: end the servers and put the settings back, then leave.
+    /// Ctrl-C or SIGTERM: stop the child processes, restore the settings, and exit.
     #[error("interrupted; nothing was written")]
     Interrupted,
-    /// The command line asks for what cannot be done.
+    /// The command line asks for something that cannot be done.
     #[error("{0}")]
     Usage(String),
     /// A system call failed.
@@ -16,23 +16,23 @@ pub(crate) enum Error {
     Io {
         /// What was being done, and to what.
         what: String,
-        /// The kernel's answer.
+        /// The error that the kernel returned.
         source: io::Error,
     },
-    /// A contender is not installed, not built, or did not come up.
+    /// A contender is not installed, was not built, or did not start.
     #[error("{0}")]
     Unavailable(String),
-    /// A contender answered with something other than the file.
-    #[error("wrong answer: {0}")]
-    WrongAnswer(String),
-    /// Contenders failed while the others were measured.
-    #[error("failed while it was being measured: {0}; the results without it are complete")]
+    /// A contender sent something other than the expected bytes, or reported something untrue.
+    #[error("wrong result: {0}")]
+    WrongResult(String),
+    /// Some contenders failed while they were measured.
+    #[error("failed during the measurement: {0}; the results of the other contenders are complete")]
     Failed(String),
 }
 
-/// Names what was being done when an I/O error came.
+/// Adds what was being done to an I/O error.
 pub(crate) trait Context<T> {
-    /// Wraps the error with `what`, which is only built if there is one.
+    /// Wraps the error with `what`, which is only built if there is an error.
     fn context(self, what: impl FnOnce() -> String) -> Result<T, Error>;
 }
 

@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM as a flag, so that everything is unwound in order: servers ended, files
-//! removed, the congestion control put back.
+//! Turns Ctrl-C and SIGTERM into a flag, so that everything is undone in order: child processes are
+//! stopped, files are removed, and the congestion control is restored.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,7 +10,7 @@ use crate::error::{Context, Error};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Watches for SIGINT and SIGTERM from now on, in a thread of its own.
+/// Starts a thread that watches for SIGINT and SIGTERM.
 pub(crate) fn watch() -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -25,7 +25,7 @@ pub(crate) fn watch() -> Result<(), Error> {
     };
     thread::spawn(move || {
         runtime.block_on(async {
-            let first_of_two = std::future::poll_fn(|context| {
+            let first_signal = std::future::poll_fn(|context| {
                 let interrupted = interrupt.poll_recv(context).is_ready();
                 if interrupted || terminate.poll_recv(context).is_ready() {
                     std::task::Poll::Ready(())
@@ -33,17 +33,17 @@ pub(crate) fn watch() -> Result<(), Error> {
                     std::task::Poll::Pending
                 }
             });
-            first_of_two.await;
+            first_signal.await;
             INTERRUPTED.store(true, Ordering::Relaxed);
-            // The runtime stays: dropping it would not bring the default action back, and a
-            // second Ctrl-C must not cut the cleaning up short either.
+            // The runtime stays alive. Dropping it would not restore the default action, and a
+            // second Ctrl-C must not cut the cleanup short either.
             std::future::pending::<()>().await;
         });
     });
     Ok(())
 }
 
-/// An error once the user has asked to stop.
+/// Returns an error once the user has asked to stop.
 pub(crate) fn check() -> Result<(), Error> {
     if INTERRUPTED.load(Ordering::Relaxed) {
         Err(Error::Interrupted)

@@ -1,120 +1,122 @@
-//! The machine that a run is measured on: what it is, and the one setting that a run changes.
+//! The machine that a run is measured on, and the one setting that a run changes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::{Context, Error};
+use crate::process;
 
-/// Dependencies' versions, as this program was built with them.
+/// The versions of the dependencies that this program is built with.
 const LOCK: &str = include_str!("../../Cargo.lock");
 
-const CONGESTION: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+const CONGESTION_PATH: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 
-/// `statfs` says this of a tmpfs.
+/// The type that `statfs` reports for a tmpfs.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// The congestion control of every new TCP socket while this value lives.
-pub(crate) struct Congestion {
-    in_force: String,
+/// The default congestion control of new TCP sockets. Dropping it restores the previous one.
+pub(crate) struct CongestionSetting {
+    current: String,
     previous: Option<String>,
 }
 
-impl Congestion {
-    /// Asks for `wanted`. Without the right to, the present one stays in force; it is the same for
-    /// all contenders either way.
+impl CongestionSetting {
+    /// Sets `wanted`. Without permission, warns and keeps the present algorithm. Either way it is
+    /// the same for all contenders.
     pub(crate) fn set(wanted: &str) -> Result<Self, Error> {
         let previous = read_congestion()?;
         if previous == wanted {
             return Ok(Self {
-                in_force: previous,
+                current: previous,
                 previous: None,
             });
         }
-        if let Err(error) = fs::write(CONGESTION, wanted) {
+        if let Err(error) = fs::write(CONGESTION_PATH, wanted) {
             eprintln!(
-                "compare: congestion control stays {previous}: cannot set {wanted} ({error}); as \
-                 root, or after sysctl net.ipv4.tcp_congestion_control={wanted}, it can be"
+                "compare: congestion control stays {previous}: cannot set {wanted} ({error}); run \
+                 this as root, or run sysctl net.ipv4.tcp_congestion_control={wanted} first"
             );
         }
-        let in_force = read_congestion()?;
-        let changed = in_force != previous;
+        let current = read_congestion()?;
+        let changed = current != previous;
         Ok(Self {
-            in_force,
+            current,
             previous: changed.then_some(previous),
         })
     }
 
-    /// An error if another program has changed it meanwhile: figures of two algorithms do not
-    /// compare.
+    /// Returns an error if another program has changed it, because figures of two algorithms cannot
+    /// be compared.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let now = read_congestion()?;
-        if now == self.in_force {
+        if now == self.current {
             return Ok(());
         }
         Err(Error::Unavailable(format!(
-            "something else changed the congestion control from {} to {now} during the run: run \
-             it again alone",
-            self.in_force
+            "another program changed the congestion control from {} to {now} during the run: \
+             repeat the run alone",
+            self.current
         )))
     }
 
-    /// The algorithm in force.
+    /// The algorithm in use.
     pub(crate) fn name(&self) -> &str {
-        &self.in_force
+        &self.current
     }
 }
 
-impl Drop for Congestion {
+impl Drop for CongestionSetting {
     fn drop(&mut self) {
         if let Some(previous) = &self.previous
-            && let Err(error) = fs::write(CONGESTION, previous)
+            && let Err(error) = fs::write(CONGESTION_PATH, previous)
         {
-            eprintln!("compare: cannot set the congestion control back to {previous}: {error}");
+            eprintln!("compare: cannot restore the congestion control {previous}: {error}");
         }
     }
 }
 
 fn read_congestion() -> Result<String, Error> {
-    fs::read_to_string(CONGESTION)
+    fs::read_to_string(CONGESTION_PATH)
         .map(|name| name.trim().to_owned())
-        .context(|| format!("cannot read {CONGESTION}"))
+        .context(|| format!("cannot read {CONGESTION_PATH}"))
 }
 
-/// Where a run's files are made: in `directory`, or next to this program. Warns of a place where they
-/// are in memory only.
-pub(crate) fn files_parent(directory: Option<&Path>) -> Result<PathBuf, Error> {
+/// Returns where a run creates its files: `directory`, or the directory of this program.
+///
+/// Warns about a tmpfs, whose files are in memory only.
+pub(crate) fn scratch_parent(directory: Option<&Path>) -> Result<PathBuf, Error> {
     let parent = match directory {
         Some(directory) => directory.to_owned(),
         None => {
-            let own = std::env::current_exe().context(|| "cannot find this program".into())?;
+            let own = process::own_program()?;
             own.parent().unwrap_or(Path::new(".")).to_owned()
         }
     };
     let status =
-        rustix::fs::statfs(&parent).context(|| format!("cannot look at {}", parent.display()))?;
+        rustix::fs::statfs(&parent).context(|| format!("cannot inspect {}", parent.display()))?;
     if status.f_type as u64 == TMPFS_MAGIC {
         eprintln!(
-            "compare: {} is a tmpfs, where sendfile takes another path than on a disk: choose \
-             another place with --dir",
+            "compare: {} is a tmpfs, where sendfile takes a different path than on a disk: choose \
+             another directory with --dir",
             parent.display()
         );
     }
     Ok(parent)
 }
 
-/// CPUs that this process may run on.
+/// The number of CPUs that this process may run on.
 pub(crate) fn cpu_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Today, in UTC: `2026-01-31`.
+/// The current date in UTC, as in `2026-01-31`.
 pub(crate) fn today() -> Result<String, Error> {
     first_line_of("date", &["-u", "+%F"])
         .ok_or_else(|| Error::Unavailable("cannot run date(1): give --out".into()))
 }
 
-/// The machine's name, or `machine` if it has none.
+/// The machine's host name, or `machine` if it has none.
 pub(crate) fn host_name() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname")
         .ok()
@@ -123,7 +125,7 @@ pub(crate) fn host_name() -> String {
         .unwrap_or_else(|| "machine".to_owned())
 }
 
-/// Name and value of what a reader wants to know about the machine and the tools.
+/// Names and values that describe the machine and the tools in the report.
 pub(crate) fn facts(files: &Path) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
@@ -161,7 +163,7 @@ pub(crate) fn facts(files: &Path) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// The bounds within which the kernel sizes socket buffers: least, first, greatest, in bytes.
+/// The limits within which the kernel sizes socket buffers: minimum, default, maximum, in bytes.
 pub(crate) fn tcp_facts() -> Vec<(&'static str, String)> {
     ["tcp_wmem", "tcp_rmem"]
         .into_iter()
@@ -173,7 +175,7 @@ pub(crate) fn tcp_facts() -> Vec<(&'static str, String)> {
         .collect()
 }
 
-/// The version of a dependency that this program is built with.
+/// The name and version of a dependency that this program is built with.
 pub(crate) fn dependency_version(name: &str) -> String {
     let entry = format!("name = \"{name}\"\nversion = \"");
     match LOCK.split_once(&entry) {
@@ -185,8 +187,13 @@ pub(crate) fn dependency_version(name: &str) -> String {
     }
 }
 
-/// The first line that a program prints (on standard error if not on standard output), or `None`
-/// if it cannot be run or fails.
+/// The version of the contenders that are part of this program and use no library of interest.
+pub(crate) fn own_version() -> String {
+    format!("compare {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// The first line that a program prints on standard output, or on standard error if its standard
+/// output is empty. `None` if the program cannot be run or fails.
 pub(crate) fn first_line_of(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
     if !output.status.success() {
@@ -206,14 +213,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_come_from_the_lock_file() {
+    fn versions_are_read_from_the_lock_file() {
         let axum = dependency_version("axum");
         assert!(axum.starts_with("axum 0."), "{axum}");
         assert_eq!(dependency_version("no-such-crate"), "no-such-crate");
     }
 
     #[test]
-    fn a_failing_program_has_no_line() {
+    fn a_program_that_fails_has_no_first_line() {
         assert_eq!(first_line_of("false", &[]), None);
         assert_eq!(first_line_of("no-such-program", &[]), None);
         assert_eq!(first_line_of("echo", &["one"]).as_deref(), Some("one"));

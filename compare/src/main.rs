@@ -1,24 +1,26 @@
-//! Runs uncopied and its peers side by side, with the same work on the same core, and prints medians
+//! Runs uncopied and its peers side by side, with the same work on the same CPU, and prints medians
 //! and ratios.
 //!
-//! `serve` is the comparison of file servers, `memory` that of ways from memory to a socket. The hidden
-//! subcommands are the processes that they start: the contenders that are part of this program, and the
-//! wrapper that pins every contender to its core.
+//! `serve` compares file servers, `copy` compares ways to send a file from a program, and `memory`
+//! compares mechanisms that send memory. The hidden subcommands are the processes that these start:
+//! the contenders that are part of this program, and the wrapper that pins every contender to its
+//! CPU.
 
 #![forbid(unsafe_code)]
 
-mod answer;
-mod entrants;
+mod copy;
 mod error;
 mod interrupt;
-mod load;
+mod loopback;
 mod machine;
 mod measure;
 mod memory;
 mod page;
+mod participant;
 mod pattern;
 mod process;
 mod rounds;
+mod runtime;
 mod serve;
 mod table;
 mod targets;
@@ -29,9 +31,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
-use crate::serve::contenders::{ServeFlags, axum, axum_uncopied, plain};
+use crate::serve::contender::ServerFlags;
+use crate::serve::contenders::{axum, axum_uncopied, plain};
 
-/// Run uncopied and its peers side by side; print medians and ratios.
+/// Run uncopied and its peers side by side, and print medians and ratios.
 #[derive(Parser)]
 #[command(name = "compare", version)]
 struct Cli {
@@ -41,23 +44,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Compare file servers: requests a second, CPU per GB, memory per idle connection.
-    Serve(serve::Options),
-    /// Compare ways from memory to a TCP socket: throughput, CPU per GB, share of bytes copied.
-    Memory(memory::Options),
-    /// Send memory until standard input ends, and say how it went: one of the contenders.
+    /// Compare file servers: requests per second, CPU per GB, memory per idle connection.
+    Serve(serve::options::ServeOptions),
+    /// Compare ways to send a file over TCP: CPU per transfer, CPU per GB, throughput.
+    Copy(copy::options::CopyOptions),
+    /// Compare mechanisms that send memory over TCP: throughput, CPU per GB, share of bytes copied.
+    Memory(memory::options::MemoryOptions),
+    /// Send a file once, and report the CPU time: a contender of `copy`.
     #[command(hide = true)]
-    MemorySender(memory::sender::Flags),
-    /// The plainest sendfile loop: one of the contenders.
+    CopySender(copy::sender::CopySenderFlags),
+    /// Send memory until standard input ends, and report the bytes sent: a contender of `memory`.
     #[command(hide = true)]
-    PlainServer(ServeFlags),
-    /// axum with tower-http's ServeDir on tokio's listener: one of the contenders.
+    MemorySender(memory::sender::MemorySenderFlags),
+    /// The plainest sendfile loop: a contender of `serve`.
     #[command(hide = true)]
-    AxumServer(ServeFlags),
-    /// The same axum app with this project's listener and file service: one of the contenders.
+    PlainServer(ServerFlags),
+    /// axum with tower-http's ServeDir on tokio's listener: a contender of `serve`.
     #[command(hide = true)]
-    AxumUncopiedServer(ServeFlags),
-    /// Pin this process to a CPU, bind its life to its parent's, and become COMMAND.
+    AxumServer(ServerFlags),
+    /// The same axum app with this project's listener and file service: a contender of `serve`.
+    #[command(hide = true)]
+    AxumUncopiedServer(ServerFlags),
+    /// Pin this process to a CPU, tie its life to its parent's, and become COMMAND.
     #[command(hide = true)]
     Pinned {
         /// The CPU to run on.
@@ -72,7 +80,9 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(options) => serve::run(&options),
+        Command::Copy(options) => copy::run(&options),
         Command::Memory(options) => memory::run(&options),
+        Command::CopySender(flags) => copy::sender::run(&flags),
         Command::MemorySender(flags) => memory::sender::run(&flags),
         Command::PlainServer(flags) => plain::serve(&flags),
         Command::AxumServer(flags) => axum::serve(&flags),

@@ -1,4 +1,4 @@
-//! What the kernel says about CPU time and memory: `/proc/PID/stat`, `/proc/stat`,
+//! CPU time and memory as the kernel reports them in `/proc/PID/stat`, `/proc/stat` and
 //! `/proc/PID/smaps_rollup`.
 
 use std::fs;
@@ -8,10 +8,10 @@ use rustix::time::ClockId;
 
 use crate::error::{Context, Error};
 
-/// The counters at one moment: those of a contender's process, of the machine, and of this thread, which
-/// is the other side.
+/// The counters of a contender's process, of the machine, and of this thread, which is the other
+/// side of the connection, read at one moment.
 pub(crate) struct Snapshot {
-    /// When they were read.
+    /// When the counters were read.
     pub(crate) at: Instant,
     received_bytes: u64,
     process_cpu: f64,
@@ -19,23 +19,23 @@ pub(crate) struct Snapshot {
     own_cpu: f64,
 }
 
-/// What went by between two [`Snapshot`]s.
+/// The difference of two [`Snapshot`]s.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
-    /// Time.
+    /// The time between them.
     pub(crate) seconds: f64,
-    /// What this program received.
+    /// Bytes that this program received.
     pub(crate) received_bytes: u64,
     /// CPU time of the contender's process.
     pub(crate) process_cpu_seconds: f64,
-    /// Time in which any CPU was busy, with whatever.
+    /// Busy time of all CPUs together, whatever they did.
     pub(crate) machine_busy_seconds: f64,
-    /// CPU time of this thread.
+    /// CPU time of the calling thread.
     pub(crate) own_cpu_seconds: f64,
 }
 
 impl Snapshot {
-    /// Reads the counters; `pid` is the contender.
+    /// Reads the counters. `pid` is the contender's process.
     pub(crate) fn take(pid: u32, received_bytes: u64) -> Result<Self, Error> {
         Ok(Self {
             process_cpu: process_cpu_seconds(pid)?,
@@ -46,7 +46,7 @@ impl Snapshot {
         })
     }
 
-    /// What went by since an earlier one.
+    /// The difference to an earlier snapshot.
     pub(crate) fn since(&self, before: &Self) -> Usage {
         Usage {
             seconds: (self.at - before.at).as_secs_f64(),
@@ -58,61 +58,113 @@ impl Snapshot {
     }
 }
 
-/// CPU seconds of a process, all its threads included, living and ended.
+impl Usage {
+    /// GB (10⁹ bytes) received per second.
+    pub(crate) fn gb_per_second(&self) -> f64 {
+        self.gigabytes() / self.seconds
+    }
+
+    /// CPU seconds of the contender's process per GB received.
+    pub(crate) fn process_cpu_per_gb(&self) -> f64 {
+        self.process_cpu_seconds / self.gigabytes()
+    }
+
+    /// Busy seconds of the whole machine per GB received, including this program's.
+    pub(crate) fn machine_busy_per_gb(&self) -> f64 {
+        self.machine_busy_seconds / self.gigabytes()
+    }
+
+    /// Share of a CPU that the contender's process used.
+    pub(crate) fn process_share(&self) -> f64 {
+        self.process_cpu_seconds / self.seconds
+    }
+
+    /// Share of a CPU that this thread used.
+    pub(crate) fn own_share(&self) -> f64 {
+        self.own_cpu_seconds / self.seconds
+    }
+
+    /// Share of a CPU that everything else used: other programs and kernel threads.
+    pub(crate) fn other_share(&self) -> f64 {
+        self.other_cpu_seconds() / self.seconds
+    }
+
+    /// CPU seconds of everything else.
+    pub(crate) fn other_cpu_seconds(&self) -> f64 {
+        self.machine_busy_seconds - self.process_cpu_seconds - self.own_cpu_seconds
+    }
+
+    fn gigabytes(&self) -> f64 {
+        self.received_bytes as f64 / 1e9
+    }
+}
+
+/// CPU seconds of a process, including all its threads, running or ended.
 ///
-/// The kernel counts in clock ticks, usually 10 ms.
+/// The kernel reports them in clock ticks, usually of 10 ms.
 fn process_cpu_seconds(pid: u32) -> Result<f64, Error> {
     let path = format!("/proc/{pid}/stat");
     let text = read(&path)?;
-    let ticks = parse_process_ticks(&text).ok_or_else(|| not_understood(&path))?;
+    let ticks = parse_process_ticks(&text).ok_or_else(|| unexpected_format(&path))?;
     Ok(seconds(ticks))
 }
 
-/// CPU seconds of all CPUs together in which something ran: the kernel, interrupts and software
-/// interrupts included, idle, waiting for I/O and stolen time not.
+/// Busy seconds of all CPUs together. The kernel, interrupts and software interrupts count; idle
+/// time, waiting for I/O and stolen time do not.
 fn machine_busy_seconds() -> Result<f64, Error> {
     let path = "/proc/stat";
     let text = read(path)?;
-    let ticks = parse_machine_ticks(&text).ok_or_else(|| not_understood(path))?;
+    let ticks = parse_machine_ticks(&text).ok_or_else(|| unexpected_format(path))?;
     Ok(seconds(ticks))
 }
 
-/// CPU seconds of the calling thread.
+/// CPU seconds of the calling thread, which the scheduler counts in nanoseconds.
 fn thread_cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
+    clock_seconds(ClockId::ThreadCPUTime)
+}
+
+/// User and system CPU seconds of this process, including all its threads, running or ended. The
+/// scheduler counts them in nanoseconds.
+pub(crate) fn own_process_cpu_seconds() -> f64 {
+    clock_seconds(ClockId::ProcessCPUTime)
+}
+
+fn clock_seconds(clock: ClockId) -> f64 {
+    let time = rustix::time::clock_gettime(clock);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// Resident bytes of a process, counted page by page (the figures in `status` may lag).
+/// Resident bytes of a process, counted page by page. (The figures in `status` may lag behind.)
 pub(crate) fn resident_bytes(pid: u32) -> Result<u64, Error> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = read(&path)?;
-    parse_resident(&text).ok_or_else(|| not_understood(&path))
+    parse_resident(&text).ok_or_else(|| unexpected_format(&path))
 }
 
 fn read(path: &str) -> Result<String, Error> {
     fs::read_to_string(path).context(|| format!("cannot read {path}"))
 }
 
-fn not_understood(path: &str) -> Error {
-    Error::Unavailable(format!("{path} is not as proc(5) describes it"))
+fn unexpected_format(path: &str) -> Error {
+    Error::Unavailable(format!("{path} does not have the format of proc(5)"))
 }
 
 fn seconds(ticks: u64) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// utime + stime. The command's name may hold spaces and parentheses: count from the last one.
+/// Returns utime + stime. The command's name may contain spaces and parentheses, so the fields are
+/// counted from the last closing parenthesis.
 fn parse_process_ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
-    // Field 3 (the state) comes first here; utime is field 14, stime field 15.
+    // Here field 3 (the state) comes first. utime is field 14, stime is field 15.
     let mut fields = after_name.split_ascii_whitespace().skip(14 - 3);
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     Some(user + system)
 }
 
-/// user, nice, system, irq and softirq of the line that sums all CPUs.
+/// Returns user + nice + system + irq + softirq from the line that sums up all CPUs.
 fn parse_machine_ticks(stat: &str) -> Option<u64> {
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let fields: Vec<u64> = line
@@ -137,26 +189,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_name_may_hold_parentheses() {
+    fn a_process_name_may_contain_parentheses() {
         let stat = "7 (a) b) S 1 7 7 0 -1 4194560 10 0 0 0 250 31 99 99 20 0 1 0 5 0 0";
         assert_eq!(parse_process_ticks(stat), Some(281));
         assert_eq!(parse_process_ticks("7 (a) S 1"), None);
     }
 
     #[test]
-    fn idle_waiting_and_stolen_time_are_not_busy() {
+    fn idle_waiting_and_stolen_time_do_not_count_as_busy() {
         let stat = "cpu  1 2 4 1000 2000 8 16 5000 0 0\ncpu0 9 9 9 9 9 9 9 9 9 9\n";
         assert_eq!(parse_machine_ticks(stat), Some(31));
     }
 
     #[test]
-    fn resident_memory_is_in_kib() {
+    fn resident_memory_is_converted_from_kib() {
         let rollup = "55-7f ---p 00 00:00 0 [rollup]\nRss:                1804 kB\nPss: 9 kB\n";
         assert_eq!(parse_resident(rollup), Some(1804 * 1024));
     }
 
     #[test]
-    fn this_process_is_seen() {
+    fn this_process_has_memory_and_cpu_time() {
         let pid = std::process::id();
         assert!(resident_bytes(pid).unwrap() > 100_000);
         let before = thread_cpu_seconds();
@@ -164,6 +216,7 @@ mod tests {
         while thread_cpu_seconds() < before + 0.05 {
             sum = std::hint::black_box(sum + 1);
         }
+        assert!(own_process_cpu_seconds() >= 0.05);
         assert!(process_cpu_seconds(pid).unwrap() >= 0.04);
         assert!(machine_busy_seconds().unwrap() > 0.0);
     }

@@ -1,25 +1,28 @@
-//! The parts that the pages of all comparisons have, and where pages go.
+//! The parts that the reports of all comparisons share, and where reports are written.
 
+use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::entrants::Trouble;
 use crate::error::{Context, Error};
 use crate::machine;
-use crate::table::{Spread, dash, markdown, strings, two_digits};
+use crate::participant::{Contender, Exclusion};
+use crate::process;
+use crate::rounds::{Measure, Measurement, Rounds};
+use crate::table::{dash, markdown, size_text, strings, two_digits};
 
-/// Where the report goes, if anywhere: to `out`, or else into a directory of this day below
-/// `benchmarks`, unless the run was cut down.
-pub(crate) fn directory(
+/// The directory for the report: `out`, or a directory with today's date below `benchmarks`. `None`
+/// if neither `out` is given nor the run is complete.
+pub(crate) fn output_directory(
     out: Option<&Path>,
-    is_cut_down: bool,
+    is_incomplete: bool,
     name: impl FnOnce() -> String,
 ) -> Result<Option<PathBuf>, Error> {
     if let Some(out) = out {
         return Ok(Some(out.to_owned()));
     }
-    if is_cut_down {
+    if is_incomplete {
         return Ok(None);
     }
     let directory = format!("{}-{}", machine::today()?, name());
@@ -28,7 +31,7 @@ pub(crate) fn directory(
     Ok(Some(benchmarks.join(directory)))
 }
 
-/// An error if the name cannot be part of a directory's.
+/// Returns an error if the name cannot be part of a directory name.
 pub(crate) fn check_name(name: Option<&str>) -> Result<(), Error> {
     match name {
         Some(name) if name.is_empty() || name.contains('/') => {
@@ -38,13 +41,13 @@ pub(crate) fn check_name(name: Option<&str>) -> Result<(), Error> {
     }
 }
 
-/// Prints the page, and writes it with the raw data into `directory`, if there is one.
+/// Prints the report, and writes it and the raw data into `directory`, if there is one.
 pub(crate) fn publish(directory: Option<&Path>, page: &str, raw: &str) -> Result<(), Error> {
     print_all(page)?;
     let Some(directory) = directory else {
         return Ok(());
     };
-    fs::create_dir_all(directory).context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(directory).context(|| format!("cannot create {}", directory.display()))?;
     for (name, text) in [("README.md", page), ("raw.csv", raw)] {
         let path = directory.join(name);
         fs::write(&path, text).context(|| format!("cannot write {}", path.display()))?;
@@ -53,7 +56,7 @@ pub(crate) fn publish(directory: Option<&Path>, page: &str, raw: &str) -> Result
     Ok(())
 }
 
-/// Prints to standard output; a reader that has seen enough is not an error.
+/// Prints to standard output. A reader that closes the pipe early is not an error.
 fn print_all(text: &str) -> Result<(), Error> {
     use std::io::Write;
     match std::io::stdout().write_all(text.as_bytes()) {
@@ -64,14 +67,14 @@ fn print_all(text: &str) -> Result<(), Error> {
     }
 }
 
-/// Says on standard error that figures of a debug build are none.
+/// Warns on standard error if this is a debug build.
 pub(crate) fn warn_of_debug_build() {
     if cfg!(debug_assertions) {
         eprintln!("compare: this is a debug build: its figures mean nothing, use --release");
     }
 }
 
-/// How the run was made: the command, the `method` in words, the machine, and the congestion control.
+/// How the run was made: the command, the method in words, the machine, and the congestion control.
 pub(crate) fn head(
     title: &str,
     method: &str,
@@ -99,44 +102,84 @@ pub(crate) fn head(
     page
 }
 
-/// One contender in the list: what it is, the version and the command if it could be prepared, and
-/// what went wrong.
-pub(crate) fn contender(
-    name: &str,
-    about: &str,
-    launch: Option<(&str, &str)>,
-    trouble: Option<&Trouble>,
+/// One contender in the list: what it is, its version and command if it could be prepared, and why
+/// it was excluded, if it was.
+pub(crate) fn contender_line(
+    contender: &impl Contender,
+    version_and_command: Option<(&str, &str)>,
+    exclusion: Option<&Exclusion>,
 ) -> String {
-    let mut line = format!("- **{name}**: {about}.");
-    if let Some((version, command)) = launch {
+    let mut line = format!("- **{}**: {}.", contender.name(), contender.about());
+    if let Some((version, command)) = version_and_command {
         line += &format!(" {version}. `{command}`");
     }
-    if let Some(trouble) = trouble {
-        line += &format!(" {}", trouble.text());
+    if let Some(exclusion) = exclusion {
+        line += &format!(" {}", exclusion.text());
     }
     line.push('\n');
     line
 }
 
-/// A table for one measure: a row for each size, a column for each pair of contenders.
-pub(crate) fn ratios(
-    measure: &str,
-    better: &str,
-    sizes: impl Iterator<Item = (u64, String)>,
-    pairs: &[(&str, &str)],
-    ratio: impl Fn(u64, &str, &str) -> Option<Spread>,
+/// A command line as text, with this program as `compare`.
+pub(crate) fn command_text(command: &[OsString]) -> String {
+    let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
+    let own = process::own_program().unwrap_or_default();
+    words.join(" ").replace(&*own.to_string_lossy(), "compare")
+}
+
+/// A table of medians for each size: a row for each contender, a column for each measure, and the
+/// remarks.
+pub(crate) fn medians<M: Measure>(
+    results: &Rounds<M::Sample>,
+    columns: &[M],
+    sizes: &[u64],
+    contenders: &[&str],
+    remark: impl Fn(u64, usize) -> String,
 ) -> String {
-    let mut header = vec![format!("{measure} ({better} is better)")];
+    let mut header = vec![String::new()];
+    header.extend(columns.iter().map(|measure| measure.name().to_owned()));
+    header.push("remarks".to_owned());
+    let table = |&size: &u64| {
+        let rows: Vec<Vec<String>> = contenders
+            .iter()
+            .enumerate()
+            .map(|(index, &name)| {
+                let mut row = vec![name.to_owned()];
+                row.extend(columns.iter().map(|&measure| {
+                    let spread = results.spread(measure, size, name);
+                    spread.map_or_else(dash, |spread| measure.cell(spread))
+                }));
+                row.push(remark(size, index));
+                row
+            })
+            .collect();
+        format!("### {}\n\n{}\n", size_text(size), markdown(&header, &rows))
+    };
+    sizes.iter().map(table).collect()
+}
+
+/// A table of ratios for one measure: a row for each size, a column for each pair of contenders.
+/// `better` is the direction that is better, as a word.
+pub(crate) fn ratios<M: Measure>(
+    results: &Rounds<M::Sample>,
+    measure: M,
+    better: &str,
+    sizes: &[u64],
+    pairs: &[(&str, &str)],
+) -> String {
+    let mut header = vec![format!("{} ({better} is better)", measure.name())];
     header.extend(
         pairs
             .iter()
             .map(|(above, below)| format!("{above} ÷ {below}")),
     );
     let rows: Vec<Vec<String>> = sizes
-        .map(|(size, text)| {
-            let mut row = vec![text];
+        .iter()
+        .map(|&size| {
+            let mut row = vec![size_text(size)];
             row.extend(pairs.iter().map(|(above, below)| {
-                ratio(size, above, below).map_or_else(dash, |ratio| ratio.text(two_digits))
+                let ratio = results.ratio(measure, size, above, below);
+                ratio.map_or_else(dash, |ratio| ratio.text(two_digits))
             }));
             row
         })
@@ -144,16 +187,16 @@ pub(crate) fn ratios(
     markdown(&header, &rows) + "\n"
 }
 
-/// Raw data: one value a line.
-pub(crate) struct Raw(String);
+/// The raw data, with one value per line.
+pub(crate) struct RawData(String);
 
-impl Raw {
-    /// With its header.
+impl RawData {
+    /// The header alone.
     pub(crate) fn new() -> Self {
         Self("round,contender,size_bytes,measure,value\n".to_owned())
     }
 
-    /// Adds the values of one measurement.
+    /// Adds values of one contender at one size in one round.
     pub(crate) fn push(
         &mut self,
         round: usize,
@@ -167,7 +210,21 @@ impl Raw {
         }
     }
 
-    /// The file.
+    /// Adds one measurement: `measured`, then every figure that is derived from it.
+    pub(crate) fn push_measurement<M: Measure>(
+        &mut self,
+        row: &Measurement<M::Sample>,
+        measured: impl IntoIterator<Item = (&'static str, f64)>,
+        derived: &[M],
+    ) {
+        let derived = derived
+            .iter()
+            .map(|measure| (measure.key(), measure.value(&row.sample)));
+        let values = measured.into_iter().chain(derived);
+        self.push(row.round, row.contender, row.size, values);
+    }
+
+    /// The content of the file.
     pub(crate) fn text(self) -> String {
         self.0
     }
@@ -179,20 +236,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_that_was_cut_down_is_only_written_where_it_is_told_to() {
+    fn an_incomplete_run_is_only_written_to_an_explicit_directory() {
         let name = || "here".to_owned();
-        assert_eq!(directory(None, true, name).unwrap(), None);
+        assert_eq!(output_directory(None, true, name).unwrap(), None);
         let out = Path::new("/somewhere");
-        assert_eq!(directory(Some(out), true, name).unwrap().unwrap(), out);
-        let whole = directory(None, false, name).unwrap().unwrap();
-        assert!(whole.to_string_lossy().ends_with("-here"), "{whole:?}");
+        assert_eq!(
+            output_directory(Some(out), true, name).unwrap().unwrap(),
+            out
+        );
+        let complete = output_directory(None, false, name).unwrap().unwrap();
+        assert!(
+            complete.to_string_lossy().ends_with("-here"),
+            "{complete:?}"
+        );
         assert!(check_name(Some("a/b")).is_err());
         assert!(check_name(Some("a")).is_ok());
     }
 
     #[test]
-    fn raw_data_has_one_value_a_line() {
-        let mut raw = Raw::new();
+    fn raw_data_has_one_value_per_line() {
+        let mut raw = RawData::new();
         raw.push(2, "a", 4096, [("seconds", 0.5), ("bytes", 7.0)]);
         let text = raw.text();
         let lines: Vec<&str> = text.lines().skip(1).collect();

@@ -1,6 +1,6 @@
-//! Bytes that repeat nowhere: any stretch that is missing, doubled or shifted shows in a comparison.
+//! Bytes without repetition: a missing, duplicated or shifted stretch shows in a comparison.
 
-/// The bytes of that length; lengths differ from the first byte on.
+/// Returns `size` bytes. Sequences of different sizes differ from the first byte on.
 pub(crate) fn bytes(size: u64) -> Vec<u8> {
     // xorshift64.
     let mut state = 0x9e37_79b9_7f4a_7c15 ^ size;

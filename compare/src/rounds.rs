@@ -1,21 +1,39 @@
-//! Measurements, round by round, and what follows from them.
+//! Measurements of all rounds, and the figures derived from them.
 
 use crate::table::Spread;
 
 /// One measurement of one contender.
-pub(crate) struct Row<S> {
-    /// Rounds count from 1.
+pub(crate) struct Measurement<S> {
+    /// The round, counted from 1.
     pub(crate) round: usize,
-    /// In bytes.
+    /// The size in bytes.
     pub(crate) size: u64,
-    /// Its name.
+    /// The contender's name.
     pub(crate) contender: &'static str,
-    /// What was seen.
+    /// What was measured.
     pub(crate) sample: S,
 }
 
+/// A figure that is derived from a sample.
+pub(crate) trait Measure: Copy {
+    /// What was measured.
+    type Sample;
+
+    /// The heading of its column.
+    fn name(self) -> &'static str;
+
+    /// Its key in the raw data, with its unit.
+    fn key(self) -> &'static str;
+
+    /// Its value. Not finite if nothing moved, or if no clock tick fell on the contender.
+    fn value(self, sample: &Self::Sample) -> f64;
+
+    /// The cell for its values over the rounds.
+    fn cell(self, spread: Spread) -> String;
+}
+
 /// All measurements of one kind.
-pub(crate) struct Rounds<S>(Vec<Row<S>>);
+pub(crate) struct Rounds<S>(Vec<Measurement<S>>);
 
 impl<S> Default for Rounds<S> {
     fn default() -> Self {
@@ -25,8 +43,8 @@ impl<S> Default for Rounds<S> {
 
 impl<S> Rounds<S> {
     /// Adds a measurement.
-    pub(crate) fn push(&mut self, row: Row<S>) {
-        self.0.push(row);
+    pub(crate) fn push(&mut self, measurement: Measurement<S>) {
+        self.0.push(measurement);
     }
 
     /// Whether nothing was measured.
@@ -34,82 +52,95 @@ impl<S> Rounds<S> {
         self.0.is_empty()
     }
 
-    /// In the order in which they were made.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Row<S>> {
+    /// All measurements in the order in which they were made.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Measurement<S>> {
         self.0.iter()
     }
 
-    fn samples(&self, size: u64, contender: &str) -> impl Iterator<Item = (usize, &S)> {
+    /// The samples of one contender at one size, with their rounds.
+    pub(crate) fn samples(&self, size: u64, contender: &str) -> impl Iterator<Item = (usize, &S)> {
         self.0
             .iter()
             .filter(move |row| row.size == size && row.contender == contender)
             .map(|row| (row.round, &row.sample))
     }
 
-    /// The spread of a figure over the rounds; values that are not finite do not count.
-    pub(crate) fn spread(
+    /// The spread of a figure over the rounds. Values that are not finite do not count.
+    pub(crate) fn spread<M: Measure<Sample = S>>(
         &self,
+        measure: M,
         size: u64,
         contender: &str,
-        figure: impl Fn(&S) -> f64,
     ) -> Option<Spread> {
-        let values = self.samples(size, contender);
+        let samples = self.samples(size, contender);
         Spread::of(
-            values
-                .map(|(_, sample)| figure(sample))
+            samples
+                .map(|(_, sample)| measure.value(sample))
                 .filter(|value| value.is_finite()),
         )
     }
 
-    /// The spread of the per-round ratios of two contenders; rounds that only one finished do not
-    /// count.
-    pub(crate) fn ratio(
+    /// The median of a figure over the rounds, or 0 if there is none.
+    pub(crate) fn median<M: Measure<Sample = S>>(
         &self,
+        measure: M,
+        size: u64,
+        contender: &str,
+    ) -> f64 {
+        self.spread(measure, size, contender)
+            .map_or(0.0, |spread| spread.median)
+    }
+
+    /// The spread of the ratios of two contenders within each round. Rounds that only one of them
+    /// finished do not count.
+    pub(crate) fn ratio<M: Measure<Sample = S>>(
+        &self,
+        measure: M,
         size: u64,
         above: &str,
         below: &str,
-        figure: impl Fn(&S) -> f64,
     ) -> Option<Spread> {
         let pairs = self.samples(size, above).filter_map(|(round, sample)| {
             let other = self
                 .samples(size, below)
                 .find(|&(other_round, _)| other_round == round)?
                 .1;
-            let pair = (figure(sample), figure(other));
+            let pair = (measure.value(sample), measure.value(other));
             (pair.0.is_finite() && pair.1.is_finite()).then_some(pair)
         });
         Spread::of_ratios(pairs)
     }
 }
 
-/// The other side is the limit if it is busier than this…
-const OTHER_SIDE_BUSY: f64 = 0.95;
+/// The other side is the bottleneck if it uses at least this share of its CPU…
+const OTHER_SIDE_BUSY_SHARE: f64 = 0.95;
 
-/// …while the contender is less busy than this.
-const CONTENDER_IDLE: f64 = 0.90;
+/// …while the contender uses less than this share of its own.
+const CONTENDER_IDLE_SHARE: f64 = 0.90;
 
-/// More than this much of a CPU elsewhere, and a measurement was disturbed.
-const DISTURBED: f64 = 0.10;
+/// A measurement is disturbed if more than this share of a CPU went elsewhere.
+const DISTURBED_SHARE: f64 = 0.10;
 
-/// What parts of a CPU went where.
+/// How CPU time was shared out, in shares of one CPU.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Shares {
-    /// To the contender's process.
+pub(crate) struct CpuShares {
+    /// The contender's process.
     pub(crate) contender: f64,
-    /// To this program, which is the other side.
+    /// This program, which is the other side of the connection.
     pub(crate) other_side: f64,
-    /// To anything else.
+    /// Everything else.
     pub(crate) elsewhere: f64,
 }
 
-impl Shares {
-    /// What makes a row less than it seems. `other_side` is what this program was to the contender.
+impl CpuShares {
+    /// A remark on what distorts a row of the report, or an empty string. `other_side` names what
+    /// this program was in the measurement.
     pub(crate) fn remark(&self, other_side: &str) -> String {
         let mut remarks = Vec::new();
-        if self.other_side >= OTHER_SIDE_BUSY && self.contender < CONTENDER_IDLE {
+        if self.other_side >= OTHER_SIDE_BUSY_SHARE && self.contender < CONTENDER_IDLE_SHARE {
             remarks.push(format!("{other_side} was the limit: ratios are compressed"));
         }
-        if self.elsewhere > DISTURBED {
+        if self.elsewhere > DISTURBED_SHARE {
             remarks.push(format!(
                 "{:.0} % of a CPU went elsewhere",
                 self.elsewhere * 100.0
@@ -124,8 +155,32 @@ impl Shares {
 mod tests {
     use super::*;
 
+    /// The sample times a factor.
+    #[derive(Clone, Copy)]
+    struct Times(f64);
+
+    impl Measure for Times {
+        type Sample = f64;
+
+        fn name(self) -> &'static str {
+            "value"
+        }
+
+        fn key(self) -> &'static str {
+            "value"
+        }
+
+        fn value(self, sample: &f64) -> f64 {
+            self.0 * sample
+        }
+
+        fn cell(self, spread: Spread) -> String {
+            spread.text(|value| value.to_string())
+        }
+    }
+
     fn rounds(rows: &[(usize, &'static str, f64)]) -> Rounds<f64> {
-        let row = |&(round, contender, sample)| Row {
+        let row = |&(round, contender, sample)| Measurement {
             round,
             size: 7,
             contender,
@@ -135,24 +190,24 @@ mod tests {
     }
 
     #[test]
-    fn only_rounds_that_both_finished_make_ratios() {
+    fn ratios_need_both_contenders_in_the_same_round() {
         let rounds = rounds(&[(1, "a", 3.0), (1, "b", 1.0), (2, "a", 9.0), (3, "b", 1.0)]);
-        let ratio = rounds.ratio(7, "a", "b", |&value| value).unwrap();
+        let ratio = rounds.ratio(Times(1.0), 7, "a", "b").unwrap();
         assert_eq!((ratio.min, ratio.max), (3.0, 3.0));
-        assert!(rounds.ratio(8, "a", "b", |&value| value).is_none());
+        assert!(rounds.ratio(Times(1.0), 8, "a", "b").is_none());
     }
 
     #[test]
-    fn values_that_are_not_finite_have_no_spread() {
+    fn values_that_are_not_finite_are_left_out() {
         let rounds = rounds(&[(1, "a", f64::INFINITY), (2, "a", 5.0)]);
-        let spread = rounds.spread(7, "a", |&value| value).unwrap();
+        let spread = rounds.spread(Times(1.0), 7, "a").unwrap();
         assert_eq!((spread.min, spread.max), (5.0, 5.0));
-        assert!(rounds.spread(7, "a", |&value| value * f64::NAN).is_none());
+        assert!(rounds.spread(Times(f64::NAN), 7, "a").is_none());
     }
 
     #[test]
     fn a_busy_other_side_and_a_busy_machine_are_remarked() {
-        let shares = |contender| Shares {
+        let shares = |contender| CpuShares {
             contender,
             other_side: 0.96,
             elsewhere: 1.04 - contender,

@@ -1,20 +1,20 @@
-//! Medians, ratios, and how they are written down.
+//! Medians, ratios, and how they are formatted.
 
 use std::time::Duration;
 
-/// The middle, the least and the greatest of some values.
+/// The median, the minimum and the maximum of some values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Spread {
     /// The median.
     pub(crate) median: f64,
-    /// The least value.
+    /// The minimum.
     pub(crate) min: f64,
-    /// The greatest value.
+    /// The maximum.
     pub(crate) max: f64,
 }
 
 impl Spread {
-    /// `None` if there is no value.
+    /// The spread of `values`, or `None` if there are none.
     pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -28,9 +28,9 @@ impl Spread {
         Some(Self { median, min, max })
     }
 
-    /// The spread of the ratios of pairs: what the two sides of one round shared (the machine's
-    /// mood) cancels out, which it would not in a ratio of medians. A side without a figure (no
-    /// clock tick fell on it) makes no ratio.
+    /// The spread of the ratios of pairs. What affects both sides of a pair alike (the state of the
+    /// machine in that round) cancels out, which it would not in a ratio of medians. A pair with a
+    /// zero, where no clock tick fell on one side, is left out.
     pub(crate) fn of_ratios(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Self> {
         Self::of(
             pairs
@@ -40,14 +40,14 @@ impl Spread {
         )
     }
 
-    /// `median (min–max)`, each written by `write`.
-    pub(crate) fn text(&self, write: impl Fn(f64) -> String) -> String {
+    /// `median (min–max)`, each formatted by `format`.
+    pub(crate) fn text(&self, format: impl Fn(f64) -> String) -> String {
         let Self { median, min, max } = *self;
-        format!("{} ({}–{})", write(median), write(min), write(max))
+        format!("{} ({}–{})", format(median), format(min), format(max))
     }
 }
 
-/// A whole number with commas between its thousands.
+/// A whole number with commas between the thousands.
 pub(crate) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -60,7 +60,7 @@ pub(crate) fn grouped(value: f64) -> String {
     text
 }
 
-/// A size in the largest binary unit that divides it: `64 KiB`.
+/// A size in the largest binary unit that divides it, as in `64 KiB`.
 pub(crate) fn size_text(bytes: u64) -> String {
     for (unit, shift) in [("GiB", 30), ("MiB", 20), ("KiB", 10)] {
         if bytes >> shift > 0 && bytes.is_multiple_of(1 << shift) {
@@ -70,7 +70,7 @@ pub(crate) fn size_text(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
-/// Reads a size as `1k`, `64KiB`, `16m`, or plain bytes; the units are binary.
+/// Parses a size such as `1k`, `64KiB`, `16m`, or plain bytes. The units are binary.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a size: write it as 1k, 64k, 1m or in bytes");
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
@@ -91,10 +91,10 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// The load generator keeps every file in memory to compare answers with it.
+/// Files are kept in memory, to compare what arrives with them.
 const MAX_SIZE_BYTES: u64 = 1 << 30;
 
-/// Reads a time in seconds.
+/// Parses a time in seconds.
 pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.01..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
@@ -102,32 +102,42 @@ pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// In a table, where there is no value.
+/// The cell for a missing value.
 pub(crate) fn dash() -> String {
     "–".to_owned()
 }
 
-/// As ratios are written.
+/// The format of ratios and throughputs.
 pub(crate) fn two_digits(value: f64) -> String {
     format!("{value:.2}")
 }
 
-/// As CPU seconds per GB are written.
+/// The format of CPU seconds per GB.
 pub(crate) fn three_digits(value: f64) -> String {
     format!("{value:.3}")
 }
 
-/// A share, from 0 to 1.
+/// The format of values of any magnitude: three significant digits.
+pub(crate) fn three_significant(value: f64) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return format!("{value}");
+    }
+    let exponent = value.abs().log10().floor() as i32;
+    let decimals = (2 - exponent).max(0) as usize;
+    format!("{value:.decimals$}")
+}
+
+/// The format of a share from 0 to 1.
 pub(crate) fn percent(value: f64) -> String {
     format!("{:.0} %", value * 100.0)
 }
 
-/// Words as cells.
+/// Converts words to cells.
 pub(crate) fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
-/// Writes a table in Markdown: the first column to the left, the others to the right.
+/// Formats a table in Markdown. The first column is left-aligned, the others right-aligned.
 pub(crate) fn markdown(header: &[String], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         std::iter::once(&header[column])
@@ -172,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle_or_between_the_two_middles() {
+    fn the_median_of_an_even_count_is_the_mean_of_the_two_middle_values() {
         assert_eq!(Spread::of([]), None);
         let odd = Spread::of([9.0, 1.0, 2.0]).unwrap();
         assert_eq!((odd.median, odd.min, odd.max), (2.0, 1.0, 9.0));
@@ -180,8 +190,8 @@ mod tests {
     }
 
     #[test]
-    fn the_ratio_is_the_median_of_the_rounds_ratios() {
-        // The medians' ratio would be 3 ÷ 2; round by round it is 2, 3 and 0.5.
+    fn the_median_is_taken_over_the_ratios_of_the_rounds() {
+        // The ratio of the medians would be 2 ÷ 2. The ratios of the rounds are 2, 3 and 0.5.
         let pairs = [(2.0, 1.0), (9.0, 3.0), (1.0, 2.0)];
         let ratios = Spread::of_ratios(pairs).unwrap();
         assert_eq!((ratios.median, ratios.min, ratios.max), (2.0, 0.5, 3.0));
@@ -193,13 +203,18 @@ mod tests {
         assert_eq!(grouped(7.0), "7");
         assert_eq!(grouped(999.6), "1,000");
         assert_eq!(grouped(1_234_567.0), "1,234,567");
+        assert_eq!(three_significant(0.043_21), "0.0432");
+        assert_eq!(three_significant(0.000_2), "0.000200");
+        assert_eq!(three_significant(12.34), "12.3");
+        assert_eq!(three_significant(1234.0), "1234");
+        assert_eq!(three_significant(0.0), "0");
         assert_eq!(size_text(1 << 10), "1 KiB");
         assert_eq!(size_text(16 << 20), "16 MiB");
         assert_eq!(size_text(1500), "1500 B");
     }
 
     #[test]
-    fn sizes_are_read_back() {
+    fn sizes_are_parsed() {
         for (text, bytes) in [("1k", 1024), ("64KiB", 65536), ("16m", 16 << 20), ("7", 7)] {
             assert_eq!(parse_size(text), Ok(bytes));
         }
@@ -219,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_aligned() {
+    fn table_columns_are_aligned() {
         let header = ["size".to_owned(), "n".to_owned()];
         let rows = [vec!["1 KiB".to_owned(), "1,000".to_owned()]];
         assert_eq!(

@@ -1,26 +1,33 @@
-//! What this project has promised itself: bounds on measured values, and whether a run meets them.
+//! Performance targets of this project: bounds on measured values, and whether a run meets them.
 
+use crate::rounds::{Measure, Rounds};
 use crate::table::{self, Spread};
+
+/// 1 KiB in bytes.
+pub(crate) const KIB: u64 = 1 << 10;
+
+/// 1 MiB in bytes.
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// A bound on a measured value.
 pub(crate) enum Bound {
-    /// Not less than this.
+    /// At least this value.
     AtLeast(f64),
-    /// Not more than this.
+    /// At most this value.
     AtMost(f64),
-    /// Less than this.
+    /// Less than this value.
     Below(f64),
 }
 
 /// A ratio of two contenders at one size, and its bound.
-pub(crate) struct Ratio<M> {
+pub(crate) struct RatioTarget<M> {
     /// The figure.
     pub(crate) measure: M,
-    /// In bytes.
+    /// The size in bytes.
     pub(crate) size: u64,
-    /// The contender above the line.
+    /// The contender whose figure is divided.
     pub(crate) above: &'static str,
-    /// The contender below the line.
+    /// The contender whose figure it is divided by.
     pub(crate) below: &'static str,
     /// What the ratio must be.
     pub(crate) bound: Bound,
@@ -44,10 +51,10 @@ impl Bound {
             Self::AtMost(value) => median <= value,
             Self::Below(value) => median < value,
         };
-        if met { "pass" } else { "**short**" }
+        if met { "pass" } else { "**missed**" }
     }
 
-    /// The row of a target that is no ratio.
+    /// The row of a target with this bound.
     pub(crate) fn row(&self, target: String, measured: Option<Spread>) -> Vec<String> {
         let text = |spread: Spread| spread.text(table::two_digits);
         let value = measured.map_or_else(table::dash, text);
@@ -55,15 +62,17 @@ impl Bound {
     }
 }
 
-impl<M> Ratio<M> {
-    /// The row of this target; `measure` is the name of the figure.
-    pub(crate) fn row(&self, measure: &str, measured: Option<Spread>) -> Vec<String> {
+impl<M: Measure> RatioTarget<M> {
+    /// The row of this target.
+    pub(crate) fn row(&self, results: &Rounds<M::Sample>) -> Vec<String> {
         let target = format!(
-            "{measure} at {}, {} ÷ {}",
+            "{} at {}, {} ÷ {}",
+            self.measure.name(),
             table::size_text(self.size),
             self.above,
             self.below
         );
+        let measured = results.ratio(self.measure, self.size, self.above, self.below);
         self.bound.row(target, measured)
     }
 }
@@ -88,24 +97,47 @@ mod tests {
             })
         };
         assert_eq!(Bound::AtLeast(1.5).verdict(spread(1.5)), "pass");
-        assert_eq!(Bound::AtLeast(1.5).verdict(spread(1.49)), "**short**");
+        assert_eq!(Bound::AtLeast(1.5).verdict(spread(1.49)), "**missed**");
         assert_eq!(Bound::AtMost(1.05).verdict(spread(1.05)), "pass");
-        assert_eq!(Bound::AtMost(1.05).verdict(spread(1.06)), "**short**");
+        assert_eq!(Bound::AtMost(1.05).verdict(spread(1.06)), "**missed**");
         assert_eq!(Bound::Below(1.0).verdict(spread(0.99)), "pass");
-        assert_eq!(Bound::Below(1.0).verdict(spread(1.0)), "**short**");
+        assert_eq!(Bound::Below(1.0).verdict(spread(1.0)), "**missed**");
         assert_eq!(Bound::AtMost(1.05).verdict(None), "not measured");
     }
 
+    #[derive(Clone, Copy)]
+    struct Cpu;
+
+    impl Measure for Cpu {
+        type Sample = f64;
+
+        fn name(self) -> &'static str {
+            "CPU"
+        }
+
+        fn key(self) -> &'static str {
+            "cpu"
+        }
+
+        fn value(self, sample: &f64) -> f64 {
+            *sample
+        }
+
+        fn cell(self, spread: Spread) -> String {
+            spread.text(table::two_digits)
+        }
+    }
+
     #[test]
-    fn a_row_names_what_was_divided_by_what() {
-        let ratio = Ratio {
-            measure: (),
+    fn a_row_says_which_contender_is_divided_by_which() {
+        let target = RatioTarget {
+            measure: Cpu,
             size: 64 << 10,
             above: "a",
             below: "b",
             bound: Bound::AtMost(1.0),
         };
-        let row = ratio.row("CPU", None);
+        let row = target.row(&Rounds::default());
         assert_eq!(row, ["CPU at 64 KiB, a ÷ b", "≤ 1.00", "–", "not measured"]);
     }
 }

@@ -1,29 +1,30 @@
-//! What a run has measured, and what follows from it.
+//! What a run measures, and the figures derived from it.
 
-use super::sender::Account;
+use super::job::SentBytes;
 use crate::measure::Usage;
-use crate::rounds::{Rounds, Shares};
+use crate::rounds::{CpuShares, Measure, Rounds};
+use crate::table::{Spread, percent, three_digits, two_digits};
 
 /// All measurements of a run.
-pub(super) type Results = Rounds<Sample>;
+pub(super) type MemoryResults = Rounds<MemorySample>;
 
 /// One measurement.
-#[derive(Debug, Clone)]
-pub(super) struct Sample {
-    /// What went by in the window.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MemorySample {
+    /// What was used during the measurement.
     pub(super) usage: Usage,
-    /// What the sender says of the whole time.
-    pub(super) account: Account,
+    /// What the sender has sent from its beginning to its end, as it reports.
+    pub(super) sent: SentBytes,
 }
 
-/// A figure that follows from a [`Sample`].
+/// A figure that is derived from a [`MemorySample`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Measure {
-    /// GB (10⁹ bytes) a second that came.
+pub(super) enum MemoryMeasure {
+    /// GB (10⁹ bytes) received per second.
     Throughput,
     /// CPU seconds of the sender's process per GB.
     SenderCpu,
-    /// Busy CPU seconds of the whole machine per GB, the receiver's among them.
+    /// Busy CPU seconds of the whole machine per GB, including the receiver's.
     MachineBusy,
     /// Share of the bytes that the CPU copied on the sender's side, from 0 to 1.
     CopiedShare,
@@ -31,12 +32,12 @@ pub(super) enum Measure {
     SenderShare,
     /// Share of a CPU that the receiver used.
     ReceiverShare,
-    /// Share of a CPU that went to anything else: other programs, and kernel threads.
+    /// Share of a CPU that everything else used: other programs and kernel threads.
     OtherShare,
 }
 
-impl Measure {
-    /// In the order of the raw data.
+impl MemoryMeasure {
+    /// All figures, in the order of the raw data.
     pub(super) const ALL: [Self; 7] = [
         Self::Throughput,
         Self::SenderCpu,
@@ -46,9 +47,12 @@ impl Measure {
         Self::ReceiverShare,
         Self::OtherShare,
     ];
+}
 
-    /// As a column's head.
-    pub(super) fn name(self) -> &'static str {
+impl Measure for MemoryMeasure {
+    type Sample = MemorySample;
+
+    fn name(self) -> &'static str {
         match self {
             Self::Throughput => "GB/s",
             Self::SenderCpu => "sender CPU s/GB",
@@ -60,8 +64,7 @@ impl Measure {
         }
     }
 
-    /// As a key of the raw data, with its unit.
-    pub(super) fn key(self) -> &'static str {
+    fn key(self) -> &'static str {
         match self {
             Self::Throughput => "gb_per_second",
             Self::SenderCpu => "sender_cpu_seconds_per_gb",
@@ -73,36 +76,37 @@ impl Measure {
         }
     }
 
-    /// Its value; not finite where nothing moved.
-    pub(super) fn of(self, sample: &Sample) -> f64 {
+    fn value(self, sample: &MemorySample) -> f64 {
         let usage = &sample.usage;
-        let gigabytes = usage.received_bytes as f64 / 1e9;
-        let other = usage.machine_busy_seconds - usage.process_cpu_seconds - usage.own_cpu_seconds;
         match self {
-            Self::Throughput => gigabytes / usage.seconds,
-            Self::SenderCpu => usage.process_cpu_seconds / gigabytes,
-            Self::MachineBusy => usage.machine_busy_seconds / gigabytes,
-            Self::CopiedShare => {
-                sample.account.sent.copied as f64 / sample.account.sent.bytes as f64
+            Self::Throughput => usage.gb_per_second(),
+            Self::SenderCpu => usage.process_cpu_per_gb(),
+            Self::MachineBusy => usage.machine_busy_per_gb(),
+            Self::CopiedShare => sample.sent.copied as f64 / sample.sent.total as f64,
+            Self::SenderShare => usage.process_share(),
+            Self::ReceiverShare => usage.own_share(),
+            Self::OtherShare => usage.other_share(),
+        }
+    }
+
+    fn cell(self, spread: Spread) -> String {
+        match self {
+            Self::Throughput => spread.text(two_digits),
+            Self::SenderCpu | Self::MachineBusy => spread.text(three_digits),
+            Self::CopiedShare | Self::SenderShare | Self::ReceiverShare | Self::OtherShare => {
+                percent(spread.median)
             }
-            Self::SenderShare => usage.process_cpu_seconds / usage.seconds,
-            Self::ReceiverShare => usage.own_cpu_seconds / usage.seconds,
-            Self::OtherShare => other / usage.seconds,
         }
     }
 }
 
-/// What makes a row less than it seems, by the medians of its shares.
-pub(super) fn remark(results: &Results, size: u64, contender: &str) -> String {
-    let median = |measure: Measure| {
-        results
-            .spread(size, contender, |sample| measure.of(sample))
-            .map_or(0.0, |spread| spread.median)
-    };
-    let shares = Shares {
-        contender: median(Measure::SenderShare),
-        other_side: median(Measure::ReceiverShare),
-        elsewhere: median(Measure::OtherShare),
+/// What distorts a row of the report, judged by the medians of its CPU shares.
+pub(super) fn remark(results: &MemoryResults, size: u64, contender: &str) -> String {
+    let median = |measure| results.median(measure, size, contender);
+    let shares = CpuShares {
+        contender: median(MemoryMeasure::SenderShare),
+        other_side: median(MemoryMeasure::ReceiverShare),
+        elsewhere: median(MemoryMeasure::OtherShare),
     };
     shares.remark("the receiver")
 }
@@ -110,11 +114,10 @@ pub(super) fn remark(results: &Results, size: u64, contender: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::sender::Sent;
 
     #[test]
-    fn measures_follow_from_a_sample() {
-        let sample = Sample {
+    fn figures_are_derived_from_a_sample() {
+        let sample = MemorySample {
             usage: Usage {
                 seconds: 2.0,
                 received_bytes: 8_000_000_000,
@@ -122,24 +125,21 @@ mod tests {
                 machine_busy_seconds: 3.2,
                 own_cpu_seconds: 1.2,
             },
-            account: Account {
-                sent: Sent {
-                    bytes: 10_000_000_000,
-                    copied: 1_000_000_000,
-                },
-                congestion: "cubic".into(),
+            sent: SentBytes {
+                total: 10_000_000_000,
+                copied: 1_000_000_000,
             },
         };
         for (measure, value) in [
-            (Measure::Throughput, 4.0),
-            (Measure::SenderCpu, 0.2),
-            (Measure::MachineBusy, 0.4),
-            (Measure::CopiedShare, 0.1),
-            (Measure::SenderShare, 0.8),
-            (Measure::ReceiverShare, 0.6),
-            (Measure::OtherShare, 0.2),
+            (MemoryMeasure::Throughput, 4.0),
+            (MemoryMeasure::SenderCpu, 0.2),
+            (MemoryMeasure::MachineBusy, 0.4),
+            (MemoryMeasure::CopiedShare, 0.1),
+            (MemoryMeasure::SenderShare, 0.8),
+            (MemoryMeasure::ReceiverShare, 0.6),
+            (MemoryMeasure::OtherShare, 0.2),
         ] {
-            let got = measure.of(&sample);
+            let got = measure.value(&sample);
             assert!((got - value).abs() < 1e-9, "{measure:?}: {got}");
         }
     }

@@ -1,12 +1,16 @@
-//! What this project has promised itself of sending memory, row by row, and whether the run shows it.
+//! Targets of this project for sending memory, and whether the run meets them.
 
-use super::results::{Measure, Results};
-use crate::targets::{self, Bound, Ratio};
+use super::results::{MemoryMeasure, MemoryResults};
+use crate::targets::{self, Bound, KIB, MIB, RatioTarget};
 
-/// The contender beats the other one on CPU per GB.
-const fn beats(size: u64, above: &'static str, below: &'static str) -> Ratio<Measure> {
-    Ratio {
-        measure: Measure::SenderCpu,
+/// The contender needs less CPU per GB than the other one.
+const fn less_cpu(
+    size: u64,
+    above: &'static str,
+    below: &'static str,
+) -> RatioTarget<MemoryMeasure> {
+    RatioTarget {
+        measure: MemoryMeasure::SenderCpu,
         size,
         above,
         below,
@@ -14,10 +18,7 @@ const fn beats(size: u64, above: &'static str, below: &'static str) -> Ratio<Mea
     }
 }
 
-const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
-
-/// The sizes that a full run has.
+/// The sizes of a complete run.
 pub(super) const SIZES: [u64; 7] = [
     4 * KIB,
     16 * KIB,
@@ -28,26 +29,21 @@ pub(super) const SIZES: [u64; 7] = [
     16 * MIB,
 ];
 
-const RATIOS: &[Ratio<Measure>] = &[
-    beats(64 * KIB, "vmsplice", "write"),
-    beats(256 * KIB, "vmsplice", "write"),
-    beats(MIB, "vmsplice", "write"),
-    beats(2 * MIB, "vmsplice", "write"),
-    beats(16 * MIB, "vmsplice", "write"),
-    beats(2 * MIB, "region", "write"),
-    beats(16 * MIB, "region", "write"),
-    beats(2 * MIB, "region", "copy"),
-    beats(16 * MIB, "region", "copy"),
+const TARGETS: &[RatioTarget<MemoryMeasure>] = &[
+    less_cpu(64 * KIB, "vmsplice", "write"),
+    less_cpu(256 * KIB, "vmsplice", "write"),
+    less_cpu(MIB, "vmsplice", "write"),
+    less_cpu(2 * MIB, "vmsplice", "write"),
+    less_cpu(16 * MIB, "vmsplice", "write"),
+    less_cpu(2 * MIB, "region", "write"),
+    less_cpu(16 * MIB, "region", "write"),
+    less_cpu(2 * MIB, "region", "copy"),
+    less_cpu(16 * MIB, "region", "copy"),
 ];
 
 /// The section of the report.
-pub(super) fn section(results: &Results) -> String {
-    let row = |ratio: &Ratio<Measure>| {
-        let figure = |sample: &_| ratio.measure.of(sample);
-        let measured = results.ratio(ratio.size, ratio.above, ratio.below, figure);
-        ratio.row(ratio.measure.name(), measured)
-    };
-    let rows: Vec<Vec<String>> = RATIOS.iter().map(row).collect();
+pub(super) fn section(results: &MemoryResults) -> String {
+    let rows: Vec<Vec<String>> = TARGETS.iter().map(|target| target.row(results)).collect();
     targets::section(&rows)
 }
 
@@ -58,10 +54,10 @@ mod tests {
 
     #[test]
     fn targets_name_contenders_and_sizes_that_exist() {
-        for ratio in RATIOS {
-            assert!(contenders::by_name(ratio.above).is_ok());
-            assert!(contenders::by_name(ratio.below).is_ok());
-            assert!(SIZES.contains(&ratio.size));
+        for target in TARGETS {
+            assert!(contenders::by_name(target.above).is_ok());
+            assert!(contenders::by_name(target.below).is_ok());
+            assert!(SIZES.contains(&target.size));
         }
     }
 }

@@ -1,62 +1,62 @@
-//! What an idle keep-alive connection costs in resident memory.
+//! The resident memory that an idle keep-alive connection costs.
 
 use std::thread;
 use std::time::Duration;
 
+use super::load::{self, ServedFile};
 use crate::error::Error;
-use crate::load::{self, Target};
 use crate::process::Server;
 use crate::{interrupt, measure};
 
-/// How long a server may take to give back what a request needed.
-const SETTLE: Duration = Duration::from_millis(1000);
+/// Time for a server to release what a request needed.
+const RELEASE_TIME: Duration = Duration::from_millis(1000);
 
-/// Connections that warm the server up, so that what it allocates once is not divided among all.
+/// Connections that warm up the server, so that what it allocates only once does not count.
 const WARM_UP_CONNECTIONS: usize = 32;
 
-/// The largest answer that is read in one piece.
+/// Maximum size of one read.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Resident memory of a server before and after its connections.
+/// Resident memory of a server before and after its connections were opened.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Footprint {
-    /// Idle connections between the two.
-    pub(crate) connections: usize,
-    /// Before.
-    pub(crate) before_bytes: u64,
-    /// After, with all of them open.
-    pub(crate) after_bytes: u64,
+pub(super) struct Footprint {
+    /// The number of idle connections.
+    pub(super) connections: usize,
+    /// Before they were opened.
+    pub(super) before_bytes: u64,
+    /// With all of them open.
+    pub(super) after_bytes: u64,
 }
 
 impl Footprint {
-    /// Bytes a connection.
-    pub(crate) fn bytes_each(&self) -> f64 {
+    /// Bytes per connection.
+    pub(super) fn bytes_per_connection(&self) -> f64 {
         (self.after_bytes as f64 - self.before_bytes as f64) / self.connections as f64
     }
 }
 
-/// Opens `count` connections to a server that has just been started, each of which does one
-/// request and stays.
-pub(crate) fn measure(
+/// Opens `count` connections to a server that has just been started. Each of them makes one request
+/// and stays open.
+pub(super) fn measure(
     server: &mut Server,
-    target: &Target<'_>,
+    served: &ServedFile<'_>,
     count: usize,
 ) -> Result<Footprint, Error> {
-    let request = load::request(target);
+    let request = load::request(served);
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut open = |count: usize| {
         let mut streams = Vec::with_capacity(count);
         for _ in 0..count {
             interrupt::check()?;
-            streams.push(load::open_checked(target, &request, &mut buffer)?.0);
+            streams.push(load::open_checked(served, &request, &mut buffer)?.0);
         }
         Ok::<_, Error>(streams)
     };
     drop(open(WARM_UP_CONNECTIONS)?);
-    thread::sleep(SETTLE);
+    thread::sleep(RELEASE_TIME);
     let before_bytes = measure::resident_bytes(server.id())?;
     let streams = open(count)?;
-    thread::sleep(SETTLE);
+    thread::sleep(RELEASE_TIME);
     let after_bytes = measure::resident_bytes(server.id())?;
     server.check_alive()?;
     for stream in &streams {
@@ -69,9 +69,9 @@ pub(crate) fn measure(
     })
 }
 
-/// A server that closes idle connections early must not look thrifty.
+/// A server that closes idle connections early must not seem to need little memory.
 fn check_still_open(stream: &std::net::TcpStream) -> Result<(), Error> {
-    let closed = || Error::WrongAnswer("an idle connection did not stay open and silent".into());
+    let closed = || Error::WrongResult("an idle connection did not stay open and silent".into());
     stream.set_nonblocking(true).map_err(|_| closed())?;
     match stream.peek(&mut [0]) {
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
@@ -84,17 +84,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_divided_among_the_connections() {
+    fn memory_growth_is_divided_by_the_connections() {
         let footprint = Footprint {
             connections: 4,
             before_bytes: 1000,
             after_bytes: 1600,
         };
-        assert!((footprint.bytes_each() - 150.0).abs() < f64::EPSILON);
+        assert!((footprint.bytes_per_connection() - 150.0).abs() < f64::EPSILON);
         let shrunk = Footprint {
             after_bytes: 600,
             ..footprint
         };
-        assert!((shrunk.bytes_each() + 100.0).abs() < f64::EPSILON);
+        assert!((shrunk.bytes_per_connection() + 100.0).abs() < f64::EPSILON);
     }
 }

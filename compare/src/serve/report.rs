@@ -1,48 +1,53 @@
-//! The run as a page to read and as raw data.
+//! The report of a run: a page to read, and raw data.
 
 use std::path::Path;
 
-use super::results::{Measure, Results};
-use super::{Entrant, Options, targets};
-use crate::page::{self, Raw};
-use crate::table::{
-    Spread, dash, grouped, markdown, percent, size_text, strings, three_digits, two_digits,
-};
+use super::options::ServeOptions;
+use super::participants::ServerParticipant;
+use super::results::{LoadMeasure, ServeResults};
+use super::site::IDLE_SIZE_BYTES;
+use super::targets;
+use crate::page::{self, RawData};
+use crate::table::{Spread, dash, markdown, strings, two_digits};
 
 /// What no reader should have to find out alone.
 const CAVEATS: &str = "\
 ## What is unfair, and what loopback cannot show
 
-- On loopback there is no network interface: no DMA, no segmentation or checksum offload, no interrupts, no loss, no
-  distance. sendfile's pages go to the receiver by reference, as they would to a scatter-gather interface.
-- The sender's CPU also does the receiver's TCP work up to its socket queue. It is counted as the server's, for all
-  servers alike, and dilutes their differences. The machine's busy time counts everything, the load generator included.
-- The load generator has one CPU. Where it is the limit the row says so, and the ratio is smaller than it would be.
-  It discards bodies of 16 KiB and more inside the kernel, so no receiver copies them; a real client would.
-- All files are in the page cache. Nothing here shows a disk, a cold file, many files, TLS, or slow clients.
-- Unless the run is one of distinct requests (`--distinct`), every request is the same, byte for byte. `uncopied` gives the head of its
-  last answer again to such a request, for half a second; whether the file is still the same it asks each time. A
-  request that has not come before takes the whole way through hyper.
-- Servers do unequal work for the same request: `plain` parses no HTTP and sends two headers; nginx and axum send
-  Date, Last-Modified and the like. `plain` and axum have no time-outs; nginx arms timers. nginx trusts its cache of
-  open files for 60 s.
+- On loopback there is no network interface: no DMA, no segmentation or checksum offload, no
+  interrupts, no loss, no distance. The pages of sendfile go to the receiver by reference, as they
+  would to a scatter-gather interface.
+- The sender's CPU also does the receiver's TCP work up to its socket queue. That counts as the
+  server's, for all servers alike, and dilutes their differences. The machine's busy time counts
+  everything, including the load generator.
+- The load generator has one CPU. Where it is the limit the row says so, and the ratio is closer to
+  1 than it would be. It discards bodies of 16 KiB and more inside the kernel, so no receiver copies
+  them; a real client would.
+- All files are in the page cache. Nothing here shows a disk, a cold file, many files, TLS, or slow
+  clients.
+- Without `--distinct`, every request is the same, byte for byte. `uncopied` sends the head of its
+  last response again for such a request, for half a second; it checks each time whether the file is
+  still the same. A new request takes the whole path through hyper.
+- Servers do unequal work for the same request: `plain` parses no HTTP and sends two headers; nginx
+  and axum send Date, Last-Modified and the like. `plain` and axum have no timeouts; nginx arms
+  timers. nginx trusts its cache of open files for 60 s.
 - axum's ServeDir reads files in tokio's blocking threads, which all share the one server CPU here.
 - nginx runs without a master process. Its event loop is the same as a worker's.
-- CPU time of processes and of the machine is counted in clock ticks (usually 10 ms) by the kernel.
-- Resident memory is the processes' own; socket buffers in the kernel are not in it, for nobody.
+- The kernel counts CPU time of processes and of the machine in clock ticks, usually of 10 ms.
+- Resident memory is that of the processes. It excludes socket buffers in the kernel, for all alike.
 ";
 
-/// Everything that the page tells.
-pub(super) struct Report<'a> {
-    pub(super) options: &'a Options,
-    pub(super) entrants: &'a [Entrant],
-    pub(super) results: &'a Results,
+/// What the report is made from.
+pub(super) struct ServeReport<'a> {
+    pub(super) options: &'a ServeOptions,
+    pub(super) participants: &'a [ServerParticipant],
+    pub(super) results: &'a ServeResults,
     pub(super) facts: &'a [(&'static str, String)],
     pub(super) congestion: &'a str,
     pub(super) files: &'a Path,
 }
 
-impl Report<'_> {
+impl ServeReport<'_> {
     /// The page.
     pub(super) fn markdown(&self) -> String {
         let mut page = page::head(
@@ -68,16 +73,16 @@ impl Report<'_> {
         let options = self.options;
         format!(
             "{} rounds; in each one, at each size, every contender in turn is under load for {} s \
-             after {} s of warm-up: {} keep-alive connections, one request under way on each{}. \
+             after {} s of warm-up: {} keep-alive connections, one request in flight on each{}. \
              Servers run on CPU {}, the load generator on CPU {}. Figures are medians over the \
-             rounds (least–greatest); a ratio is the median of the rounds' ratios. \
-             A GB is 10⁹ bytes of body.",
+             rounds (least–greatest); a ratio is the median of the ratios within each \
+             round. A GB is 10⁹ bytes of body.",
             options.rounds,
             options.seconds.as_secs_f64(),
             options.warm_up.as_secs_f64(),
             options.connections,
             match options.distinct {
-                true => ", each with a number of its own in its query",
+                true => ", each with a different number in its query",
                 false => "",
             },
             options.server_cpu,
@@ -87,32 +92,31 @@ impl Report<'_> {
 
     fn write_contenders(&self, page: &mut String) {
         *page += "## Contenders\n\n";
-        for entrant in self.entrants {
-            let contender = entrant.contender;
-            let launch = entrant.launch.as_ref().map(|launch| {
+        for participant in self.participants {
+            let contender = participant.contender;
+            let launch = participant.launch.as_ref().map(|launch| {
                 let words: Vec<_> = launch
                     .command
                     .iter()
                     .map(|word| word.to_string_lossy())
                     .collect();
-                let command = self.without_places(&words.join(" "), entrant);
+                let command = self.with_placeholders(&words.join(" "), participant);
                 (launch.version.as_str(), command)
             });
-            *page += &page::contender(
-                contender.name,
-                contender.about,
+            *page += &page::contender_line(
+                contender,
                 launch
                     .as_ref()
                     .map(|(version, command)| (*version, command.as_str())),
-                entrant.trouble.as_ref(),
+                participant.exclusion.as_ref(),
             );
         }
         page.push('\n');
-        for entrant in self.entrants {
-            let launch = entrant.launch.as_ref();
+        for participant in self.participants {
+            let launch = participant.launch.as_ref();
             if let Some(text) = launch.and_then(|launch| launch.configuration.as_ref()) {
-                let text = self.without_places(text, entrant);
-                *page += &format!("{}'s configuration:\n\n", entrant.contender.name);
+                let text = self.with_placeholders(text, participant);
+                *page += &format!("{}'s configuration:\n\n", participant.contender.name);
                 for line in text.lines() {
                     *page += &format!("    {line}\n");
                 }
@@ -121,13 +125,13 @@ impl Report<'_> {
         }
     }
 
-    /// Takes out of a text what only this run's temporary places explain.
-    fn without_places(&self, text: &str, entrant: &Entrant) -> String {
+    /// Replaces the paths and ports of this run by placeholders.
+    fn with_placeholders(&self, text: &str, participant: &ServerParticipant) -> String {
         let mut text = text
             .replace(&*self.files.to_string_lossy(), "FILES")
-            .replace(&*entrant.scratch.to_string_lossy(), "SCRATCH")
-            .replace(&entrant.address.port().to_string(), "PORT");
-        let launch = entrant.launch.as_ref();
+            .replace(&*participant.scratch.to_string_lossy(), "SCRATCH")
+            .replace(&participant.address.port().to_string(), "PORT");
+        let launch = participant.launch.as_ref();
         if let Some(program) = launch.and_then(|launch| launch.command.first())
             && let Some(name) = Path::new(program).file_name()
         {
@@ -137,49 +141,42 @@ impl Report<'_> {
     }
 
     fn write_medians(&self, page: &mut String) {
-        *page += "## Under load\n\n";
         let columns = [
-            Measure::Requests,
-            Measure::ServerCpu,
-            Measure::MachineBusy,
-            Measure::RequestsPerCpuSecond,
-            Measure::ServerShare,
-            Measure::LoadShare,
+            LoadMeasure::Requests,
+            LoadMeasure::ServerCpu,
+            LoadMeasure::MachineBusy,
+            LoadMeasure::RequestsPerCpuSecond,
+            LoadMeasure::ServerShare,
+            LoadMeasure::LoadShare,
         ];
-        let mut header = vec![String::new()];
-        header.extend(columns.map(|measure| measure.name().to_owned()));
-        header.push("remarks".to_owned());
-        for &size in &self.options.sizes {
-            let rows: Vec<Vec<String>> = self
-                .entrants
-                .iter()
-                .map(|entrant| {
-                    let name = entrant.contender.name;
-                    let mut row = vec![name.to_owned()];
-                    row.extend(columns.map(|measure| {
-                        let spread = self.results.spread(measure, size, name);
-                        spread.map_or_else(dash, |spread| cell(measure, spread))
-                    }));
-                    row.push(self.results.remark(size, name));
-                    row
-                })
-                .collect();
-            *page += &format!("### {}\n\n{}\n", size_text(size), markdown(&header, &rows));
-        }
+        let names: Vec<&str> = self
+            .participants
+            .iter()
+            .map(|participant| participant.contender.name)
+            .collect();
+        *page += "## Under load\n\n";
+        *page += &page::medians(
+            &self.results.loads,
+            &columns,
+            &self.options.sizes,
+            &names,
+            |size, index| self.results.remark(size, names[index]),
+        );
     }
 
-    /// Ours against every peer, and the peers against nginx.
+    /// Ours divided by every peer, and the peers divided by nginx.
     fn pairs(&self) -> Vec<(&'static str, &'static str)> {
-        let side = |ours| {
-            self.entrants
+        let names_of = |is_ours| {
+            self.participants
                 .iter()
-                .map(|entrant| entrant.contender)
-                .filter(move |contender| contender.ours == ours)
+                .map(|participant| participant.contender)
+                .filter(move |contender| contender.ours == is_ours)
                 .map(|contender| contender.name)
         };
-        let ours_and_peers = side(true).flat_map(|our| side(false).map(move |peer| (our, peer)));
-        let peers_and_nginx = side(false)
-            .filter(|&peer| peer != "nginx" && side(false).any(|other| other == "nginx"))
+        let ours_and_peers =
+            names_of(true).flat_map(|our| names_of(false).map(move |peer| (our, peer)));
+        let peers_and_nginx = names_of(false)
+            .filter(|&peer| peer != "nginx" && names_of(false).any(|other| other == "nginx"))
             .map(|peer| (peer, "nginx"));
         ours_and_peers.chain(peers_and_nginx).collect()
     }
@@ -191,22 +188,12 @@ impl Report<'_> {
         }
         *page += "## Ratios\n\n";
         for (measure, better) in [
-            (Measure::Requests, "more"),
-            (Measure::ServerCpu, "less"),
-            (Measure::MachineBusy, "less"),
+            (LoadMeasure::Requests, "more"),
+            (LoadMeasure::ServerCpu, "less"),
+            (LoadMeasure::MachineBusy, "less"),
         ] {
-            let sizes = self
-                .options
-                .sizes
-                .iter()
-                .map(|&size| (size, size_text(size)));
-            *page += &page::ratios(
-                measure.name(),
-                better,
-                sizes,
-                &pairs,
-                |size, above, below| self.results.ratio(measure, size, above, below),
-            );
+            let sizes = &self.options.sizes;
+            *page += &page::ratios(&self.results.loads, measure, better, sizes, &pairs);
         }
     }
 
@@ -217,10 +204,10 @@ impl Report<'_> {
             self.options.idle_connections
         );
         let rows: Vec<Vec<String>> = self
-            .entrants
+            .participants
             .iter()
-            .map(|entrant| {
-                let name = entrant.contender.name;
+            .map(|participant| {
+                let name = participant.contender.name;
                 let value = self.results.idle_kib(name);
                 let text = |spread: Spread| spread.text(two_digits);
                 vec![name.to_owned(), value.map_or_else(dash, text)]
@@ -231,20 +218,11 @@ impl Report<'_> {
     }
 }
 
-fn cell(measure: Measure, spread: Spread) -> String {
-    match measure {
-        Measure::Requests => spread.text(grouped),
-        Measure::ServerCpu | Measure::MachineBusy => spread.text(three_digits),
-        Measure::RequestsPerCpuSecond => grouped(spread.median),
-        Measure::ServerShare | Measure::LoadShare | Measure::OtherShare => percent(spread.median),
-    }
-}
-
 /// The raw data.
-pub(super) fn raw(results: &Results) -> String {
-    let mut raw = Raw::new();
-    for load in results.loads.iter() {
-        let sample = &load.sample;
+pub(super) fn raw_data(results: &ServeResults) -> String {
+    let mut raw = RawData::new();
+    for row in results.loads.iter() {
+        let sample = &row.sample;
         let measured = [
             ("seconds", sample.seconds),
             ("requests", sample.requests),
@@ -253,19 +231,18 @@ pub(super) fn raw(results: &Results) -> String {
             ("machine_busy_seconds", sample.machine_busy_seconds),
             ("load_cpu_seconds", sample.load_cpu_seconds),
         ];
-        let derived = Measure::ALL.map(|measure| (measure.key(), measure.of(sample)));
-        let values = measured.into_iter().chain(derived);
-        raw.push(load.round, load.contender, load.size, values);
+        raw.push_measurement(row, measured, &LoadMeasure::ALL);
     }
     for idle in &results.idles {
         let footprint = &idle.footprint;
+        let per_connection = footprint.bytes_per_connection();
         let values = [
             ("idle_connections", footprint.connections as f64),
             ("resident_bytes_before", footprint.before_bytes as f64),
             ("resident_bytes_after", footprint.after_bytes as f64),
-            ("resident_bytes_per_connection", footprint.bytes_each()),
+            ("resident_bytes_per_connection", per_connection),
         ];
-        raw.push(idle.round, idle.contender, super::IDLE_SIZE, values);
+        raw.push(idle.round, idle.contender, IDLE_SIZE_BYTES, values);
     }
     raw.text()
 }

@@ -1,34 +1,37 @@
-//! What a run has measured, and what follows from it.
+//! What a run measures, and the figures derived from it.
 
 use super::idle::Footprint;
-use crate::load::Sample;
-use crate::rounds::{Rounds, Shares};
-use crate::table::Spread;
+use super::load::LoadSample;
+use crate::rounds::{CpuShares, Measure, Rounds};
+use crate::table::{Spread, grouped, percent, three_digits};
 
 /// All measurements of a run.
 #[derive(Default)]
-pub(crate) struct Results {
+pub(super) struct ServeResults {
     /// Under load.
-    pub(crate) loads: Rounds<Sample>,
-    /// Of idle connections.
-    pub(crate) idles: Vec<Idle>,
+    pub(super) loads: Rounds<LoadSample>,
+    /// With idle connections.
+    pub(super) idles: Vec<IdleMeasurement>,
 }
 
-/// One measurement of idle connections.
-pub(crate) struct Idle {
-    pub(crate) round: usize,
-    pub(crate) contender: &'static str,
-    pub(crate) footprint: Footprint,
+/// One measurement with idle connections.
+pub(super) struct IdleMeasurement {
+    /// The round, counted from 1.
+    pub(super) round: usize,
+    /// The contender's name.
+    pub(super) contender: &'static str,
+    /// What was measured.
+    pub(super) footprint: Footprint,
 }
 
-/// A figure that follows from a [`Sample`].
+/// A figure that is derived from a [`LoadSample`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Measure {
-    /// Requests a second.
+pub(super) enum LoadMeasure {
+    /// Requests per second.
     Requests,
     /// CPU seconds of the server's process per GB (10⁹ bytes) of body.
     ServerCpu,
-    /// Busy CPU seconds of the whole machine per GB, the load generator's among them.
+    /// Busy CPU seconds of the whole machine per GB, including the load generator's.
     MachineBusy,
     /// Requests per CPU second of the server's process.
     RequestsPerCpuSecond,
@@ -36,13 +39,13 @@ pub(crate) enum Measure {
     ServerShare,
     /// Share of a CPU that the load generator used.
     LoadShare,
-    /// Share of a CPU that went to anything else: other programs, and kernel threads.
+    /// Share of a CPU that everything else used: other programs and kernel threads.
     OtherShare,
 }
 
-impl Measure {
-    /// In the order of the raw data.
-    pub(crate) const ALL: [Self; 7] = [
+impl LoadMeasure {
+    /// All figures, in the order of the raw data.
+    pub(super) const ALL: [Self; 7] = [
         Self::Requests,
         Self::ServerCpu,
         Self::MachineBusy,
@@ -51,9 +54,12 @@ impl Measure {
         Self::LoadShare,
         Self::OtherShare,
     ];
+}
 
-    /// As a column's head.
-    pub(crate) fn name(self) -> &'static str {
+impl Measure for LoadMeasure {
+    type Sample = LoadSample;
+
+    fn name(self) -> &'static str {
         match self {
             Self::Requests => "requests/s",
             Self::ServerCpu => "server CPU s/GB",
@@ -65,8 +71,7 @@ impl Measure {
         }
     }
 
-    /// As a key of the raw data, with its unit.
-    pub(crate) fn key(self) -> &'static str {
+    fn key(self) -> &'static str {
         match self {
             Self::Requests => "requests_per_second",
             Self::ServerCpu => "server_cpu_seconds_per_gb",
@@ -78,8 +83,7 @@ impl Measure {
         }
     }
 
-    /// Its value; not finite where nothing moved or no clock tick fell on the server.
-    pub(crate) fn of(self, sample: &Sample) -> f64 {
+    fn value(self, sample: &LoadSample) -> f64 {
         let gigabytes = sample.body_bytes / 1e9;
         let other =
             sample.machine_busy_seconds - sample.server_cpu_seconds - sample.load_cpu_seconds;
@@ -93,44 +97,31 @@ impl Measure {
             Self::OtherShare => other / sample.seconds,
         }
     }
+
+    fn cell(self, spread: Spread) -> String {
+        match self {
+            Self::Requests => spread.text(grouped),
+            Self::ServerCpu | Self::MachineBusy => spread.text(three_digits),
+            Self::RequestsPerCpuSecond => grouped(spread.median),
+            Self::ServerShare | Self::LoadShare | Self::OtherShare => percent(spread.median),
+        }
+    }
 }
 
-impl Results {
-    /// The spread of a measure over the rounds.
-    pub(crate) fn spread(&self, measure: Measure, size: u64, contender: &str) -> Option<Spread> {
-        self.loads
-            .spread(size, contender, |sample| measure.of(sample))
-    }
-
-    /// The spread of the per-round ratios of two contenders; rounds that only one finished do not
-    /// count.
-    pub(crate) fn ratio(
-        &self,
-        measure: Measure,
-        size: u64,
-        above: &str,
-        below: &str,
-    ) -> Option<Spread> {
-        self.loads
-            .ratio(size, above, below, |sample| measure.of(sample))
-    }
-
+impl ServeResults {
     /// KiB of resident memory per idle connection.
-    pub(crate) fn idle_kib(&self, contender: &str) -> Option<Spread> {
+    pub(super) fn idle_kib(&self, contender: &str) -> Option<Spread> {
         let of_contender = self.idles.iter().filter(|idle| idle.contender == contender);
-        Spread::of(of_contender.map(|idle| idle.footprint.bytes_each() / 1024.0))
+        Spread::of(of_contender.map(|idle| idle.footprint.bytes_per_connection() / 1024.0))
     }
 
-    /// What makes a row less than it seems, by the medians of its shares.
-    pub(crate) fn remark(&self, size: u64, contender: &str) -> String {
-        let median = |measure| {
-            self.spread(measure, size, contender)
-                .map_or(0.0, |spread| spread.median)
-        };
-        let shares = Shares {
-            contender: median(Measure::ServerShare),
-            other_side: median(Measure::LoadShare),
-            elsewhere: median(Measure::OtherShare),
+    /// What distorts a row of the report, judged by the medians of its CPU shares.
+    pub(super) fn remark(&self, size: u64, contender: &str) -> String {
+        let median = |measure| self.loads.median(measure, size, contender);
+        let shares = CpuShares {
+            contender: median(LoadMeasure::ServerShare),
+            other_side: median(LoadMeasure::LoadShare),
+            elsewhere: median(LoadMeasure::OtherShare),
         };
         shares.remark("the load generator")
     }
@@ -139,14 +130,19 @@ impl Results {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rounds::Row;
+    use crate::rounds::Measurement;
 
-    fn load(round: usize, contender: &'static str, requests: f64, server: f64) -> Row<Sample> {
-        Row {
+    fn load(
+        round: usize,
+        contender: &'static str,
+        requests: f64,
+        server: f64,
+    ) -> Measurement<LoadSample> {
+        Measurement {
             round,
             size: 1_000_000,
             contender,
-            sample: Sample {
+            sample: LoadSample {
                 seconds: 2.0,
                 requests,
                 body_bytes: requests * 1e6,
@@ -158,25 +154,26 @@ mod tests {
     }
 
     #[test]
-    fn measures_follow_from_a_sample() {
+    fn figures_are_derived_from_a_sample() {
         let sample = load(1, "a", 4000.0, 1.6).sample;
-        let close = |measure: Measure, value: f64| {
-            let got = measure.of(&sample);
+        for (measure, value) in [
+            (LoadMeasure::Requests, 2000.0),
+            (LoadMeasure::ServerCpu, 0.4),
+            (LoadMeasure::MachineBusy, 1.0),
+            (LoadMeasure::RequestsPerCpuSecond, 2500.0),
+            (LoadMeasure::ServerShare, 0.8),
+            (LoadMeasure::LoadShare, 0.96),
+            (LoadMeasure::OtherShare, 0.24),
+        ] {
+            let got = measure.value(&sample);
             assert!((got - value).abs() < 1e-9, "{measure:?}: {got}");
-        };
-        close(Measure::Requests, 2000.0);
-        close(Measure::ServerCpu, 0.4);
-        close(Measure::MachineBusy, 1.0);
-        close(Measure::RequestsPerCpuSecond, 2500.0);
-        close(Measure::ServerShare, 0.8);
-        close(Measure::LoadShare, 0.96);
-        close(Measure::OtherShare, 0.24);
+        }
     }
 
     #[test]
     fn a_busy_load_generator_is_remarked() {
         let remark = |server| {
-            let mut results = Results::default();
+            let mut results = ServeResults::default();
             results.loads.push(load(1, "a", 1000.0, server));
             results.remark(1_000_000, "a")
         };
@@ -186,12 +183,9 @@ mod tests {
 
     #[test]
     fn a_server_without_a_clock_tick_has_no_figure() {
-        let mut results = Results::default();
+        let mut results = ServeResults::default();
         results.loads.push(load(1, "a", 1000.0, 0.0));
-        assert!(
-            results
-                .spread(Measure::RequestsPerCpuSecond, 1_000_000, "a")
-                .is_none()
-        );
+        let measure = LoadMeasure::RequestsPerCpuSecond;
+        assert!(results.loads.spread(measure, 1_000_000, "a").is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! The files that are served: one of each size, of bytes that repeat nowhere.
+//! The files that are served: one of each size, with bytes that do not repeat.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,73 +10,79 @@ use tempfile::TempDir;
 use crate::error::{Context, Error};
 use crate::pattern;
 
-/// A directory with one file of each size, removed when dropped.
-pub(crate) struct Site {
+/// The file that idle connections request.
+pub(super) const IDLE_SIZE_BYTES: u64 = 1 << 10;
+
+/// A directory with one file of each size. Dropping it removes the files.
+pub(super) struct Site {
     directory: TempDir,
-    pages: Vec<Page>,
+    files: Vec<SiteFile>,
 }
 
 /// One file.
-pub(crate) struct Page {
-    /// Its length.
-    pub(crate) size: u64,
-    /// The path to ask for, with its leading slash.
-    pub(crate) path: String,
+pub(super) struct SiteFile {
+    /// Its size in bytes.
+    size: u64,
+    /// The path of its requests, with the leading slash.
+    pub(super) path: String,
     /// Its bytes.
-    pub(crate) bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
 }
 
-/// How old the files are at least when they are first asked for. Those of a site are, and a server may
-/// treat a file that has just been written with more care: uncopied keeps none in memory whose last change
-/// is less than 3 s ago, and calls its tag weak until then.
-const AGE: Duration = Duration::from_secs(4);
+/// Minimum age of the files when they are first requested.
+///
+/// The files of a real site are older. A server may be more careful with a file that has just been
+/// written: uncopied keeps no file in memory that has changed within the last 3 s, and sends a weak
+/// entity tag until then.
+const MIN_FILE_AGE: Duration = Duration::from_secs(4);
 
 impl Site {
     /// Writes the files into a new directory below `parent`.
-    pub(crate) fn create(parent: &Path, sizes: &[u64]) -> Result<Self, Error> {
+    pub(super) fn create(parent: &Path, sizes: &[u64]) -> Result<Self, Error> {
         let directory = tempfile::Builder::new()
             .prefix("compare-")
             .tempdir_in(parent)
-            .context(|| format!("cannot make a directory in {}", parent.display()))?;
+            .context(|| format!("cannot create a directory in {}", parent.display()))?;
         let site = Self {
-            pages: sizes.iter().map(|&size| Page::new(size)).collect(),
+            files: sizes.iter().map(|&size| SiteFile::new(size)).collect(),
             directory,
         };
-        let files = site.files();
-        fs::create_dir(&files).context(|| format!("cannot make {}", files.display()))?;
-        for page in &site.pages {
-            let path = files.join(&page.path[1..]);
-            // Synced, so that no write-back runs under the measurement; it stays in the cache.
+        let directory = site.files();
+        fs::create_dir(&directory).context(|| format!("cannot create {}", directory.display()))?;
+        for file in &site.files {
+            let path = directory.join(&file.path[1..]);
+            // Synced, so that no write-back runs during the measurement. The file stays in the
+            // page cache.
             File::create(&path)
-                .and_then(|mut file| {
-                    file.write_all(&page.bytes)?;
-                    file.sync_all()
+                .and_then(|mut created| {
+                    created.write_all(&file.bytes)?;
+                    created.sync_all()
                 })
                 .context(|| format!("cannot write {}", path.display()))?;
         }
-        std::thread::sleep(AGE);
+        std::thread::sleep(MIN_FILE_AGE);
         Ok(site)
     }
 
     /// The directory to serve.
-    pub(crate) fn files(&self) -> PathBuf {
+    pub(super) fn files(&self) -> PathBuf {
         self.directory.path().join("files")
     }
 
-    /// A new directory next to it, for a contender's own files.
-    pub(crate) fn scratch(&self, name: &str) -> Result<PathBuf, Error> {
+    /// Creates a directory next to the files, for files of a contender's own.
+    pub(super) fn scratch(&self, name: &str) -> Result<PathBuf, Error> {
         let path = self.directory.path().join(name);
-        fs::create_dir(&path).context(|| format!("cannot make {}", path.display()))?;
+        fs::create_dir(&path).context(|| format!("cannot create {}", path.display()))?;
         Ok(path)
     }
 
     /// The file of that size, if there is one.
-    pub(crate) fn page(&self, size: u64) -> Option<&Page> {
-        self.pages.iter().find(|page| page.size == size)
+    pub(super) fn file(&self, size: u64) -> Option<&SiteFile> {
+        self.files.iter().find(|file| file.size == size)
     }
 }
 
-impl Page {
+impl SiteFile {
     fn new(size: u64) -> Self {
         Self {
             size,
@@ -92,15 +98,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_hold_what_pages_say() {
+    fn files_on_disk_have_the_expected_bytes() {
         let parent = tempfile::tempdir().unwrap();
         let site = Site::create(parent.path(), &[1, 4096, 10_001]).unwrap();
         for size in [1, 4096, 10_001] {
-            let page = site.page(size).unwrap();
-            assert_eq!(page.bytes.len() as u64, size);
-            let on_disk = fs::read(site.files().join(&page.path[1..])).unwrap();
-            assert_eq!(on_disk, page.bytes);
+            let file = site.file(size).unwrap();
+            assert_eq!(file.bytes.len() as u64, size);
+            let on_disk = fs::read(site.files().join(&file.path[1..])).unwrap();
+            assert_eq!(on_disk, file.bytes);
         }
-        assert!(site.page(2).is_none());
+        assert!(site.file(2).is_none());
     }
 }

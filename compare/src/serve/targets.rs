@@ -1,11 +1,11 @@
-//! What this project has promised itself, row by row, and whether the run shows it.
+//! Targets of this project for serving files, and whether the run meets them.
 
-use super::results::{Measure, Results};
-use crate::targets::{self, Bound, Ratio};
+use super::results::{LoadMeasure, ServeResults};
+use crate::targets::{self, Bound, KIB, MIB, RatioTarget};
 
-const fn requests(size: u64, at_least: f64) -> Ratio<Measure> {
-    Ratio {
-        measure: Measure::Requests,
+const fn requests(size: u64, at_least: f64) -> RatioTarget<LoadMeasure> {
+    RatioTarget {
+        measure: LoadMeasure::Requests,
         size,
         above: "uncopied",
         below: "nginx",
@@ -13,9 +13,14 @@ const fn requests(size: u64, at_least: f64) -> Ratio<Measure> {
     }
 }
 
-const fn cpu(size: u64, above: &'static str, below: &'static str, bound: Bound) -> Ratio<Measure> {
-    Ratio {
-        measure: Measure::ServerCpu,
+const fn cpu(
+    size: u64,
+    above: &'static str,
+    below: &'static str,
+    bound: Bound,
+) -> RatioTarget<LoadMeasure> {
+    RatioTarget {
+        measure: LoadMeasure::ServerCpu,
         size,
         above,
         below,
@@ -23,13 +28,10 @@ const fn cpu(size: u64, above: &'static str, below: &'static str, bound: Bound) 
     }
 }
 
-const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
-
-/// The sizes that a full run has.
+/// The sizes of a complete run.
 pub(super) const SIZES: [u64; 6] = [KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 16 * MIB];
 
-const RATIOS: &[Ratio<Measure>] = &[
+const TARGETS: &[RatioTarget<LoadMeasure>] = &[
     requests(KIB, 1.5),
     requests(16 * KIB, 1.2),
     requests(64 * KIB, 1.2),
@@ -43,16 +45,15 @@ const RATIOS: &[Ratio<Measure>] = &[
     cpu(MIB, "axum", "uncopied", Bound::AtLeast(2.0)),
 ];
 
-/// Of the contender `uncopied`.
+/// Bound on the KiB per idle connection of the contender `uncopied`.
 const IDLE_KIB: Bound = Bound::AtMost(10.0);
 
 /// The section of the report.
-pub(super) fn section(results: &Results) -> String {
-    let row = |ratio: &Ratio<Measure>| {
-        let measured = results.ratio(ratio.measure, ratio.size, ratio.above, ratio.below);
-        ratio.row(ratio.measure.name(), measured)
-    };
-    let mut rows: Vec<Vec<String>> = RATIOS.iter().map(row).collect();
+pub(super) fn section(results: &ServeResults) -> String {
+    let mut rows: Vec<Vec<String>> = TARGETS
+        .iter()
+        .map(|target| target.row(&results.loads))
+        .collect();
     rows.push(IDLE_KIB.row(
         "KiB resident per idle connection, uncopied".to_owned(),
         results.idle_kib("uncopied"),
@@ -66,10 +67,11 @@ mod tests {
     use crate::serve::contenders;
 
     #[test]
-    fn targets_name_contenders_that_exist() {
-        for ratio in RATIOS {
-            assert!(contenders::by_name(ratio.above).is_ok());
-            assert!(contenders::by_name(ratio.below).is_ok());
+    fn targets_name_contenders_and_sizes_that_exist() {
+        for target in TARGETS {
+            assert!(contenders::by_name(target.above).is_ok());
+            assert!(contenders::by_name(target.below).is_ok());
+            assert!(SIZES.contains(&target.size));
         }
     }
 }

@@ -1,14 +1,37 @@
-//! Whole runs, short.
+//! Complete but short runs of every comparison.
 
 #![allow(clippy::unwrap_used)]
 
+mod copy;
 mod memory;
 mod serve;
 
 use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// A congestion control that every user may set.
+const RENO: [&str; 2] = ["--congestion", "reno"];
+
+/// `compare COMPARISON` with one round, and with its temporary files in `directory`.
+fn compare(comparison: &str, directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_compare"));
+    command
+        .args([comparison, "--rounds", "1", "--dir"])
+        .arg(directory);
+    command
+}
+
+/// Like [`compare`], with sender and receiver on a CPU that this process may use.
+fn compare_senders(comparison: &str, directory: &Path) -> Command {
+    let cpu = first_allowed_cpu();
+    let mut command = compare(comparison, directory);
+    command.args(["--sender-cpu", &cpu, "--receiver-cpu", &cpu]);
+    command
+}
 
 /// The first CPU that this process may run on.
-fn some_cpu() -> String {
+fn first_allowed_cpu() -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status
         .lines()
@@ -18,11 +41,39 @@ fn some_cpu() -> String {
     first.to_owned()
 }
 
-/// No process has `place` in its command line.
-fn assert_nothing_runs_with(place: &str) {
+/// The page that a successful run has printed.
+fn printed_page(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// A value of round 1 in the raw data, if there is one.
+fn raw_value(raw: &str, contender: &str, size: u64, key: &str) -> Option<f64> {
+    let start = format!("1,{contender},{size},{key},");
+    let value = raw.lines().find_map(|line| line.strip_prefix(&start))?;
+    Some(value.parse().unwrap())
+}
+
+/// Checks what every run must leave: the printed page as README.md in `out`, without temporary
+/// paths, and neither files nor processes that use `directory`. Returns the page and the raw data.
+fn check_finished_run(output: &Output, directory: &Path, out: &Path) -> (String, String) {
+    let page = printed_page(output);
+    let written = fs::read_to_string(out.join("README.md")).unwrap();
+    assert_eq!(written, page);
+    let directory_text = directory.to_string_lossy();
+    let scratch = format!("{directory_text}/compare-");
+    assert!(!page.contains(&scratch), "{page}");
+    assert_eq!(fs::read_dir(directory).unwrap().count(), 0);
+    assert_no_process_with(&directory_text);
+    (page, fs::read_to_string(out.join("raw.csv")).unwrap())
+}
+
+/// Asserts that no process has `text` in its command line.
+fn assert_no_process_with(text: &str) {
     for process in fs::read_dir("/proc").unwrap() {
         let command = fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        assert!(!command.contains(place), "still running: {command}");
+        assert!(!command.contains(text), "still running: {command}");
     }
 }

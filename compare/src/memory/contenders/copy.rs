@@ -1,14 +1,16 @@
-//! This project's sender, told to copy: what the layer costs over a plain `write`.
+//! This project's sender, forced to copy: what the layer costs over a plain `write`.
 
 use uncopied::Mechanism;
 
-use super::lending::{self, From};
-use super::{Contender, How};
+use super::one_mechanism::{self, BufferKind};
+use crate::memory::contender::{MemorySender, SendingProgram};
 
-pub(super) const CONTENDER: Contender = Contender {
+pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "copy",
     about: "uncopied's sender by `copy`: what our layer costs over `write`",
     ours: true,
-    version: || lending::version(Mechanism::Copy, From::Frozen),
-    how: How::Within(|job| lending::send(job, Mechanism::Copy, From::Frozen)),
+    version: || one_mechanism::version(Mechanism::Copy, BufferKind::Frozen),
+    program: SendingProgram::Own(|job| {
+        one_mechanism::send(&job, Mechanism::Copy, BufferKind::Frozen)
+    }),
 };

@@ -1,14 +1,16 @@
-//! Frozen pages by `MSG_ZEROCOPY`: on loopback the kernel copies them all.
+//! Frozen pages by `MSG_ZEROCOPY`. On loopback the kernel copies them all.
 
 use uncopied::Mechanism;
 
-use super::lending::{self, From};
-use super::{Contender, How};
+use super::one_mechanism::{self, BufferKind};
+use crate::memory::contender::{MemorySender, SendingProgram};
 
-pub(super) const CONTENDER: Contender = Contender {
+pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "msg_zerocopy",
-    about: "uncopied's sender by `MSG_ZEROCOPY`, 16 MiB lent at most",
+    about: "uncopied's sender by `MSG_ZEROCOPY`, at most 16 MiB in flight",
     ours: true,
-    version: || lending::version(Mechanism::MsgZerocopy, From::Frozen),
-    how: How::Within(|job| lending::send(job, Mechanism::MsgZerocopy, From::Frozen)),
+    version: || one_mechanism::version(Mechanism::MsgZerocopy, BufferKind::Frozen),
+    program: SendingProgram::Own(|job| {
+        one_mechanism::send(&job, Mechanism::MsgZerocopy, BufferKind::Frozen)
+    }),
 };

@@ -1,15 +1,17 @@
-//! A region of huge pages that may be overwritten at any time, and is not, by `vmsplice`.
+//! A region of huge pages by `vmsplice`. It may be overwritten at any time, and is not.
 
 use uncopied::Mechanism;
 
-use super::lending::{self, From};
-use super::{Contender, How};
+use super::one_mechanism::{self, BufferKind};
+use crate::memory::contender::{MemorySender, SendingProgram};
 
-pub(super) const CONTENDER: Contender = Contender {
+pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "region",
-    about: "uncopied's sender by `vmsplice` of a region of huge pages that may be overwritten at any \
-            time, and is not",
+    about: "uncopied's sender by `vmsplice` of a region of huge pages, which may be overwritten at \
+            any time, and is not",
     ours: true,
-    version: || lending::version(Mechanism::Vmsplice, From::Region),
-    how: How::Within(|job| lending::send(job, Mechanism::Vmsplice, From::Region)),
+    version: || one_mechanism::version(Mechanism::Vmsplice, BufferKind::Region),
+    program: SendingProgram::Own(|job| {
+        one_mechanism::send(&job, Mechanism::Vmsplice, BufferKind::Region)
+    }),
 };

@@ -1,14 +1,16 @@
-//! Frozen pages by io_uring's `SEND_ZC`: on loopback the kernel copies them all.
+//! Frozen pages by io_uring's `SEND_ZC`. On loopback the kernel copies them all.
 
 use uncopied::Mechanism;
 
-use super::lending::{self, From};
-use super::{Contender, How};
+use super::one_mechanism::{self, BufferKind};
+use crate::memory::contender::{MemorySender, SendingProgram};
 
-pub(super) const CONTENDER: Contender = Contender {
+pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "send_zc",
-    about: "uncopied's sender by io_uring's `SEND_ZC`, 16 MiB lent at most",
+    about: "uncopied's sender by io_uring's `SEND_ZC`, at most 16 MiB in flight",
     ours: true,
-    version: || lending::version(Mechanism::SendZc, From::Frozen),
-    how: How::Within(|job| lending::send(job, Mechanism::SendZc, From::Frozen)),
+    version: || one_mechanism::version(Mechanism::SendZc, BufferKind::Frozen),
+    program: SendingProgram::Own(|job| {
+        one_mechanism::send(&job, Mechanism::SendZc, BufferKind::Frozen)
+    }),
 };

@@ -1,14 +1,17 @@
-//! Pages that are frozen for good, by `vmsplice`: no copy, also on loopback.
+//! Permanently frozen pages by `vmsplice`: no copy, not even on loopback.
 
 use uncopied::Mechanism;
 
-use super::lending::{self, From};
-use super::{Contender, How};
+use super::one_mechanism::{self, BufferKind};
+use crate::memory::contender::{MemorySender, SendingProgram};
 
-pub(super) const CONTENDER: Contender = Contender {
+pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "vmsplice",
-    about: "uncopied's sender by `vmsplice` of pages that are frozen for good, in huge pages (`PageBuffer::huge`)",
+    about: "uncopied's sender by `vmsplice` of permanently frozen pages, in huge pages \
+            (`PageBuffer::huge`)",
     ours: true,
-    version: || lending::version(Mechanism::Vmsplice, From::FrozenForGood),
-    how: How::Within(|job| lending::send(job, Mechanism::Vmsplice, From::FrozenForGood)),
+    version: || one_mechanism::version(Mechanism::Vmsplice, BufferKind::FrozenPermanently),
+    program: SendingProgram::Own(|job| {
+        one_mechanism::send(&job, Mechanism::Vmsplice, BufferKind::FrozenPermanently)
+    }),
 };

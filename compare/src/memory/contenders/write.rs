@@ -1,30 +1,27 @@
-//! A plain loop of `write`: what every program can do, and what all others are compared with.
+//! A plain loop of `write`: what every program can do, and the baseline of all others.
 
 use std::io::Write;
 
-use super::{Contender, How, own_version};
 use crate::error::{Context, Error};
-use crate::memory::sender::{Job, Sent};
+use crate::machine;
+use crate::memory::contender::{MemorySender, SendingProgram};
+use crate::memory::job::{MemoryJob, SentBytes};
 
-pub(super) const CONTENDER: Contender = Contender {
+pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "write",
     about: "a plain loop of `write` on a blocking socket, by the standard library",
     ours: false,
-    version: own_version,
-    how: How::Within(send),
+    version: || Ok(machine::own_version()),
+    program: SendingProgram::Own(send),
 };
 
-fn send(mut job: Job) -> Result<Sent, Error> {
+fn send(mut job: MemoryJob) -> Result<SentBytes, Error> {
     let mut bytes = 0;
-    while job.goes_on() {
+    while job.continues() {
         job.stream
             .write_all(&job.payload)
             .context(|| "cannot write".into())?;
         bytes += job.payload.len() as u64;
     }
-    // Every byte of a write is copied.
-    Ok(Sent {
-        bytes,
-        copied: bytes,
-    })
+    Ok(SentBytes::all_copied(bytes))
 }

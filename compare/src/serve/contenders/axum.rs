@@ -5,11 +5,12 @@ use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tower_http::services::ServeDir;
 
-use super::{Contender, Launch, ServeFlags, Setup};
 use crate::error::{Context, Error};
 use crate::machine::dependency_version;
+use crate::runtime;
+use crate::serve::contender::{FileServer, Launch, ServerFlags, ServerSetup, own_subcommand};
 
-pub(super) const CONTENDER: Contender = Contender {
+pub(super) const CONTENDER: FileServer = FileServer {
     name: "axum",
     about: "axum and tower-http's `ServeDir` on tokio's own listener, current-thread runtime \
             (its file reads go to tokio's blocking threads, on the same core)",
@@ -17,18 +18,18 @@ pub(super) const CONTENDER: Contender = Contender {
     prepare,
 };
 
-fn prepare(setup: &Setup<'_>) -> Result<Launch, Error> {
+fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
     let versions = ["axum", "tower-http", "hyper", "tokio"].map(dependency_version);
     Ok(Launch {
-        command: super::own_subcommand("axum-server", setup)?,
+        command: own_subcommand("axum-server", setup)?,
         version: versions.join(", "),
         configuration: None,
     })
 }
 
-/// The body of the hidden subcommand `axum-server`.
-pub(crate) fn serve(flags: &ServeFlags) -> Result<(), Error> {
-    runtime()?.block_on(async {
+/// The hidden subcommand `axum-server`.
+pub(crate) fn serve(flags: &ServerFlags) -> Result<(), Error> {
+    runtime::current_thread()?.block_on(async {
         let listener = TcpListener::bind(flags.listen)
             .await
             .context(|| format!("cannot listen on {}", flags.listen))?
@@ -42,12 +43,4 @@ pub(crate) fn serve(flags: &ServeFlags) -> Result<(), Error> {
             .await
             .context(|| "the server failed".into())
     })
-}
-
-/// One event loop, as every contender has.
-pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Error> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context(|| "cannot start the runtime".into())
 }

@@ -1,32 +1,34 @@
-//! The same axum app as `axum`, with this project's listener and file service: what changes for a Rust
-//! user.
+//! The same axum app as `axum`, with this project's listener and file service: what changes for a
+//! Rust user.
 
 use axum::Router;
 use uncopied_http::{Listener, ServeFiles};
 
-use super::{Contender, Launch, ServeFlags, Setup};
 use crate::error::{Context, Error};
 use crate::machine::dependency_version;
+use crate::runtime;
+use crate::serve::contender::{FileServer, Launch, ServerFlags, ServerSetup, own_subcommand};
 
-pub(super) const CONTENDER: Contender = Contender {
+pub(super) const CONTENDER: FileServer = FileServer {
     name: "axum-uncopied",
-    about: "the same axum app with this project's `Listener` and `ServeFiles`, current-thread runtime",
+    about: "the same axum app with this project's `Listener` and `ServeFiles`, current-thread \
+            runtime",
     ours: true,
     prepare,
 };
 
-fn prepare(setup: &Setup<'_>) -> Result<Launch, Error> {
+fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
     let versions = ["axum", "hyper", "tokio"].map(dependency_version);
     Ok(Launch {
-        command: super::own_subcommand("axum-uncopied-server", setup)?,
+        command: own_subcommand("axum-uncopied-server", setup)?,
         version: versions.join(", "),
         configuration: None,
     })
 }
 
-/// The body of the hidden subcommand `axum-uncopied-server`.
-pub(crate) fn serve(flags: &ServeFlags) -> Result<(), Error> {
-    super::axum::runtime()?.block_on(async {
+/// The hidden subcommand `axum-uncopied-server`.
+pub(crate) fn serve(flags: &ServerFlags) -> Result<(), Error> {
+    runtime::current_thread()?.block_on(async {
         let listener = Listener::bind(flags.listen)
             .await
             .context(|| format!("cannot listen on {}", flags.listen))?;

@@ -4,18 +4,18 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Contender, Launch, Setup};
 use crate::error::{Context, Error};
 use crate::machine;
+use crate::serve::contender::{FileServer, Launch, ServerSetup};
 
-pub(super) const CONTENDER: Contender = Contender {
+pub(super) const CONTENDER: FileServer = FileServer {
     name: "nginx",
     about: "nginx, one worker, the settings that are best for static files",
     ours: false,
     prepare,
 };
 
-fn prepare(setup: &Setup<'_>) -> Result<Launch, Error> {
+fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
     let program = find().ok_or_else(|| {
         Error::Unavailable(
             "nginx is not installed: install nginx-light (Debian, Ubuntu) or nginx".into(),
@@ -23,7 +23,7 @@ fn prepare(setup: &Setup<'_>) -> Result<Launch, Error> {
     })?;
     let version = machine::first_line_of(&program.to_string_lossy(), &["-v"])
         .map(|line| line.replace("nginx version: ", ""))
-        .ok_or_else(|| Error::Unavailable("`nginx -v` says nothing".into()))?;
+        .ok_or_else(|| Error::Unavailable("`nginx -v` prints nothing".into()))?;
     let configuration = configuration(setup);
     let file = setup.scratch.join("nginx.conf");
     fs::write(&file, &configuration).context(|| format!("cannot write {}", file.display()))?;
@@ -43,7 +43,7 @@ fn prepare(setup: &Setup<'_>) -> Result<Launch, Error> {
     })
 }
 
-/// Looks through PATH, and where distributions put it, which is not in every user's PATH.
+/// Searches PATH, and the directories of distributions that are not in every user's PATH.
 fn find() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -52,12 +52,12 @@ fn find() -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// The configuration: what costs time per request is off, what saves it is on.
+/// The configuration. What costs time per request is off, what saves time is on.
 ///
-/// Without a master process the one process is the worker, with the same event loop, and its CPU
+/// Without a master process the only process is the worker, with the same event loop, and its CPU
 /// time and memory are all there is to count. `multi_accept` and the backlog only matter while
-/// connections are opened. `keepalive_*` are as good as unlimited, as they are for the others.
-fn configuration(setup: &Setup<'_>) -> String {
+/// connections are opened. `keepalive_*` are practically unlimited, as they are for the others.
+fn configuration(setup: &ServerSetup<'_>) -> String {
     let files = quoted(setup.files);
     let scratch = |name: &str| quoted(&setup.scratch.join(name));
     let address = setup.address;

@@ -1,8 +1,8 @@
 //! The plainest sendfile loop: the limit that a server with real HTTP can come close to.
 //!
-//! All files are opened and all heads are built beforehand. A request is the bytes up to an empty
-//! line, of which only the path is looked at. The answer is the head with `MSG_MORE`, then
-//! sendfile until the file is out. One thread, edge-triggered epoll.
+//! All files are opened and all heads are built at the start. A request is the bytes up to an empty
+//! line, and only its path is used. The response is the head with `MSG_MORE`, then sendfile until
+//! the file is sent. There is one thread, with edge-triggered epoll.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -15,11 +15,12 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::time::Timespec;
 
-use super::{Contender, Launch, ServeFlags, Setup};
-use crate::answer::EMPTY_LINE;
 use crate::error::{Context, Error};
+use crate::machine;
+use crate::serve::contender::{FileServer, Launch, ServerFlags, ServerSetup, own_subcommand};
+use crate::serve::response::EMPTY_LINE;
 
-pub(super) const CONTENDER: Contender = Contender {
+pub(super) const CONTENDER: FileServer = FileServer {
     name: "plain",
     about: "the plainest sendfile loop (epoll, prepared heads, `send(MSG_MORE)` then `sendfile`, \
             no HTTP parsing): the limit for sendfile, not a server to use",
@@ -27,34 +28,36 @@ pub(super) const CONTENDER: Contender = Contender {
     prepare,
 };
 
-/// Marks the listener among the events; connections carry their descriptor's number.
-const LISTENER: u64 = u64::MAX;
+/// The event data of the listener. That of a connection is the number of its descriptor.
+const LISTENER_EVENT: u64 = u64::MAX;
 
-/// A request that is longer is not from our load generator.
+/// Limit on a request. Those of our load generator are shorter.
 const REQUEST_LIMIT_BYTES: usize = 8 * 1024;
 
-/// How long to wait for events while connections have yielded.
-const AT_ONCE: Timespec = Timespec {
+/// Time limit of a wait for events while connections have yielded.
+const NO_WAIT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
 };
 
-/// What one connection may send before it is the others' turn. One that sends for as long as its
-/// peer drains wakes that peer for every bit; in turns, at most this much a turn, the peers find
-/// more at once. On loopback it saves about a tenth of the server's CPU at 16 MiB.
-const TURN_BYTES: u64 = 2 * 1024 * 1024;
+/// How much one connection may send before the others have their turn.
+///
+/// A connection that sends for as long as its peer receives wakes the peer for every small piece.
+/// If the connections take turns of at most this size, each peer finds more bytes at a time. On
+/// loopback this saves about a tenth of the server's CPU at 16 MiB.
+const MAX_TURN_BYTES: u64 = 2 * 1024 * 1024;
 
-fn prepare(setup: &Setup<'_>) -> Result<Launch, Error> {
+fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
     Ok(Launch {
-        command: super::own_subcommand("plain-server", setup)?,
-        version: format!("compare {}", env!("CARGO_PKG_VERSION")),
+        command: own_subcommand("plain-server", setup)?,
+        version: machine::own_version(),
         configuration: None,
     })
 }
 
-/// The body of the hidden subcommand `plain-server`.
-pub(crate) fn serve(flags: &ServeFlags) -> Result<(), Error> {
-    let answers = open_all(flags)?;
+/// The hidden subcommand `plain-server`.
+pub(crate) fn serve(flags: &ServerFlags) -> Result<(), Error> {
+    let responses = open_all(flags)?;
     let listener = TcpListener::bind(flags.listen)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .context(|| format!("cannot listen on {}", flags.listen))?;
@@ -63,14 +66,14 @@ pub(crate) fn serve(flags: &ServeFlags) -> Result<(), Error> {
     epoll::add(
         &epoll,
         &listener,
-        epoll::EventData::new_u64(LISTENER),
+        epoll::EventData::new_u64(LISTENER_EVENT),
         epoll::EventFlags::IN,
     )
     .context(|| "cannot watch the listener".into())?;
-    Loop {
+    EventLoop {
         epoll,
         listener,
-        answers,
+        responses,
         connections: Vec::new(),
         yielded: Vec::new(),
         buffer: vec![0; REQUEST_LIMIT_BYTES],
@@ -78,26 +81,26 @@ pub(crate) fn serve(flags: &ServeFlags) -> Result<(), Error> {
     .run()
 }
 
-/// A file and the head that goes before it.
-struct Answer {
+/// A file and the head that is sent before it.
+struct PreparedResponse {
     head: Vec<u8>,
     file: File,
     length: u64,
 }
 
-/// Every regular file of the directory, by the path that asks for it.
-fn open_all(flags: &ServeFlags) -> Result<HashMap<Vec<u8>, Answer>, Error> {
+/// Opens every regular file of the directory. The key is the path that requests it.
+fn open_all(flags: &ServerFlags) -> Result<HashMap<Vec<u8>, PreparedResponse>, Error> {
     let directory = &flags.dir;
     let entries =
         fs::read_dir(directory).context(|| format!("cannot read {}", directory.display()))?;
-    let mut answers = HashMap::new();
+    let mut responses = HashMap::new();
     for entry in entries {
         let entry = entry.context(|| format!("cannot read {}", directory.display()))?;
         let file = File::open(entry.path())
             .context(|| format!("cannot open {}", entry.path().display()))?;
         let metadata = file
             .metadata()
-            .context(|| format!("cannot look at {}", entry.path().display()))?;
+            .context(|| format!("cannot inspect {}", entry.path().display()))?;
         if !metadata.is_file() {
             continue;
         }
@@ -108,76 +111,77 @@ fn open_all(flags: &ServeFlags) -> Result<HashMap<Vec<u8>, Answer>, Error> {
         );
         let mut path = b"/".to_vec();
         path.extend_from_slice(entry.file_name().as_encoded_bytes());
-        answers.insert(
+        responses.insert(
             path,
-            Answer {
+            PreparedResponse {
                 head: head.into_bytes(),
                 file,
                 length,
             },
         );
     }
-    Ok(answers)
+    Ok(responses)
 }
 
-/// A connection, and how far its answer has gone.
-struct Connection {
+/// A connection, and how much of its response has been sent.
+struct PlainConnection {
     stream: TcpStream,
     path: Vec<u8>,
     head_sent: usize,
     body_sent: u64,
-    answering: bool,
-    yielded: bool,
+    is_responding: bool,
+    has_yielded: bool,
 }
 
-/// What is to become of a connection.
+/// What to do with a connection after its turn.
 #[derive(PartialEq, Eq)]
-enum Next {
-    /// When the socket is ready again.
+enum NextAction {
+    /// Continue when the socket is ready again.
     Wait,
-    /// It could go on at once, but it is the others' turn.
+    /// Continue after the others have had their turn. The socket is still ready.
     Yield,
+    /// Close it.
     Close,
 }
 
-/// How an undisturbed [`Connection::send`] ended.
-enum Sent {
-    /// With the answer.
-    All,
-    /// With the turn.
+/// How a successful [`PlainConnection::send`] ended.
+enum SendEnd {
+    /// The response is complete.
+    Response,
+    /// The turn is over.
     Turn,
 }
 
-struct Loop {
+struct EventLoop {
     epoll: OwnedFd,
     listener: TcpListener,
-    answers: HashMap<Vec<u8>, Answer>,
-    connections: Vec<Option<Connection>>,
+    responses: HashMap<Vec<u8>, PreparedResponse>,
+    connections: Vec<Option<PlainConnection>>,
     yielded: Vec<usize>,
     buffer: Vec<u8>,
 }
 
-impl Loop {
+impl EventLoop {
     fn run(mut self) -> Result<(), Error> {
         let mut events = Vec::with_capacity(256);
         let mut turns = Vec::new();
         loop {
-            let limit = (!self.yielded.is_empty()).then_some(&AT_ONCE);
+            let limit = (!self.yielded.is_empty()).then_some(&NO_WAIT);
             match epoll::wait(&self.epoll, spare_capacity(&mut events), limit) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error).context(|| "cannot wait".into()),
             }
             for event in events.drain(..) {
                 let data = event.data.u64();
-                if data == LISTENER {
+                if data == LISTENER_EVENT {
                     self.accept()?;
                 } else if !self.has_yielded(data as usize) {
-                    self.turn(data as usize);
+                    self.take_turn(data as usize);
                 }
             }
             std::mem::swap(&mut turns, &mut self.yielded);
             for slot in turns.drain(..) {
-                self.turn(slot);
+                self.take_turn(slot);
             }
         }
     }
@@ -202,96 +206,100 @@ impl Loop {
             if self.connections.len() <= slot {
                 self.connections.resize_with(slot + 1, || None);
             }
-            self.connections[slot] = Some(Connection {
+            self.connections[slot] = Some(PlainConnection {
                 stream,
                 path: Vec::new(),
                 head_sent: 0,
                 body_sent: 0,
-                answering: false,
-                yielded: false,
+                is_responding: false,
+                has_yielded: false,
             });
         }
     }
 
-    /// Whether its turn is coming anyway.
+    /// Whether the connection waits for its next turn anyway.
     fn has_yielded(&self, slot: usize) -> bool {
         let connection = self.connections.get(slot).and_then(Option::as_ref);
-        connection.is_some_and(|connection| connection.yielded)
+        connection.is_some_and(|connection| connection.has_yielded)
     }
 
-    fn turn(&mut self, slot: usize) {
+    fn take_turn(&mut self, slot: usize) {
         let Some(connection) = self.connections.get_mut(slot).and_then(Option::as_mut) else {
             return;
         };
-        match connection.turn(&self.answers, &mut self.buffer) {
-            Next::Wait => {}
-            Next::Yield => {
-                connection.yielded = true;
+        match connection.take_turn(&self.responses, &mut self.buffer) {
+            NextAction::Wait => {}
+            NextAction::Yield => {
+                connection.has_yielded = true;
                 self.yielded.push(slot);
             }
-            Next::Close => self.connections[slot] = None,
+            NextAction::Close => self.connections[slot] = None,
         }
     }
 }
 
-impl Connection {
-    /// Goes on with the answer, or takes the next request, until the socket blocks.
-    fn turn(&mut self, answers: &HashMap<Vec<u8>, Answer>, buffer: &mut [u8]) -> Next {
-        self.yielded = false;
-        if !self.answering {
+impl PlainConnection {
+    /// Continues the response, or reads the next request, until the socket blocks or the turn ends.
+    fn take_turn(
+        &mut self,
+        responses: &HashMap<Vec<u8>, PreparedResponse>,
+        buffer: &mut [u8],
+    ) -> NextAction {
+        self.has_yielded = false;
+        if !self.is_responding {
             match rustix::net::recv(&self.stream, &mut *buffer, RecvFlags::empty()) {
                 Ok((_, got)) if got > 0 => match path_of(&buffer[..got]) {
                     Some(path) => {
                         self.path.clear();
                         self.path.extend_from_slice(path);
                     }
-                    None => return Next::Close,
+                    None => return NextAction::Close,
                 },
-                Err(Errno::AGAIN | Errno::INTR) => return Next::Wait,
-                Ok(_) | Err(_) => return Next::Close,
+                Err(Errno::AGAIN | Errno::INTR) => return NextAction::Wait,
+                Ok(_) | Err(_) => return NextAction::Close,
             }
             (self.head_sent, self.body_sent) = (0, 0);
-            self.answering = true;
+            self.is_responding = true;
         }
-        let Some(answer) = answers.get(&self.path) else {
-            return Next::Close;
+        let Some(response) = responses.get(&self.path) else {
+            return NextAction::Close;
         };
-        match self.send(answer) {
-            // The next request cannot be there yet: our client waits for this answer's end.
-            Ok(Sent::All) => {
-                self.answering = false;
-                Next::Wait
+        match self.send(response) {
+            // The next request cannot be there yet: our client waits for the end of this response.
+            Ok(SendEnd::Response) => {
+                self.is_responding = false;
+                NextAction::Wait
             }
-            Ok(Sent::Turn) => Next::Yield,
-            Err(Errno::AGAIN) => Next::Wait,
-            Err(_) => Next::Close,
+            Ok(SendEnd::Turn) => NextAction::Yield,
+            Err(Errno::AGAIN) => NextAction::Wait,
+            Err(_) => NextAction::Close,
         }
     }
 
-    fn send(&mut self, answer: &Answer) -> Result<Sent, Errno> {
-        while self.head_sent < answer.head.len() {
-            let rest = &answer.head[self.head_sent..];
+    fn send(&mut self, response: &PreparedResponse) -> Result<SendEnd, Errno> {
+        while self.head_sent < response.head.len() {
+            let rest = &response.head[self.head_sent..];
             let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
             self.head_sent += rustix::net::send(&self.stream, rest, flags)?;
         }
-        let turn_end = answer.length.min(self.body_sent + TURN_BYTES);
+        let turn_end = response.length.min(self.body_sent + MAX_TURN_BYTES);
         while self.body_sent < turn_end {
             let left = (turn_end - self.body_sent) as usize;
             let offset = Some(&mut self.body_sent);
-            if rustix::fs::sendfile(&self.stream, &answer.file, offset, left)? == 0 {
-                // The file has become shorter: the answer cannot be finished.
+            if rustix::fs::sendfile(&self.stream, &response.file, offset, left)? == 0 {
+                // The file has become shorter. The response cannot be completed.
                 return Err(Errno::IO);
             }
         }
-        if self.body_sent == answer.length {
-            Ok(Sent::All)
+        if self.body_sent == response.length {
+            Ok(SendEnd::Response)
         } else {
-            Ok(Sent::Turn)
+            Ok(SendEnd::Turn)
         }
     }
 }
 
-/// The path of a request that has come whole and alone, as our load generator sends them.
+/// The path of a request that has arrived complete and alone, as our load generator sends them.
 fn path_of(request: &[u8]) -> Option<&[u8]> {
     if !request.ends_with(EMPTY_LINE) {
         return None;
@@ -305,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_path_is_the_second_word_of_a_whole_request() {
+    fn the_path_is_the_second_word_of_a_complete_request() {
         let request = b"GET /1k.bin HTTP/1.1\r\nHost: x\r\n\r\n";
         assert_eq!(path_of(request), Some(&b"/1k.bin"[..]));
         let with_query = b"GET /1k.bin?12 HTTP/1.1\r\nHost: x\r\n\r\n";

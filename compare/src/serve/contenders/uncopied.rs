@@ -1,30 +1,30 @@
-//! `uncopied serve`: what all others are compared with.
+//! `uncopied serve`, which all others are compared with.
 
 use std::path::Path;
 use std::process::Command;
 
-use super::{Contender, Launch, Setup};
 use crate::error::{Context, Error};
-use crate::machine;
+use crate::serve::contender::{FileServer, Launch, ServerSetup};
+use crate::{machine, process};
 
-pub(super) const CONTENDER: Contender = Contender {
+pub(super) const CONTENDER: FileServer = FileServer {
     name: "uncopied",
     about: "`uncopied serve` of this commit, one thread",
     ours: true,
     prepare,
 };
 
-fn prepare(setup: &Setup<'_>) -> Result<Launch, Error> {
-    let own = std::env::current_exe().context(|| "cannot find this program".into())?;
-    // This program is target/<profile>/compare; its peer is built into the same target directory.
+fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
+    let own = process::own_program()?;
+    // This program is target/<profile>/compare. The server is built into the same target directory.
     let target = own
         .parent()
         .and_then(Path::parent)
-        .ok_or_else(|| Error::Unavailable("this program lies in no target directory".into()))?;
+        .ok_or_else(|| Error::Unavailable("this program is not in a target directory".into()))?;
     build(target)?;
     let program = target.join("release").join("uncopied");
     let version = machine::first_line_of(&program.to_string_lossy(), &["--version"])
-        .ok_or_else(|| Error::Unavailable("`uncopied --version` says nothing".into()))?;
+        .ok_or_else(|| Error::Unavailable("`uncopied --version` prints nothing".into()))?;
     Ok(Launch {
         command: vec![
             program.into(),

@@ -88,7 +88,12 @@ impl Transfer {
     #[must_use]
     pub fn with_mapping(mut self, mapping: &FileMapping) -> Self {
         // Most transfers never get to `mmap_write`, and then need no handle.
-        if self.engine.plan().mechanisms().contains(&Mechanism::MmapWrite) {
+        if self
+            .engine
+            .plan()
+            .mechanisms()
+            .contains(&Mechanism::MmapWrite)
+        {
             self.active = ActiveMechanism::new(self.mechanism(), Some(mapping));
             self.mapping = Some(mapping.clone());
         }

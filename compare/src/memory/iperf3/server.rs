@@ -1,24 +1,25 @@
-//! As much of the server's side of iperf3's protocol as its client needs to send to our receiver.
+//! The server side of iperf3's protocol, as far as its client needs it to send to our receiver.
 //!
-//! A connection for control comes first and tells its cookie; lengths and one-byte states go to and fro
-//! on it. A second one with the same cookie carries the bytes. When its time is over the client says so,
-//! the two exchange their results, and the client hangs up.
+//! The client opens a control connection first, and sends a cookie on it. Then client and server
+//! exchange one-byte states, and messages with their lengths. A second connection with the same
+//! cookie carries the bytes. When the time is over, the client sends that state, they exchange
+//! their results, and the client closes the control connection.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use serde_json::json;
 
-use super::receiver::STALL_LIMIT;
 use crate::error::{Context, Error};
+use crate::loopback::receiver::STALL_LIMIT;
 
-/// A cookie: 36 letters and digits, and a NUL.
+/// Size of a cookie: 36 letters and digits, and a NUL.
 const COOKIE_BYTES: usize = 37;
 
-/// Parameters and results take about a kilobyte.
+/// Limit on a message. Parameters and results take about a kilobyte.
 const MESSAGE_LIMIT_BYTES: usize = 1024 * 1024;
 
-/// What the protocol calls states, each sent as one byte.
+/// The states of the protocol, each sent as one byte.
 mod state {
     pub(super) const TEST_START: u8 = 1;
     pub(super) const TEST_RUNNING: u8 = 2;
@@ -30,62 +31,62 @@ mod state {
     pub(super) const IPERF_DONE: u8 = 16;
 }
 
-/// The connection for control of a client that sends.
+/// The control connection of a client that sends.
 #[derive(Debug)]
-pub(super) struct Control(TcpStream);
+pub(in crate::memory) struct Control(TcpStream);
 
 impl Control {
-    /// Speaks with a client until it sends; returns the connection that it sends on, its cookie taken
-    /// off.
-    pub(super) fn open(
+    /// Talks to a client until it starts to send. Returns the connection that it sends on, with the
+    /// cookie already read, and the control connection.
+    pub(in crate::memory) fn open(
         mut accept: impl FnMut() -> Result<TcpStream, Error>,
     ) -> Result<(TcpStream, Self), Error> {
         let control = accept()?;
         control
             .set_read_timeout(Some(STALL_LIMIT))
-            .context(|| "cannot set iperf3's connection up".into())?;
+            .context(|| "cannot set up iperf3's connection".into())?;
         let mut control = Self(control);
-        let cookie = cookie(&mut control.0)?;
-        control.tell(state::PARAM_EXCHANGE)?;
-        // What was asked for is on the client's command line.
-        control.message()?;
-        control.tell(state::CREATE_STREAMS)?;
+        let cookie = read_cookie(&mut control.0)?;
+        control.send_state(state::PARAM_EXCHANGE)?;
+        // The parameters are those of the client's command line.
+        control.read_message()?;
+        control.send_state(state::CREATE_STREAMS)?;
         let mut stream = accept()?;
-        if self::cookie(&mut stream)? != cookie {
-            return Err(Error::WrongAnswer(
+        if read_cookie(&mut stream)? != cookie {
+            return Err(Error::WrongResult(
                 "iperf3's two connections have different cookies".into(),
             ));
         }
-        control.tell(state::TEST_START)?;
-        control.tell(state::TEST_RUNNING)?;
+        control.send_state(state::TEST_START)?;
+        control.send_state(state::TEST_RUNNING)?;
         Ok((stream, control))
     }
 
-    /// To wait on.
-    pub(super) fn stream(&self) -> &TcpStream {
+    /// The connection, to wait on.
+    pub(in crate::memory) fn stream(&self) -> &TcpStream {
         &self.0
     }
 
-    /// Answers what the client says; false once it has nothing more to say.
-    pub(super) fn answer(&mut self, received_bytes: u64) -> Result<bool, Error> {
+    /// Reads a state from the client and responds to it. Returns false once the client is done.
+    pub(in crate::memory) fn respond(&mut self, received_bytes: u64) -> Result<bool, Error> {
         let mut state = [0];
         self.read(&mut state)?;
         match state[0] {
             state::TEST_END => {
-                self.tell(state::EXCHANGE_RESULTS)?;
-                self.message()?;
+                self.send_state(state::EXCHANGE_RESULTS)?;
+                self.read_message()?;
                 self.send_results(received_bytes)?;
-                self.tell(state::DISPLAY_RESULTS)?;
+                self.send_state(state::DISPLAY_RESULTS)?;
                 Ok(true)
             }
             state::IPERF_DONE => Ok(false),
-            other => Err(Error::WrongAnswer(format!(
-                "iperf3 says {other}, which is not how a test goes on"
+            other => Err(Error::WrongResult(format!(
+                "iperf3 sent the state {other}, which does not follow here"
             ))),
         }
     }
 
-    /// The fields that the client insists on. It prints them; nobody else reads them.
+    /// Sends the fields that the client requires. It only prints them.
     fn send_results(&mut self, received_bytes: u64) -> Result<(), Error> {
         let results = json!({
             "cpu_util_total": 0, "cpu_util_user": 0, "cpu_util_system": 0,
@@ -101,22 +102,22 @@ impl Control {
         self.write(&[&length, text.as_bytes()].concat())
     }
 
-    fn tell(&mut self, state: u8) -> Result<(), Error> {
+    fn send_state(&mut self, state: u8) -> Result<(), Error> {
         self.write(&[state])
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let written = self.0.write_all(bytes);
-        written.context(|| "cannot speak with iperf3".into())
+        written.context(|| "cannot write to iperf3".into())
     }
 
-    /// A message, which comes behind its length.
-    fn message(&mut self) -> Result<Vec<u8>, Error> {
+    /// Reads a message, which follows its length.
+    fn read_message(&mut self) -> Result<Vec<u8>, Error> {
         let mut length = [0; 4];
         self.read(&mut length)?;
         let length = u32::from_be_bytes(length) as usize;
         if length > MESSAGE_LIMIT_BYTES {
-            return Err(Error::WrongAnswer(format!(
+            return Err(Error::WrongResult(format!(
                 "iperf3 announces a message of {length} bytes"
             )));
         }
@@ -127,11 +128,11 @@ impl Control {
 
     fn read(&mut self, into: &mut [u8]) -> Result<(), Error> {
         let read = self.0.read_exact(into);
-        read.context(|| "cannot hear from iperf3".into())
+        read.context(|| "cannot read from iperf3".into())
     }
 }
 
-fn cookie(stream: &mut TcpStream) -> Result<[u8; COOKIE_BYTES], Error> {
+fn read_cookie(stream: &mut TcpStream) -> Result<[u8; COOKIE_BYTES], Error> {
     let mut cookie = [0; COOKIE_BYTES];
     let read = stream.read_exact(&mut cookie);
     read.context(|| "cannot read iperf3's cookie".into())?;
@@ -147,7 +148,8 @@ mod tests {
 
     const COOKIE: [u8; COOKIE_BYTES] = [b'c'; COOKIE_BYTES];
 
-    /// What a client hears after having said the first cookie, its parameters, and the second cookie.
+    /// A client that sends a cookie, its parameters, the second cookie and `after`. Returns what it
+    /// receives on its control connection.
     fn client(address: std::net::SocketAddr, second: [u8; COOKIE_BYTES], after: &[u8]) -> Vec<u8> {
         let mut control = TcpStream::connect(address).unwrap();
         control.write_all(&COOKIE).unwrap();
@@ -157,52 +159,52 @@ mod tests {
         stream.write_all(b"data").unwrap();
         drop(stream);
         control.write_all(after).unwrap();
-        let mut heard = Vec::new();
-        // A server that has given up resets the connection.
-        let _ = control.read_to_end(&mut heard);
-        heard
+        let mut received = Vec::new();
+        // A server that gives up resets the connection.
+        let _ = control.read_to_end(&mut received);
+        received
     }
 
     fn open(
         second: [u8; COOKIE_BYTES],
         after: &'static [u8],
-        then: impl FnOnce(Result<(TcpStream, Control), Error>),
+        check: impl FnOnce(Result<(TcpStream, Control), Error>),
     ) -> Vec<u8> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let client = thread::spawn(move || client(address, second, after));
         let mut streams = Vec::from([(); 2].map(|()| listener.accept().unwrap().0));
-        then(Control::open(|| Ok(streams.remove(0))));
+        check(Control::open(|| Ok(streams.remove(0))));
         client.join().unwrap()
     }
 
     #[test]
-    fn a_test_goes_through_all_its_states() {
-        let heard = open(COOKIE, b"\x04\0\0\0\x02{}\x10", |opened| {
+    fn a_test_passes_through_all_states() {
+        let received = open(COOKIE, b"\x04\0\0\0\x02{}\x10", |opened| {
             let (mut stream, mut control) = opened.unwrap();
             let mut data = Vec::new();
             stream.read_to_end(&mut data).unwrap();
             assert_eq!(data, b"data");
-            assert!(control.answer(4).unwrap());
-            assert!(!control.answer(4).unwrap());
+            assert!(control.respond(4).unwrap());
+            assert!(!control.respond(4).unwrap());
         });
-        assert_eq!(heard[..5], [9, 10, 1, 2, 13]);
-        let length = u32::from_be_bytes(heard[5..9].try_into().unwrap()) as usize;
-        let results: serde_json::Value = serde_json::from_slice(&heard[9..9 + length]).unwrap();
+        assert_eq!(received[..5], [9, 10, 1, 2, 13]);
+        let length = u32::from_be_bytes(received[5..9].try_into().unwrap()) as usize;
+        let results: serde_json::Value = serde_json::from_slice(&received[9..9 + length]).unwrap();
         assert_eq!(results["streams"][0]["bytes"], 4);
-        assert_eq!(heard[9 + length..], [14]);
+        assert_eq!(received[9 + length..], [14]);
     }
 
     #[test]
-    fn a_stranger_and_a_client_that_gives_up_are_refused() {
-        let mut stranger = COOKIE;
-        stranger[0] = b'x';
-        open(stranger, b"", |opened| {
-            assert!(matches!(opened, Err(Error::WrongAnswer(_))), "{opened:?}");
+    fn a_different_cookie_and_a_client_that_gives_up_are_errors() {
+        let mut different = COOKIE;
+        different[0] = b'x';
+        open(different, b"", |opened| {
+            assert!(matches!(opened, Err(Error::WrongResult(_))), "{opened:?}");
         });
         open(COOKIE, b"\x0c", |opened| {
             let (_stream, mut control) = opened.unwrap();
-            assert!(matches!(control.answer(0), Err(Error::WrongAnswer(_))));
+            assert!(matches!(control.respond(0), Err(Error::WrongResult(_))));
         });
     }
 }

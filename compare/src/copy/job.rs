@@ -1,0 +1,105 @@
+//! What a sender is given, and what it reports.
+
+use std::fs::File;
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+
+use crate::error::Error;
+
+/// What a contender is given.
+pub(super) struct CopyJob {
+    /// The file to send from its beginning to its end.
+    pub(super) file: File,
+    /// A connected, blocking socket. All its options are the kernel's defaults, except for the
+    /// congestion control.
+    pub(super) socket: TcpStream,
+}
+
+/// The report of a sender, which it prints at its end.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct TransferReport {
+    /// How many bytes it has sent.
+    pub(super) bytes: u64,
+    /// User and system CPU seconds of its process for the transfer, including all threads.
+    pub(super) cpu_seconds: f64,
+    /// The congestion control of its socket.
+    pub(super) congestion: String,
+}
+
+impl TransferReport {
+    /// The report as a line of JSON.
+    pub(super) fn line(&self) -> String {
+        json!({
+            "bytes": self.bytes,
+            "cpu_seconds": self.cpu_seconds,
+            "congestion": self.congestion,
+        })
+        .to_string()
+    }
+
+    /// Parses the line of a sender.
+    pub(super) fn parse(text: &str) -> Result<Self, Error> {
+        let malformed = || Error::WrongResult(format!("the sender's report is {text:?}"));
+        let value: Value = serde_json::from_str(text).map_err(|_| malformed())?;
+        Ok(Self {
+            bytes: value["bytes"].as_u64().ok_or_else(malformed)?,
+            cpu_seconds: value["cpu_seconds"].as_f64().ok_or_else(malformed)?,
+            congestion: value["congestion"]
+                .as_str()
+                .ok_or_else(malformed)?
+                .to_owned(),
+        })
+    }
+
+    /// Returns an error unless the report agrees with the file and with the options.
+    pub(super) fn check(&self, file_bytes: u64, congestion: &str) -> Result<(), Error> {
+        if self.bytes != file_bytes {
+            return Err(Error::WrongResult(format!(
+                "it reports {} bytes sent of a file of {file_bytes}",
+                self.bytes
+            )));
+        }
+        if self.congestion != congestion {
+            return Err(Error::WrongResult(format!(
+                "its congestion control was {} and not {congestion}",
+                self.congestion
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn report() -> TransferReport {
+        TransferReport {
+            bytes: 8192,
+            cpu_seconds: 0.043_210_987,
+            congestion: "cubic".into(),
+        }
+    }
+
+    #[test]
+    fn a_report_is_parsed_as_it_is_printed() {
+        assert_eq!(TransferReport::parse(&report().line()).unwrap(), report());
+        for bad in [
+            "",
+            "{}",
+            r#"{"bytes":-1,"cpu_seconds":0.1,"congestion":"cubic"}"#,
+            r#"{"bytes":1,"congestion":"cubic"}"#,
+        ] {
+            assert!(TransferReport::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_report_must_agree_with_the_file_and_the_options() {
+        assert!(report().check(8192, "cubic").is_ok());
+        assert!(report().check(8193, "cubic").is_err());
+        assert!(report().check(8192, "bbr").is_err());
+    }
+}

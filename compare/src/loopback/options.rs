@@ -1,0 +1,26 @@
+//! Options of every comparison of senders.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Options of every comparison of senders.
+#[derive(Args)]
+pub(crate) struct LoopbackOptions {
+    /// The machine's name in the report; its host name by default.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Directory for temporary files, on a real file system; the directory of this program by
+    /// default.
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// The CPU that all senders run on.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) sender_cpu: usize,
+    /// The CPU that the receiver runs on.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) receiver_cpu: usize,
+    /// The TCP congestion control of both sides, set on the sockets.
+    #[arg(long, default_value = "cubic")]
+    pub(crate) congestion: String,
+}

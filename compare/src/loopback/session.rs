@@ -1,0 +1,128 @@
+//! What a run needs: the directories, the description of the machine, the receiver, and the sender
+//! processes.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::options::LoopbackOptions;
+use super::receiver::Receiver;
+use crate::error::{Context, Error};
+use crate::process::{self, PinnedChild};
+use crate::{interrupt, machine, page};
+
+/// How long a sender may take to exit after its connection has ended.
+const EXIT_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a sender that has failed may take to print why.
+const FAILURE_MESSAGE_DELAY: Duration = Duration::from_millis(100);
+
+/// A run of a comparison of senders.
+pub(crate) struct Session {
+    scratch: TempDir,
+    output_directory: Option<PathBuf>,
+    facts: Vec<(&'static str, String)>,
+    sender_cpu: usize,
+    receiver_cpu: usize,
+}
+
+impl Session {
+    /// Checks the options, and prepares the directories.
+    ///
+    /// The report goes to `out`. Without it, the report of a complete run goes to
+    /// `benchmarks/DATE-NAME-COMPARISON`, and that of an incomplete run is only printed.
+    pub(crate) fn open(
+        comparison: &str,
+        options: &LoopbackOptions,
+        out: Option<&Path>,
+        is_incomplete: bool,
+    ) -> Result<Self, Error> {
+        page::check_name(options.name.as_deref())?;
+        process::check_cpus(
+            [options.sender_cpu, options.receiver_cpu],
+            "--sender-cpu and --receiver-cpu",
+            "senders and receiver",
+        )?;
+        interrupt::watch()?;
+        page::warn_of_debug_build();
+        let output_directory = page::output_directory(out, is_incomplete, || {
+            let name = options.name.clone().unwrap_or_else(machine::host_name);
+            format!("{name}-{comparison}")
+        })?;
+        let scratch = tempfile::Builder::new()
+            .prefix("compare-")
+            .tempdir_in(machine::scratch_parent(options.dir.as_deref())?)
+            .context(|| "cannot create a directory for temporary files".into())?;
+        let mut facts = machine::facts(scratch.path());
+        facts.extend(machine::tcp_facts());
+        Ok(Self {
+            scratch,
+            output_directory,
+            facts,
+            sender_cpu: options.sender_cpu,
+            receiver_cpu: options.receiver_cpu,
+        })
+    }
+
+    /// Opens the receiver, and moves this thread to the receiver's CPU.
+    pub(crate) fn receiver(&self, congestion: &str) -> Result<Receiver, Error> {
+        let receiver = Receiver::listen(congestion)?;
+        process::pin_to(self.receiver_cpu)?;
+        Ok(receiver)
+    }
+
+    /// A directory for temporary files, removed when the run ends.
+    pub(crate) fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// The directory for the report, if it is not only printed.
+    pub(crate) fn output_directory(&self) -> Option<&Path> {
+        self.output_directory.as_deref()
+    }
+
+    /// Names and values that describe the machine.
+    pub(crate) fn facts(&self) -> &[(&'static str, String)] {
+        &self.facts
+    }
+
+    /// Starts a sender, calls `receive` with it, and waits for its exit. Returns the result of
+    /// `receive` and what the sender printed.
+    ///
+    /// If `receive` fails, the error is what `failure` finds in the sender's output, or why the
+    /// sender has exited, or else the error of `receive`.
+    pub(crate) fn run_sender<T>(
+        &self,
+        command: &[OsString],
+        receive: impl FnOnce(&mut PinnedChild) -> Result<T, Error>,
+        failure: impl FnOnce(&str) -> Option<Error>,
+    ) -> Result<(T, String), Error> {
+        let printed = self.scratch().join("stdout");
+        let output =
+            File::create(&printed).context(|| format!("cannot write {}", printed.display()))?;
+        let errors = self.scratch().join("stderr");
+        let mut sender =
+            PinnedChild::start(command, self.sender_cpu, Stdio::from(output), &errors)?;
+        let received = match receive(&mut sender) {
+            Ok(received) => received,
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => {
+                // If the sender has exited, its message is more useful than the broken connection.
+                thread::sleep(FAILURE_MESSAGE_DELAY);
+                let error = sender.check_alive().err().unwrap_or(error);
+                return Err(failure(&read(&printed)?).unwrap_or(error));
+            }
+        };
+        sender.wait(EXIT_LIMIT)?;
+        Ok((received, read(&printed)?))
+    }
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))
+}

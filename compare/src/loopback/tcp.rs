@@ -1,0 +1,40 @@
+//! TCP sockets with a chosen congestion control.
+
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketType, sockopt};
+
+use crate::error::{Context, Error};
+
+/// Sets the congestion control of a socket.
+pub(crate) fn set_congestion(socket: impl AsFd, wanted: &str) -> Result<(), Error> {
+    sockopt::set_tcp_congestion(socket, wanted).map_err(|error| {
+        Error::Usage(format!(
+            "cannot set the congestion control {wanted} on a socket ({error}): choose one of \
+             net.ipv4.tcp_allowed_congestion_control with --congestion, or load its module"
+        ))
+    })
+}
+
+/// The congestion control of a socket.
+pub(crate) fn congestion(socket: impl AsFd) -> Result<String, Error> {
+    sockopt::tcp_congestion(socket)
+        .context(|| "cannot get the congestion control of a connection".into())
+}
+
+/// Connects to `address` with that congestion control.
+///
+/// It is set before there is a connection, because some algorithms pace the connection from its
+/// first packet on.
+pub(crate) fn connect(address: SocketAddr, congestion: &str) -> Result<TcpStream, Error> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let socket: OwnedFd = rustix::net::socket(family, SocketType::STREAM, None)
+        .context(|| "cannot create a socket".into())?;
+    set_congestion(&socket, congestion)?;
+    rustix::net::connect(&socket, &address).context(|| format!("cannot connect to {address}"))?;
+    Ok(socket.into())
+}

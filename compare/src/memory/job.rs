@@ -1,0 +1,170 @@
+//! What a sender is given, and what it reports.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::error::Error;
+
+/// What the command line of a sender is built from.
+pub(super) struct SenderSetup<'a> {
+    /// The port on 127.0.0.1 to connect to.
+    pub(super) port: &'a str,
+    /// How many bytes to send with one call, over and over.
+    pub(super) size: &'a str,
+    /// How long to send, if the sender cannot be told to stop.
+    pub(super) sending_time: Duration,
+    /// The congestion control to set on the socket.
+    pub(super) congestion: &'a str,
+    /// A directory for temporary files.
+    pub(super) scratch: &'a Path,
+}
+
+/// What a contender within this program is given.
+pub(super) struct MemoryJob {
+    /// A connected, blocking socket. All its options are the kernel's defaults, except for the
+    /// congestion control.
+    pub(super) stream: TcpStream,
+    /// What to send with one call, over and over.
+    pub(super) payload: Vec<u8>,
+    stop: Arc<AtomicBool>,
+}
+
+impl MemoryJob {
+    /// A job that ends once `stop` is set.
+    pub(super) fn new(stream: TcpStream, payload: Vec<u8>, stop: Arc<AtomicBool>) -> Self {
+        Self {
+            stream,
+            payload,
+            stop,
+        }
+    }
+
+    /// Whether to send once more.
+    pub(super) fn continues(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// What a sender has sent, as it reports itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SentBytes {
+    /// Bytes that the socket accepted.
+    pub(super) total: u64,
+    /// How many of them the CPU copied.
+    pub(super) copied: u64,
+}
+
+impl SentBytes {
+    /// Bytes that were all copied, as every byte of a `write` is.
+    pub(super) fn all_copied(total: u64) -> Self {
+        Self {
+            total,
+            copied: total,
+        }
+    }
+}
+
+/// The report of a sender, which it prints at its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SenderReport {
+    /// What it has sent.
+    pub(super) sent: SentBytes,
+    /// The congestion control of its socket.
+    pub(super) congestion: String,
+}
+
+impl SenderReport {
+    /// The report as a line of JSON.
+    pub(super) fn line(&self) -> String {
+        json!({
+            "bytes": self.sent.total,
+            "copied": self.sent.copied,
+            "congestion": self.congestion,
+        })
+        .to_string()
+    }
+
+    /// Parses the line of a sender within this program.
+    pub(super) fn parse(text: &str) -> Result<Self, Error> {
+        let malformed = || Error::WrongResult(format!("the sender's report is {text:?}"));
+        let value: Value = serde_json::from_str(text).map_err(|_| malformed())?;
+        let number = |key: &str| value[key].as_u64().ok_or_else(malformed);
+        Ok(Self {
+            sent: SentBytes {
+                total: number("bytes")?,
+                copied: number("copied")?,
+            },
+            congestion: value["congestion"]
+                .as_str()
+                .ok_or_else(malformed)?
+                .to_owned(),
+        })
+    }
+
+    /// Returns an error unless the report agrees with what arrived and with the options.
+    pub(super) fn check(&self, received_bytes: u64, congestion: &str) -> Result<(), Error> {
+        let SentBytes { total, copied } = self.sent;
+        if total != received_bytes {
+            return Err(Error::WrongResult(format!(
+                "it reports {total} bytes sent, and {received_bytes} arrived"
+            )));
+        }
+        if copied > total {
+            return Err(Error::WrongResult(format!(
+                "it reports that {copied} of {total} bytes were copied"
+            )));
+        }
+        if self.congestion != congestion {
+            return Err(Error::WrongResult(format!(
+                "its congestion control was {} and not {congestion}",
+                self.congestion
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn report() -> SenderReport {
+        SenderReport {
+            sent: SentBytes {
+                total: 8192,
+                copied: 4096,
+            },
+            congestion: "cubic".into(),
+        }
+    }
+
+    #[test]
+    fn a_report_is_parsed_as_it_is_printed() {
+        assert_eq!(SenderReport::parse(&report().line()).unwrap(), report());
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            r#"{"bytes":-1,"copied":0,"congestion":"cubic"}"#,
+            r#"{"bytes":1,"copied":0}"#,
+        ] {
+            assert!(SenderReport::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_report_must_agree_with_what_arrived() {
+        assert!(report().check(8192, "cubic").is_ok());
+        assert!(report().check(8191, "cubic").is_err());
+        assert!(report().check(8192, "bbr").is_err());
+        let mut implausible = report();
+        implausible.sent.copied = 8193;
+        assert!(implausible.check(8192, "cubic").is_err());
+    }
+}

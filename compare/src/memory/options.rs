@@ -1,0 +1,56 @@
+//! The command line of `compare memory`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::contender::MemorySender;
+use super::contenders;
+use super::targets;
+use crate::loopback::options::LoopbackOptions;
+use crate::table::{parse_seconds, parse_size};
+
+/// How much longer than the measurement a sender with a fixed duration sends, so that it does not
+/// end within the measurement.
+const EXTRA_SENDING_TIME: Duration = Duration::from_millis(250);
+
+/// Options of `compare memory`.
+#[derive(Args)]
+pub(crate) struct MemoryOptions {
+    /// Rounds. Each one measures every contender once at every size.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) rounds: u32,
+    /// Seconds per measurement.
+    #[arg(long, default_value = "1", value_parser = parse_seconds)]
+    pub(super) seconds: Duration,
+    /// Seconds of sending before each measurement.
+    #[arg(long, default_value = "0.3", value_parser = parse_seconds)]
+    pub(super) warm_up: Duration,
+    /// Sizes of the buffers. Each buffer is sent with one call, over and over.
+    #[arg(long, value_delimiter = ',', value_parser = parse_size,
+          default_value = "4k,16k,64k,256k,1m,2m,16m")]
+    pub(super) sizes: Vec<u64>,
+    /// Contenders to measure; all of them by default.
+    #[arg(long, value_delimiter = ',', value_parser = contenders::by_name)]
+    pub(super) contenders: Vec<&'static MemorySender>,
+    /// Directory for README.md and raw.csv; `benchmarks/DATE-NAME-memory` by default. Without this
+    /// option, a run with fewer sizes or contenders than the default is only printed.
+    #[arg(long)]
+    pub(super) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) loopback: LoopbackOptions,
+}
+
+impl MemoryOptions {
+    /// Whether the run leaves out anything that the default has.
+    pub(super) fn is_incomplete(&self) -> bool {
+        let has_all_sizes = targets::SIZES.iter().all(|size| self.sizes.contains(size));
+        !self.contenders.is_empty() || !has_all_sizes
+    }
+
+    /// How long a sender sends if it cannot be told to stop.
+    pub(super) fn sending_time(&self) -> Duration {
+        self.warm_up + self.seconds + EXTRA_SENDING_TIME
+    }
+}

@@ -1,0 +1,107 @@
+//! What the contenders of every comparison have in common: names, selection and exclusion.
+
+use crate::error::Error;
+
+/// A program, or a part of this one, that can take part in a comparison.
+pub(crate) trait Contender: 'static {
+    /// Its name on the command line and in every table.
+    fn name(&self) -> &'static str;
+
+    /// What it is, in one sentence for the report.
+    fn about(&self) -> &'static str;
+
+    /// Whether it belongs to this project. If so, it is compared with every peer.
+    fn is_ours(&self) -> bool;
+}
+
+/// Finds a contender by its name.
+pub(crate) fn by_name<C: Contender>(all: &'static [C], name: &str) -> Result<&'static C, String> {
+    all.iter()
+        .find(|contender| contender.name() == name)
+        .ok_or_else(|| {
+            let names: Vec<&str> = all.iter().map(Contender::name).collect();
+            format!("no contender {name:?}: choose from {}", names.join(", "))
+        })
+}
+
+/// Returns the contenders in `chosen`, in the order of `all`, or all of them if `chosen` is empty.
+pub(crate) fn selected<C: Contender>(
+    all: &'static [C],
+    chosen: &[&'static C],
+) -> impl Iterator<Item = &'static C> {
+    all.iter().filter(move |contender| {
+        chosen.is_empty() || chosen.iter().any(|one| one.name() == contender.name())
+    })
+}
+
+/// Why a contender is not measured, or not measured any more.
+pub(crate) enum Exclusion {
+    /// It could not be started at all.
+    Unavailable(String),
+    /// It started, and failed later.
+    Failed(String),
+}
+
+impl Exclusion {
+    /// Excludes a contender from the beginning, and prints why.
+    pub(crate) fn unavailable(name: &str, error: &Error) -> Self {
+        eprintln!("compare: without {name}: {error}");
+        Self::Unavailable(error.to_string())
+    }
+
+    /// Excludes a contender that failed while it was measured, and prints why.
+    pub(crate) fn failed(name: &str, at: &str, error: &Error) -> Self {
+        eprintln!("compare: {name} failed at {at}, continuing without it: {error}");
+        Self::Failed(format!("at {at}: {error}"))
+    }
+
+    /// Whether the contender may have results from before its exclusion.
+    pub(crate) fn may_have_results(&self) -> bool {
+        matches!(self, Self::Failed(_))
+    }
+
+    /// The text for the report.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Unavailable(why) => format!("**Left out: {why}**"),
+            Self::Failed(why) => format!("**Failed {why}**"),
+        }
+    }
+}
+
+/// Returns an error if a contender failed while it was measured.
+///
+/// A contender that could not be started at all is not an error. It has a visible row instead.
+pub(crate) fn check_failures<'a>(
+    participants: impl Iterator<Item = (&'static str, Option<&'a Exclusion>)>,
+) -> Result<(), Error> {
+    let failed: Vec<String> = participants
+        .filter_map(|(name, exclusion)| match exclusion {
+            Some(Exclusion::Failed(why)) => Some(format!("{name} ({why})")),
+            Some(Exclusion::Unavailable(_)) | None => None,
+        })
+        .collect();
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Failed(failed.join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_failures_during_the_measurement_are_errors() {
+        let unavailable = Exclusion::Unavailable("not installed".into());
+        let failed = Exclusion::Failed("at 1 KiB: it ended".into());
+        assert!(check_failures([("a", None), ("b", Some(&unavailable))].into_iter()).is_ok());
+        let message = check_failures([("a", Some(&unavailable)), ("b", Some(&failed))].into_iter())
+            .map_err(|error| error.to_string());
+        assert!(
+            message.is_err_and(|message| message.contains("b (at 1 KiB: it ended)")
+                && !message.contains("not installed"))
+        );
+    }
+}

@@ -1,0 +1,93 @@
+//! The command line of `compare serve`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::contender::FileServer;
+use super::contenders;
+use super::targets;
+use crate::error::Error;
+use crate::table::{parse_seconds, parse_size};
+use crate::{page, process};
+
+/// Options of `compare serve`.
+#[derive(Args)]
+pub(crate) struct ServeOptions {
+    /// Rounds. Each one measures every contender once at every size.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) rounds: u32,
+    /// Seconds per measurement.
+    #[arg(long, default_value = "1.5", value_parser = parse_seconds)]
+    pub(super) seconds: Duration,
+    /// Seconds of load before each measurement.
+    #[arg(long, default_value = "0.3", value_parser = parse_seconds)]
+    pub(super) warm_up: Duration,
+    /// Keep-alive connections, each with one request in flight.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) connections: u16,
+    /// Make every request different, by a number in its query.
+    #[arg(long)]
+    pub(super) distinct: bool,
+    /// Idle connections for the memory figure.
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u16).range(1..=20000))]
+    pub(super) idle_connections: u16,
+    /// Sizes of the files.
+    #[arg(long, value_delimiter = ',', value_parser = parse_size,
+          default_value = "1k,16k,64k,256k,1m,16m")]
+    pub(super) sizes: Vec<u64>,
+    /// Contenders to measure; all of them by default.
+    #[arg(long, value_delimiter = ',', value_parser = contenders::by_name)]
+    pub(super) contenders: Vec<&'static FileServer>,
+    /// Measure only this part.
+    #[arg(long)]
+    pub(super) only: Option<MeasuredPart>,
+    /// Directory for README.md and raw.csv; `benchmarks/DATE-NAME` by default. Without this option,
+    /// a run with `--only`, or with fewer sizes or contenders than the default, is only printed.
+    #[arg(long)]
+    pub(super) out: Option<PathBuf>,
+    /// The machine's name in the report; its host name by default.
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// Directory for the served files, on a real file system; the directory of this program by
+    /// default.
+    #[arg(long)]
+    pub(super) dir: Option<PathBuf>,
+    /// The CPU that all servers run on.
+    #[arg(long, default_value_t = 0)]
+    pub(super) server_cpu: usize,
+    /// The CPU that the load generator runs on.
+    #[arg(long, default_value_t = 1)]
+    pub(super) load_cpu: usize,
+    /// The TCP congestion control to set for the duration of the run (needs root).
+    #[arg(long, default_value = "cubic")]
+    pub(super) congestion: String,
+}
+
+/// A part of the run.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum MeasuredPart {
+    /// Requests per second and CPU per GB.
+    Load,
+    /// Memory per idle connection.
+    Idle,
+}
+
+impl ServeOptions {
+    /// Returns an error if the options do not fit this machine.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        page::check_name(self.name.as_deref())?;
+        process::check_cpus(
+            [self.server_cpu, self.load_cpu],
+            "--server-cpu and --load-cpu",
+            "servers and load generator",
+        )
+    }
+
+    /// Whether the run leaves out anything that the default has.
+    pub(super) fn is_incomplete(&self) -> bool {
+        let has_all_sizes = targets::SIZES.iter().all(|size| self.sizes.contains(size));
+        self.only.is_some() || !self.contenders.is_empty() || !has_all_sizes
+    }
+}

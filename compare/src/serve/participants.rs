@@ -1,0 +1,130 @@
+//! The contenders of a run, with their server processes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::contender::{FileServer, Launch, ServerSetup};
+use super::contenders;
+use super::load::ServedFile;
+use super::options::ServeOptions;
+use super::site::Site;
+use crate::error::Error;
+use crate::interrupt;
+use crate::participant::{self, Exclusion};
+use crate::process::{self, Server};
+use crate::table::size_text;
+
+/// A contender in this run.
+pub(super) struct ServerParticipant {
+    /// The contender.
+    pub(super) contender: &'static FileServer,
+    /// The address that its server listens on.
+    pub(super) address: SocketAddr,
+    /// A directory for files of its own.
+    pub(super) scratch: PathBuf,
+    /// How to start it, if it can be started.
+    pub(super) launch: Option<Launch>,
+    /// Why it is not measured, or not any more.
+    pub(super) exclusion: Option<Exclusion>,
+    server: Option<Server>,
+}
+
+/// Finds and builds what is to be compared. Call it while this process still may use all CPUs.
+pub(super) fn prepare(
+    options: &ServeOptions,
+    site: &Site,
+) -> Result<Vec<ServerParticipant>, Error> {
+    let mut prepared = Vec::new();
+    for contender in participant::selected(contenders::ALL, &options.contenders) {
+        let scratch = site.scratch(contender.name)?;
+        let address = process::free_address()?;
+        let mut participant = ServerParticipant {
+            contender,
+            address,
+            scratch,
+            launch: None,
+            server: None,
+            exclusion: None,
+        };
+        let launch = (contender.prepare)(&ServerSetup {
+            files: &site.files(),
+            scratch: &participant.scratch,
+            address,
+        });
+        interrupt::check()?;
+        match launch {
+            Ok(launch) => participant.launch = Some(launch),
+            Err(error) => participant.exclude(&error),
+        }
+        prepared.push(participant);
+    }
+    Ok(prepared)
+}
+
+/// Returns an error if a contender failed while it was measured.
+pub(super) fn check_failures(participants: &[ServerParticipant]) -> Result<(), Error> {
+    participant::check_failures(participants.iter().map(|participant| {
+        let name = participant.contender.name;
+        (name, participant.exclusion.as_ref())
+    }))
+}
+
+impl ServerParticipant {
+    /// Starts the server, unless the contender is excluded. A server that does not start excludes
+    /// its contender.
+    pub(super) fn start(&mut self, cpu: usize) -> Result<(), Error> {
+        if self.exclusion.is_some() {
+            return Ok(());
+        }
+        let Some(launch) = &self.launch else {
+            return Ok(());
+        };
+        let errors = self.scratch.join("stderr");
+        match Server::start(&launch.command, self.address, cpu, &errors) {
+            Ok(server) => self.server = Some(server),
+            Err(error @ (Error::Interrupted | Error::Usage(_))) => return Err(error),
+            Err(error) => self.exclude(&error),
+        }
+        Ok(())
+    }
+
+    /// Stops the server, if it runs.
+    pub(super) fn stop(&mut self) {
+        self.server = None;
+    }
+
+    fn exclude(&mut self, error: &Error) {
+        self.exclusion = Some(Exclusion::unavailable(self.contender.name, error));
+    }
+
+    /// Calls `work` with the running server and the file of that size. Returns `None` if the
+    /// contender is excluded. A failure excludes it. Only Ctrl-C ends the whole run.
+    pub(super) fn with_server<T>(
+        &mut self,
+        site: &Site,
+        size: u64,
+        work: impl FnOnce(&mut Server, &ServedFile<'_>) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        let (Some(server), Some(file)) = (&mut self.server, site.file(size)) else {
+            return Ok(None);
+        };
+        let served = ServedFile {
+            address: server.address(),
+            pid: server.id(),
+            path: &file.path,
+            expected: &file.bytes,
+        };
+        match work(server, &served) {
+            Ok(value) => Ok(Some(value)),
+            Err(Error::Interrupted) => Err(Error::Interrupted),
+            Err(error) => {
+                // If the server has exited, its message is more useful than the broken connection.
+                let error = server.check_alive().err().unwrap_or(error);
+                let at = size_text(size);
+                self.exclusion = Some(Exclusion::failed(self.contender.name, &at, &error));
+                self.server = None;
+                Ok(None)
+            }
+        }
+    }
+}
