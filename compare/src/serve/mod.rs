@@ -45,7 +45,13 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Error> {
     process::allow_descriptors(u64::from(options.idle_connections) + OTHER_DESCRIPTORS)?;
     page::warn_of_debug_build();
     let out = page::output_directory(options.out.as_deref(), options.is_incomplete(), || {
-        options.name.clone().unwrap_or_else(machine::host_name)
+        let name = options.name.clone().unwrap_or_else(machine::host_name);
+        let comparison = if options.distinct {
+            "serve-distinct"
+        } else {
+            "serve"
+        };
+        format!("{name}-{comparison}")
     })?;
     let site = create_site(options)?;
     let facts = machine::facts(&site.files());

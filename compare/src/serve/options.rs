@@ -43,8 +43,9 @@ pub(crate) struct ServeOptions {
     /// Measure only this part.
     #[arg(long)]
     pub(super) only: Option<MeasuredPart>,
-    /// Directory for README.md and raw.csv; `benchmarks/DATE-NAME` by default. Without this option,
-    /// a run with `--only`, or with fewer sizes or contenders than the default, is only printed.
+    /// Directory for README.md and raw.csv; `benchmarks/DATE-NAME-serve` by default, or
+    /// `-serve-distinct` with `--distinct`. Without this option, a run with `--only`, or with fewer
+    /// sizes or contenders than the default, is only printed.
     #[arg(long)]
     pub(super) out: Option<PathBuf>,
     /// The machine's name in the report; its host name by default.
