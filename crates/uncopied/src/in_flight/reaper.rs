@@ -36,7 +36,7 @@ pub(crate) trait Orphan: Send {
 }
 
 /// The name of the thread in `ps` and debuggers: at most 15 bytes.
-const REAPER_THREAD_NAME: &str = "uncopied-reaper";
+pub(crate) const REAPER_THREAD_NAME: &str = "uncopied-reaper";
 
 /// How long a peer may acknowledge nothing, once the sender is gone.
 const UNRESPONSIVE_PEER_TIMEOUT: Duration = Duration::from_secs(60);
