@@ -1,8 +1,8 @@
 //! Whether the bytes of a file are in the page cache, and how to load them into it.
 //!
 //! If a file is not in the page cache, `sendfile` waits for the disk inside the call, even if the
-//! socket is non-blocking. An event loop calls [`is_resident`] first. If it returns `false`, the
-//! loop has a thread that may block call [`prefetch_blocking`] before it sends.
+//! socket is non-blocking. An event loop calls [`is_resident`] first. If that returns `false`, it
+//! calls [`prefetch_blocking`] on a thread that may block, before it sends.
 
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -86,7 +86,7 @@ fn is_byte_resident(file: std::os::fd::BorrowedFd<'_>, at: u64) -> bool {
 /// It blocks until they are there: call it on a thread that may block. It reads the bytes and
 /// discards them, because the system calls that only request read-ahead do not wait.
 ///
-/// Errors are not reported, because sending the bytes meets them again.
+/// Errors are not reported: sending the bytes fails with them again.
 pub fn prefetch_blocking(file: impl AsFd, offset: u64, len: u64) {
     let file = file.as_fd();
     let end = offset.saturating_add(len);

@@ -165,7 +165,7 @@ const MAX_SINGLE_WAIT: Duration = Duration::from_millis(50);
 /// Is ready once the kernel is done with the pages.
 ///
 /// A send by `send_zc` on tokio wakes the task as soon as its notification arrives. A send by
-/// `MSG_ZEROCOPY` wakes it when somebody processes the sender's notifications with
+/// `MSG_ZEROCOPY` wakes it when the sender's notifications are processed, for example by
 /// [`Sender::reap`](crate::Sender::reap).
 ///
 /// # Cancellation

@@ -1,9 +1,9 @@
 //! The reaper: a thread that processes notifications for sockets and rings whose owner is gone.
 //!
-//! If a sender is dropped, or a thread with a ring ends, while memory is in flight, somebody must
-//! keep the memory until its notifications arrive. The owner hands its socket or ring to the reaper
-//! as an [`Orphan`]. There is one reaper thread per process, and only while it has orphans. It
-//! sleeps until a notification arrives.
+//! If a sender is dropped, or a thread with a ring ends, while memory is in flight, the memory must
+//! be kept until its notifications arrive. The owner therefore hands its socket or ring to the
+//! reaper, as an [`Orphan`]. There is one reaper thread per process, and only while it has orphans.
+//! It sleeps until a notification arrives.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,7 +38,7 @@ pub(crate) trait Orphan: Send {
 /// The name of the thread in `ps` and debuggers: at most 15 bytes.
 pub(crate) const REAPER_THREAD_NAME: &str = "uncopied-reaper";
 
-/// How long a peer may acknowledge nothing, once the sender is gone.
+/// How long the peer of an orphan may acknowledge nothing before the reaper gives up on it.
 const UNRESPONSIVE_PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often the orphans are checked for that timeout.
