@@ -1,8 +1,8 @@
-//! Whether a file's bytes are in the page cache, and bringing them in.
+//! Whether the bytes of a file are in the page cache, and how to load them into it.
 //!
-//! `sendfile` of a file that is not in the page cache waits for the disk inside the call, socket
-//! non-blocking or not. An event loop asks [`is_resident`] first and lets a thread that may block
-//! [`prefetch_blocking`] the pages.
+//! If a file is not in the page cache, `sendfile` waits for the disk inside the call, even if the
+//! socket is non-blocking. An event loop calls [`is_resident`] first. If that returns `false`, it
+//! calls [`prefetch_blocking`] on a thread that may block, before it sends.
 
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -13,20 +13,45 @@ use rustix::io::{Errno, ReadWriteFlags};
 use crate::arena::FileMapping;
 use crate::sys::cached_pages;
 
-/// The kernel reads ahead in units of 128 KiB by default, so a page in each is a fair sample.
-const SAMPLE: u64 = 128 << 10;
+/// The distance between two bytes that are probed. The kernel reads ahead in units of 128 KiB by
+/// default, so that one page of each unit is a fair sample.
+const PROBE_INTERVAL_BYTES: u64 = 128 << 10;
 
-/// Whether reading `len` bytes of `file`, from `offset` on, would find all of them in the page cache.
-/// What lies past the end of the file does not count against it.
+/// Returns whether all of `len` bytes of `file`, starting at byte `offset`, are in the page cache.
 ///
-/// By `cachestat(2)` (Linux 6.5), one call. Where the kernel has none, or withholds it from those who
-/// may not write the file, a byte in every 128 KiB is read with `RWF_NOWAIT` (`preadv2(2)`): a
-/// sample, and one call each. The same where it finds no page at all, because it finds none where the
-/// pages belong to another file beneath (overlayfs), nor in the holes of a file in memory. A file
-/// system that knows neither is taken as resident, because nobody can tell.
+/// Bytes past the end of the file are not counted.
 ///
-/// The answer can be stale the moment it is given, a page that is just being read counts as there,
-/// and asking may start reading ahead; a wrong answer costs time only.
+/// # How it is determined
+///
+/// One call of `cachestat(2)` (Linux 6.5) counts the cached pages. In three cases one byte of every
+/// 128 KiB is read with `RWF_NOWAIT` (`preadv2(2)`) instead, which is only a sample, and one call
+/// for each byte:
+///
+/// - The kernel has no `cachestat`.
+/// - The kernel refuses it to a process that may not write to the file.
+/// - It counts no page at all. It does so, wrongly, if the pages belong to another file underneath
+///   (overlayfs), and for the holes of a file in memory.
+///
+/// If the file system supports neither of the two calls, the bytes count as resident, because there
+/// is no way to know.
+///
+/// # Accuracy
+///
+/// The result can be stale as soon as it is returned. A page that is being read counts as cached.
+/// The probe itself may start read-ahead. A wrong result costs only time.
+///
+/// ```
+/// use std::fs::File;
+/// use uncopied::residency;
+///
+/// # let path = std::env::current_exe()?;
+/// let file = File::open(path)?;
+/// if !residency::is_resident(&file, 0, 1 << 20) {
+///     let file = file.try_clone()?;
+///     std::thread::spawn(move || residency::prefetch_blocking(&file, 0, 1 << 20));
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[must_use]
 pub fn is_resident(file: impl AsFd, offset: u64, len: u64) -> bool {
     let file = file.as_fd();
@@ -44,7 +69,7 @@ pub fn is_resident(file: impl AsFd, offset: u64, len: u64) -> bool {
     match cached_pages(file, first, end - first) {
         Ok(cached @ 1..) => cached >= (end - first).div_ceil(page),
         Ok(0) | Err(_) => (first..end)
-            .step_by(SAMPLE as usize)
+            .step_by(PROBE_INTERVAL_BYTES as usize)
             .all(|at| is_byte_resident(file, at)),
     }
 }
@@ -52,15 +77,16 @@ pub fn is_resident(file: impl AsFd, offset: u64, len: u64) -> bool {
 fn is_byte_resident(file: std::os::fd::BorrowedFd<'_>, at: u64) -> bool {
     let mut byte = [0];
     let mut buffers = [std::io::IoSliceMut::new(&mut byte)];
-    let answer = rustix::io::preadv2(file, &mut buffers, at, ReadWriteFlags::NOWAIT);
-    !matches!(answer, Err(Errno::AGAIN))
+    let read = rustix::io::preadv2(file, &mut buffers, at, ReadWriteFlags::NOWAIT);
+    !matches!(read, Err(Errno::AGAIN))
 }
 
-/// Brings `len` bytes of `file`, from `offset` on, into the page cache, and waits until they are
-/// there. It blocks: call it from a thread that may.
+/// Loads `len` bytes of `file`, starting at byte `offset`, into the page cache.
 ///
-/// It reads the bytes and forgets them, because the calls that only ask for read-ahead do not wait.
-/// Errors are not told: whoever sends the bytes meets them again.
+/// It blocks until they are there: call it on a thread that may block. It reads the bytes and
+/// discards them, because the system calls that only request read-ahead do not wait.
+///
+/// Errors are not reported: sending the bytes fails with them again.
 pub fn prefetch_blocking(file: impl AsFd, offset: u64, len: u64) {
     let file = file.as_fd();
     let end = offset.saturating_add(len);
@@ -81,73 +107,102 @@ pub fn prefetch_blocking(file: impl AsFd, offset: u64, len: u64) {
     }
 }
 
-/// The stretch of a mapped file that must be [loaded](prefetch_mapping_blocking) before the next 2 MiB of `wanted`
-/// can be sent without waiting for the disk; `None` if there is none. Both in bytes of the file.
+/// Returns the range of a mapped file that must be [loaded](prefetch_mapping_blocking) before the
+/// next 2 MiB of `wanted` can be sent without waiting for the disk.
 ///
-/// What was found in the page cache is remembered with the mapping, 2 MiB by 2 MiB, and taken to be
-/// there for another half second: pages that were just in use are the last to be reclaimed, and a
-/// file that is sent a thousand times a second need not be asked about each time. Whoever wants half of
-/// such a unit or more asks about all of it.
+/// Both ranges are in bytes of the file. `None` means that these 2 MiB are in the page cache. The
+/// returned range starts with bytes that are not, and may contain some that are.
+///
+/// The mapping remembers which of its units of 2 MiB were found in the page cache, and for half a
+/// second they are assumed to stay there. Pages that were just in use are the last to be reclaimed,
+/// so that a file that is sent a thousand times a second need not be checked each time. If at least
+/// half of a unit is wanted, the whole unit is checked.
+///
+/// ```
+/// use std::fs::File;
+/// use uncopied::{arena::FileMapping, residency};
+///
+/// # let path = std::env::current_exe()?;
+/// let file = File::open(path)?;
+/// let len = file.metadata()?.len();
+/// let mapping = FileMapping::new(file.into(), 0..len)?;
+/// if let Some(uncached) = residency::first_uncached(&mapping, 0..len) {
+///     let mapping = mapping.clone();
+///     std::thread::spawn(move || residency::prefetch_mapping_blocking(&mapping, uncached));
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[must_use]
 pub fn first_uncached(mapping: &FileMapping, wanted: Range<u64>) -> Option<Range<u64>> {
-    let mut cold: Option<Range<u64>> = None;
-    let ahead = wanted.end.min(wanted.start.saturating_add(UNIT));
-    for (unit, whole) in units(mapping, wanted.start..ahead) {
-        let part = whole.start.max(wanted.start)..whole.end.min(wanted.end);
-        let is_most = 2 * (part.end - part.start) >= whole.end - whole.start;
-        let asked = if is_most { whole.clone() } else { part };
-        match &mut cold {
-            // What follows cold bytes is loaded with them: one trip to a thread that may block.
-            Some(cold) => cold.end = asked.end,
-            None if mapping.was_resident_within(unit, TRUST) => {}
-            None if is_resident(mapping.file(), asked.start, asked.end - asked.start) => {
-                if asked == whole {
+    let mut uncached: Option<Range<u64>> = None;
+    let end = wanted.end.min(wanted.start.saturating_add(UNIT_BYTES));
+    for (unit, unit_range) in units(mapping, wanted.start..end) {
+        let part = unit_range.start.max(wanted.start)..unit_range.end.min(wanted.end);
+        let is_most = 2 * (part.end - part.start) >= unit_range.end - unit_range.start;
+        let checked = if is_most { unit_range.clone() } else { part };
+        match &mut uncached {
+            // What follows uncached bytes is loaded with them, in one visit to a thread that may
+            // block.
+            Some(uncached) => uncached.end = checked.end,
+            None if mapping.was_resident_within(unit, ASSUMED_RESIDENT_FOR) => {}
+            None if is_resident(mapping.file(), checked.start, checked.end - checked.start) => {
+                if checked == unit_range {
                     mapping.note_resident(unit);
                 }
             }
-            None => cold = Some(asked),
+            None => uncached = Some(checked),
         }
     }
-    cold
+    uncached
 }
 
-/// As [`prefetch_blocking`], for a stretch of a mapped file. What it has brought in is remembered.
-pub fn prefetch_mapping_blocking(mapping: &FileMapping, stretch: Range<u64>) {
-    let len = stretch.end.saturating_sub(stretch.start);
-    prefetch_blocking(mapping.file(), stretch.start, len);
-    for (unit, whole) in units(mapping, stretch.clone()) {
-        if stretch.start <= whole.start && whole.end <= stretch.end {
+/// Loads a range of a mapped file, in bytes of the file, into the page cache.
+///
+/// It is like [`prefetch_blocking`], and blocks as well. [`first_uncached`] assumes for half a
+/// second that the units of the mapping that it has loaded stay in the page cache.
+pub fn prefetch_mapping_blocking(mapping: &FileMapping, range: Range<u64>) {
+    let len = range.end.saturating_sub(range.start);
+    prefetch_blocking(mapping.file(), range.start, len);
+    for (unit, unit_range) in units(mapping, range.clone()) {
+        if range.start <= unit_range.start && unit_range.end <= range.end {
             mapping.note_resident(unit);
         }
     }
 }
 
-/// The units that hold these bytes of the file, and which bytes each of them is.
+/// The units that hold these bytes of the file: the index of each, and its bytes of the file.
 fn units(mapping: &FileMapping, bytes: Range<u64>) -> impl Iterator<Item = (usize, Range<u64>)> {
     let (base, end) = (mapping.offset(), mapping.offset() + mapping.len() as u64);
     let first = bytes.start.clamp(base, end) - base;
     let last = bytes.end.clamp(base, end) - base;
-    let end_unit = if first < last { last.div_ceil(UNIT) } else { 0 };
-    (first / UNIT..end_unit).map(move |unit| {
-        let at = base + unit * UNIT;
-        (unit as usize, at..end.min(at + UNIT))
+    let end_unit = if first < last {
+        last.div_ceil(UNIT_BYTES)
+    } else {
+        0
+    };
+    (first / UNIT_BYTES..end_unit).map(move |unit| {
+        let start = base + unit * UNIT_BYTES;
+        (unit as usize, start..end.min(start + UNIT_BYTES))
     })
 }
 
-/// What is remembered is remembered in units of so many bytes.
-const UNIT: u64 = FileMapping::UNIT;
-const TRUST: Duration = Duration::from_millis(500);
+/// The size of the units of a mapping whose residency is remembered.
+const UNIT_BYTES: u64 = FileMapping::UNIT;
+
+/// How long a unit that was in the page cache is assumed to stay there.
+const ASSUMED_RESIDENT_FOR: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A file in memory never waits for a disk. `cachestat` finds no page in its holes; without the
-    /// second look each step of a transfer would load them again, on another thread, and in vain.
+    /// A file in memory never waits for a disk. But `cachestat` counts no page in its holes: if the
+    /// bytes were not probed as well, each step of a transfer would load them again, on another
+    /// thread, and in vain.
     #[test]
     fn holes_of_a_file_in_memory_are_resident() {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        let file = rustix::fs::memfd_create("holes", flags).expect("made");
+        let file = rustix::fs::memfd_create("holes", flags).expect("created");
         rustix::fs::ftruncate(&file, 1 << 20).expect("grown");
         assert!(is_resident(&file, 0, 1 << 20));
         assert!(is_resident(&file, 4097, 2));
@@ -159,34 +214,36 @@ mod tests {
         FileMapping::new(file.into(), 0..len).expect("mapped")
     }
 
-    /// What a thread has loaded need not be asked about again, and no more than what it has.
     #[test]
-    fn what_was_loaded_is_remembered() {
-        let len = 2 * UNIT + 100;
+    fn units_that_were_loaded_as_a_whole_are_remembered() {
+        let len = 2 * UNIT_BYTES + 100;
         let mapping = mapping_of(len);
-        let remembered = |unit| mapping.was_resident_within(unit, TRUST);
-        prefetch_mapping_blocking(&mapping, 1..2 * UNIT);
+        let remembered = |unit| mapping.was_resident_within(unit, ASSUMED_RESIDENT_FOR);
+        prefetch_mapping_blocking(&mapping, 1..2 * UNIT_BYTES);
         assert_eq!([0, 1, 2].map(remembered), [false, true, false]);
-        prefetch_mapping_blocking(&mapping, 2 * UNIT..len);
+        prefetch_mapping_blocking(&mapping, 2 * UNIT_BYTES..len);
         assert_eq!([0, 1, 2].map(remembered), [false, true, true]);
-        assert_eq!(first_uncached(&mapping, UNIT..len), None);
+        assert_eq!(first_uncached(&mapping, UNIT_BYTES..len), None);
     }
 
     #[test]
-    fn half_a_unit_asks_about_all_of_it() {
-        let mapping = mapping_of(UNIT);
-        prefetch_blocking(mapping.file(), 0, UNIT);
-        assert_eq!(first_uncached(&mapping, UNIT / 2 + 1..UNIT), None);
-        assert!(!mapping.was_resident_within(0, TRUST));
-        assert_eq!(first_uncached(&mapping, UNIT / 2..UNIT), None);
-        assert!(mapping.was_resident_within(0, TRUST));
+    fn wanting_half_a_unit_checks_the_whole_unit() {
+        let mapping = mapping_of(UNIT_BYTES);
+        prefetch_blocking(mapping.file(), 0, UNIT_BYTES);
+        assert_eq!(
+            first_uncached(&mapping, UNIT_BYTES / 2 + 1..UNIT_BYTES),
+            None
+        );
+        assert!(!mapping.was_resident_within(0, ASSUMED_RESIDENT_FOR));
+        assert_eq!(first_uncached(&mapping, UNIT_BYTES / 2..UNIT_BYTES), None);
+        assert!(mapping.was_resident_within(0, ASSUMED_RESIDENT_FOR));
     }
 
     proptest::proptest! {
-        /// Whatever stretch is asked for, the units are those that it touches, in order and without a gap.
+        /// For any range, the units are those that it touches, in order and without a gap.
         #[test]
-        fn units_cover_what_they_are_asked_for(start in 0..5 * UNIT, len in 1..3 * UNIT) {
-            let mapping = mapping_of(4 * UNIT + 5);
+        fn units_cover_the_range_that_is_wanted(start in 0..5 * UNIT_BYTES, len in 1..3 * UNIT_BYTES) {
+            let mapping = mapping_of(4 * UNIT_BYTES + 5);
             let end = (start + len).min(mapping.len() as u64);
             let found: Vec<_> = units(&mapping, start..start + len).collect();
             let Some((_, first)) = found.first() else {
@@ -194,18 +251,18 @@ mod tests {
                 return Ok(());
             };
             proptest::prop_assert!(first.start <= start && start < first.end);
-            let mut at = first.start;
+            let mut next = first.start;
             for (unit, range) in found {
-                proptest::prop_assert_eq!(range.start, at);
-                proptest::prop_assert_eq!(range.start, unit as u64 * UNIT);
-                at = range.end;
+                proptest::prop_assert_eq!(range.start, next);
+                proptest::prop_assert_eq!(range.start, unit as u64 * UNIT_BYTES);
+                next = range.end;
             }
-            proptest::prop_assert!(end <= at && at < end + UNIT);
+            proptest::prop_assert!(end <= next && next < end + UNIT_BYTES);
         }
     }
 
     #[test]
-    fn what_lies_past_the_end_does_not_count() {
+    fn bytes_past_the_end_of_the_file_are_not_counted() {
         let file = tempfile::tempfile().expect("a temporary file");
         assert!(is_resident(&file, 0, u64::MAX));
         file.set_len(10).expect("grown");

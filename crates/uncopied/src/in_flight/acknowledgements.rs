@@ -1,7 +1,8 @@
-//! Memory that went out by reference to a peer on another machine, and comes back when that peer has
-//! acknowledged it.
+//! Memory sent by `vmsplice` to a peer on another machine, which is free once the peer has
+//! acknowledged the bytes.
 //!
-//! It must be on another machine: on this one its queue holds the same pages long after.
+//! The peer must be on another machine: on this one, its receive queue refers to the same pages
+//! long after the acknowledgement.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,30 +13,32 @@ use std::time::Duration;
 
 use rustix::io::Result;
 
-use super::completion::{FreeReason, NotificationSource, SendPart};
+use super::completion::{FreeReason, SendPart};
 use super::lease::Lease;
+use super::registry::NotificationSource;
 use crate::sys::fork::{self, OwnerProcess};
 use crate::sys::{Kernel, Linux};
 
-/// What the peer has not acknowledged.
+/// The sends that the peer of a socket has not acknowledged.
 ///
-/// It has a descriptor of its own, for completions that outlive the sender's socket for a moment.
+/// It has a descriptor of its own, because completions may outlive the sender's socket for a
+/// moment.
 #[derive(Debug)]
 pub(crate) struct Acknowledgements {
     owner_process: OwnerProcess,
     socket: OwnedFd,
-    waiting: Mutex<VecDeque<Unacknowledged>>,
+    unacknowledged: Mutex<VecDeque<UnacknowledgedSend>>,
 }
 
 #[derive(Debug)]
-struct Unacknowledged {
-    /// Free once so many bytes of the connection have been acknowledged.
-    at: u64,
+struct UnacknowledgedSend {
+    /// The memory is free once this many bytes of the connection have been acknowledged.
+    acknowledged_at: u64,
     lease: Lease,
     part: SendPart,
 }
 
-/// Nobody says when an acknowledgement comes: it is looked for at such intervals.
+/// How often acknowledgements are polled: the kernel does not report them.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 impl Acknowledgements {
@@ -43,16 +46,17 @@ impl Acknowledgements {
         Ok(Self {
             owner_process: OwnerProcess::current(),
             socket: rustix::io::fcntl_dupfd_cloexec(socket, 3)?,
-            waiting: Mutex::default(),
+            unacknowledged: Mutex::default(),
         })
     }
 
-    /// Keeps what the socket has just taken, until it is acknowledged.
+    /// Keeps the memory of a send that the socket has just accepted, until it is acknowledged.
     pub(crate) fn push(&self, kernel: &impl Kernel, lease: Lease, part: SendPart) {
         match kernel.acknowledged(self.socket.as_fd()) {
-            // What was acknowledged between the two answers counts twice: late, and never early.
-            Ok(now) if !now.is_closed => self.lock().push_back(Unacknowledged {
-                at: now.bytes + now.outstanding,
+            // Bytes that were acknowledged between the two system calls are counted twice: that
+            // frees the memory late, but never early.
+            Ok(now) if !now.is_closed => self.lock().push_back(UnacknowledgedSend {
+                acknowledged_at: now.bytes + now.outstanding,
                 lease,
                 part,
             }),
@@ -60,30 +64,31 @@ impl Acknowledgements {
         }
     }
 
-    /// Takes back what has been acknowledged.
-    fn take_back(&self, kernel: &impl Kernel) {
+    /// Completes the sends that have been acknowledged, and frees their memory.
+    fn complete_acknowledged(&self, kernel: &impl Kernel) {
         if self.is_of_parent() {
             return;
         }
-        let mut waiting = self.lock();
-        if waiting.is_empty() {
+        let mut unacknowledged = self.lock();
+        if unacknowledged.is_empty() {
             return;
         }
         let Ok(now) = kernel.acknowledged(self.socket.as_fd()) else {
             return;
         };
-        let is_free = |waiting: &Unacknowledged| now.outstanding == 0 || now.bytes >= waiting.at;
-        let count = waiting
+        let is_free =
+            |send: &UnacknowledgedSend| now.outstanding == 0 || now.bytes >= send.acknowledged_at;
+        let count = unacknowledged
             .iter()
-            .take_while(|waiting| is_free(waiting))
+            .take_while(|send| is_free(send))
             .count();
-        let free: Vec<Unacknowledged> = match now.is_closed {
+        let free: Vec<UnacknowledgedSend> = match now.is_closed {
             true => Vec::new(),
-            false => waiting.drain(..count).collect(),
+            false => unacknowledged.drain(..count).collect(),
         };
-        drop(waiting);
-        // Whoever is woken may come back here.
-        for Unacknowledged { lease, part, .. } in free {
+        drop(unacknowledged);
+        // Completing a send runs wakers, which may call this again: the lock is released first.
+        for UnacknowledgedSend { lease, part, .. } in free {
             let bytes = lease.memory().len() as u64;
             drop(lease);
             part.complete(bytes, 0, FreeReason::Acknowledged);
@@ -93,25 +98,28 @@ impl Acknowledgements {
         }
     }
 
-    /// Gives away what is not acknowledged, and may never be: nobody writes to it again.
+    /// Gifts the memory that is not acknowledged, and may never be: it is never written to again.
     pub(crate) fn gift_all(&self) {
         if self.is_of_parent() {
             return;
         }
-        let waiting = std::mem::take(&mut *self.lock());
-        for Unacknowledged { lease, part, .. } in waiting {
+        let unacknowledged = std::mem::take(&mut *self.lock());
+        for UnacknowledgedSend { lease, part, .. } in unacknowledged {
             gift(lease, part);
         }
     }
 
-    /// Whether a child process looks at what its parent has lent. The lock may be held for ever.
+    /// Whether the caller is a child of the process that sent. The lock may be held forever: a
+    /// child leaves it alone.
     fn is_of_parent(&self) -> bool {
         !self.owner_process.is_current()
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Unacknowledged>> {
-        // The list is whole between any two of the statements that could panic.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, VecDeque<UnacknowledgedSend>> {
+        // A panic while the lock was held cannot have left the list inconsistent.
+        self.unacknowledged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,7 +132,7 @@ fn gift(lease: Lease, part: SendPart) {
 
 impl NotificationSource for Acknowledgements {
     fn reap(&self) {
-        self.take_back(&Linux);
+        self.complete_acknowledged(&Linux);
     }
 
     fn wait(&self, limit: Duration) -> io::Result<()> {

@@ -1,124 +1,149 @@
-//! When lent memory is free again.
+//! The completion of a zero-copy send: when its memory is free again, and for what reason.
 
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// The answer to "is it sent yet?", for one send: when the kernel is done with the pages, and whether
-/// it copied them after all.
+use super::notification_stats::NotificationStats;
+use super::registry::NotificationSource;
+
+/// Reports when the kernel is done with the pages of one send, and whether it copied them after
+/// all.
 ///
-/// It can be asked, waited for, awaited, or dropped: the pages are kept for as long as the kernel reads
-/// them either way.
+/// Poll it with [`outcome`](Self::outcome), block on it with [`wait`](Self::wait), or `.await` it.
+/// All clones report the same send.
+///
+/// Dropping it changes nothing: the pages are kept for as long as the kernel may read them.
+///
+/// ```
+/// use std::net::{TcpListener, TcpStream};
+/// use std::time::Duration;
+/// use uncopied::{FreeReason, Sender, arena::PageBuffer};
+///
+/// # let listener = TcpListener::bind("127.0.0.1:0")?;
+/// # let address = listener.local_addr()?;
+/// let mut sender = Sender::new(TcpStream::connect(address)?);
+/// # let _peer = listener.accept()?;
+/// let pages = PageBuffer::copy_from_slice(b"hello")?.freeze();
+/// let sent = sender.send(pages)?;
+/// let outcome = sent.completion().wait(Some(Duration::from_secs(10)))?;
+/// assert_eq!(outcome.bytes, 5);
+/// if outcome.reason == FreeReason::Copied {
+///     println!("too short for zero copy: {} bytes copied", outcome.copied);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Completion(Arc<CompletionState>);
 
-/// What became of a send, once the kernel is done with its pages.
+/// The outcome of a send, once the kernel is done with its pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendOutcome {
-    /// How many bytes the socket took.
+    /// How many bytes the socket accepted.
     pub bytes: u64,
-    /// How many of them the CPU copied: those that were sent by `copy`, and those that the kernel was
-    /// lent and says it copied.
+    /// How many of these bytes the CPU copied: those sent by `copy`, and those sent by zero copy
+    /// that the kernel reports as copied.
     pub copied: u64,
-    /// What that the pages are free stands on.
+    /// Why the pages are free.
     pub reason: FreeReason,
-    /// From the send to the moment when this became known.
+    /// The time from the start of the send until its pages were known to be free.
     pub elapsed: Duration,
 }
 
-/// What it stands on that pages are free. Of a send that went by several mechanisms, the weakest.
+/// Why the pages of a send are free.
+///
+/// A later variant is a weaker reason than an earlier one. A send that used several mechanisms has
+/// the weakest of their reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FreeReason {
     /// The send copied the bytes: the pages were free when it returned.
     Copied,
-    /// The kernel's notice: nothing refers to the pages any more.
+    /// The kernel's notification has arrived: nothing refers to the pages any more.
     Notification,
     /// The peer, on another host, has acknowledged the bytes.
     Acknowledged,
-    /// The frames were given away: they belong to the kernel now, and nobody writes to them again. The
-    /// handle can be dropped at any time, but the pages never become a buffer again.
+    /// The page frames were gifted to the kernel, and are never written to again.
+    ///
+    /// The handle can be dropped at any time, but the pages never become a buffer again.
     Gifted,
 }
 
-/// Who can look whether notices have come.
-pub(crate) trait NotificationSource: Send + Sync {
-    /// Takes in the notices that are there, without waiting.
-    fn reap(&self);
-
-    /// Waits until there is a notice, for at most `limit`. May return early.
-    fn wait(&self, limit: Duration) -> io::Result<()>;
-}
-
 struct CompletionState {
-    began: Instant,
-    state: Mutex<SendProgress>,
-    changed: Condvar,
+    started_at: Instant,
+    progress: Mutex<SendProgress>,
+    completed: Condvar,
 }
 
 #[derive(Default)]
 struct SendProgress {
-    /// The parts that are not settled, and one for the send itself until it has returned.
-    open: usize,
+    /// How many parts are not complete, plus one until the send itself has returned.
+    open_parts: usize,
     bytes: u64,
     copied: u64,
     reason: Option<FreeReason>,
+    /// Set once the send is complete.
     elapsed: Option<Duration>,
     wakers: Vec<Waker>,
-    /// How many threads wait for it. To wake nobody costs a system call too.
-    waiting: usize,
-    notices: Option<Arc<dyn NotificationSource>>,
+    /// How many threads are blocked on `completed`. A needless `notify_all` costs a system call.
+    blocked_threads: usize,
+    source: Option<Arc<dyn NotificationSource>>,
 }
 
 impl Completion {
-    /// What became of the send, if that is known. It takes in the notices that have come; it never
-    /// waits.
+    /// Returns the outcome of the send, or `None` if the kernel may still read the pages.
+    ///
+    /// It processes the notifications that have arrived, and never waits.
     #[must_use]
     pub fn outcome(&self) -> Option<SendOutcome> {
-        let settled = self.0.outcome(&self.0.lock());
-        if settled.is_some() {
-            return settled;
+        let outcome = self.0.outcome(&self.0.lock());
+        if outcome.is_some() {
+            return outcome;
         }
         self.reap();
         self.0.outcome(&self.0.lock())
     }
 
-    /// Waits until the kernel is done with the pages. For threads that may block: a peer that does not
-    /// read can make that as long as it likes.
+    /// Blocks the thread until the kernel is done with the pages, for at most `limit`.
+    ///
+    /// Without a limit this can block indefinitely: a peer that does not read keeps the pages in
+    /// flight.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::TimedOut`] after `limit`; the completion goes on as before.
+    /// - [`io::ErrorKind::TimedOut`] if the pages are not free after `limit`. The send goes on, and
+    ///   the completion can be used again.
+    /// - [`io::ErrorKind::Unsupported`] in a child process that was forked after the send, because
+    ///   only the parent receives the notification.
+    /// - The errno of `poll(2)`, such as `ENOMEM`.
     pub fn wait(&self, limit: Option<Duration>) -> io::Result<SendOutcome> {
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         loop {
-            if let Some(settled) = self.outcome() {
-                return Ok(settled);
+            if let Some(outcome) = self.outcome() {
+                return Ok(outcome);
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            // Somebody else may take the notice in: look again before long.
-            let at_most = left.map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN));
-            let mut state = self.0.lock();
-            match state.notices.clone() {
-                Some(notices) => {
-                    drop(state);
-                    notices.wait(at_most)?;
+            let at_most = left.map_or(MAX_SINGLE_WAIT, |left| left.min(MAX_SINGLE_WAIT));
+            let mut progress = self.0.lock();
+            match progress.source.clone() {
+                Some(source) => {
+                    drop(progress);
+                    source.wait(at_most)?;
                 }
-                None if self.0.outcome(&state).is_none() => {
-                    state.waiting += 1;
-                    let (mut state, _) = self
+                None if self.0.outcome(&progress).is_none() => {
+                    progress.blocked_threads += 1;
+                    let (mut progress, _) = self
                         .0
-                        .changed
-                        .wait_timeout(state, at_most)
+                        .completed
+                        .wait_timeout(progress, at_most)
                         .unwrap_or_else(PoisonError::into_inner);
-                    state.waiting -= 1;
+                    progress.blocked_threads -= 1;
                 }
                 None => {}
             }
@@ -126,33 +151,40 @@ impl Completion {
     }
 
     fn reap(&self) {
-        let notices = self.0.lock().notices.clone();
-        if let Some(notices) = notices {
-            notices.reap();
+        let source = self.0.lock().source.clone();
+        if let Some(source) = source {
+            source.reap();
         }
     }
 }
 
-/// For how long a wait goes on before it looks whether somebody else has seen the notice.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// The longest time to wait before the outcome is checked again, because another thread may have
+/// processed the notification meanwhile.
+const MAX_SINGLE_WAIT: Duration = Duration::from_millis(50);
 
-/// Ready once the kernel is done with the pages. On tokio it is woken by the ring that sent them. A
-/// sender by `MSG_ZEROCOPY` wakes it when its notices are [taken in](crate::Sender::reap).
+/// Is ready once the kernel is done with the pages.
 ///
-/// Dropping the future changes nothing: the pages are kept as long as they must be.
+/// A send by `send_zc` on tokio wakes the task as soon as its notification arrives. A send by
+/// `MSG_ZEROCOPY` wakes it when the sender's notifications are processed, for example by
+/// [`Sender::reap`](crate::Sender::reap).
+///
+/// # Cancellation
+///
+/// Dropping the future changes nothing: the pages are kept for as long as the kernel may read them.
 impl Future for Completion {
     type Output = SendOutcome;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<SendOutcome> {
-        if let Some(settled) = self.outcome() {
-            return Poll::Ready(settled);
+        if let Some(outcome) = self.outcome() {
+            return Poll::Ready(outcome);
         }
-        let mut state = self.0.lock();
-        if let Some(settled) = self.0.outcome(&state) {
-            return Poll::Ready(settled);
+        let mut progress = self.0.lock();
+        if let Some(outcome) = self.0.outcome(&progress) {
+            return Poll::Ready(outcome);
         }
-        if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-            state.wakers.push(cx.waker().clone());
+        let is_own = |waker: &Waker| waker.will_wake(cx.waker());
+        if !progress.wakers.iter().any(is_own) {
+            progress.wakers.push(cx.waker().clone());
         }
         Poll::Pending
     }
@@ -160,57 +192,67 @@ impl Future for Completion {
 
 impl fmt::Debug for Completion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let settled = self.0.outcome(&self.0.lock());
-        f.debug_tuple("Completion").field(&settled).finish()
+        let outcome = self.0.outcome(&self.0.lock());
+        f.debug_tuple("Completion").field(&outcome).finish()
     }
 }
 
 impl CompletionState {
     fn lock(&self) -> MutexGuard<'_, SendProgress> {
-        // Every change of the state is whole between any two statements that could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic while the lock was held cannot have left the progress inconsistent.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outcome(&self, state: &SendProgress) -> Option<SendOutcome> {
+    fn outcome(&self, progress: &SendProgress) -> Option<SendOutcome> {
         Some(SendOutcome {
-            bytes: state.bytes,
-            copied: state.copied,
-            reason: state.reason.unwrap_or(FreeReason::Copied),
-            elapsed: state.elapsed?,
+            bytes: progress.bytes,
+            copied: progress.copied,
+            reason: progress.reason.unwrap_or(FreeReason::Copied),
+            elapsed: progress.elapsed?,
         })
     }
 
-    fn close_one(&self, mut state: MutexGuard<'_, SendProgress>) {
-        state.open -= 1;
-        if state.open > 0 {
+    /// Closes one part. If it was the last one, the send is complete, and those that wait are
+    /// woken.
+    fn close_part(&self, mut progress: MutexGuard<'_, SendProgress>) {
+        progress.open_parts -= 1;
+        if progress.open_parts > 0 {
             return;
         }
-        state.elapsed = Some(self.began.elapsed());
-        state.notices = None;
-        let wakers = std::mem::take(&mut state.wakers);
-        let is_waited_for = state.waiting > 0;
-        drop(state);
-        if is_waited_for {
-            self.changed.notify_all();
+        progress.elapsed = Some(self.started_at.elapsed());
+        progress.source = None;
+        let wakers = std::mem::take(&mut progress.wakers);
+        let has_blocked_threads = progress.blocked_threads > 0;
+        drop(progress);
+        if has_blocked_threads {
+            self.completed.notify_all();
         }
         wakers.into_iter().for_each(Waker::wake);
     }
 }
 
-/// A send under way: what [`Completion`] will tell. Dropping it ends the send; the completion then waits
-/// for the parts only.
+impl SendProgress {
+    fn add(&mut self, bytes: u64, copied: u64, reason: FreeReason) {
+        self.bytes += bytes;
+        self.copied += copied;
+        self.reason = self.reason.max(Some(reason));
+    }
+}
+
+/// The sender's side of a [`Completion`], for as long as the send has not returned. Dropping it
+/// ends the send; the completion then waits only for the parts.
 pub(crate) struct SendTracker(Arc<CompletionState>);
 
 impl SendTracker {
     pub(crate) fn new() -> Self {
-        let state = SendProgress {
-            open: 1,
+        let progress = SendProgress {
+            open_parts: 1,
             ..SendProgress::default()
         };
         Self(Arc::new(CompletionState {
-            began: Instant::now(),
-            state: Mutex::new(state),
-            changed: Condvar::new(),
+            started_at: Instant::now(),
+            progress: Mutex::new(progress),
+            completed: Condvar::new(),
         }))
     }
 
@@ -218,25 +260,22 @@ impl SendTracker {
         Completion(Arc::clone(&self.0))
     }
 
-    /// Counts bytes of which it is known at once how they went.
+    /// Counts bytes that need no notification: their pages are free, or gifted, at once.
     pub(crate) fn count(&self, bytes: u64, copied: u64, reason: FreeReason) {
-        let mut state = self.0.lock();
-        state.bytes += bytes;
-        state.copied += copied;
-        state.reason = state.reason.max(Some(reason));
+        self.0.lock().add(bytes, copied, reason);
     }
 
-    /// A part of the send that the kernel will tell about, which counts for `stats` as well. `notices`
-    /// is whom to ask, if asking helps.
+    /// Adds a part that a notification will complete, which is counted in `stats` as well. `source`
+    /// is where the notification arrives, if the completion can wait there.
     pub(crate) fn part(
         &self,
         stats: &Arc<NotificationStats>,
-        notices: Option<Arc<dyn NotificationSource>>,
+        source: Option<Arc<dyn NotificationSource>>,
     ) -> SendPart {
-        let mut state = self.0.lock();
-        state.open += 1;
-        state.notices = notices.or(state.notices.take());
-        drop(state);
+        let mut progress = self.0.lock();
+        progress.open_parts += 1;
+        progress.source = source.or(progress.source.take());
+        drop(progress);
         SendPart {
             completion: Some(Arc::clone(&self.0)),
             stats: Arc::clone(stats),
@@ -246,28 +285,26 @@ impl SendTracker {
 
 impl Drop for SendTracker {
     fn drop(&mut self) {
-        self.0.close_one(self.0.lock());
+        self.0.close_part(self.0.lock());
     }
 }
 
-/// A part of a send that is not settled.
+/// A part of a send that a notification will complete.
 ///
-/// Dropping it takes it out of the send, as if it had never been: for a call that failed.
+/// Dropping it removes it from the send without counting anything: for a call that failed.
 pub(crate) struct SendPart {
     completion: Option<Arc<CompletionState>>,
     stats: Arc<NotificationStats>,
 }
 
 impl SendPart {
-    /// The kernel is done with `bytes`, of which it copied `copied`.
+    /// Declares that the kernel is done with `bytes`, of which it copied `copied`.
     pub(crate) fn complete(mut self, bytes: u64, copied: u64, reason: FreeReason) {
         self.stats.note(bytes, copied);
         if let Some(completion) = self.completion.take() {
-            let mut state = completion.lock();
-            state.bytes += bytes;
-            state.copied += copied;
-            state.reason = state.reason.max(Some(reason));
-            completion.close_one(state);
+            let mut progress = completion.lock();
+            progress.add(bytes, copied, reason);
+            completion.close_part(progress);
         }
     }
 }
@@ -275,71 +312,8 @@ impl SendPart {
 impl Drop for SendPart {
     fn drop(&mut self) {
         if let Some(completion) = self.completion.take() {
-            completion.close_one(completion.lock());
+            completion.close_part(completion.lock());
         }
-    }
-}
-
-/// What the notices of a sender have told in all.
-#[derive(Debug, Default)]
-pub(crate) struct NotificationStats {
-    copied: AtomicU64,
-    /// How many notices in a row said that everything was copied.
-    copied_in_a_row: AtomicU32,
-    notifications: AtomicU64,
-    /// Who waits for the next one.
-    waker: Mutex<Option<Waker>>,
-}
-
-impl NotificationStats {
-    fn note(&self, bytes: u64, copied: u64) {
-        self.copied.fetch_add(copied, Ordering::Relaxed);
-        if copied < bytes {
-            self.copied_in_a_row.store(0, Ordering::Relaxed);
-        } else {
-            self.copied_in_a_row.fetch_add(1, Ordering::Relaxed);
-        }
-        self.notifications.fetch_add(1, Ordering::Release);
-        let waker = self.waker().take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How many notices have come.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn notifications(&self) -> u64 {
-        self.notifications.load(Ordering::Acquire)
-    }
-
-    /// Ready once there have been more than `seen`.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn poll_notification(&self, cx: &mut Context<'_>, seen: u64) -> Poll<()> {
-        *self.waker() = Some(cx.waker().clone());
-        if self.notifications() > seen {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    }
-
-    /// Counts them from 0 again.
-    pub(crate) fn reset_copied_in_a_row(&self) {
-        self.copied_in_a_row.store(0, Ordering::Relaxed);
-    }
-
-    /// How many bytes the kernel copied after all.
-    pub(crate) fn copied(&self) -> u64 {
-        self.copied.load(Ordering::Relaxed)
-    }
-
-    /// How many notices in a row said that everything was copied.
-    pub(crate) fn copied_in_a_row(&self) -> u32 {
-        self.copied_in_a_row.load(Ordering::Relaxed)
     }
 }
 
@@ -360,7 +334,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_send_is_settled_when_its_last_part_is() {
+    fn a_send_is_complete_once_its_last_part_is() {
         let tracker = SendTracker::new();
         let completion = tracker.completion();
         let stats = Arc::default();
@@ -371,23 +345,23 @@ mod tests {
         assert_eq!(completion.outcome(), None);
         assert!(completion.wait(Some(Duration::from_millis(1))).is_err());
         first.complete(30, 30, FreeReason::Notification);
-        let settled = completion.outcome().expect("all parts are");
+        let outcome = completion.outcome().expect("complete");
         assert_eq!(
-            (settled.bytes, settled.copied, settled.reason),
+            (outcome.bytes, outcome.copied, outcome.reason),
             (60, 40, FreeReason::Notification)
         );
         assert_eq!((stats.copied(), stats.copied_in_a_row()), (30, 1));
     }
 
     #[test]
-    fn whoever_waits_is_woken() {
+    fn completing_a_send_wakes_a_thread_that_waits_for_it() {
         let tracker = SendTracker::new();
         let completion = tracker.completion();
         let waiting = std::thread::spawn(move || completion.wait(None));
         let part = tracker.part(&Arc::default(), None);
         drop(tracker);
         part.complete(1, 0, FreeReason::Notification);
-        let settled = waiting.join().expect("no panic").expect("no time-out");
-        assert_eq!(settled.bytes, 1);
+        let outcome = waiting.join().expect("no panic").expect("no time-out");
+        assert_eq!(outcome.bytes, 1);
     }
 }

@@ -1,4 +1,5 @@
-//! What a socket has been lent by `MSG_ZEROCOPY`, and the notices that give it back.
+//! The sends of a socket by `MSG_ZEROCOPY` that are in flight, and the error queue of the socket,
+//! whose notifications complete them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -11,21 +12,22 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, Result};
 
-use super::completion::{FreeReason, NotificationSource, SendPart};
+use super::completion::{FreeReason, SendPart};
 use super::lease::Lease;
 use super::reaper::Orphan;
+use super::registry::NotificationSource;
 use crate::sys::fork::{self, OwnerProcess};
 use crate::sys::{ErrorQueueEntry, Kernel, Linux, Notification};
 
-/// The error queue of a socket, with what the kernel still has of ours.
+/// The error queue of a socket, and the sends that its notifications will complete.
 ///
-/// It has a descriptor of its own: after the last `close` of a socket nobody hears of its notices any
-/// more, though the kernel may still read the pages.
+/// It has a descriptor of its own: once the last descriptor of a socket is closed, its
+/// notifications can no longer be read, although the kernel may still read the pages.
 #[derive(Debug)]
 pub(crate) struct ErrorQueue {
     owner_process: OwnerProcess,
     socket: OwnedFd,
-    outstanding: Mutex<Outstanding>,
+    outstanding: Mutex<OutstandingSends>,
 }
 
 impl ErrorQueue {
@@ -37,39 +39,41 @@ impl ErrorQueue {
         })
     }
 
-    /// Makes a call that lends `lent`, and keeps it under the kernel's next number if the call has moved
-    /// bytes. No notice is taken in meanwhile: it could be this call's.
+    /// Makes a zero-copy call. If it sends bytes, `sent` is kept under the kernel's next number
+    /// until the notification for that number arrives.
+    ///
+    /// The lock is held during the call, because its notification can arrive before it returns.
     pub(crate) fn send(
         &self,
-        mut lent: SentLease,
+        mut sent: SentLease,
         call: impl FnOnce(&Lease) -> Result<usize>,
     ) -> Result<usize> {
         let mut outstanding = self.lock();
-        let moved = call(&lent.lease)?;
+        let moved = call(&sent.lease)?;
         if moved > 0 {
-            lent.lease.shorten(moved);
-            outstanding.sends.push_back(Some(lent));
+            sent.lease.shorten(moved);
+            outstanding.sends.push_back(Some(sent));
         }
         Ok(moved)
     }
 
-    /// Whether a child process looks at the queue of its parent. The notices are the parent's, and the
-    /// ledger's lock may be held for ever: the child leaves both alone.
+    /// Whether the caller is a child of the process that sent. The notifications are the parent's,
+    /// and the lock may be held forever: a child leaves both alone.
     pub(crate) fn is_of_parent(&self) -> bool {
         !self.owner_process.is_current()
     }
 
-    /// How many sends are outstanding, and those that came back before an earlier one.
+    /// How many sends are outstanding, including those that completed before an earlier one.
     pub(crate) fn len(&self) -> usize {
         self.lock().sends.len()
     }
 
-    /// Whether everything has come back.
+    /// Whether no send is outstanding.
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().sends.is_empty()
     }
 
-    /// Takes in all notices that are there. Answers how many sends they settled.
+    /// Processes all notifications that have arrived. Returns how many sends they completed.
     pub(crate) fn drain(&self, kernel: &impl Kernel) -> usize {
         if self.is_of_parent() {
             return 0;
@@ -79,32 +83,33 @@ impl ErrorQueue {
         loop {
             match kernel.read_error_queue(self.socket.as_fd()) {
                 Ok(Some(ErrorQueueEntry::Notification(notification))) => {
-                    outstanding.end(notification, &mut ended)
+                    outstanding.take_notified(notification, &mut ended)
                 }
                 Ok(Some(ErrorQueueEntry::Other)) | Err(Errno::INTR) => {}
-                // What breaks a connection is on the queue as well, or met by the next call.
+                // An error of the connection is not handled here: the next call on the socket
+                // reports it.
                 Ok(None) | Err(_) => break,
             }
         }
         drop(outstanding);
-        // Whoever is woken may come back here.
+        // Completing a send runs wakers, which may call this again: the lock is released first.
         let count = ended.len();
         complete_all(ended);
         count
     }
 
-    /// Ends the connection at once, so that all notices come (`connect(2)`: AF_UNSPEC).
+    /// Resets the connection, which makes all notifications arrive (`connect(2)`: AF_UNSPEC).
     pub(crate) fn abort(&self) {
         let _ = rustix::net::connect_unspec(&self.socket);
     }
 
-    /// Says that no more bytes follow, as closing the last descriptor would.
+    /// Tells the peer that no more bytes follow, as closing the last descriptor would.
     pub(crate) fn shut_down(&self) {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Outstanding> {
-        // The list is whole between any two of the statements that could panic.
+    fn lock(&self) -> MutexGuard<'_, OutstandingSends> {
+        // A panic while the lock was held cannot have left the list inconsistent.
         self.outstanding
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -129,14 +134,13 @@ impl NotificationSource for ErrorQueue {
         let began = Instant::now();
         let left = || limit.saturating_sub(began.elapsed());
         loop {
-            // An error queue that is not empty is an error to poll(2), which needs no asking for.
+            // poll(2) always reports a non-empty error queue, as POLLERR.
             let mut ready = [PollFd::new(&self.socket, PollFlags::empty())];
             let timeout = Timespec::try_from(left()).ok();
             match poll(&mut ready, timeout.as_ref()) {
                 Ok(0) => return Ok(()),
                 Ok(_) if self.drain(&Linux) > 0 || self.is_empty() => return Ok(()),
-                // A connection that is gone is ready for ever; its notices still take a moment.
-                Ok(_) => std::thread::sleep(left().min(RETRY_INTERVAL)),
+                Ok(_) => std::thread::sleep(left().min(NO_NOTIFICATION_BACKOFF)),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -147,12 +151,15 @@ impl NotificationSource for ErrorQueue {
     }
 }
 
-const RETRY_INTERVAL: Duration = Duration::from_millis(2);
+/// Back-off when the socket is ready but has no notification: a connection that is gone is always
+/// ready, and its last notifications still take a moment.
+const NO_NOTIFICATION_BACKOFF: Duration = Duration::from_millis(2);
 
 /// An error queue whose sender is gone.
 pub(crate) struct OrphanedErrorQueue {
     pub(crate) queue: Arc<ErrorQueue>,
-    /// Whether the socket went with the sender: then a peer that takes nothing may be cut off.
+    /// Whether the socket was closed with the sender. If so, the connection may be reset when the
+    /// peer stops reading.
     pub(crate) is_closed: bool,
 }
 
@@ -180,7 +187,7 @@ impl Orphan for OrphanedErrorQueue {
     }
 }
 
-/// What one call has lent.
+/// The memory that one call has sent, and the part of the send that its notification completes.
 pub(crate) struct SentLease {
     pub(crate) lease: Lease,
     pub(crate) part: SendPart,
@@ -189,7 +196,8 @@ pub(crate) struct SentLease {
 impl SentLease {
     fn complete(self, copied: bool) {
         let bytes = self.lease.memory().len() as u64;
-        // The pages first: whoever is told that they are free may ask for them at once.
+        // The lease is dropped first: a task that learns that the pages are free may want them at
+        // once.
         drop(self.lease);
         self.part.complete(
             bytes,
@@ -199,11 +207,11 @@ impl SentLease {
     }
 }
 
-/// Settles all of them. Wakers are anybody's code: one that panics keeps nobody else's send open.
+/// Completes all of these sends, even if a waker, which is foreign code, panics for one of them.
 fn complete_all(ended: Vec<(SentLease, bool)>) {
     let mut panicked = None;
-    for (lent, copied) in ended {
-        let completing = catch_unwind(AssertUnwindSafe(|| lent.complete(copied)));
+    for (sent, copied) in ended {
+        let completing = catch_unwind(AssertUnwindSafe(|| sent.complete(copied)));
         panicked = completing.err().or(panicked);
     }
     if let Some(panic) = panicked {
@@ -217,35 +225,37 @@ impl fmt::Debug for SentLease {
     }
 }
 
-/// The sends that no notice has told of, by their numbers.
+/// The sends whose notifications have not arrived, by the kernel's numbers.
 #[derive(Debug, Default)]
-struct Outstanding {
-    /// The number of the first.
-    first: u32,
-    /// `None` where the notice came before that of an earlier one.
+struct OutstandingSends {
+    /// The number of the first send in the list.
+    first_number: u32,
+    /// `None` for a send whose notification arrived before that of an earlier one.
     sends: VecDeque<Option<SentLease>>,
 }
 
-impl Outstanding {
-    /// Takes out the sends of a notice. Numbers that are not outstanding are passed over.
-    fn end(&mut self, notification: Notification, ended: &mut Vec<(SentLease, bool)>) {
-        // Numbers wrap: what counts is their distance from the first.
+impl OutstandingSends {
+    /// Moves the sends of a notification to `ended`, with whether the kernel copied them. Numbers
+    /// that are not outstanding are ignored.
+    fn take_notified(&mut self, notification: Notification, ended: &mut Vec<(SentLease, bool)>) {
+        // Numbers wrap around, so that only their distances from the first one are compared.
         let count = notification.last.wrapping_sub(notification.first) as usize + 1;
-        let start = notification.first.wrapping_sub(self.first) as usize;
+        let start = notification.first.wrapping_sub(self.first_number) as usize;
         let end = start.saturating_add(count).min(self.sends.len());
         for send in self.sends.range_mut(start.min(end)..end) {
-            ended.extend(send.take().map(|lent| (lent, notification.copied)));
+            ended.extend(send.take().map(|sent| (sent, notification.copied)));
         }
         while let Some(None) = self.sends.front() {
             self.sends.pop_front();
-            self.first = self.first.wrapping_add(1);
+            self.first_number = self.first_number.wrapping_add(1);
         }
     }
 }
 
-impl Drop for Outstanding {
+impl Drop for OutstandingSends {
     fn drop(&mut self) {
-        // Nobody will hear of these any more: leaked before they are freed early, and never settled.
+        // The notifications of these sends will not be read. The memory is leaked rather than freed
+        // early, and the completions never report an outcome.
         self.sends.drain(..).for_each(std::mem::forget);
     }
 }
@@ -259,15 +269,15 @@ mod tests {
     use crate::arena::PageBuffer;
     use crate::in_flight::{Completion, NotificationStats, Quota, SendTracker};
 
-    fn lent(quota: &Arc<Quota>) -> (SentLease, Completion) {
-        let pages = PageBuffer::zeroed(1).expect("taken").freeze();
-        let lease = Lease::take(Memory::Pages(pages), quota).expect("granted");
+    fn sent(quota: &Arc<Quota>) -> (SentLease, Completion) {
+        let pages = PageBuffer::zeroed(1).expect("allocated").freeze();
+        let lease = Lease::take(Memory::Pages(pages), quota).expect("within the limit");
         let tracker = SendTracker::new();
         let part = tracker.part(&Arc::new(NotificationStats::default()), None);
         (SentLease { lease, part }, tracker.completion())
     }
 
-    fn notice(first: u32, last: u32, copied: bool) -> Notification {
+    fn notification(first: u32, last: u32, copied: bool) -> Notification {
         Notification {
             first,
             last,
@@ -275,54 +285,62 @@ mod tests {
         }
     }
 
-    fn settle(outstanding: &mut Outstanding, notice: Notification) -> usize {
-        let mut settled = Vec::new();
-        outstanding.end(notice, &mut settled);
-        let count = settled.len();
-        for (lent, copied) in settled {
-            lent.complete(copied);
-        }
+    /// Completes the sends of a notification. Returns how many there were.
+    fn process(outstanding: &mut OutstandingSends, notification: Notification) -> usize {
+        let mut ended = Vec::new();
+        outstanding.take_notified(notification, &mut ended);
+        let count = ended.len();
+        complete_all(ended);
         count
     }
 
     #[test]
-    fn ranges_coalesce_come_out_of_order_and_wrap() {
+    fn notifications_cover_ranges_arrive_out_of_order_and_wrap_around() {
         let quota = Quota::new(1 << 30);
-        let mut outstanding = Outstanding {
-            first: u32::MAX - 1,
+        let mut outstanding = OutstandingSends {
+            first_number: u32::MAX - 1,
             sends: VecDeque::new(),
         };
         let completions: Vec<_> = (0..5)
             .map(|_| {
-                let (lent, completion) = lent(&quota);
-                outstanding.sends.push_back(Some(lent));
+                let (sent, completion) = sent(&quota);
+                outstanding.sends.push_back(Some(sent));
                 completion
             })
             .collect();
-        let free = |completions: &[Completion]| -> Vec<bool> {
+        let are_complete = |completions: &[Completion]| -> Vec<bool> {
             completions
                 .iter()
                 .map(|completion| completion.outcome().is_some())
                 .collect()
         };
-        // As after a reset: the later ones first. Their numbers are MAX, 0 and 1.
-        assert_eq!(settle(&mut outstanding, notice(u32::MAX, 1, true)), 3);
-        assert_eq!(free(&completions), [false, true, true, true, false]);
-        assert_eq!(settle(&mut outstanding, notice(u32::MAX, 1, true)), 0);
+        // As after a reset, the later sends first. Their numbers are MAX, 0 and 1.
         assert_eq!(
-            settle(&mut outstanding, notice(u32::MAX - 1, u32::MAX - 1, false)),
+            process(&mut outstanding, notification(u32::MAX, 1, true)),
+            3
+        );
+        assert_eq!(are_complete(&completions), [false, true, true, true, false]);
+        assert_eq!(
+            process(&mut outstanding, notification(u32::MAX, 1, true)),
+            0
+        );
+        assert_eq!(
+            process(
+                &mut outstanding,
+                notification(u32::MAX - 1, u32::MAX - 1, false)
+            ),
             1
         );
-        assert_eq!((outstanding.first, outstanding.sends.len()), (2, 1));
-        // Numbers that were never given out, and ranges that reach beyond.
-        assert_eq!(settle(&mut outstanding, notice(3, 900, false)), 0);
-        assert_eq!(settle(&mut outstanding, notice(0, 1, false)), 0);
-        assert_eq!(settle(&mut outstanding, notice(2, 900, false)), 1);
-        assert_eq!(free(&completions), [true; 5]);
+        assert_eq!((outstanding.first_number, outstanding.sends.len()), (2, 1));
+        // Numbers that were never used, and ranges that extend past the last one.
+        assert_eq!(process(&mut outstanding, notification(3, 900, false)), 0);
+        assert_eq!(process(&mut outstanding, notification(0, 1, false)), 0);
+        assert_eq!(process(&mut outstanding, notification(2, 900, false)), 1);
+        assert_eq!(are_complete(&completions), [true; 5]);
         assert_eq!(quota.in_flight_bytes(), 0);
         let copied = completions
             .iter()
-            .map(|completion| completion.outcome().map(|settled| settled.copied));
+            .map(|completion| completion.outcome().map(|outcome| outcome.copied));
         assert_eq!(
             copied.collect::<Vec<_>>(),
             [Some(0), Some(1), Some(1), Some(1), Some(0)]
@@ -330,46 +348,46 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever order the notices come in, each send is settled by its own and once.
+        /// In whatever order the notifications arrive, each completes its own sends, once.
         #[test]
-        fn every_send_is_settled_once(
+        fn every_notification_completes_its_sends_once(
             first in prop_oneof![any::<u32>(), Just(u32::MAX - 3)],
             cuts in prop::collection::vec(1_u32..5, 1..12),
             order in prop::collection::vec(any::<prop::sample::Index>(), 12),
         ) {
             let quota = Quota::new(1 << 30);
             let total: u32 = cuts.iter().sum();
-            let mut outstanding = Outstanding { first, sends: VecDeque::new() };
+            let mut outstanding = OutstandingSends { first_number: first, sends: VecDeque::new() };
             for _ in 0..total {
-                outstanding.sends.push_back(Some(lent(&quota).0));
+                outstanding.sends.push_back(Some(sent(&quota).0));
             }
-            let mut at = first;
-            let mut notices: Vec<_> = cuts.iter().map(|&count| {
-                let range = notice(at, at.wrapping_add(count - 1), false);
-                at = at.wrapping_add(count);
+            let mut next = first;
+            let mut notifications: Vec<_> = cuts.iter().map(|&count| {
+                let range = notification(next, next.wrapping_add(count - 1), false);
+                next = next.wrapping_add(count);
                 (range, count as usize)
             }).collect();
             for pick in order {
-                if notices.is_empty() {
+                if notifications.is_empty() {
                     break;
                 }
-                let (range, count) = notices.swap_remove(pick.index(notices.len()));
-                prop_assert_eq!(settle(&mut outstanding, range), count);
+                let (range, count) = notifications.swap_remove(pick.index(notifications.len()));
+                prop_assert_eq!(process(&mut outstanding, range), count);
             }
-            prop_assert_eq!(outstanding.sends.is_empty(), notices.is_empty());
-            for (range, count) in notices {
-                prop_assert_eq!(settle(&mut outstanding, range), count);
+            prop_assert_eq!(outstanding.sends.is_empty(), notifications.is_empty());
+            for (range, count) in notifications {
+                prop_assert_eq!(process(&mut outstanding, range), count);
             }
             prop_assert_eq!(quota.in_flight_bytes(), 0);
-            prop_assert_eq!(outstanding.first, first.wrapping_add(total));
+            prop_assert_eq!(outstanding.first_number, first.wrapping_add(total));
         }
     }
 
     #[test]
-    fn what_nobody_will_hear_of_is_leaked() {
+    fn sends_whose_notifications_will_not_be_read_are_leaked() {
         let quota = Quota::new(1 << 30);
-        let mut outstanding = Outstanding::default();
-        outstanding.sends.push_back(Some(lent(&quota).0));
+        let mut outstanding = OutstandingSends::default();
+        outstanding.sends.push_back(Some(sent(&quota).0));
         drop(outstanding);
         assert_eq!(quota.in_flight_bytes(), 4096);
     }

@@ -1,18 +1,24 @@
-//! Memory that the kernel may still read: leases on it, limits, and how to learn that it is free.
+//! Memory that the kernel may still read: leases on it, limits on how much there may be, and how to
+//! learn that it is free again.
 
 mod acknowledgements;
 mod completion;
 mod error_queue;
 mod lease;
+mod limits;
+mod notification_stats;
 pub(crate) mod reaper;
 pub(crate) mod registry;
 
 pub(crate) use acknowledgements::Acknowledgements;
 pub use completion::{Completion, FreeReason, SendOutcome};
-pub(crate) use completion::{NotificationSource, NotificationStats, SendPart, SendTracker};
+pub(crate) use completion::{SendPart, SendTracker};
 pub(crate) use error_queue::{ErrorQueue, OrphanedErrorQueue, SentLease};
-pub use lease::{
+pub(crate) use lease::{Lease, Leases};
+pub(crate) use limits::Quota;
+pub use limits::{
     DEFAULT_PROCESS_IN_FLIGHT_LIMIT, DEFAULT_SENDER_IN_FLIGHT_LIMIT, LimitAction, in_flight_bytes,
     set_process_in_flight_limit,
 };
-pub(crate) use lease::{Lease, Leases, Quota};
+pub(crate) use notification_stats::NotificationStats;
+pub(crate) use registry::NotificationSource;

@@ -1,7 +1,9 @@
-//! What goes on after its owner is gone: taking in the notices of memory that is still lent.
+//! The reaper: a thread that processes notifications for sockets and rings whose owner is gone.
 //!
-//! One thread for the process, which there is only while there is something to wait for. It sleeps until
-//! a notice comes.
+//! If a sender is dropped, or a thread with a ring ends, while memory is in flight, the memory must
+//! be kept until its notifications arrive. The owner therefore hands its socket or ring to the
+//! reaper, as an [`Orphan`]. There is one reaper thread per process, and only while it has orphans.
+//! It sleeps until a notification arrives.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,151 +16,157 @@ use rustix::io::Errno;
 
 use crate::sys::fork::PerProcess;
 
-/// Something that memory is lent to, and that nobody else looks after any more.
+/// A socket or ring that has memory in flight, and whose owner is gone.
 pub(crate) trait Orphan: Send {
-    /// What becomes ready when a notice has come.
+    /// The descriptor that becomes ready when a notification has arrived.
     fn descriptor(&self) -> BorrowedFd<'_>;
 
-    /// What to wait for on it.
+    /// The events to poll the descriptor for.
     fn ready_for(&self) -> PollFlags;
 
-    /// Takes in the notices that are there. Answers how many sends they settled.
+    /// Processes the notifications that have arrived. Returns how many sends they completed.
     fn reap(&self) -> usize;
 
-    /// Whether everything has come back.
+    /// Whether no memory is in flight any more.
     fn is_done(&self) -> bool;
 
-    /// Called once if no notice has come for [`PATIENCE`]: to make them come, if that can be done.
+    /// Makes the notifications arrive, if that is possible. It is called once, when there was no
+    /// notification for [`UNRESPONSIVE_PEER_TIMEOUT`].
     fn give_up(&self);
 }
 
-/// The name of the thread, as `ps` and debuggers show it: 15 bytes at most.
-const NAME: &str = "uncopied-reaper";
+/// The name of the thread in `ps` and debuggers: at most 15 bytes.
+pub(crate) const REAPER_THREAD_NAME: &str = "uncopied-reaper";
 
-/// How long a peer may take nothing, after the sender is gone.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the peer of an orphan may acknowledge nothing before the reaper gives up on it.
+const UNRESPONSIVE_PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often it is looked whether somebody's patience is at its end.
-const TURN: Duration = Duration::from_secs(1);
+/// How often the orphans are checked for that timeout.
+const TIMEOUT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// For so long nothing is looked at that is ready and has no notice, as a connection that is gone, or
-/// while the kernel cannot wait for so much.
-const PAUSE: Duration = Duration::from_millis(5);
+/// Back-off when a descriptor is ready but has no notification, as that of a broken connection, or
+/// when the kernel cannot wait for this number of descriptors.
+const NO_NOTIFICATION_BACKOFF: Duration = Duration::from_millis(5);
 
 static REAPER: PerProcess<Reaper> = PerProcess::new();
 
 #[derive(Default)]
-struct Reaper(Mutex<Intake>);
+struct Reaper(Mutex<Handover>);
 
+/// What other threads hand over to the reaper thread.
 #[derive(Default)]
-struct Intake {
-    wards: Vec<Ward>,
-    /// Wakes the thread. There is one as long as there is a thread.
-    bell: Option<Arc<OwnedFd>>,
+struct Handover {
+    /// Orphans that the thread has not taken over yet.
+    adopted: Vec<AdoptedOrphan>,
+    /// The eventfd that wakes the thread; `None` while there is no thread.
+    wakeup: Option<Arc<OwnedFd>>,
 }
 
-struct Ward {
+struct AdoptedOrphan {
     orphan: Box<dyn Orphan>,
-    /// When the last notice came.
-    since: Instant,
+    /// When the last notification arrived.
+    last_notified_at: Instant,
     has_given_up: bool,
 }
 
-/// Takes in the notices of `orphan` from now on. Where no thread can be had for that, it and what is
-/// lent to it are leaked.
+/// Hands `orphan` to the reaper, which processes its notifications from now on. If the thread
+/// cannot be started, the orphan and its memory in flight are leaked.
 pub(crate) fn adopt(orphan: Box<dyn Orphan>) {
     let reaper = REAPER.get();
-    let mut intake = reaper.lock();
-    intake.wards.push(Ward {
+    let mut handover = reaper.lock();
+    handover.adopted.push(AdoptedOrphan {
         orphan,
-        since: Instant::now(),
+        last_notified_at: Instant::now(),
         has_given_up: false,
     });
-    if let Some(bell) = &intake.bell {
-        // It fails only when it has been rung 2^64 times in vain.
-        let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
+    if let Some(wakeup) = &handover.wakeup {
+        // It fails only if the counter is full, and then the thread has been woken already.
+        let _ = rustix::io::write(wakeup, &1_u64.to_ne_bytes());
         return;
     }
     match reaper.start() {
-        Ok(bell) => intake.bell = Some(bell),
-        Err(_) => mem::forget(mem::take(&mut intake.wards)),
+        Ok(wakeup) => handover.wakeup = Some(wakeup),
+        Err(_) => mem::forget(mem::take(&mut handover.adopted)),
     }
 }
 
 impl Reaper {
-    fn lock(&self) -> MutexGuard<'_, Intake> {
-        // The list is whole between any two of the statements that could panic.
+    fn lock(&self) -> MutexGuard<'_, Handover> {
+        // A panic while the lock was held cannot have left the list inconsistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn start(&'static self) -> io::Result<Arc<OwnedFd>> {
-        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let heard = Arc::clone(&bell);
+        let wakeup = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let own_wakeup = Arc::clone(&wakeup);
         thread::Builder::new()
-            .name(NAME.to_owned())
-            .spawn(move || self.run(&heard))?;
-        Ok(bell)
+            .name(REAPER_THREAD_NAME.to_owned())
+            .spawn(move || self.run(&own_wakeup))?;
+        Ok(wakeup)
     }
 
-    fn run(&self, bell: &OwnedFd) {
-        let mut wards = Vec::new();
+    fn run(&self, wakeup: &OwnedFd) {
+        let mut orphans = Vec::new();
         let mut was_ready = false;
         loop {
-            let mut intake = self.lock();
-            wards.append(&mut intake.wards);
-            if wards.is_empty() {
-                intake.bell = None;
+            let mut handover = self.lock();
+            orphans.append(&mut handover.adopted);
+            if orphans.is_empty() {
+                handover.wakeup = None;
                 return;
             }
-            drop(intake);
-            let settled: usize = wards.iter_mut().map(Ward::look_after).sum();
-            wards.retain(|ward| !ward.orphan.is_done());
-            if settled > 0 || wards.is_empty() {
+            drop(handover);
+            let completed: usize = orphans.iter_mut().map(AdoptedOrphan::reap).sum();
+            orphans.retain(|adopted| !adopted.orphan.is_done());
+            if completed > 0 || orphans.is_empty() {
                 was_ready = false;
                 continue;
             }
             if was_ready {
-                thread::sleep(PAUSE);
+                thread::sleep(NO_NOTIFICATION_BACKOFF);
             }
-            was_ready = wait(&wards, bell);
+            was_ready = wait(&orphans, wakeup);
         }
     }
 }
 
-/// Waits for notices, new wards, or the end of somebody's patience. Answers whether an orphan was ready, or
-/// the kernel would not wait.
-fn wait(wards: &[Ward], bell: &OwnedFd) -> bool {
-    let mut ready = vec![PollFd::new(bell, PollFlags::IN)];
-    for ward in wards {
-        let orphan = &ward.orphan;
+/// Waits for a notification, a new orphan, or the next check for the timeout. Returns whether an
+/// orphan was ready, or the kernel could not wait.
+fn wait(orphans: &[AdoptedOrphan], wakeup: &OwnedFd) -> bool {
+    let mut ready = vec![PollFd::new(wakeup, PollFlags::IN)];
+    for AdoptedOrphan { orphan, .. } in orphans {
         let descriptor = orphan.descriptor();
         ready.push(PollFd::from_borrowed_fd(descriptor, orphan.ready_for()));
     }
-    let has_patience = wards.iter().any(|ward| !ward.has_given_up);
-    let turn = Timespec::try_from(TURN).ok().filter(|_| has_patience);
-    let count = match poll(&mut ready, turn.as_ref()) {
+    let needs_check = orphans.iter().any(|adopted| !adopted.has_given_up);
+    let interval = Timespec::try_from(TIMEOUT_CHECK_INTERVAL).ok();
+    let timeout = interval.filter(|_| needs_check);
+    let count = match poll(&mut ready, timeout.as_ref()) {
         Ok(count) => count,
         Err(errno) => return errno != Errno::INTR,
     };
-    let has_rung = !ready[0].revents().is_empty();
-    if has_rung {
-        // There is something in it, so that it does not wait.
-        let _ = rustix::io::read(bell, &mut [0; 8]);
+    let is_woken = !ready[0].revents().is_empty();
+    if is_woken {
+        // The counter is above 0, so that the read does not block. It resets the counter.
+        let _ = rustix::io::read(wakeup, &mut [0; 8]);
     }
-    count > usize::from(has_rung)
+    count > usize::from(is_woken)
 }
 
-impl Ward {
-    fn look_after(&mut self) -> usize {
-        // The wakers of completions are anybody's code. One that panics must not end the thread.
+impl AdoptedOrphan {
+    /// Processes the notifications that have arrived, or gives up if there were none for too long.
+    /// Returns how many sends were completed.
+    fn reap(&mut self) -> usize {
+        // The wakers of completions are foreign code: one that panics must not end the thread.
         let reap = AssertUnwindSafe(|| self.orphan.reap());
-        let settled = catch_unwind(reap).unwrap_or(1);
-        if settled > 0 {
-            self.since = Instant::now();
-        } else if !self.has_given_up && self.since.elapsed() > PATIENCE {
+        let completed = catch_unwind(reap).unwrap_or(1);
+        if completed > 0 {
+            self.last_notified_at = Instant::now();
+        } else if !self.has_given_up && self.last_notified_at.elapsed() > UNRESPONSIVE_PEER_TIMEOUT
+        {
             self.has_given_up = true;
             self.orphan.give_up();
         }
-        settled
+        completed
     }
 }

@@ -1,9 +1,11 @@
-//! Rings of io_uring: one for each thread, shared by all connections of the thread.
+//! Rings of io_uring: each thread has one, which all its connections share.
 
 #[cfg(feature = "tokio")]
 pub(crate) mod batch;
-pub(crate) mod ring;
+mod ring;
 mod sends;
+#[cfg(test)]
+mod testing;
 mod thread_ring;
 
 pub(crate) use ring::RETIRED;

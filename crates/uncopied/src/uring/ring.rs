@@ -14,13 +14,14 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, Result};
 
-use super::sends::{EndedSend, Sends, Token};
+use super::sends::{EndedSend, SendToken, Sends};
 use crate::in_flight::{Leases, NotificationSource, SendPart};
 use crate::sys::fork::{self, OwnerProcess};
 use crate::sys::uring::Uring;
 
-/// The ring cannot be used for this send: its thread or runtime is gone, it belongs to the parent
-/// process, or the kernel has failed it. Another ring can be made; this send is copied.
+/// The error of a send by a ring that cannot be used any more: its thread or runtime is gone, it
+/// belongs to the parent process, or the kernel has failed it. This send is copied; the next one
+/// can use a new ring.
 pub(crate) const RETIRED: Errno = Errno::CANCELED;
 
 /// Entries of the submission queue, which is how many sends one call makes. 64 bytes each.
@@ -30,12 +31,12 @@ const SUBMISSION_ENTRIES: u32 = 64;
 /// processed, the kernel allocates memory for them. 16 bytes each.
 const COMPLETION_ENTRIES: u32 = 1024;
 
-/// A ring with the memory that it has in flight. It works best for the thread that made it; others
-/// may use it as well.
+/// A ring and the memory that it has in flight. It works best for the thread that created it, but
+/// other threads may use it as well.
 pub(crate) struct Ring {
     owner_process: OwnerProcess,
     owner_thread: ThreadId,
-    /// The ring's descriptor once more, so that it can be polled without the lock.
+    /// A duplicate of the ring's descriptor, which can be polled without the lock.
     descriptor: OwnedFd,
     is_retired: AtomicBool,
     state: Mutex<RingState>,
@@ -44,26 +45,26 @@ pub(crate) struct Ring {
 struct RingState {
     uring: Uring,
     sends: Sends,
-    /// Results that have arrived and are not returned yet.
-    results: Vec<(Token, Result<usize>)>,
-    /// Whether threads other than the owner have sent by it.
-    has_guests: bool,
-    /// Whether the kernel has failed the ring: nothing more is submitted.
+    /// Results that have arrived and have not been returned yet.
+    results: Vec<(SendToken, Result<usize>)>,
+    /// Whether threads other than the owner have sent by this ring.
+    has_foreign_sends: bool,
+    /// Whether the ring has failed, so that nothing more is submitted.
     is_broken: bool,
 }
 
 impl Ring {
-    /// A ring for the calling thread.
+    /// Creates a ring for the calling thread.
     ///
     /// # Errors
     ///
-    /// Those of [`Uring::new`], and `EMFILE`.
+    /// Those of [`Uring::new`], and `EMFILE` if the process has too many descriptors open.
     pub(crate) fn new() -> Result<Self> {
         Self::with_entries(SUBMISSION_ENTRIES, COMPLETION_ENTRIES)
     }
 
     fn with_entries(submissions: u32, completions: u32) -> Result<Self> {
-        // Determined before the ring exists, so that a fork right after is noticed.
+        // Recorded before the ring exists, so that a fork in between is detected.
         let owner_process = OwnerProcess::current();
         let uring = Uring::new(submissions, completions)?;
         Ok(Self {
@@ -75,22 +76,26 @@ impl Ring {
                 uring,
                 sends: Sends::default(),
                 results: Vec::new(),
-                has_guests: false,
+                has_foreign_sends: false,
                 is_broken: false,
             }),
         })
     }
 
     /// Sends the memory of these leases, and returns at once how many bytes the socket accepted.
-    /// The leases are kept until the kernel is done with them; `part` is completed then. After an
-    /// error, `part` does not count.
+    ///
+    /// The leases are kept until the kernel is done with the memory, and then `part` is completed.
+    /// After an error, `part` does not count.
     ///
     /// # Errors
     ///
-    /// The errno of the send (`EAGAIN`: the socket's buffer is full), and [`RETIRED`]. `ENOMEM`
-    /// also if the kernel cannot even accept the request. In these cases no byte was sent. `EIO` if
-    /// the ring itself failed after the kernel had accepted the request: it is unknown how many
-    /// bytes were sent, and the connection is unusable.
+    /// No byte was sent, except possibly with `EIO`.
+    ///
+    /// - The errno of the send, such as `EAGAIN` if the socket's buffer is full.
+    /// - `ENOMEM` also if the kernel could not even accept the request.
+    /// - [`RETIRED`] if the ring cannot be used any more.
+    /// - `EIO` if the ring itself failed after the kernel had accepted the request. It is unknown
+    ///   how many bytes were sent, so that the connection is unusable.
     pub(crate) fn send(
         &self,
         sink: BorrowedFd<'_>,
@@ -100,15 +105,15 @@ impl Ring {
         if self.is_retired() {
             return Err(RETIRED);
         }
-        let mut state = self.enter();
+        let mut state = self.lock_to_send();
         let result = state.send(sink, leases, part);
-        self.leave(state);
+        self.unlock_after_send(state);
         result
     }
 
-    /// Makes these sends, in their order, by as few calls as possible, and reports the result of
-    /// each. There must not be two sends to one socket: the second would be made however little the
-    /// first one sent.
+    /// Makes these sends, in their order, in as few calls as possible, and reports the result of
+    /// each. There must not be two sends to the same socket: the second one would be made even if
+    /// the first one was cut short.
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
     pub(crate) fn send_all(
         &self,
@@ -125,20 +130,20 @@ impl Ring {
                 batch.into_iter().for_each(|_| report(Err(RETIRED)));
                 continue;
             }
-            let mut state = self.enter();
+            let mut state = self.lock_to_send();
             let results = state.send_all(batch);
-            self.leave(state);
+            self.unlock_after_send(state);
             results.into_iter().for_each(&mut report);
         }
     }
 
-    fn enter(&self) -> MutexGuard<'_, RingState> {
+    fn lock_to_send(&self) -> MutexGuard<'_, RingState> {
         let mut state = self.lock();
-        state.has_guests |= self.owner_thread != thread::current().id();
+        state.has_foreign_sends |= self.owner_thread != thread::current().id();
         state
     }
 
-    fn leave(&self, state: MutexGuard<'_, RingState>) {
+    fn unlock_after_send(&self, state: MutexGuard<'_, RingState>) {
         if state.is_broken {
             self.retire();
         }
@@ -159,7 +164,8 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// If the ring belongs to the parent process, whose notifications never arrive here.
+    /// [`io::ErrorKind::Unsupported`] if the ring belongs to the parent process, whose
+    /// notifications never arrive here, and the errno of `poll(2)`.
     pub(crate) fn wait(&self, limit: Duration) -> io::Result<()> {
         if self.is_of_parent() {
             return Err(fork::owned_by_parent());
@@ -172,9 +178,8 @@ impl Ring {
         }
     }
 
-    /// A descriptor that becomes readable with every notification, but not with the results of
-    /// sends, which are processed at once. It counts up and is never read: for edge-triggered
-    /// waiting.
+    /// Creates an eventfd that counts notifications, but not the results of sends, which are
+    /// processed at once. It is never read: the caller waits for it edge-triggered.
     #[cfg(feature = "tokio")]
     pub(crate) fn notification_eventfd(&self) -> Result<OwnedFd> {
         use rustix::event::{EventfdFlags, eventfd};
@@ -183,13 +188,13 @@ impl Ring {
         Ok(signal)
     }
 
-    /// How many sends wait for their notifications.
+    /// How many sends are in flight.
     pub(crate) fn in_flight(&self) -> usize {
         self.lock().sends.len()
     }
 
-    /// Whether the caller is a child of the process that made the ring. The lock may be held
-    /// forever, and the ledger may be half written: a child leaves both alone.
+    /// Whether the caller is a child of the process that created the ring. The lock may be held
+    /// forever, and the state under it may be half written: a child leaves both alone.
     pub(crate) fn is_of_parent(&self) -> bool {
         !self.owner_process.is_current()
     }
@@ -199,14 +204,14 @@ impl Ring {
         self.is_retired.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it refuses sends.
+    /// Whether every send is refused.
     pub(crate) fn is_retired(&self) -> bool {
         self.is_retired.load(Ordering::Relaxed) || self.is_of_parent()
     }
 
     fn lock(&self) -> MutexGuard<'_, RingState> {
-        // The code under the lock drops nothing and calls nothing foreign: it cannot panic between
-        // two statements that leave the ledger inconsistent.
+        // The code under the lock drops no lease and calls no foreign code, so that a panic cannot
+        // have left the state inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -234,21 +239,21 @@ impl Drop for Ring {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let sends = std::mem::take(&mut state.sends);
         // The kernel still reads the memory in flight, and its notifications will not be seen: the
-        // memory is leaked. A child does not even look into the ledger, which may be half written.
+        // memory is leaked. A child does not even look at the sends, which may be half written.
         if is_of_parent || sends.len() > 0 {
             std::mem::forget(sends);
         }
     }
 }
 
-/// Releases the lock, and then completes what has ended.
+/// Releases the lock, and then completes the sends that have ended.
 fn complete_ended(mut state: MutexGuard<'_, RingState>) {
     let ended = state.sends.take_ended();
     drop(state);
     ended.into_iter().for_each(EndedSend::complete);
 }
 
-/// A send that goes out together with others.
+/// A send that is made in one call together with others.
 #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
 pub(crate) struct QueuedSend {
     pub(crate) sink: Arc<dyn AsFd + Send + Sync>,
@@ -270,7 +275,8 @@ impl RingState {
         })
     }
 
-    /// Makes at most as many sends as the submission queue has entries.
+    /// Makes these sends in one call. There are at most as many as the submission queue has
+    /// entries.
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
     fn send_all(&mut self, sends: Vec<QueuedSend>) -> Vec<Result<usize>> {
         if self.is_broken {
@@ -294,18 +300,19 @@ impl RingState {
         })
     }
 
-    /// Runs `make`, whose sends have their results at once, without signals to the eventfd.
+    /// Runs `make`, whose results arrive within it, with the signals to the eventfd switched off.
     fn without_signals<T>(&mut self, make: impl FnOnce(&mut Self) -> T) -> T {
-        // Notifications are posted by the thread that sent. If that was always this one, they arrive
-        // between the statements here or not at all. Those of another thread could arrive just as
-        // signals are switched on again, and be missed.
-        if self.has_guests {
+        // The kernel posts notifications on the thread that sent. If only this thread has sent,
+        // they are posted during `make`, and processed below, or after this function, with a
+        // signal. Those of another thread could be posted just as the signals are switched on
+        // again, and be missed by both.
+        if self.has_foreign_sends {
             return make(self);
         }
         self.uring.set_signalling(false);
         let made = make(self);
         self.uring.set_signalling(true);
-        // What arrived before has not signalled.
+        // What arrived during `make` has not signalled.
         self.reap();
         made
     }
@@ -313,7 +320,7 @@ impl RingState {
     /// Ends the sends that the kernel did not accept: the last ones of `tokens`.
     fn withdraw_rejected(
         &mut self,
-        tokens: &[Token],
+        tokens: &[SendToken],
         submitted: std::result::Result<(), crate::sys::uring::Rejected>,
     ) {
         self.is_broken |= self.uring.is_broken();
@@ -327,9 +334,9 @@ impl RingState {
         }
     }
 
-    /// The result of a send that the kernel has accepted. It has arrived; should it ever not have,
-    /// this waits for it.
-    fn result_of(&mut self, token: Token) -> Result<usize> {
+    /// Returns the result of a send that the kernel has accepted. It has arrived with the call; if
+    /// it ever has not, this waits for it.
+    fn result_of(&mut self, token: SendToken) -> Result<usize> {
         loop {
             if let Some(index) = self.results.iter().position(|(it, _)| *it == token) {
                 return self.results.remove(index).1;
@@ -342,7 +349,7 @@ impl RingState {
             match self.uring.wait(1) {
                 Ok(()) | Err(Errno::INTR | Errno::AGAIN | Errno::BUSY) => {}
                 Err(_) => {
-                    // The leases stay in the ledger. Nothing more is sent by this ring.
+                    // The leases are kept, and nothing more is sent by this ring.
                     self.is_broken = true;
                     return Err(Errno::IO);
                 }
@@ -364,4 +371,4 @@ impl RingState {
 
 #[cfg(test)]
 #[allow(unsafe_code)] // system calls that only these tests make
-pub(crate) mod tests;
+mod tests;

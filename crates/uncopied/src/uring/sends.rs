@@ -1,8 +1,8 @@
 //! The sends of a ring that are in flight, and what the kernel's completions say about them.
 //!
-//! Each send has up to two completions: its result, and, if the result carries F_MORE, a
+//! Each send has one or two completions: its result and, if the result carries `F_MORE`, a
 //! notification once nothing refers to the pages any more. Nothing in here makes a system call, so
-//! that a test can play the kernel.
+//! that tests can play the kernel's part.
 
 use std::os::fd::BorrowedFd;
 
@@ -11,11 +11,11 @@ use rustix::io::{Errno, Result};
 use crate::in_flight::{FreeReason, Leases, SendPart};
 use crate::sys::uring::{Completion, FLAG_MORE, FLAG_NOTIFICATION, RESULT_COPIED, SendRequest};
 
-/// Names a send in its completions.
+/// Identifies a send in its completions: the index of its slot, and the generation of the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Token(u64);
+pub(super) struct SendToken(u64);
 
-impl Token {
+impl SendToken {
     fn new(index: usize, generation: u32) -> Self {
         Self(index as u64 | u64::from(generation) << 32)
     }
@@ -29,19 +29,22 @@ impl Token {
     }
 }
 
-/// A send, or a part of one, that has ended. Completing it may run foreign code (wakers), so it is
-/// first taken out of the ring's lock.
-#[must_use = "its completion waits for `complete`"]
+/// A send that has ended: its result, its memory, or both.
+///
+/// [`complete`](Self::complete) may run foreign code (wakers), so it is called after the ring's
+/// lock is released.
+#[must_use = "the send is not complete until `complete` is called"]
 pub(super) struct EndedSend {
-    /// Memory that the kernel is done with.
+    /// The memory, if the kernel is done with it.
     leases: Option<Leases>,
+    /// What to complete, unless the send has failed before.
     part: Option<SendPart>,
     /// How many bytes were sent, and how many of them were copied; `None` if the send failed.
     sent: Option<(u64, u64)>,
 }
 
 impl EndedSend {
-    /// Frees the memory, and then tells the completion.
+    /// Frees the memory, and then completes the part.
     pub(super) fn complete(self) {
         drop(self.leases);
         if let (Some(part), Some((bytes, copied))) = (self.part, self.sent) {
@@ -54,16 +57,16 @@ struct RingSend {
     leases: Leases,
     /// `None` once the send has failed: it does not count.
     part: Option<SendPart>,
-    /// How many bytes the socket accepted, once the result is there.
+    /// How many bytes the socket accepted; `None` until the result has arrived.
     accepted: Option<u64>,
-    /// Whether the kernel copied, if the notification came before the result.
-    notified: Option<bool>,
+    /// Whether the kernel copied; `None` until the notification has arrived.
+    is_copied: Option<bool>,
 }
 
 #[derive(Default)]
-struct Slot {
-    /// How many sends have used this slot, so that a late completion of one of them is not taken
-    /// for one of the current send.
+struct SendSlot {
+    /// How many sends have used this slot before. It keeps a late completion of one of them from
+    /// being mistaken for one of the current send.
     generation: u32,
     send: Option<RingSend>,
 }
@@ -71,16 +74,18 @@ struct Slot {
 /// The sends that are in flight.
 #[derive(Default)]
 pub(super) struct Sends {
-    slots: Vec<Slot>,
+    slots: Vec<SendSlot>,
+    /// The indices of the slots without a send.
     free: Vec<usize>,
+    /// What [`take_ended`](Self::take_ended) returns next.
     ended: Vec<EndedSend>,
 }
 
 impl Sends {
     /// Adds a send that is about to be submitted.
-    pub(super) fn begin(&mut self, leases: Leases, part: SendPart) -> Token {
+    pub(super) fn begin(&mut self, leases: Leases, part: SendPart) -> SendToken {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
+            self.slots.push(SendSlot::default());
             self.slots.len() - 1
         });
         let slot = &mut self.slots[index];
@@ -88,15 +93,15 @@ impl Sends {
             leases,
             part: Some(part),
             accepted: None,
-            notified: None,
+            is_copied: None,
         });
-        Token::new(index, slot.generation)
+        SendToken::new(index, slot.generation)
     }
 
-    /// What asks the kernel for this send.
+    /// The request that makes the kernel try this send.
     pub(super) fn request<'a>(
         &'a self,
-        token: Token,
+        token: SendToken,
         sink: BorrowedFd<'a>,
     ) -> Option<SendRequest<'a>> {
         let send = self.slots.get(token.index())?.send.as_ref()?;
@@ -110,7 +115,7 @@ impl Sends {
     }
 
     /// Removes a send that the kernel never received.
-    pub(super) fn withdraw(&mut self, token: Token) {
+    pub(super) fn withdraw(&mut self, token: SendToken) {
         if let Some(send) = self.end(token) {
             self.ended.push(EndedSend {
                 leases: Some(send.leases),
@@ -120,17 +125,18 @@ impl Sends {
         }
     }
 
-    /// Processes one completion. If it is the result of a send, returns which and what.
-    pub(super) fn process(&mut self, completion: Completion) -> Option<(Token, Result<usize>)> {
+    /// Processes one completion. If it is a result, returns the send that it belongs to and the
+    /// result. A completion of an unknown send is ignored.
+    pub(super) fn process(&mut self, completion: Completion) -> Option<(SendToken, Result<usize>)> {
         let Completion { result, flags, .. } = completion;
-        let token = Token(completion.token);
+        let token = SendToken(completion.token);
         let slot = self.slots.get_mut(token.index())?;
         if slot.generation != token.generation() {
             return None;
         }
         let send = slot.send.as_mut()?;
         if flags & FLAG_NOTIFICATION != 0 {
-            send.notified = Some(result.cast_unsigned() & RESULT_COPIED != 0);
+            send.is_copied = Some(result.cast_unsigned() & RESULT_COPIED != 0);
             if send.accepted.is_some() {
                 self.finish(token);
             }
@@ -142,7 +148,8 @@ impl Sends {
                 Ok(bytes)
             }
             Err(_) => {
-                // The send does not count, but a notification may still follow: its memory is kept.
+                // The send does not count any more, but a notification may still follow: until
+                // then its memory is kept.
                 self.ended.push(EndedSend {
                     leases: None,
                     part: send.part.take(),
@@ -152,17 +159,18 @@ impl Sends {
             }
         };
         send.accepted = Some(result.unwrap_or(0) as u64);
-        if send.notified.is_some() || flags & FLAG_MORE == 0 {
+        if send.is_copied.is_some() || flags & FLAG_MORE == 0 {
             self.finish(token);
         }
         Some((token, result))
     }
 
-    fn finish(&mut self, token: Token) {
+    /// Ends a send whose completions have all arrived.
+    fn finish(&mut self, token: SendToken) {
         if let Some(send) = self.end(token) {
             let bytes = send.accepted.unwrap_or(0);
-            // Without a notification, the kernel copied.
-            let is_copied = send.notified.unwrap_or(true);
+            // If there was no notification, the kernel copied the bytes.
+            let is_copied = send.is_copied.unwrap_or(true);
             self.ended.push(EndedSend {
                 leases: Some(send.leases),
                 part: send.part,
@@ -171,7 +179,8 @@ impl Sends {
         }
     }
 
-    fn end(&mut self, token: Token) -> Option<RingSend> {
+    /// Removes a send from its slot, which becomes free.
+    fn end(&mut self, token: SendToken) -> Option<RingSend> {
         let slot = self.slots.get_mut(token.index())?;
         let send = slot.send.take()?;
         slot.generation = slot.generation.wrapping_add(1);
@@ -180,7 +189,7 @@ impl Sends {
     }
 
     /// The sends that have ended since the last call.
-    #[must_use = "their completions wait for `complete`"]
+    #[must_use = "the sends are not complete until `complete` is called"]
     pub(super) fn take_ended(&mut self) -> Vec<EndedSend> {
         std::mem::take(&mut self.ended)
     }
@@ -196,8 +205,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::arena::Memory;
-    use crate::arena::PageBuffer;
+    use crate::arena::{Memory, PageBuffer};
     use crate::in_flight::{self, Lease, NotificationStats, Quota, SendTracker};
 
     struct Harness {
@@ -215,30 +223,32 @@ mod tests {
             }
         }
 
-        /// A send of buffers of so many pages each.
-        fn begin(&mut self, pages: &[usize]) -> (Token, in_flight::Completion) {
+        /// Begins a send of several buffers, whose sizes are given in pages.
+        fn begin(&mut self, pages: &[usize]) -> (SendToken, in_flight::Completion) {
             let leases = pages.iter().map(|pages| {
-                let buffer = PageBuffer::zeroed(pages * 4096).expect("taken");
-                Lease::take(Memory::Pages(buffer.freeze()), &self.quota).expect("granted")
+                let buffer = PageBuffer::zeroed(pages * 4096).expect("allocated");
+                Lease::take(Memory::Pages(buffer.freeze()), &self.quota).expect("within the limit")
             });
-            let leases = Leases::of(leases).expect("some");
+            let leases = Leases::of(leases).expect("at least one");
             let tracker = SendTracker::new();
             let part = tracker.part(&self.stats, None);
             (self.sends.begin(leases, part), tracker.completion())
         }
 
-        fn process(&mut self, token: Token, result: i32, flags: u32) -> Option<Result<usize>> {
+        fn process(&mut self, token: SendToken, result: i32, flags: u32) -> Option<Result<usize>> {
             let completion = Completion {
                 token: token.0,
                 result,
                 flags,
             };
             let result = self.sends.process(completion);
-            self.sends
-                .take_ended()
-                .into_iter()
-                .for_each(EndedSend::complete);
+            self.complete_ended();
             result.map(|(_, result)| result)
+        }
+
+        fn complete_ended(&mut self) {
+            let ended = self.sends.take_ended();
+            ended.into_iter().for_each(EndedSend::complete);
         }
 
         fn leased_pages(&self) -> u64 {
@@ -246,15 +256,16 @@ mod tests {
         }
     }
 
-    /// Bytes and bytes copied, if it is settled.
+    /// The bytes sent and the bytes copied, once the send is complete.
     fn outcome(completion: &in_flight::Completion) -> Option<(u64, u64)> {
         completion.outcome().map(|it| (it.bytes, it.copied))
     }
 
-    const WAS_COPIED: i32 = RESULT_COPIED.cast_signed();
+    /// The result of a notification that says that the kernel copied.
+    const COPIED: i32 = RESULT_COPIED.cast_signed();
 
     #[test]
-    fn the_lease_is_shortened_by_the_answer_and_ends_with_the_notice() {
+    fn a_result_shortens_the_lease_and_the_notification_ends_it() {
         let mut harness = Harness::new();
         let (token, completion) = harness.begin(&[4]);
         assert_eq!(harness.process(token, 4097, FLAG_MORE), Some(Ok(4097)));
@@ -266,17 +277,17 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_copied_is_counted() {
+    fn bytes_that_the_kernel_copied_are_counted() {
         let mut harness = Harness::new();
         let (token, completion) = harness.begin(&[1]);
         harness.process(token, 4096, FLAG_MORE);
-        harness.process(token, WAS_COPIED, FLAG_NOTIFICATION);
+        harness.process(token, COPIED, FLAG_NOTIFICATION);
         assert_eq!(outcome(&completion), Some((4096, 4096)));
         assert_eq!(harness.stats.copied_in_a_row(), 1);
     }
 
     #[test]
-    fn several_leases_are_shortened_together() {
+    fn a_result_shortens_several_leases_together() {
         let mut harness = Harness::new();
         let (token, completion) = harness.begin(&[1, 2, 3]);
         harness.process(token, 4096 + 4096, FLAG_MORE);
@@ -287,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_with_a_notice_to_come_keeps_the_lease_and_does_not_count() {
+    fn a_failed_send_does_not_count_but_is_leased_until_its_notification() {
         let mut harness = Harness::new();
         let (token, completion) = harness.begin(&[4]);
         let again = -Errno::AGAIN.raw_os_error();
@@ -295,9 +306,9 @@ mod tests {
             harness.process(token, again, FLAG_MORE),
             Some(Err(Errno::AGAIN))
         );
-        assert_eq!(outcome(&completion), Some((0, 0)), "it never was");
+        assert_eq!(outcome(&completion), Some((0, 0)), "the send failed");
         assert_eq!(harness.leased_pages(), 4);
-        harness.process(token, WAS_COPIED, FLAG_NOTIFICATION);
+        harness.process(token, COPIED, FLAG_NOTIFICATION);
         assert_eq!(harness.leased_pages(), 0);
         assert_eq!(
             (harness.stats.copied(), harness.stats.copied_in_a_row()),
@@ -306,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_without_a_notice_ends_the_send() {
+    fn a_failed_send_without_a_notification_ends_at_once() {
         let mut harness = Harness::new();
         let (token, _completion) = harness.begin(&[4]);
         harness.process(token, -Errno::PIPE.raw_os_error(), 0);
@@ -314,10 +325,10 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_before_the_answer_ends_nothing_until_that() {
+    fn a_notification_before_the_result_takes_effect_with_the_result() {
         let mut harness = Harness::new();
         let (token, completion) = harness.begin(&[2]);
-        assert_eq!(harness.process(token, WAS_COPIED, FLAG_NOTIFICATION), None);
+        assert_eq!(harness.process(token, COPIED, FLAG_NOTIFICATION), None);
         assert_eq!((harness.leased_pages(), outcome(&completion)), (2, None));
         assert_eq!(harness.process(token, 5000, FLAG_MORE), Some(Ok(5000)));
         assert_eq!(harness.leased_pages(), 0);
@@ -325,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_notice_nothing_was_lent() {
+    fn a_result_without_a_notification_means_that_the_kernel_copied() {
         let mut harness = Harness::new();
         let (token, completion) = harness.begin(&[1]);
         harness.process(token, 100, 0);
@@ -333,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn completions_of_nobody_change_nothing() {
+    fn completions_of_unknown_sends_are_ignored() {
         let mut harness = Harness::new();
         let (first, _completion) = harness.begin(&[1]);
         harness.process(first, 4096, FLAG_MORE);
@@ -342,8 +353,11 @@ mod tests {
         assert_eq!(second.index(), first.index());
         assert_eq!(harness.process(first, 0, FLAG_NOTIFICATION), None);
         assert_eq!(harness.process(first, 10, FLAG_MORE), None);
-        assert_eq!(harness.process(Token(7), 10, 0), None);
-        assert_eq!(harness.process(Token(u64::MAX), 0, FLAG_NOTIFICATION), None);
+        assert_eq!(harness.process(SendToken(7), 10, 0), None);
+        assert_eq!(
+            harness.process(SendToken(u64::MAX), 0, FLAG_NOTIFICATION),
+            None
+        );
         assert_eq!((harness.leased_pages(), outcome(&completion)), (2, None));
         harness.process(second, 8192, FLAG_MORE);
         harness.process(second, 0, FLAG_NOTIFICATION);
@@ -351,15 +365,11 @@ mod tests {
     }
 
     #[test]
-    fn a_withdrawn_send_leaves_nothing() {
+    fn a_withdrawn_send_leaves_nothing_behind() {
         let mut harness = Harness::new();
         let (token, completion) = harness.begin(&[3]);
         harness.sends.withdraw(token);
-        harness
-            .sends
-            .take_ended()
-            .into_iter()
-            .for_each(EndedSend::complete);
+        harness.complete_ended();
         assert_eq!((harness.leased_pages(), harness.sends.len()), (0, 0));
         assert_eq!(outcome(&completion), Some((0, 0)));
         assert_eq!(harness.process(token, 4096, FLAG_MORE), None);

@@ -1,0 +1,69 @@
+//! What the notifications of one sender have said, in total.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+#[cfg(feature = "tokio")]
+use std::task::{Context, Poll};
+
+/// Counts what the notifications of a sender say, and wakes the task that waits for the next one.
+#[derive(Debug, Default)]
+pub(crate) struct NotificationStats {
+    copied_bytes: AtomicU64,
+    copied_in_a_row: AtomicU32,
+    notifications: AtomicU64,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl NotificationStats {
+    /// Counts a notification: the kernel is done with `bytes`, of which it copied `copied`.
+    pub(super) fn note(&self, bytes: u64, copied: u64) {
+        self.copied_bytes.fetch_add(copied, Ordering::Relaxed);
+        if copied < bytes {
+            self.copied_in_a_row.store(0, Ordering::Relaxed);
+        } else {
+            self.copied_in_a_row.fetch_add(1, Ordering::Relaxed);
+        }
+        self.notifications.fetch_add(1, Ordering::Release);
+        let waker = self.waker().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many notifications have been counted.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn notifications(&self) -> u64 {
+        self.notifications.load(Ordering::Acquire)
+    }
+
+    /// Is ready once more than `seen` notifications have been counted.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn poll_notification(&self, cx: &mut Context<'_>, seen: u64) -> Poll<()> {
+        *self.waker() = Some(cx.waker().clone());
+        if self.notifications() > seen {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// How many bytes the kernel copied although they were sent by zero copy.
+    pub(crate) fn copied(&self) -> u64 {
+        self.copied_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many of the latest notifications in a row said that the kernel copied everything.
+    pub(crate) fn copied_in_a_row(&self) -> u32 {
+        self.copied_in_a_row.load(Ordering::Relaxed)
+    }
+
+    /// Starts the count of [`copied_in_a_row`](Self::copied_in_a_row) from 0 again.
+    pub(crate) fn reset_copied_in_a_row(&self) {
+        self.copied_in_a_row.store(0, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,72 @@
+//! The tokio runtime that a ring belongs to, and the task of it that processes the ring's
+//! notifications.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+#[cfg(test)]
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::io::Result;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Handle, Id};
+use tokio::task::AbortHandle;
+
+use super::retire;
+use crate::sys::uring::watch;
+use crate::uring::ring::Ring;
+
+/// The runtime that a ring belongs to, with the task that processes its notifications; `None` for a
+/// ring that was created outside of a runtime.
+pub(super) struct OwnerRuntime(Option<(Id, AbortHandle)>);
+
+impl OwnerRuntime {
+    /// Makes the runtime of the caller, if there is one, the owner of `ring`, and starts its task.
+    pub(super) fn of(ring: &Arc<Ring>) -> Result<Self> {
+        let Ok(runtime) = Handle::try_current() else {
+            return Ok(Self(None));
+        };
+        let eventfd = watch(ring.notification_eventfd()?)?;
+        let notifications = NotificationTask(Arc::clone(ring));
+        let task = runtime.spawn(notifications.run(eventfd));
+        Ok(Self(Some((runtime.id(), task.abort_handle()))))
+    }
+
+    /// Whether the caller runs in this runtime, or in none if there is none.
+    pub(super) fn is_current(&self) -> bool {
+        let current = Handle::try_current().ok().map(|runtime| runtime.id());
+        current == self.0.as_ref().map(|(id, _)| *id)
+    }
+
+    /// Ends the task.
+    pub(super) fn stop_task(&self) {
+        if let Some((_, task)) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// How often the tasks of all rings have been woken.
+#[cfg(test)]
+pub(super) static WAKEUPS: AtomicU64 = AtomicU64::new(0);
+
+/// Processes the notifications of a ring until the runtime shuts down, or the last handle to the
+/// ring is dropped. It then retires the ring.
+struct NotificationTask(Arc<Ring>);
+
+impl NotificationTask {
+    async fn run(self, eventfd: AsyncFd<OwnedFd>) {
+        while let Ok(mut ready) = eventfd.readable().await {
+            #[cfg(test)]
+            WAKEUPS.fetch_add(1, Ordering::Relaxed);
+            self.0.reap();
+            // This does not clear the readiness of a notification that has arrived since.
+            ready.clear_ready();
+        }
+    }
+}
+
+impl Drop for NotificationTask {
+    fn drop(&mut self) {
+        retire(&self.0);
+    }
+}
