@@ -187,7 +187,7 @@ fn units(mapping: &FileMapping, bytes: Range<u64>) -> impl Iterator<Item = (usiz
 }
 
 /// The size of the units of a mapping whose residency is remembered.
-const UNIT_BYTES: u64 = FileMapping::UNIT;
+const UNIT_BYTES: u64 = FileMapping::RESIDENCY_UNIT_BYTES;
 
 /// How long a unit that was in the page cache is assumed to stay there.
 const ASSUMED_RESIDENT_FOR: Duration = Duration::from_millis(500);

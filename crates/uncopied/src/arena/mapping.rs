@@ -42,7 +42,7 @@ pub(super) struct MappedSpan {
     offset: u64,
     /// One bit a mechanism that this file has refused.
     refused: AtomicU32,
-    /// When each [unit](FileMapping::UNIT) was last found in the page cache, in milliseconds of the coarse
+    /// When each [unit](FileMapping::RESIDENCY_UNIT_BYTES) was last found in the page cache, in milliseconds of the coarse
     /// clock; 0 is never.
     resident_at: Box<[AtomicU64]>,
     me: Weak<MappedSpan>,
@@ -74,7 +74,7 @@ impl FileMapping {
         }
         let space = AddressSpace::get()?;
         let address = space.map(kernel, file.as_fd(), offset, len)?;
-        let units = 0..(len as u64).div_ceil(Self::UNIT);
+        let units = 0..(len as u64).div_ceil(Self::RESIDENCY_UNIT_BYTES);
         let span = Arc::new_cyclic(|me| MappedSpan {
             address,
             len,
@@ -140,7 +140,7 @@ impl FileMapping {
 /// What [`residency`](crate::residency) remembers.
 impl FileMapping {
     /// How much is remembered as one, in bytes.
-    pub(crate) const UNIT: u64 = 2 << 20;
+    pub(crate) const RESIDENCY_UNIT_BYTES: u64 = 2 << 20;
 
     pub(crate) fn note_resident(&self, unit: usize) {
         self.0.resident_at[unit].store(coarse_millis(), Ordering::Relaxed);

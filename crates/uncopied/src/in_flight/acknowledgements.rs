@@ -66,7 +66,7 @@ impl Acknowledgements {
 
     /// Completes the sends that have been acknowledged, and frees their memory.
     fn complete_acknowledged(&self, kernel: &impl Kernel) {
-        if self.is_of_parent() {
+        if self.belongs_to_parent() {
             return;
         }
         let mut unacknowledged = self.lock();
@@ -100,7 +100,7 @@ impl Acknowledgements {
 
     /// Gifts the memory that is not acknowledged, and may never be: it is never written to again.
     pub(crate) fn gift_all(&self) {
-        if self.is_of_parent() {
+        if self.belongs_to_parent() {
             return;
         }
         let unacknowledged = std::mem::take(&mut *self.lock());
@@ -111,7 +111,7 @@ impl Acknowledgements {
 
     /// Whether the caller is a child of the process that sent. The lock may be held forever: a
     /// child leaves it alone.
-    fn is_of_parent(&self) -> bool {
+    fn belongs_to_parent(&self) -> bool {
         !self.owner_process.is_current()
     }
 
@@ -136,7 +136,7 @@ impl NotificationSource for Acknowledgements {
     }
 
     fn wait(&self, limit: Duration) -> io::Result<()> {
-        if self.is_of_parent() {
+        if self.belongs_to_parent() {
             return Err(fork::owned_by_parent());
         }
         self.reap();

@@ -261,7 +261,7 @@ impl SendTracker {
     }
 
     /// Counts bytes that need no notification: their pages are free, or gifted, at once.
-    pub(crate) fn count(&self, bytes: u64, copied: u64, reason: FreeReason) {
+    pub(crate) fn count_finished(&self, bytes: u64, copied: u64, reason: FreeReason) {
         self.0.lock().add(bytes, copied, reason);
     }
 
@@ -339,7 +339,7 @@ mod tests {
         let completion = tracker.completion();
         let stats = Arc::default();
         let [first, second] = [(), ()].map(|()| tracker.part(&stats, None));
-        tracker.count(10, 10, FreeReason::Copied);
+        tracker.count_finished(10, 10, FreeReason::Copied);
         drop(tracker);
         second.complete(20, 0, FreeReason::Notification);
         assert_eq!(completion.outcome(), None);
@@ -350,7 +350,10 @@ mod tests {
             (outcome.bytes, outcome.copied, outcome.reason),
             (60, 40, FreeReason::Notification)
         );
-        assert_eq!((stats.copied(), stats.copied_in_a_row()), (30, 1));
+        assert_eq!(
+            (stats.copied_bytes(), stats.copied_notifications_in_a_row()),
+            (30, 1)
+        );
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl ErrorQueue {
 
     /// Whether the caller is a child of the process that sent. The notifications are the parent's,
     /// and the lock may be held forever: a child leaves both alone.
-    pub(crate) fn is_of_parent(&self) -> bool {
+    pub(crate) fn belongs_to_parent(&self) -> bool {
         !self.owner_process.is_current()
     }
 
@@ -75,7 +75,7 @@ impl ErrorQueue {
 
     /// Processes all notifications that have arrived. Returns how many sends they completed.
     pub(crate) fn drain(&self, kernel: &impl Kernel) -> usize {
-        if self.is_of_parent() {
+        if self.belongs_to_parent() {
             return 0;
         }
         let mut ended = Vec::new();
@@ -128,7 +128,7 @@ impl NotificationSource for ErrorQueue {
     }
 
     fn wait(&self, limit: Duration) -> io::Result<()> {
-        if self.is_of_parent() {
+        if self.belongs_to_parent() {
             return Err(fork::owned_by_parent());
         }
         let began = Instant::now();

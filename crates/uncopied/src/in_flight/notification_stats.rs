@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 #[derive(Debug, Default)]
 pub(crate) struct NotificationStats {
     copied_bytes: AtomicU64,
-    copied_in_a_row: AtomicU32,
+    copied_notifications_in_a_row: AtomicU32,
     notifications: AtomicU64,
     waker: Mutex<Option<Waker>>,
 }
@@ -20,9 +20,11 @@ impl NotificationStats {
     pub(super) fn note(&self, bytes: u64, copied: u64) {
         self.copied_bytes.fetch_add(copied, Ordering::Relaxed);
         if copied < bytes {
-            self.copied_in_a_row.store(0, Ordering::Relaxed);
+            self.copied_notifications_in_a_row
+                .store(0, Ordering::Relaxed);
         } else {
-            self.copied_in_a_row.fetch_add(1, Ordering::Relaxed);
+            self.copied_notifications_in_a_row
+                .fetch_add(1, Ordering::Relaxed);
         }
         self.notifications.fetch_add(1, Ordering::Release);
         let waker = self.waker().take();
@@ -53,17 +55,18 @@ impl NotificationStats {
     }
 
     /// How many bytes the kernel copied although they were sent by zero copy.
-    pub(crate) fn copied(&self) -> u64 {
+    pub(crate) fn copied_bytes(&self) -> u64 {
         self.copied_bytes.load(Ordering::Relaxed)
     }
 
     /// How many of the latest notifications in a row said that the kernel copied everything.
-    pub(crate) fn copied_in_a_row(&self) -> u32 {
-        self.copied_in_a_row.load(Ordering::Relaxed)
+    pub(crate) fn copied_notifications_in_a_row(&self) -> u32 {
+        self.copied_notifications_in_a_row.load(Ordering::Relaxed)
     }
 
-    /// Starts the count of [`copied_in_a_row`](Self::copied_in_a_row) from 0 again.
+    /// Starts the count of [`copied_notifications_in_a_row`](Self::copied_notifications_in_a_row) from 0 again.
     pub(crate) fn reset_copied_in_a_row(&self) {
-        self.copied_in_a_row.store(0, Ordering::Relaxed);
+        self.copied_notifications_in_a_row
+            .store(0, Ordering::Relaxed);
     }
 }

@@ -184,7 +184,7 @@ impl Channel {
     /// keeps copying.
     fn count_paused_send(&mut self) -> bool {
         let stats = self.sink.stats();
-        if self.paused_sends == 0 && stats.copied_in_a_row() >= PAUSE_AFTER_COPIES {
+        if self.paused_sends == 0 && stats.copied_notifications_in_a_row() >= PAUSE_AFTER_COPIES {
             stats.reset_copied_in_a_row();
             self.paused_sends = PAUSE_SENDS;
         }
@@ -198,7 +198,7 @@ impl Channel {
     #[must_use]
     pub fn report(&self) -> Report {
         let mut report = self.sink.report.clone();
-        report.count_kernel_copied(self.sink.stats().copied());
+        report.count_kernel_copied(self.sink.stats().copied_bytes());
         report
     }
 

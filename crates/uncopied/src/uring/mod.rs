@@ -8,5 +8,5 @@ mod sends;
 mod testing;
 mod thread_ring;
 
-pub(crate) use ring::RETIRED;
+pub(crate) use ring::RING_RETIRED;
 pub(crate) use thread_ring::ThreadRing;

@@ -22,7 +22,7 @@ use crate::sys::uring::Uring;
 /// The error of a send by a ring that cannot be used any more: its thread or runtime is gone, it
 /// belongs to the parent process, or the kernel has failed it. This send is copied; the next one
 /// can use a new ring.
-pub(crate) const RETIRED: Errno = Errno::CANCELED;
+pub(crate) const RING_RETIRED: Errno = Errno::CANCELED;
 
 /// Entries of the submission queue, which is how many sends one call makes. 64 bytes each.
 const SUBMISSION_ENTRIES: u32 = 64;
@@ -93,7 +93,7 @@ impl Ring {
     ///
     /// - The errno of the send, such as `EAGAIN` if the socket's buffer is full.
     /// - `ENOMEM` also if the kernel could not even accept the request.
-    /// - [`RETIRED`] if the ring cannot be used any more.
+    /// - [`RING_RETIRED`] if the ring cannot be used any more.
     /// - `EIO` if the ring itself failed after the kernel had accepted the request. It is unknown
     ///   how many bytes were sent, so that the connection is unusable.
     pub(crate) fn send(
@@ -103,7 +103,7 @@ impl Ring {
         part: SendPart,
     ) -> Result<usize> {
         if self.is_retired() {
-            return Err(RETIRED);
+            return Err(RING_RETIRED);
         }
         let mut state = self.lock_to_send();
         let result = state.send(sink, leases, part);
@@ -127,7 +127,7 @@ impl Ring {
                 return;
             }
             if self.is_retired() {
-                batch.into_iter().for_each(|_| report(Err(RETIRED)));
+                batch.into_iter().for_each(|_| report(Err(RING_RETIRED)));
                 continue;
             }
             let mut state = self.lock_to_send();
@@ -152,7 +152,7 @@ impl Ring {
 
     /// Processes the notifications that have arrived.
     pub(crate) fn reap(&self) {
-        if self.is_of_parent() {
+        if self.belongs_to_parent() {
             return;
         }
         let mut state = self.lock();
@@ -167,7 +167,7 @@ impl Ring {
     /// [`io::ErrorKind::Unsupported`] if the ring belongs to the parent process, whose
     /// notifications never arrive here, and the errno of `poll(2)`.
     pub(crate) fn wait(&self, limit: Duration) -> io::Result<()> {
-        if self.is_of_parent() {
+        if self.belongs_to_parent() {
             return Err(fork::owned_by_parent());
         }
         let limit = Timespec::try_from(limit).ok();
@@ -195,7 +195,7 @@ impl Ring {
 
     /// Whether the caller is a child of the process that created the ring. The lock may be held
     /// forever, and the state under it may be half written: a child leaves both alone.
-    pub(crate) fn is_of_parent(&self) -> bool {
+    pub(crate) fn belongs_to_parent(&self) -> bool {
         !self.owner_process.is_current()
     }
 
@@ -206,7 +206,7 @@ impl Ring {
 
     /// Whether every send is refused.
     pub(crate) fn is_retired(&self) -> bool {
-        self.is_retired.load(Ordering::Relaxed) || self.is_of_parent()
+        self.is_retired.load(Ordering::Relaxed) || self.belongs_to_parent()
     }
 
     fn lock(&self) -> MutexGuard<'_, RingState> {
@@ -235,12 +235,12 @@ impl NotificationSource for Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        let is_of_parent = self.is_of_parent();
+        let belongs_to_parent = self.belongs_to_parent();
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let sends = std::mem::take(&mut state.sends);
         // The kernel still reads the memory in flight, and its notifications will not be seen: the
         // memory is leaked. A child does not even look at the sends, which may be half written.
-        if is_of_parent || sends.len() > 0 {
+        if belongs_to_parent || sends.len() > 0 {
             std::mem::forget(sends);
         }
     }
@@ -264,7 +264,7 @@ pub(crate) struct QueuedSend {
 impl RingState {
     fn send(&mut self, sink: BorrowedFd<'_>, leases: Leases, part: SendPart) -> Result<usize> {
         if self.is_broken {
-            return Err(RETIRED);
+            return Err(RING_RETIRED);
         }
         self.without_signals(|state| {
             let token = state.sends.begin(leases, part);
@@ -280,7 +280,7 @@ impl RingState {
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
     fn send_all(&mut self, sends: Vec<QueuedSend>) -> Vec<Result<usize>> {
         if self.is_broken {
-            return sends.iter().map(|_| Err(RETIRED)).collect();
+            return sends.iter().map(|_| Err(RING_RETIRED)).collect();
         }
         self.without_signals(|state| {
             let mut sinks = Vec::with_capacity(sends.len());

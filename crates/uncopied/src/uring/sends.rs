@@ -283,7 +283,7 @@ mod tests {
         harness.process(token, 4096, FLAG_MORE);
         harness.process(token, COPIED, FLAG_NOTIFICATION);
         assert_eq!(outcome(&completion), Some((4096, 4096)));
-        assert_eq!(harness.stats.copied_in_a_row(), 1);
+        assert_eq!(harness.stats.copied_notifications_in_a_row(), 1);
     }
 
     #[test]
@@ -311,7 +311,10 @@ mod tests {
         harness.process(token, COPIED, FLAG_NOTIFICATION);
         assert_eq!(harness.leased_pages(), 0);
         assert_eq!(
-            (harness.stats.copied(), harness.stats.copied_in_a_row()),
+            (
+                harness.stats.copied_bytes(),
+                harness.stats.copied_notifications_in_a_row()
+            ),
             (0, 0)
         );
     }

@@ -20,7 +20,7 @@ use rustix::io::Result;
 use super::batch::BatchQueue;
 #[cfg(feature = "tokio")]
 use super::ring::QueuedSend;
-use super::ring::{RETIRED, Ring};
+use super::ring::{RING_RETIRED, Ring};
 use crate::in_flight::reaper::{self, Orphan};
 use crate::in_flight::{Leases, NotificationSource, SendPart, registry};
 #[cfg(feature = "tokio")]
@@ -53,13 +53,15 @@ impl ThreadRing {
     ///
     /// - Those of [`Ring::new`].
     /// - On tokio, those of `eventfd(2)` and `epoll_ctl(2)`.
-    /// - [`RETIRED`] while the thread ends.
+    /// - [`RING_RETIRED`] while the thread ends.
     ///
     /// # Panics
     ///
     /// If the runtime was built without its I/O driver, in which case it has no sockets either.
     pub(crate) fn of_thread() -> Result<Arc<Self>> {
-        RINGS.try_with(Self::find_or_create).map_err(|_| RETIRED)?
+        RINGS
+            .try_with(Self::find_or_create)
+            .map_err(|_| RING_RETIRED)?
     }
 
     fn find_or_create(rings: &RefCell<Vec<Arc<Self>>>) -> Result<Arc<Self>> {
@@ -133,7 +135,7 @@ impl ThreadRing {
 
 impl Drop for ThreadRing {
     fn drop(&mut self) {
-        if !self.ring.is_of_parent() {
+        if !self.ring.belongs_to_parent() {
             self.owner_runtime.stop_task();
             retire(&self.ring);
         }
@@ -143,7 +145,7 @@ impl Drop for ThreadRing {
 /// Refuses further sends by the ring. If memory is in flight, hands the ring to the reaper.
 fn retire(ring: &Arc<Ring>) {
     ring.retire();
-    if !ring.is_of_parent() && ring.in_flight() > 0 {
+    if !ring.belongs_to_parent() && ring.in_flight() > 0 {
         reaper::adopt(Box::new(OrphanedRing(Arc::clone(ring))));
     }
 }

@@ -35,7 +35,8 @@ pub(crate) fn step(kernel: &impl Kernel, step: &MemoryStep<'_>) -> Outcome {
         Ok(0) => Status::Blocked(Side::Sink).into(),
         Ok(moved) => {
             let bytes = moved as u64;
-            step.tracker.count(bytes, bytes, FreeReason::Copied);
+            step.tracker
+                .count_finished(bytes, bytes, FreeReason::Copied);
             Outcome::moved(moved)
         }
         Err(errno) => sink_failure(errno).into(),

@@ -245,7 +245,7 @@ impl Drop for MemorySink {
             return;
         };
         let queue = Arc::clone(active.queue());
-        if queue.is_of_parent() {
+        if queue.belongs_to_parent() {
             // It is the parent's: dropping it would take its lock.
             std::mem::forget(queue);
             return;

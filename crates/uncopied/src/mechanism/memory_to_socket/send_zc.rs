@@ -79,7 +79,7 @@ use crate::in_flight::{Lease, Leases, SendPart};
 use crate::mechanism::{Outcome, Side, Status};
 #[cfg(feature = "tokio")]
 use crate::uring::batch;
-use crate::uring::{RETIRED, ThreadRing};
+use crate::uring::{RING_RETIRED, ThreadRing};
 
 /// Tries once, without waiting, to send the parts of the step by the ring of this thread.
 pub(crate) fn step(step: &MemoryStep<'_>, context: &LeaseContext<'_>) -> Outcome {
@@ -132,7 +132,7 @@ pub(crate) async fn step_in_batch(
 
 fn ring_of_thread() -> Result<Arc<ThreadRing>, Status> {
     ThreadRing::of_thread().map_err(|errno| match errno {
-        RETIRED => Status::CopyOnce(RETIRED),
+        RING_RETIRED => Status::CopyOnce(RING_RETIRED),
         errno => Status::Unsupported(errno),
     })
 }
@@ -169,7 +169,7 @@ fn outcome_of(result: Result<usize, Errno>) -> Outcome {
 pub(crate) fn status_of(errno: Errno) -> Status {
     match errno {
         Errno::AGAIN => Status::Blocked(Side::Sink),
-        Errno::NOMEM | Errno::NOBUFS | Errno::PERM | Errno::ACCESS | RETIRED => {
+        Errno::NOMEM | Errno::NOBUFS | Errno::PERM | Errno::ACCESS | RING_RETIRED => {
             Status::CopyOnce(errno)
         }
         Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS => Status::Unsupported(errno),

@@ -167,7 +167,7 @@ fn account_for(
 ) {
     let bytes = accepted.len() as u64;
     let Some(acknowledgements) = context.acknowledgements else {
-        step.tracker.count(bytes, 0, FreeReason::Gifted);
+        step.tracker.count_finished(bytes, 0, FreeReason::Gifted);
         return;
     };
     if let Some(lease) = Lease::take(accepted.clone(), context.quota) {
@@ -176,6 +176,6 @@ fn account_for(
         acknowledgements.push(kernel, lease, part);
     } else {
         accepted.gift();
-        step.tracker.count(bytes, 0, FreeReason::Gifted);
+        step.tracker.count_finished(bytes, 0, FreeReason::Gifted);
     }
 }

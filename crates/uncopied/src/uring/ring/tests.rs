@@ -64,7 +64,10 @@ fn a_send_returns_at_once_and_its_notification_completes_it() {
         (65_536, FreeReason::Notification)
     );
     // Over loopback the kernel copies, and reports it.
-    assert_eq!((outcome.copied, ledger.stats.copied()), (65_536, 65_536));
+    assert_eq!(
+        (outcome.copied, ledger.stats.copied_bytes()),
+        (65_536, 65_536)
+    );
     assert_eq!((ledger.quota.in_flight_bytes(), ring.in_flight()), (0, 0));
     pages.try_into_buffer().expect("no longer leased");
 }
@@ -275,7 +278,7 @@ fn a_child_process_leaves_the_ring_of_its_parent_alone() {
     let failed_check = in_child(|| {
         let before = ledger.quota.in_flight_bytes();
         let (result, completion) = ledger.send(&ring, &sender, std::slice::from_ref(&pages));
-        let is_refused = result == Err(RETIRED);
+        let is_refused = result == Err(RING_RETIRED);
         let sent_nothing = completion.outcome().is_some_and(|it| it.bytes == 0);
         let is_incomplete = last.outcome().is_none();
         let cannot_wait = last
@@ -349,7 +352,7 @@ fn result_under_filter(call: libc::c_long, errno: Errno) -> u8 {
         let is_clean = ledger.quota.in_flight_bytes() == 0
             && ring.is_retired()
             && completion.outcome().is_some_and(|it| it.bytes == 0)
-            && ledger.send(&ring, &sender, &pages).0 == Err(RETIRED);
+            && ledger.send(&ring, &sender, &pages).0 == Err(RING_RETIRED);
         match result {
             Err(errno) if is_clean => errno.raw_os_error() as u8,
             _ => 0,
