@@ -64,7 +64,8 @@ impl NotificationStats {
         self.copied_notifications_in_a_row.load(Ordering::Relaxed)
     }
 
-    /// Starts the count of [`copied_notifications_in_a_row`](Self::copied_notifications_in_a_row) from 0 again.
+    /// Starts the count of [`copied_notifications_in_a_row`](Self::copied_notifications_in_a_row)
+    /// from 0 again.
     pub(crate) fn reset_copied_in_a_row(&self) {
         self.copied_notifications_in_a_row
             .store(0, Ordering::Relaxed);
