@@ -42,4 +42,4 @@ compare-memory *ARGS:
 # Overwrites buffers as soon as their completions allow it, and regions at any time, for so many seconds each; the
 # receivers check every byte.
 soak SECONDS="600":
-    UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it -- poison regions --show-output
+    UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it -- buffer_reuse regions --show-output

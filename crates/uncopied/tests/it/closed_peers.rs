@@ -1,4 +1,5 @@
-//! Peers that have gone: an error, never SIGPIPE.
+//! Peers that close the connection: sending to them is an error and never raises SIGPIPE.
+
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -9,180 +10,181 @@ use std::ptr;
 use uncopied::{ErrorKind, Mechanism, SendFile};
 
 use crate::harness::{
-    DRIVERS, FAMILIES, Family, file_of, in_child, pair, receive, send, set_nonblocking,
+    DRIVERS, FAMILIES, Family, in_child, pattern_file, receive, send, set_nonblocking, socket_pair,
 };
 
-/// More than a socket takes by itself.
-const MUCH: usize = 16 << 20;
+/// More than the buffers of any pair of sockets hold.
+const FILE_BYTES: usize = 16 << 20;
 
-/// Sends into a socket whose peer has gone, until the socket knows.
-fn send_to_nobody(mechanism: Mechanism, family: Family, nonblocking: bool, file: &File) {
-    let what = format!("{mechanism} to {family:?}, non-blocking: {nonblocking}");
-    let (socket, peer) = pair(family);
+/// Sends to a peer that has closed its socket, until every kind of error has occurred.
+fn send_to_closed_peer(mechanism: Mechanism, family: Family, nonblocking: bool, file: &File) {
+    let case = format!("{mechanism} to {family:?}, non-blocking: {nonblocking}");
+    let (socket, peer) = socket_pair(family);
     if nonblocking {
         set_nonblocking(&socket);
     }
     drop(peer);
     let forced = [mechanism];
     let send = SendFile::new(file).force_mechanisms(&forced);
-    // TCP hears of it by a reset, which is one error; from then on it is EPIPE, which is where SIGPIPE
-    // comes with it.
+    // TCP reports the reset once. From then on the error is EPIPE, which SIGPIPE comes with.
     for _ in 0..3 {
-        let error = send.to(&socket).expect_err(&what);
-        assert_eq!(error.kind(), ErrorKind::PeerClosed, "{what}: {error}");
-        assert!(error.moved() < MUCH as u64, "{what}");
+        let error = send.to(&socket).expect_err(&case);
+        assert_eq!(error.kind(), ErrorKind::PeerClosed, "{case}: {error}");
+        assert!(error.moved() < FILE_BYTES as u64, "{case}");
     }
-    let error = send.to(&socket).expect_err(&what);
-    assert_eq!(error.moved(), 0, "{what}");
+    let error = send.to(&socket).expect_err(&case);
+    assert_eq!(error.moved(), 0, "{case}");
     assert_eq!(
         std::io::Error::from(error).kind(),
         std::io::ErrorKind::BrokenPipe
     );
 }
 
-fn send_to_nobody_by_all() {
-    let file = file_of(MUCH);
+fn send_to_closed_peers_by_all() {
+    let file = pattern_file(FILE_BYTES);
     for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             for nonblocking in [false, true] {
-                send_to_nobody(mechanism, family, nonblocking, &file);
+                send_to_closed_peer(mechanism, family, nonblocking, &file);
             }
         }
     }
 }
 
 #[test]
-fn a_peer_that_has_gone_is_an_error() {
-    send_to_nobody_by_all();
+fn sending_to_a_closed_peer_is_an_error() {
+    send_to_closed_peers_by_all();
 }
 
-/// The peer goes while it is being sent to: what it has read is right, and the count is at least that.
+/// The peer reads a part of the file and closes: what it has read is correct, and the error counts
+/// at least as many bytes.
 #[test]
-fn a_peer_that_goes_meanwhile_is_an_error() {
+fn a_peer_that_closes_during_a_transfer_is_an_error() {
     use std::io::Read;
 
-    let file = file_of(MUCH);
+    let file = pattern_file(FILE_BYTES);
     for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             for &driver in DRIVERS {
-                let (socket, peer) = pair(family);
+                let (socket, peer) = socket_pair(family);
                 let file = &file;
                 std::thread::scope(|scope| {
                     let receiver = scope.spawn(move || receive(&mut peer.take(100_000), file, 0));
                     let forced = [mechanism];
-                    let what = SendFile::new(file).force_mechanisms(&forced);
-                    let error = send(driver, family, socket, &what).expect_err("nobody reads it");
+                    let send_file = SendFile::new(file).force_mechanisms(&forced);
+                    let error = send(driver, family, socket, &send_file).expect_err("closed");
                     assert_eq!(error.kind(), ErrorKind::PeerClosed, "{error}");
                     assert_eq!(receiver.join().unwrap(), 100_000);
-                    assert!(error.moved() >= 100_000 && error.moved() < MUCH as u64);
+                    assert!(error.moved() >= 100_000 && error.moved() < FILE_BYTES as u64);
                 });
             }
         }
     }
 }
 
-/// Undoes what Rust's start-up does: writing into a closed socket now ends the process.
+/// Undoes what Rust does at start-up, so that writing to a closed socket ends the process.
 fn restore_default_sigpipe() {
-    // SAFETY: the default disposition is a valid one, and this process runs this test only.
+    // SAFETY: the default disposition is valid, and this process runs only this test.
     let before = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    assert_eq!(before, libc::SIG_IGN, "Rust starts with it ignored");
+    assert_eq!(before, libc::SIG_IGN, "Rust ignores it at start-up");
 }
 
-fn sigpipe_in(of: impl FnOnce(*mut libc::sigset_t) -> libc::c_int) -> bool {
+/// Whether SIGPIPE is in the set that `get_set` fills in.
+fn has_sigpipe(get_set: impl FnOnce(*mut libc::sigset_t) -> libc::c_int) -> bool {
     let mut set = MaybeUninit::zeroed();
-    assert_eq!(of(set.as_mut_ptr()), 0);
-    // SAFETY: all zeroes is an empty set, and the call has filled it in.
+    assert_eq!(get_set(set.as_mut_ptr()), 0);
+    // SAFETY: all zeros is a valid, empty set, and the call has filled it in.
     unsafe { libc::sigismember(set.as_ptr(), libc::SIGPIPE) == 1 }
 }
 
 fn sigpipe_is_pending() -> bool {
-    // SAFETY: the pointer is that of a local set.
-    sigpipe_in(|set| unsafe { libc::sigpending(set) })
+    // SAFETY: the pointer is valid: it points to a local set.
+    has_sigpipe(|set| unsafe { libc::sigpending(set) })
 }
 
 fn sigpipe_is_blocked() -> bool {
-    // SAFETY: the pointer is that of a local set; a null set changes nothing.
-    sigpipe_in(|set| unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), set) })
+    // SAFETY: the pointer is valid: it points to a local set. A null set changes nothing.
+    has_sigpipe(|set| unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), set) })
 }
 
 fn block_sigpipe() {
     let mut set = MaybeUninit::zeroed();
     // SAFETY: the call writes to a local set.
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: the set was initialised by the line above.
+    // SAFETY: the call above initialized the set.
     unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE) };
-    // SAFETY: as above; the mask is this thread's own.
-    let answer = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut()) };
-    assert_eq!(answer, 0);
+    // SAFETY: the set is initialized, and only the mask of this thread changes.
+    let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut()) };
+    assert_eq!(result, 0);
 }
 
 fn raise_sigpipe() {
-    // SAFETY: raising a signal that is blocked for this thread does nothing but leave it pending.
+    // SAFETY: the signal is blocked for this thread, so that raising it only makes it pending.
     assert_eq!(unsafe { libc::raise(libc::SIGPIPE) }, 0);
 }
 
-/// Under a main function of another language SIGPIPE ends the process. It must neither come nor be
-/// left pending, and the thread's mask is as it was. The guard: `without_sigpipe`, `MSG_NOSIGNAL`.
+/// In a process whose main function is not Rust's, SIGPIPE ends the process. It must neither be
+/// raised nor be left pending, and the mask of the thread must not change. Guarded by
+/// `without_sigpipe` and `MSG_NOSIGNAL`.
 #[test]
-fn sigpipe_never_comes() {
+fn sigpipe_is_never_raised() {
     in_child(
-        "closed::sigpipe_never_comes",
+        "closed_peers::sigpipe_is_never_raised",
         |_| {},
         || {
             restore_default_sigpipe();
-            send_to_nobody_by_all();
+            send_to_closed_peers_by_all();
             assert!(!sigpipe_is_pending());
             assert!(!sigpipe_is_blocked());
         },
     );
 }
 
-/// Where the caller has blocked the signal, none is left behind for it, and the block stays.
+/// If the caller has blocked the signal, none is left pending, and it stays blocked.
 #[test]
 fn sigpipe_is_not_left_pending() {
     in_child(
-        "closed::sigpipe_is_not_left_pending",
+        "closed_peers::sigpipe_is_not_left_pending",
         |_| {},
         || {
             restore_default_sigpipe();
             block_sigpipe();
-            send_to_nobody_by_all();
+            send_to_closed_peers_by_all();
             assert!(!sigpipe_is_pending());
             assert!(sigpipe_is_blocked());
         },
     );
 }
 
-/// One that was pending already belongs to somebody else.
+/// A signal that was pending before the transfer is not the library's to clear.
 #[test]
-fn the_sigpipe_of_somebody_else_stays() {
+fn a_sigpipe_that_was_pending_before_stays_pending() {
     in_child(
-        "closed::the_sigpipe_of_somebody_else_stays",
+        "closed_peers::a_sigpipe_that_was_pending_before_stays_pending",
         |_| {},
         || {
             restore_default_sigpipe();
             block_sigpipe();
             raise_sigpipe();
-            send_to_nobody_by_all();
+            send_to_closed_peers_by_all();
             assert!(sigpipe_is_pending());
             assert!(sigpipe_is_blocked());
         },
     );
 }
 
-/// A socket that was never connected has no peer either.
 #[test]
 fn an_unconnected_socket_is_an_error() {
     use rustix::net::{AddressFamily, SocketType, socket};
 
-    let file = file_of(1000);
+    let file = pattern_file(1000);
     for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in [AddressFamily::INET, AddressFamily::UNIX] {
             let socket: OwnedFd = socket(family, SocketType::STREAM, None).unwrap();
             let error = SendFile::new(&file)
                 .force_mechanisms(&[mechanism])
                 .to(&socket);
-            let error = error.expect_err("nobody is there");
+            let error = error.expect_err("not connected");
             assert_eq!(error.kind(), ErrorKind::PeerClosed, "{mechanism}: {error}");
             assert_eq!(error.moved(), 0);
         }

@@ -8,89 +8,96 @@ use std::os::unix::fs::FileExt;
 use uncopied::policy::Length;
 use uncopied::{ErrorKind, Mechanism, SendFile};
 
-use crate::harness::{DRIVERS, Driver, FAMILIES, Family, content, file_of, narrow_pair, send};
+use crate::harness::{
+    DRIVERS, Driver, FAMILIES, Family, pattern, pattern_file, send, small_buffer_pair,
+};
 
-/// More than a socket and a pipe take by themselves.
-const SIZE: usize = 4 << 20;
+/// More than a pipe and the buffers of the sockets hold.
+const FILE_BYTES: usize = 4 << 20;
 
-/// Sends while the peer, once it has read a little, does something to the file; then it reads the
-/// rest. Answers what the sender was told and the bytes that arrived.
-fn send_meanwhile(
+/// Sends the file. Once the peer has read a little, it calls `change_file`, and then reads the
+/// rest. Returns the result of the send, and the bytes that arrived.
+fn send_while_changing(
     (mechanism, family, driver): (Mechanism, Family, Driver),
     file: &File,
     length: Length,
-    meanwhile: impl FnOnce() + Send,
+    change_file: impl FnOnce() + Send,
 ) -> (Result<uncopied::Report, uncopied::Error>, Vec<u8>) {
-    let (socket, mut peer): (OwnedFd, File) = narrow_pair(family);
+    let (socket, mut peer): (OwnedFd, File) = small_buffer_pair(family);
     std::thread::scope(|scope| {
         let receiver = scope.spawn(move || {
             let mut received = vec![0; 1000];
             peer.read_exact(&mut received).unwrap();
-            meanwhile();
+            change_file();
             peer.read_to_end(&mut received).unwrap();
             received
         });
         let forced = [mechanism];
-        let what = SendFile::new(file).force_mechanisms(&forced).length(length);
-        let result = send(driver, family, socket, &what);
+        let send_file = SendFile::new(file).force_mechanisms(&forced).length(length);
+        let result = send(driver, family, socket, &send_file);
         (result, receiver.join().unwrap())
     })
 }
 
-/// Bytes are owed when the file ends: an error with the count, never success. The guard:
-/// `Transfer::ended`.
+/// If the file ends before the promised length, the result is an error that counts the bytes, and
+/// never success. Guarded by `Transfer::ended`.
 #[test]
-fn a_file_that_shrinks_while_it_is_sent() {
-    let expected = content(SIZE);
+fn a_file_that_shrinks_while_it_is_sent_is_an_error() {
+    let expected = pattern(FILE_BYTES);
     for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             for &driver in DRIVERS {
-                // In the middle of a page, of what is already sent, and of what is not.
-                for to in [1, SIZE as u64 / 2 + 11] {
-                    let what = format!("{mechanism} {family:?} {driver:?}, cut to {to}");
-                    let file = file_of(SIZE);
-                    let promised = SIZE as u64;
-                    let how = (mechanism, family, driver);
+                // Both are in the middle of a page: one that has been sent, and one that has not.
+                for new_size in [1, FILE_BYTES as u64 / 2 + 11] {
+                    let case =
+                        format!("{mechanism} {family:?} {driver:?}, truncated to {new_size}");
+                    let file = pattern_file(FILE_BYTES);
+                    let promised = FILE_BYTES as u64;
+                    let combination = (mechanism, family, driver);
+                    let length = Length::Exact(promised);
                     let (result, received) =
-                        send_meanwhile(how, &file, Length::Exact(promised), || {
-                            file.set_len(to).unwrap();
+                        send_while_changing(combination, &file, length, || {
+                            file.set_len(new_size).unwrap();
                         });
-                    let error = result.expect_err(&what);
+                    let error = result.expect_err(&case);
                     assert_eq!(
                         error.kind(),
                         ErrorKind::SourceTooShort { promised },
-                        "{what}"
+                        "{case}"
                     );
-                    assert_eq!(error.moved(), received.len() as u64, "{what}");
-                    assert!(error.moved() < promised, "{what}");
-                    // Whole pages are as they were: what was sent is not lost. What was in the page
-                    // that is cut is the file's no more, and was read by the peer before or after.
-                    let sure = (to as usize).min(received.len());
-                    assert!(received[..sure] == expected[..sure], "{what}");
+                    assert_eq!(error.moved(), received.len() as u64, "{case}");
+                    assert!(error.moved() < promised, "{case}");
+                    // The bytes before the new end have not changed. Behind it, the peer may have
+                    // read the page before or after the truncation cleared it.
+                    let unchanged = (new_size as usize).min(received.len());
+                    assert!(received[..unchanged] == expected[..unchanged], "{case}");
                 }
             }
         }
     }
 }
 
-/// With a length the file's growth is not sent, without it is.
+/// If the file grows, a transfer of an exact length does not send the new bytes, and a transfer
+/// until the end of the file does.
 #[test]
 fn a_file_that_grows_while_it_is_sent() {
-    let more = content(SIZE + 100_000);
+    let grown = pattern(FILE_BYTES + 100_000);
     for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             for &driver in DRIVERS {
                 for (length, expected) in [
-                    (Length::Exact(SIZE as u64), SIZE),
-                    (Length::UntilEof, SIZE + 100_000),
+                    (Length::Exact(FILE_BYTES as u64), FILE_BYTES),
+                    (Length::UntilEof, FILE_BYTES + 100_000),
                 ] {
-                    let file = file_of(SIZE);
-                    let how = (mechanism, family, driver);
-                    let (result, received) = send_meanwhile(how, &file, length, || {
-                        file.write_all_at(&more[SIZE..], SIZE as u64).unwrap();
-                    });
+                    let file = pattern_file(FILE_BYTES);
+                    let combination = (mechanism, family, driver);
+                    let (result, received) =
+                        send_while_changing(combination, &file, length, || {
+                            let new_bytes = &grown[FILE_BYTES..];
+                            file.write_all_at(new_bytes, FILE_BYTES as u64).unwrap();
+                        });
                     assert_eq!(result.unwrap().by(mechanism), expected as u64);
-                    assert!(received == more[..expected], "{mechanism} {length:?}");
+                    assert!(received == grown[..expected], "{mechanism} {length:?}");
                 }
             }
         }

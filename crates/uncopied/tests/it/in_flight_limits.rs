@@ -1,4 +1,4 @@
-//! How much may be lent, when the peer does not read.
+//! Limits on the bytes in flight, of a sender and of the process, when the peer does not read.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -12,165 +12,178 @@ use uncopied::{
 };
 
 use crate::harness::{
-    Family, HANG, assert_all_by, content, expect_bytes, expect_end, in_child, pages_of, sender,
-    until,
+    Family, HANG_TIMEOUT, assert_all_sent_by, expect_bytes, expect_eof, in_child, pattern,
+    pattern_pages, sender, wait_until,
 };
 
-/// What is sent at a time: whole pages, so that it counts as what it is.
-const SHARE: usize = 32 << 10;
+/// The size of a send. Whole pages, so that a send counts against the limit with exactly its size.
+const SEND_BYTES: usize = 32 << 10;
 
-/// What may be lent, much less than a socket takes by itself.
-const QUOTA: u64 = 4 * SHARE as u64;
+/// The limit on bytes in flight: much less than the buffers of the sockets hold.
+const LIMIT_BYTES: u64 = 4 * SEND_BYTES as u64;
 
-fn lender(at_limit: LimitAction, in_flight_limit: u64) -> (Sender<OwnedFd>, File) {
+fn limited_sender(at_limit: LimitAction, in_flight_limit: u64) -> (Sender<OwnedFd>, File) {
     let options = SendOptions::default()
         .in_flight_limit(in_flight_limit)
         .at_limit(at_limit);
     sender(Family::Tcp, &[Mechanism::MsgZerocopy], options)
 }
 
-/// Sends until the socket takes no more: how many bytes it took. `check` looks after each.
-fn fill(
+/// Sends `pages` again and again until the socket accepts nothing. Calls `check` after each try,
+/// and returns how many bytes were sent.
+fn send_until_full(
     sender: &mut Sender<OwnedFd>,
     pages: &Pages,
     mut check: impl FnMut(&Sender<OwnedFd>),
 ) -> usize {
-    let mut taken = 0;
+    let mut total = 0;
     loop {
-        // From where the last try ended, so that the stream is `pages` again and again.
-        let sent = sender.try_send(pages.slice(taken % SHARE..)).unwrap();
+        // Go on from where the last try ended, so that the stream is a repetition of `pages`.
+        let sent = sender.try_send(pages.slice(total % SEND_BYTES..)).unwrap();
         check(sender);
         if sent.bytes() == 0 {
-            return taken;
+            return total;
         }
-        taken += sent.bytes() as usize;
+        total += sent.bytes() as usize;
     }
 }
 
-fn expect_shares(peer: &mut File, mut bytes: usize) {
-    let share = content(SHARE);
+/// Asserts that the next bytes of the stream are a repetition of the pattern.
+fn expect_repeated_pattern(peer: &mut File, mut bytes: usize) {
+    let pattern = pattern(SEND_BYTES);
     while bytes > 0 {
-        let now = bytes.min(SHARE);
-        expect_bytes(peer, &share[..now]);
-        bytes -= now;
+        let len = bytes.min(SEND_BYTES);
+        expect_bytes(peer, &pattern[..len]);
+        bytes -= len;
     }
 }
 
-/// A peer that stops reading cannot keep more than the sender may lend: what lies beyond is copied.
-/// Others are not held up.
+/// A peer that stops reading cannot pin more memory than the limit of the sender: bytes beyond it
+/// are copied. Other senders are not affected.
 #[test]
-fn what_lies_beyond_the_quota_is_copied() {
-    let (mut stuck, mut peer) = lender(LimitAction::Copy, QUOTA);
-    let pages = pages_of(SHARE);
-    let mut most = 0;
-    let taken = fill(&mut stuck, &pages, |sender| {
-        most = most.max(sender.in_flight_bytes())
+fn bytes_beyond_the_limit_are_copied() {
+    let (mut stuck, mut peer) = limited_sender(LimitAction::Copy, LIMIT_BYTES);
+    let pages = pattern_pages(SEND_BYTES);
+    let mut peak = 0;
+    let total = send_until_full(&mut stuck, &pages, |sender| {
+        peak = peak.max(sender.in_flight_bytes())
     });
-    assert!(0 < most && most <= QUOTA, "{most} bytes were lent");
+    assert!(0 < peak && peak <= LIMIT_BYTES, "{peak} bytes in flight");
     let report = stuck.report();
-    assert_eq!(report.bytes(), taken as u64);
+    assert_eq!(report.bytes(), total as u64);
     assert!(report.by(Mechanism::Copy) > 0, "{report}");
     assert!(report.fallbacks().is_empty(), "{report}");
 
-    let (mut other, mut reader) = lender(LimitAction::Copy, QUOTA);
+    let (mut other, mut reader) = limited_sender(LimitAction::Copy, LIMIT_BYTES);
     for _ in 0..20 {
         let sent = other.send(pages.clone()).unwrap();
-        expect_bytes(&mut reader, &content(SHARE));
-        sent.completion().wait(Some(HANG)).unwrap();
-        assert_all_by(sent.report(), Mechanism::MsgZerocopy, SHARE as u64, "other");
+        expect_bytes(&mut reader, &pattern(SEND_BYTES));
+        sent.completion().wait(Some(HANG_TIMEOUT)).unwrap();
+        assert_all_sent_by(
+            sent.report(),
+            Mechanism::MsgZerocopy,
+            SEND_BYTES as u64,
+            "other",
+        );
     }
 
-    expect_shares(&mut peer, taken);
-    until("everything back", || {
+    expect_repeated_pattern(&mut peer, total);
+    wait_until("all notifications", || {
         stuck.reap();
         stuck.in_flight_bytes() == 0
     });
-    pages.try_into_buffer().expect("nobody has them any more");
+    pages.try_into_buffer().expect("no other handle is left");
 }
 
-/// Where it is to wait instead, a peer that does not read meets the send time-out, the error counts, and
-/// the sender goes on from there.
+/// A sender that waits at the limit times out if the peer does not read. The error counts the
+/// bytes, and the sender can go on from there.
 #[test]
-fn what_waits_for_the_quota_times_out_with_the_count() {
-    let (mut sender, mut peer) = lender(LimitAction::Wait, QUOTA);
-    let patience = Some(Duration::from_millis(200));
-    set_socket_timeout(sender.get_ref(), Timeout::Send, patience).unwrap();
-    // The peer acknowledges what fits into its buffer, and the rest is lent for good.
-    let (mut taken, mut most) = (0, 0);
+fn waiting_at_the_limit_times_out_with_the_count_of_bytes() {
+    let (mut sender, mut peer) = limited_sender(LimitAction::Wait, LIMIT_BYTES);
+    let timeout = Some(Duration::from_millis(200));
+    set_socket_timeout(sender.get_ref(), Timeout::Send, timeout).unwrap();
+    // The peer acknowledges what fits into its buffer. The rest stays in flight.
+    let (mut total, mut peak) = (0, 0);
     let error = loop {
-        match sender.send(pages_of(SHARE)) {
-            Ok(sent) => taken += sent.bytes(),
+        match sender.send(pattern_pages(SEND_BYTES)) {
+            Ok(sent) => total += sent.bytes(),
             Err(error) => break error,
         }
-        most = most.max(sender.in_flight_bytes());
-        assert!(taken < 1 << 30, "it never waits");
+        peak = peak.max(sender.in_flight_bytes());
+        assert!(total < 1 << 30, "the sender never waits");
     };
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
-    taken += error.moved();
-    assert!(0 < most && most <= QUOTA, "{most} bytes were lent");
+    total += error.moved();
+    assert!(0 < peak && peak <= LIMIT_BYTES, "{peak} bytes in flight");
     let report = sender.report();
-    assert_all_by_lending(&sender, taken);
-    assert_eq!(report.bytes(), taken);
+    assert_all_by_msg_zerocopy(&sender, total);
+    assert_eq!(report.bytes(), total);
 
-    // One that may wait for longer, as the peer reads.
-    set_socket_timeout(sender.get_ref(), Timeout::Send, Some(HANG)).unwrap();
-    let more = pages_of(SHARE).slice(taken as usize % SHARE..);
-    let all = taken as usize + more.len() + 50 * SHARE;
+    // Now the peer reads, and the sender may wait longer.
+    set_socket_timeout(sender.get_ref(), Timeout::Send, Some(HANG_TIMEOUT)).unwrap();
+    let rest = pattern_pages(SEND_BYTES).slice(total as usize % SEND_BYTES..);
+    let all = total as usize + rest.len() + 50 * SEND_BYTES;
     std::thread::scope(|scope| {
-        scope.spawn(|| expect_shares(&mut peer, all));
-        let first = sender.send(more).unwrap();
+        scope.spawn(|| expect_repeated_pattern(&mut peer, all));
+        let first = sender.send(rest).unwrap();
         for _ in 0..50 {
-            assert_eq!(sender.send(pages_of(SHARE)).unwrap().bytes(), SHARE as u64);
-            assert!(sender.in_flight_bytes() <= QUOTA);
+            assert_eq!(
+                sender.send(pattern_pages(SEND_BYTES)).unwrap().bytes(),
+                SEND_BYTES as u64
+            );
+            assert!(sender.in_flight_bytes() <= LIMIT_BYTES);
         }
-        first.completion().wait(Some(HANG)).unwrap();
+        first.completion().wait(Some(HANG_TIMEOUT)).unwrap();
     });
-    assert_all_by_lending(&sender, all as u64);
+    assert_all_by_msg_zerocopy(&sender, all as u64);
     drop(sender);
-    expect_end(&mut peer);
+    expect_eof(&mut peer);
 }
 
-fn assert_all_by_lending(sender: &Sender<OwnedFd>, bytes: u64) {
+fn assert_all_by_msg_zerocopy(sender: &Sender<OwnedFd>, bytes: u64) {
     let report = sender.report();
     assert_eq!(report.by(Mechanism::MsgZerocopy), bytes, "{report}");
     assert!(report.fallbacks().is_empty(), "{report}");
 }
 
-/// A try does not wait: it takes nothing.
+/// `try_send` does not wait at the limit: it sends nothing.
 #[test]
-fn a_try_beyond_the_quota_takes_nothing() {
-    let (mut sender, mut peer) = lender(LimitAction::Wait, QUOTA);
-    let pages = pages_of(SHARE);
-    let taken = fill(&mut sender, &pages, |sender| {
-        assert!(sender.in_flight_bytes() <= QUOTA)
+fn try_send_at_the_limit_sends_nothing() {
+    let (mut sender, mut peer) = limited_sender(LimitAction::Wait, LIMIT_BYTES);
+    let pages = pattern_pages(SEND_BYTES);
+    let total = send_until_full(&mut sender, &pages, |sender| {
+        assert!(sender.in_flight_bytes() <= LIMIT_BYTES)
     });
-    // The socket would take more.
+    // It is not the socket that accepts no more.
     let mut copying = Sender::with(
         sender.get_ref().try_clone().unwrap(),
         SendOptions::default().force_mechanisms(&[Mechanism::Copy]),
     );
-    let rest = pages.slice(taken % SHARE..);
+    let rest = pages.slice(total % SEND_BYTES..);
     assert!(copying.try_send(&rest).unwrap().bytes() > 0);
-    expect_shares(&mut peer, taken);
-    until("the quota", || sender.try_send(&pages).unwrap().bytes() > 0);
+    expect_repeated_pattern(&mut peer, total);
+    wait_until("bytes in flight below the limit", || {
+        sender.try_send(&pages).unwrap().bytes() > 0
+    });
 }
 
-/// What all senders together may lend. It is the process's: in one of its own.
+/// The limit of the process holds for all senders together. It is set in a child process, so that
+/// it does not affect other tests.
 #[test]
-fn all_senders_together_lend_no_more_than_the_process_may() {
+fn all_senders_together_stay_below_the_limit_of_the_process() {
     in_child(
-        "memory_quota::all_senders_together_lend_no_more_than_the_process_may",
+        "in_flight_limits::all_senders_together_stay_below_the_limit_of_the_process",
         |_| {},
         || {
-            set_process_in_flight_limit(QUOTA);
-            let pages = pages_of(SHARE);
+            set_process_in_flight_limit(LIMIT_BYTES);
+            let pages = pattern_pages(SEND_BYTES);
             let mut senders: Vec<_> = (0..4)
-                .map(|_| lender(LimitAction::Copy, 64 << 20))
+                .map(|_| limited_sender(LimitAction::Copy, 64 << 20))
                 .collect();
-            let mut taken = Vec::new();
+            let mut totals = Vec::new();
             for (sender, _) in &mut senders {
-                taken.push(fill(sender, &pages, |_| {
-                    assert!(in_flight_bytes() <= QUOTA)
+                totals.push(send_until_full(sender, &pages, |_| {
+                    assert!(in_flight_bytes() <= LIMIT_BYTES)
                 }));
             }
             assert!(in_flight_bytes() > 0);
@@ -179,12 +192,12 @@ fn all_senders_together_lend_no_more_than_the_process_may() {
                 .map(|(sender, _)| sender.in_flight_bytes())
                 .sum();
             assert_eq!(sum, in_flight_bytes());
-            for ((sender, peer), taken) in senders.iter_mut().zip(taken) {
+            for ((sender, peer), total) in senders.iter_mut().zip(totals) {
                 let report = sender.report();
-                assert_eq!(report.bytes(), taken as u64);
-                expect_shares(peer, taken);
+                assert_eq!(report.bytes(), total as u64);
+                expect_repeated_pattern(peer, total);
             }
-            until("everything back", || {
+            wait_until("all notifications", || {
                 for (sender, _) in &senders {
                     sender.reap();
                 }
@@ -194,25 +207,27 @@ fn all_senders_together_lend_no_more_than_the_process_may() {
     );
 }
 
-/// What idle senders have had back is lent again, also if they do not look.
+/// The notifications of an idle sender are processed, even if it never looks for them, so that
+/// another sender can use what they free.
 #[test]
-fn an_idle_sender_does_not_keep_what_came_back() {
+fn an_idle_sender_does_not_block_others_at_the_limit_of_the_process() {
     in_child(
-        "memory_quota::an_idle_sender_does_not_keep_what_came_back",
+        "in_flight_limits::an_idle_sender_does_not_block_others_at_the_limit_of_the_process",
         |_| {},
         || {
-            set_process_in_flight_limit(QUOTA);
-            let (mut idle, mut reader) = lender(LimitAction::Wait, 64 << 20);
-            let taken = fill(&mut idle, &pages_of(SHARE), |_| {});
-            let (mut waiting, mut peer) = lender(LimitAction::Wait, 64 << 20);
-            let nothing = waiting.try_send(pages_of(SHARE)).unwrap();
-            assert_eq!(nothing.bytes(), 0, "the other has lent it all");
+            set_process_in_flight_limit(LIMIT_BYTES);
+            let (mut idle, mut reader) = limited_sender(LimitAction::Wait, 64 << 20);
+            let total = send_until_full(&mut idle, &pattern_pages(SEND_BYTES), |_| {});
+            let (mut waiting, mut peer) = limited_sender(LimitAction::Wait, 64 << 20);
+            let nothing = waiting.try_send(pattern_pages(SEND_BYTES)).unwrap();
+            assert_eq!(nothing.bytes(), 0, "the idle sender is at the limit");
 
-            expect_shares(&mut reader, taken);
-            set_socket_timeout(waiting.get_ref(), Timeout::Send, Some(HANG / 4)).unwrap();
-            let sent = waiting.send(pages_of(SHARE)).unwrap();
-            assert_all_by(sent.report(), Mechanism::MsgZerocopy, SHARE as u64, "lent");
-            expect_bytes(&mut peer, &content(SHARE));
+            expect_repeated_pattern(&mut reader, total);
+            set_socket_timeout(waiting.get_ref(), Timeout::Send, Some(HANG_TIMEOUT / 4)).unwrap();
+            let sent = waiting.send(pattern_pages(SEND_BYTES)).unwrap();
+            let by = Mechanism::MsgZerocopy;
+            assert_all_sent_by(sent.report(), by, SEND_BYTES as u64, "zero-copy");
+            expect_bytes(&mut peer, &pattern(SEND_BYTES));
         },
     );
 }

@@ -1,4 +1,4 @@
-//! Descriptors and addresses used up.
+//! Processes without free file descriptors or address space.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -7,31 +7,34 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uncopied::arena::FileMapping;
 use uncopied::{Errno, Mechanism, SendFile};
 
-use crate::harness::{Driver, Family, assert_all_by, deliver, file_of, in_child, pair, receive};
+use crate::harness::{
+    Driver, Family, assert_all_sent_by, deliver, in_child, pattern_file, receive, socket_pair,
+};
 
-fn limit(resource: Resource, to: u64) {
+fn set_soft_limit(resource: Resource, limit: u64) {
     let maximum = getrlimit(resource).maximum;
-    let current = Some(to);
+    let current = Some(limit);
     setrlimit(resource, Rlimit { current, maximum }).unwrap();
 }
 
-/// No descriptor is left for a pipe, nor for the mapping's own: `copy` takes over, and every byte
-/// arrives. sendfile needs none.
+/// No descriptor is left for the pipe of `splice` or for the one that a mapping keeps. Those
+/// mechanisms fall back to `copy`, and every byte arrives. `sendfile` needs no descriptor.
 #[test]
-fn descriptors_are_used_up() {
+fn without_free_descriptors_splice_and_mmap_write_fall_back() {
     in_child(
-        "limits::descriptors_are_used_up",
+        "resource_exhaustion::without_free_descriptors_splice_and_mmap_write_fall_back",
         |_| {},
         || {
-            const SIZE: u64 = 1_000_001;
-            let file = file_of(SIZE as usize);
+            const FILE_BYTES: u64 = 1_000_001;
+            let file = pattern_file(FILE_BYTES as usize);
             let expected = file.try_clone().unwrap();
-            let pairs = Mechanism::FILE_TO_SOCKET.map(|mechanism| (mechanism, pair(Family::Tcp)));
+            let pairs =
+                Mechanism::FILE_TO_SOCKET.map(|mechanism| (mechanism, socket_pair(Family::Tcp)));
 
-            limit(Resource::Nofile, 64);
-            let mut fill = Vec::new();
-            while let Ok(one) = file.try_clone() {
-                fill.push(one);
+            set_soft_limit(Resource::Nofile, 64);
+            let mut duplicates = Vec::new();
+            while let Ok(duplicate) = file.try_clone() {
+                duplicates.push(duplicate);
             }
             assert!(std::io::pipe().is_err(), "a descriptor is left");
 
@@ -43,23 +46,28 @@ fn descriptors_are_used_up() {
                     let receiver = scope.spawn(move || receive(&mut peer, expected, 1));
                     let report = send.to(&socket).unwrap();
                     rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).unwrap();
-                    assert_eq!(receiver.join().unwrap(), SIZE - 1, "{mechanism}");
+                    assert_eq!(receiver.join().unwrap(), FILE_BYTES - 1, "{mechanism}");
                     report
                 });
                 match mechanism {
                     Mechanism::Splice | Mechanism::MmapWrite => {
-                        assert_eq!(report.by(Mechanism::Copy), SIZE - 1);
-                        let [step] = report.fallbacks() else {
+                        assert_eq!(report.by(Mechanism::Copy), FILE_BYTES - 1);
+                        let [fallback] = report.fallbacks() else {
                             panic!("{report}");
                         };
-                        assert_eq!((step.errno, step.at), (Errno::MFILE, 0));
+                        assert_eq!((fallback.errno, fallback.at), (Errno::MFILE, 0));
                     }
-                    _ => assert_all_by(&report, mechanism, SIZE - 1, "needs no descriptor"),
+                    _ => assert_all_sent_by(
+                        &report,
+                        mechanism,
+                        FILE_BYTES - 1,
+                        "needs no descriptor",
+                    ),
                 }
                 drop(socket);
-                // What this round has given back is used up as well.
-                while let Ok(one) = file.try_clone() {
-                    fill.push(one);
+                // Closing the socket has freed a descriptor for the next round: use it up too.
+                while let Ok(duplicate) = file.try_clone() {
+                    duplicates.push(duplicate);
                 }
             }
         },
@@ -68,16 +76,16 @@ fn descriptors_are_used_up() {
 
 const GIB: u64 = 1 << 30;
 
-/// Address space for the process itself and for none of the arena's sizes: mapping is refused, and
-/// the transfer goes another way.
+/// The address space suffices for the process but not for the smallest arena: mapping fails, and
+/// the transfer falls back.
 #[test]
-fn addresses_are_used_up() {
+fn without_free_address_space_mapping_fails() {
     in_child(
-        "limits::addresses_are_used_up",
+        "resource_exhaustion::without_free_address_space_mapping_fails",
         |_| {},
         || {
-            limit(Resource::As, GIB);
-            let file = Arc::new(file_of(1_000_001));
+            set_soft_limit(Resource::As, GIB);
+            let file = Arc::new(pattern_file(1_000_001));
             let error = FileMapping::new(Arc::clone(&file), 0..1_000_001).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(Errno::NOMEM.raw_os_error()));
 
@@ -92,24 +100,24 @@ fn addresses_are_used_up() {
             let send = SendFile::new(&file);
             let (result, received) = deliver(Driver::Blocking, Family::Tcp, &send, &file, 0);
             assert_eq!(received, 1_000_001);
-            assert_all_by(&result.unwrap(), Mechanism::Sendfile, 1_000_001, "the plan");
+            assert_all_sent_by(&result.unwrap(), Mechanism::Sendfile, 1_000_001, "the plan");
         },
     );
 }
 
-/// Where addresses are limited, the arena leaves most of them to the program. The guard: the share in
-/// `Space::reserve`.
+/// If the address space is limited, the arena leaves most of it to the program. Guarded by the
+/// share in `Space::reserve`.
 #[test]
-fn the_arena_leaves_addresses_to_the_program() {
+fn the_arena_leaves_address_space_to_the_program() {
     in_child(
-        "limits::the_arena_leaves_addresses_to_the_program",
+        "resource_exhaustion::the_arena_leaves_address_space_to_the_program",
         |_| {},
         || {
-            limit(Resource::As, 12 * GIB);
-            let file: Arc<File> = Arc::new(file_of(5000));
+            set_soft_limit(Resource::As, 12 * GIB);
+            let file: Arc<File> = Arc::new(pattern_file(5000));
             let mapping = FileMapping::new(file, 0..5000).unwrap();
-            let mut rest: Vec<u8> = Vec::new();
-            rest.try_reserve_exact(8 * GIB as usize).unwrap();
+            let mut reserved: Vec<u8> = Vec::new();
+            reserved.try_reserve_exact(8 * GIB as usize).unwrap();
             assert_eq!(mapping.bytes().len(), 5000);
         },
     );

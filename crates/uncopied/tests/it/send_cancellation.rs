@@ -1,4 +1,4 @@
-//! Sends of memory on tokio that are dropped in the middle.
+//! Sends of memory on tokio that are dropped before they are done.
 
 use std::future::{Future, poll_fn};
 use std::io::Read;
@@ -12,22 +12,22 @@ use uncopied::arena::Pages;
 use uncopied::{LimitAction, Mechanism, SendOptions, Sender};
 
 use crate::harness::{
-    Family, HANG, content, expect_bytes, expect_end, narrow_pair, pages_of, runtime,
-    set_nonblocking,
+    Family, HANG_TIMEOUT, expect_bytes, expect_eof, pattern, pattern_pages, runtime,
+    set_nonblocking, small_buffer_pair,
 };
 
-/// More than the sockets hold, so that the send waits for the peer, and for its quota, many times.
-const LEN: usize = 2_000_001;
+/// More than the sockets hold, so that the send waits for the peer and at the limit many times.
+const SEND_BYTES: usize = 2_000_001;
 
 const MECHANISMS: [Mechanism; 3] = [Mechanism::SendZc, Mechanism::Vmsplice, Mechanism::Copy];
 
-/// A send is polled `turns` times, in between the peer reads something, and then it is dropped. Answers
-/// whether it had come to its end.
+/// Polls a send `polls` times, while the peer reads a little in between, and then drops it. Returns
+/// whether the send was done.
 ///
-/// Whatever has arrived is the beginning of what was sent, the sender goes on with other bytes behind it,
-/// and the pages come back.
-async fn dropped_after(turns: usize, mechanism: Mechanism, at_limit: LimitAction) -> bool {
-    let (socket, mut peer) = narrow_pair(Family::Tcp);
+/// The bytes that have arrived must be a prefix of those that were sent. The sender must be able to
+/// send other bytes after them, and the pages must become free.
+async fn drop_after(polls: usize, mechanism: Mechanism, at_limit: LimitAction) -> bool {
+    let (socket, mut peer) = small_buffer_pair(Family::Tcp);
     set_nonblocking(&socket);
     let socket = TcpStream::from_std(socket.into()).unwrap();
     let options = SendOptions::default()
@@ -35,75 +35,75 @@ async fn dropped_after(turns: usize, mechanism: Mechanism, at_limit: LimitAction
         .in_flight_limit(300_000)
         .at_limit(at_limit);
     let mut sender = Sender::with(socket, options);
-    let pages = pages_of(LEN);
+    let pages = pattern_pages(SEND_BYTES);
     let mut received = Vec::new();
     let mut is_done = false;
     {
         let mut sending = pin!(sender.send_tokio(pages.clone()));
-        for turn in 0..turns {
+        for nth in 0..polls {
             let poll = poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await;
             if let Poll::Ready(sent) = poll {
-                assert_eq!(sent.unwrap().bytes(), LEN as u64);
+                assert_eq!(sent.unwrap().bytes(), SEND_BYTES as u64);
                 is_done = true;
                 break;
             }
-            if turn % 3 == 2 {
-                // What a task of the peer's would do meanwhile.
-                let waiting = rustix::io::ioctl_fionread(&peer).unwrap() as usize;
-                let mut some = vec![0; waiting];
-                peer.read_exact(&mut some).unwrap();
-                received.extend(some);
+            if nth % 3 == 2 {
+                // Read what has arrived, as another task would.
+                let available = rustix::io::ioctl_fionread(&peer).unwrap() as usize;
+                let mut bytes = vec![0; available];
+                peer.read_exact(&mut bytes).unwrap();
+                received.extend(bytes);
             }
             tokio::task::yield_now().await;
         }
     }
-    let told = sender.report().bytes();
-    let rest = std::thread::spawn(move || {
+    let reported = sender.report().bytes();
+    let receiver = std::thread::spawn(move || {
         peer.read_to_end(&mut received).unwrap();
         received
     });
-    let last = pages_of(1000);
-    sender.send_tokio(last).await.unwrap();
+    let next = pattern_pages(1000);
+    sender.send_tokio(next).await.unwrap();
     drop(sender);
-    let received = rest.join().unwrap();
+    let received = receiver.join().unwrap();
     let bytes = received.len() as u64 - 1000;
     assert!(
-        bytes >= told && bytes <= told + (2 << 20),
-        "{bytes}, {told} were told"
+        bytes >= reported && bytes <= reported + (2 << 20),
+        "{bytes} bytes arrived, {reported} were reported"
     );
-    expect_bytes(&mut &received[..bytes as usize], &content(bytes as usize));
-    let mut end = &received[bytes as usize..];
-    expect_bytes(&mut end, &content(1000));
-    expect_end(&mut end);
+    expect_bytes(&mut &received[..bytes as usize], &pattern(bytes as usize));
+    let mut rest = &received[bytes as usize..];
+    expect_bytes(&mut rest, &pattern(1000));
+    expect_eof(&mut rest);
     let mut pages = Some(pages);
     if mechanism == Mechanism::Vmsplice && bytes > 0 {
         assert!(pages.is_some_and(|pages| pages.is_permanent()));
     } else {
-        // The runtime takes the notices in: it must have its turns.
-        let coming_back = async {
-            while let Some(Err(still_lent)) = pages.take().map(Pages::try_into_buffer) {
-                pages = Some(still_lent);
+        // A task of the runtime processes the notifications, so this one must yield to it.
+        let become_free = async {
+            while let Some(Err(in_flight)) = pages.take().map(Pages::try_into_buffer) {
+                pages = Some(in_flight);
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(HANG, coming_back)
+        timeout(HANG_TIMEOUT, become_free)
             .await
-            .expect("the pages come back");
+            .expect("the pages become free");
     }
     is_done
 }
 
 #[test]
-fn a_send_may_be_dropped_at_every_point_where_it_waits() {
+fn a_send_can_be_dropped_at_every_point_where_it_waits() {
     for mechanism in MECHANISMS {
         for at_limit in [LimitAction::Copy, LimitAction::Wait] {
-            let mut turns = 0;
-            // Every point at first, and then some.
-            while !runtime().block_on(dropped_after(turns, mechanism, at_limit)) {
-                turns += 1 + turns / 12;
-                assert!(turns < 100_000, "{mechanism} does not come to an end");
+            let mut polls = 0;
+            // The first points one by one, and later ones at growing distances.
+            while !runtime().block_on(drop_after(polls, mechanism, at_limit)) {
+                polls += 1 + polls / 12;
+                assert!(polls < 100_000, "{mechanism} does not end");
             }
-            assert!(turns > 4, "{mechanism} waited {turns} times");
+            assert!(polls > 4, "{mechanism} waited {polls} times");
         }
     }
 }

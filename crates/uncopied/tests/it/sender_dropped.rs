@@ -1,4 +1,5 @@
-//! Peers, senders and completions that have gone with memory lent.
+//! Sends in flight when the sender or the completion is dropped, the peer closes, or the thread
+//! panics.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,63 +15,64 @@ use uncopied::{
 };
 
 use crate::harness::{
-    FAMILIES, Family, HANG, content, expect_bytes, expect_end, for_memory, in_child, narrow_sender,
-    pages_of, sender, until,
+    FAMILIES, Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, memory_mechanisms, pattern,
+    pattern_pages, sender, small_buffer_sender, wait_until,
 };
 
-const SIZE: usize = 100_001;
+const SEND_BYTES: usize = 100_001;
 
-/// More than a peer's buffer takes that does not read, so that some of it stays lent.
-const SENDS: usize = 3;
+/// More sends than fit into the buffer of a peer that does not read, so that some of them stay in
+/// flight.
+const SEND_COUNT: usize = 3;
 
-/// A sender that has lent pages to a peer that has not read.
-fn with_leases() -> (Sender<OwnedFd>, File, Pages, Vec<Completion>) {
-    let mut made = None;
-    // In vain while the user's other processes have locked too much.
-    until("a sender that may lend", || {
-        made = try_with_leases();
-        made.is_some()
+/// A sender with sends in flight, its peer, which has read nothing, the pages, and the completions.
+fn sender_in_flight() -> (Sender<OwnedFd>, File, Pages, Vec<Completion>) {
+    let mut in_flight = None;
+    // Fails as long as the user's other processes lock too much memory.
+    wait_until("a sender with sends in flight", || {
+        in_flight = try_sender_in_flight();
+        in_flight.is_some()
     });
-    made.unwrap()
+    in_flight.unwrap()
 }
 
-fn try_with_leases() -> Option<(Sender<OwnedFd>, File, Pages, Vec<Completion>)> {
+fn try_sender_in_flight() -> Option<(Sender<OwnedFd>, File, Pages, Vec<Completion>)> {
     let plan = [Mechanism::MsgZerocopy];
     let (mut sender, peer) = sender(Family::Tcp, &plan, SendOptions::default());
-    // Whatever the usual size is, it takes less than what is sent.
+    // The default size may be large enough for all the sends.
     set_socket_recv_buffer_size(&peer, 32 << 10).unwrap();
-    let pages = pages_of(SIZE);
-    let sends: Vec<_> = (0..SENDS)
+    let pages = pattern_pages(SEND_BYTES);
+    let sends: Vec<_> = (0..SEND_COUNT)
         .map(|_| sender.send(pages.clone()).unwrap())
         .collect();
-    let is_lent = |sent: &Sent| sent.report().by(Mechanism::MsgZerocopy) == SIZE as u64;
-    let all_lent = sends.iter().all(is_lent);
+    let is_zero_copy = |sent: &Sent| sent.report().by(Mechanism::MsgZerocopy) == SEND_BYTES as u64;
+    let all_zero_copy = sends.iter().all(is_zero_copy);
     let completions = sends.into_iter().map(Sent::into_completion).collect();
-    all_lent.then_some((sender, peer, pages, completions))
+    all_zero_copy.then_some((sender, peer, pages, completions))
 }
 
-fn expect_all(peer: &mut File) {
-    for _ in 0..SENDS {
-        expect_bytes(peer, &content(SIZE));
+fn expect_all_sends(peer: &mut File) {
+    for _ in 0..SEND_COUNT {
+        expect_bytes(peer, &pattern(SEND_BYTES));
     }
 }
 
-fn assert_all_settle(completions: &[Completion]) {
+fn assert_all_complete(completions: &[Completion]) {
     for completion in completions {
-        let settled = completion.wait(Some(HANG)).unwrap();
+        let outcome = completion.wait(Some(HANG_TIMEOUT)).unwrap();
         assert_eq!(
-            (settled.bytes, settled.reason),
-            (SIZE as u64, FreeReason::Notification)
+            (outcome.bytes, outcome.reason),
+            (SEND_BYTES as u64, FreeReason::Notification)
         );
     }
 }
 
-/// Closes so that the other end gets a reset.
+/// Closes the connection by a reset.
 fn reset(peer: File) {
     set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
 }
 
-/// Whether the library's own thread runs.
+/// Whether the reaper, the library's own thread, is running.
 fn reaper_runs() -> bool {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     tasks.flatten().any(|task| {
@@ -79,77 +81,82 @@ fn reaper_runs() -> bool {
     })
 }
 
-fn assert_nothing_is_lent_and_nobody_waits(pages: Pages) {
-    until("all leases back", || in_flight_bytes() == 0);
-    pages.try_into_buffer().expect("nobody has them any more");
-    until("the end of the thread", || !reaper_runs());
+fn assert_nothing_in_flight_and_reaper_ends(pages: Pages) {
+    wait_until("the end of all leases", || in_flight_bytes() == 0);
+    assert_no_other_handle(pages);
+    wait_until("the end of the reaper", || !reaper_runs());
+}
+
+/// Asserts that nothing else keeps the pages, so that they become a buffer again.
+fn assert_no_other_handle(pages: Pages) {
+    pages.try_into_buffer().expect("no other handle is left");
 }
 
 #[test]
-fn a_reset_gives_everything_back() {
-    let (mut sender, peer, pages, completions) = with_leases();
+fn a_reset_ends_every_send_in_flight() {
+    let (mut sender, peer, pages, completions) = sender_in_flight();
     reset(peer);
-    assert_all_settle(&completions);
+    assert_all_complete(&completions);
     assert_eq!(sender.in_flight_bytes(), 0);
-    pages.try_into_buffer().expect("nobody has them any more");
-    let error = sender.send(pages_of(SIZE)).unwrap_err();
+    assert_no_other_handle(pages);
+    let error = sender.send(pattern_pages(SEND_BYTES)).unwrap_err();
     assert_eq!((error.kind(), error.moved()), (ErrorKind::PeerClosed, 0));
     assert_eq!(sender.in_flight_bytes(), 0);
 }
 
-/// The same with nobody but the library to look after it, and completions that are waited for all the
-/// same.
+/// The same once the sender is dropped and the reaper has taken over. The completions can still be
+/// waited for.
 #[test]
-fn a_reset_after_the_sender_has_gone_gives_everything_back() {
+fn a_reset_after_the_sender_is_dropped_ends_every_send_in_flight() {
     in_child(
-        "memory_gone::a_reset_after_the_sender_has_gone_gives_everything_back",
+        "sender_dropped::a_reset_after_the_sender_is_dropped_ends_every_send_in_flight",
         |_| {},
         || {
-            let (sender, peer, pages, completions) = with_leases();
+            let (sender, peer, pages, completions) = sender_in_flight();
             drop(sender);
-            until("the thread that looks after it", reaper_runs);
+            wait_until("the reaper", reaper_runs);
             assert!(in_flight_bytes() > 0);
             reset(peer);
-            assert_all_settle(&completions);
-            assert_nothing_is_lent_and_nobody_waits(pages);
+            assert_all_complete(&completions);
+            assert_nothing_in_flight_and_reaper_ends(pages);
         },
     );
 }
 
 #[test]
-fn what_a_dropped_sender_has_lent_arrives_and_comes_back() {
+fn what_a_dropped_sender_has_in_flight_arrives_and_is_freed() {
     in_child(
-        "memory_gone::what_a_dropped_sender_has_lent_arrives_and_comes_back",
+        "sender_dropped::what_a_dropped_sender_has_in_flight_arrives_and_is_freed",
         |_| {},
         || {
-            // Twice: the thread ends, and starts anew.
+            // Twice, because the reaper ends and must start again.
             for _ in 0..2 {
-                let (sender, mut peer, pages, completions) = with_leases();
+                let (sender, mut peer, pages, completions) = sender_in_flight();
                 drop(completions);
                 drop(sender);
-                until("the thread that looks after it", reaper_runs);
-                let pages = pages.try_into_buffer().expect_err("still lent");
-                // Late: nothing is given back meanwhile.
+                wait_until("the reaper", reaper_runs);
+                let pages = pages.try_into_buffer().expect_err("in flight");
+                // Nothing is freed before the peer reads.
                 std::thread::sleep(Duration::from_millis(100));
                 assert!(in_flight_bytes() > 0);
-                expect_all(&mut peer);
-                expect_end(&mut peer);
-                assert_nothing_is_lent_and_nobody_waits(pages);
+                expect_all_sends(&mut peer);
+                expect_eof(&mut peer);
+                assert_nothing_in_flight_and_reaper_ends(pages);
             }
         },
     );
 }
 
-/// Many senders that go at once, to peers that read in another order.
+/// Several senders are dropped at the same time, and their peers read in a different order.
 #[test]
-fn many_dropped_senders_are_looked_after_together() {
+fn the_reaper_serves_many_dropped_senders() {
     in_child(
-        "memory_gone::many_dropped_senders_are_looked_after_together",
+        "sender_dropped::the_reaper_serves_many_dropped_senders",
         |_| {},
         || {
             let mut peers = Vec::new();
             for _ in 0..8 {
-                let (sender, peer, _, completions) = with_leases();
+                let (sender, peer, _, completions) = sender_in_flight();
                 peers.push((peer, completions));
                 drop(sender);
             }
@@ -158,162 +165,164 @@ fn many_dropped_senders_are_looked_after_together() {
                 match peers.len() % 3 {
                     0 => reset(peer),
                     _ => {
-                        expect_all(&mut peer);
-                        expect_end(&mut peer);
+                        expect_all_sends(&mut peer);
+                        expect_eof(&mut peer);
                     }
                 }
-                assert_all_settle(&completions);
+                assert_all_complete(&completions);
             }
-            assert_nothing_is_lent_and_nobody_waits(pages_of(1));
+            assert_nothing_in_flight_and_reaper_ends(pattern_pages(1));
         },
     );
 }
 
-/// A sender by any mechanism that is dropped right after its sends has sent everything.
+/// A sender by any mechanism that is dropped right after a send has sent every byte.
 #[test]
-fn dropping_a_sender_loses_nothing() {
+fn dropping_a_sender_loses_no_byte() {
     for family in FAMILIES {
-        for &mechanism in for_memory(family) {
+        for &mechanism in memory_mechanisms(family) {
             let (mut sender, mut peer) = sender(family, &[mechanism], SendOptions::default());
-            let sent = std::thread::spawn(move || sender.send(pages_of(SIZE)).unwrap().bytes());
-            // What a Unix socket does not take by itself has to be read.
-            expect_bytes(&mut peer, &content(SIZE));
-            assert_eq!(sent.join().unwrap(), SIZE as u64);
-            expect_end(&mut peer);
+            let sent =
+                std::thread::spawn(move || sender.send(pattern_pages(SEND_BYTES)).unwrap().bytes());
+            // The peer reads meanwhile, because a Unix socket does not hold all of it.
+            expect_bytes(&mut peer, &pattern(SEND_BYTES));
+            assert_eq!(sent.join().unwrap(), SEND_BYTES as u64);
+            expect_eof(&mut peer);
         }
     }
 }
 
 #[test]
-fn a_socket_that_is_taken_back_goes_on() {
-    let (sender, mut peer, pages, completions) = with_leases();
+fn the_socket_of_a_sender_can_be_used_afterwards() {
+    let (sender, mut peer, pages, completions) = sender_in_flight();
     let socket = TcpStream::from(sender.into_inner());
     let writer = std::thread::spawn(move || {
         (&socket).write_all(b"and something else").unwrap();
         socket
     });
-    expect_all(&mut peer);
+    expect_all_sends(&mut peer);
     expect_bytes(&mut peer, b"and something else");
     let socket = writer.join().unwrap();
-    assert_all_settle(&completions);
-    pages.try_into_buffer().expect("nobody has them any more");
-    // The socket has not been shut down with the sender, nor does anybody find an error on it.
+    assert_all_complete(&completions);
+    assert_no_other_handle(pages);
+    // The end of the sender has neither shut the socket down nor left an error on it.
     assert!(socket.take_error().unwrap().is_none());
-    (&peer).write_all(b"answer").unwrap();
-    expect_bytes(&mut &socket, b"answer");
+    (&peer).write_all(b"reply").unwrap();
+    expect_bytes(&mut &socket, b"reply");
     (&socket).write_all(b"end").unwrap();
     expect_bytes(&mut peer, b"end");
     drop(socket);
-    expect_end(&mut peer);
+    expect_eof(&mut peer);
 }
 
-/// Another sender on the same socket cannot count the kernel's numbers from where they are: it copies,
-/// and says why.
+/// The kernel numbers the sends of a socket. A second sender on the same socket does not know where
+/// the numbers continue, so it copies, and reports why.
 #[test]
 fn a_second_sender_on_a_socket_copies() {
-    let (sender, mut peer, _, completions) = with_leases();
+    let (sender, mut peer, _, completions) = sender_in_flight();
     let plan = [Mechanism::MsgZerocopy, Mechanism::Copy];
     let options = SendOptions::default().force_mechanisms(&plan);
     let mut second = Sender::with(sender.into_inner(), options);
-    let sent = std::thread::spawn(move || second.send(pages_of(SIZE)).unwrap());
-    expect_all(&mut peer);
-    expect_bytes(&mut peer, &content(SIZE));
+    let sent = std::thread::spawn(move || second.send(pattern_pages(SEND_BYTES)).unwrap());
+    expect_all_sends(&mut peer);
+    expect_bytes(&mut peer, &pattern(SEND_BYTES));
     let sent = sent.join().unwrap();
-    assert_eq!(sent.report().by(Mechanism::Copy), SIZE as u64);
-    let [step] = sent.report().fallbacks() else {
+    assert_eq!(sent.report().by(Mechanism::Copy), SEND_BYTES as u64);
+    let [fallback] = sent.report().fallbacks() else {
         panic!("{}", sent.report());
     };
-    assert_eq!(step.errno, uncopied::Errno::BUSY);
-    assert_all_settle(&completions);
+    assert_eq!(fallback.errno, uncopied::Errno::BUSY);
+    assert_all_complete(&completions);
 }
 
 #[test]
-fn completions_that_are_dropped_keep_nothing() {
-    let (sender, mut peer, pages, completions) = with_leases();
+fn dropping_the_completions_leaks_nothing() {
+    let (sender, mut peer, pages, completions) = sender_in_flight();
     drop(completions);
-    expect_all(&mut peer);
-    until("everything back", || {
+    expect_all_sends(&mut peer);
+    wait_until("all notifications", || {
         sender.reap();
         sender.in_flight_bytes() == 0
     });
-    pages.try_into_buffer().expect("nobody has them any more");
+    assert_no_other_handle(pages);
 }
 
-/// A thread that panics with memory lent: it unwinds, and what it has sent arrives.
+/// A thread panics while sends are in flight: it unwinds, and everything that it has sent arrives.
 #[test]
-fn a_panic_with_memory_lent() {
+fn a_panic_with_sends_in_flight_loses_nothing() {
     in_child(
-        "memory_gone::a_panic_with_memory_lent",
+        "sender_dropped::a_panic_with_sends_in_flight_loses_nothing",
         |_| {},
         || {
-            let (sender, mut peer, pages, completions) = with_leases();
+            let (sender, mut peer, pages, completions) = sender_in_flight();
             let thread = std::thread::spawn(move || {
-                let _held = (sender, pages.clone(), completions);
+                let _dropped_by_unwinding = (sender, pages.clone(), completions);
                 panic!("on purpose");
             });
             assert!(thread.join().is_err());
             assert!(in_flight_bytes() > 0);
-            expect_all(&mut peer);
-            expect_end(&mut peer);
+            expect_all_sends(&mut peer);
+            expect_eof(&mut peer);
 
-            let (mut sender, mut peer, pages, completions) = with_leases();
-            let caught = catch_unwind(AssertUnwindSafe(|| {
-                let _sent = sender.send(pages_of(10)).unwrap();
+            let (mut sender, mut peer, pages, completions) = sender_in_flight();
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                let _sent = sender.send(pattern_pages(10)).unwrap();
                 panic!("on purpose");
             }));
-            assert!(caught.is_err());
-            expect_all(&mut peer);
-            expect_bytes(&mut peer, &content(10));
-            assert_all_settle(&completions);
-            assert_eq!(sender.send(pages_of(20)).unwrap().bytes(), 20);
-            expect_bytes(&mut peer, &content(20));
+            assert!(result.is_err());
+            expect_all_sends(&mut peer);
+            expect_bytes(&mut peer, &pattern(10));
+            assert_all_complete(&completions);
+            assert_eq!(sender.send(pattern_pages(20)).unwrap().bytes(), 20);
+            expect_bytes(&mut peer, &pattern(20));
             drop(sender);
-            assert_nothing_is_lent_and_nobody_waits(pages);
+            assert_nothing_in_flight_and_reaper_ends(pages);
         },
     );
 }
 
-/// Somebody waits for a completion in another thread while the sender goes.
+/// Another thread waits for the completions while the sender is dropped.
 #[test]
 fn a_completion_outlives_its_sender() {
-    let (sender, mut peer, pages, completions) = with_leases();
-    let waiting = std::thread::spawn(move || assert_all_settle(&completions));
+    let (sender, mut peer, pages, completions) = sender_in_flight();
+    let waiting = std::thread::spawn(move || assert_all_complete(&completions));
     drop(sender);
-    expect_all(&mut peer);
+    expect_all_sends(&mut peer);
     waiting.join().unwrap();
-    expect_end(&mut peer);
-    until("the pages", {
+    expect_eof(&mut peer);
+    wait_until("the pages", {
         let mut pages = Some(pages);
         move || match pages.take().unwrap().try_into_buffer() {
             Ok(_) => true,
-            Err(still) => {
-                pages = Some(still);
+            Err(in_flight) => {
+                pages = Some(in_flight);
                 false
             }
         }
     });
 }
 
-/// What a send that failed had sent until then is kept like everything else.
+/// When a send fails half-way, the bytes that it has sent stay leased until their notifications,
+/// like those of any other send.
 #[test]
-fn a_send_that_fails_in_the_middle_gives_its_pages_back() {
+fn the_pages_of_a_send_that_fails_half_way_are_freed() {
     let plan = [Mechanism::MsgZerocopy];
-    let (mut sender, mut peer) = narrow_sender(Family::Tcp, &plan, SendOptions::default());
-    let pages = pages_of(16 << 20);
+    let (mut sender, mut peer) = small_buffer_sender(Family::Tcp, &plan, SendOptions::default());
+    let pages = pattern_pages(16 << 20);
     let handle = pages.clone();
     let sending = std::thread::spawn(move || {
         let error = sender.send(handle).unwrap_err();
         (sender, error)
     });
-    expect_bytes(&mut peer, &content(100_000));
+    expect_bytes(&mut peer, &pattern(100_000));
     reset(peer);
     let (sender, error) = sending.join().unwrap();
     assert_eq!(error.kind(), ErrorKind::PeerClosed, "{error}");
     assert!(error.moved() > 0);
-    until("everything back", || {
+    wait_until("all notifications", || {
         sender.reap();
         sender.in_flight_bytes() == 0
     });
     assert!(sender.get_ref().as_fd().try_clone_to_owned().is_ok());
-    pages.try_into_buffer().expect("nobody has them any more");
+    assert_no_other_handle(pages);
 }

@@ -1,4 +1,4 @@
-//! Transfers that are dropped in the middle and taken up again, and what the driver does when idle.
+//! Transfers on tokio that are dropped and resumed, and what an idle transfer or socket costs.
 
 use std::fs::File;
 use std::future::{Future, poll_fn};
@@ -14,11 +14,11 @@ use uncopied::policy::{Length, Plan};
 use uncopied::{Mechanism, SendFile, Transfer, driver};
 
 use crate::harness::{
-    Family, assert_all_by, content, file_of, pair, receive, receive_slowly, runtime,
-    set_nonblocking, shrink_buffer,
+    Family, assert_all_sent_by, minimize_send_buffer, pattern, pattern_file, receive,
+    receive_slowly, runtime, set_nonblocking, socket_pair,
 };
 
-const SIZE: usize = 700_001;
+const FILE_BYTES: usize = 700_001;
 
 fn unix(socket: OwnedFd) -> UnixStream {
     set_nonblocking(&socket);
@@ -30,20 +30,20 @@ fn tcp(socket: OwnedFd) -> TcpStream {
     TcpStream::from_std(socket.into()).unwrap()
 }
 
-/// Polls a future once and drops it.
-async fn once<T>(future: impl Future<Output = T>) -> Option<T> {
+/// Polls a future once, and drops it.
+async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     poll_fn(|context| {
         Poll::Ready(match future.as_mut().poll(context) {
-            Poll::Ready(done) => Some(done),
+            Poll::Ready(output) => Some(output),
             Poll::Pending => None,
         })
     })
     .await
 }
 
-/// Polls a future to its end and counts how often.
-async fn counting<T>(polls: &mut usize, future: impl Future<Output = T>) -> T {
+/// Polls a future until it is ready, and counts the polls.
+async fn count_polls<T>(polls: &mut usize, future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     poll_fn(|context| {
         *polls += 1;
@@ -52,36 +52,40 @@ async fn counting<T>(polls: &mut usize, future: impl Future<Output = T>) -> T {
     .await
 }
 
-/// Every run is dropped at the first point where it waits, or after a moment in the middle of one;
-/// with the same `Transfer` not a byte is lost or sent twice.
-async fn cancelled_often(socket: &impl driver::tokio::Socket, file: &File, mechanism: Mechanism) {
-    let length = Length::Exact(SIZE as u64);
+/// Drops every run of the same `Transfer` at the first point where it waits, or after a short time.
+/// No byte is lost or sent twice.
+async fn run_with_cancellations(
+    socket: &impl driver::tokio::Socket,
+    file: &File,
+    mechanism: Mechanism,
+) {
+    let length = Length::Exact(FILE_BYTES as u64);
     let mut transfer = Transfer::new(0, length, Plan::of(&[mechanism]));
     let mut cancelled = 0;
     loop {
-        match once(driver::tokio::run(&mut transfer, file, socket)).await {
-            Some(done) => break done.unwrap(),
+        match poll_once(driver::tokio::run(&mut transfer, file, socket)).await {
+            Some(result) => break result.unwrap(),
             None => cancelled += 1,
         }
-        // Of another length each time, so that the runs end at all their points.
-        let moment = Duration::from_micros(10 + 37 * (cancelled % 29));
+        // The duration varies, so that runs are dropped at different points.
+        let limit = Duration::from_micros(10 + 37 * (cancelled % 29));
         let run = driver::tokio::run(&mut transfer, file, socket);
-        match timeout(moment, run).await {
-            Ok(done) => break done.unwrap(),
+        match timeout(limit, run).await {
+            Ok(result) => break result.unwrap(),
             Err(_) => cancelled += 1,
         }
     }
     assert!(cancelled > 20, "{mechanism}: cancelled {cancelled} times");
-    assert_all_by(transfer.report(), mechanism, SIZE as u64, "cancelled");
+    assert_all_sent_by(transfer.report(), mechanism, FILE_BYTES as u64, "cancelled");
 }
 
 #[test]
-fn a_cancelled_transfer_can_be_taken_up_again() {
-    let file = file_of(SIZE);
+fn a_cancelled_transfer_can_be_resumed() {
+    let file = pattern_file(FILE_BYTES);
     for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in [Family::Unix, Family::Tcp] {
-            let (socket, mut peer) = pair(family);
-            shrink_buffer(&socket);
+            let (socket, mut peer) = socket_pair(family);
+            minimize_send_buffer(&socket);
             let file = &file;
             std::thread::scope(|scope| {
                 let pause = Duration::from_micros(100);
@@ -89,18 +93,20 @@ fn a_cancelled_transfer_can_be_taken_up_again() {
                     scope.spawn(move || receive_slowly(&mut peer, file, 0, 5_003, pause));
                 runtime().block_on(async {
                     match family {
-                        Family::Unix => cancelled_often(&unix(socket), file, mechanism).await,
-                        Family::Tcp => cancelled_often(&tcp(socket), file, mechanism).await,
+                        Family::Unix => {
+                            run_with_cancellations(&unix(socket), file, mechanism).await
+                        }
+                        Family::Tcp => run_with_cancellations(&tcp(socket), file, mechanism).await,
                     }
                 });
-                assert_eq!(receiver.join().unwrap(), SIZE as u64, "{mechanism}");
+                assert_eq!(receiver.join().unwrap(), FILE_BYTES as u64, "{mechanism}");
             });
         }
     }
 }
 
-/// How much CPU this thread uses meanwhile.
-async fn cpu_of(future: impl Future) -> Duration {
+/// The CPU time that this thread uses while it awaits `future`.
+async fn cpu_time_of(future: impl Future) -> Duration {
     let now = || {
         let now = clock_gettime(ClockId::ThreadCPUTime);
         Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
@@ -110,50 +116,50 @@ async fn cpu_of(future: impl Future) -> Duration {
     now() - before
 }
 
-/// A peer that stops reading: the transfer is polled a handful of times, and then sleeps. A driver
-/// that does not clear tokio's readiness is polled some 100,000 times. The guard: `WouldBlock` for a
-/// step that is blocked, in `driver::tokio::run`.
+/// If the peer stops reading, the transfer is polled a few times, and then sleeps. A driver that
+/// does not clear tokio's readiness is polled about 100,000 times. Guarded by returning
+/// `WouldBlock` for a blocked step in `driver::tokio::run`.
 #[test]
-fn a_peer_that_stops_reading_costs_nothing() {
-    let file = file_of(16 << 20);
+fn a_peer_that_stops_reading_costs_no_cpu_time() {
+    let file = pattern_file(16 << 20);
     for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in [Family::Unix, Family::Tcp] {
-            let (socket, _peer) = pair(family);
-            let (mut polls, what) = (0, SendFile::new(&file).force_mechanisms(&[mechanism]));
+            let (socket, _peer) = socket_pair(family);
+            let (mut polls, send_file) = (0, SendFile::new(&file).force_mechanisms(&[mechanism]));
             let used = runtime().block_on(async {
                 let sending = async {
                     match family {
-                        Family::Unix => what.to_tokio(&unix(socket)).await,
-                        Family::Tcp => what.to_tokio(&tcp(socket)).await,
+                        Family::Unix => send_file.to_tokio(&unix(socket)).await,
+                        Family::Tcp => send_file.to_tokio(&tcp(socket)).await,
                     }
                 };
-                let mut sending = pin!(counting(&mut polls, sending));
-                // What the socket takes by itself, it takes at once.
+                let mut sending = pin!(count_polls(&mut polls, sending));
+                // First fill the buffers of the sockets.
                 let filling = timeout(Duration::from_millis(200), sending.as_mut());
-                assert!(filling.await.is_err(), "16 MiB fitted into the socket");
-                cpu_of(timeout(Duration::from_millis(300), sending)).await
+                assert!(filling.await.is_err(), "16 MiB fit into the socket");
+                cpu_time_of(timeout(Duration::from_millis(300), sending)).await
             });
-            // One for each 2 MiB of the socket's buffers, one for each timer.
+            // One poll for each 2 MiB of the buffers, and one for each timer.
             assert!(polls < 50, "{mechanism} {family:?}: {polls} polls");
             assert!(used < Duration::from_millis(100), "{used:?} of CPU");
         }
     }
 }
 
-/// After a transfer the socket lies still: whoever waits for the peer to say something is not woken,
-/// and the socket can be used as ever.
+/// After a transfer the socket is quiet: a task that waits for the peer to send something is not
+/// woken early, and the socket can be used as usual.
 #[test]
 fn an_idle_socket_is_not_woken_after_a_transfer() {
     use std::io::{Read, Write};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    let file = file_of(SIZE);
+    let file = pattern_file(FILE_BYTES);
     for mechanism in Mechanism::FILE_TO_SOCKET {
-        let (socket, mut peer) = pair(Family::Tcp);
-        let expected = content(SIZE);
+        let (socket, mut peer) = socket_pair(Family::Tcp);
+        let expected = pattern(FILE_BYTES);
         let receiver = std::thread::spawn(move || {
-            let mut received = vec![0; SIZE];
+            let mut received = vec![0; FILE_BYTES];
             peer.read_exact(&mut received).unwrap();
             assert!(received == expected);
             std::thread::sleep(Duration::from_millis(300));
@@ -164,14 +170,14 @@ fn an_idle_socket_is_not_woken_after_a_transfer() {
         });
         runtime().block_on(async {
             let mut socket = tcp(socket);
-            let what = SendFile::new(&file).force_mechanisms(&[mechanism]);
-            let report = what.to_tokio(&socket).await.unwrap();
-            assert_all_by(&report, mechanism, SIZE as u64, "before idling");
+            let send_file = SendFile::new(&file).force_mechanisms(&[mechanism]);
+            let report = send_file.to_tokio(&socket).await.unwrap();
+            assert_all_sent_by(&report, mechanism, FILE_BYTES as u64, "before idling");
 
-            let (mut polls, mut answer) = (0, [0; 6]);
-            let reading = counting(&mut polls, socket.read_exact(&mut answer));
-            let used = cpu_of(reading).await;
-            assert_eq!(&answer, b"thanks");
+            let (mut polls, mut reply) = (0, [0; 6]);
+            let reading = count_polls(&mut polls, socket.read_exact(&mut reply));
+            let used = cpu_time_of(reading).await;
+            assert_eq!(&reply, b"thanks");
             assert!(polls < 10, "{mechanism}: {polls} polls");
             assert!(used < Duration::from_millis(100), "{used:?} of CPU");
             socket.write_all(b"bye").await.unwrap();
@@ -180,18 +186,18 @@ fn an_idle_socket_is_not_woken_after_a_transfer() {
     }
 }
 
-/// The last bytes arrive at once, not 200 ms later. Twenty transfers of 1 ms each are far from one of
-/// 200 ms, also on a machine that is busy.
+/// The last bytes arrive at once, not 200 ms later. The median of twenty transfers of about 1 ms
+/// each stays far below 200 ms, even on a busy machine.
 #[test]
-fn the_last_bytes_are_not_held_back() {
+fn the_last_bytes_are_not_delayed() {
     use std::io::Read;
     use std::time::Instant;
 
     let size = 100_001;
-    let file = file_of(size);
+    let file = pattern_file(size);
     for mechanism in Mechanism::FILE_TO_SOCKET {
         for length in [Length::UntilEof, Length::Exact(size as u64)] {
-            let (socket, mut peer) = pair(Family::Tcp);
+            let (socket, mut peer) = socket_pair(Family::Tcp);
             rustix::net::sockopt::set_tcp_nodelay(&socket, true).unwrap();
             let mut times: Vec<Duration> = Vec::new();
             runtime().block_on(async {
@@ -216,11 +222,11 @@ fn the_last_bytes_are_not_held_back() {
     }
 }
 
-/// A socket that is split lends itself by its halves, and reading goes on meanwhile.
+/// The writing half of a split socket is enough to send a file.
 #[test]
-fn the_half_of_a_socket_can_be_sent_to() {
-    let file = file_of(SIZE);
-    let (socket, mut peer) = pair(Family::Unix);
+fn a_file_can_be_sent_to_the_writing_half_of_a_socket() {
+    let file = pattern_file(FILE_BYTES);
+    let (socket, mut peer) = socket_pair(Family::Unix);
     let file = &file;
     std::thread::scope(|scope| {
         let receiver = scope.spawn(move || receive(&mut peer, file, 0));
@@ -228,8 +234,8 @@ fn the_half_of_a_socket_can_be_sent_to() {
             let (_reader, writer) = unix(socket).into_split();
             let stream: &UnixStream = writer.as_ref();
             let report = SendFile::new(file).to_tokio(stream).await.unwrap();
-            assert_all_by(&report, Mechanism::Sendfile, SIZE as u64, "a half");
+            assert_all_sent_by(&report, Mechanism::Sendfile, FILE_BYTES as u64, "a half");
         });
-        assert_eq!(receiver.join().unwrap(), SIZE as u64);
+        assert_eq!(receiver.join().unwrap(), FILE_BYTES as u64);
     });
 }
