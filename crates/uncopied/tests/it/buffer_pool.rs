@@ -9,7 +9,7 @@ use crate::harness::{Family, expect_bytes, in_child, pattern, sender};
 
 const MIB: usize = 1 << 20;
 
-/// The resident set size of this process, in bytes. Exact, unlike the one in `/proc/self/status`.
+/// The resident set size of this process in bytes, counted page by page.
 fn resident_bytes() -> usize {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     let line = rollup

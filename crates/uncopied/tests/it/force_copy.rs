@@ -102,7 +102,7 @@ fn force_copy_overrides_forced_mechanisms() {
 /// and before the peer (on the same host) reads, the peer gets the new bytes. By `mmap_write`, by
 /// `copy` and with `force_copy`, it gets the bytes that the file had during the call.
 #[test]
-fn a_file_overwritten_in_place_reaches_the_peer_only_by_zero_copy() {
+fn an_overwrite_in_place_reaches_the_peer_only_by_zero_copy() {
     let size = 64 << 10;
     for family in FAMILIES {
         let forced =

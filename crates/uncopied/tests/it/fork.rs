@@ -95,7 +95,8 @@ fn a_child_that_drops_everything_does_not_affect_its_parent() {
         |_| {},
         || {
             let (sender, mut peer, completions) = sender_in_flight();
-            // The closure consumes its completions, so it gets clones. Only the child takes the sender.
+            // The closure consumes its completions, so they are clones. Only the child drops the
+            // sender.
             let (mut sender, childs_completions) = (Some(sender), completions.clone());
             in_forked_child(|| {
                 assert!(childs_completions[0].outcome().is_none());

@@ -10,7 +10,7 @@ use crate::harness::{
     memory_mechanisms, pattern, pattern_pages, sender, set_nonblocking, small_buffer_sender,
 };
 
-fn sizes() -> Vec<usize> {
+fn sizes_around_every_boundary() -> Vec<usize> {
     let around = |size: usize| [size - 1, size, size + 1];
     let boundaries = [rustix::param::page_size(), 64 << 10, 2 << 20].map(around);
     [0, 1]
@@ -55,7 +55,7 @@ fn every_size_arrives_by_every_mechanism_from_any_address() {
                 .in_flight_limit(1 << 20)
                 .at_limit(LimitAction::Wait);
             let (mut sender, mut peer) = sender(family, &[mechanism], options);
-            for size in sizes() {
+            for size in sizes_around_every_boundary() {
                 for start in [0, 1] {
                     let case = format!("{size} bytes from {start} by {mechanism} to {family:?}");
                     let mut buffer = PageBuffer::zeroed(start + size).unwrap();

@@ -250,7 +250,7 @@ fn a_send_times_out_with_timestamps_on_the_error_queue() {
 }
 
 /// Runs `ip` with these arguments.
-fn ip(arguments: &str) {
+fn run_ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status();
     assert!(status.unwrap().success(), "ip {arguments}");
 }
@@ -272,8 +272,8 @@ fn repeated_copies_by_the_kernel_pause_zero_copy_sends() {
                 assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
                 send_id.send(rustix::thread::gettid()).unwrap();
                 wait_for_link.recv().unwrap();
-                ip("addr add 10.77.0.2/24 dev uncopied1");
-                ip("link set uncopied1 up");
+                run_ip("addr add 10.77.0.2/24 dev uncopied1");
+                run_ip("link set uncopied1 up");
                 let listener = TcpListener::bind("10.77.0.2:0").unwrap();
                 send_address.send(listener.local_addr().unwrap()).unwrap();
                 let mut received = Vec::new();
@@ -284,9 +284,9 @@ fn repeated_copies_by_the_kernel_pause_zero_copy_sends() {
             });
             let id = id.recv().unwrap().as_raw_nonzero();
             let link = "link add uncopied0 type veth peer name uncopied1 netns";
-            ip(&format!("{link} {id}"));
-            ip("addr add 10.77.0.1/24 dev uncopied0");
-            ip("link set uncopied0 up");
+            run_ip(&format!("{link} {id}"));
+            run_ip("addr add 10.77.0.1/24 dev uncopied0");
+            run_ip("link set uncopied0 up");
             linked.send(()).unwrap();
 
             let socket = TcpStream::connect(address.recv().unwrap()).unwrap();

@@ -28,7 +28,7 @@ fn is_protected(region: &Region, test: &str) -> bool {
     false
 }
 
-fn fill(writer: &mut RegionMut, round: u64) {
+fn fill_with_round(writer: &mut RegionMut, round: u64) {
     for (at, eight) in writer.chunks_exact_mut(8).enumerate() {
         eight.copy_from_slice(&word(round, at).to_ne_bytes());
     }
@@ -67,10 +67,10 @@ fn bytes_overwritten_after_the_send_arrive_unchanged() {
                     100..HUGE_PAGE_BYTES + 1,
                 ];
                 for (round, range) in ranges.into_iter().cycle().take(12).enumerate() {
-                    fill(&mut writer, round as u64);
+                    fill_with_round(&mut writer, round as u64);
                     expected.extend_from_slice(&writer[range.clone()]);
                     let sent = sender.send(region.part(range.clone())).unwrap();
-                    fill(&mut writer, 1000 + round as u64);
+                    fill_with_round(&mut writer, 1000 + round as u64);
                     assert_eq!(sent.report().by(mechanism), range.len() as u64);
                     completions.push(sent.into_completion());
                 }
@@ -95,7 +95,7 @@ fn the_plan_copies_small_and_unaligned_parts() {
     if !is_protected(&region, "the_plan_copies_small_and_unaligned_parts") {
         return;
     }
-    fill(&mut writer, 1);
+    fill_with_round(&mut writer, 1);
     let (mut sender, mut peer) = sender(Family::Tcp, &[], SendOptions::default());
     let bytes = writer.to_vec();
     std::thread::scope(|scope| {
@@ -135,13 +135,13 @@ fn writers_that_never_wait_change_nothing_in_flight() {
     let end = Instant::now() + soak_time(Duration::from_secs(3));
     let (left, right) = writer.split_at(HUGE_PAGE_BYTES);
     let mut halves = [left, right];
-    halves.iter_mut().for_each(|half| fill(half, 1));
+    halves.iter_mut().for_each(|half| fill_with_round(half, 1));
     let sends = std::thread::scope(|scope| {
         for mut half in halves {
             scope.spawn(move || {
                 let mut round = 2;
                 while Instant::now() < end {
-                    fill(&mut half, round);
+                    fill_with_round(&mut half, round);
                     round += 1;
                 }
             });

@@ -104,8 +104,8 @@ fn a_reset_ends_every_send_in_flight() {
     assert_eq!(sender.in_flight_bytes(), 0);
 }
 
-/// The same once the sender is dropped and the reaper has taken over. The completions can still be
-/// waited for.
+/// The same after the sender is dropped and the reaper has taken over. The completions can still
+/// be waited for.
 #[test]
 fn a_reset_after_the_sender_is_dropped_ends_every_send_in_flight() {
     in_child(

@@ -1,4 +1,4 @@
-//! Peers that read slowly, stop reading, or make the sender wait too long.
+//! Peers that read slowly or stop reading, and send time-outs.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -53,7 +53,7 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(200);
 /// More than the buffers of any pair of sockets hold.
 const FILE_BYTES: usize = 16 << 20;
 
-/// How much CPU this thread has used.
+/// The CPU time that this thread has used.
 fn cpu_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)

@@ -20,12 +20,12 @@ use crate::harness::{
 
 const FILE_BYTES: usize = 700_001;
 
-fn unix(socket: OwnedFd) -> UnixStream {
+fn tokio_unix(socket: OwnedFd) -> UnixStream {
     set_nonblocking(&socket);
     UnixStream::from_std(socket.into()).unwrap()
 }
 
-fn tcp(socket: OwnedFd) -> TcpStream {
+fn tokio_tcp(socket: OwnedFd) -> TcpStream {
     set_nonblocking(&socket);
     TcpStream::from_std(socket.into()).unwrap()
 }
@@ -94,9 +94,11 @@ fn a_cancelled_transfer_can_be_resumed() {
                 runtime().block_on(async {
                     match family {
                         Family::Unix => {
-                            run_with_cancellations(&unix(socket), file, mechanism).await
+                            run_with_cancellations(&tokio_unix(socket), file, mechanism).await
                         }
-                        Family::Tcp => run_with_cancellations(&tcp(socket), file, mechanism).await,
+                        Family::Tcp => {
+                            run_with_cancellations(&tokio_tcp(socket), file, mechanism).await
+                        }
                     }
                 });
                 assert_eq!(receiver.join().unwrap(), FILE_BYTES as u64, "{mechanism}");
@@ -129,8 +131,8 @@ fn a_peer_that_stops_reading_costs_no_cpu_time() {
             let used = runtime().block_on(async {
                 let sending = async {
                     match family {
-                        Family::Unix => send_file.to_tokio(&unix(socket)).await,
-                        Family::Tcp => send_file.to_tokio(&tcp(socket)).await,
+                        Family::Unix => send_file.to_tokio(&tokio_unix(socket)).await,
+                        Family::Tcp => send_file.to_tokio(&tokio_tcp(socket)).await,
                     }
                 };
                 let mut sending = pin!(count_polls(&mut polls, sending));
@@ -169,7 +171,7 @@ fn an_idle_socket_is_not_woken_after_a_transfer() {
             rest
         });
         runtime().block_on(async {
-            let mut socket = tcp(socket);
+            let mut socket = tokio_tcp(socket);
             let send_file = SendFile::new(&file).force_mechanisms(&[mechanism]);
             let report = send_file.to_tokio(&socket).await.unwrap();
             assert_all_sent_by(&report, mechanism, FILE_BYTES as u64, "before idling");
@@ -201,7 +203,7 @@ fn the_last_bytes_are_not_delayed() {
             rustix::net::sockopt::set_tcp_nodelay(&socket, true).unwrap();
             let mut times: Vec<Duration> = Vec::new();
             runtime().block_on(async {
-                let socket = tcp(socket);
+                let socket = tokio_tcp(socket);
                 for _ in 0..20 {
                     let start = Instant::now();
                     let send = SendFile::new(&file)
@@ -231,7 +233,7 @@ fn a_file_can_be_sent_to_the_writing_half_of_a_socket() {
     std::thread::scope(|scope| {
         let receiver = scope.spawn(move || receive(&mut peer, file, 0));
         runtime().block_on(async {
-            let (_reader, writer) = unix(socket).into_split();
+            let (_reader, writer) = tokio_unix(socket).into_split();
             let stream: &UnixStream = writer.as_ref();
             let report = SendFile::new(file).to_tokio(stream).await.unwrap();
             assert_all_sent_by(&report, Mechanism::Sendfile, FILE_BYTES as u64, "a half");
