@@ -46,4 +46,4 @@ compare-copy *ARGS:
 # Overwrites buffers as soon as their completions allow it, and regions at any time, for SECONDS each; the
 # receivers check every byte.
 soak SECONDS="600":
-    UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it -- poison regions --show-output
+    UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it -- buffer_reuse regions --show-output

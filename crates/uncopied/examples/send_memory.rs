@@ -1,8 +1,8 @@
-//! Sends frames from a few buffers that go round, each as soon as the kernel is done with it.
+//! Sends frames from a few buffers, and reuses each as soon as the kernel is done with it.
 //!
 //!     cargo run --example send_memory -- 192.0.2.1:9000 1000
 //!
-//! Something must listen there, such as `nc -l 9000 >/dev/null`.
+//! A program must listen at that address, such as `nc -l 9000 >/dev/null`.
 
 use std::collections::VecDeque;
 use std::net::TcpStream;
@@ -10,8 +10,8 @@ use std::net::TcpStream;
 use uncopied::Sender;
 use uncopied::arena::{PageBuffer, Pages};
 
-const FRAME: usize = 256 << 10;
-const BUFFERS: usize = 8;
+const FRAME_BYTES: usize = 256 << 10;
+const BUFFER_COUNT: usize = 8;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -19,19 +19,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let frames = args.next().map_or(Ok(1000), |count| count.parse::<u64>())?;
 
     let mut sender = Sender::new(TcpStream::connect(address)?);
-    let mut lent: VecDeque<Pages> = VecDeque::new();
+    // The oldest send first.
+    let mut sent: VecDeque<Pages> = VecDeque::new();
     for frame in 0..frames {
-        let oldest = (lent.len() == BUFFERS).then(|| lent.pop_front()).flatten();
-        // Still lent, or none yet: a new buffer. The pool keeps those that come back.
+        let oldest = if sent.len() == BUFFER_COUNT {
+            sent.pop_front()
+        } else {
+            None
+        };
+        // If the oldest pages are still in flight, take a new buffer. They return to the pool once
+        // the kernel is done with them.
         let mut buffer = match oldest.map(Pages::try_into_buffer) {
             Some(Ok(buffer)) => buffer,
-            _ => PageBuffer::with_capacity(FRAME)?,
+            Some(Err(_)) | None => PageBuffer::with_capacity(FRAME_BYTES)?,
         };
-        buffer.set_len(FRAME);
+        buffer.set_len(FRAME_BYTES);
         buffer.fill(frame as u8);
         let pages = buffer.freeze();
         sender.send(pages.clone())?;
-        lent.push_back(pages);
+        sent.push_back(pages);
     }
     println!("{}", sender.report());
     Ok(())

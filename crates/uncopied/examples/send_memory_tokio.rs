@@ -1,4 +1,4 @@
-//! Sends the same pages to everybody who connects, and says how that went.
+//! Sends the same pages to every client that connects, and prints how they were sent.
 //!
 //!     cargo run --features tokio --example send_memory_tokio -- 127.0.0.1:9000
 
@@ -13,7 +13,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("listening on {}", listener.local_addr()?);
     let mut buffer = PageBuffer::zeroed(8 << 20)?;
     buffer.fill(b'u');
-    // Never written to again: the kernel may send these very pages, also to this machine.
+    // The pages are never written to again, so the kernel need not copy them, even for clients on
+    // this machine.
     let pages = buffer.freeze_permanently();
     loop {
         let (socket, peer) = listener.accept().await?;
@@ -29,7 +30,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 async fn serve(socket: TcpStream, pages: Pages) -> Result<(), Error> {
     let mut sender = Sender::new(socket);
     let sent = sender.send_tokio(pages).await?;
-    let settled = sent.completion().clone().await;
-    println!("{}; free by {:?}", sent.report(), settled.reason);
+    let outcome = sent.completion().clone().await;
+    println!("{}; pages free: {:?}", sent.report(), outcome.reason);
     Ok(())
 }

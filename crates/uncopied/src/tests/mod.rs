@@ -1,11 +1,20 @@
-//! Every errno arm of every mechanism, at every place where it can happen, over real files and
-//! sockets: [`Faulty`] makes the calls and fails the ones that a test names.
+//! Every error arm of every mechanism, at every call where it can occur, over real files and
+//! sockets. A [`FaultyKernel`] makes the real calls, except for those that a test lets fail.
 
-mod arms;
-mod kernel;
-mod memory;
-mod random;
-mod rules;
+/// The documented errno tables of the file mechanisms, row by row.
+mod errno_tables;
+
+/// The real kernel with scripted faults, and a record of the calls.
+mod faulty_kernel;
+
+/// The errno tables, limits and completions of the memory mechanisms.
+mod memory_to_socket;
+
+/// Random faults in random plans.
+mod random_faults;
+
+/// Sizes, offsets, signals, full pipes, and files that change: bugs that other programs shipped.
+mod edge_cases;
 
 use std::fs::File;
 use std::io::{ErrorKind as Io, Read};
@@ -14,47 +23,51 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
-use kernel::{Call, Fault, FaultRule, Faulty};
+use faulty_kernel::{Call, Fault, FaultRule, FaultyKernel};
 
 use crate::error::Error;
 use crate::mechanism::Side;
 use crate::policy::{Length, Mechanism, Plan};
 use crate::transfer::{Progress, Transfer};
 
-/// More than one pipe, buffer and page; not a multiple of anything.
-const SIZE: u64 = 300_001;
+/// The size of the files that are sent. More than a page, a pipe and a buffer of `copy`, and not a
+/// multiple of any of them.
+const FILE_BYTES: u64 = 300_001;
 
-/// Steps after which a transfer of [`SIZE`] bytes is taken to hang.
+/// Once a transfer of [`FILE_BYTES`] has taken this many steps, it is considered to hang.
 const MAX_STEPS: usize = 2_000_000;
 
-/// A transfer over a Unix socket, with what has come out at the other end.
-struct Bench {
+/// A transfer of a file over a pair of Unix sockets, and the bytes that the peer has received.
+struct TransferHarness {
     file: File,
-    content: Vec<u8>,
+    /// What the file contains, or will contain once it has grown.
+    file_bytes: Vec<u8>,
     transfer: Transfer,
     offset: u64,
     sink: UnixStream,
     peer: UnixStream,
     received: Vec<u8>,
     steps: usize,
+    /// The side that each blocked step was blocked on.
     blocked: Vec<Side>,
 }
 
-impl Bench {
+impl TransferHarness {
+    /// A transfer of a file of [`FILE_BYTES`].
     fn new(offset: u64, length: Length, plan: &[Mechanism]) -> Self {
-        Self::of(content(SIZE), offset, length, plan)
+        Self::with_file(pattern(FILE_BYTES), offset, length, plan)
     }
 
-    fn of(content: Vec<u8>, offset: u64, length: Length, plan: &[Mechanism]) -> Self {
+    fn with_file(file_bytes: Vec<u8>, offset: u64, length: Length, plan: &[Mechanism]) -> Self {
         let file = tempfile::tempfile().expect("a temporary file");
-        file.write_all_at(&content, 0).expect("written");
+        file.write_all_at(&file_bytes, 0).expect("written");
         let (sink, peer) = UnixStream::pair().expect("a pair of sockets");
         for end in [&sink, &peer] {
             end.set_nonblocking(true).expect("non-blocking");
         }
         Self {
             file,
-            content,
+            file_bytes,
             transfer: Transfer::new(offset, length, Plan::of(plan)),
             offset,
             sink,
@@ -65,8 +78,8 @@ impl Bench {
         }
     }
 
-    /// One step, after which the peer takes all there is.
-    fn step(&mut self, kernel: &Faulty) -> Result<Progress, Error> {
+    /// Makes one step, lets the peer read everything that has arrived, and checks it.
+    fn step(&mut self, kernel: &FaultyKernel) -> Result<Progress, Error> {
         self.steps += 1;
         assert!(self.steps < MAX_STEPS, "the transfer does not end");
         let progress = self
@@ -76,18 +89,18 @@ impl Bench {
             self.blocked.push(side);
         }
         self.receive();
-        self.check();
+        self.check_received();
         progress
     }
 
-    /// Steps to the end.
-    fn run(&mut self, kernel: &Faulty) -> Result<(), Error> {
+    /// Steps until the transfer is done or fails.
+    fn run(&mut self, kernel: &FaultyKernel) -> Result<(), Error> {
         while self.step(kernel)? != Progress::Done {}
         Ok(())
     }
 
-    /// Steps to the end, whatever arrives.
-    fn run_unchecked(&mut self, kernel: &Faulty) -> Result<(), Error> {
+    /// Like [`run`](Self::run), but without a check of the bytes that arrive.
+    fn run_unchecked(&mut self, kernel: &FaultyKernel) -> Result<(), Error> {
         loop {
             let progress = self
                 .transfer
@@ -111,43 +124,46 @@ impl Bench {
         }
     }
 
-    /// What has arrived is an exact prefix, and every count agrees with it.
-    fn check(&self) {
-        let arrived = self.received.len();
-        let from = usize::try_from(self.offset).unwrap_or(usize::MAX);
-        let expected = from
-            .checked_add(arrived)
-            .and_then(|end| self.content.get(from..end));
+    /// Asserts that the received bytes are a prefix of those to send, and that every count agrees.
+    fn check_received(&self) {
+        let received = self.received.len();
+        let start = usize::try_from(self.offset).unwrap_or(usize::MAX);
+        let expected = start
+            .checked_add(received)
+            .and_then(|end| self.file_bytes.get(start..end));
         assert!(
-            arrived == 0 || expected == Some(&self.received),
-            "the {arrived} bytes that arrived are not the file's"
+            received == 0 || expected == Some(&self.received),
+            "the {received} bytes that arrived are not those of the file"
         );
-        assert_eq!(self.transfer.report().bytes(), arrived as u64);
-        assert_eq!(self.transfer.offset(), self.offset + arrived as u64);
+        assert_eq!(self.transfer.report().bytes(), received as u64);
+        assert_eq!(self.transfer.offset(), self.offset + received as u64);
     }
 
-    fn by(&self, mechanism: Mechanism) -> u64 {
+    /// How many bytes the report says that `mechanism` moved.
+    fn bytes_by(&self, mechanism: Mechanism) -> u64 {
         self.transfer.report().by(mechanism)
     }
 }
 
-/// Bytes that differ from place to place, so that none can be lost, doubled or swapped unseen.
-fn content(size: u64) -> Vec<u8> {
-    static ALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        (0..2 * SIZE)
+/// Bytes that depend on their position, so that a byte that is lost, duplicated or moved is
+/// detected. A shorter pattern is a prefix of a longer one.
+fn pattern(len: u64) -> Vec<u8> {
+    static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        (0..2 * FILE_BYTES)
             .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
             .collect()
     });
-    ALL[..size as usize].to_vec()
+    BYTES[..len as usize].to_vec()
 }
 
-/// A kernel that does as asked.
-fn sound() -> Faulty {
-    Faulty::new(Vec::new())
+/// A kernel without faults.
+fn faultless() -> FaultyKernel {
+    FaultyKernel::new(Vec::new())
 }
 
-/// A kernel that fails the `nth` call of this kind, counted from 0, and every call of which moves at
-/// most `at_most` bytes.
-fn failing(call: Call, nth: usize, fault: Fault, at_most: usize) -> Faulty {
-    Faulty::new(vec![FaultRule::once(call, nth, fault)]).at_most(at_most)
+/// A kernel with this fault in the `nth` call of a kind, counted from 0. Every call moves at most
+/// `max_bytes_per_call`.
+fn failing_once(call: Call, nth: usize, fault: Fault, max_bytes_per_call: usize) -> FaultyKernel {
+    FaultyKernel::new(vec![FaultRule::once(call, nth, fault)])
+        .max_bytes_per_call(max_bytes_per_call)
 }

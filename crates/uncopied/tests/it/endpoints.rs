@@ -1,4 +1,4 @@
-//! Sources that cannot sendfile, sinks that are none.
+//! Sources that do not support `sendfile`, and sinks that are not stream sockets.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use uncopied::policy::{Length, Plan};
 use uncopied::{Errno, ErrorKind, Mechanism, SendFile, Transfer, driver};
 
-use crate::harness::{DRIVERS, FAMILIES, Family, deliver, file_of, pair};
+use crate::harness::{DRIVERS, FAMILIES, Family, deliver, pattern_file, socket_pair};
 
-/// Files whose size is 0, or wrong, and whose bytes stay the same.
-const WITHOUT_SIZE: [&str; 5] = [
+/// Files whose reported size is 0 or wrong, and whose bytes stay the same.
+const FILES_WITHOUT_SIZE: [&str; 5] = [
     "/proc/version",
     "/proc/filesystems",
     "/proc/self/cmdline",
@@ -17,11 +17,12 @@ const WITHOUT_SIZE: [&str; 5] = [
     "/sys/kernel/uevent_seqnum",
 ];
 
-/// Some of these cannot sendfile, none can be mapped, all have more or fewer bytes than they say: they
-/// arrive whole all the same, by the plan and by each mechanism with `copy` behind it.
+/// Some of these files do not support `sendfile`, none can be mapped, and none has the number of
+/// bytes that it reports. They are sent completely by the plan, and by each mechanism with `copy`
+/// to fall back to.
 #[test]
-fn files_of_procfs_and_sysfs() {
-    for path in WITHOUT_SIZE {
+fn files_of_procfs_and_sysfs_are_sent_completely() {
+    for path in FILES_WITHOUT_SIZE {
         let expected = std::fs::read(path).unwrap();
         assert!(!expected.is_empty(), "{path}");
         let file = File::open(path).unwrap();
@@ -41,39 +42,40 @@ fn files_of_procfs_and_sysfs() {
     }
 }
 
-/// What procfs cannot do is said, not passed over: no mapping, and of some files no sendfile.
+/// procfs supports no mapping, and for some files no `sendfile`. If one of these is forced, the
+/// transfer fails.
 #[test]
-fn a_forced_mechanism_that_cannot_is_unsupported() {
+fn a_forced_mechanism_that_the_source_does_not_support_is_an_error() {
     let file = File::open("/proc/self/auxv").unwrap();
     for mechanism in [Mechanism::Sendfile, Mechanism::Splice, Mechanism::MmapWrite] {
         for &driver in DRIVERS {
             let forced = [mechanism];
             let send = SendFile::new(&file).force_mechanisms(&forced);
             let (result, received) = deliver(driver, Family::Tcp, &send, &file, 0);
-            let error = result.expect_err("it cannot");
+            let error = result.expect_err("unsupported");
             assert_eq!(error.kind(), ErrorKind::Unsupported, "{mechanism}: {error}");
             assert_eq!((error.moved(), received), (0, 0));
         }
     }
 }
 
-fn refused(source: &impl AsFd, plan: &[Mechanism]) -> uncopied::Error {
-    let (socket, _peer) = pair(Family::Unix);
+fn send_invalid_source(source: &impl AsFd, plan: &[Mechanism]) -> uncopied::Error {
+    let (socket, _peer) = socket_pair(Family::Unix);
     let result = SendFile::new(source).force_mechanisms(plan).to(&socket);
-    result.expect_err("no such source can be sent")
+    result.expect_err("this source cannot be sent")
 }
 
-/// By the plan and by each mechanism with `copy` behind it.
+/// Each mechanism with `copy` to fall back to, and an empty list, which forces nothing.
 fn plans() -> [Vec<Mechanism>; 5] {
     let [a, b, c, d] = Mechanism::FILE_TO_SOCKET.map(|first| vec![first, Mechanism::Copy]);
     [a, b, c, d, Vec::new()]
 }
 
 #[test]
-fn a_directory_is_no_source() {
+fn a_directory_is_an_invalid_source() {
     let directory = File::open("/").unwrap();
     for plan in plans() {
-        let error = refused(&directory, &plan);
+        let error = send_invalid_source(&directory, &plan);
         assert_eq!(error.kind(), ErrorKind::Source, "{plan:?}: {error}");
         assert_eq!(
             std::io::Error::from(error).kind(),
@@ -83,13 +85,13 @@ fn a_directory_is_no_source() {
 }
 
 #[test]
-fn pipes_and_sockets_are_no_sources() {
+fn pipes_and_sockets_are_invalid_sources() {
     let (reader, writer) = std::io::pipe().unwrap();
-    std::io::Write::write_all(&mut &writer, b"must not be taken out").unwrap();
-    let (socket, _other): (OwnedFd, _) = pair(Family::Unix);
+    std::io::Write::write_all(&mut &writer, b"must not be read").unwrap();
+    let (socket, _other): (OwnedFd, _) = socket_pair(Family::Unix);
     for plan in plans() {
         for source in [reader.as_fd(), socket.as_fd()] {
-            let error = refused(&source, &plan);
+            let error = send_invalid_source(&source, &plan);
             assert_eq!(
                 error.kind(),
                 ErrorKind::SourceNotSeekable,
@@ -99,27 +101,27 @@ fn pipes_and_sockets_are_no_sources() {
     }
     drop(writer);
     let left = std::io::read_to_string(reader).unwrap();
-    assert_eq!(left, "must not be taken out");
+    assert_eq!(left, "must not be read");
 }
 
 #[test]
-fn a_file_that_is_open_for_writing_only_is_no_source() {
+fn a_file_that_is_open_only_for_writing_is_an_invalid_source() {
     let named = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(named.path(), [1; 5000]).unwrap();
     let file = OpenOptions::new().write(true).open(named.path()).unwrap();
     for plan in plans() {
-        let error = refused(&file, &plan);
+        let error = send_invalid_source(&file, &plan);
         assert_eq!(error.kind(), ErrorKind::Source, "{plan:?}: {error}");
         assert_eq!(error.moved(), 0);
     }
 }
 
 #[test]
-fn only_a_stream_socket_is_a_sink() {
+fn only_a_stream_socket_is_a_valid_sink() {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-    let file = file_of(10_000);
-    let regular = file_of(0);
+    let file = pattern_file(10_000);
+    let regular = pattern_file(0);
     let (_reader, pipe) = std::io::pipe().unwrap();
     let (datagram, _peer) = std::os::unix::net::UnixDatagram::pair().unwrap();
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -132,32 +134,31 @@ fn only_a_stream_socket_is_a_sink() {
         udp.as_fd(),
         packets.as_fd(),
     ] {
-        let error = SendFile::new(&file).to(&sink).expect_err("it is no sink");
+        let error = SendFile::new(&file).to(&sink).expect_err("invalid sink");
         assert_eq!(error.kind(), ErrorKind::NotAStreamSocket, "{error}");
         assert_eq!(error.moved(), 0);
     }
     assert_eq!(regular.metadata().unwrap().len(), 0);
 }
 
-/// A `Transfer` does not look at the sink first; what cannot be sent to still answers by its errno.
+/// A `Transfer` does not check the kind of the sink first, but the errno of the send reveals it.
 #[test]
-fn a_transfer_to_no_socket_says_so() {
-    let file = file_of(10_000);
+fn a_transfer_to_something_else_than_a_socket_is_an_error() {
+    let file = pattern_file(10_000);
     let (_reader, pipe) = std::io::pipe().unwrap();
     for mechanism in [Mechanism::MmapWrite, Mechanism::Copy] {
         let mut transfer = Transfer::new(0, Length::UntilEof, Plan::of(&[mechanism]));
-        let error =
-            driver::blocking::run(&mut transfer, &file, &pipe).expect_err("it is no socket");
+        let error = driver::blocking::run(&mut transfer, &file, &pipe).expect_err("not a socket");
         assert_eq!(error.kind(), ErrorKind::NotAStreamSocket, "{error}");
     }
 }
 
-/// Every refusal is kept, with its errno, where later plans can read it.
+/// Every refusal is recorded with its errno, so that later plans can take it into account.
 #[test]
-fn a_transfer_knows_what_was_refused() {
+fn a_transfer_records_what_was_refused() {
     let file = File::open("/proc/self/auxv").unwrap();
     for family in FAMILIES {
-        let (socket, _peer) = pair(family);
+        let (socket, _peer) = socket_pair(family);
         let plan = Plan::of(&Mechanism::FILE_TO_SOCKET);
         let mut transfer = Transfer::new(0, Length::UntilEof, plan);
         driver::blocking::run(&mut transfer, &file, &socket).unwrap();
@@ -170,7 +171,7 @@ fn a_transfer_knows_what_was_refused() {
             .report()
             .fallbacks()
             .iter()
-            .map(|step| (step.from, step.to, step.at))
+            .map(|fallback| (fallback.from, fallback.to, fallback.at))
             .collect();
         let [a, b, c, d] = Mechanism::FILE_TO_SOCKET;
         assert_eq!(order, [(a, b, 0), (b, c, 0), (c, d, 0)]);

@@ -1,4 +1,4 @@
-//! What all the tests need.
+//! The fixture that all tests share.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use uncopied::arena::{PageBuffer, Pages};
 use uncopied::{Error, Mechanism, Report, SendFile, SendOptions, Sender};
 
-/// What kind of stream socket.
+/// The kind of stream socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     Unix,
@@ -22,7 +22,7 @@ pub(crate) enum Family {
 
 pub(crate) const FAMILIES: [Family; 2] = [Family::Unix, Family::Tcp];
 
-/// What waits between the steps.
+/// What waits between the steps of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Driver {
     Blocking,
@@ -35,35 +35,35 @@ pub(crate) const DRIVERS: &[Driver] = &[Driver::Blocking, Driver::Tokio];
 #[cfg(not(feature = "tokio"))]
 pub(crate) const DRIVERS: &[Driver] = &[Driver::Blocking];
 
-/// How long a test waits for what must happen at once, before it calls it a hang.
-pub(crate) const HANG: Duration = Duration::from_secs(60);
+/// How long a test waits for something that should happen at once.
+pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Two connected sockets. The second fails to read after [`HANG`].
-pub(crate) fn pair(family: Family) -> (OwnedFd, File) {
+/// Two connected sockets. Reading from the second one times out after [`HANG_TIMEOUT`].
+pub(crate) fn socket_pair(family: Family) -> (OwnedFd, File) {
     let (socket, peer): (OwnedFd, OwnedFd) = match family {
         Family::Unix => {
             let (socket, peer) = UnixStream::pair().unwrap();
-            peer.set_read_timeout(Some(HANG)).unwrap();
+            peer.set_read_timeout(Some(HANG_TIMEOUT)).unwrap();
             (socket.into(), peer.into())
         }
         Family::Tcp => {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            peer.set_read_timeout(Some(HANG)).unwrap();
+            peer.set_read_timeout(Some(HANG_TIMEOUT)).unwrap();
             (listener.accept().unwrap().0.into(), peer.into())
         }
     };
     (socket, File::from(peer))
 }
 
-/// Makes the sender's buffer as small as the kernel allows.
-pub(crate) fn shrink_buffer(socket: &OwnedFd) {
+/// Makes the send buffer as small as the kernel allows.
+pub(crate) fn minimize_send_buffer(socket: &OwnedFd) {
     rustix::net::sockopt::set_socket_send_buffer_size(socket, 1).unwrap();
 }
 
-/// Two connected sockets that take little by themselves: some 300 KiB.
-pub(crate) fn narrow_pair(family: Family) -> (OwnedFd, File) {
-    let (socket, peer) = pair(family);
+/// Two connected sockets that hold little unread data: about 300 KiB.
+pub(crate) fn small_buffer_pair(family: Family) -> (OwnedFd, File) {
+    let (socket, peer) = socket_pair(family);
     rustix::net::sockopt::set_socket_send_buffer_size(&socket, 64 << 10).unwrap();
     rustix::net::sockopt::set_socket_recv_buffer_size(&peer, 64 << 10).unwrap();
     (socket, peer)
@@ -73,55 +73,70 @@ pub(crate) fn set_nonblocking(socket: &OwnedFd) {
     rustix::io::ioctl_fionbio(socket, true).unwrap();
 }
 
-/// Bytes that differ from place to place, so that none can be lost, doubled or swapped unseen.
-pub(crate) fn content(len: usize) -> Vec<u8> {
-    // Most tests need little of it, and each may run in a process of its own.
-    static FIRST: LazyLock<Vec<u8>> = LazyLock::new(|| made(1 << 20));
-    static ALL: LazyLock<Vec<u8>> = LazyLock::new(|| made(LONGEST));
-    fn made(len: usize) -> Vec<u8> {
-        (0..len as u64)
-            .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
-            .collect()
+/// Bytes that depend on their position, so that a byte that is lost, duplicated or moved is
+/// detected. A shorter pattern is a prefix of a longer one.
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
+    // Each test may run in a process of its own, and most need only a short pattern.
+    static SHORT: LazyLock<Vec<u8>> = LazyLock::new(|| generate(1 << 20));
+    static LONG: LazyLock<Vec<u8>> = LazyLock::new(|| generate(MAX_PATTERN_BYTES));
+    fn generate(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        fill_pattern(&mut bytes, PATTERN_KEY);
+        bytes
     }
-    FIRST.get(..len).unwrap_or_else(|| &ALL[..len]).to_vec()
+    SHORT.get(..len).unwrap_or_else(|| &LONG[..len]).to_vec()
 }
 
-/// The longest content that a test asks for, in bytes.
-const LONGEST: usize = 16 << 20;
+/// Any number, but not 0: the first bytes of the pattern are its bytes.
+const PATTERN_KEY: u64 = 0x243f_6a88_85a3_08d3;
 
-/// A file of such bytes.
-pub(crate) fn file_of(len: usize) -> File {
-    file_with(&content(len))
+/// The length of the longest pattern that a test needs.
+const MAX_PATTERN_BYTES: usize = 16 << 20;
+
+/// Fills `bytes` with the pattern of `key`. Each word of 8 bytes depends on the key and on its
+/// position.
+pub(crate) fn fill_pattern(bytes: &mut [u8], key: u64) {
+    // The golden ratio as a fraction of 2^64, so that no two words of a pattern are the same.
+    const INCREMENT: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut word = key;
+    let mut words = bytes.chunks_exact_mut(8);
+    for eight in &mut words {
+        eight.copy_from_slice(&word.to_ne_bytes());
+        word = word.wrapping_add(INCREMENT);
+    }
+    let rest = words.into_remainder();
+    rest.copy_from_slice(&word.to_ne_bytes()[..rest.len()]);
 }
 
-pub(crate) fn file_with(content: &[u8]) -> File {
+/// A file that contains a pattern.
+pub(crate) fn pattern_file(len: usize) -> File {
     let file = tempfile::tempfile().unwrap();
-    file.write_all_at(content, 0).unwrap();
+    file.write_all_at(&pattern(len), 0).unwrap();
     file
 }
 
-/// Reads to the end of the stream and compares with the file's bytes from `offset` on: how many there
-/// were, all of them right.
+/// Reads to the end of the stream, and asserts that it carries the bytes of the file from `offset`
+/// on. Returns their number.
 pub(crate) fn receive(peer: &mut impl Read, file: &File, offset: u64) -> u64 {
     receive_slowly(peer, file, offset, 1 << 20, Duration::ZERO)
 }
 
-/// The same, at most `at_most` bytes at a time with a pause after each.
+/// Like [`receive`], but reads at most `max_read_bytes` at a time, with a pause after each read.
 pub(crate) fn receive_slowly(
     peer: &mut impl Read,
     file: &File,
     offset: u64,
-    at_most: usize,
+    max_read_bytes: usize,
     pause: Duration,
 ) -> u64 {
-    let mut received = vec![0; at_most];
-    let mut expected = vec![0; at_most];
+    let mut received = vec![0; max_read_bytes];
+    let mut expected = vec![0; max_read_bytes];
     let mut at = offset;
     loop {
         let count = match peer.read(&mut received) {
             Ok(0) => return at - offset,
             Ok(count) => count,
-            // What had not been read before the sender was gone is lost; what was must be right.
+            // Bytes that had not been read before the reset are lost.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return at - offset,
             Err(error) => panic!("after {} bytes: {error}", at - offset),
         };
@@ -130,7 +145,7 @@ pub(crate) fn receive_slowly(
             .unwrap_or_else(|error| panic!("{count} bytes at {at} are not in the file: {error}"));
         assert!(
             received[..count] == *expected,
-            "other bytes than the file's within {count} at {at}"
+            "some of the {count} bytes from {at} on are not those of the file"
         );
         at += count as u64;
         if !pause.is_zero() {
@@ -139,17 +154,17 @@ pub(crate) fn receive_slowly(
     }
 }
 
-/// Sends, and closes the socket.
+/// Sends a file, and closes the socket.
 pub(crate) fn send(
     driver: Driver,
     family: Family,
     socket: OwnedFd,
-    what: &SendFile<'_>,
+    send_file: &SendFile<'_>,
 ) -> Result<Report, Error> {
     match driver {
         Driver::Blocking => {
             let _ = family;
-            what.to(&socket)
+            send_file.to(&socket)
         }
         #[cfg(feature = "tokio")]
         Driver::Tokio => runtime().block_on(async {
@@ -157,18 +172,18 @@ pub(crate) fn send(
             match family {
                 Family::Unix => {
                     let socket = tokio::net::UnixStream::from_std(socket.into()).unwrap();
-                    what.to_tokio(&socket).await
+                    send_file.to_tokio(&socket).await
                 }
                 Family::Tcp => {
                     let socket = tokio::net::TcpStream::from_std(socket.into()).unwrap();
-                    what.to_tokio(&socket).await
+                    send_file.to_tokio(&socket).await
                 }
             }
         }),
     }
 }
 
-/// A runtime of one thread.
+/// A tokio runtime of one thread.
 #[cfg(feature = "tokio")]
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
@@ -177,36 +192,36 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Sends `what` while a peer reads it and compares it with `file` from `offset` on. Answers what the
-/// sender was told, and how many bytes have arrived, all of them right.
+/// Sends while a peer reads, and compares the bytes that arrive with those of `file` from `offset`
+/// on. Returns the result of the send, and how many bytes arrived.
 pub(crate) fn deliver(
     driver: Driver,
     family: Family,
-    what: &SendFile<'_>,
+    send_file: &SendFile<'_>,
     file: &File,
     offset: u64,
 ) -> (Result<Report, Error>, u64) {
-    let (socket, mut peer) = pair(family);
+    let (socket, mut peer) = socket_pair(family);
     std::thread::scope(|scope| {
         let receiver = scope.spawn(move || receive(&mut peer, file, offset));
-        let result = send(driver, family, socket, what);
+        let result = send(driver, family, socket, send_file);
         (result, receiver.join().unwrap())
     })
 }
 
-/// Every byte went by `mechanism`, without a word about another.
-pub(crate) fn assert_all_by(report: &Report, mechanism: Mechanism, bytes: u64, what: &str) {
-    assert_eq!(report.by(mechanism), bytes, "{what}: {report}");
-    assert_eq!(report.bytes(), bytes, "{what}: {report}");
-    assert!(report.fallbacks().is_empty(), "{what}: {report}");
-    assert!(!report.switched_off(), "{what}: {report}");
+/// Asserts that `mechanism` alone moved all bytes, and that the report is consistent.
+pub(crate) fn assert_all_sent_by(report: &Report, mechanism: Mechanism, bytes: u64, case: &str) {
+    assert_eq!(report.by(mechanism), bytes, "{case}: {report}");
+    assert_eq!(report.bytes(), bytes, "{case}: {report}");
+    assert!(report.fallbacks().is_empty(), "{case}: {report}");
+    assert!(!report.switched_off(), "{case}: {report}");
     let zero_copy = if mechanism.is_zero_copy() { bytes } else { 0 };
-    assert_eq!(report.zero_copy_bytes(), zero_copy, "{what}: {report}");
-    assert_eq!(report.copied_bytes(), bytes - zero_copy, "{what}: {report}");
+    assert_eq!(report.zero_copy_bytes(), zero_copy, "{case}: {report}");
+    assert_eq!(report.copied_bytes(), bytes - zero_copy, "{case}: {report}");
 }
 
-/// The mechanisms that can send memory to a socket of this family.
-pub(crate) fn for_memory(family: Family) -> &'static [Mechanism] {
+/// The mechanisms that send memory to a socket of this family.
+pub(crate) fn memory_mechanisms(family: Family) -> &'static [Mechanism] {
     match family {
         Family::Tcp => &[
             Mechanism::MsgZerocopy,
@@ -218,79 +233,99 @@ pub(crate) fn for_memory(family: Family) -> &'static [Mechanism] {
     }
 }
 
-/// Frozen pages that hold [`content`].
-pub(crate) fn pages_of(len: usize) -> Pages {
-    PageBuffer::copy_from_slice(&content(len)).unwrap().freeze()
+/// Frozen pages that contain a pattern.
+pub(crate) fn pattern_pages(len: usize) -> Pages {
+    PageBuffer::copy_from_slice(&pattern(len)).unwrap().freeze()
 }
 
-/// A sender by these mechanisms and no other, and its peer.
+/// A sender that uses only these mechanisms, and its peer. If there are none, the plan decides.
 pub(crate) fn sender(
     family: Family,
     mechanisms: &[Mechanism],
     options: SendOptions,
 ) -> (Sender<OwnedFd>, File) {
-    let (socket, peer) = pair(family);
+    let (socket, peer) = socket_pair(family);
     (
         Sender::with(socket, options.force_mechanisms(mechanisms)),
         peer,
     )
 }
 
-/// As [`sender`], with a socket that takes little by itself: the user's other processes may lend as well
-/// (`RLIMIT_MEMLOCK`).
-pub(crate) fn narrow_sender(
+/// Like [`sender`], but with a [`small_buffer_pair`]. Little is in flight at a time, so that the
+/// send stays below the limit on locked memory (`RLIMIT_MEMLOCK`), which the user's other processes
+/// share.
+pub(crate) fn small_buffer_sender(
     family: Family,
     mechanisms: &[Mechanism],
     options: SendOptions,
 ) -> (Sender<OwnedFd>, File) {
-    let (socket, peer) = narrow_pair(family);
+    let (socket, peer) = small_buffer_pair(family);
     (
         Sender::with(socket, options.force_mechanisms(mechanisms)),
         peer,
     )
 }
 
-/// The next bytes of a stream are these.
+/// Asserts that these are the next bytes of the stream.
 pub(crate) fn expect_bytes(peer: &mut impl Read, expected: &[u8]) {
     let mut received = vec![0; expected.len()];
     peer.read_exact(&mut received).unwrap();
-    assert!(received == expected, "other bytes than were sent");
+    assert!(
+        received == expected,
+        "the bytes differ from those that were sent"
+    );
 }
 
-/// The stream ends here.
-pub(crate) fn expect_end(peer: &mut impl Read) {
-    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "more than was sent");
+/// Asserts that the stream ends here.
+pub(crate) fn expect_eof(peer: &mut impl Read) {
+    assert_eq!(
+        peer.read(&mut [0]).unwrap(),
+        0,
+        "there are more bytes than were sent"
+    );
 }
 
-/// Waits until it is so, for [`HANG`] at most.
-pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Waits until `condition` holds, for at most [`HANG_TIMEOUT`].
+pub(crate) fn wait_until(description: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < HANG, "{what}: not within {HANG:?}");
+    while !condition() {
+        assert!(
+            began.elapsed() < HANG_TIMEOUT,
+            "{description}: not within {HANG_TIMEOUT:?}"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-const CHILD: &str = "UNCOPIED_TEST_CHILD";
+/// How long a soak test runs, unless `UNCOPIED_SOAK_SECONDS` says otherwise (`just soak`).
+pub(crate) fn soak_time(default: Duration) -> Duration {
+    let seconds = std::env::var("UNCOPIED_SOAK_SECONDS");
+    seconds.map_or(default, |seconds| {
+        Duration::from_secs(seconds.parse().expect("a number"))
+    })
+}
 
-/// Runs `body` in a process of its own: the test `name` (its path in this binary) starts this binary
-/// anew with only itself, and there runs the body. Once a test.
+const CHILD_ENV: &str = "UNCOPIED_TEST_CHILD";
+
+/// Runs `body` in a child process: starts this binary again to run only the test `name`, which must
+/// be the path of the calling test in this binary. In the child, runs the body. A test calls this
+/// at most once.
 pub(crate) fn in_child(name: &str, configure: impl FnOnce(&mut Command), body: impl FnOnce()) {
-    if std::env::var_os(CHILD).is_some_and(|child| child == name) {
+    if std::env::var_os(CHILD_ENV).is_some_and(|child| child == name) {
         return body();
     }
-    in_child_of(
+    run_in_child(
         Command::new(std::env::current_exe().unwrap()),
         name,
         configure,
     );
 }
 
-/// The other half of [`in_child`]: starts the test by this command.
-fn in_child_of(mut child: Command, name: &str, configure: impl FnOnce(&mut Command)) {
+/// Runs the test `name` in the child process that `child` starts, and asserts that it passes.
+fn run_in_child(mut child: Command, name: &str, configure: impl FnOnce(&mut Command)) {
     child
         .args([name, "--exact", "--show-output", "--test-threads=1"])
-        .env(CHILD, name);
+        .env(CHILD_ENV, name);
     configure(&mut child);
     let Output {
         status,
@@ -311,9 +346,10 @@ fn in_child_of(mut child: Command, name: &str, configure: impl FnOnce(&mut Comma
     }
 }
 
-/// As [`in_child`], in a network namespace of its own, as its administrator: with `lo` alone, and down.
-pub(crate) fn in_network(name: &str, body: impl FnOnce()) {
-    if std::env::var_os(CHILD).is_some_and(|child| child == name) {
+/// Like [`in_child`], but in a new network namespace, with the capabilities of its administrator.
+/// Its only interface is `lo`, which is down.
+pub(crate) fn in_network_namespace(name: &str, body: impl FnOnce()) {
+    if std::env::var_os(CHILD_ENV).is_some_and(|child| child == name) {
         return body();
     }
     let unshare = || {
@@ -321,23 +357,23 @@ pub(crate) fn in_network(name: &str, body: impl FnOnce()) {
         unshare.args(["--user", "--map-root-user", "--net"]);
         unshare
     };
-    let has = |mut command: Command| {
+    let succeeds = |mut command: Command| {
         let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
         status.is_ok_and(|status| status.success())
     };
     let mut veth = unshare();
     veth.args(["ip", "link", "add", "name", "uncopied0", "type", "veth"]);
-    if !has(veth) {
+    if !succeeds(veth) {
         let why = "needs unshare and ip, user namespaces, and virtual network devices";
         return skip(name, why);
     }
     let mut child = unshare();
     child.arg(std::env::current_exe().unwrap());
-    in_child_of(child, name, |_| {});
+    run_in_child(child, name, |_| {});
 }
 
-/// What a machine does not let a test do is a third result: printed, and forbidden by the gate where
-/// everything should be there.
+/// Reports that this machine does not allow a test to run. A skip is a third result next to pass
+/// and fail: it is printed, and `UNCOPIED_TEST_FORBID_SKIPS` turns it into a failure.
 pub(crate) fn skip(name: &str, why: &str) {
     println!("SKIP {name}: {why}");
     assert!(

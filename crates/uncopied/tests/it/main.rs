@@ -1,66 +1,70 @@
-//! The library against real kernels: files, sockets, limits, signals. One binary.
+//! The library on a real kernel: files, memory, sockets, limits and signals. One binary.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
-/// Files, pairs of sockets, peers that check what they read, tests in a process of their own.
+/// The shared fixture: files, socket pairs, receivers that check every byte, child processes.
 mod harness;
 
-/// Every mechanism, socket and driver at the sizes around every boundary; offsets; 4 GiB.
-mod sizes;
+// --- Files ---------------------------------------------------------------------------------------
+
+/// Sizes around every boundary, offsets, and ranges past 4 GiB, by every mechanism.
+mod file_sizes;
 
 /// Files that shrink or grow while they are sent.
-mod shrink;
+mod file_size_changes;
 
-/// Peers that read slowly, stop reading, or make the sender wait too long.
-mod slow;
-
-/// Transfers that are dropped in the middle and taken up again, and what the driver does when idle.
-#[cfg(feature = "tokio")]
-mod cancel;
-
-/// Peers that have gone: an error, never SIGPIPE.
-mod closed;
-
-/// Sources that cannot sendfile, sinks that are none.
-mod endpoints;
-
-/// Descriptors and addresses used up.
-mod limits;
-
-/// The switch, the copying mode, and what zero copy does not promise.
-mod copied;
-
-/// Mappings in many threads, and under files that are cut short.
-mod arena;
+/// File mappings: look-ups from several threads, and files that are truncated.
+mod file_mappings;
 
 /// Files that are not in the page cache.
-mod cold;
+mod residency;
 
-/// Memory by every mechanism at the sizes around every boundary, and what completions tell.
+/// Sources that do not support `sendfile`, and sinks that are not stream sockets.
+mod endpoints;
+
+/// Processes without free file descriptors or address space.
+mod resource_exhaustion;
+
+/// The switch for zero copy, `force_copy`, and files that change after they were sent.
+mod force_copy;
+
+/// Peers that read slowly or stop reading, and send time-outs.
+mod slow_peers;
+
+/// Peers that close the connection, and SIGPIPE.
+mod closed_peers;
+
+/// Transfers on tokio that are dropped and resumed, and what idle ones cost.
+#[cfg(feature = "tokio")]
+mod transfer_cancellation;
+
+// --- Memory --------------------------------------------------------------------------------------
+
+/// Sizes around every boundary, by every mechanism, and the outcome of each send.
 mod memory_sizes;
 
-/// The kernel's notices: several in one, too many, among others; and what is learned from them.
-mod memory_notices;
+/// Notifications: several in one, too many, between other messages, and what the sender learns.
+mod notifications;
 
-/// How much may be lent, when the peer does not read.
-mod memory_quota;
+/// Limits on the bytes in flight, of a sender and of the process.
+mod in_flight_limits;
 
-/// Peers, senders and completions that have gone with memory lent.
-mod memory_gone;
+/// Sends in flight when the sender is dropped, the peer closes, or the thread panics.
+mod sender_dropped;
 
-/// Child processes that are made while memory is lent.
-mod memory_fork;
+/// Sends in flight when the process forks.
+mod fork;
 
-/// Sends of memory that are dropped in the middle.
+/// Sends on tokio that are dropped before they are done.
 #[cfg(feature = "tokio")]
-mod memory_cancel;
+mod send_cancellation;
 
 /// Buffers that are overwritten as soon as their completions allow it.
-mod poison;
+mod buffer_reuse;
 
 /// Regions that are overwritten while they are sent.
 mod regions;
 
-/// Buffers that come and go.
-mod pool;
+/// The pool that buffers come from and return to.
+mod buffer_pool;

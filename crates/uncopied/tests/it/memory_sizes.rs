@@ -1,4 +1,4 @@
-//! Memory by every mechanism at the sizes around every boundary, and what completions tell.
+//! Memory by every mechanism: sizes around every boundary, and the outcome of each send.
 
 use std::io::Read;
 
@@ -6,11 +6,11 @@ use uncopied::arena::PageBuffer;
 use uncopied::{Errno, ErrorKind, FreeReason, LimitAction, Mechanism, SendOptions, Sent};
 
 use crate::harness::{
-    FAMILIES, Family, HANG, assert_all_by, content, expect_bytes, expect_end, for_memory,
-    narrow_sender, pages_of, sender, set_nonblocking,
+    FAMILIES, Family, HANG_TIMEOUT, assert_all_sent_by, expect_bytes, expect_eof,
+    memory_mechanisms, pattern, pattern_pages, sender, set_nonblocking, small_buffer_sender,
 };
 
-fn sizes() -> Vec<usize> {
+fn sizes_around_every_boundary() -> Vec<usize> {
     let around = |size: usize| [size - 1, size, size + 1];
     let boundaries = [rustix::param::page_size(), 64 << 10, 2 << 20].map(around);
     [0, 1]
@@ -20,166 +20,171 @@ fn sizes() -> Vec<usize> {
         .collect()
 }
 
-/// Waits for the completion of a send of `len` bytes by `mechanism` on this machine, and compares what
-/// it tells.
-fn assert_settles(sent: &Sent, mechanism: Mechanism, len: u64, what: &str) {
-    let settled = sent.completion().wait(Some(HANG)).expect(what);
-    let rule = match mechanism {
+/// Waits for the completion of a send of `len` bytes by `mechanism` to a peer on this machine, and
+/// checks the outcome.
+fn assert_completes(sent: &Sent, mechanism: Mechanism, len: u64, case: &str) {
+    let outcome = sent.completion().wait(Some(HANG_TIMEOUT)).expect(case);
+    let reason = match mechanism {
         Mechanism::MsgZerocopy | Mechanism::SendZc if len > 0 => FreeReason::Notification,
         Mechanism::Vmsplice if len > 0 => FreeReason::Gifted,
         _ => FreeReason::Copied,
     };
-    // On loopback the kernel copies whatever it is lent and gives back.
-    let copied = if rule == FreeReason::Gifted { 0 } else { len };
+    // On loopback the kernel copies everything, except for gifted pages.
+    let copied = if reason == FreeReason::Gifted { 0 } else { len };
     assert_eq!(
-        (settled.bytes, settled.copied, settled.reason),
-        (len, copied, rule),
-        "{what}"
+        (outcome.bytes, outcome.copied, outcome.reason),
+        (len, copied, reason),
+        "{case}"
     );
-    assert_eq!(sent.completion().outcome(), Some(settled), "{what}");
+    assert_eq!(sent.completion().outcome(), Some(outcome), "{case}");
 }
 
-/// Whether a kernel that limits locked memory made sends be copied. That is allowed, if it is said.
-fn met_a_limit(sent: &Sent) -> bool {
-    let steps = sent.report().fallbacks();
-    !steps.is_empty() && steps.iter().all(|step| step.errno == Errno::NOBUFS)
+/// Whether sends were copied because of the limit on locked memory. That is allowed, if the report
+/// says so.
+fn reached_memory_limit(sent: &Sent) -> bool {
+    let fallbacks = sent.report().fallbacks();
+    !fallbacks.is_empty() && fallbacks.iter().all(|one| one.errno == Errno::NOBUFS)
 }
 
 #[test]
 fn every_size_arrives_by_every_mechanism_from_any_address() {
     for family in FAMILIES {
-        for &mechanism in for_memory(family) {
-            // No more at a time than a user may usually lock.
+        for &mechanism in memory_mechanisms(family) {
+            // Stays below the usual limit on locked memory.
             let options = SendOptions::default()
                 .in_flight_limit(1 << 20)
                 .at_limit(LimitAction::Wait);
             let (mut sender, mut peer) = sender(family, &[mechanism], options);
-            for size in sizes() {
+            for size in sizes_around_every_boundary() {
                 for start in [0, 1] {
-                    let what = format!("{size} bytes from {start} by {mechanism} to {family:?}");
+                    let case = format!("{size} bytes from {start} by {mechanism} to {family:?}");
                     let mut buffer = PageBuffer::zeroed(start + size).unwrap();
-                    buffer[start..].copy_from_slice(&content(size));
+                    buffer[start..].copy_from_slice(&pattern(size));
                     let pages = buffer.freeze();
                     let slice = pages.slice(start..);
                     let sent = std::thread::scope(|scope| {
-                        scope.spawn(|| expect_bytes(&mut peer, &content(size)));
-                        sender.send(slice).expect(&what)
+                        scope.spawn(|| expect_bytes(&mut peer, &pattern(size)));
+                        sender.send(slice).expect(&case)
                     });
-                    assert_eq!(sent.bytes(), size as u64, "{what}");
-                    if !met_a_limit(&sent) {
-                        assert_all_by(sent.report(), mechanism, size as u64, &what);
-                        assert_settles(&sent, mechanism, size as u64, &what);
+                    assert_eq!(sent.bytes(), size as u64, "{case}");
+                    if !reached_memory_limit(&sent) {
+                        assert_all_sent_by(sent.report(), mechanism, size as u64, &case);
+                        assert_completes(&sent, mechanism, size as u64, &case);
                     }
-                    sent.completion().wait(Some(HANG)).expect(&what);
-                    // The buffer is whole again, unless its pages belong to the kernel now.
+                    sent.completion().wait(Some(HANG_TIMEOUT)).expect(&case);
+                    // The pages become a buffer again, unless they were gifted to the kernel.
                     let is_gifted = mechanism == Mechanism::Vmsplice && size > 0;
-                    assert_eq!(pages.is_permanent(), is_gifted, "{what}");
-                    assert_eq!(pages.try_into_buffer().is_err(), is_gifted, "{what}");
+                    assert_eq!(pages.is_permanent(), is_gifted, "{case}");
+                    assert_eq!(pages.try_into_buffer().is_err(), is_gifted, "{case}");
                 }
             }
             assert_eq!(sender.in_flight_bytes(), 0);
             drop(sender);
-            expect_end(&mut peer);
+            expect_eof(&mut peer);
         }
     }
 }
 
-/// Many sends before anything is read, each by a handle of the same pages.
+/// Several sends of the same pages, each by a handle of its own, before the peer reads anything.
 #[test]
-fn the_same_pages_can_be_sent_again_while_they_are_lent() {
-    const SIZE: usize = 10_000;
-    let pages = pages_of(SIZE);
+fn the_same_pages_can_be_sent_again_while_in_flight() {
+    const PAGES_BYTES: usize = 10_000;
+    let pages = pattern_pages(PAGES_BYTES);
     for family in FAMILIES {
-        for &mechanism in for_memory(family) {
+        for &mechanism in memory_mechanisms(family) {
             let (mut sender, mut peer) = sender(family, &[mechanism], SendOptions::default());
             let sends: Vec<_> = (0..8)
                 .map(|at| sender.send(pages.slice(at * 1000..)).unwrap())
                 .collect();
             for at in 0..8 {
-                expect_bytes(&mut peer, &content(SIZE)[at * 1000..]);
+                expect_bytes(&mut peer, &pattern(PAGES_BYTES)[at * 1000..]);
             }
             for (at, sent) in sends.iter().enumerate() {
-                let len = (SIZE - at * 1000) as u64;
-                assert_settles(sent, mechanism, len, "one of many");
+                let len = (PAGES_BYTES - at * 1000) as u64;
+                assert_completes(sent, mechanism, len, "one of several sends");
             }
         }
     }
 }
 
-/// One try takes what fits, and says how much; the rest goes on from there. The socket is one that does
-/// not block: splice(2) knows no other way to ask for that.
+/// `try_send` sends as much as fits and returns how much, so that the next send can go on from
+/// there. The socket is non-blocking, because `splice(2)` has no flag for a single call.
 #[test]
-fn a_try_takes_what_fits() {
-    const SIZE: usize = 8 << 20;
+fn try_send_sends_what_fits() {
+    const PAGES_BYTES: usize = 8 << 20;
     for family in FAMILIES {
-        for &mechanism in for_memory(family) {
+        for &mechanism in memory_mechanisms(family) {
             let (mut sender, mut peer) =
-                narrow_sender(family, &[mechanism], SendOptions::default());
+                small_buffer_sender(family, &[mechanism], SendOptions::default());
             set_nonblocking(sender.get_ref());
-            let pages = pages_of(SIZE);
-            let (mut at, mut tries) = (0, Vec::new());
+            let pages = pattern_pages(PAGES_BYTES);
+            let (mut at, mut sends) = (0, Vec::new());
             loop {
                 let sent = sender.try_send(pages.slice(at..)).unwrap();
-                assert!(sent.bytes() <= 2 << 20, "more than a step");
+                assert!(sent.bytes() <= 2 << 20, "more than one step");
                 if sent.bytes() == 0 {
                     break;
                 }
                 at += sent.bytes() as usize;
-                tries.push(sent);
+                sends.push(sent);
             }
-            assert!(0 < at && at < SIZE, "{mechanism} {family:?}: {at}");
+            assert!(0 < at && at < PAGES_BYTES, "{mechanism} {family:?}: {at}");
             let rest = pages.slice(at..);
             std::thread::scope(|scope| {
-                scope.spawn(|| expect_bytes(&mut peer, &content(SIZE)));
-                assert_eq!(sender.send(rest).unwrap().bytes(), (SIZE - at) as u64);
+                scope.spawn(|| expect_bytes(&mut peer, &pattern(PAGES_BYTES)));
+                assert_eq!(
+                    sender.send(rest).unwrap().bytes(),
+                    (PAGES_BYTES - at) as u64
+                );
             });
-            for sent in tries {
-                let settled = sent.completion().wait(Some(HANG)).unwrap();
-                assert_eq!(settled.bytes, sent.bytes());
+            for sent in sends {
+                let outcome = sent.completion().wait(Some(HANG_TIMEOUT)).unwrap();
+                assert_eq!(outcome.bytes, sent.bytes());
             }
         }
     }
 }
 
-/// Where the only mechanism is one that the socket does not have, the send fails and says which.
+/// If the only forced mechanism is unsupported by the socket, the send fails. If `copy` is forced
+/// as well, the send falls back to it.
 #[test]
-fn what_a_unix_socket_does_not_have_is_an_error_if_it_is_forced() {
+fn forcing_msg_zerocopy_on_a_unix_socket_is_an_error() {
     let forced = [Mechanism::MsgZerocopy];
-    let (mut only, mut peer) = sender(Family::Unix, &forced, SendOptions::default());
-    let error = only.send(pages_of(5000)).unwrap_err();
+    let (mut zero_copy, mut peer) = sender(Family::Unix, &forced, SendOptions::default());
+    let error = zero_copy.send(pattern_pages(5000)).unwrap_err();
     assert_eq!((error.kind(), error.moved()), (ErrorKind::Unsupported, 0));
 
     let forced = [Mechanism::MsgZerocopy, Mechanism::Copy];
-    let mut both = uncopied::Sender::with(
-        only.into_inner(),
+    let mut with_copy = uncopied::Sender::with(
+        zero_copy.into_inner(),
         SendOptions::default().force_mechanisms(&forced),
     );
-    let sent = both.send(pages_of(5000)).unwrap();
+    let sent = with_copy.send(pattern_pages(5000)).unwrap();
     assert_eq!(sent.report().by(Mechanism::Copy), 5000);
-    let [step] = sent.report().fallbacks() else {
+    let [fallback] = sent.report().fallbacks() else {
         panic!("{}", sent.report());
     };
-    assert_eq!((step.errno, step.at), (Errno::OPNOTSUPP, 0));
-    drop(both);
+    assert_eq!((fallback.errno, fallback.at), (Errno::OPNOTSUPP, 0));
+    drop(with_copy);
     let mut received = Vec::new();
     peer.read_to_end(&mut received).unwrap();
-    assert_eq!(received, content(5000));
+    assert_eq!(received, pattern(5000));
 }
 
-/// Nobody forces anything: to a peer on this machine pages that cycle are copied, and pages that are
-/// frozen for good are not.
+/// No mechanism is forced. For a peer on this machine, the plan copies pages that will be reused,
+/// and does not copy pages that are frozen permanently.
 #[test]
-fn the_plan_lends_no_pages_to_a_peer_on_this_machine_that_it_wants_back() {
+fn the_plan_copies_reusable_pages_for_a_peer_on_this_machine() {
     for family in FAMILIES {
         let (mut sender, mut peer) = sender(family, &[], SendOptions::default());
         let size = 100_000;
-        let sent = sender.send(pages_of(size)).unwrap();
-        assert_all_by(sent.report(), Mechanism::Copy, size as u64, "to be reused");
-        expect_bytes(&mut peer, &content(size));
+        let sent = sender.send(pattern_pages(size)).unwrap();
+        assert_all_sent_by(sent.report(), Mechanism::Copy, size as u64, "reusable");
+        expect_bytes(&mut peer, &pattern(size));
 
-        let buffer = PageBuffer::copy_from_slice(&content(size)).unwrap();
+        let buffer = PageBuffer::copy_from_slice(&pattern(size)).unwrap();
         let sent = sender.send(buffer.freeze_permanently()).unwrap();
-        assert_all_by(sent.report(), Mechanism::Vmsplice, size as u64, "for good");
-        expect_bytes(&mut peer, &content(size));
+        assert_all_sent_by(sent.report(), Mechanism::Vmsplice, size as u64, "permanent");
+        expect_bytes(&mut peer, &pattern(size));
     }
 }

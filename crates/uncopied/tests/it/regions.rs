@@ -1,7 +1,7 @@
 //! Regions that are overwritten while they are being sent.
 //!
-//! Writers never wait for a send. The receiver, on the same machine and behind, must get what was in the
-//! region at each send.
+//! Writers never wait for a send. The receiver, which is on the same machine and slower, must get
+//! the bytes that the region had at the time of each send.
 
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use uncopied::arena::{Region, RegionMut};
 use uncopied::{FreeReason, Mechanism, SendOptions, Sender};
 
-use crate::harness::{Family, HANG, expect_bytes, expect_end, for_memory, pair, sender, skip};
-use crate::poison::soak_time;
+use crate::harness::{
+    Family, HANG_TIMEOUT, expect_bytes, expect_eof, memory_mechanisms, sender, skip, soak_time,
+    socket_pair,
+};
 
-const HUGE: usize = 2 << 20;
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Whether regions are protected, and huge, here. Where they are not, they are copied, which is the
-/// other tests' business.
+/// Whether this machine supports write protection and huge pages for regions. If not, they are
+/// copied, which other tests cover, and `test` is skipped.
 fn is_protected(region: &Region, test: &str) -> bool {
     let why = match region.protection() {
         Err(errno) => format!("needs userfaultfd, which is refused: {errno}"),
@@ -26,84 +28,84 @@ fn is_protected(region: &Region, test: &str) -> bool {
     false
 }
 
-fn fill(writer: &mut RegionMut, round: u64) {
+fn fill_with_round(writer: &mut RegionMut, round: u64) {
     for (at, eight) in writer.chunks_exact_mut(8).enumerate() {
         eight.copy_from_slice(&word(round, at).to_ne_bytes());
     }
 }
 
-/// The round, and next to it the round and the place: a word that was half written tells.
+/// The upper half is the round, and the lower half is the round combined with the position. If only
+/// a part of the word was written, the two do not match.
 fn word(round: u64, at: usize) -> u64 {
     round << 32 | (round ^ at as u64)
 }
 
 #[test]
-fn what_is_overwritten_after_the_send_arrives_as_it_was() {
+fn bytes_overwritten_after_the_send_arrive_unchanged() {
     for family in [Family::Tcp, Family::Unix] {
-        for &mechanism in for_memory(family) {
-            let (region, mut writer) = Region::new(2 * HUGE).unwrap();
-            if !is_protected(
-                &region,
-                "what_is_overwritten_after_the_send_arrives_as_it_was",
-            ) {
+        for &mechanism in memory_mechanisms(family) {
+            let (region, mut writer) = Region::new(2 * HUGE_PAGE_BYTES).unwrap();
+            if !is_protected(&region, "bytes_overwritten_after_the_send_arrive_unchanged") {
                 return;
             }
             let (mut sender, mut peer) = sender(family, &[mechanism], SendOptions::default());
             let mut expected = Vec::new();
             std::thread::scope(|scope| {
-                let late = scope.spawn(move || {
+                let late_receiver = scope.spawn(move || {
                     std::thread::sleep(Duration::from_millis(100));
-                    let mut got = Vec::new();
-                    peer.read_to_end(&mut got).unwrap();
-                    got
+                    let mut received = Vec::new();
+                    peer.read_to_end(&mut received).unwrap();
+                    received
                 });
                 let mut completions = Vec::new();
-                // Whole, a part in one huge page, one across two, and one that ends nowhere.
+                // The whole region, a part of one huge page, one across two, and one that ends one
+                // byte behind the first huge page.
                 let ranges = [
-                    0..2 * HUGE,
+                    0..2 * HUGE_PAGE_BYTES,
                     5..4000,
-                    HUGE - 3000..HUGE + 5000,
-                    100..HUGE + 1,
+                    HUGE_PAGE_BYTES - 3000..HUGE_PAGE_BYTES + 5000,
+                    100..HUGE_PAGE_BYTES + 1,
                 ];
                 for (round, range) in ranges.into_iter().cycle().take(12).enumerate() {
-                    fill(&mut writer, round as u64);
+                    fill_with_round(&mut writer, round as u64);
                     expected.extend_from_slice(&writer[range.clone()]);
                     let sent = sender.send(region.part(range.clone())).unwrap();
-                    fill(&mut writer, 1000 + round as u64);
+                    fill_with_round(&mut writer, 1000 + round as u64);
                     assert_eq!(sent.report().by(mechanism), range.len() as u64);
                     completions.push(sent.into_completion());
                 }
                 for completion in completions {
-                    let settled = completion.wait(Some(HANG)).unwrap();
+                    let outcome = completion.wait(Some(HANG_TIMEOUT)).unwrap();
                     let gifted = mechanism == Mechanism::Vmsplice;
-                    assert_eq!(settled.reason == FreeReason::Gifted, gifted);
+                    assert_eq!(outcome.reason == FreeReason::Gifted, gifted);
                 }
                 drop(sender);
-                let got = late.join().unwrap();
-                assert!(got == expected, "{mechanism} to {family:?}");
+                let received = late_receiver.join().unwrap();
+                assert!(received == expected, "{mechanism} to {family:?}");
             });
         }
     }
 }
 
-/// The plan: what is too small to win is copied, what is not goes out without a copy even here.
+/// The plan copies parts that are too small or not aligned. Others are sent without a copy, even to
+/// a peer on this machine.
 #[test]
-fn the_plan_copies_what_does_not_pay() {
-    let (region, mut writer) = Region::new(4 * HUGE).unwrap();
-    if !is_protected(&region, "the_plan_copies_what_does_not_pay") {
+fn the_plan_copies_small_and_unaligned_parts() {
+    let (region, mut writer) = Region::new(4 * HUGE_PAGE_BYTES).unwrap();
+    if !is_protected(&region, "the_plan_copies_small_and_unaligned_parts") {
         return;
     }
-    fill(&mut writer, 1);
+    fill_with_round(&mut writer, 1);
     let (mut sender, mut peer) = sender(Family::Tcp, &[], SendOptions::default());
     let bytes = writer.to_vec();
     std::thread::scope(|scope| {
         let reading = scope.spawn(move || {
             expect_bytes(&mut peer, &bytes);
-            expect_bytes(&mut peer, &bytes[..HUGE - 1]);
+            expect_bytes(&mut peer, &bytes[..HUGE_PAGE_BYTES - 1]);
             expect_bytes(&mut peer, &bytes[1..]);
-            expect_end(&mut peer);
+            expect_eof(&mut peer);
         });
-        let by = |sender: &mut Sender<_>, range: std::ops::Range<usize>, mechanism| {
+        let check_send = |sender: &mut Sender<_>, range: std::ops::Range<usize>, mechanism| {
             let sent = sender.send(region.part(range)).unwrap();
             assert_eq!(
                 sent.report().by(mechanism),
@@ -112,41 +114,42 @@ fn the_plan_copies_what_does_not_pay() {
                 sent.report()
             );
         };
-        by(&mut sender, 0..4 * HUGE, Mechanism::Vmsplice);
-        by(&mut sender, 0..HUGE - 1, Mechanism::Copy);
-        by(&mut sender, 1..4 * HUGE, Mechanism::Copy);
+        check_send(&mut sender, 0..4 * HUGE_PAGE_BYTES, Mechanism::Vmsplice);
+        check_send(&mut sender, 0..HUGE_PAGE_BYTES - 1, Mechanism::Copy);
+        check_send(&mut sender, 1..4 * HUGE_PAGE_BYTES, Mechanism::Copy);
         drop(sender);
         reading.join().unwrap();
     });
 }
 
-/// A writer that fills its half over and over, and senders that send both halves whenever they like. Each
-/// word carries its place and the round it was written in: what arrives of a half was written in one round
-/// or two that follow each other, and never in an earlier one than the last that had arrived.
+/// Each writer fills its half over and over, while senders send both halves without coordination.
+/// Each word contains its position and the round in which it was written. The words of a half that
+/// arrives are those of one round or of two consecutive ones, and never older than those that
+/// arrived before.
 #[test]
 fn writers_that_never_wait_change_nothing_in_flight() {
-    let (region, writer) = Region::new(2 * HUGE).unwrap();
+    let (region, writer) = Region::new(2 * HUGE_PAGE_BYTES).unwrap();
     if !is_protected(&region, "writers_that_never_wait_change_nothing_in_flight") {
         return;
     }
     let end = Instant::now() + soak_time(Duration::from_secs(3));
-    let (left, right) = writer.split_at(HUGE);
+    let (left, right) = writer.split_at(HUGE_PAGE_BYTES);
     let mut halves = [left, right];
-    halves.iter_mut().for_each(|half| fill(half, 1));
+    halves.iter_mut().for_each(|half| fill_with_round(half, 1));
     let sends = std::thread::scope(|scope| {
         for mut half in halves {
             scope.spawn(move || {
                 let mut round = 2;
                 while Instant::now() < end {
-                    fill(&mut half, round);
+                    fill_with_round(&mut half, round);
                     round += 1;
                 }
             });
         }
-        let running: Vec<_> = for_memory(Family::Tcp)
+        let running: Vec<_> = memory_mechanisms(Family::Tcp)
             .iter()
             .map(|&mechanism| {
-                let (socket, mut peer) = pair(Family::Tcp);
+                let (socket, mut peer) = socket_pair(Family::Tcp);
                 let options = SendOptions::default().force_mechanisms(&[mechanism]);
                 let mut sender = Sender::with(socket, options);
                 let region = region.clone();
@@ -154,16 +157,17 @@ fn writers_that_never_wait_change_nothing_in_flight() {
                     while Instant::now() < end {
                         assert_eq!(
                             sender.send(region.part(..)).unwrap().bytes(),
-                            2 * HUGE as u64
+                            2 * HUGE_PAGE_BYTES as u64
                         );
                     }
                 });
                 scope.spawn(move || {
-                    let mut got = vec![0; 2 * HUGE];
-                    let (mut last, mut sends) = ([1, 1], 0_u64);
-                    while peer.read_exact(&mut got).is_ok() {
-                        for (half, last) in got.chunks_exact(HUGE).zip(&mut last) {
-                            *last = check_half(half, *last, mechanism);
+                    let mut received = vec![0; 2 * HUGE_PAGE_BYTES];
+                    let (mut latest_rounds, mut sends) = ([1, 1], 0_u64);
+                    while peer.read_exact(&mut received).is_ok() {
+                        let halves = received.chunks_exact(HUGE_PAGE_BYTES);
+                        for (half, latest_round) in halves.zip(&mut latest_rounds) {
+                            *latest_round = check_half(half, *latest_round, mechanism);
                         }
                         sends += 1;
                     }
@@ -175,35 +179,40 @@ fn writers_that_never_wait_change_nothing_in_flight() {
         sends.sum::<u64>()
     });
     println!(
-        "{sends} sends of {} bytes under writers that never waited",
-        2 * HUGE
+        "{sends} sends of {} bytes while writers never waited",
+        2 * HUGE_PAGE_BYTES
     );
-    assert!(sends > 10, "{sends} sends prove nothing");
+    assert!(sends > 10, "{sends} sends are too few");
 }
 
-/// Checks one half as it arrived after round `last`, and answers the latest round in it.
+/// Checks a half of the region that arrived, and returns the latest round in it. The latest round
+/// that arrived before is `previous`.
 ///
-/// A send takes a moment, as `write(2)` does, in which a writer goes through some rounds. What must hold is
-/// that every word stands in its own place, and that none is older than what was sent before: then what
-/// was sent before was changed in flight. Words that were just being written, where the kernel stopped or
-/// met the writer, may be half of one round and half of the next.
-fn check_half(half: &[u8], last: u64, mechanism: Mechanism) -> u64 {
-    let (mut latest, mut torn) = (last, 0);
+/// A send takes some time, as `write(2)` does, and the writer may complete several rounds
+/// meanwhile. Every word must be at its own position, and none may be older than those that were
+/// sent before: otherwise, those were changed in flight. A word that is being written at the moment
+/// when the kernel reads it may consist of two rounds.
+fn check_half(half: &[u8], previous: u64, mechanism: Mechanism) -> u64 {
+    let (mut latest, mut torn_words) = (previous, 0);
     for (at, eight) in half.chunks_exact(8).enumerate() {
         let found = u64::from_ne_bytes(eight.try_into().unwrap());
         let round = found >> 32;
         if found != word(round, at) {
-            torn += 1;
+            torn_words += 1;
             continue;
         }
-        // One that was being written when the send before looked may be a round behind the latest then.
-        assert!(round + 1 >= last, "{mechanism}: {round} after {last}");
+        // The previous send may have overtaken the writer within a round, so that words of the
+        // round before its latest one are still correct.
+        assert!(
+            round + 1 >= previous,
+            "{mechanism}: {round} after {previous}"
+        );
         latest = latest.max(round);
     }
-    // The two may go at the same speed for a while.
+    // Writer and kernel may proceed at the same speed for a while, which tears several words.
     assert!(
-        torn < half.len() / 8 / 20,
-        "{mechanism}: {torn} words are of no round"
+        torn_words < half.len() / 8 / 20,
+        "{mechanism}: {torn_words} words belong to no round"
     );
     latest
 }

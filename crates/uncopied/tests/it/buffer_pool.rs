@@ -1,16 +1,16 @@
-//! Buffers that come and go.
+//! The pool that buffers come from and return to.
 
 use std::sync::mpsc;
 
 use uncopied::arena::{PageBuffer, Pages};
 use uncopied::{Mechanism, SendOptions};
 
-use crate::harness::{Family, content, expect_bytes, in_child, sender};
+use crate::harness::{Family, expect_bytes, in_child, pattern, sender};
 
 const MIB: usize = 1 << 20;
 
-/// How much memory this process has, in bytes, counted page by page.
-fn resident() -> usize {
+/// The resident set size of this process in bytes, counted page by page.
+fn resident_bytes() -> usize {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     let line = rollup
         .lines()
@@ -20,50 +20,51 @@ fn resident() -> usize {
     kib.parse::<usize>().unwrap() * 1024
 }
 
-/// A buffer of so many bytes, all of them written.
-fn filled(len: usize, mark: u8) -> Pages {
+/// Frozen pages of `len` bytes, each of them `mark`.
+fn pages_filled_with(mark: u8, len: usize) -> Pages {
     let mut buffer = PageBuffer::with_capacity(len).unwrap();
     buffer.set_len(len);
     buffer.fill(mark);
     buffer.freeze()
 }
 
-/// Threads take buffers of all sizes, others give them back: each has the bytes of its own until then,
-/// and what the process keeps for the next is bounded, however much has come and gone.
+/// Threads take buffers of all sizes, and other threads drop them. No buffer changes until then,
+/// and the memory that the process keeps for the next buffers is bounded.
 #[test]
-fn buffers_that_are_given_back_elsewhere_are_used_again() {
+fn buffers_that_another_thread_drops_are_used_again() {
     in_child(
-        "pool::buffers_that_are_given_back_elsewhere_are_used_again",
+        "buffer_pool::buffers_that_another_thread_drops_are_used_again",
         |_| {},
         || {
-            let before = resident();
-            let mut most = before;
+            let before = resident_bytes();
+            let mut peak = before;
             let mut filled_bytes = 0;
             for round in 0..3_u8 {
                 filled_bytes += churn(round);
-                most = most.max(resident());
+                peak = peak.max(resident_bytes());
             }
-            // 64 MiB that are kept for all, and less than 10 MiB for each of 5 threads.
-            let grown = most - before;
-            assert!(grown < 160 * MIB, "it has grown by {} MiB", grown / MIB);
+            // 64 MiB that all threads share, and less than 10 MiB for each of 5 threads.
+            let growth = peak - before;
+            assert!(growth < 160 * MIB, "grew by {} MiB", growth / MIB);
             assert!(
-                filled_bytes > 10 * grown,
-                "{filled_bytes} bytes prove nothing"
+                filled_bytes > 10 * growth,
+                "{filled_bytes} bytes are too few"
             );
         },
     );
 }
 
-/// Two threads take, two others give back. Answers how many bytes were written in all.
+/// Two threads take buffers, and two others drop them. Returns how many bytes were written in
+/// total.
 fn churn(round: u8) -> usize {
     let classes: Vec<usize> = (12..=24).map(|bits| 1 << bits).collect();
     std::thread::scope(|scope| {
         let takers: Vec<_> = [0, 1]
             .map(|taker| {
-                // Few wait: what is alive at a time is bounded too.
-                let (give, given) = mpsc::sync_channel::<(Pages, u8)>(2);
+                // The channel is short, so that few buffers exist at a time.
+                let (send, receive) = mpsc::sync_channel::<(Pages, u8)>(2);
                 scope.spawn(move || {
-                    for (pages, mark) in given {
+                    for (pages, mark) in receive {
                         assert!(pages.iter().step_by(511).all(|&byte| byte == mark));
                         assert_eq!(pages.last(), Some(&mark));
                     }
@@ -73,10 +74,10 @@ fn churn(round: u8) -> usize {
                     let mut bytes = 0;
                     for turn in 0..15_u8 {
                         for (class, &size) in classes.iter().enumerate() {
-                            // All of a class, and just more than the one below has.
+                            // The largest buffer of a size class, and the smallest.
                             let len = if turn % 2 == 0 { size } else { size / 2 + 1 };
                             let mark = (turn * 13 + class as u8) ^ (round << 6) ^ taker;
-                            give.send((filled(len, mark), mark)).unwrap();
+                            send.send((pages_filled_with(mark, len), mark)).unwrap();
                             bytes += len;
                         }
                     }
@@ -89,14 +90,15 @@ fn churn(round: u8) -> usize {
     })
 }
 
-/// The longest buffer there is costs nothing but what is written of it, and its frames go back.
+/// The longest buffers use memory only for the pages that are written, and return it when they are
+/// dropped.
 #[test]
-fn the_longest_buffers_come_and_go() {
+fn the_longest_buffers_use_only_what_is_written() {
     in_child(
-        "pool::the_longest_buffers_come_and_go",
+        "buffer_pool::the_longest_buffers_use_only_what_is_written",
         |_| {},
         || {
-            let before = resident();
+            let before = resident_bytes();
             for mark in 1..20_u8 {
                 for make in [PageBuffer::with_capacity, PageBuffer::huge] {
                     let mut buffer = make(PageBuffer::MAX_CAPACITY).unwrap();
@@ -104,57 +106,61 @@ fn the_longest_buffers_come_and_go() {
                     buffer.set_len(PageBuffer::MAX_CAPACITY);
                     let last = buffer.len() - 1;
                     for at in [0, last / 2, last] {
-                        // What an earlier one had there is gone, as so long a block does not stay warm.
+                        // The bytes of an earlier buffer are gone: blocks of this size are not
+                        // kept.
                         assert_eq!(buffer[at], 0);
                         buffer[at] = mark;
                     }
                     assert_eq!(buffer.freeze()[last], mark);
                 }
             }
-            let grown = resident().saturating_sub(before);
-            assert!(grown < 16 * MIB, "{} MiB are left", grown / MIB);
+            let growth = resident_bytes().saturating_sub(before);
+            assert!(growth < 16 * MIB, "{} MiB are left", growth / MIB);
         },
     );
 }
 
-/// Pages that are frozen for good, or were sent by vmsplice, go back to the kernel with the last handle;
-/// others are kept for the next buffer.
+/// When their last handle is dropped, pages that are frozen permanently or were gifted by
+/// `vmsplice` go back to the kernel. Others are kept for the next buffer.
 #[test]
-fn what_was_given_away_is_not_kept() {
+fn gifted_pages_are_not_kept() {
     in_child(
-        "pool::what_was_given_away_is_not_kept",
+        "buffer_pool::gifted_pages_are_not_kept",
         |_| {},
         || {
-            const LEN: usize = 16 * MIB;
-            // What the test itself needs is there before it measures.
-            drop(content(LEN));
+            const BUFFER_BYTES: usize = 16 * MIB;
+            // Generates the pattern before anything is measured.
+            drop(pattern(BUFFER_BYTES));
             let filled_buffer = || {
-                let mut buffer = PageBuffer::with_capacity(LEN).unwrap();
-                buffer.set_len(LEN);
-                buffer.copy_from_slice(&content(LEN));
+                let mut buffer = PageBuffer::with_capacity(BUFFER_BYTES).unwrap();
+                buffer.set_len(BUFFER_BYTES);
+                buffer.copy_from_slice(&pattern(BUFFER_BYTES));
                 buffer
             };
             let kept_after = |pages: Pages| {
-                let before = resident();
+                let before = resident_bytes();
                 drop(pages);
-                (resident() + LEN).saturating_sub(before)
+                (resident_bytes() + BUFFER_BYTES).saturating_sub(before)
             };
             let kept = kept_after(filled_buffer().freeze_permanently());
-            assert!(kept < MIB, "{kept} bytes of pages frozen for good");
+            assert!(kept < MIB, "{kept} bytes of pages frozen permanently");
 
             let pages = filled_buffer().freeze();
             let (mut sender, mut peer) =
                 sender(Family::Tcp, &[Mechanism::Vmsplice], SendOptions::default());
             std::thread::scope(|scope| {
-                scope.spawn(|| expect_bytes(&mut peer, &content(LEN)));
+                scope.spawn(|| expect_bytes(&mut peer, &pattern(BUFFER_BYTES)));
                 let sent = sender.send(pages.clone()).unwrap();
-                assert_eq!(sent.report().by(Mechanism::Vmsplice), LEN as u64);
+                assert_eq!(sent.report().by(Mechanism::Vmsplice), BUFFER_BYTES as u64);
             });
             let kept = kept_after(pages);
             assert!(kept < MIB, "{kept} bytes of pages sent by vmsplice");
 
             let kept = kept_after(filled_buffer().freeze());
-            assert!(kept > LEN - MIB, "{kept} bytes, not kept for the next");
+            assert!(
+                kept > BUFFER_BYTES - MIB,
+                "only {kept} bytes of reusable pages"
+            );
         },
     );
 }

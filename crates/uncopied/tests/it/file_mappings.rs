@@ -1,4 +1,4 @@
-//! Mappings in many threads, and under files that are cut short.
+//! File mappings: look-ups from several threads, and files that are truncated.
 
 use std::fs::File;
 use std::io::IoSlice;
@@ -9,12 +9,15 @@ use uncopied::arena::{FileMapping, Located, locate};
 use uncopied::policy::{Length, Plan};
 use uncopied::{Errno, ErrorKind, Mechanism, Transfer, driver, send_vectored};
 
-use crate::harness::{FAMILIES, Family, assert_all_by, content, file_of, pair, receive};
+use crate::harness::{
+    FAMILIES, Family, assert_all_sent_by, pattern, pattern_file, receive, socket_pair,
+};
 
-/// Threads map, look up, pass slices on and unmap, all at once. An address always tells the mapping
-/// that its slice was taken from, whatever else comes and goes, and the bytes are that file's.
+/// Threads map files, look up slices, pass them to another thread and unmap, all at the same time.
+/// A look-up always finds the mapping that the slice was taken from, and the bytes are those of its
+/// file.
 #[test]
-fn many_threads_map_and_look_up_at_once() {
+fn many_threads_map_and_look_up_concurrently() {
     const THREADS: u64 = 8;
     const ROUNDS: u64 = 300;
     let (send, receive) = std::sync::mpsc::channel::<(bytes::Bytes, Arc<File>, u64)>();
@@ -27,7 +30,7 @@ fn many_threads_map_and_look_up_at_once() {
                     let file = tempfile::tempfile().unwrap();
                     file.write_all_at(&id, 4096).unwrap();
                     let file = Arc::new(file);
-                    // Of one granule, and of several.
+                    // Mappings of one granule of the arena, and of several.
                     let len = [10_000, 2 << 20, (4 << 20) + 1][(round % 3) as usize];
                     let mapping = FileMapping::new(Arc::clone(&file), 0..len).unwrap();
                     let bytes = mapping.bytes().slice(4096..4104);
@@ -40,7 +43,7 @@ fn many_threads_map_and_look_up_at_once() {
             });
         }
         drop(send);
-        // Another thread than the one that mapped looks again, and unmaps.
+        // This is not the thread that created the mapping: it looks up again, and unmaps.
         for (bytes, file, id) in receive {
             let (mapping, offset) = file_at(&bytes[3..]);
             assert!(Arc::ptr_eq(mapping.file(), &file));
@@ -53,15 +56,14 @@ fn many_threads_map_and_look_up_at_once() {
 fn file_at(bytes: &[u8]) -> (FileMapping, u64) {
     match locate(bytes) {
         Some(Located::File { mapping, offset }) => (mapping, offset),
-        other => panic!("not a file's: {other:?}"),
+        other => panic!("not in a file mapping: {other:?}"),
     }
 }
 
-/// A slice that begins in one mapping and is longer than it belongs to nobody, and so do the addresses
-/// next to it.
+/// The addresses behind a mapping do not belong to it, even in the same page.
 #[test]
-fn a_mapping_ends_where_it_ends() {
-    let file = Arc::new(file_of(5_000));
+fn a_look_up_past_the_end_of_a_mapping_finds_nothing() {
+    let file = Arc::new(pattern_file(5_000));
     let mapping = FileMapping::new(file, 0..4_999).unwrap();
     let bytes = mapping.bytes();
     assert_eq!(bytes.len(), 4_999);
@@ -70,7 +72,8 @@ fn a_mapping_ends_where_it_ends() {
     assert!(locate(&bytes[4_999..]).is_none());
 }
 
-/// What cannot be mapped says so, and takes no addresses with it.
+/// Mapping a file that cannot be mapped, or an invalid range, is an error, and does not use up
+/// addresses.
 #[test]
 fn what_cannot_be_mapped_is_an_error() {
     for path in ["/proc/version", "/proc/self/auxv", "/"] {
@@ -82,24 +85,25 @@ fn what_cannot_be_mapped_is_an_error() {
             );
         }
     }
-    let file = Arc::new(file_of(10));
+    let file = Arc::new(pattern_file(10));
     let (start, end) = (4096, 0);
     assert!(FileMapping::new(Arc::clone(&file), start..end).is_err());
     assert!(FileMapping::new(Arc::clone(&file), 0..u64::MAX).is_err());
     assert!(FileMapping::new(file, 1 << 63..(1 << 63) + 1).is_err());
 }
 
-/// A transfer that is told of a mapping sends from it; beyond its ends it maps for itself.
+/// A transfer that is given a mapping sends from it. What the mapping does not cover, the transfer
+/// maps itself.
 #[test]
-fn a_transfer_within_a_mapping() {
-    let file = Arc::new(file_of(3_000_000));
+fn a_transfer_uses_the_mapping_that_it_is_given() {
+    let file = Arc::new(pattern_file(3_000_000));
     let page = rustix::param::page_size() as u64;
     for family in FAMILIES {
         for mapped in [0..3_000_000, 0..page, page..2 * page, 10 * page..2_000_000] {
             let mapping = FileMapping::new(Arc::clone(&file), mapped).unwrap();
             let (length, plan) = (Length::UntilEof, Plan::of(&[Mechanism::MmapWrite]));
             let mut transfer = Transfer::new(5, length, plan).with_mapping(&mapping);
-            let (socket, mut peer) = pair(family);
+            let (socket, mut peer) = socket_pair(family);
             let source = &file;
             std::thread::scope(|scope| {
                 let receiver = scope.spawn(move || receive(&mut peer, source, 5));
@@ -107,27 +111,27 @@ fn a_transfer_within_a_mapping() {
                 drop(socket);
                 assert_eq!(receiver.join().unwrap(), 2_999_995);
             });
-            assert_all_by(transfer.report(), Mechanism::MmapWrite, 2_999_995, "mapped");
+            assert_all_sent_by(transfer.report(), Mechanism::MmapWrite, 2_999_995, "mapped");
         }
     }
 }
 
-/// A file that is mapped and then cut short: a transfer ends in an error, and the kernel that is handed
-/// the bytes themselves answers `EFAULT` or sends less. Nobody gets a SIGBUS; this process lives.
+/// The file is truncated after it was mapped: a transfer ends in an error, and a send of the mapped
+/// bytes themselves fails with `EFAULT` or sends fewer. No SIGBUS is raised.
 #[test]
-fn a_mapped_file_that_is_cut_short() {
+fn truncating_a_mapped_file_raises_no_sigbus() {
     let page = rustix::param::page_size();
-    let file = Arc::new(file_of(8 * page));
+    let file = Arc::new(pattern_file(8 * page));
     let mapping = FileMapping::new(Arc::clone(&file), 0..8 * page as u64).unwrap();
     let bytes = mapping.bytes();
 
     file.set_len(2 * page as u64).unwrap();
-    let (socket, mut peer) = pair(Family::Tcp);
+    let (socket, mut peer) = socket_pair(Family::Tcp);
     let sent = send_vectored(&socket, &[IoSlice::new(&bytes)], false);
     match sent {
         Ok(sent) => assert!(
             sent <= 2 * page,
-            "{sent} bytes of {} that are there",
+            "{sent} bytes were sent of a file of {}",
             2 * page
         ),
         Err(errno) => assert_eq!(errno, Errno::FAULT),
@@ -137,13 +141,13 @@ fn a_mapped_file_that_is_cut_short() {
     drop(socket);
     let mut received = Vec::new();
     std::io::Read::read_to_end(&mut peer, &mut received).unwrap();
-    assert_eq!(received, content(8 * page)[..sent.unwrap_or(0)]);
+    assert_eq!(received, pattern(8 * page)[..sent.unwrap_or(0)]);
 
     for family in FAMILIES {
         let (length, plan) = (Length::Exact(8 * page as u64), [Mechanism::MmapWrite]);
         let transfer = Transfer::new(0, length, Plan::of(&plan));
         let mut transfer = transfer.with_mapping(&mapping);
-        let (socket, mut peer) = pair(family);
+        let (socket, mut peer) = socket_pair(family);
         let error = driver::blocking::run(&mut transfer, &file, &socket).unwrap_err();
         drop(socket);
         let promised = 8 * page as u64;
@@ -157,18 +161,19 @@ fn a_mapped_file_that_is_cut_short() {
     }
 }
 
-/// Nothing is left behind in the process: neither descriptors nor mappings.
+/// Transfers leave neither descriptors nor mappings behind.
 #[test]
-fn nothing_is_left_behind() {
+fn transfers_leak_neither_descriptors_nor_mappings() {
     crate::harness::in_child(
-        "arena::nothing_is_left_behind",
+        "file_mappings::transfers_leak_neither_descriptors_nor_mappings",
         |_| {},
         || {
-            let file = file_of(700_001);
+            let file = pattern_file(700_001);
             let count = || {
                 let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
                 let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-                // The heap's mappings come and go; ours are those of a file that has no name any more.
+                // The mappings of the heap come and go. Those of the temporary file, which has no
+                // name, are listed as deleted.
                 let mappings = maps.lines().filter(|line| line.contains("(deleted)"));
                 (descriptors, mappings.count())
             };
@@ -180,7 +185,7 @@ fn nothing_is_left_behind() {
                         let (result, _) =
                             crate::harness::deliver(driver, Family::Unix, &send, &file, 0);
                         result.unwrap();
-                        let (socket, peer) = pair(Family::Unix);
+                        let (socket, peer) = socket_pair(Family::Unix);
                         drop(peer);
                         send.to(&socket).unwrap_err();
                     }

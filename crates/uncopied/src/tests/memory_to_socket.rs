@@ -1,4 +1,5 @@
-//! Every arm of the errno tables of the mechanisms for memory.
+//! Every arm of the errno tables of the memory mechanisms, the limit on bytes in flight, and the
+//! completions.
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -6,7 +7,8 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
-use super::kernel::{Call, Fault, FaultRule, Faulty};
+use super::faulty_kernel::{Call, Fault, FaultRule, FaultyKernel};
+use super::{faultless, pattern};
 use crate::ErrorKind;
 use crate::arena::{Memory, PageBuffer};
 use crate::error::Error;
@@ -17,17 +19,21 @@ use crate::report::Report;
 use crate::send::{Channel, SendOptions, Sent};
 use crate::transfer::{MemoryProgress, MemoryTransfer};
 
-const LEN: usize = 100_000;
+const SEND_BYTES: usize = 100_000;
+
+/// The pattern, made different by `seed`.
+fn seeded_pattern(seed: u8) -> Vec<u8> {
+    let bytes = pattern(SEND_BYTES as u64).into_iter();
+    bytes.map(|byte| byte ^ seed).collect()
+}
 
 fn pages(seed: u8) -> Memory {
-    let mut buffer = PageBuffer::zeroed(LEN).expect("taken");
-    for (at, byte) in buffer.iter_mut().enumerate() {
-        *byte = (at % 251) as u8 ^ seed;
-    }
+    let buffer = PageBuffer::copy_from_slice(&seeded_pattern(seed)).expect("a buffer");
     Memory::Pages(buffer.freeze())
 }
 
-fn tcp() -> (TcpStream, TcpStream) {
+/// Two connected sockets, the first of them non-blocking.
+fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let address = listener.local_addr().expect("an address");
     let socket = TcpStream::connect(address).expect("connected");
@@ -35,43 +41,48 @@ fn tcp() -> (TcpStream, TcpStream) {
     (socket, listener.accept().expect("accepted").0)
 }
 
-/// Sends by this plan while the first call of a kind fails, and compares what arrives. In a thread of its
-/// own, which has no pipe to spare from a send before.
+/// Sends by this plan while the first call of a kind fails, and checks the bytes that arrive. Does
+/// so in a new thread, which has no idle pipe left over from an earlier send.
 fn send(plan: &[Mechanism], call: Call, errno: Errno) -> Result<(Report, SendOutcome), Error> {
     std::thread::scope(|scope| {
-        let sending = scope.spawn(|| send_here(plan, call, errno));
+        let sending = scope.spawn(|| send_in_this_thread(plan, call, errno));
         sending.join().expect("no assertion failed")
     })
 }
 
-fn send_here(plan: &[Mechanism], call: Call, errno: Errno) -> Result<(Report, SendOutcome), Error> {
-    let kernel = Faulty::new(fails(call, errno));
-    let (socket, mut peer) = tcp();
+fn send_in_this_thread(
+    plan: &[Mechanism],
+    call: Call,
+    errno: Errno,
+) -> Result<(Report, SendOutcome), Error> {
+    let kernel = first_call_fails(call, errno);
+    let (socket, mut peer) = tcp_pair();
     let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
-    let memory = pages(1);
-    let mut transfer = MemoryTransfer::new([memory], Plan::of(plan));
+    let mut transfer = MemoryTransfer::new([pages(1)], Plan::of(plan));
     while transfer.step_with(&kernel, channel.sink_mut(), socket.as_fd())? != MemoryProgress::Done {
     }
-    assert!(!kernel.made(call).is_empty(), "{call:?} is never made");
+    assert!(!kernel.calls(call).is_empty(), "{call:?} is never made");
     let sent = Sent::from(transfer);
-    let mut got = vec![0; LEN];
-    peer.read_exact(&mut got).expect("all of it");
+    expect_pattern(&mut peer, 1);
+    let outcome = sent.completion().wait(None).expect("no time-out");
+    assert_eq!(outcome.bytes, SEND_BYTES as u64);
+    Ok((sent.report().clone(), outcome))
+}
+
+fn expect_pattern(peer: &mut TcpStream, seed: u8) {
+    let mut received = vec![0; SEND_BYTES];
+    peer.read_exact(&mut received).expect("every byte");
     assert!(
-        got.iter()
-            .enumerate()
-            .all(|(at, byte)| *byte == (at % 251) as u8 ^ 1)
+        received == seeded_pattern(seed),
+        "other bytes were received"
     );
-    let settled = sent.completion().wait(None).expect("no time-out");
-    assert_eq!(settled.bytes, LEN as u64);
-    Ok((sent.report().clone(), settled))
 }
 
-fn fails(call: Call, errno: Errno) -> Vec<FaultRule> {
-    vec![FaultRule::once(call, 0, Fault::Fails(errno))]
+fn first_call_fails(call: Call, errno: Errno) -> FaultyKernel {
+    FaultyKernel::new(vec![FaultRule::once(call, 0, Fault::Fails(errno))])
 }
-
 #[test]
-fn what_is_refused_steps_down_and_says_why() {
+fn a_refused_call_falls_back_and_is_reported() {
     let refusals = [
         (MsgZerocopy, Call::AllowsZerocopy, Errno::NOPROTOOPT),
         (MsgZerocopy, Call::AllowZerocopy, Errno::OPNOTSUPP),
@@ -89,27 +100,27 @@ fn what_is_refused_steps_down_and_says_why() {
         (Vmsplice, Call::SpliceOut, Errno::NOMEM),
     ];
     for (mechanism, call, errno) in refusals {
-        let (report, settled) = send(&[mechanism, Copy], call, errno).expect("copied");
-        assert_eq!(report.by(Copy), LEN as u64, "{call:?} {errno:?}");
-        let [step] = report.fallbacks() else {
+        let (report, outcome) = send(&[mechanism, Copy], call, errno).expect("copied");
+        assert_eq!(report.by(Copy), SEND_BYTES as u64, "{call:?} {errno:?}");
+        let [fallback] = report.fallbacks() else {
             panic!("{call:?} {errno:?}: {report}");
         };
         assert_eq!(
-            (step.from, step.to, step.errno, step.at),
+            (fallback.from, fallback.to, fallback.errno, fallback.at),
             (mechanism, Copy, errno, 0)
         );
         assert_eq!(
-            (settled.copied, settled.reason),
-            (LEN as u64, FreeReason::Copied)
+            (outcome.copied, outcome.reason),
+            (SEND_BYTES as u64, FreeReason::Copied)
         );
     }
 }
 
-/// ENOBUFS passes: only the send that met it is copied.
+/// ENOBUFS is temporary: only the send that fails with it is copied.
 #[test]
-fn after_enobufs_the_next_step_is_lent_again() {
-    let kernel = Faulty::new(fails(Call::SendZerocopy, Errno::NOBUFS));
-    let (socket, _peer) = tcp();
+fn the_step_after_enobufs_is_zero_copy_again() {
+    let kernel = first_call_fails(Call::SendZerocopy, Errno::NOBUFS);
+    let (socket, _peer) = tcp_pair();
     let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     for expected in [Copy, MsgZerocopy] {
         let mut transfer = MemoryTransfer::new([pages(0)], Plan::of(&[MsgZerocopy]));
@@ -123,7 +134,7 @@ fn after_enobufs_the_next_step_is_lent_again() {
 }
 
 #[test]
-fn what_breaks_the_connection_is_an_error_that_counts() {
+fn a_broken_connection_is_an_error_that_counts_the_bytes() {
     let failures = [
         (MsgZerocopy, Call::SendZerocopy),
         (Vmsplice, Call::SpliceOut),
@@ -151,74 +162,64 @@ fn interruptions_change_nothing() {
         (Copy, Call::SendMemory),
     ] {
         let (report, _) = send(&[mechanism], call, Errno::INTR).expect("sent");
-        assert_eq!(report.by(mechanism), LEN as u64, "{call:?}");
+        assert_eq!(report.by(mechanism), SEND_BYTES as u64, "{call:?}");
     }
 }
 
-/// From the sixteenth outstanding send on, each looks at the error queue first.
+/// From the sixteenth outstanding send on, each send drains the error queue first.
 #[test]
-fn a_look_at_the_error_queue_that_is_interrupted_goes_on() {
-    const SENDS: usize = 20;
-    let kernel = Faulty::new(fails(Call::ReadErrorQueue, Errno::INTR));
-    let (socket, mut peer) = tcp();
+fn an_interrupted_read_of_the_error_queue_is_repeated() {
+    const SEND_COUNT: usize = 20;
+    let kernel = first_call_fails(Call::ReadErrorQueue, Errno::INTR);
+    let (socket, mut peer) = tcp_pair();
     let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     let memory = pages(1).first(100);
     let mut completions = Vec::new();
-    for _ in 0..SENDS {
+    for _ in 0..SEND_COUNT {
         let mut transfer = MemoryTransfer::new([memory.clone()], Plan::of(&[MsgZerocopy]));
         let progress = transfer.step_with(&kernel, channel.sink_mut(), socket.as_fd());
         assert_eq!(progress.expect("sent"), MemoryProgress::Done);
         completions.push(Sent::from(transfer).into_completion());
     }
-    let looks = kernel.made(Call::ReadErrorQueue).len();
-    assert!(looks > 1, "it is not taken up again");
-    peer.read_exact(&mut [0; SENDS * 100]).expect("all of it");
+    let reads = kernel.calls(Call::ReadErrorQueue).len();
+    assert!(reads > 1, "the read is not repeated");
+    peer.read_exact(&mut [0; SEND_COUNT * 100])
+        .expect("every byte");
     for completion in completions {
-        assert_eq!(completion.wait(None).expect("settled").bytes, 100);
+        assert_eq!(completion.wait(None).expect("an outcome").bytes, 100);
     }
 }
 
-/// Whatever a pipe holds of one send never goes out in another.
+/// Bytes that an abandoned send leaves in a pipe are never sent as part of another send.
 #[test]
-fn what_a_pipe_holds_is_not_sent_for_other_memory() {
-    let blocked = vec![FaultRule::once(
-        Call::SpliceOut,
-        0,
-        Fault::Fails(Errno::AGAIN),
-    )];
-    let kernel = Faulty::new(blocked);
-    let (socket, mut peer) = tcp();
+fn bytes_left_in_a_pipe_are_not_sent_for_other_memory() {
+    let kernel = first_call_fails(Call::SpliceOut, Errno::AGAIN);
+    let (socket, mut peer) = tcp_pair();
     let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
     let plan = Plan::of(&[Vmsplice]);
-    let mut given_up = MemoryTransfer::new([pages(1)], plan);
-    let progress = given_up
+    let mut abandoned = MemoryTransfer::new([pages(1)], plan);
+    let progress = abandoned
         .step_with(&kernel, channel.sink_mut(), socket.as_fd())
         .expect("blocked");
     assert_eq!(progress, MemoryProgress::Blocked);
-    drop(given_up);
+    drop(abandoned);
     let mut transfer = MemoryTransfer::new([pages(2)], plan);
     while transfer
         .step_with(&kernel, channel.sink_mut(), socket.as_fd())
         .expect("sent")
         != MemoryProgress::Done
     {}
-    let mut got = vec![0; LEN];
-    peer.read_exact(&mut got).expect("all of it");
-    assert!(
-        got.iter()
-            .enumerate()
-            .all(|(at, byte)| *byte == (at % 251) as u8 ^ 2)
-    );
+    expect_pattern(&mut peer, 2);
 }
 
-/// What is over the quota is copied, or waits, as the options say.
+/// A send beyond the limit on bytes in flight is copied or waits, depending on the options.
 #[test]
-fn beyond_the_quota_a_send_is_copied_or_waits() {
+fn a_send_beyond_the_in_flight_limit_is_copied_or_waits() {
     for at_limit in [LimitAction::Copy, LimitAction::Wait] {
-        let kernel = Faulty::new(Vec::new());
-        let (socket, mut peer) = tcp();
+        let kernel = faultless();
+        let (socket, mut peer) = tcp_pair();
         let options = SendOptions::default()
-            .in_flight_limit(LEN as u64)
+            .in_flight_limit(SEND_BYTES as u64)
             .at_limit(at_limit);
         let mut channel = Channel::new(&socket, Driver::Caller, options);
         let plan = Plan::of(&[MsgZerocopy]);
@@ -226,7 +227,7 @@ fn beyond_the_quota_a_send_is_copied_or_waits() {
         let done = first.step_with(&kernel, channel.sink_mut(), socket.as_fd());
         assert_eq!(done.expect("sent"), MemoryProgress::Done);
         assert!(
-            channel.in_flight_bytes() >= LEN as u64,
+            channel.in_flight_bytes() >= SEND_BYTES as u64,
             "the peer has read nothing"
         );
         let mut second = MemoryTransfer::new([pages(1)], plan);
@@ -237,7 +238,8 @@ fn beyond_the_quota_a_send_is_copied_or_waits() {
             LimitAction::Copy => assert!(Sent::from(second).report().by(Copy) > 0),
             LimitAction::Wait => {
                 assert_eq!(progress, MemoryProgress::AtLimit);
-                peer.read_exact(&mut vec![0; LEN]).expect("all of it");
+                peer.read_exact(&mut vec![0; SEND_BYTES])
+                    .expect("every byte");
                 Sent::from(first).completion().wait(None).expect("free");
                 let progress = second
                     .step_with(&kernel, channel.sink_mut(), socket.as_fd())
@@ -248,16 +250,17 @@ fn beyond_the_quota_a_send_is_copied_or_waits() {
     }
 }
 
-/// What the peer has acknowledged comes back; what it has not is given away with the sender.
+/// Pages whose bytes the peer has acknowledged become free. When the sender is dropped, the other
+/// pages are gifted to the kernel.
 #[test]
-fn acknowledged_bytes_free_the_pages_of_a_remote_peer() {
-    let kernel = Faulty::new(Vec::new());
-    let (socket, mut peer) = tcp();
+fn acknowledgements_of_a_remote_peer_free_the_pages() {
+    let kernel = faultless();
+    let (socket, mut peer) = tcp_pair();
     rustix::net::sockopt::set_socket_recv_buffer_size(&peer, 64 << 10).expect("set");
     let options = SendOptions::default().assume_remote_peer(true);
     let mut channel = Channel::new(&socket, Driver::Caller, options);
     let plan = Plan::of(&[Vmsplice]);
-    // More than the peer takes without reading: most of it stays here, and is not acknowledged.
+    // More than the peer accepts without reading: most of it stays unacknowledged in this socket.
     let mut sent = Vec::new();
     loop {
         let memory = pages(1);
@@ -276,21 +279,21 @@ fn acknowledged_bytes_free_the_pages_of_a_remote_peer() {
     assert!(channel.in_flight_bytes() > 0);
     let total: u64 = sent.iter().map(|(_, _, bytes)| bytes).sum();
     peer.read_exact(&mut vec![0; total as usize])
-        .expect("all of it");
+        .expect("every byte");
     for (memory, completion, bytes) in &sent {
-        let settled = completion.wait(None).expect("acknowledged");
-        assert_eq!((settled.bytes, settled.copied), (*bytes, 0));
+        let outcome = completion.wait(None).expect("acknowledged");
+        assert_eq!((outcome.bytes, outcome.copied), (*bytes, 0));
         assert!(!memory.is_permanent());
         let expected = if *bytes > 0 {
             FreeReason::Acknowledged
         } else {
             FreeReason::Copied
         };
-        assert_eq!(settled.reason, expected);
+        assert_eq!(outcome.reason, expected);
     }
     assert_eq!(channel.in_flight_bytes(), 0);
 
-    // The peer reads no more: the window is full again before long.
+    // The peer stops reading, so that the window fills up again.
     let mut last = None;
     let (memory, completion) = loop {
         let memory = pages(2);
@@ -305,16 +308,16 @@ fn acknowledged_bytes_free_the_pages_of_a_remote_peer() {
         last = Some((memory, done.into_completion()));
     };
     drop(channel);
-    let settled = completion.outcome().expect("given away");
-    assert_eq!(settled.reason, FreeReason::Gifted);
+    let outcome = completion.outcome().expect("gifted");
+    assert_eq!(outcome.reason, FreeReason::Gifted);
     assert!(memory.is_permanent());
 }
 
-/// Whatever cannot be asked about the connection, the pages are never written to again.
+/// If the kernel does not report acknowledgements, the pages are never written to again.
 #[test]
-fn without_an_answer_nothing_comes_back() {
-    let kernel = Faulty::new(fails(Call::Acknowledged, Errno::INVAL));
-    let (socket, _peer) = tcp();
+fn without_acknowledgements_the_pages_are_gifted() {
+    let kernel = first_call_fails(Call::Acknowledged, Errno::INVAL);
+    let (socket, _peer) = tcp_pair();
     let options = SendOptions::default().assume_remote_peer(true);
     let mut channel = Channel::new(&socket, Driver::Caller, options);
     let memory = pages(1);
@@ -322,10 +325,10 @@ fn without_an_answer_nothing_comes_back() {
     transfer
         .step_with(&kernel, channel.sink_mut(), socket.as_fd())
         .expect("sent");
-    let settled = Sent::from(transfer)
+    let outcome = Sent::from(transfer)
         .completion()
         .outcome()
         .expect("at once");
-    assert_eq!(settled.reason, FreeReason::Gifted);
+    assert_eq!(outcome.reason, FreeReason::Gifted);
     assert!(memory.is_permanent());
 }

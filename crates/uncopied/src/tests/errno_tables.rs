@@ -1,0 +1,434 @@
+//! Checks the errno tables in the documentation of the file mechanisms: for each row, the call
+//! fails at its first occurrence, at its second, and in the middle of the transfer.
+
+use rustix::io::Errno;
+
+use super::faulty_kernel::Call::{
+    Map, Pipe, ReadAt, ResizePipe, Send, SendMapped, Sendfile, Size, SpliceIn, SpliceOut,
+};
+use super::*;
+use crate::error::ErrorKind;
+
+/// What a fault must lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    /// The mechanism moves every byte, and reports nothing.
+    NoEffect,
+    /// The step is blocked on this side. After a retry, the mechanism moves every byte.
+    Blocked(Side),
+    /// `copy` moves the rest.
+    FallsBack,
+    /// The transfer fails.
+    Fails(ErrorKind),
+    /// The file has ended: an error if more bytes were promised, success otherwise.
+    Ends,
+}
+
+use Expected::{Blocked, Ends, Fails, FallsBack, NoEffect};
+
+const SOURCE_FAILS: Expected = Fails(ErrorKind::Source);
+const SINK_FAILS: Expected = Fails(ErrorKind::Sink);
+const PEER_CLOSED: Expected = Fails(ErrorKind::PeerClosed);
+const NOT_A_SOCKET: Expected = Fails(ErrorKind::NotAStreamSocket);
+
+/// A call, its errno, and the expected result.
+type ErrnoRow = (Call, Errno, Expected);
+
+const SENDFILE: &[ErrnoRow] = &[
+    (Sendfile, Errno::AGAIN, Blocked(Side::Sink)),
+    (Sendfile, Errno::INTR, NoEffect),
+    (Sendfile, Errno::INVAL, FallsBack),
+    (Sendfile, Errno::OPNOTSUPP, FallsBack),
+    (Sendfile, Errno::SPIPE, FallsBack),
+    (Sendfile, Errno::NOSYS, FallsBack),
+    (Sendfile, Errno::PERM, FallsBack),
+    (Sendfile, Errno::OVERFLOW, FallsBack),
+    (Sendfile, Errno::NOMEM, FallsBack),
+    (Sendfile, Errno::IO, SOURCE_FAILS),
+    (Sendfile, Errno::BADF, SOURCE_FAILS),
+    (Sendfile, Errno::ISDIR, SOURCE_FAILS),
+    (Sendfile, Errno::STALE, SOURCE_FAILS),
+    (Sendfile, Errno::PIPE, PEER_CLOSED),
+    (Sendfile, Errno::CONNRESET, PEER_CLOSED),
+    (Sendfile, Errno::CONNABORTED, PEER_CLOSED),
+    (Sendfile, Errno::NOTCONN, PEER_CLOSED),
+    (Sendfile, Errno::NOTSOCK, NOT_A_SOCKET),
+    (Sendfile, Errno::NOBUFS, SINK_FAILS),
+    (Sendfile, Errno::TIMEDOUT, SINK_FAILS),
+];
+
+const SPLICE: &[ErrnoRow] = &[
+    (SpliceIn, Errno::AGAIN, Blocked(Side::Source)),
+    (SpliceIn, Errno::INTR, NoEffect),
+    (SpliceIn, Errno::INVAL, FallsBack),
+    (SpliceIn, Errno::OPNOTSUPP, FallsBack),
+    (SpliceIn, Errno::SPIPE, FallsBack),
+    (SpliceIn, Errno::NOSYS, FallsBack),
+    (SpliceIn, Errno::PERM, FallsBack),
+    (SpliceIn, Errno::OVERFLOW, FallsBack),
+    (SpliceIn, Errno::NOMEM, FallsBack),
+    (SpliceIn, Errno::IO, SOURCE_FAILS),
+    (SpliceIn, Errno::BADF, SOURCE_FAILS),
+    (SpliceOut, Errno::AGAIN, Blocked(Side::Sink)),
+    (SpliceOut, Errno::INTR, NoEffect),
+    (SpliceOut, Errno::INVAL, FallsBack),
+    (SpliceOut, Errno::OPNOTSUPP, FallsBack),
+    (SpliceOut, Errno::SPIPE, FallsBack),
+    (SpliceOut, Errno::NOSYS, FallsBack),
+    (SpliceOut, Errno::PERM, FallsBack),
+    (SpliceOut, Errno::OVERFLOW, FallsBack),
+    (SpliceOut, Errno::NOMEM, FallsBack),
+    (SpliceOut, Errno::PIPE, PEER_CLOSED),
+    (SpliceOut, Errno::CONNRESET, PEER_CLOSED),
+    (SpliceOut, Errno::CONNABORTED, PEER_CLOSED),
+    (SpliceOut, Errno::NOTCONN, PEER_CLOSED),
+    (SpliceOut, Errno::NOBUFS, SINK_FAILS),
+    (SpliceOut, Errno::TIMEDOUT, SINK_FAILS),
+];
+
+const MMAP_WRITE: &[ErrnoRow] = &[
+    (SendMapped, Errno::AGAIN, Blocked(Side::Sink)),
+    (SendMapped, Errno::INTR, NoEffect),
+    (SendMapped, Errno::FAULT, FallsBack),
+    (SendMapped, Errno::PIPE, PEER_CLOSED),
+    (SendMapped, Errno::CONNRESET, PEER_CLOSED),
+    (SendMapped, Errno::CONNABORTED, PEER_CLOSED),
+    (SendMapped, Errno::NOTCONN, PEER_CLOSED),
+    (SendMapped, Errno::NOTSOCK, NOT_A_SOCKET),
+    (SendMapped, Errno::NOBUFS, SINK_FAILS),
+    (SendMapped, Errno::NOMEM, SINK_FAILS),
+];
+
+const COPY: &[ErrnoRow] = &[
+    (ReadAt, Errno::AGAIN, Blocked(Side::Source)),
+    (ReadAt, Errno::INTR, NoEffect),
+    (ReadAt, Errno::IO, SOURCE_FAILS),
+    (ReadAt, Errno::ISDIR, SOURCE_FAILS),
+    (ReadAt, Errno::SPIPE, Fails(ErrorKind::SourceNotSeekable)),
+    (Send, Errno::AGAIN, Blocked(Side::Sink)),
+    (Send, Errno::INTR, NoEffect),
+    (Send, Errno::PIPE, PEER_CLOSED),
+    (Send, Errno::CONNRESET, PEER_CLOSED),
+    (Send, Errno::CONNABORTED, PEER_CLOSED),
+    (Send, Errno::NOTCONN, PEER_CLOSED),
+    (Send, Errno::NOTSOCK, NOT_A_SOCKET),
+    (Send, Errno::NOBUFS, SINK_FAILS),
+    (Send, Errno::NOMEM, SINK_FAILS),
+];
+
+const START_OFFSET: u64 = 3;
+const EXPECTED_BYTES: u64 = FILE_BYTES - START_OFFSET;
+
+/// Small enough that every call of [`CALL_INDEXES`] is made.
+const MAX_BYTES_PER_CALL: usize = 9_001;
+
+/// The calls that fail: the first, the second, and one in the middle.
+const CALL_INDEXES: [usize; 3] = [0, 1, 17];
+
+/// Sends by `mechanism`, with `copy` to fall back to and this fault in the `nth` call of a kind.
+fn check_fault(mechanism: Mechanism, call: Call, nth: usize, fault: Fault, expected: Expected) {
+    for length in [Length::Exact(EXPECTED_BYTES), Length::UntilEof] {
+        let case = format!("{mechanism}: {call:?} no. {nth} {fault:?} of {length:?}");
+        let kernel = failing_once(call, nth, fault, MAX_BYTES_PER_CALL);
+        let mut harness = TransferHarness::new(START_OFFSET, length, &[mechanism, Mechanism::Copy]);
+        let result = harness.run(&kernel);
+        assert!(
+            kernel.calls(call).len() > nth,
+            "{case}: the call that should fail was not made"
+        );
+
+        let received = harness.received.len() as u64;
+        match (expected, result) {
+            (NoEffect, Ok(())) => {
+                assert_eq!(harness.bytes_by(mechanism), EXPECTED_BYTES, "{case}");
+                assert!(harness.blocked.is_empty(), "{case}");
+            }
+            (Blocked(side), Ok(())) => {
+                assert_eq!(harness.bytes_by(mechanism), EXPECTED_BYTES, "{case}");
+                assert_eq!(harness.blocked, [side], "{case}");
+            }
+            (FallsBack, Ok(())) => {
+                let [fallback] = harness.transfer.report().fallbacks() else {
+                    panic!("{case}: {}", harness.transfer.report());
+                };
+                assert_eq!(
+                    (fallback.from, fallback.to),
+                    (mechanism, Mechanism::Copy),
+                    "{case}"
+                );
+                assert_eq!(Fault::Fails(fallback.errno), fault, "{case}");
+                assert_eq!(fallback.at, harness.bytes_by(mechanism), "{case}");
+                assert_eq!(
+                    fallback.at + harness.bytes_by(Mechanism::Copy),
+                    EXPECTED_BYTES,
+                    "{case}"
+                );
+                assert!(nth > 0 || fallback.at == 0, "{case}: not at the start");
+                assert!(
+                    nth < CALL_INDEXES[2] || fallback.at > 0,
+                    "{case}: not in the middle"
+                );
+                let refusal = harness.transfer.support().refusal(mechanism);
+                assert_eq!(refusal, Some(fallback.errno), "{case}");
+            }
+            (Ends, Ok(())) => {
+                assert_eq!(length, Length::UntilEof, "{case}");
+                assert!(received < EXPECTED_BYTES, "{case}");
+            }
+            (Ends, Err(error)) => {
+                let promised = EXPECTED_BYTES;
+                assert_eq!(error.kind(), ErrorKind::SourceTooShort { promised });
+                assert_eq!(length, Length::Exact(EXPECTED_BYTES), "{case}");
+                assert_eq!(error.moved(), received, "{case}");
+            }
+            (Fails(kind), Err(error)) => {
+                assert_eq!(error.kind(), kind, "{case}");
+                assert_eq!(error.moved(), received, "{case}");
+                assert_eq!(error.report(), harness.transfer.report(), "{case}");
+                assert_eq!(error.call(), mechanism.name(), "{case}");
+                assert!(error.to_string().contains("(os error"), "{case}: {error}");
+            }
+            (expected, result) => panic!("{case}: {result:?} instead of {expected:?}"),
+        }
+        if !matches!(expected, Fails(_) | Ends) {
+            assert_eq!(received, EXPECTED_BYTES, "{case}");
+            let fallbacks = harness.transfer.report().fallbacks();
+            assert_eq!(
+                fallbacks.len(),
+                usize::from(expected == FallsBack),
+                "{case}"
+            );
+        }
+    }
+}
+
+fn check_table(mechanism: Mechanism, rows: &[ErrnoRow]) {
+    for &(call, errno, expected) in rows {
+        for nth in CALL_INDEXES {
+            check_fault(mechanism, call, nth, Fault::Fails(errno), expected);
+        }
+    }
+}
+
+#[test]
+fn every_errno_of_sendfile() {
+    check_table(Mechanism::Sendfile, SENDFILE);
+}
+
+/// If the second call of a step that fills the pipe fails, the pipe already holds bytes. They are
+/// sent first, whatever the errno. If the cause persists, the first call of the next step fails.
+#[test]
+fn every_errno_of_splice() {
+    for &(call, errno, expected) in SPLICE {
+        for nth in CALL_INDEXES {
+            let pipe_holds_bytes = call == SpliceIn && nth > 0;
+            let expected = if pipe_holds_bytes { NoEffect } else { expected };
+            check_fault(Mechanism::Splice, call, nth, Fault::Fails(errno), expected);
+        }
+    }
+}
+
+/// The failure begins while the pipe holds bytes, and persists: the bytes arrive, and then the
+/// table applies.
+#[test]
+fn every_persistent_errno_of_splice_into_a_pipe_that_holds_bytes() {
+    for &(call, errno, expected) in SPLICE {
+        if call != SpliceIn || errno == Errno::INTR {
+            continue;
+        }
+        let case = format!("{errno:?} in every call after 3");
+        let rule = FaultRule::during(SpliceIn, 3..usize::MAX, Fault::Fails(errno));
+        let kernel = FaultyKernel::new(vec![rule]).max_bytes_per_call(MAX_BYTES_PER_CALL);
+        let plan = [Mechanism::Splice, Mechanism::Copy];
+        let mut harness = TransferHarness::new(START_OFFSET, Length::Exact(EXPECTED_BYTES), &plan);
+        let result = loop {
+            match harness.step(&kernel) {
+                Ok(Progress::Blocked(Side::Source)) => break None,
+                Ok(Progress::Done) => break Some(Ok(())),
+                Ok(_) => {}
+                Err(error) => break Some(Err(error)),
+            }
+        };
+        assert_eq!(
+            harness.bytes_by(Mechanism::Splice),
+            3 * MAX_BYTES_PER_CALL as u64,
+            "{case}"
+        );
+        match (expected, result) {
+            (Blocked(Side::Source), None) => {}
+            (FallsBack, Some(Ok(()))) => {
+                assert_eq!(harness.received.len() as u64, EXPECTED_BYTES, "{case}")
+            }
+            (Fails(kind), Some(Err(error))) => assert_eq!(error.kind(), kind, "{case}"),
+            (expected, result) => panic!("{case}: {result:?} instead of {expected:?}"),
+        }
+    }
+}
+
+/// If the pipe cannot be created, the transfer falls back to `copy`. If it cannot be resized, the
+/// transfer goes on with the pipe as it is.
+#[test]
+fn every_errno_of_creating_and_resizing_the_pipe() {
+    for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+        check_fault(Mechanism::Splice, Pipe, 0, Fault::Fails(errno), FallsBack);
+    }
+    for errno in [Errno::PERM, Errno::BUSY, Errno::NOMEM] {
+        check_fault(
+            Mechanism::Splice,
+            ResizePipe,
+            0,
+            Fault::Fails(errno),
+            NoEffect,
+        );
+    }
+}
+
+#[test]
+fn every_errno_of_mmap_write() {
+    check_table(Mechanism::MmapWrite, MMAP_WRITE);
+    for errno in [Errno::NODEV, Errno::NOMEM, Errno::ACCESS, Errno::MFILE] {
+        check_fault(Mechanism::MmapWrite, Map, 0, Fault::Fails(errno), FallsBack);
+    }
+}
+
+/// `mmap_write` checks the size of the file before and after each send. If the first check fails,
+/// reading may still work. If the second one fails, bytes have been sent, and whether they are
+/// those of the file is unknown.
+#[test]
+fn every_errno_of_the_size_check() {
+    for errno in [Errno::IO, Errno::STALE] {
+        for nth in [0, 2, 34] {
+            check_fault(
+                Mechanism::MmapWrite,
+                Size,
+                nth,
+                Fault::Fails(errno),
+                FallsBack,
+            );
+            check_fault(
+                Mechanism::MmapWrite,
+                Size,
+                nth + 1,
+                Fault::Fails(errno),
+                SOURCE_FAILS,
+            );
+        }
+    }
+}
+
+/// A size of 0 does not mean that the file is empty: files of procfs have that size. `copy` reads
+/// until the end.
+#[test]
+fn a_size_of_0_is_not_taken_for_the_end() {
+    let plan = [Mechanism::MmapWrite, Mechanism::Copy];
+    let size_is_0 = FaultRule::during(Size, 0..usize::MAX, Fault::ReturnsZero);
+    let mut harness = TransferHarness::new(START_OFFSET, Length::UntilEof, &plan);
+    harness
+        .run(&FaultyKernel::new(vec![size_is_0.clone()]))
+        .expect("copy takes over");
+    assert_eq!(harness.bytes_by(Mechanism::Copy), EXPECTED_BYTES);
+    assert_eq!(harness.transfer.report().fallbacks()[0].errno, Errno::NODEV);
+
+    for (errno, kind) in [
+        (Errno::IO, ErrorKind::Source),
+        (Errno::SPIPE, ErrorKind::SourceNotSeekable),
+    ] {
+        let unreadable = FaultRule::once(ReadAt, 0, Fault::Fails(errno));
+        let mut harness = TransferHarness::new(START_OFFSET, Length::UntilEof, &plan);
+        let kernel = FaultyKernel::new(vec![size_is_0.clone(), unreadable]);
+        assert_eq!(harness.run(&kernel).expect_err("unreadable").kind(), kind);
+    }
+    let not_ready = FaultRule::once(ReadAt, 0, Fault::Fails(Errno::AGAIN));
+    let mut harness = TransferHarness::new(START_OFFSET, Length::UntilEof, &plan);
+    let kernel = FaultyKernel::new(vec![size_is_0, not_ready]);
+    harness.run(&kernel).expect("copy takes over");
+    assert_eq!(harness.blocked, [Side::Source]);
+    assert_eq!(harness.bytes_by(Mechanism::Copy), EXPECTED_BYTES);
+}
+
+#[test]
+fn every_errno_of_copy() {
+    check_table(Mechanism::Copy, COPY);
+}
+
+/// If a call that reads the file returns 0, the file has ended. That is never success if more bytes
+/// were promised. Guarded by `Transfer::ended`.
+#[test]
+fn zero_bytes_from_the_source_are_its_end() {
+    for nth in CALL_INDEXES {
+        check_fault(Mechanism::Sendfile, Sendfile, nth, Fault::ReturnsZero, Ends);
+        check_fault(Mechanism::Copy, ReadAt, nth, Fault::ReturnsZero, Ends);
+    }
+    check_fault(Mechanism::Splice, SpliceIn, 0, Fault::ReturnsZero, Ends);
+    check_fault(Mechanism::Splice, SpliceIn, 3, Fault::ReturnsZero, NoEffect);
+    let during = FaultRule::during(SpliceIn, 3..usize::MAX, Fault::ReturnsZero);
+    let kernel = FaultyKernel::new(vec![during]).max_bytes_per_call(MAX_BYTES_PER_CALL);
+    let mut harness = TransferHarness::new(
+        START_OFFSET,
+        Length::Exact(EXPECTED_BYTES),
+        &[Mechanism::Splice],
+    );
+    let error = harness.run(&kernel).expect_err("more bytes were promised");
+    assert_eq!(error.moved(), 3 * MAX_BYTES_PER_CALL as u64);
+}
+
+/// No stream socket accepts 0 of several bytes. If one did, the transfer must not loop forever.
+#[test]
+fn zero_bytes_into_the_sink_end_the_mechanism() {
+    let check_fallback = |mechanism, call| {
+        for nth in CALL_INDEXES {
+            let kernel = failing_once(call, nth, Fault::ReturnsZero, MAX_BYTES_PER_CALL);
+            let mut harness = TransferHarness::new(
+                START_OFFSET,
+                Length::Exact(EXPECTED_BYTES),
+                &[mechanism, Mechanism::Copy],
+            );
+            harness.run(&kernel).expect("copy takes over");
+            assert_eq!(harness.received.len() as u64, EXPECTED_BYTES);
+            assert_eq!(harness.transfer.report().fallbacks()[0].errno, Errno::IO);
+        }
+    };
+    check_fallback(Mechanism::Splice, SpliceOut);
+    check_fallback(Mechanism::MmapWrite, SendMapped);
+    for nth in CALL_INDEXES {
+        check_fault(Mechanism::Copy, Send, nth, Fault::ReturnsZero, SINK_FAILS);
+    }
+}
+
+/// If the last mechanism of a forced plan is unsupported, the error says so, and how many bytes
+/// were sent.
+#[test]
+fn an_unsupported_last_mechanism_is_an_error() {
+    for (mechanism, call) in [
+        (Mechanism::Sendfile, Sendfile),
+        (Mechanism::Splice, SpliceOut),
+        (Mechanism::MmapWrite, SendMapped),
+    ] {
+        let errno = if call == SendMapped {
+            Errno::FAULT
+        } else {
+            Errno::OPNOTSUPP
+        };
+        let kernel = failing_once(call, 2, Fault::Fails(errno), MAX_BYTES_PER_CALL);
+        let mut harness =
+            TransferHarness::new(START_OFFSET, Length::Exact(EXPECTED_BYTES), &[mechanism]);
+        let error = harness.run(&kernel).expect_err("nothing is left to try");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(error.moved(), 2 * MAX_BYTES_PER_CALL as u64);
+    }
+}
+
+/// Later plans know what the kernel or a seccomp filter refuses to the whole process.
+#[test]
+fn a_refusal_that_concerns_the_process_is_remembered() {
+    let kernel = failing_once(Sendfile, 0, Fault::Fails(Errno::NOSYS), MAX_BYTES_PER_CALL);
+    let mut harness =
+        TransferHarness::new(0, Length::UntilEof, &[Mechanism::Sendfile, Mechanism::Copy]);
+    harness.run(&kernel).expect("copy takes over");
+    let known = crate::Support::of_process();
+    // Another test of this binary may have recorded EPERM meanwhile.
+    assert!(matches!(
+        known.refusal(Mechanism::Sendfile),
+        Some(Errno::NOSYS | Errno::PERM)
+    ));
+}

@@ -1,0 +1,252 @@
+//! Buffers that are overwritten as soon as their completions allow it.
+//!
+//! Each send has a pattern that depends on its number. As soon as the library gives a buffer back,
+//! it is overwritten, and then filled again for another send. The receiver, which is on the same
+//! machine and slower than the sender, checks every byte: one that was overwritten too early
+//! belongs to another pattern.
+//!
+//! The test must fail if `gift` is removed from the `vmsplice` mechanism, or if a send by
+//! `MSG_ZEROCOPY` is completed before its notification.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
+use uncopied::arena::{PageBuffer, Pages};
+use uncopied::{Completion, LimitAction, SendOptions, Sender};
+
+use crate::harness::{
+    Family, HANG_TIMEOUT, fill_pattern, memory_mechanisms, soak_time, socket_pair,
+};
+
+const DEFAULT_SOAK_TIME: Duration = Duration::from_secs(5);
+
+/// A connection, and how the test uses it.
+#[derive(Clone, Copy)]
+struct Traffic {
+    family: Family,
+    /// `SO_SNDBUF` and `SO_RCVBUF`, in bytes; `None` leaves both to the kernel.
+    socket_buffer_bytes: Option<usize>,
+    /// The upper limit on the size of a send.
+    max_send_bytes: usize,
+    /// On average, the receiver sleeps before one of this number of sends.
+    sends_per_sleep: u64,
+    seed: u64,
+}
+
+const TRAFFIC: [Traffic; 5] = [
+    Traffic {
+        family: Family::Tcp,
+        socket_buffer_bytes: None,
+        max_send_bytes: 300_000,
+        sends_per_sleep: 10,
+        seed: 1,
+    },
+    Traffic {
+        family: Family::Tcp,
+        socket_buffer_bytes: Some(4 << 10),
+        max_send_bytes: 20_000,
+        sends_per_sleep: 40,
+        seed: 2,
+    },
+    Traffic {
+        family: Family::Tcp,
+        socket_buffer_bytes: Some(2 << 20),
+        max_send_bytes: 1_500_000,
+        sends_per_sleep: 3,
+        seed: 3,
+    },
+    Traffic {
+        family: Family::Tcp,
+        socket_buffer_bytes: None,
+        max_send_bytes: 3_000,
+        sends_per_sleep: 200,
+        seed: 4,
+    },
+    Traffic {
+        family: Family::Unix,
+        socket_buffer_bytes: None,
+        max_send_bytes: 100_000,
+        sends_per_sleep: 20,
+        seed: 5,
+    },
+];
+
+/// The number of buffers of a connection: fewer than its sockets have room for.
+const MAX_BUFFERS: usize = 6;
+
+#[test]
+fn no_byte_is_overwritten_before_its_completion_allows_it() {
+    let end = Instant::now() + soak_time(DEFAULT_SOAK_TIME);
+    let (mut sends, mut bytes) = (0, 0);
+    std::thread::scope(|scope| {
+        let running: Vec<_> = TRAFFIC
+            .iter()
+            .map(|&traffic| {
+                let (socket, peer) = socket_pair(traffic.family);
+                if let Some(size) = traffic.socket_buffer_bytes {
+                    set_socket_send_buffer_size(&socket, size).unwrap();
+                    set_socket_recv_buffer_size(&peer, size).unwrap();
+                }
+                let sending = scope.spawn(move || traffic.send(socket, end));
+                (sending, scope.spawn(move || traffic.receive(peer)))
+            })
+            .collect();
+        for (sending, receiving) in running {
+            let received = receiving.join().expect("every byte is correct");
+            assert_eq!(sending.join().unwrap(), received);
+            sends += received.sends;
+            bytes += received.bytes;
+        }
+    });
+    println!("{sends} sends of {bytes} bytes in total, overwritten once completed");
+    assert!(sends > 100, "{sends} sends are too few");
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct TrafficCount {
+    sends: u64,
+    bytes: u64,
+}
+
+impl Traffic {
+    /// The size of the send with this number in bytes: often small, sometimes large.
+    fn send_bytes(&self, number: u64) -> usize {
+        let bits = mix(self.seed << 32 | number);
+        let max = self.max_send_bytes >> (bits % 8);
+        1 + (bits >> 8) as usize % max
+    }
+
+    /// The key of the pattern of the send with this number.
+    fn key(&self, number: u64) -> u64 {
+        mix(self.seed << 48 | number)
+    }
+
+    fn send(&self, socket: OwnedFd, end: Instant) -> TrafficCount {
+        // One sender for each mechanism, all on the same socket. They take turns.
+        let mut senders: Vec<Sender<OwnedFd>> = memory_mechanisms(self.family)
+            .iter()
+            .map(|&mechanism| {
+                let options = SendOptions::default()
+                    .force_mechanisms(&[mechanism])
+                    .in_flight_limit(1 << 20)
+                    .at_limit(LimitAction::Wait);
+                Sender::with(socket.try_clone().unwrap(), options)
+            })
+            .collect();
+        let mut buffers = Buffers::default();
+        let mut count = TrafficCount::default();
+        while Instant::now() < end {
+            let bits = mix(self.key(count.sends));
+            let len = self.send_bytes(count.sends);
+            // Half of the sends do not begin at the start of a page.
+            let start = if bits & 1 == 0 {
+                0
+            } else {
+                (bits >> 8) as usize % 5000
+            };
+            let mut buffer = buffers.take();
+            if buffer.capacity() < start + len {
+                buffer = PageBuffer::with_capacity(start + len).unwrap();
+            }
+            buffer.set_len(start + len);
+            fill_pattern(&mut buffer[start..], self.key(count.sends));
+            let pages = buffer.freeze();
+            let by = (bits >> 32) as usize % senders.len();
+            let sent = senders[by].send(pages.slice(start..)).unwrap();
+            assert_eq!(sent.bytes(), len as u64);
+            buffers.in_flight.push((pages, sent.into_completion()));
+            count.sends += 1;
+            count.bytes += len as u64;
+        }
+        count
+    }
+
+    /// Reads until the end of the stream, checks every byte, and counts the sends.
+    fn receive(&self, mut peer: File) -> TrafficCount {
+        let mut count = TrafficCount::default();
+        let mut received = vec![0; self.max_send_bytes];
+        let mut expected = vec![0; self.max_send_bytes];
+        loop {
+            let len = self.send_bytes(count.sends);
+            if count.sends > 0 && mix(count.bytes).is_multiple_of(self.sends_per_sleep) {
+                std::thread::sleep(Duration::from_micros(mix(count.sends) % 5_000));
+            }
+            let mut at = 0;
+            while at < len {
+                match peer.read(&mut received[at..len]).unwrap() {
+                    0 if at == 0 => return count,
+                    0 => panic!("the stream ends within send {}", count.sends),
+                    more => at += more,
+                }
+            }
+            fill_pattern(&mut expected[..len], self.key(count.sends));
+            if received[..len] != expected[..len] {
+                self.fail(&received[..len], &expected[..len], count.sends);
+            }
+            count.sends += 1;
+            count.bytes += len as u64;
+        }
+    }
+
+    /// Panics with the position and number of the wrong bytes.
+    fn fail(&self, received: &[u8], expected: &[u8], number: u64) -> ! {
+        let wrong = |(received, expected): &(&u8, &u8)| received != expected;
+        let pairs = || received.iter().zip(expected);
+        let first = pairs().position(|pair| wrong(&pair));
+        let count = pairs().filter(wrong).count();
+        panic!(
+            "send {number} of traffic {}: {count} of {} bytes are wrong, from {first:?} on",
+            self.seed,
+            received.len()
+        );
+    }
+}
+
+/// The buffers of a connection.
+#[derive(Default)]
+struct Buffers {
+    free: Vec<PageBuffer>,
+    in_flight: Vec<(Pages, Completion)>,
+}
+
+impl Buffers {
+    /// Overwrites every buffer that is no longer in flight, and returns one of them.
+    fn take(&mut self) -> PageBuffer {
+        self.overwrite_completed();
+        while self.free.is_empty() && self.in_flight.len() >= MAX_BUFFERS {
+            // The peer is slow. The oldest send completes first.
+            self.in_flight[0].1.wait(Some(HANG_TIMEOUT)).unwrap();
+            self.overwrite_completed();
+        }
+        let new_buffer = || PageBuffer::with_capacity(1).unwrap();
+        self.free.pop().unwrap_or_else(new_buffer)
+    }
+
+    fn overwrite_completed(&mut self) {
+        for (pages, completion) in std::mem::take(&mut self.in_flight) {
+            if completion.outcome().is_none() {
+                self.in_flight.push((pages, completion));
+                continue;
+            }
+            let len = pages.len();
+            let mut buffer = pages.try_into_buffer().unwrap_or_else(|pages| {
+                // Gifted. The next buffer of this size is likely to get the same addresses.
+                drop(pages);
+                PageBuffer::with_capacity(len).unwrap()
+            });
+            buffer.set_len(len);
+            fill_pattern(&mut buffer, u64::MAX);
+            self.free.push(buffer);
+        }
+    }
+}
+
+/// A number that looks random but depends only on `number`: the last step of splitmix64.
+fn mix(number: u64) -> u64 {
+    let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ number >> 31
+}

@@ -1,0 +1,105 @@
+//! Files that shrink or grow while they are sent.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use uncopied::policy::Length;
+use uncopied::{ErrorKind, Mechanism, SendFile};
+
+use crate::harness::{
+    DRIVERS, Driver, FAMILIES, Family, pattern, pattern_file, send, small_buffer_pair,
+};
+
+/// More than a pipe and the buffers of the sockets hold.
+const FILE_BYTES: usize = 4 << 20;
+
+/// Sends the file. Once the peer has read a little, it calls `change_file`, and then reads the
+/// rest. Returns the result of the send, and the bytes that arrived.
+fn send_while_changing(
+    (mechanism, family, driver): (Mechanism, Family, Driver),
+    file: &File,
+    length: Length,
+    change_file: impl FnOnce() + Send,
+) -> (Result<uncopied::Report, uncopied::Error>, Vec<u8>) {
+    let (socket, mut peer): (OwnedFd, File) = small_buffer_pair(family);
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(move || {
+            let mut received = vec![0; 1000];
+            peer.read_exact(&mut received).unwrap();
+            change_file();
+            peer.read_to_end(&mut received).unwrap();
+            received
+        });
+        let forced = [mechanism];
+        let send_file = SendFile::new(file).force_mechanisms(&forced).length(length);
+        let result = send(driver, family, socket, &send_file);
+        (result, receiver.join().unwrap())
+    })
+}
+
+/// If the file ends before the promised length, the result is an error that counts the bytes, and
+/// never success. Guarded by `Transfer::ended`.
+#[test]
+fn a_file_that_shrinks_while_it_is_sent_is_an_error() {
+    let expected = pattern(FILE_BYTES);
+    for mechanism in Mechanism::FILE_TO_SOCKET {
+        for family in FAMILIES {
+            for &driver in DRIVERS {
+                // Both are in the middle of a page: one that has been sent, and one that has not.
+                for new_size in [1, FILE_BYTES as u64 / 2 + 11] {
+                    let case =
+                        format!("{mechanism} {family:?} {driver:?}, truncated to {new_size}");
+                    let file = pattern_file(FILE_BYTES);
+                    let promised = FILE_BYTES as u64;
+                    let combination = (mechanism, family, driver);
+                    let length = Length::Exact(promised);
+                    let (result, received) =
+                        send_while_changing(combination, &file, length, || {
+                            file.set_len(new_size).unwrap();
+                        });
+                    let error = result.expect_err(&case);
+                    assert_eq!(
+                        error.kind(),
+                        ErrorKind::SourceTooShort { promised },
+                        "{case}"
+                    );
+                    assert_eq!(error.moved(), received.len() as u64, "{case}");
+                    assert!(error.moved() < promised, "{case}");
+                    // The bytes before the new end have not changed. Behind it, the peer may have
+                    // read the page before or after the truncation cleared it.
+                    let unchanged = (new_size as usize).min(received.len());
+                    assert!(received[..unchanged] == expected[..unchanged], "{case}");
+                }
+            }
+        }
+    }
+}
+
+/// If the file grows, a transfer of an exact length does not send the new bytes, and a transfer
+/// until the end of the file does.
+#[test]
+fn a_file_that_grows_while_it_is_sent() {
+    let grown = pattern(FILE_BYTES + 100_000);
+    for mechanism in Mechanism::FILE_TO_SOCKET {
+        for family in FAMILIES {
+            for &driver in DRIVERS {
+                for (length, expected) in [
+                    (Length::Exact(FILE_BYTES as u64), FILE_BYTES),
+                    (Length::UntilEof, FILE_BYTES + 100_000),
+                ] {
+                    let file = pattern_file(FILE_BYTES);
+                    let combination = (mechanism, family, driver);
+                    let (result, received) =
+                        send_while_changing(combination, &file, length, || {
+                            let new_bytes = &grown[FILE_BYTES..];
+                            file.write_all_at(new_bytes, FILE_BYTES as u64).unwrap();
+                        });
+                    assert_eq!(result.unwrap().by(mechanism), expected as u64);
+                    assert!(received == grown[..expected], "{mechanism} {length:?}");
+                }
+            }
+        }
+    }
+}

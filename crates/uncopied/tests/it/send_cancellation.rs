@@ -1,0 +1,109 @@
+//! Sends of memory on tokio that are dropped before they are done.
+
+use std::future::{Future, poll_fn};
+use std::io::Read;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use uncopied::arena::Pages;
+use uncopied::{LimitAction, Mechanism, SendOptions, Sender};
+
+use crate::harness::{
+    Family, HANG_TIMEOUT, expect_bytes, expect_eof, pattern, pattern_pages, runtime,
+    set_nonblocking, small_buffer_pair,
+};
+
+/// More than the sockets hold, so that the send waits for the peer and at the limit many times.
+const SEND_BYTES: usize = 2_000_001;
+
+const MECHANISMS: [Mechanism; 3] = [Mechanism::SendZc, Mechanism::Vmsplice, Mechanism::Copy];
+
+/// Polls a send `polls` times, while the peer reads a little in between, and then drops it. Returns
+/// whether the send was done.
+///
+/// The bytes that have arrived must be a prefix of those that were sent. The sender must be able to
+/// send other bytes after them, and the pages must become free.
+async fn drop_after(polls: usize, mechanism: Mechanism, at_limit: LimitAction) -> bool {
+    let (socket, mut peer) = small_buffer_pair(Family::Tcp);
+    set_nonblocking(&socket);
+    let socket = TcpStream::from_std(socket.into()).unwrap();
+    let options = SendOptions::default()
+        .force_mechanisms(&[mechanism])
+        .in_flight_limit(300_000)
+        .at_limit(at_limit);
+    let mut sender = Sender::with(socket, options);
+    let pages = pattern_pages(SEND_BYTES);
+    let mut received = Vec::new();
+    let mut is_done = false;
+    {
+        let mut sending = pin!(sender.send_tokio(pages.clone()));
+        for nth in 0..polls {
+            let poll = poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await;
+            if let Poll::Ready(sent) = poll {
+                assert_eq!(sent.unwrap().bytes(), SEND_BYTES as u64);
+                is_done = true;
+                break;
+            }
+            if nth % 3 == 2 {
+                // Read what has arrived, as another task would.
+                let available = rustix::io::ioctl_fionread(&peer).unwrap() as usize;
+                let mut bytes = vec![0; available];
+                peer.read_exact(&mut bytes).unwrap();
+                received.extend(bytes);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    let reported = sender.report().bytes();
+    let receiver = std::thread::spawn(move || {
+        peer.read_to_end(&mut received).unwrap();
+        received
+    });
+    let next = pattern_pages(1000);
+    sender.send_tokio(next).await.unwrap();
+    drop(sender);
+    let received = receiver.join().unwrap();
+    let bytes = received.len() as u64 - 1000;
+    assert!(
+        bytes >= reported && bytes <= reported + (2 << 20),
+        "{bytes} bytes arrived, {reported} were reported"
+    );
+    expect_bytes(&mut &received[..bytes as usize], &pattern(bytes as usize));
+    let mut rest = &received[bytes as usize..];
+    expect_bytes(&mut rest, &pattern(1000));
+    expect_eof(&mut rest);
+    let mut pages = Some(pages);
+    if mechanism == Mechanism::Vmsplice && bytes > 0 {
+        assert!(pages.is_some_and(|pages| pages.is_permanent()));
+    } else {
+        // A task of the runtime processes the notifications, so this one must yield to it.
+        let become_free = async {
+            while let Some(Err(in_flight)) = pages.take().map(Pages::try_into_buffer) {
+                pages = Some(in_flight);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(HANG_TIMEOUT, become_free)
+            .await
+            .expect("the pages become free");
+    }
+    is_done
+}
+
+#[test]
+fn a_send_can_be_dropped_at_every_point_where_it_waits() {
+    for mechanism in MECHANISMS {
+        for at_limit in [LimitAction::Copy, LimitAction::Wait] {
+            let mut polls = 0;
+            // The first points one by one, and later ones at growing distances.
+            while !runtime().block_on(drop_after(polls, mechanism, at_limit)) {
+                polls += 1 + polls / 12;
+                assert!(polls < 100_000, "{mechanism} does not end");
+            }
+            assert!(polls > 4, "{mechanism} waited {polls} times");
+        }
+    }
+}
