@@ -141,7 +141,7 @@ impl AddressSpace {
         let first = self.free().take(count).ok_or(Errno::NOMEM)?;
         // After an error the granules stay taken, as it is not known what they are now.
         self.reservation
-            .open(first * GRANULE, count * GRANULE, is_huge)?;
+            .make_accessible(first * GRANULE, count * GRANULE, is_huge)?;
         Ok(self.reservation.base() + first * GRANULE)
     }
 
@@ -149,7 +149,7 @@ impl AddressSpace {
     /// memory, all zeroes.
     pub(super) fn discard(&self, address: usize, len: usize) -> Result<()> {
         self.reservation
-            .discard(address - self.reservation.base(), len)
+            .discard_frames(address - self.reservation.base(), len)
     }
 
     /// Enters `span` as the owner of its granules.
@@ -181,7 +181,7 @@ impl AddressSpace {
         // Addresses whose mapping would not go stay taken: leaked before they are used twice.
         if self
             .reservation
-            .clear(at, len.next_multiple_of(GRANULE))
+            .reset(at, len.next_multiple_of(GRANULE))
             .is_ok()
         {
             self.free().give(at / GRANULE, len.div_ceil(GRANULE));

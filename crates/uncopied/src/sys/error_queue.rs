@@ -83,7 +83,7 @@ pub(super) fn is_allowed(socket: BorrowedFd<'_>) -> Result<bool> {
 /// See [`Kernel::read_error_queue`](super::Kernel::read_error_queue).
 pub(super) fn read(socket: BorrowedFd<'_>) -> Result<Option<ErrorQueueEntry>> {
     let mut control = ControlBuffer([0; CONTROL_BUFFER_BYTES]);
-    // SAFETY: all zeroes is a valid `msghdr`: null pointers with lengths of 0.
+    // SAFETY: a `msghdr` of zeroes is valid: null pointers with lengths of 0.
     let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
     message.msg_control = ptr::from_mut(&mut control).cast();
     message.msg_controllen = CONTROL_BUFFER_BYTES as _;
@@ -110,7 +110,10 @@ fn parse(mut control: &[u8]) -> ErrorQueueEntry {
         let len = usize_at(header, mem::offset_of!(libc::cmsghdr, cmsg_len));
         let level = u32_at(header, mem::offset_of!(libc::cmsghdr, cmsg_level));
         let kind = u32_at(header, mem::offset_of!(libc::cmsghdr, cmsg_type));
-        let Some(data) = len.checked_sub(HEADER_BYTES).and_then(|len| rest.get(..len)) else {
+        let Some(data) = len
+            .checked_sub(HEADER_BYTES)
+            .and_then(|len| rest.get(..len))
+        else {
             return ErrorQueueEntry::Other;
         };
         let is_error = [
@@ -136,7 +139,8 @@ fn parse_extended_error(data: &[u8]) -> Option<Notification> {
     is_notification.then(|| Notification {
         first: u32_at(data, mem::offset_of!(Error, ee_info)),
         last: u32_at(data, mem::offset_of!(Error, ee_data)),
-        copied: byte(mem::offset_of!(Error, ee_code)).unwrap_or(0) & SO_EE_CODE_ZEROCOPY_COPIED != 0,
+        copied: byte(mem::offset_of!(Error, ee_code)).unwrap_or(0) & SO_EE_CODE_ZEROCOPY_COPIED
+            != 0,
     })
 }
 

@@ -30,14 +30,14 @@ pub(crate) use page_cache::cached_pages;
 #[cfg(test)]
 pub(crate) use tcp::Acknowledged;
 pub(crate) use userfault::{
-    Userfault, populate, replace_page, seal, wipe_on_fork, without_signals,
+    Userfault, make_inaccessible, populate, replace_page, wipe_on_fork, without_signals,
 };
 
-/// Sends several buffers with one `sendmsg(2)`, or one buffer with `send(2)`, and returns the number
-/// of bytes sent.
+/// Sends several buffers with one `sendmsg(2)`, or one buffer with `send(2)`, and returns the
+/// number of bytes sent.
 ///
-/// It never raises SIGPIPE. Set `more` (`MSG_MORE`) only if more bytes follow immediately: otherwise
-/// the kernel holds the last, partly filled packet back for up to 200 ms.
+/// It never raises SIGPIPE. Set `more` (`MSG_MORE`) only if more bytes follow immediately:
+/// otherwise the kernel holds the last, partly filled packet back for up to 200 ms.
 ///
 /// # Errors
 ///

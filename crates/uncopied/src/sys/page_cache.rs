@@ -22,7 +22,8 @@ struct CacheStats {
     recently_evicted: u64,
 }
 
-/// The number of the system call. It is the same on every architecture; libc does not define it yet.
+/// The number of the system call. It is the same on every architecture; libc does not define it
+/// yet.
 const SYS_CACHESTAT: libc::c_long = 451;
 
 const _: () = assert!(size_of::<CacheRange>() == 16 && size_of::<CacheStats>() == 40);

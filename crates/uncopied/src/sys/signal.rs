@@ -1,9 +1,9 @@
 //! Keeping SIGPIPE away from callers.
 //!
-//! `sendfile(2)` and `splice(2)` have no `MSG_NOSIGNAL`: if the peer has closed the connection, they
-//! raise SIGPIPE in addition to returning `EPIPE`. Rust programs start with the signal ignored, but
-//! a library may run under a main function in another language, or under one that restored the
-//! default.
+//! `sendfile(2)` and `splice(2)` have no `MSG_NOSIGNAL`: if the peer has closed the connection,
+//! they raise SIGPIPE in addition to returning `EPIPE`. Rust programs start with the signal
+//! ignored, but a library may run under a main function in another language, or under one that
+//! restored the default.
 
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -46,7 +46,8 @@ fn sigpipe_is_ignored() -> bool {
     if result != 0 {
         return false;
     }
-    // SAFETY: the call succeeded and so filled it in. Even the zeroes that it started with are valid.
+    // SAFETY: the call succeeded and so filled it in. Even the zeroes that it started with are
+    // valid.
     let action = unsafe { action.assume_init() };
     action.sa_sigaction == libc::SIG_IGN
 }

@@ -33,7 +33,8 @@ const TCP_INFO_BYTES: usize = 128;
 /// See [`Kernel::acknowledged`](super::Kernel::acknowledged).
 pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Result<Acknowledged> {
     let mut outstanding: libc::c_int = 0;
-    // SAFETY: TIOCOUTQ, which is SIOCOUTQ for sockets, writes one int, to the local that it is given.
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ for sockets, writes one int, to the local that it is
+    // given.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut outstanding) };
     if result != 0 {
         return Err(last_errno());

@@ -74,7 +74,7 @@ impl RegionState {
             arrived: Condvar::new(),
         };
         // The kernel joins neighbours into one mapping, of which it then tells in one figure.
-        sys::seal(address + memory_len, GRANULE)?;
+        sys::make_inaccessible(address + memory_len, GRANULE)?;
         sys::wipe_on_fork(address, memory_len)?;
         sys::populate(address, memory_len)?;
         if let Ok(faults) = faults
@@ -149,7 +149,7 @@ impl RegionState {
         let mut pages = self.settled(index..index + 1);
         if !(pages[index].is_protected && pages[index].is_lent()) {
             if !pages[index].is_unregistered {
-                faults.userfault().lift(start, GRANULE)?;
+                faults.userfault().unprotect(start, GRANULE)?;
             }
             pages[index].is_protected = false;
             return Ok(());
