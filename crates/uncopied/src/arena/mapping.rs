@@ -130,9 +130,8 @@ impl FileMapping {
     pub(crate) fn mapped(&self, start: usize, count: usize) -> Mapped<'_> {
         let start = start.min(self.0.len);
         let count = count.min(self.0.len - start);
-        // SAFETY: the range lies within the mapping, which only the drop of `MappedFileRange`
-        // removes. `self`, which is borrowed for the lifetime of the result, keeps that from being
-        // dropped.
+        // SAFETY: the range lies within the mapping, which only the drop of the `MappedFileRange`
+        // removes. `self` is borrowed for the lifetime of the result, and prevents that drop.
         unsafe { Mapped::new(self.0.address + start, count) }
     }
 
@@ -175,7 +174,7 @@ impl Drop for MappedFileRange {
     }
 }
 
-/// What keeps a mapping for the [`Bytes`] that are made from it.
+/// Keeps a mapping alive for the [`Bytes`] that are made from it.
 struct MappedBytes(Arc<MappedFileRange>);
 
 impl AsRef<[u8]> for MappedBytes {
@@ -196,12 +195,12 @@ impl FileMapping {
     /// The mapping that `bytes` lie in, and the offset of their first byte in its file.
     ///
     /// `bytes` must not be empty, and `owner` must be the owner of their first byte. Returns `None`
-    /// if the owner is no mapping, or if the bytes reach past its end.
+    /// if the owner is not a mapping, or if the bytes reach past its end.
     #[allow(unsafe_code)]
     pub(super) fn locate(owner: Owner, bytes: &[u8]) -> Option<(Self, u64)> {
         let mapped = owner.downcast::<MappedFileRange>()?;
         // SAFETY: `downcast` only returns pointers that were registered as a `MappedFileRange`, the
-        // only type of its kind. It was living when `owner` was looked up, because its drop removes
+        // only type of its kind. It was alive when `owner` was looked up, because its drop removes
         // the pointer from the table before anything is freed. And it cannot be dropped before this
         // function returns: `bytes` is not empty and begins in its granules, where nothing but a
         // `Bytes` made from it can point. So whatever `bytes` is borrowed from keeps it alive for

@@ -65,7 +65,7 @@ impl Memory {
     /// Prepares the memory for one zero-copy call, which must be made while the result lives.
     ///
     /// From then on the pages of a region count as in flight. They do so until this handle, and
-    /// every clone or part that is made of it afterwards, is dropped.
+    /// every clone or part that is made of it afterwards, are dropped.
     ///
     /// # Errors
     ///

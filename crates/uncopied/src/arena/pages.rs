@@ -136,8 +136,8 @@ impl PageBuffer {
         }
     }
 
-    /// Makes the content immutable like [`freeze`](Self::freeze), and the pages never writable
-    /// again.
+    /// Makes the content immutable permanently: unlike after [`freeze`](Self::freeze), the pages
+    /// are never written to again.
     ///
     /// When the last handle is dropped, the page frames go back to the kernel instead of the pool.
     /// This allows sends by `vmsplice`, which copies nothing even if the peer is on the same
@@ -286,7 +286,7 @@ impl Pages {
     /// A handle of `bytes`.
     ///
     /// `bytes` must not be empty, and `owner` must be the owner of their first byte. Returns `None`
-    /// if the owner is no slab, or if the bytes do not lie in one frozen block of it.
+    /// if the owner is not a slab, or if the bytes do not lie in one frozen block of it.
     #[allow(unsafe_code)]
     pub(super) fn locate(owner: Owner, bytes: &[u8]) -> Option<Self> {
         let slab = owner.downcast::<Slab>()?;

@@ -93,8 +93,8 @@ impl AddressSpace {
     ///
     /// # Errors
     ///
-    /// The errno that refused the smallest reservation. If the first call fails, all later ones
-    /// fail with the same error.
+    /// The errno of the smallest reservation that was tried; `ENOMEM` if the limit on address space
+    /// is too low for any. If the first call fails, all later ones fail with the same error.
     pub(super) fn get() -> Result<&'static Self> {
         SPACE
             .get_or_init(Self::reserve)

@@ -14,7 +14,7 @@ use rustix::mm::{Advice, MprotectFlags, MremapFlags};
 
 use super::last_errno;
 
-/// For [`UffdioApi`]: the version of the interface, and the feature that protects against writes.
+/// For [`UffdioApi`]: the version of the interface, and the feature of reporting write faults.
 const UFFD_API: u64 = 0xaa;
 const UFFD_FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 

@@ -39,8 +39,8 @@
 //! other two cost about the same. With `mremap` the page is never absent, not even for an instant:
 //! a `send(2)` of it by another thread never waits or fails. It also works on kernels before 6.8.
 //!
-//! Protection is removed by a write to a page that is no longer in flight, and not when
-//! its last lease ends. So protecting bytes that are sent again unchanged costs no call at all.
+//! A page stays protected when its last lease ends. Only the next write to it removes the
+//! protection. So protecting bytes that are sent again unchanged costs no call at all.
 //!
 //! | what | µs |
 //! |---|---|
@@ -266,8 +266,8 @@ impl fmt::Debug for Region {
 
 /// The exclusive right to read and write some bytes of a [`Region`].
 ///
-/// Writing to bytes in flight is always correct. The first write to each page takes longer, because
-/// the page has to be copied.
+/// Writing to bytes in flight is always correct. The first write to each page in flight takes
+/// longer, because the page has to be copied.
 pub struct RegionMut {
     state: Arc<RegionState>,
     start: usize,

@@ -158,7 +158,7 @@ impl RegionState {
         };
         let index = (address - self.address) / GRANULE_BYTES;
         let start = self.address + index * GRANULE_BYTES;
-        let mut pages = self.lock_unless_replacing(index..index + 1);
+        let mut pages = self.lock_after_replacements(index..index + 1);
         if !(pages[index].is_protected && pages[index].is_in_flight()) {
             if !pages[index].is_unregistered {
                 handler.userfault().unprotect(start, GRANULE_BYTES)?;
@@ -211,8 +211,8 @@ impl RegionState {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Locks the pages once none of those in `range` is being replaced.
-    fn lock_unless_replacing(&self, range: Range<usize>) -> MutexGuard<'_, Box<[HugePageState]>> {
+    /// Waits until none of the pages in `range` is being replaced, and locks all pages.
+    fn lock_after_replacements(&self, range: Range<usize>) -> MutexGuard<'_, Box<[HugePageState]>> {
         self.replacement_ended
             .wait_while(self.lock(), |pages| {
                 pages[range.clone()]
@@ -294,7 +294,7 @@ impl PageLeases {
 
     /// Protects all pages, and leases each frame that is not leased yet.
     fn protect_current_frames(&self) -> Result<()> {
-        let mut pages = self.region.lock_unless_replacing(self.pages());
+        let mut pages = self.region.lock_after_replacements(self.pages());
         let pages = &mut pages[self.pages()];
         self.region.protect(pages, self.first)?;
         for (page, epoch) in pages.iter_mut().zip(&self.epochs) {
@@ -372,7 +372,7 @@ mod tests {
     }
 
     fn page(region: &Region, index: usize) -> HugePageState {
-        region.state.lock_unless_replacing(index..index + 1)[index].clone()
+        region.state.lock_after_replacements(index..index + 1)[index].clone()
     }
 
     #[test]
