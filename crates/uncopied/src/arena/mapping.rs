@@ -1,4 +1,4 @@
-//! Files mapped into the arena.
+//! Files that are mapped into the arena.
 
 use std::fs::File;
 use std::io;
@@ -12,51 +12,57 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::space::AddressSpace;
+use super::space::{AddressSpace, GranuleOwner, Owner, OwnerKind};
 use crate::policy::Mechanism;
 use crate::sys::{Kernel, Linux, Mapped, coarse_millis};
 
 /// A range of a file, mapped read-only into the arena.
 ///
-/// Cloning is cheap; the mapping and its descriptor live until the last clone and the last
-/// [`Bytes`] from it are gone.
+/// Cloning is cheap. The mapping and its file descriptor live until the last clone, and the last
+/// [`Bytes`] made from one, are dropped.
 ///
 /// # Stability of the bytes
 ///
-/// The mapping shows the file as it is at each moment: whoever writes to the file changes these
-/// bytes, also while they are being sent. Where the file is cut short, *reading the bytes of the
-/// lost pages in user code raises SIGBUS*; handing their address to the kernel does not (it answers
-/// `EFAULT` or sends less). So these bytes are for sinks that look addresses up with
-/// [`locate`](super::locate) and send by [`Transfer`](crate::Transfer). Whoever must read them should read the
-/// file instead.
+/// The mapping shows the file as it is at each moment: a write to the file changes these bytes,
+/// even while they are being sent. If the file is truncated, *reading the bytes of the lost pages
+/// in user code raises SIGBUS*. Passing their address to the kernel does not: the kernel returns
+/// `EFAULT` or sends fewer bytes. So these bytes are meant for sinks that look addresses up with
+/// [`locate`](super::locate) and send by [`Transfer`](crate::Transfer). Code that has to read the
+/// content should read the file instead.
 #[derive(Clone, Debug)]
-pub struct FileMapping(Arc<MappedSpan>);
+pub struct FileMapping(Arc<MappedFileRange>);
 
-/// A stretch of the arena and the file that is mapped there.
+/// A range of the arena, and the file that is mapped there.
 #[derive(Debug)]
-pub(super) struct MappedSpan {
+struct MappedFileRange {
     address: usize,
     len: usize,
     file: Arc<File>,
-    /// Of the file, in bytes: where the mapping begins.
+    /// Where in the file the mapping begins, in bytes.
     offset: u64,
-    /// One bit a mechanism that this file has refused.
-    refused: AtomicU32,
-    /// When each [unit](FileMapping::RESIDENCY_UNIT_BYTES) was last found in the page cache, in milliseconds of the coarse
-    /// clock; 0 is never.
+    /// One bit per mechanism that this file has refused.
+    refused_mechanisms: AtomicU32,
+    /// When each [unit](FileMapping::RESIDENCY_UNIT_BYTES) was last found in the page cache, in
+    /// milliseconds of the coarse clock; 0 if never.
     resident_at: Box<[AtomicU64]>,
-    me: Weak<MappedSpan>,
+    weak_self: Weak<MappedFileRange>,
+}
+
+impl GranuleOwner for MappedFileRange {
+    const KIND: OwnerKind = OwnerKind::File;
 }
 
 impl FileMapping {
-    /// Maps the bytes `range` of `file`. The range may reach past the end of the file, as the file
-    /// may be cut short at any time; its start must be a multiple of the page size.
+    /// Maps a range of a file, in bytes from its start.
+    ///
+    /// `range` must start at a multiple of the page size. It may extend past the end of the file,
+    /// because a file can be truncated at any time.
     ///
     /// # Errors
     ///
     /// - [`io::ErrorKind::InvalidInput`]: the range is empty or does not start on a page.
     /// - `ENODEV`: the file system cannot map files.
-    /// - `ENOMEM`: no address space is left for it, or the process has too many mappings.
+    /// - `ENOMEM`: no address space is left, or the process has too many mappings.
     pub fn new(file: Arc<File>, range: Range<u64>) -> io::Result<Self> {
         let len = range.end.saturating_sub(range.start);
         let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
@@ -73,28 +79,33 @@ impl FileMapping {
             return Err(Errno::INVAL);
         }
         let space = AddressSpace::get()?;
-        let address = space.map(kernel, file.as_fd(), offset, len)?;
+        let address = space.map_file(kernel, file.as_fd(), offset, len)?;
         let units = 0..(len as u64).div_ceil(Self::RESIDENCY_UNIT_BYTES);
-        let span = Arc::new_cyclic(|me| MappedSpan {
+        let mapped = Arc::new_cyclic(|weak_self| MappedFileRange {
             address,
             len,
             file,
             offset,
-            refused: AtomicU32::new(0),
+            refused_mechanisms: AtomicU32::new(0),
             resident_at: units.map(|_| AtomicU64::new(0)).collect(),
-            me: me.clone(),
+            weak_self: weak_self.clone(),
         });
-        space.enter(address, len, Arc::as_ptr(&span));
-        Ok(Self(span))
+        space.register(address, len, Arc::as_ptr(&mapped));
+        Ok(Self(mapped))
     }
 
-    /// The mapped bytes, without a copy. See the type's words on their stability.
+    /// The mapped bytes, without a copy.
+    ///
+    /// # Stability of the bytes
+    ///
+    /// They may change or become unreadable at any time: see the
+    /// [type](Self#stability-of-the-bytes).
     #[must_use]
     pub fn bytes(&self) -> Bytes {
         Bytes::from_owner(MappedBytes(Arc::clone(&self.0)))
     }
 
-    /// The file.
+    /// The file that is mapped.
     #[must_use]
     pub fn file(&self) -> &Arc<File> {
         &self.0.file
@@ -113,33 +124,34 @@ impl FileMapping {
         self.0.len
     }
 
-    /// At most `count` of the mapped bytes, from byte `start` of the mapping on, for the kernel to
+    /// The bytes from byte `start` of the mapping on, at most `count` of them, for the kernel to
     /// read.
     #[allow(unsafe_code)]
     pub(crate) fn mapped(&self, start: usize, count: usize) -> Mapped<'_> {
         let start = start.min(self.0.len);
         let count = count.min(self.0.len - start);
-        // SAFETY: the range lies within the mapping, which `self` keeps.
+        // SAFETY: the range lies within the mapping, which only the drop of the `MappedFileRange`
+        // removes. `self` is borrowed for the lifetime of the result, and prevents that drop.
         unsafe { Mapped::new(self.0.address + start, count) }
     }
 
     /// Remembers that this file has refused `mechanism`, for the plans of later transfers.
     pub fn note_refusal(&self, mechanism: Mechanism) {
         self.0
-            .refused
+            .refused_mechanisms
             .fetch_or(1 << mechanism as u8, Ordering::Relaxed);
     }
 
     /// Whether this file has refused `mechanism` before.
     #[must_use]
     pub fn has_refused(&self, mechanism: Mechanism) -> bool {
-        self.0.refused.load(Ordering::Relaxed) & (1 << mechanism as u8) != 0
+        self.0.refused_mechanisms.load(Ordering::Relaxed) & (1 << mechanism as u8) != 0
     }
 }
 
-/// What [`residency`](crate::residency) remembers.
+/// What [`residency`](crate::residency) remembers of the page cache.
 impl FileMapping {
-    /// How much is remembered as one, in bytes.
+    /// The unit for which residency is remembered, in bytes.
     pub(crate) const RESIDENCY_UNIT_BYTES: u64 = 2 << 20;
 
     pub(crate) fn note_resident(&self, unit: usize) {
@@ -152,46 +164,53 @@ impl FileMapping {
     }
 }
 
-impl Drop for MappedSpan {
+impl Drop for MappedFileRange {
     fn drop(&mut self) {
-        // The span exists, so the arena does.
+        // It always exists, because this range was mapped into it.
         if let Some(space) = AddressSpace::existing() {
-            space.leave(self.address, self.len);
-            space.unmap(self.address, self.len);
+            space.unregister(self.address, self.len);
+            space.release(self.address, self.len);
         }
     }
 }
 
-struct MappedBytes(Arc<MappedSpan>);
+/// Keeps a mapping alive for the [`Bytes`] that are made from it.
+struct MappedBytes(Arc<MappedFileRange>);
 
 impl AsRef<[u8]> for MappedBytes {
     #[allow(unsafe_code)]
     fn as_ref(&self) -> &[u8] {
         let start = ptr::with_exposed_provenance(self.0.address);
-        // SAFETY: `len` bytes from `address` on are mapped readable, and stay so until the span is
-        // dropped, which `self` prevents. Another process may write to the file meanwhile, as with
-        // every shared mapping: the library never reads through this slice, it only passes its
-        // address on; and a reader sees torn bytes but never memory of anything else. The type's
-        // docs tell those who read it what a truncated file does.
+        // SAFETY: `len` bytes from `address` on are mapped for reading, and stay so until the
+        // `MappedFileRange` is dropped, which `self` prevents. As with every shared mapping,
+        // another process may write to the file meanwhile. The library never reads through this
+        // slice: it only passes its address on. A reader may see torn bytes, but never memory of
+        // anything else. The docs of `FileMapping` warn those who read it of what a truncated file
+        // does.
         unsafe { std::slice::from_raw_parts(start, self.0.len) }
     }
 }
 
 impl FileMapping {
-    /// The mapping whose span this is, and where in its file the `bytes` begin, if they lie in it
-    /// whole.
+    /// The mapping that `bytes` lie in, and the offset of their first byte in its file.
+    ///
+    /// `bytes` must not be empty, and `owner` must be the owner of their first byte. Returns `None`
+    /// if the owner is not a mapping, or if the bytes reach past its end.
     #[allow(unsafe_code)]
-    pub(super) fn locate(span: *const MappedSpan, bytes: &[u8]) -> Option<(Self, u64)> {
-        // SAFETY: a pointer in the table is that of a living span, for it is taken out before the
-        // span is freed; and this one cannot be freed before we return: `bytes` is not empty and
-        // begins in the span's granules, where nothing but a `Bytes` of that span can point, so
-        // whoever lent `bytes` to us keeps the span alive for the length of the borrow.
-        let span = unsafe { &*span };
-        let at = bytes.as_ptr().addr() - span.address;
-        if at + bytes.len() > span.len {
+    pub(super) fn locate(owner: Owner, bytes: &[u8]) -> Option<(Self, u64)> {
+        let mapped = owner.downcast::<MappedFileRange>()?;
+        // SAFETY: `downcast` only returns pointers that were registered as a `MappedFileRange`, the
+        // only type of its kind. It was alive when `owner` was looked up, because its drop removes
+        // the pointer from the table before anything is freed. And it cannot be dropped before this
+        // function returns: `bytes` is not empty and begins in its granules, where nothing but a
+        // `Bytes` made from it can point. So whatever `bytes` is borrowed from keeps it alive for
+        // at least as long as the borrow.
+        let mapped = unsafe { &*mapped };
+        let at = bytes.as_ptr().addr() - mapped.address;
+        if at + bytes.len() > mapped.len {
             return None;
         }
-        Some((Self(span.me.upgrade()?), span.offset + at as u64))
+        Some((Self(mapped.weak_self.upgrade()?), mapped.offset + at as u64))
     }
 }
 
@@ -214,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn every_slice_of_a_mapping_is_found() {
+    fn every_slice_of_a_mapping_is_located() {
         let content: Vec<u8> = (0..10_000_u32).map(|n| n as u8).collect();
         let mapping = FileMapping::new(file_of(&content), 4096..10_000).expect("mapped");
         let bytes = mapping.bytes();
@@ -227,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_and_empty_slices_belong_to_nobody() {
+    fn other_memory_and_empty_slices_are_not_located() {
         let bytes = FileMapping::new(file_of(b"x"), 0..1)
             .expect("mapped")
             .bytes();
@@ -237,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_keep_the_mapping_alive() {
+    fn bytes_keep_their_mapping_alive() {
         let mapping = FileMapping::new(file_of(b"still here"), 0..10).expect("mapped");
         let slice = mapping.bytes().slice(6..);
         drop(mapping);
@@ -246,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_used_again_and_never_mixed_up() {
+    fn reused_addresses_belong_to_the_latest_mapping() {
         for round in 0..1000_u32 {
             let content = round.to_le_bytes();
             let mapping = FileMapping::new(file_of(&content), 0..4).expect("mapped");

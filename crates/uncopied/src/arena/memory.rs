@@ -1,17 +1,17 @@
-//! Memory that can be sent: pages of the pool, or a part of a region.
+//! Memory that can be sent without a copy: pages of the pool, or a part of a region.
 
 use rustix::io::Errno;
 
-use super::{Pages, Protected, RegionPart};
+use super::{Pages, ProtectedCall, RegionPart};
 use crate::sys::Mapped;
 
-/// Bytes that can be sent without a copy, by a handle that keeps them where they are.
+/// Bytes that can be sent without a copy. The handle keeps them in place.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Memory {
     /// Frozen pages, which are never written to.
     Pages(Pages),
-    /// A part of a region, which may be written to at any time.
+    /// A part of a region, which may be overwritten at any time.
     Region(RegionPart),
 }
 
@@ -62,13 +62,15 @@ impl Memory {
         }
     }
 
-    /// Prepares the memory for one zero-copy call, which must be made while the result lives. From
-    /// then on a region's pages count as in flight, for as long as this handle lives, or a clone or
-    /// part that is made of it afterwards.
+    /// Prepares the memory for one zero-copy call, which must be made while the result lives.
+    ///
+    /// From then on the pages of a region count as in flight. They do so until this handle, and
+    /// every clone or part that is made of it afterwards, are dropped.
     ///
     /// # Errors
     ///
-    /// Why the memory can only be copied.
+    /// The reason why the memory can only be copied: see
+    /// [`Region::protection`](super::Region::protection). Pages have none.
     pub(crate) fn prepare(&self) -> Result<ZeroCopyCall<'_>, Errno> {
         Ok(match self {
             Self::Pages(pages) => ZeroCopyCall::Pages(pages),
@@ -76,17 +78,17 @@ impl Memory {
         })
     }
 
-    /// Declares that an earlier call left the page frames in a queue that reports nothing: they are
-    /// never written to again.
+    /// Leaves the page frames to the kernel, because an earlier call put them into a queue that
+    /// does not report when it is done with them. They are never written to again.
     ///
-    /// A region that can no longer do that keeps its pages as they are.
+    /// If a region can no longer protect its pages, this does nothing.
     pub(crate) fn gift(&self) {
         if let Ok(call) = self.prepare() {
             call.gift(self.len());
         }
     }
 
-    /// Whether it costs nothing more that the page frames are never written to again.
+    /// Whether it costs nothing extra to never write to the page frames again.
     pub(crate) fn is_permanent(&self) -> bool {
         match self {
             Self::Pages(pages) => pages.is_permanent(),
@@ -94,7 +96,7 @@ impl Memory {
         }
     }
 
-    /// The least number of bytes for which a zero-copy send of this kind of memory pays.
+    /// The smallest zero-copy send of this kind of memory that pays, in bytes.
     pub(crate) fn min_bytes(&self) -> usize {
         match self {
             Self::Pages(_) => 0,
@@ -110,8 +112,8 @@ impl Memory {
         }
     }
 
-    /// Keeps only the first `len` bytes. Pages of the rest that are in flight stay so for as long as
-    /// this handle lives.
+    /// Shortens this handle to the first `len` bytes. Pages of the rest that are in flight stay in
+    /// flight for as long as the handle lives.
     pub(crate) fn shorten(&mut self, len: usize) {
         match self {
             Self::Pages(pages) => *pages = pages.slice(..len.min(pages.len())),
@@ -119,7 +121,7 @@ impl Memory {
         }
     }
 
-    /// What follows the first `len` bytes.
+    /// The bytes after the first `len`.
     pub(crate) fn after(&self, len: usize) -> Self {
         match self {
             Self::Pages(pages) => Self::Pages(pages.slice(len.min(pages.len())..)),
@@ -128,20 +130,20 @@ impl Memory {
     }
 }
 
-/// Memory while a zero-copy call is made.
+/// Memory that is prepared for a zero-copy call. It must live until the call has returned.
 #[must_use = "the call must be made while this lives"]
 pub(crate) enum ZeroCopyCall<'a> {
     Pages(&'a Pages),
-    Region(Protected<'a>),
+    Region(ProtectedCall<'a>),
 }
 
 impl ZeroCopyCall<'_> {
-    /// Declares that the call took the first `bytes`, and that nothing will report when they are
-    /// free.
+    /// Leaves the page frames of the first `bytes` bytes to the kernel: the call took these bytes,
+    /// and nothing will report when the kernel is done with them.
     pub(crate) fn gift(self, bytes: usize) {
         match self {
             Self::Pages(pages) => pages.gift(),
-            Self::Region(mut protected) => protected.gift(bytes),
+            Self::Region(mut call) => call.gift(bytes),
         }
     }
 }

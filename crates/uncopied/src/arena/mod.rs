@@ -1,10 +1,10 @@
-//! Addresses that tell their owner.
+//! Addresses that identify their owner.
 //!
-//! One range of addresses is reserved, once a process; files are mapped into it, and [buffers of whole
-//! pages](PageBuffer) are taken from it. An I/O layer that is handed nothing but a `&[u8]` can then ask
-//! [`locate`] whose bytes these are, and send "file F from offset O", or lend the pages, instead of
-//! copying them. The look-up is a bounds check and one load from
-//! a table by granule: O(1), and no lock is taken.
+//! Each process reserves one range of addresses. Files are mapped into it, and [buffers of whole
+//! pages](PageBuffer) are allocated from it. An I/O layer that gets nothing but a `&[u8]` can then
+//! ask [`locate`] which file or pages these bytes belong to, and send "file F from offset O", or
+//! the pages by zero copy, instead of copying the bytes. The look-up is a bounds check and a load
+//! from a table with an entry for every 2 MiB: it takes constant time and no lock.
 //!
 //! ```
 //! use std::{fs::File, sync::Arc};
@@ -17,7 +17,7 @@
 //!
 //! let found = locate(&bytes[10..]);
 //! assert!(matches!(found, Some(Located::File { offset: 10, .. })));
-//! assert!(locate(b"bytes of anybody else").is_none());
+//! assert!(locate(b"bytes outside of the arena").is_none());
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
@@ -31,55 +31,53 @@ mod space;
 pub use mapping::FileMapping;
 pub use memory::Memory;
 pub use pages::{PageBuffer, Pages};
-use region::Protected;
+use region::ProtectedCall;
 pub use region::{Protection, Region, RegionMut, RegionPart};
 
 use std::ops::{Bound, Range, RangeBounds};
 
-use space::{AddressSpace, Owner};
+use space::AddressSpace;
 
-/// Whose bytes a slice is made of.
+/// The owner of the bytes of a slice.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Located {
-    /// A mapped file's.
+    /// A mapped file.
     File {
         /// The mapping that the slice lies in.
         mapping: FileMapping,
-        /// The slice's first byte, in bytes from the start of the file.
+        /// The position of the slice's first byte, in bytes from the start of the file.
         offset: u64,
     },
-    /// Frozen pages: the slice, with a handle that keeps it.
+    /// Frozen pages: a handle of exactly the bytes of the slice, which keeps them alive.
     Pages(Pages),
 }
 
-/// Whose bytes these are, if they live in the arena. O(1), and takes no lock.
+/// Finds the owner of some bytes, if they lie in the arena. This takes constant time and no lock.
 ///
-/// An empty slice belongs to nobody, and the bytes of a [`PageBuffer`] that is not frozen are nobody's
-/// but its own.
+/// Returns `None` for an empty slice, and for bytes of a [`PageBuffer`] that is not frozen or of a
+/// [`RegionMut`].
 #[must_use]
 pub fn locate(bytes: &[u8]) -> Option<Located> {
     if bytes.is_empty() {
         return None;
     }
-    match AddressSpace::existing()?.owner(bytes.as_ptr().addr())? {
-        Owner::File(span) => {
-            let (mapping, offset) = FileMapping::locate(span, bytes)?;
-            Some(Located::File { mapping, offset })
-        }
-        Owner::Slab(slab) => Pages::locate(slab, bytes).map(Located::Pages),
+    let owner = AddressSpace::existing()?.owner(bytes.as_ptr().addr())?;
+    if let Some((mapping, offset)) = FileMapping::locate(owner, bytes) {
+        return Some(Located::File { mapping, offset });
     }
+    Pages::locate(owner, bytes).map(Located::Pages)
 }
 
-/// The range in plain numbers.
+/// Resolves the bounds of a range within `len` bytes.
 ///
 /// # Panics
 ///
-/// If it does not lie within `len` bytes.
-fn within(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
+/// If the range does not lie within `len` bytes.
+fn resolve_range(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
     let start = match range.start_bound() {
         Bound::Included(&start) => start,
-        Bound::Excluded(&before) => before + 1,
+        Bound::Excluded(&previous) => previous + 1,
         Bound::Unbounded => 0,
     };
     let end = match range.end_bound() {
@@ -87,6 +85,9 @@ fn within(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
         Bound::Excluded(&end) => end,
         Bound::Unbounded => len,
     };
-    assert!(start <= end && end <= len, "{start}..{end} of {len}");
+    assert!(
+        start <= end && end <= len,
+        "the range {start}..{end} does not lie within {len} bytes"
+    );
     start..end
 }

@@ -1,4 +1,4 @@
-//! Buffers of whole pages: filled, then frozen, then lent to the kernel.
+//! Buffers of whole pages, which are filled, then frozen, then sent by zero copy.
 
 use std::fmt;
 use std::io;
@@ -9,14 +9,15 @@ use std::sync::Arc;
 use bytes::buf::UninitSlice;
 use bytes::{BufMut, Bytes};
 
-use super::pool::{Block, Slab};
-use super::within;
+use super::pool::{Block, MAX_BLOCK_BYTES, Slab};
+use super::resolve_range;
+use super::space::Owner;
 use crate::sys::Mapped;
 
 /// A buffer of whole pages, to be filled and then [frozen](Self::freeze).
 ///
-/// It comes from a pool and goes back to it. Filling it is ordinary work with memory: by
-/// [`io::Write`], by [`BufMut`], or as a `&mut [u8]`.
+/// It is allocated from a pool and released to it. It can be filled by [`io::Write`], by
+/// [`BufMut`], or as a `&mut [u8]`.
 ///
 /// ```
 /// use std::io::Write;
@@ -25,47 +26,51 @@ use crate::sys::Mapped;
 /// let mut buffer = PageBuffer::with_capacity(8192)?;
 /// write!(buffer, "frame {}", 1)?;
 /// let pages = buffer.freeze();
-/// let copy_of_the_handle = pages.clone();
-/// assert_eq!(&copy_of_the_handle[..5], b"frame");
+/// let other_handle = pages.clone();
+/// assert_eq!(&other_handle[..5], b"frame");
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct PageBuffer {
-    /// Nobody else has a reference to it.
+    /// The only reference to the block.
     block: Arc<Block>,
-    /// How many bytes are filled.
+    /// The number of bytes that are filled.
     len: usize,
 }
 
 impl PageBuffer {
-    /// The most that a buffer can hold, in bytes: 1 GiB.
-    pub const MAX_CAPACITY: usize = super::pool::LARGEST;
+    /// The largest capacity of a buffer, in bytes: 1 GiB.
+    pub const MAX_CAPACITY: usize = MAX_BLOCK_BYTES;
 
-    /// An empty buffer with room for at least `capacity` bytes: a power of two of them, and at least a
-    /// page.
+    /// Allocates an empty buffer with room for at least `capacity` bytes.
+    ///
+    /// The actual capacity is the next power of two, and at least a page.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` if `capacity` is more than [`MAX_CAPACITY`](Self::MAX_CAPACITY), or no address space is
-    /// left.
+    /// `ENOMEM`: `capacity` is more than [`MAX_CAPACITY`](Self::MAX_CAPACITY), or there is no
+    /// memory or address space left.
     pub fn with_capacity(capacity: usize) -> io::Result<Self> {
-        let block = Block::take(capacity, false)?;
+        let block = Block::allocate(capacity, false)?;
         Ok(Self { block, len: 0 })
     }
 
-    /// As [`with_capacity`](Self::with_capacity), of huge pages (2 MiB) where the kernel has them
-    /// (`/sys/kernel/mm/transparent_hugepage/enabled`), and at least one. They cost less to lend: the
-    /// kernel looks up and counts fewer frames. For what is sent many times (loopback, `vmsplice` of 64 KiB,
-    /// CPU time over that of `write`: 0.90 from huge pages, 0.98 from others).
+    /// Allocates an empty buffer of huge pages (2 MiB), at least one, if the kernel has them
+    /// (`/sys/kernel/mm/transparent_hugepage/enabled`).
+    ///
+    /// Otherwise it is like [`with_capacity`](Self::with_capacity). Use it for bytes that are sent
+    /// many times: a zero-copy send of huge pages costs less, because the kernel looks up and
+    /// counts fewer page frames. (CPU time of `vmsplice` of 64 KiB on loopback, relative to
+    /// `write`: 0.90 from huge pages, 0.98 from others.)
     ///
     /// # Errors
     ///
     /// As [`with_capacity`](Self::with_capacity).
     pub fn huge(capacity: usize) -> io::Result<Self> {
-        let block = Block::take(capacity, true)?;
+        let block = Block::allocate(capacity, true)?;
         Ok(Self { block, len: 0 })
     }
 
-    /// A buffer with `len` bytes in it, all of them 0.
+    /// Allocates a buffer that is filled with `len` zeroes.
     ///
     /// # Errors
     ///
@@ -77,7 +82,7 @@ impl PageBuffer {
         Ok(buffer)
     }
 
-    /// A buffer with a copy of `bytes` in it.
+    /// Allocates a buffer that is filled with a copy of `bytes`.
     ///
     /// # Errors
     ///
@@ -88,37 +93,39 @@ impl PageBuffer {
         Ok(buffer)
     }
 
-    /// How many bytes fit, in all.
+    /// The number of bytes that fit into the buffer, including those that are filled.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.block.len()
     }
 
-    /// The bytes after those that are filled, to be written before they are
-    /// [counted in](Self::set_len). What they are is not said: zeroes, or what an earlier buffer of this
-    /// process had there.
+    /// The memory after the bytes that are filled. Write to it, then call
+    /// [`set_len`](Self::set_len).
+    ///
+    /// Its content is unspecified: zeroes, or what an earlier buffer of this process left there.
     #[must_use]
     pub fn spare_mut(&mut self) -> &mut [u8] {
         let len = self.len;
         &mut self.memory_mut()[len..]
     }
 
-    /// Says that the first `len` bytes of the buffer's memory are its content.
+    /// Makes the first `len` bytes of the buffer's memory its content.
     ///
     /// # Panics
     ///
-    /// If that is more than the [capacity](Self::capacity).
+    /// If `len` is more than the [capacity](Self::capacity).
     pub fn set_len(&mut self, len: usize) {
-        assert!(len <= self.capacity(), "{len} bytes do not fit");
+        let capacity = self.capacity();
+        assert!(len <= capacity, "{len} bytes do not fit into {capacity}");
         self.len = len;
     }
 
-    /// Empties the buffer.
+    /// Makes the buffer empty. Its capacity stays the same.
     pub fn clear(&mut self) {
         self.len = 0;
     }
 
-    /// Makes the content immutable: from here on it can be lent to the kernel.
+    /// Makes the content immutable, so that it can be sent by zero copy.
     #[must_use]
     pub fn freeze(self) -> Pages {
         self.block.freeze();
@@ -129,12 +136,15 @@ impl PageBuffer {
         }
     }
 
-    /// As [`freeze`](Self::freeze), for bytes that are sent many times and then dropped: the pages are
-    /// never written to again, and with the last handle their frames go back to the kernel instead of the
-    /// pool. Such pages can be sent by `vmsplice`, which copies nothing even to a peer on the same
-    /// machine, and of which the kernel never says when it is done.
+    /// Makes the content immutable permanently: unlike after [`freeze`](Self::freeze), the pages
+    /// are never written to again.
     ///
-    /// New frames cost more than a copy: not for a buffer that is filled, sent once and filled again.
+    /// When the last handle is dropped, the page frames go back to the kernel instead of the pool.
+    /// This allows sends by `vmsplice`, which copies nothing even if the peer is on the same
+    /// machine, but for which the kernel never reports when it is done.
+    ///
+    /// Use it for bytes that are sent many times and then dropped. It does not pay for a buffer
+    /// that is filled, sent once and filled again, because new page frames cost more than a copy.
     #[must_use]
     pub fn freeze_permanently(self) -> Pages {
         self.block.gift();
@@ -144,20 +154,21 @@ impl PageBuffer {
     #[allow(unsafe_code)]
     fn memory(&self) -> &[u8] {
         let start = ptr::with_exposed_provenance(self.block.address());
-        // SAFETY: a block is `len` bytes of readable memory, all of them initialised (by the kernel,
-        // with zeroes, or by earlier owners), and stays so until it is dropped. It is in use by
-        // nobody else: `self.block` is the only reference to it, for a block is not frozen, and so
-        // cannot be found by its address, before `freeze` has consumed the buffer. The kernel does
-        // not write to it.
+        // SAFETY: a block is `len` bytes of readable memory, all of them initialised (by the
+        // kernel, with zeroes, or by earlier owners), and stays so until it is dropped. Nothing
+        // else uses it: `self.block` is the only reference to it, because a block cannot be located
+        // by its address before it is frozen, and `freeze` consumes the buffer. The kernel does not
+        // write to it.
         unsafe { std::slice::from_raw_parts(start, self.block.len()) }
     }
 
     #[allow(unsafe_code)]
     fn memory_mut(&mut self) -> &mut [u8] {
         let start = ptr::with_exposed_provenance_mut(self.block.address());
-        // SAFETY: as for `memory`, and the memory is writable and borrowed exclusively. The kernel may
-        // not read it any more either: whoever lends pages keeps a reference to the block until it
-        // knows that they came back, and blocks of which nobody knows it get new frames.
+        // SAFETY: as in `memory`. In addition, the memory is writable and borrowed exclusively, and
+        // the kernel does not read it any more: every zero-copy send keeps a reference to the block
+        // until the kernel has reported that it is done, and a block for which it reports nothing
+        // is gifted, never becomes a buffer again, and gets new frames before it is reused.
         unsafe { std::slice::from_raw_parts_mut(start, self.block.len()) }
     }
 }
@@ -177,7 +188,7 @@ impl DerefMut for PageBuffer {
     }
 }
 
-/// Writes until the buffer is full.
+/// Appends to the content. A write to a full buffer returns 0.
 impl io::Write for PageBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = bytes.len().min(self.remaining_mut());
@@ -190,8 +201,8 @@ impl io::Write for PageBuffer {
     }
 }
 
-// SAFETY: `remaining_mut` and `chunk_mut` tell of the same spare memory, which `advance_mut` checks
-// that it does not leave, and which is all initialised.
+// SAFETY: `remaining_mut` and `chunk_mut` describe the same spare memory, all of which is
+// initialised. `advance_mut` panics if it would go beyond that memory.
 #[allow(unsafe_code)]
 unsafe impl BufMut for PageBuffer {
     fn remaining_mut(&self) -> usize {
@@ -216,10 +227,10 @@ impl fmt::Debug for PageBuffer {
     }
 }
 
-/// Bytes in frozen pages: immutable, cheap to clone and to slice.
+/// Bytes in frozen pages: immutable, and cheap to clone and to slice.
 ///
-/// The pages go back to the pool after the last handle, the last [`Bytes`] made of one, and the last
-/// lease: what the kernel still reads is never written to.
+/// The pages go back to the pool once the last handle, the last [`Bytes`] made from one, and the
+/// last zero-copy send are gone. Pages that the kernel still reads are never written to.
 #[derive(Clone)]
 pub struct Pages {
     block: Arc<Block>,
@@ -228,14 +239,14 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// A part of these bytes, without a copy.
+    /// Returns a handle of a part of these bytes, without a copy.
     ///
     /// # Panics
     ///
-    /// If the range does not lie within them.
+    /// If the range does not lie within these bytes.
     #[must_use]
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Self {
-        let range = within(range, self.len);
+        let range = resolve_range(range, self.len);
         Self {
             block: Arc::clone(&self.block),
             start: self.start + range.start,
@@ -243,26 +254,27 @@ impl Pages {
         }
     }
 
-    /// The buffer back, to be filled again, if this is the last handle, nothing is lent, and the pages
-    /// can be written to ever again. Otherwise the handle as it was.
+    /// Turns the pages back into an empty buffer, to be filled again.
     ///
     /// # Errors
     ///
-    /// The handle.
+    /// Returns the handle unchanged if there is another one, if the pages are in flight, or if they
+    /// are [permanent](Self::is_permanent).
     pub fn try_into_buffer(mut self) -> Result<PageBuffer, Self> {
-        // In this order: who had the other handle may have given the pages away before it went.
+        // The order matters: another thread may have gifted the pages just before it dropped the
+        // other handle.
         if Arc::get_mut(&mut self.block).is_none() || self.block.is_gifted() {
             return Err(self);
         }
-        self.block.thaw();
+        self.block.unfreeze();
         Ok(PageBuffer {
             block: self.block,
             len: 0,
         })
     }
 
-    /// The pages that these bytes lie in, if they do: the way back from [`Bytes`]. O(1), and takes no
-    /// lock.
+    /// Returns a handle of these bytes if they lie in frozen pages, such as those of a [`Bytes`]
+    /// made from [`Pages`]. This takes constant time and no lock.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Option<Self> {
         match super::locate(bytes)? {
@@ -271,22 +283,28 @@ impl Pages {
         }
     }
 
-    /// The handle of the block at these bytes, if they lie in one that is frozen.
+    /// A handle of `bytes`.
+    ///
+    /// `bytes` must not be empty, and `owner` must be the owner of their first byte. Returns `None`
+    /// if the owner is not a slab, or if the bytes do not lie in one frozen block of it.
     #[allow(unsafe_code)]
-    pub(super) fn locate(slab: *const Slab, bytes: &[u8]) -> Option<Self> {
-        // SAFETY: slabs are never freed.
+    pub(super) fn locate(owner: Owner, bytes: &[u8]) -> Option<Self> {
+        let slab = owner.downcast::<Slab>()?;
+        // SAFETY: `downcast` only returns pointers that were registered as a `Slab`, the only type
+        // of its kind, and slabs are never freed.
         let slab = unsafe { &*slab };
         let block = slab.frozen_at(bytes.as_ptr().addr());
         if block.is_null() {
             return None;
         }
-        // SAFETY: the pointer is that of a frozen block, made by `Arc::as_ptr`, and the block cannot
-        // be dropped before we return: `bytes` is not empty and begins in the block's memory, which
-        // is lent as `&[u8]` by handles of the block only (and, before it was frozen, by its buffer,
-        // which had to be given up for that), so whoever lent `bytes` to us keeps a reference to it
-        // for the length of the borrow.
+        // SAFETY: the pointer was made by `Arc::as_ptr` of a frozen block, and the block cannot be
+        // dropped before this function returns: `bytes` is not empty and begins in the memory of
+        // the block. Only handles of a frozen block hand out its memory as `&[u8]`. (Before it was
+        // frozen its buffer did, but freezing consumed the buffer, and so ended those borrows.) So
+        // whatever `bytes` is borrowed from keeps a reference to the block for as long as the
+        // borrow.
         unsafe { Arc::increment_strong_count(block) };
-        // SAFETY: as above; the count was just taken for this.
+        // SAFETY: as above. The line before has added the reference that this takes over.
         let block = unsafe { Arc::from_raw(block) };
         let start = bytes.as_ptr().addr() - block.address();
         (start + bytes.len() <= block.len()).then_some(Self {
@@ -299,20 +317,21 @@ impl Pages {
     /// The bytes, for the kernel to read.
     #[allow(unsafe_code)]
     pub(crate) fn mapped(&self) -> Mapped<'_> {
-        // SAFETY: the range lies within the block, whose memory stays mapped until it is dropped,
-        // which `self` prevents.
+        // SAFETY: the range lies within the memory of the block, which is never unmapped, and which
+        // belongs to the block until that is dropped. `self` prevents the drop for the lifetime of
+        // the result.
         unsafe { Mapped::new(self.block.address() + self.start, self.len) }
     }
 
-    /// Whether the pages are never written to again:
-    /// [frozen for good](PageBuffer::freeze_permanently), or sent by `vmsplice`.
+    /// Whether the pages are never written to again, because they were
+    /// [frozen permanently](PageBuffer::freeze_permanently) or sent by `vmsplice`.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
         self.block.is_gifted()
     }
 
-    /// Says that the frames lie where nobody tells when they are free. The pages are never written to
-    /// again: with the last handle the frames go back to the kernel.
+    /// Leaves the page frames to the kernel, because nothing reports when it is done with them. The
+    /// pages are never written to again: the last handle returns the frames to the kernel.
     pub(crate) fn gift(&self) {
         self.block.gift();
     }
@@ -324,8 +343,9 @@ impl Deref for Pages {
     #[allow(unsafe_code)]
     fn deref(&self) -> &[u8] {
         let start = ptr::with_exposed_provenance(self.block.address() + self.start);
-        // SAFETY: the range lies within the block's memory, which is initialised, readable, and
-        // written to by nobody while a handle is alive: a buffer is made of a block only by its last.
+        // SAFETY: the range lies within the memory of the block, which is initialised and readable.
+        // Nothing writes to it while a handle is alive: only the last handle of a block can become
+        // a buffer.
         unsafe { std::slice::from_raw_parts(start, self.len) }
     }
 }
@@ -353,17 +373,17 @@ mod tests {
     use std::collections::HashSet;
     use std::io::Write;
 
-    use super::super::pool::SMALLEST;
+    use super::super::pool::MIN_BLOCK_BYTES;
     use super::*;
 
     #[test]
-    fn a_buffer_is_filled_frozen_and_found() {
-        let mut buffer = PageBuffer::with_capacity(10_000).expect("taken");
+    fn a_buffer_is_filled_frozen_and_located() {
+        let mut buffer = PageBuffer::with_capacity(10_000).expect("allocated");
         assert_eq!((buffer.len(), buffer.capacity()), (0, 16_384));
         buffer.put_slice(b"head ");
-        write!(buffer, "{}", 42).expect("there is room");
+        write!(buffer, "{}", 42).expect("it fits");
         buffer[0] = b'H';
-        assert!(Pages::of(&buffer).is_none(), "it can still be written to");
+        assert!(Pages::of(&buffer).is_none(), "it is not frozen yet");
         let pages = buffer.freeze();
         assert_eq!(&pages[..], b"Head 42");
         let bytes = Bytes::from(pages.slice(5..));
@@ -374,17 +394,17 @@ mod tests {
     }
 
     #[test]
-    fn a_full_buffer_takes_no_more() {
-        let mut buffer = PageBuffer::zeroed(SMALLEST).expect("taken");
-        assert_eq!(buffer.write(b"x").expect("an answer"), 0);
+    fn a_full_buffer_accepts_no_more_bytes() {
+        let mut buffer = PageBuffer::zeroed(MIN_BLOCK_BYTES).expect("allocated");
+        assert_eq!(buffer.write(b"x").expect("no error"), 0);
         assert!(buffer.iter().all(|byte| *byte == 0));
         assert!(PageBuffer::with_capacity(PageBuffer::MAX_CAPACITY + 1).is_err());
     }
 
     #[test]
-    fn only_the_last_handle_becomes_a_buffer() {
+    fn only_the_last_handle_becomes_a_buffer_again() {
         let pages = PageBuffer::copy_from_slice(b"once")
-            .expect("taken")
+            .expect("allocated")
             .freeze();
         let other = pages.clone();
         let pages = pages
@@ -400,28 +420,29 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_were_given_away_get_new_frames() {
+    fn gifted_pages_get_new_frames() {
         let mut addresses = HashSet::new();
         for round in 0..64_u8 {
             let pages = PageBuffer::copy_from_slice(&[round + 1; 5000])
-                .expect("taken")
+                .expect("allocated")
                 .freeze();
             pages.gift();
             let pages = pages.try_into_buffer().expect_err("never written to again");
             addresses.insert(pages.as_ptr().addr());
             drop(pages);
-            let mut next = PageBuffer::with_capacity(5000).expect("taken");
+            let mut next = PageBuffer::with_capacity(5000).expect("allocated");
             let is_same = addresses.contains(&next.as_ptr().addr());
             assert!(!is_same || next.spare_mut()[..5000].iter().all(|byte| *byte == 0));
         }
     }
 
-    /// Whoever gives pages away does so before it drops its handle: whoever then finds that it has the
-    /// last one must see it. The guard: the order of the two questions in `try_into_buffer`.
+    /// A thread gifts pages before it drops its handle. A thread that then finds that it has the
+    /// last handle must see the gift. The order of the two checks in `try_into_buffer` ensures
+    /// that.
     #[test]
-    fn pages_given_away_by_another_thread_never_become_a_buffer() {
+    fn pages_gifted_by_another_thread_never_become_a_buffer() {
         for _ in 0..2_000 {
-            let mut pages = PageBuffer::zeroed(1).expect("taken").freeze();
+            let mut pages = PageBuffer::zeroed(1).expect("allocated").freeze();
             let other = pages.clone();
             let ready = std::sync::Barrier::new(2);
             std::thread::scope(|scope| {
@@ -432,15 +453,15 @@ mod tests {
                 });
                 ready.wait();
                 for _ in 0..1_000 {
-                    let answer = pages.try_into_buffer();
-                    pages = answer.expect_err("it becomes a buffer after it was given away");
+                    let result = pages.try_into_buffer();
+                    pages = result.expect_err("gifted pages never become a buffer");
                 }
             });
         }
     }
 
     #[test]
-    fn no_two_buffers_share_a_byte() {
+    fn no_two_buffers_share_memory() {
         let sizes = [1, 4096, 4097, 70_000, 2 << 20, (2 << 20) + 1, 5 << 20];
         let threads: Vec<_> = (0..4_u8)
             .map(|thread| {
@@ -450,9 +471,9 @@ mod tests {
                         let len = sizes[(round * 7 + usize::from(thread)) % sizes.len()];
                         let mark = (round as u8).wrapping_mul(4).wrapping_add(thread);
                         let mut buffer = if round % 5 == 0 {
-                            PageBuffer::huge(len).expect("taken")
+                            PageBuffer::huge(len).expect("allocated")
                         } else {
-                            PageBuffer::with_capacity(len).expect("taken")
+                            PageBuffer::with_capacity(len).expect("allocated")
                         };
                         buffer.set_len(len);
                         buffer[0] = mark;

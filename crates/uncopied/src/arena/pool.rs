@@ -1,9 +1,9 @@
-//! Blocks of memory: which are free, and which go back.
+//! A pool of memory blocks.
 //!
-//! A block is a power of two of bytes, from a page to [`LARGEST`]. Blocks below a granule share one;
-//! larger ones have granules of their own. Addresses that were once memory stay memory: a block that
-//! is given back keeps its frames for the next taker, up to a limit, beyond which the frames go back to
-//! the kernel and the addresses are kept.
+//! The length of a block is a power of two, from a page to [`MAX_BLOCK_BYTES`]. Blocks smaller than
+//! a granule share one; larger ones have granules of their own. Addresses that have become memory
+//! stay memory: a released block keeps its page frames for the next allocation, up to a limit.
+//! Beyond the limit the frames go back to the kernel, and only the addresses are kept.
 
 use std::cell::RefCell;
 use std::ptr;
@@ -12,161 +12,178 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::{Errno, Result};
 
-use super::space::{AddressSpace, GRANULE};
+use super::space::{AddressSpace, GRANULE_BYTES, GranuleOwner, OwnerKind};
 
-/// The least that a block has, in bytes: a page, where pages are not larger.
-pub(super) const SMALLEST: usize = 4 << 10;
+/// The smallest length of a block. Where pages are larger than this, it is a page.
+pub(super) const MIN_BLOCK_BYTES: usize = 4 << 10;
 
-/// The most that a block can have, in bytes.
-pub(super) const LARGEST: usize = 1 << 30;
+/// The largest length of a block.
+pub(super) const MAX_BLOCK_BYTES: usize = 1 << 30;
 
-/// The sizes, and the sizes again for blocks of huge pages.
-const CLASSES: usize = 2 * SIZES;
-const SIZES: usize = (LARGEST / SMALLEST).ilog2() as usize + 1;
+/// The number of lengths that blocks have.
+const LEN_COUNT: usize = (MAX_BLOCK_BYTES / MIN_BLOCK_BYTES).ilog2() as usize + 1;
 
-/// How many free bytes of a class a thread keeps for itself, so that most buffers are taken and given
-/// back without a lock.
-const THREAD_BYTES: usize = 1 << 20;
+/// The number of classes of blocks: one for each length, and again one for each length of blocks of
+/// huge pages.
+const CLASS_COUNT: usize = 2 * LEN_COUNT;
 
-/// How many bytes of free blocks keep their frames, beyond what the threads keep for themselves.
-const WARM_BYTES: usize = 64 << 20;
+/// How many free bytes of each class a thread caches. Most buffers are allocated from that cache
+/// and released to it, without a lock.
+const THREAD_CACHE_BYTES: usize = 1 << 20;
+
+/// How many bytes of free blocks keep their page frames, not counting those that threads cache.
+const MAX_WARM_BYTES: usize = 64 << 20;
 
 static POOL: Pool = Pool {
-    free: [const { Mutex::new(FreeBlocks::new()) }; CLASSES],
+    free: [const { Mutex::new(FreeBlocks::new()) }; CLASS_COUNT],
     warm_bytes: AtomicUsize::new(0),
 };
 
 thread_local! {
-    static OWN: RefCell<OwnBlocks> = const { RefCell::new(OwnBlocks([const { Vec::new() }; CLASSES])) };
+    static THREAD_CACHE: RefCell<ThreadCache> =
+        const { RefCell::new(ThreadCache([const { Vec::new() }; CLASS_COUNT])) };
 }
 
-/// Memory that was carved into blocks of one size. It is never taken apart again.
+/// Memory that is divided into blocks of one length. It stays so for as long as the process runs.
 #[derive(Debug)]
 pub(super) struct Slab {
     address: usize,
     block_len: usize,
-    /// The blocks that are frozen, where [`locate`](super::locate) finds them; null for the others.
+    /// For each block, a pointer to it if it is frozen, which [`locate`](super::locate) reads. The
+    /// others are null.
     frozen: Box<[AtomicPtr<Block>]>,
 }
 
+impl GranuleOwner for Slab {
+    const KIND: OwnerKind = OwnerKind::Slab;
+}
+
 impl Slab {
-    /// The frozen block that holds `address`, which must lie in this slab. The pointer came from
-    /// [`Arc::as_ptr`], and is good for as long as somebody else keeps the block.
+    /// The frozen block that holds `address`, which must lie in this slab. Null if that block is
+    /// not frozen.
+    ///
+    /// The pointer was made by [`Arc::as_ptr`]. It is valid for as long as something else keeps the
+    /// block alive.
     pub(super) fn frozen_at(&self, address: usize) -> *const Block {
         self.frozen[(address - self.address) / self.block_len].load(Ordering::Acquire)
     }
 }
 
-/// A block in use: memory that is nobody else's.
+/// An allocated block: memory that belongs to nothing else.
 #[derive(Debug)]
 pub(super) struct Block {
-    place: Place,
-    /// Its frames lie, or may lie, in queues of which nobody tells when they are empty.
-    gifted: AtomicBool,
+    location: BlockLocation,
+    /// Its page frames are, or may be, in queues of the kernel that do not report when they are
+    /// empty.
+    is_gifted: AtomicBool,
 }
 
-/// Where a block lies.
+/// Where a block is, and of which class.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct BlockLocation {
     slab: &'static Slab,
     address: usize,
     class: usize,
 }
 
 impl Block {
-    /// A block of at least `len` bytes. Its content is whatever was in it before, in this process, or
-    /// zeroes.
-    pub(super) fn take(len: usize, is_huge: bool) -> Result<Arc<Self>> {
+    /// Allocates a block of at least `len` bytes. It contains zeroes, or what an earlier block in
+    /// this process left there.
+    pub(super) fn allocate(len: usize, is_huge: bool) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            place: take(class_of(len, is_huge)?)?,
-            gifted: AtomicBool::new(false),
+            location: allocate(class_of(len, is_huge)?)?,
+            is_gifted: AtomicBool::new(false),
         }))
     }
 
     pub(super) fn address(&self) -> usize {
-        self.place.address
+        self.location.address
     }
 
     pub(super) fn len(&self) -> usize {
-        self.place.slab.block_len
+        self.location.slab.block_len
     }
 
-    /// From now on [`locate`](super::locate) finds the block.
+    /// Makes [`locate`](super::locate) find the block.
     pub(super) fn freeze(self: &Arc<Self>) {
-        self.entry()
+        self.frozen_entry()
             .store(Arc::as_ptr(self).cast_mut(), Ordering::Release);
     }
 
-    /// From now on it does not.
-    pub(super) fn thaw(&self) {
-        self.entry().store(ptr::null_mut(), Ordering::Release);
+    /// Makes [`locate`](super::locate) no longer find the block.
+    pub(super) fn unfreeze(&self) {
+        self.frozen_entry()
+            .store(ptr::null_mut(), Ordering::Release);
     }
 
-    /// Says that the frames lie where nobody tells when they are free: they are never written again.
+    /// Leaves the page frames to the kernel, because nothing reports when it is done with them.
+    /// They are never written to again.
     pub(super) fn gift(&self) {
-        self.gifted.store(true, Ordering::Relaxed);
+        self.is_gifted.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_gifted(&self) -> bool {
-        self.gifted.load(Ordering::Relaxed)
+        self.is_gifted.load(Ordering::Relaxed)
     }
 
-    fn entry(&self) -> &AtomicPtr<Self> {
-        let slab = self.place.slab;
-        &slab.frozen[(self.place.address - slab.address) / slab.block_len]
+    fn frozen_entry(&self) -> &AtomicPtr<Self> {
+        let slab = self.location.slab;
+        &slab.frozen[(self.location.address - slab.address) / slab.block_len]
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.thaw();
-        let is_gifted = *self.gifted.get_mut();
-        give(self.place, is_gifted);
+        self.unfreeze();
+        let is_gifted = *self.is_gifted.get_mut();
+        release(self.location, is_gifted);
     }
 }
 
 /// The class of blocks that hold `len` bytes.
 fn class_of(len: usize, is_huge: bool) -> Result<usize> {
-    // No two blocks share a page: its frame goes back to the kernel as a whole.
-    let least = if is_huge {
-        GRANULE
+    // No two blocks share a page, because the kernel takes page frames back as a whole.
+    let min_bytes = if is_huge {
+        GRANULE_BYTES
     } else {
-        SMALLEST.max(rustix::param::page_size())
+        MIN_BLOCK_BYTES.max(rustix::param::page_size())
     };
-    if len > LARGEST {
+    if len > MAX_BLOCK_BYTES {
         return Err(Errno::NOMEM);
     }
-    let size = (len.max(least).next_power_of_two() / SMALLEST).ilog2() as usize;
-    Ok(size + if is_huge { SIZES } else { 0 })
+    let len_index = (len.max(min_bytes).next_power_of_two() / MIN_BLOCK_BYTES).ilog2() as usize;
+    Ok(len_index + if is_huge { LEN_COUNT } else { 0 })
 }
 
-/// The length of a class's blocks, in bytes.
+/// The length of the blocks of a class, in bytes.
 fn block_len(class: usize) -> usize {
-    SMALLEST << (class % SIZES)
+    MIN_BLOCK_BYTES << (class % LEN_COUNT)
 }
 
-fn take(class: usize) -> Result<Place> {
-    let own = OWN.try_with(|own| own.borrow_mut().0[class].pop());
-    if let Ok(Some(place)) = own {
-        return Ok(place);
+fn allocate(class: usize) -> Result<BlockLocation> {
+    let cached = THREAD_CACHE.try_with(|cache| cache.borrow_mut().0[class].pop());
+    if let Ok(Some(location)) = cached {
+        return Ok(location);
     }
     let mut free = POOL.free(class);
-    if let Some(place) = free.warm.pop() {
+    if let Some(location) = free.warm.pop() {
         POOL.warm_bytes
             .fetch_sub(block_len(class), Ordering::Relaxed);
-        return Ok(place);
+        return Ok(location);
     }
     match free.cold.pop() {
-        Some(place) => Ok(place),
-        None => carve(class, &mut free.cold),
+        Some(location) => Ok(location),
+        None => allocate_slab(class, &mut free.cold),
     }
 }
 
-/// Makes a slab of blocks of this class: one to take, the others into `free`.
-fn carve(class: usize, free: &mut Vec<Place>) -> Result<Place> {
+/// Allocates a slab of blocks of this class. Returns the first block, and adds the others to
+/// `free`.
+fn allocate_slab(class: usize, free: &mut Vec<BlockLocation>) -> Result<BlockLocation> {
     let block_len = block_len(class);
-    let len = block_len.max(GRANULE);
-    let address = AddressSpace::get()?.open(len, class >= SIZES)?;
+    let len = block_len.max(GRANULE_BYTES);
+    let space = AddressSpace::get()?;
+    let address = space.allocate(len, class >= LEN_COUNT)?;
     let frozen = (0..len / block_len)
         .map(|_| AtomicPtr::new(ptr::null_mut()))
         .collect();
@@ -175,52 +192,52 @@ fn carve(class: usize, free: &mut Vec<Place>) -> Result<Place> {
         block_len,
         frozen,
     }));
-    AddressSpace::get()?.enter_slab(slab, address, len);
-    let place = |address| Place {
+    space.register(address, len, slab);
+    let location = |address| BlockLocation {
         slab,
         address,
         class,
     };
-    // The lowest addresses are taken first.
+    // In reverse, so that the lowest addresses are allocated first.
     let others = (address + block_len..address + len)
         .step_by(block_len)
         .rev();
-    free.extend(others.map(place));
-    Ok(place(address))
+    free.extend(others.map(location));
+    Ok(location(address))
 }
 
-fn give(place: Place, is_gifted: bool) {
-    let most = THREAD_BYTES / block_len(place.class);
+fn release(location: BlockLocation, is_gifted: bool) {
+    let max_cached = THREAD_CACHE_BYTES / block_len(location.class);
     if is_gifted {
-        POOL.give_cold(place);
+        POOL.release_cold(location);
         return;
     }
-    let kept = OWN.try_with(|own| {
-        let blocks = &mut own.borrow_mut().0[place.class];
-        let has_room = blocks.len() < most;
+    let is_cached = THREAD_CACHE.try_with(|cache| {
+        let blocks = &mut cache.borrow_mut().0[location.class];
+        let has_room = blocks.len() < max_cached;
         if has_room {
-            blocks.push(place);
+            blocks.push(location);
         }
         has_room
     });
-    // A thread that ends has no list any more.
-    if !matches!(kept, Ok(true)) {
-        POOL.give(place);
+    // A thread that is ending has no cache any more.
+    if !matches!(is_cached, Ok(true)) {
+        POOL.release(location);
     }
 }
 
 struct Pool {
-    free: [Mutex<FreeBlocks>; CLASSES],
+    free: [Mutex<FreeBlocks>; CLASS_COUNT],
     /// The bytes of all warm blocks in `free`.
     warm_bytes: AtomicUsize,
 }
 
 /// The free blocks of a class.
 struct FreeBlocks {
-    /// With the frames of their last user.
-    warm: Vec<Place>,
-    /// Without frames: the first write to a page brings a zeroed one.
-    cold: Vec<Place>,
+    /// Blocks that still have the page frames of their last use.
+    warm: Vec<BlockLocation>,
+    /// Blocks without page frames: the first write to a page gets it a zeroed one.
+    cold: Vec<BlockLocation>,
 }
 
 impl FreeBlocks {
@@ -234,40 +251,43 @@ impl FreeBlocks {
 
 impl Pool {
     fn free(&self, class: usize) -> MutexGuard<'_, FreeBlocks> {
-        // The lists are whole between any two of the statements that could panic.
+        // A panic cannot leave the lists inconsistent: no statement that may panic comes between
+        // two changes that belong together.
         self.free[class]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn give(&self, place: Place) {
-        let len = block_len(place.class);
+    fn release(&self, location: BlockLocation) {
+        let len = block_len(location.class);
         let warm_bytes = self.warm_bytes.fetch_add(len, Ordering::Relaxed) + len;
-        if warm_bytes <= WARM_BYTES {
-            self.free(place.class).warm.push(place);
+        if warm_bytes <= MAX_WARM_BYTES {
+            self.free(location.class).warm.push(location);
         } else {
             self.warm_bytes.fetch_sub(len, Ordering::Relaxed);
-            self.give_cold(place);
+            self.release_cold(location);
         }
     }
 
-    /// Gives the frames to the kernel first. Where it does not take them, the block is never used
-    /// again: they may be somebody's.
-    fn give_cold(&self, place: Place) {
-        let discarded = AddressSpace::existing()
-            .is_some_and(|space| space.discard(place.address, block_len(place.class)).is_ok());
-        if discarded {
-            self.free(place.class).cold.push(place);
+    /// Returns the page frames to the kernel, and then the block to the pool. If the kernel does
+    /// not take the frames, the block is never used again, because something may still read them.
+    fn release_cold(&self, location: BlockLocation) {
+        let len = block_len(location.class);
+        let is_discarded = AddressSpace::existing()
+            .is_some_and(|space| space.discard_frames(location.address, len).is_ok());
+        if is_discarded {
+            self.free(location.class).cold.push(location);
         }
     }
 }
 
-struct OwnBlocks([Vec<Place>; CLASSES]);
+/// The free blocks of each class that a thread keeps for itself.
+struct ThreadCache([Vec<BlockLocation>; CLASS_COUNT]);
 
-impl Drop for OwnBlocks {
+impl Drop for ThreadCache {
     fn drop(&mut self) {
-        for place in self.0.iter_mut().flat_map(std::mem::take) {
-            POOL.give(place);
+        for location in self.0.iter_mut().flat_map(std::mem::take) {
+            POOL.release(location);
         }
     }
 }

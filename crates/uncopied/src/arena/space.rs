@@ -1,4 +1,4 @@
-//! The reserved addresses: who has which granules, and the table that [`locate`](super::locate)
+//! The reserved addresses: which granules are free, and the table that [`locate`](super::locate)
 //! reads.
 
 use std::collections::BTreeMap;
@@ -10,77 +10,91 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use rustix::io::{Errno, Result};
 use rustix::process::{Resource, getrlimit};
 
-use super::mapping::MappedSpan;
-use super::pool::Slab;
 use crate::sys::{Kernel, Reservation};
 
-/// Owners are told apart by granule: a span starts at a granule's start and fills whole granules.
+/// The unit of allocation and of the owner table: an owner has whole granules to itself.
 ///
-/// 2 MiB is a huge page, so that spans of huge pages fit as well.
-pub(super) const GRANULE: usize = 2 << 20;
+/// 2 MiB is the size of a huge page, so that a granule can be one.
+pub(super) const GRANULE_BYTES: usize = 2 << 20;
 
-/// How much address space is asked for, in bytes, first to last: under a limit on it (`ulimit -v`)
-/// less is still useful.
-const SIZES: [usize; 5] = [4 << 40, 512 << 30, 64 << 30, 8 << 30, 1 << 30];
+/// How much address space to reserve, in the order of trying. If address space is limited
+/// (`ulimit -v`), less of it is still useful.
+const RESERVATION_BYTES: [usize; 5] = [4 << 40, 512 << 30, 64 << 30, 8 << 30, 1 << 30];
 
-/// Where addresses are limited, this share of them is the most that the arena takes.
-const SHARE: u64 = 4;
+/// The arena takes at most this fraction of a limited address space: one in four bytes.
+const ADDRESS_LIMIT_DIVISOR: u64 = 4;
 
-/// Granules in a leaf of the table: 8 KiB of pointers for 2 GiB of addresses.
-const LEAF: usize = 1024;
+/// How many granules a leaf of the owner table has: 8 KiB of pointers for 2 GiB of addresses.
+const LEAF_GRANULES: usize = 1024;
 
 type Leaf = Box<[AtomicPtr<()>]>;
 
-/// Whose a granule is: what the table's pointers point to. The lowest bit of the pointer tells which,
-/// as both are aligned to more than a byte.
+/// What kind of value owns a granule. No two types have the same kind.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Owner {
-    File(*const MappedSpan),
-    Slab(*const Slab),
+pub(super) enum OwnerKind {
+    File = 0,
+    Slab = 1,
 }
 
-const SLAB_BIT: usize = 1;
+/// The bit of a pointer in the owner table that holds the [`OwnerKind`].
+const KIND_BIT: usize = 1;
+
+/// A type whose values own granules.
+pub(super) trait GranuleOwner {
+    /// Distinguishes its values from those of other types.
+    const KIND: OwnerKind;
+}
+
+/// The owner of a granule, as the owner table stores it: a pointer with its kind in the lowest bit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owner(*mut ());
 
 impl Owner {
-    fn to_pointer(self) -> *mut () {
-        match self {
-            Self::File(span) => span.cast_mut().cast(),
-            Self::Slab(slab) => slab
+    fn new<T: GranuleOwner>(owner: *const T) -> Self {
+        const {
+            assert!(
+                align_of::<T>() > KIND_BIT,
+                "the kind needs a bit that is always 0"
+            )
+        };
+        Self(
+            owner
                 .cast_mut()
                 .cast::<()>()
-                .map_addr(|address| address | SLAB_BIT),
-        }
+                .map_addr(|address| address | T::KIND as usize),
+        )
     }
 
-    fn from_pointer(pointer: *mut ()) -> Option<Self> {
-        if pointer.is_null() {
-            return None;
-        }
-        let untagged = pointer.map_addr(|address| address & !SLAB_BIT);
-        Some(if untagged == pointer {
-            Self::File(pointer.cast())
-        } else {
-            Self::Slab(untagged.cast())
+    /// The pointer that was registered, if the owner is a `T`.
+    pub(super) fn downcast<T: GranuleOwner>(self) -> Option<*const T> {
+        let is_a_t = self.0.addr() & KIND_BIT == T::KIND as usize;
+        is_a_t.then(|| {
+            self.0
+                .map_addr(|address| address & !KIND_BIT)
+                .cast_const()
+                .cast()
         })
     }
 }
 
 static SPACE: OnceLock<Result<AddressSpace>> = OnceLock::new();
 
-/// The arena of this process.
+/// The address space of the arena, one per process.
 #[derive(Debug)]
 pub(super) struct AddressSpace {
     reservation: Reservation,
-    table: Box<[OnceLock<Leaf>]>,
-    free: Mutex<FreeList>,
+    /// The owner of each granule; null if it has none.
+    owners: Box<[OnceLock<Leaf>]>,
+    free: Mutex<FreeGranules>,
 }
 
 impl AddressSpace {
-    /// The process's arena, reserved at the first call.
+    /// The address space of this process, which the first call reserves.
     ///
     /// # Errors
     ///
-    /// What the kernel answered to the smallest reservation, at every call from then on.
+    /// The errno of the smallest reservation that was tried; `ENOMEM` if the limit on address space
+    /// is too low for any. If the first call fails, all later ones fail with the same error.
     pub(super) fn get() -> Result<&'static Self> {
         SPACE
             .get_or_init(Self::reserve)
@@ -88,103 +102,104 @@ impl AddressSpace {
             .map_err(|errno| *errno)
     }
 
-    /// The arena, if anything was ever put into it.
+    /// The address space of this process, if it has been reserved.
     pub(super) fn existing() -> Option<&'static Self> {
         SPACE.get()?.as_ref().ok()
     }
 
     fn reserve() -> Result<Self> {
-        let mut refused = Errno::NOMEM;
-        let most = getrlimit(Resource::As)
+        let mut error = Errno::NOMEM;
+        let max_bytes = getrlimit(Resource::As)
             .current
-            .map_or(u64::MAX, |limit| limit / SHARE);
-        for size in SIZES.into_iter().filter(|&size| size as u64 <= most) {
-            match Reservation::new(size, GRANULE) {
+            .map_or(u64::MAX, |limit| limit / ADDRESS_LIMIT_DIVISOR);
+        for size in RESERVATION_BYTES {
+            if size as u64 > max_bytes {
+                continue;
+            }
+            match Reservation::new(size, GRANULE_BYTES) {
                 Ok(reservation) => {
-                    let granules = size / GRANULE;
-                    let table = (0..granules.div_ceil(LEAF))
+                    let granules = size / GRANULE_BYTES;
+                    let owners = (0..granules.div_ceil(LEAF_GRANULES))
                         .map(|_| OnceLock::new())
                         .collect();
-                    let free = Mutex::new(FreeList::new(granules));
+                    let free = Mutex::new(FreeGranules::new(granules));
                     return Ok(Self {
                         reservation,
-                        table,
+                        owners,
                         free,
                     });
                 }
-                Err(errno) => refused = errno,
+                Err(errno) => error = errno,
             }
         }
-        Err(refused)
+        Err(error)
     }
 
-    /// Maps the file, takes granules for `len` bytes and moves it there. Answers the address.
-    pub(super) fn map(
+    /// Maps `len` bytes of a file into newly allocated granules, and returns their address.
+    pub(super) fn map_file(
         &self,
         kernel: &impl Kernel,
         file: BorrowedFd<'_>,
         offset: u64,
         len: usize,
     ) -> Result<usize> {
-        let mapping = kernel.map(file, offset, len)?;
-        let count = len.div_ceil(GRANULE);
-        let first = self.free().take(count).ok_or(Errno::NOMEM)?;
-        // After an error the granules stay taken: strangers may be mapped there by now.
-        self.reservation.place(first * GRANULE, mapping)?;
-        Ok(self.reservation.base() + first * GRANULE)
+        let mapping = kernel.map_file(file, offset, len)?;
+        let count = len.div_ceil(GRANULE_BYTES);
+        let first = self.free().allocate(count).ok_or(Errno::NOMEM)?;
+        // After an error the granules stay allocated: the kernel may have unmapped them, and then
+        // any other mapping of this process may already lie there.
+        self.reservation.place(first * GRANULE_BYTES, mapping)?;
+        Ok(self.reservation.base() + first * GRANULE_BYTES)
     }
 
-    /// Takes granules for `len` bytes of memory that can be written to, zeroes all of it. It stays
-    /// memory for good.
-    pub(super) fn open(&self, len: usize, is_huge: bool) -> Result<usize> {
-        let count = len.div_ceil(GRANULE);
-        let first = self.free().take(count).ok_or(Errno::NOMEM)?;
-        // After an error the granules stay taken, as it is not known what they are now.
+    /// Turns newly allocated granules into at least `len` bytes of zeroed memory that can be read
+    /// and written, and returns their address.
+    pub(super) fn allocate(&self, len: usize, is_huge: bool) -> Result<usize> {
+        let count = len.div_ceil(GRANULE_BYTES);
+        let first = self.free().allocate(count).ok_or(Errno::NOMEM)?;
+        // After an error the granules stay allocated, because their state is unknown.
         self.reservation
-            .open(first * GRANULE, count * GRANULE, is_huge)?;
-        Ok(self.reservation.base() + first * GRANULE)
+            .make_accessible(first * GRANULE_BYTES, count * GRANULE_BYTES, is_huge)?;
+        Ok(self.reservation.base() + first * GRANULE_BYTES)
     }
 
-    /// Gives the frames of memory back to the kernel, whoever else refers to them. The addresses stay
-    /// memory, all zeroes.
-    pub(super) fn discard(&self, address: usize, len: usize) -> Result<()> {
+    /// Returns the page frames of [allocated](Self::allocate) memory to the kernel, even if
+    /// something else still refers to them. The addresses stay memory, and read as zeroes.
+    pub(super) fn discard_frames(&self, address: usize, len: usize) -> Result<()> {
         self.reservation
-            .discard(address - self.reservation.base(), len)
+            .discard_frames(address - self.reservation.base(), len)
     }
 
-    /// Enters `span` as the owner of its granules.
-    pub(super) fn enter(&self, address: usize, len: usize, span: *const MappedSpan) {
-        self.set_owner(address, len, Owner::File(span).to_pointer());
-    }
-
-    /// Takes the owner of these granules out.
-    pub(super) fn leave(&self, address: usize, len: usize) {
-        self.set_owner(address, len, ptr::null_mut());
-    }
-
-    /// Enters `slab` as the owner of its granules, for good.
-    pub(super) fn enter_slab(&self, slab: &'static Slab, address: usize, len: usize) {
-        self.set_owner(address, len, Owner::Slab(slab).to_pointer());
-    }
-
-    fn set_owner(&self, address: usize, len: usize, owner: *mut ()) {
-        let first = (address - self.reservation.base()) / GRANULE;
-        for granule in first..first + len.div_ceil(GRANULE) {
-            let leaf = self.table[granule / LEAF].get_or_init(new_leaf);
-            leaf[granule % LEAF].store(owner, Ordering::Release);
+    /// Unmaps what [`map_file`](Self::map_file) or [`allocate`](Self::allocate) returned, and frees
+    /// its granules.
+    pub(super) fn release(&self, address: usize, len: usize) {
+        let at = address - self.reservation.base();
+        // If the mapping cannot be removed, its addresses are leaked rather than used twice.
+        if self
+            .reservation
+            .reset(at, len.next_multiple_of(GRANULE_BYTES))
+            .is_ok()
+        {
+            self.free()
+                .release(at / GRANULE_BYTES, len.div_ceil(GRANULE_BYTES));
         }
     }
 
-    /// Unmaps what [`map`](Self::map) mapped and gives the granules back.
-    pub(super) fn unmap(&self, address: usize, len: usize) {
-        let at = address - self.reservation.base();
-        // Addresses whose mapping would not go stay taken: leaked before they are used twice.
-        if self
-            .reservation
-            .clear(at, len.next_multiple_of(GRANULE))
-            .is_ok()
-        {
-            self.free().give(at / GRANULE, len.div_ceil(GRANULE));
+    /// Makes `owner` the owner of the granules of a range.
+    pub(super) fn register<T: GranuleOwner>(&self, address: usize, len: usize, owner: *const T) {
+        self.set_owner(address, len, Owner::new(owner).0);
+    }
+
+    /// Leaves the granules of a range without an owner.
+    pub(super) fn unregister(&self, address: usize, len: usize) {
+        self.set_owner(address, len, ptr::null_mut());
+    }
+
+    fn set_owner(&self, address: usize, len: usize, owner: *mut ()) {
+        let first = (address - self.reservation.base()) / GRANULE_BYTES;
+        for granule in first..first + len.div_ceil(GRANULE_BYTES) {
+            let leaf = self.owners[granule / LEAF_GRANULES].get_or_init(new_leaf);
+            leaf[granule % LEAF_GRANULES].store(owner, Ordering::Release);
         }
     }
 
@@ -194,55 +209,61 @@ impl AddressSpace {
         if at >= self.reservation.len() {
             return None;
         }
-        let granule = at / GRANULE;
-        let leaf = self.table[granule / LEAF].get()?;
-        Owner::from_pointer(leaf[granule % LEAF].load(Ordering::Acquire))
+        let granule = at / GRANULE_BYTES;
+        let leaf = self.owners[granule / LEAF_GRANULES].get()?;
+        let owner = leaf[granule % LEAF_GRANULES].load(Ordering::Acquire);
+        (!owner.is_null()).then_some(Owner(owner))
     }
 
-    fn free(&self) -> MutexGuard<'_, FreeList> {
-        // The list is consistent between any two of its statements that could panic.
+    fn free(&self) -> MutexGuard<'_, FreeGranules> {
+        // A panic cannot leave the list inconsistent: no statement that may panic comes between two
+        // changes that belong together.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn new_leaf() -> Leaf {
-    (0..LEAF).map(|_| AtomicPtr::new(ptr::null_mut())).collect()
+    (0..LEAF_GRANULES)
+        .map(|_| AtomicPtr::new(ptr::null_mut()))
+        .collect()
 }
 
-/// The free stretches of granules, first granule → count. No two of them touch.
+/// The granules that are free.
 #[derive(Debug)]
-struct FreeList {
-    stretches: BTreeMap<usize, usize>,
+struct FreeGranules {
+    /// The number of granules in each free run, by the first of them. Adjacent runs are merged.
+    runs: BTreeMap<usize, usize>,
 }
 
-impl FreeList {
+impl FreeGranules {
     fn new(count: usize) -> Self {
         Self {
-            stretches: BTreeMap::from([(0, count)]),
+            runs: BTreeMap::from([(0, count)]),
         }
     }
 
-    /// The first stretch that is long enough, from its start.
-    fn take(&mut self, count: usize) -> Option<usize> {
-        let (&first, &have) = self.stretches.iter().find(|&(_, &have)| have >= count)?;
-        self.stretches.remove(&first);
-        if have > count {
-            self.stretches.insert(first + count, have - count);
+    /// Allocates `count` adjacent granules, and returns the first of them. They come from the start
+    /// of the first run that is long enough.
+    fn allocate(&mut self, count: usize) -> Option<usize> {
+        let (&first, &available) = self.runs.iter().find(|&(_, &len)| len >= count)?;
+        self.runs.remove(&first);
+        if available > count {
+            self.runs.insert(first + count, available - count);
         }
         Some(first)
     }
 
-    fn give(&mut self, mut first: usize, mut count: usize) {
-        if let Some((&before, &have)) = self.stretches.range(..first).next_back()
-            && before + have == first
+    fn release(&mut self, mut first: usize, mut count: usize) {
+        if let Some((&before, &len)) = self.runs.range(..first).next_back()
+            && before + len == first
         {
             first = before;
-            count += have;
+            count += len;
         }
-        if let Some(after) = self.stretches.remove(&(first + count)) {
+        if let Some(after) = self.runs.remove(&(first + count)) {
             count += after;
         }
-        self.stretches.insert(first, count);
+        self.runs.insert(first, count);
     }
 }
 
@@ -258,17 +279,18 @@ mod tests {
     use super::*;
     use crate::sys::Linux;
 
-    /// A hole would be filled by the next `malloc` of another thread, which the next mapping into the
-    /// same granules would then overwrite. The guard: `UnplacedMapping`, mapped elsewhere first.
+    /// The next `malloc` of another thread could fill such a hole, and the next mapping into the
+    /// same granules would then overwrite its memory. What prevents this is that an
+    /// `UnplacedMapping` is first mapped elsewhere.
     #[test]
     fn a_refused_mapping_leaves_no_hole() {
-        let space = AddressSpace::get().expect("reserved");
-        // A file system that cannot map says so before the kernel has touched the old mapping, a
-        // file of procfs after.
+        let space = AddressSpace::get().expect("the arena exists");
+        // Most file systems that cannot map refuse before the kernel has touched the old mapping.
+        // procfs refuses after that.
         let file = File::open("/proc/version").expect("opened");
         for _ in 0..3 {
             space
-                .map(&Linux, file.as_fd(), 0, GRANULE)
+                .map_file(&Linux, file.as_fd(), 0, GRANULE_BYTES)
                 .expect_err("procfs cannot be mapped");
         }
         let mut covered = space.reservation.base();
@@ -286,34 +308,33 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is taken and given back, no granule has two owners and none is lost.
         #[test]
-        fn granules_have_one_owner(steps in prop::collection::vec((any::<bool>(), 1_usize..9), 1..200)) {
+        fn every_granule_is_either_free_or_allocated_once(steps in prop::collection::vec((any::<bool>(), 1_usize..9), 1..200)) {
             let total = 64;
-            let mut list = FreeList::new(total);
-            let mut taken: Vec<(usize, usize)> = Vec::new();
-            for (take, n) in steps {
-                if take {
-                    if let Some(first) = list.take(n) {
-                        taken.push((first, n));
+            let mut list = FreeGranules::new(total);
+            let mut allocated: Vec<(usize, usize)> = Vec::new();
+            for (is_allocation, n) in steps {
+                if is_allocation {
+                    if let Some(first) = list.allocate(n) {
+                        allocated.push((first, n));
                     }
-                } else if !taken.is_empty() {
-                    let (first, count) = taken.swap_remove(n % taken.len());
-                    list.give(first, count);
+                } else if !allocated.is_empty() {
+                    let (first, count) = allocated.swap_remove(n % allocated.len());
+                    list.release(first, count);
                 }
                 let mut seen = HashSet::new();
-                let free = list.stretches.iter().map(|(&first, &count)| (first, count));
-                for (first, count) in taken.iter().copied().chain(free) {
+                let free = list.runs.iter().map(|(&first, &count)| (first, count));
+                for (first, count) in allocated.iter().copied().chain(free) {
                     for granule in first..first + count {
                         prop_assert!(granule < total && seen.insert(granule));
                     }
                 }
                 prop_assert_eq!(seen.len(), total);
             }
-            for (first, count) in taken {
-                list.give(first, count);
+            for (first, count) in allocated {
+                list.release(first, count);
             }
-            prop_assert_eq!(list.stretches, BTreeMap::from([(0, total)]));
+            prop_assert_eq!(list.runs, BTreeMap::from([(0, total)]));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The seam between the mechanisms and the kernel.
 //!
-//! [`Kernel`] lists the calls that the mechanisms make, so that a test can put a scripted kernel
-//! under the same state machines. [`Linux`] makes them.
+//! [`Kernel`] lists the calls that the mechanisms make. [`Linux`] makes them. A test can run the
+//! same state machines on a kernel of its own that fails chosen calls.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -15,8 +15,10 @@ use super::mapped::{self, Mapped};
 use super::signal::without_sigpipe;
 use super::tcp::{self, Acknowledged};
 
-/// The calls that the mechanisms make. Each is a single system call unless it says otherwise. None
-/// is repeated after `EINTR`: the mechanism does that.
+/// The calls that the mechanisms make.
+///
+/// Each method is a single system call unless it says otherwise. None of them is repeated after
+/// `EINTR`: the mechanisms do that.
 pub(crate) trait Kernel {
     /// `sendfile(2)` from an explicit offset.
     fn sendfile(
@@ -27,7 +29,7 @@ pub(crate) trait Kernel {
         count: usize,
     ) -> Result<usize>;
 
-    /// `pipe2(2)`: the reading and the writing end, both non-blocking.
+    /// `pipe2(2)`: returns the reading and the writing end, both non-blocking.
     fn pipe(&self) -> Result<(OwnedFd, OwnedFd)>;
 
     /// `fcntl(F_SETPIPE_SZ)`.
@@ -42,7 +44,7 @@ pub(crate) trait Kernel {
         count: usize,
     ) -> Result<usize>;
 
-    /// `splice(2)` from a pipe into a socket. `more` says that more bytes surely follow.
+    /// `splice(2)` from a pipe into a socket. Set `more` only if more bytes follow immediately.
     fn splice_out(
         &self,
         pipe: BorrowedFd<'_>,
@@ -52,10 +54,10 @@ pub(crate) trait Kernel {
     ) -> Result<usize>;
 
     /// The size of a file in bytes, by `fstat(2)`.
-    fn size(&self, source: BorrowedFd<'_>) -> Result<u64>;
+    fn file_size(&self, source: BorrowedFd<'_>) -> Result<u64>;
 
     /// `mmap(2)` of a range of a file.
-    fn map(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping>;
+    fn map_file(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping>;
 
     /// `send(2)` of bytes of a mapped file. If the file has been truncated, the kernel sends fewer
     /// bytes or fails with `EFAULT`; there is no SIGBUS.
@@ -67,27 +69,29 @@ pub(crate) trait Kernel {
     /// `send(2)`.
     fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize>;
 
-    /// `send(2)` of memory, without waiting. The kernel copies it.
+    /// `send(2)` of memory, without blocking. The kernel copies the bytes.
     fn send_memory(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
 
-    /// Whether `MSG_ZEROCOPY` has an effect: `getsockopt(SO_ZEROCOPY)`.
+    /// Whether `MSG_ZEROCOPY` has an effect on this socket: `getsockopt(SO_ZEROCOPY)`.
     fn allows_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<bool>;
 
-    /// Lets `MSG_ZEROCOPY` have an effect: `setsockopt(SO_ZEROCOPY)`.
+    /// Makes `MSG_ZEROCOPY` have an effect on this socket: `setsockopt(SO_ZEROCOPY)` (`socket(7)`).
     fn allow_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<()>;
 
-    /// `send(2)` with `MSG_ZEROCOPY`, without waiting. The kernel reads the bytes until its
-    /// notification: the caller keeps them unchanged until then.
+    /// `send(2)` with `MSG_ZEROCOPY`, without blocking. The kernel reads the bytes until it sends a
+    /// notification: the caller must keep them unchanged until then.
     fn send_zerocopy(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
 
-    /// Takes the first entry off the socket's error queue: `recvmsg(MSG_ERRQUEUE)`.
+    /// Removes the first entry from the socket's error queue: `recvmsg(MSG_ERRQUEUE)`. Returns
+    /// `None` if the queue is empty.
     fn read_error_queue(&self, sink: BorrowedFd<'_>) -> Result<Option<ErrorQueueEntry>>;
 
-    /// `vmsplice(2)` into a pipe, without waiting. The pipe, and the socket that takes the pages
-    /// from it, refer to the page frames themselves, for an unknown time.
+    /// `vmsplice(2)` into a pipe, without blocking. The pipe, and a socket that gets the pages from
+    /// it, refer to the page frames themselves, for an unknown time.
     fn vmsplice(&self, pipe: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
 
-    /// How far the peer has acknowledged: `ioctl(SIOCOUTQ)`, then `getsockopt(TCP_INFO)`.
+    /// How many bytes the peer has acknowledged: two calls, `ioctl(SIOCOUTQ)` and then
+    /// `getsockopt(TCP_INFO)` (`tcp(7)`).
     fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged>;
 }
 
@@ -137,12 +141,12 @@ impl Kernel for Linux {
         without_sigpipe(|| rustix::pipe::splice(pipe, None, sink, None, count, flags))
     }
 
-    fn size(&self, source: BorrowedFd<'_>) -> Result<u64> {
+    fn file_size(&self, source: BorrowedFd<'_>) -> Result<u64> {
         let stat = rustix::fs::fstat(source)?;
         u64::try_from(stat.st_size).map_err(|_| Errno::OVERFLOW)
     }
 
-    fn map(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping> {
+    fn map_file(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping> {
         UnplacedMapping::new(source, offset, len)
     }
 

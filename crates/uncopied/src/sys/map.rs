@@ -1,4 +1,4 @@
-//! Address space that is reserved once, and files mapped into it.
+//! Address space that is reserved once, and the files and memory that are put into it.
 
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
@@ -7,8 +7,10 @@ use std::ptr;
 use rustix::io::{Errno, Result};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
-/// A range of addresses that is this process's own, without memory behind it. It is never given
-/// back, so that an address in it can be told from every other address for good.
+/// A range of addresses that belongs to this process, without memory behind it at first.
+///
+/// It is never released: an address in it can be told from every other address for as long as the
+/// process runs.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     base: usize,
@@ -38,16 +40,17 @@ impl Reservation {
         self.len
     }
 
-    /// Moves a mapping to byte `at` of the reservation. What was mapped there before is gone.
+    /// Moves a mapping to byte `at` of the reservation, in place of what was mapped there before.
     ///
-    /// The caller owns that range: no reference into it may be alive. After an error it must never be
-    /// used again, because the kernel may have left it unmapped, for mappings of anybody else.
+    /// The caller must own that range, and no reference into it may be alive. After an error the
+    /// range must never be used again: the kernel may have left it unmapped, and then any mapping
+    /// of this process may come to lie there.
     pub(crate) fn place(&self, at: usize, mapping: UnplacedMapping) -> Result<()> {
         let start = self.address(at, mapping.len)?;
-        // SAFETY: the old range is that of `mapping`, whole, and nothing refers into it. `address`
-        // has checked that the new one lies within the reservation, which is ours alone, so that
-        // nothing of anybody else's is replaced. The arena hands each range to one owner at a time,
-        // and that owner calls this before it hands out a reference.
+        // SAFETY: the old range is exactly that of `mapping`, and nothing refers into it. `address`
+        // has checked that the new range lies within the reservation, which nothing but this type
+        // maps into, so that no other mapping of the process is replaced. The arena gives each
+        // range to one owner at a time, and that owner calls this before it hands out a reference.
         unsafe {
             rustix::mm::mremap_fixed(
                 mapping.start,
@@ -57,50 +60,56 @@ impl Reservation {
                 start,
             )?;
         }
-        // Nothing is left where it was.
+        // Nothing is left at the old addresses that the drop could unmap.
         std::mem::forget(mapping);
         Ok(())
     }
 
-    /// Makes a range memory that can be read and written, all zeroes; of huge pages where that is asked
-    /// for and the kernel has them (`madvise(2)`: MADV_HUGEPAGE).
+    /// Turns a range into zeroed memory that can be read and written. With `is_huge` it consists of
+    /// huge pages, if the kernel has them (`madvise(2)`: MADV_HUGEPAGE).
     ///
-    /// The caller owns that range, and nothing was ever placed there that is not cleared.
-    pub(crate) fn open(&self, at: usize, len: usize, is_huge: bool) -> Result<()> {
+    /// The caller must own that range. Whatever was placed there before must have been
+    /// [reset](Self::reset).
+    pub(crate) fn make_accessible(&self, at: usize, len: usize, is_huge: bool) -> Result<()> {
         let start = self.address(at, len)?;
-        // SAFETY: `address` has checked that the range lies within the reservation, which is ours
-        // alone. It was inaccessible, so that nothing can refer into it.
+        // SAFETY: `address` has checked that the range lies within the reservation, which nothing
+        // but this type maps into. The range was inaccessible, so that no reference into it exists.
         unsafe { rustix::mm::mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE)? };
         if is_huge {
-            // SAFETY: the advice changes no content. A kernel without huge pages refuses it.
+            // SAFETY: the advice changes no content. A kernel without huge pages refuses it, which
+            // leaves small pages.
             let _ = unsafe { rustix::mm::madvise(start, len, Advice::LinuxHugepage) };
         }
         Ok(())
     }
 
-    /// Gives the frames of an [open](Self::open) range back (`madvise(2)`: MADV_DONTNEED). Whoever else
-    /// refers to them, as a socket's queue does, keeps them as they are; the range is zeroes from now on.
+    /// Returns the page frames of an [accessible](Self::make_accessible) range to the kernel
+    /// (`madvise(2)`: MADV_DONTNEED).
     ///
-    /// The caller owns that range: no reference into it may be alive.
-    pub(crate) fn discard(&self, at: usize, len: usize) -> Result<()> {
+    /// The range stays accessible and reads as zeroes. Frames that something else refers to, such
+    /// as the queue of a socket, stay there with their content.
+    ///
+    /// The caller must own that range, and no reference into it may be alive.
+    pub(crate) fn discard_frames(&self, at: usize, len: usize) -> Result<()> {
         let start = self.address(at, len)?;
-        // SAFETY: the range lies within the reservation, is private anonymous memory, and its owner
-        // says that nothing refers to what is in it.
+        // SAFETY: `address` has checked that the range lies within the reservation. It is private
+        // anonymous memory, and its owner guarantees that no reference into it is alive.
         unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) }
     }
 
-    /// Takes a mapping away and leaves the range reserved.
+    /// Removes what is mapped in a range, and leaves the range reserved and inaccessible.
     ///
-    /// The caller owns that range: no reference into it may be alive.
-    pub(crate) fn clear(&self, at: usize, len: usize) -> Result<()> {
+    /// The caller must own that range, and no reference into it may be alive.
+    pub(crate) fn reset(&self, at: usize, len: usize) -> Result<()> {
         let start = self.address(at, len)?;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: as in `place`; the owner calls this when it is dropped, after its last
-        // reference.
+        // SAFETY: as in `place`, the range lies within the reservation. Its owner calls this when
+        // it is dropped, after its last reference.
         unsafe { rustix::mm::mmap_anonymous(start, len, ProtFlags::empty(), flags)? };
         Ok(())
     }
 
+    /// The address of byte `at`, from which on `len` bytes must lie within the reservation.
     fn address(&self, at: usize, len: usize) -> Result<*mut c_void> {
         let end = at.checked_add(len).ok_or(Errno::INVAL)?;
         if end > self.len || len == 0 {
@@ -110,11 +119,11 @@ impl Reservation {
     }
 }
 
-/// A file, mapped wherever the kernel likes.
+/// A mapped file, at addresses that the kernel chose.
 ///
-/// Mapping it over the reservation at once would be one call less. But where a file system refuses to
-/// map, the kernel has often taken away what was there before, and does not put it back: the
-/// reservation would have a hole.
+/// Mapping the file over the reservation directly would take one call less. But if a file system
+/// refuses to map, the kernel has often removed what was mapped there before and does not restore
+/// it: the reservation would have a hole.
 #[derive(Debug)]
 pub(crate) struct UnplacedMapping {
     start: *mut c_void,
@@ -122,7 +131,7 @@ pub(crate) struct UnplacedMapping {
 }
 
 impl UnplacedMapping {
-    /// Maps `len` bytes of a file, from `offset` on, read-only and shared.
+    /// Maps `len` bytes of a file from `offset` on, read-only and shared.
     pub(crate) fn new(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self> {
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: without MAP_FIXED the kernel chooses addresses that nothing else uses.
@@ -135,8 +144,8 @@ impl UnplacedMapping {
 
 impl Drop for UnplacedMapping {
     fn drop(&mut self) {
-        // SAFETY: the range is that of this mapping, whole, and its address was never handed out. An
-        // error leaves it mapped: leaked.
+        // SAFETY: the range is exactly that of this mapping, and its address was never handed out.
+        // After an error it stays mapped, which leaks it.
         let _ = unsafe { rustix::mm::munmap(self.start, self.len) };
     }
 }

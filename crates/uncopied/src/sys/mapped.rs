@@ -1,7 +1,7 @@
-//! Memory by its address.
+//! Memory that is sent by its address.
 //!
-//! What is sent may be written to meanwhile: by another process if it is a mapped file, by another
-//! thread if it is a region. So no `&[u8]` of it is ever made; the kernel is given the address.
+//! Memory may be written to while it is sent: a mapped file by another process, a region by another
+//! thread. So no `&[u8]` of it is ever made: the kernel is given the address.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -25,9 +25,9 @@ impl Mapped<'_> {
     ///
     /// # Safety
     ///
-    /// For the lifetime of the result they must be mapped for reading, by a mapping that only the
-    /// caller can take away. They may be bytes of a file, and the file may be truncated meanwhile:
-    /// nothing in user space reads them.
+    /// The bytes must be mapped for reading for all of `'a`, by a mapping that only the caller can
+    /// remove. They may be bytes of a file that is truncated meanwhile: user space never reads
+    /// them.
     pub(crate) unsafe fn new(address: usize, len: usize) -> Self {
         Self {
             address,
@@ -49,12 +49,12 @@ impl Mapped<'_> {
         }
     }
 
-    /// The first byte, for the kernel to read.
+    /// The address of the first byte, for the kernel to read from.
     pub(super) fn as_ptr(self) -> *const c_void {
         ptr::with_exposed_provenance(self.address)
     }
 
-    /// The bytes as an element of a vector of buffers, of which the kernel only reads.
+    /// The bytes as an element of a vector of buffers that the kernel only reads.
     pub(super) fn as_iovec(self) -> libc::iovec {
         libc::iovec {
             iov_base: self.as_ptr().cast_mut(),
@@ -63,13 +63,14 @@ impl Mapped<'_> {
     }
 }
 
-/// `send(2)` with `flags` and without SIGPIPE.
+/// Sends the bytes by `send(2)` with `flags`, without SIGPIPE.
 pub(super) fn send(sink: BorrowedFd<'_>, bytes: Mapped<'_>, flags: libc::c_int) -> Result<usize> {
     let flags = flags | libc::MSG_NOSIGNAL;
-    // SAFETY: the bytes are mapped for as long as `Mapped` may be used, which includes the call, and
-    // the kernel only reads them. If a truncated file no longer has a page of them, the kernel
-    // reports EFAULT or a short count. With MSG_ZEROCOPY it goes on reading after the call, but
-    // through its own references to the page frames, which unmapping does not take away.
+    // SAFETY: the bytes are mapped for as long as the `Mapped` is valid, which includes this call,
+    // and the kernel only reads them. If they belong to a file that was truncated and no longer has
+    // one of their pages, the kernel returns EFAULT or a short count. With MSG_ZEROCOPY it goes on
+    // reading after the call, but through references of its own to the page frames, which keep the
+    // frames alive even if the pages are unmapped.
     let sent = unsafe { libc::send(sink.as_raw_fd(), bytes.as_ptr(), bytes.len(), flags) };
     usize::try_from(sent).map_err(|_| last_errno())
 }
@@ -77,8 +78,9 @@ pub(super) fn send(sink: BorrowedFd<'_>, bytes: Mapped<'_>, flags: libc::c_int) 
 /// See [`Kernel::vmsplice`](super::Kernel::vmsplice).
 pub(super) fn vmsplice(pipe: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {
     let buffer = bytes.as_iovec();
-    // SAFETY: one buffer is passed, which is mapped as in `send`. Into a pipe the call only reads:
-    // it takes references to the page frames.
+    // SAFETY: the list has one buffer, a local, whose bytes are mapped as in `send`. In the
+    // direction into a pipe the call does not write to the bytes: it only takes references to
+    // their page frames.
     let taken = unsafe {
         libc::vmsplice(
             pipe.as_raw_fd(),

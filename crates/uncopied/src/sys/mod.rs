@@ -1,7 +1,7 @@
 //! The kernel, behind types that make its calls safe.
 //!
-//! This is the only unsafe code of the library besides the address table of the
-//! [arena](crate::arena). It imports nothing from the rest of the library.
+//! All unsafe code of the library is here, except for the memory that the [arena](crate::arena)
+//! hands out by address. This module imports nothing from the rest of the library.
 
 mod error_queue;
 pub(crate) mod fork;
@@ -30,19 +30,22 @@ pub(crate) use page_cache::cached_pages;
 #[cfg(test)]
 pub(crate) use tcp::Acknowledged;
 pub(crate) use userfault::{
-    Userfault, populate, replace_page, seal, wipe_on_fork, without_signals,
+    Userfault, make_inaccessible, populate, replace_page, wipe_on_fork, without_signals,
 };
 
-/// `sendmsg(2)` of several buffers, or `send(2)` of one. Never raises SIGPIPE. `more` says that more bytes
-/// surely follow at once: without that the kernel would hold the tail back for up to 200 ms.
+/// Sends several buffers with one `sendmsg(2)`, or one buffer with `send(2)`, and returns the
+/// number of bytes sent.
+///
+/// It never raises SIGPIPE. Set `more` (`MSG_MORE`) only if more bytes follow immediately:
+/// otherwise the kernel holds the last, partly filled packet back for up to 200 ms.
 ///
 /// # Errors
 ///
-/// Whatever the kernel answers; `EINTR` is not repeated.
+/// The errno of the call, unchanged. The call is not repeated after `EINTR`.
 pub fn send_vectored(sink: impl AsFd, buffers: &[IoSlice<'_>], more: bool) -> Result<usize> {
     let mut flags = SendFlags::NOSIGNAL;
     flags.set(SendFlags::MORE, more);
-    // One buffer needs no list for the kernel to read.
+    // For a single buffer, the kernel need not read a list of buffers.
     if let [buffer] = buffers {
         return rustix::net::send(sink, buffer, flags);
     }
@@ -50,13 +53,14 @@ pub fn send_vectored(sink: impl AsFd, buffers: &[IoSlice<'_>], more: bool) -> Re
     rustix::net::sendmsg(sink, buffers, &mut no_control, flags)
 }
 
-/// Milliseconds since the machine's start, by a clock that ticks every few of them and costs next to
-/// nothing to read.
+/// Milliseconds since the machine started. The clock advances in steps of a few milliseconds and
+/// costs next to nothing to read.
 pub(crate) fn coarse_millis() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
     now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
+/// The errno of the call that has just failed in this thread.
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -6,15 +6,15 @@ use rustix::io::{Errno, Result};
 
 /// `struct cachestat_range` of `linux/mman.h`.
 #[repr(C)]
-struct Range {
+struct CacheRange {
     offset: u64,
     len: u64,
 }
 
-/// `struct cachestat` of `linux/mman.h`. All figures are pages.
+/// `struct cachestat` of `linux/mman.h`. All fields count pages.
 #[repr(C)]
 #[derive(Default)]
-struct Figures {
+struct CacheStats {
     cached: u64,
     dirty: u64,
     writeback: u64,
@@ -22,31 +22,36 @@ struct Figures {
     recently_evicted: u64,
 }
 
-/// The call's number, which Linux gives to every architecture alike; libc does not list it yet.
-const CACHESTAT: libc::c_long = 451;
+/// The number of the system call. It is the same on every architecture; libc does not define it
+/// yet.
+const SYS_CACHESTAT: libc::c_long = 451;
 
-const _: () = assert!(size_of::<Range>() == 16 && size_of::<Figures>() == 40);
+const _: () = assert!(size_of::<CacheRange>() == 16 && size_of::<CacheStats>() == 40);
 
-/// How many pages of `len` bytes of a file, from `offset` on, are in the page cache:
-/// `cachestat(2)`, Linux 6.5. Newer kernels answer `EPERM` to those who neither own nor may write
-/// the file.
+/// Counts the pages of a file that are in the page cache, among the `len` bytes from `offset` on:
+/// `cachestat(2)`, since Linux 6.5.
+///
+/// # Errors
+///
+/// `ENOSYS`: the kernel is older. `EPERM`: on newer kernels, the process neither owns the file nor
+/// may write it.
 pub(crate) fn cached_pages(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<u64> {
-    let range = Range { offset, len };
-    let mut figures = Figures::default();
+    let range = CacheRange { offset, len };
+    let mut stats = CacheStats::default();
     let no_flags: libc::c_uint = 0;
     // SAFETY: both structures have the kernel's layout (asserted above), live until the call
-    // returns, and the second may be written.
-    let answer = unsafe {
+    // returns, and the kernel writes to the second only, which is borrowed exclusively.
+    let result = unsafe {
         libc::syscall(
-            CACHESTAT,
+            SYS_CACHESTAT,
             file.as_raw_fd(),
             &raw const range,
-            &raw mut figures,
+            &raw mut stats,
             no_flags,
         )
     };
-    if answer == 0 {
-        return Ok(figures.cached);
+    if result == 0 {
+        return Ok(stats.cached);
     }
     let error = std::io::Error::last_os_error();
     Err(Errno::from_io_error(&error).unwrap_or(Errno::NOSYS))

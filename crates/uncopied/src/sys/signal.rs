@@ -1,8 +1,9 @@
 //! Keeping SIGPIPE away from callers.
 //!
-//! `sendfile(2)` and `splice(2)` have no `MSG_NOSIGNAL`: into a socket that the peer has closed they
-//! raise SIGPIPE besides answering `EPIPE`. Rust programs start with the signal ignored, but a
-//! library may run under a main function of another language, or one that put the default back.
+//! `sendfile(2)` and `splice(2)` have no `MSG_NOSIGNAL`: if the peer has closed the connection,
+//! they raise SIGPIPE in addition to returning `EPIPE`. Rust programs start with the signal
+//! ignored, but a library may run under a main function in another language, or under one that
+//! restored the default.
 
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -10,57 +11,61 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::coarse_millis;
 
-const LOOK_UP_EVERY: u64 = 100;
+/// How long SIGPIPE is assumed to be ignored once it was seen to be, in milliseconds.
+const IGNORED_CACHE_MILLIS: u64 = 100;
 
-/// When SIGPIPE was last seen to be ignored.
-static SEEN_IGNORED: AtomicU64 = AtomicU64::new(u64::MAX / 2);
+/// When SIGPIPE was last seen to be ignored, in milliseconds of the coarse clock. The initial value
+/// is far from every time of that clock.
+static LAST_SEEN_IGNORED: AtomicU64 = AtomicU64::new(u64::MAX / 2);
 
 /// Runs `call` so that a SIGPIPE that it raises is neither delivered nor left pending.
 ///
-/// Where the signal is ignored, as it is in most Rust programs, that is looked up every
-/// [`LOOK_UP_EVERY`] milliseconds: the disposition is set when a program starts, and a look-up at every
-/// call would cost as much as a tenth of a small `sendfile`. Elsewhere the signal is blocked for this
-/// thread meanwhile, and the one that `call` raised is taken off; one that was already pending stays.
+/// If the signal is ignored, as in most Rust programs, nothing else is done, and the disposition is
+/// looked up at most once every [`IGNORED_CACHE_MILLIS`]: programs set it when they start, and a
+/// look-up at every call would cost as much as a tenth of a small `sendfile`. Otherwise the signal
+/// is blocked in this thread during the call, and the one that `call` raised is consumed. A SIGPIPE
+/// that was already pending stays pending.
 pub(crate) fn without_sigpipe<T>(call: impl FnOnce() -> T) -> T {
     let now = coarse_millis();
-    if now.wrapping_sub(SEEN_IGNORED.load(Ordering::Relaxed)) < LOOK_UP_EVERY {
+    if now.wrapping_sub(LAST_SEEN_IGNORED.load(Ordering::Relaxed)) < IGNORED_CACHE_MILLIS {
         return call();
     }
     if sigpipe_is_ignored() {
-        SEEN_IGNORED.store(now, Ordering::Relaxed);
+        LAST_SEEN_IGNORED.store(now, Ordering::Relaxed);
         return call();
     }
-    let _blocked = Blocked::new();
+    let _block = SigpipeBlock::new();
     call()
 }
 
 fn sigpipe_is_ignored() -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: the new action is null, so nothing is changed; the old one is written to a local that
-    // is large enough for it.
-    let answer = unsafe { libc::sigaction(libc::SIGPIPE, ptr::null(), action.as_mut_ptr()) };
-    if answer != 0 {
+    // SAFETY: the new action is null, so that nothing is changed. The old one is written to a local
+    // of the right type.
+    let result = unsafe { libc::sigaction(libc::SIGPIPE, ptr::null(), action.as_mut_ptr()) };
+    if result != 0 {
         return false;
     }
-    // SAFETY: the call succeeded and so filled it in; all zeroes, as it began, is valid as well.
+    // SAFETY: the call succeeded and so filled it in. Even the zeroes that it started with are
+    // valid.
     let action = unsafe { action.assume_init() };
     action.sa_sigaction == libc::SIG_IGN
 }
 
-/// SIGPIPE blocked for this thread until drop.
-struct Blocked {
+/// Keeps SIGPIPE blocked in this thread until it is dropped.
+struct SigpipeBlock {
     before: libc::sigset_t,
     was_pending: bool,
 }
 
-impl Blocked {
+impl SigpipeBlock {
     fn new() -> Self {
-        let only = only_sigpipe();
-        let mut before = only;
+        let sigpipe = sigpipe_set();
+        let mut before = sigpipe;
         let was_pending = sigpipe_is_pending();
-        // SAFETY: both sets are initialised locals; the mask of this thread alone is changed, and
-        // drop puts it back. SIG_BLOCK with a valid set cannot fail.
-        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &only, &mut before) };
+        // SAFETY: both sets are initialised locals. Only the mask of this thread changes, and drop
+        // restores it. SIG_BLOCK with a valid set cannot fail.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &sigpipe, &mut before) };
         Self {
             before,
             was_pending,
@@ -68,36 +73,38 @@ impl Blocked {
     }
 }
 
-impl Drop for Blocked {
+impl Drop for SigpipeBlock {
     fn drop(&mut self) {
         if !self.was_pending && sigpipe_is_pending() {
             let zero = libc::timespec {
                 tv_sec: 0,
                 tv_nsec: 0,
             };
-            let only = only_sigpipe();
-            // SAFETY: set and time are initialised locals, and no signal information is asked for.
-            // The signal is blocked and pending for this thread, so the call takes it and returns.
-            unsafe { libc::sigtimedwait(&only, ptr::null_mut(), &zero) };
+            let sigpipe = sigpipe_set();
+            // SAFETY: the set and the time are initialised locals, and a null pointer asks for no
+            // information on the signal. The signal is blocked and pending in this thread, so that
+            // the call consumes it and returns.
+            unsafe { libc::sigtimedwait(&sigpipe, ptr::null_mut(), &zero) };
         }
         // SAFETY: `before` was filled in by the call that blocked the signal.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, ptr::null_mut()) };
     }
 }
 
-fn only_sigpipe() -> libc::sigset_t {
+/// The set of signals with SIGPIPE only.
+fn sigpipe_set() -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: sigemptyset writes to a local of the right type.
+    // SAFETY: the call writes to a local of the right type.
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: the set was initialised by the line above, and SIGPIPE is a valid signal.
+    // SAFETY: the call above has initialised the set, and SIGPIPE is a valid signal.
     unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE) };
-    // SAFETY: initialised above.
+    // SAFETY: `sigemptyset` has initialised the set.
     unsafe { set.assume_init() }
 }
 
 fn sigpipe_is_pending() -> bool {
-    let mut pending = only_sigpipe();
-    // SAFETY: writes to an initialised local of the right type.
+    let mut pending = sigpipe_set();
+    // SAFETY: the call writes to an initialised local of the right type.
     unsafe { libc::sigpending(&mut pending) };
     // SAFETY: the set is initialised, and SIGPIPE is a valid signal.
     unsafe { libc::sigismember(&pending, libc::SIGPIPE) == 1 }

@@ -1,4 +1,4 @@
-//! How far a TCP peer has acknowledged.
+//! How many bytes a TCP peer has acknowledged.
 
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -7,38 +7,43 @@ use rustix::io::Result;
 
 use super::last_errno;
 
-/// What a connection has been told and not told of its bytes.
+/// How many bytes of a connection the peer has acknowledged, and how many it has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Acknowledged {
-    /// So many bytes were written and not acknowledged.
+    /// Bytes that were written and not acknowledged.
     pub(crate) outstanding: u64,
-    /// So many were acknowledged in all, a moment later.
+    /// Bytes that were acknowledged since the connection was made. This is read a moment after
+    /// `outstanding`.
     pub(crate) bytes: u64,
-    /// Whether the connection is gone, so that none will follow.
+    /// Whether the connection is closed, so that no more bytes will be acknowledged.
     pub(crate) is_closed: bool,
 }
 
-/// `TCP_CLOSE` of `linux/tcp_states.h`.
-const CLOSED: u8 = 7;
+/// `TCP_CLOSE` of `net/tcp_states.h`.
+const TCP_CLOSE: u8 = 7;
 
-/// Of `struct tcp_info` (`linux/tcp.h`), which only grows at its end: where `tcpi_state` and
-/// `tcpi_bytes_acked` stand, and how much of it is wanted.
-const STATE: usize = 0;
-const BYTES_ACKED: usize = 120;
-const WANTED: usize = 128;
+/// The offsets of `tcpi_state` and `tcpi_bytes_acked` in `struct tcp_info` of `linux/tcp.h`, in
+/// bytes. The structure only ever grows at its end.
+const TCPI_STATE_OFFSET: usize = 0;
+const TCPI_BYTES_ACKED_OFFSET: usize = 120;
 
-/// `SIOCOUTQ`, then `TCP_INFO` (`tcp(7)`).
+/// The bytes of `struct tcp_info` up to the end of `tcpi_bytes_acked`.
+const TCP_INFO_BYTES: usize = 128;
+
+/// See [`Kernel::acknowledged`](super::Kernel::acknowledged).
 pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Result<Acknowledged> {
     let mut outstanding: libc::c_int = 0;
-    // SAFETY: the request, which is SIOCOUTQ for sockets, writes an int to the local that it is given.
-    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut outstanding) };
-    if answer != 0 {
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ for sockets, writes one int, to the local that it is
+    // given.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut outstanding) };
+    if result != 0 {
         return Err(last_errno());
     }
-    let mut info = [0_u8; WANTED];
+    let mut info = [0_u8; TCP_INFO_BYTES];
     let mut len = mem::size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes to a local of that length, of any content.
-    let answer = unsafe {
+    // SAFETY: the kernel writes at most `len` bytes, to a local of that length, for which every
+    // content is valid.
+    let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::IPPROTO_TCP,
@@ -47,13 +52,13 @@ pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Result<Acknowledged> {
             &raw mut len,
         )
     };
-    if answer != 0 {
+    if result != 0 {
         return Err(last_errno());
     }
-    let acked = info[BYTES_ACKED..].first_chunk().copied();
+    let acked = info[TCPI_BYTES_ACKED_OFFSET..].first_chunk().copied();
     Ok(Acknowledged {
         outstanding: u64::try_from(outstanding).unwrap_or(0),
         bytes: acked.map_or(0, u64::from_ne_bytes),
-        is_closed: info[STATE] == CLOSED,
+        is_closed: info[TCPI_STATE_OFFSET] == TCP_CLOSE,
     })
 }

@@ -1,7 +1,7 @@
-//! Pages that are protected against writes, and faults that user code answers: `userfaultfd(2)`.
+//! Write protection of pages, with the faults handled by user code: `userfaultfd(2)`.
 //!
-//! libc has the call's number only, so the structures of `linux/userfaultfd.h` are here. What is done
-//! to huge pages besides, for regions, is here as well.
+//! The structures and constants of `linux/userfaultfd.h` are here, because libc has only the number
+//! of the system call. The other calls that a region needs for its huge pages are here as well.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -12,33 +12,37 @@ use std::ptr;
 use rustix::io::{Errno, Result};
 use rustix::mm::{Advice, MprotectFlags, MremapFlags};
 
-/// Of [`Api`].
-const API: u64 = 0xaa;
-const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+use super::last_errno;
 
-/// Of [`Register`]: what to register for, and the bits of the calls that the range then has.
-const REGISTER_MODE_WP: u64 = 1 << 1;
-const HAS_WRITEPROTECT: u64 = 1 << 6;
+/// For [`UffdioApi`]: the version of the interface, and the feature of reporting write faults.
+const UFFD_API: u64 = 0xaa;
+const UFFD_FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 
-/// Of [`WriteProtect`]: without it the protection is lifted.
-const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
+/// For [`UffdioRegister`]: the mode to register with, and the bit that says that the range then
+/// supports `UFFDIO_WRITEPROTECT`.
+const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
+const UFFDIO_WRITEPROTECT_BIT: u64 = 1 << 6;
 
-/// Of [`Message`]: a fault.
-const EVENT_PAGEFAULT: u8 = 0x12;
+/// For [`UffdioWriteProtect`]: sets the protection. Without it, the protection is removed.
+const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 
-/// Of `userfaultfd(2)`: faults of the kernel's own accesses are not told of, but refused with `EFAULT`.
-const USER_MODE_ONLY: libc::c_int = 1;
+/// For [`UffdMessage`]: a fault.
+const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
 
-/// The ioctls; two of them are declared as "read" in the header though the kernel reads, and keep that.
-const IOC_NEW: libc::Ioctl = libc::_IO(0xaa, 0x00);
-const IOC_API: libc::Ioctl = libc::_IOWR::<Api>(0xaa, 0x3f);
-const IOC_REGISTER: libc::Ioctl = libc::_IOWR::<Register>(0xaa, 0x00);
-const IOC_WAKE: libc::Ioctl = libc::_IOR::<Range>(0xaa, 0x02);
-const IOC_WRITEPROTECT: libc::Ioctl = libc::_IOWR::<WriteProtect>(0xaa, 0x06);
+/// For `userfaultfd(2)`: accesses by the kernel itself cause no message but fail with `EFAULT`.
+const UFFD_USER_MODE_ONLY: libc::c_int = 1;
+
+/// The ioctls. `UFFDIO_WAKE` is declared as one that user space reads (`_IOR`), as in the header,
+/// although it is the kernel that reads.
+const USERFAULTFD_IOC_NEW: libc::Ioctl = libc::_IO(0xaa, 0x00);
+const UFFDIO_API: libc::Ioctl = libc::_IOWR::<UffdioApi>(0xaa, 0x3f);
+const UFFDIO_REGISTER: libc::Ioctl = libc::_IOWR::<UffdioRegister>(0xaa, 0x00);
+const UFFDIO_WAKE: libc::Ioctl = libc::_IOR::<UffdioRange>(0xaa, 0x02);
+const UFFDIO_WRITEPROTECT: libc::Ioctl = libc::_IOWR::<UffdioWriteProtect>(0xaa, 0x06);
 
 /// `struct uffdio_api`.
 #[repr(C)]
-struct Api {
+struct UffdioApi {
     api: u64,
     features: u64,
     ioctls: u64,
@@ -47,30 +51,30 @@ struct Api {
 /// `struct uffdio_range`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Range {
+struct UffdioRange {
     start: u64,
     len: u64,
 }
 
 /// `struct uffdio_register`.
 #[repr(C)]
-struct Register {
-    range: Range,
+struct UffdioRegister {
+    range: UffdioRange,
     mode: u64,
     ioctls: u64,
 }
 
 /// `struct uffdio_writeprotect`.
 #[repr(C)]
-struct WriteProtect {
-    range: Range,
+struct UffdioWriteProtect {
+    range: UffdioRange,
     mode: u64,
 }
 
-/// `struct uffd_msg`, as it is for a fault.
+/// `struct uffd_msg`, as it is laid out for a fault.
 #[repr(C)]
 #[derive(Default)]
-struct Message {
+struct UffdMessage {
     event: u8,
     reserved1: u8,
     reserved2: u16,
@@ -81,17 +85,18 @@ struct Message {
 }
 
 const _: () = assert!(
-    size_of::<Api>() == 24
-        && size_of::<Range>() == 16
-        && size_of::<Register>() == 32
-        && size_of::<WriteProtect>() == 24
-        && size_of::<Message>() == 32
-        && std::mem::offset_of!(Message, address) == 16
+    size_of::<UffdioApi>() == 24
+        && size_of::<UffdioRange>() == 16
+        && size_of::<UffdioRegister>() == 32
+        && size_of::<UffdioWriteProtect>() == 24
+        && size_of::<UffdMessage>() == 32
+        && std::mem::offset_of!(UffdMessage, address) == 16
 );
 
-/// A descriptor by which this process answers its own write faults.
+/// A descriptor by which this process handles its own write faults.
 ///
-/// When it is closed the kernel lifts all protection: whoever relies on that keeps it open for good.
+/// When it is closed, the kernel removes all protection. It must stay open for as long as anything
+/// relies on the protection.
 #[derive(Debug)]
 pub(crate) struct Userfault {
     fd: OwnedFd,
@@ -99,101 +104,108 @@ pub(crate) struct Userfault {
 }
 
 impl Userfault {
-    /// One that also hears of the kernel's own writes, if this process may have it: by the call, or by
-    /// `/dev/userfaultfd`. Otherwise one for user code's writes only, which needs no privilege.
+    /// Opens a descriptor that also reports writes by the kernel itself, if this process is allowed
+    /// to: by the system call, or through `/dev/userfaultfd`. Otherwise opens one for writes by
+    /// user code only, which needs no privilege.
     ///
     /// # Errors
     ///
-    /// `ENOSYS`: the kernel is built without. `EPERM`: a seccomp filter, or a kernel before 5.11 with the
-    /// sysctl `vm.unprivileged_userfaultfd` at 0. `EINVAL`: it cannot protect against writes.
+    /// - `ENOSYS`: the kernel was built without userfaultfd.
+    /// - `EPERM`: a seccomp filter forbids it, or the kernel is older than 5.11 and the sysctl
+    ///   `vm.unprivileged_userfaultfd` is 0.
+    /// - `EINVAL`: the kernel cannot protect against writes.
     pub(crate) fn open() -> Result<Self> {
-        let fd = userfaultfd(0).or_else(|refused| by_device().map_err(|_| refused));
+        let fd = userfaultfd(0).or_else(|refused| open_device().map_err(|_| refused));
         match fd {
-            Ok(fd) => Self::greet(fd, false),
+            Ok(fd) => Self::enable(fd, false),
             Err(_) => Self::open_user_mode_only(),
         }
     }
 
-    /// One for user code's writes only.
+    /// Opens a descriptor for writes by user code only.
     pub(crate) fn open_user_mode_only() -> Result<Self> {
-        Self::greet(userfaultfd(USER_MODE_ONLY)?, true)
+        Self::enable(userfaultfd(UFFD_USER_MODE_ONLY)?, true)
     }
 
-    fn greet(fd: OwnedFd, is_user_mode_only: bool) -> Result<Self> {
-        let mut api = Api {
-            api: API,
-            features: FEATURE_PAGEFAULT_FLAG_WP,
+    /// Enables a new descriptor, by agreeing with the kernel on the version and the features.
+    fn enable(fd: OwnedFd, is_user_mode_only: bool) -> Result<Self> {
+        let mut api = UffdioApi {
+            api: UFFD_API,
+            features: UFFD_FEATURE_PAGEFAULT_FLAG_WP,
             ioctls: 0,
         };
-        ioctl(fd.as_raw_fd(), IOC_API, &mut api)?;
+        ioctl(fd.as_raw_fd(), UFFDIO_API, &mut api)?;
         Ok(Self {
             fd,
             is_user_mode_only,
         })
     }
 
-    /// Whether a write of the kernel's, as by `read(2)`, into a protected page fails with `EFAULT`
-    /// instead of waiting for the answer.
+    /// Whether a write by the kernel, such as in `read(2)`, to a protected page fails with `EFAULT`
+    /// instead of waiting until the fault is handled.
     pub(crate) fn is_user_mode_only(&self) -> bool {
         self.is_user_mode_only
     }
 
-    /// From now on the range can be protected. It is anonymous memory of this process, of whole pages.
+    /// Makes a range protectable. It must be anonymous memory of this process, in whole pages.
     pub(crate) fn register(&self, address: usize, len: usize) -> Result<()> {
-        let mut register = Register {
+        let mut register = UffdioRegister {
             range: range(address, len),
-            mode: REGISTER_MODE_WP,
+            mode: UFFDIO_REGISTER_MODE_WP,
             ioctls: 0,
         };
-        ioctl(self.fd.as_raw_fd(), IOC_REGISTER, &mut register)?;
-        if register.ioctls & HAS_WRITEPROTECT == 0 {
+        ioctl(self.fd.as_raw_fd(), UFFDIO_REGISTER, &mut register)?;
+        if register.ioctls & UFFDIO_WRITEPROTECT_BIT == 0 {
             return Err(Errno::OPNOTSUPP);
         }
         Ok(())
     }
 
-    /// Protects a registered range. When this returns, no write to it is under way any more, and each
-    /// that comes waits until it is answered.
+    /// Protects a registered range. When this returns, no write to the range is in progress, and
+    /// every later write waits until its fault is handled.
     pub(crate) fn protect(&self, address: usize, len: usize) -> Result<()> {
-        self.write_protect(address, len, WRITEPROTECT_MODE_WP)
+        self.write_protect(address, len, UFFDIO_WRITEPROTECT_MODE_WP)
     }
 
-    /// Lifts the protection, and wakes who waits.
-    pub(crate) fn lift(&self, address: usize, len: usize) -> Result<()> {
+    /// Removes the protection of a range, and wakes the threads that wait to write to it.
+    pub(crate) fn unprotect(&self, address: usize, len: usize) -> Result<()> {
         self.write_protect(address, len, 0)
     }
 
     fn write_protect(&self, address: usize, len: usize, mode: u64) -> Result<()> {
-        let mut protect = WriteProtect {
+        let mut protect = UffdioWriteProtect {
             range: range(address, len),
             mode,
         };
         loop {
-            match ioctl(self.fd.as_raw_fd(), IOC_WRITEPROTECT, &mut protect) {
+            match ioctl(self.fd.as_raw_fd(), UFFDIO_WRITEPROTECT, &mut protect) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                answer => return answer,
+                result => return result,
             }
         }
     }
 
-    /// Lets those who wait for an answer in this range try their write again.
+    /// Wakes the threads whose faults in this range are not handled yet, to repeat their writes.
     pub(crate) fn wake(&self, address: usize, len: usize) -> Result<()> {
-        ioctl(self.fd.as_raw_fd(), IOC_WAKE, &mut range(address, len))
+        ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, &mut range(address, len))
     }
 
-    /// Waits for the next write to a protected page. Answers the address, rounded down to a page.
+    /// Waits for the next write to a protected page, and returns its address, rounded down to a
+    /// page.
     pub(crate) fn next_fault(&self) -> Result<usize> {
         loop {
-            let mut message = Message::default();
-            let room = (&raw mut message).cast::<c_void>();
-            // SAFETY: the message has the kernel's layout (asserted above), any bytes are a valid one,
-            // and the kernel writes no more than its size.
-            let read = unsafe { libc::read(self.fd.as_raw_fd(), room, size_of::<Message>()) };
+            let mut message = UffdMessage::default();
+            let buffer = (&raw mut message).cast::<c_void>();
+            // SAFETY: the message has the kernel's layout (asserted above), and all of its fields
+            // are integers, for which any bytes are valid. The kernel writes no more than its size.
+            let read = unsafe { libc::read(self.fd.as_raw_fd(), buffer, size_of::<UffdMessage>()) };
             match usize::try_from(read) {
-                Ok(len) if len == size_of::<Message>() && message.event == EVENT_PAGEFAULT => {
+                Ok(len)
+                    if len == size_of::<UffdMessage>() && message.event == UFFD_EVENT_PAGEFAULT =>
+                {
                     return usize::try_from(message.address).map_err(|_| Errno::OVERFLOW);
                 }
-                // No other event was asked for.
+                // Messages of other events were not requested.
                 Ok(_) => {}
                 Err(_) => match last_errno() {
                     Errno::INTR => {}
@@ -205,134 +217,137 @@ impl Userfault {
 }
 
 fn userfaultfd(flags: libc::c_int) -> Result<OwnedFd> {
-    // SAFETY: the call takes flags only and makes a descriptor.
+    // SAFETY: the call takes nothing but flags, and makes a descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) };
-    own(fd)
+    into_owned_fd(fd)
 }
 
-/// Since Linux 6.1 whoever may open the device needs no privilege.
-fn by_device() -> Result<OwnedFd> {
+/// Opens a descriptor through the device. Since Linux 6.1, a process that may open the device needs
+/// no privilege.
+fn open_device() -> Result<OwnedFd> {
     let device = File::open("/dev/userfaultfd")
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NODEV))?;
-    // SAFETY: the request takes flags only and makes a descriptor.
-    let fd = unsafe { libc::ioctl(device.as_raw_fd(), IOC_NEW, libc::O_CLOEXEC) };
-    own(fd.into())
+    // SAFETY: the request takes nothing but flags, and makes a descriptor.
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, libc::O_CLOEXEC) };
+    into_owned_fd(fd.into())
 }
 
-fn own(fd: libc::c_long) -> Result<OwnedFd> {
+/// The descriptor that a call returned, or the errno that it failed with.
+fn into_owned_fd(fd: libc::c_long) -> Result<OwnedFd> {
     match RawFd::try_from(fd) {
-        // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+        // SAFETY: the kernel has just made this descriptor, and nothing else has got its number.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(last_errno()),
     }
 }
 
-fn range(address: usize, len: usize) -> Range {
-    Range {
+fn range(address: usize, len: usize) -> UffdioRange {
+    UffdioRange {
         start: address as u64,
         len: len as u64,
     }
 }
 
-/// `T` is the structure that the request is defined with.
+/// Makes a request of a userfaultfd. `T` must be the structure that the request is defined with.
 fn ioctl<T>(fd: RawFd, request: libc::Ioctl, argument: &mut T) -> Result<()> {
-    // SAFETY: the argument has the layout that the kernel expects for this request (asserted above),
-    // and may be written. The requests move no memory: they say who may write to it, and when.
-    let answer = unsafe { libc::ioctl(fd, request, argument) };
-    if answer == 0 {
+    // SAFETY: the argument has the layout that the kernel expects for this request (asserted
+    // above), and is borrowed exclusively, so that the kernel may write to it. None of the requests
+    // used here changes the content of memory: they only decide which writes have to wait.
+    let result = unsafe { libc::ioctl(fd, request, argument) };
+    if result == 0 {
         return Ok(());
     }
     Err(last_errno())
 }
 
-/// Puts a fresh huge page in the place of the one at `page`, with the same content. Whoever else refers
-/// to the old frame, as a socket's queue does, keeps it as it is.
+/// Replaces the frame of the huge page at `page` by a fresh one with the same content. Anything
+/// else that refers to the old frame, such as the queue of a socket, keeps it unchanged.
 ///
-/// `spare` is a huge page's room of the caller's, open, and stays so. `page` is one of the caller's as
-/// well and protected against writes, so that the copy is of one moment; it is not registered any more
-/// afterwards. At no moment is the page absent: whoever reads it, be it the kernel, sees the old frame or
-/// the fresh one.
+/// Both ranges must be `len` bytes of accessible memory that belong to the caller. `spare` is where
+/// the fresh frame is made; its addresses stay accessible. `page` must be protected against writes,
+/// so that the copy is consistent; afterwards it is no longer registered. The page is never absent:
+/// a reader, even the kernel, sees the old frame or the fresh one.
 ///
 /// # Errors
 ///
-/// `ENOMEM`: no memory, or too many mappings (`vm.max_map_count`). The page is as it was.
+/// `ENOMEM`: there is no memory, or the process has too many mappings (`vm.max_map_count`). The
+/// page is unchanged.
 pub(crate) fn replace_page(page: usize, spare: usize, len: usize) -> Result<()> {
     let from = ptr::with_exposed_provenance_mut::<c_void>(spare);
     let to = ptr::with_exposed_provenance_mut::<c_void>(page);
-    // Nobody's memory: fails where writing to the page would have to kill us.
+    // Without memory this returns an error, where a write to the page would kill the process.
     populate(spare, len)?;
-    // SAFETY: both are `len` bytes of this process's memory, apart from each other, and the caller's.
-    // Nobody has a reference into the spare one. User code may have an exclusive one into the other,
-    // but cannot write through it: the machine stops each store until this fault is answered, and
-    // whatever was stored before the protection was set is visible, as setting it synchronised with
-    // every CPU. This is what the kernel does itself when it copies a page on a write.
+    // SAFETY: both are `len` bytes of this process's memory, do not overlap, and belong to the
+    // caller. Nothing has a reference into the spare range. User code may have an exclusive
+    // reference into the page, but cannot write through it: the hardware stops each store until its
+    // fault is handled. Everything that was stored before the protection was set is visible here,
+    // because setting it synchronised with every CPU. The kernel does the same when it copies a
+    // page on a write.
     unsafe { ptr::copy_nonoverlapping(to.cast::<u8>().cast_const(), from.cast::<u8>(), len) };
     let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
-    // SAFETY: nobody has a reference into the spare memory. The content of the page's addresses is the
-    // same afterwards, as it was copied and could not be written to since: references into it see
-    // no change.
+    // SAFETY: nothing has a reference into the spare range. The content at the addresses of the
+    // page is the same afterwards, because it was copied and could not be written to since:
+    // references into the page see no change.
     let moved = unsafe { rustix::mm::mremap_fixed(from, len, len, flags, to) };
     let Err(errno) = moved else { return Ok(()) };
     if !is_mapped(page, len) {
-        // Another thread's memory could come to lie there, under references of ours.
-        eprintln!("uncopied: the kernel took a page away and gave none ({errno}); aborting");
+        // Memory of another thread could come to lie there, under the references of user code.
+        eprintln!("uncopied: the kernel unmapped a page without replacing it ({errno}); aborting");
         std::process::abort();
     }
     Err(errno)
 }
 
+/// Whether all of a range is mapped.
 fn is_mapped(address: usize, len: usize) -> bool {
-    let mut answer = vec![0_u8; len / rustix::param::page_size()];
+    let mut residency = vec![0_u8; len / rustix::param::page_size()];
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
-    // SAFETY: the kernel looks the addresses up and writes a byte a page, for which there is room.
-    unsafe { libc::mincore(start, len, answer.as_mut_ptr()) == 0 }
+    // SAFETY: the kernel only looks the addresses up, and writes one byte per page, for which the
+    // vector has room.
+    unsafe { libc::mincore(start, len, residency.as_mut_ptr()) == 0 }
 }
 
-/// Gives each page of open memory of the caller's its frame, huge where that was asked for and can be.
-/// Fresh pages are all zeroes; the others keep their content.
+/// Gives each page of a range its page frame now, huge if that was requested and is possible. The
+/// range must be accessible memory that belongs to the caller. Fresh pages are zeroed; the others
+/// keep their content.
 pub(crate) fn populate(address: usize, len: usize) -> Result<()> {
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
     // SAFETY: the advice changes no content.
     match unsafe { rustix::mm::madvise(start, len, Advice::LinuxPopulateWrite) } {
-        // Before Linux 5.14 each page gets its frame when it is first written to.
+        // Before Linux 5.14 there is no such advice: each page gets its frame at the first write.
         Err(Errno::INVAL) => Ok(()),
-        answer => answer,
+        result => result,
     }
 }
 
-/// A child process gets zeroes there instead of these pages: `madvise(2)`, MADV_WIPEONFORK. The frames
-/// are then never shared with it.
+/// Makes a child process find zeroes in this range instead of these pages, so that it never shares
+/// their frames: `madvise(2)`, MADV_WIPEONFORK.
 pub(crate) fn wipe_on_fork(address: usize, len: usize) -> Result<()> {
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
-    // SAFETY: the advice changes nothing in this process. The caller's range is anonymous memory of
-    // plain bytes, for which zeroes are as good a value as any.
+    // SAFETY: the advice changes nothing in this process. In a child, the range is anonymous memory
+    // of plain bytes, for which zeroes are a valid value.
     unsafe { rustix::mm::madvise(start, len, Advice::LinuxWipeOnFork) }
 }
 
-/// Makes a range of the caller's inaccessible.
-///
-/// Nobody has a reference into it.
-pub(crate) fn seal(address: usize, len: usize) -> Result<()> {
+/// Makes a range inaccessible. It must belong to the caller, and no reference into it may be alive.
+pub(crate) fn make_inaccessible(address: usize, len: usize) -> Result<()> {
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
-    // SAFETY: the caller owns the range, and nothing refers into it.
+    // SAFETY: the caller owns the range, and no reference into it is alive.
     unsafe { rustix::mm::mprotect(start, len, MprotectFlags::empty()) }
 }
 
-/// Runs `call` with all signals blocked in this thread, so that a thread that it starts gets none.
+/// Runs `call` with all signals blocked in this thread. A thread that `call` starts inherits the
+/// mask, and so gets no signals.
 pub(crate) fn without_signals<T>(call: impl FnOnce() -> T) -> T {
     let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
     let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: writes to a local of the right type.
+    // SAFETY: the call writes to a local of the right type.
     unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: the first set was filled in above, and the second is written to. It cannot fail with
-    // these arguments.
+    // SAFETY: the first set was filled in above, and the second is a local that the call writes to.
+    // With these arguments it cannot fail.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
-    let answer = call();
+    let result = call();
     // SAFETY: `before` was filled in by the call above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
-    answer
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+    result
 }

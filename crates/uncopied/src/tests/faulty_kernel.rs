@@ -227,17 +227,17 @@ impl Kernel for FaultyKernel {
         self.moving(call, |count| Linux.splice_out(pipe, sink, count, more))
     }
 
-    fn size(&self, source: BorrowedFd<'_>) -> Result<u64> {
+    fn file_size(&self, source: BorrowedFd<'_>) -> Result<u64> {
         match self.record(CallRecord::new(Call::Size, 0, 0)) {
             Some(Fault::Fails(errno)) => Err(errno),
             Some(_) => Ok(0),
-            None => Linux.size(source),
+            None => Linux.file_size(source),
         }
     }
 
-    fn map(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping> {
+    fn map_file(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping> {
         self.other(CallRecord::new(Call::Map, len, offset), || {
-            Linux.map(source, offset, len)
+            Linux.map_file(source, offset, len)
         })
     }
 

@@ -321,7 +321,7 @@ impl RingState {
     fn withdraw_rejected(
         &mut self,
         tokens: &[SendToken],
-        submitted: std::result::Result<(), crate::sys::uring::Rejected>,
+        submitted: std::result::Result<(), crate::sys::uring::RejectedSends>,
     ) {
         self.is_broken |= self.uring.is_broken();
         let Err(rejected) = submitted else {

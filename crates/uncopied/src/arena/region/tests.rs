@@ -1,4 +1,4 @@
-//! Regions under sockets: what the peer gets is what was there when it was sent.
+//! Regions that are sent to real sockets: the peer gets the bytes as they were when they were sent.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -18,26 +18,26 @@ use crate::sys::Userfault;
 
 const MIB: usize = 1 << 20;
 
-/// A pipe and the socket behind it.
-struct Spliced {
+/// A socket, and the pipe through which bytes are sent to it.
+struct PipedSocket {
     ends: (OwnedFd, OwnedFd),
     socket: TcpStream,
 }
 
-impl Spliced {
-    fn to(socket: TcpStream) -> Self {
+impl PipedSocket {
+    fn new(socket: TcpStream) -> Self {
         socket.set_nonblocking(true).expect("set");
         let ends = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).expect("a pipe");
         rustix::pipe::fcntl_setpipe_size(&ends.1, MIB).expect("set");
         Self { ends, socket }
     }
 
-    /// Lends as much as the pipe takes and answers how much that is.
-    fn send_some(&self, part: &RegionPart, is_protected: bool) -> usize {
-        let lending = is_protected.then(|| part.protect().expect("lent"));
+    /// Sends as many bytes to the pipe as it takes, and returns their number.
+    fn fill_pipe(&self, part: &RegionPart, is_protected: bool) -> usize {
+        let call = is_protected.then(|| part.protect().expect("protected"));
         let taken = self.vmsplice(part);
-        if let Some(mut lending) = lending {
-            lending.gift(taken);
+        if let Some(mut call) = call {
+            call.gift(taken);
         }
         taken
     }
@@ -49,13 +49,15 @@ impl Spliced {
             iov_len: part.len(),
         };
         let pipe = self.ends.1.as_raw_fd();
-        // SAFETY: the range is the region's, which `part` keeps; the kernel only reads it.
+        // SAFETY: the range lies in the region, which `part` keeps alive, and the kernel only reads
+        // it.
         let taken = unsafe { libc::vmsplice(pipe, &raw const bytes, 1, libc::SPLICE_F_NONBLOCK) };
         usize::try_from(taken).unwrap_or(0)
     }
 
-    /// Moves what is in the pipe into the socket; answers how much is left.
-    fn push(&self, mut left: usize) -> usize {
+    /// Moves bytes from the pipe, which has `left` of them, to the socket until it blocks. Returns
+    /// how many are left.
+    fn drain_pipe(&self, mut left: usize) -> usize {
         while left > 0 {
             let flags = SpliceFlags::NONBLOCK;
             let to = self.socket.as_fd();
@@ -68,17 +70,23 @@ impl Spliced {
         left
     }
 
-    /// Sends all of it in steps, `after` each of which may do as it likes with the bytes of that step.
-    fn send(&self, part: &RegionPart, is_protected: bool, mut after: impl FnMut(Range<usize>)) {
+    /// Sends all of `part` in steps. `after_step` is called with the range of the bytes of each
+    /// step.
+    fn send(
+        &self,
+        part: &RegionPart,
+        is_protected: bool,
+        mut after_step: impl FnMut(Range<usize>),
+    ) {
         let mut sent = 0;
         while sent < part.len() {
             let rest = part.slice(sent..);
-            let mut left = self.send_some(&rest, is_protected);
+            let mut left = self.fill_pipe(&rest, is_protected);
             drop(rest);
-            after(sent..sent + left);
+            after_step(sent..sent + left);
             sent += left;
             while left > 0 {
-                left = self.push(left);
+                left = self.drain_pipe(left);
                 if left > 0 {
                     thread::sleep(Duration::from_micros(200));
                 }
@@ -94,19 +102,20 @@ fn pair() -> (TcpStream, TcpStream) {
     (sender, listener.accept().expect("accepted").0)
 }
 
+/// The test content at this position. It is never 0.
 fn pattern(at: usize) -> u8 {
     (at ^ (at >> 8) ^ (at >> 17)) as u8 | 1
 }
 
-/// Sends `len` bytes, each step of which is overwritten at once, to a peer that reads late. Answers how
-/// many bytes of it were wrong.
+/// Sends `len` bytes to a peer that reads late, and overwrites the bytes of each step at once.
+/// Returns how many of the received bytes are wrong.
 fn wrong_bytes(len: usize, is_protected: bool) -> usize {
-    let (region, mut writer) = Region::new(len).expect("taken");
+    let (region, mut writer) = Region::new(len).expect("allocated");
     for (at, byte) in writer.iter_mut().enumerate() {
         *byte = pattern(at);
     }
     let (sender, mut receiver) = pair();
-    let spliced = Spliced::to(sender);
+    let piped = PipedSocket::new(sender);
     let peer = thread::spawn(move || {
         thread::sleep(Duration::from_millis(100));
         let mut got = vec![0; len];
@@ -117,15 +126,15 @@ fn wrong_bytes(len: usize, is_protected: bool) -> usize {
             .filter(|&(at, &byte)| byte != pattern(at));
         wrong.count()
     });
-    spliced.send(&region.part(..), is_protected, |step| writer[step].fill(0));
+    piped.send(&region.part(..), is_protected, |step| writer[step].fill(0));
     assert!(writer.iter().all(|byte| *byte == 0));
     peer.join().expect("no panic")
 }
 
-/// Sends as much as the socket takes by MSG_ZEROCOPY, overwrites it at once, and answers how many bytes
-/// of it were wrong.
+/// Sends as many bytes as the socket takes by MSG_ZEROCOPY, and overwrites them at once. Returns
+/// how many of the received bytes are wrong.
 fn wrong_bytes_by_msg_zerocopy(is_protected: bool) -> usize {
-    let (region, mut writer) = Region::new(4 * MIB).expect("taken");
+    let (region, mut writer) = Region::new(4 * MIB).expect("allocated");
     for (at, byte) in writer.iter_mut().enumerate() {
         *byte = pattern(at);
     }
@@ -133,11 +142,11 @@ fn wrong_bytes_by_msg_zerocopy(is_protected: bool) -> usize {
     let quota = Quota::new(u64::MAX);
     let mut lease = Lease::take(Memory::Region(region.part(..)), &quota).expect("granted");
     let Memory::Region(part) = lease.memory() else {
-        panic!("it is one")
+        panic!("the lease is of a region")
     };
-    let lending = is_protected.then(|| part.protect().expect("lent"));
+    let call = is_protected.then(|| part.protect().expect("protected"));
     let sent = send_zerocopy(&sender, part);
-    drop(lending);
+    drop(call);
     lease.shorten(sent);
     writer[..sent].fill(0);
     let mut got = vec![0; sent];
@@ -152,47 +161,47 @@ fn wrong_bytes_by_msg_zerocopy(is_protected: bool) -> usize {
 #[allow(unsafe_code)]
 fn send_zerocopy(socket: &TcpStream, part: &RegionPart) -> usize {
     let on: libc::c_int = 1;
-    // SAFETY: the option's value is an int.
-    let set = unsafe {
+    // SAFETY: the value of the option is an int, and a pointer to one is passed with its size.
+    let result = unsafe {
         let (level, option) = (libc::SOL_SOCKET, libc::SO_ZEROCOPY);
         libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), 4)
     };
-    assert_eq!(set, 0);
+    assert_eq!(result, 0);
     let start = ptr::with_exposed_provenance(part.address());
     let flags = libc::MSG_ZEROCOPY | libc::MSG_DONTWAIT;
-    // SAFETY: the range is the region's, which `part` keeps; the kernel only reads it.
+    // SAFETY: the range lies in the region, which `part` keeps alive, and the kernel only reads it.
     let sent = unsafe { libc::send(socket.as_raw_fd(), start, part.len(), flags) };
     usize::try_from(sent).expect("some of it")
 }
 
 #[test]
-fn msg_zerocopy_is_protected_as_well() {
+fn bytes_sent_by_msg_zerocopy_and_overwritten_at_once_arrive_unchanged() {
     assert_eq!(wrong_bytes_by_msg_zerocopy(true), 0);
-    let without = wrong_bytes_by_msg_zerocopy(false);
-    assert!(without > 0, "this test proves nothing");
+    let unprotected = wrong_bytes_by_msg_zerocopy(false);
+    assert!(unprotected > 0, "this test proves nothing");
 }
 
 #[test]
-fn what_is_overwritten_at_once_arrives_as_it_was_sent() {
+fn bytes_sent_by_vmsplice_and_overwritten_at_once_arrive_unchanged() {
     for len in [MIB, 4 * MIB] {
         assert_eq!(wrong_bytes(len, true), 0, "{len}");
     }
 }
 
-/// If this fails the test above proves nothing.
+/// If this fails, the test above proves nothing.
 #[test]
-fn without_protection_it_would_not() {
+fn without_protection_bytes_overwritten_at_once_arrive_wrong() {
     for len in [MIB, 4 * MIB] {
         assert!(wrong_bytes(len, false) > 0, "{len}");
     }
 }
 
-/// Each writer sends what it has written and goes on writing at once, into huge pages that it shares with
-/// others.
+/// Each writer sends what it has written and goes on writing at once, to huge pages that it shares
+/// with others.
 #[test]
-fn writers_that_never_wait() {
+fn writers_that_never_wait_for_their_sends_change_no_byte_in_flight() {
     const THREADS: usize = 4;
-    let (region, mut rest) = Region::new(5 * MIB).expect("taken");
+    let (region, mut rest) = Region::new(5 * MIB).expect("allocated");
     let until = Instant::now() + Duration::from_secs(2);
     thread::scope(|scope| {
         for index in 0..THREADS {
@@ -200,7 +209,7 @@ fn writers_that_never_wait() {
             let (mut words, right) = rest.split_at(len);
             rest = right;
             let (sender, receiver) = pair();
-            let spliced = Spliced::to(sender);
+            let piped = PipedSocket::new(sender);
             let part = region.part(words.range());
             scope.spawn(move || {
                 let mut round = 0_u64;
@@ -209,9 +218,9 @@ fn writers_that_never_wait() {
                     for (at, word) in words.chunks_exact_mut(8).enumerate() {
                         word.copy_from_slice(&(round << 32 | at as u64).to_ne_bytes());
                     }
-                    spliced.send(&part, true, |_| {});
+                    piped.send(&part, true, |_| {});
                 }
-                spliced.socket.shutdown(Shutdown::Write).expect("shut");
+                piped.socket.shutdown(Shutdown::Write).expect("shut");
                 assert!(round > 3, "{round} rounds");
             });
             scope.spawn(move || check_rounds(receiver, len, index % 2 == 0));
@@ -240,13 +249,13 @@ fn check_rounds(mut receiver: TcpStream, len: usize, is_slow: bool) {
     }
 }
 
-/// Writers that know nothing of the sends. What a step took is nothing older than what was written before
-/// it began, and nothing newer than what was being written when it ended.
+/// The writers do not know of the sends. The bytes of a step are no older than what had been
+/// written before it began, and no newer than what was being written when it ended.
 #[test]
-fn sends_that_race_with_writers() {
+fn sends_that_race_with_writers_get_bytes_of_the_time_of_the_send() {
     const WRITERS: usize = 3;
     let len = 4 * MIB;
-    let (region, mut rest) = Region::new(len).expect("taken");
+    let (region, mut rest) = Region::new(len).expect("allocated");
     let until = Instant::now() + Duration::from_secs(2);
     let rounds = [(); WRITERS].map(|()| (AtomicU64::new(0), AtomicU64::new(0)));
     let of_writer = |at: usize| (at / (len / WRITERS / 8 * 8)).min(WRITERS - 1);
@@ -299,11 +308,11 @@ fn sends_that_race_with_writers() {
                 }
             }
         });
-        let spliced = Spliced::to(sender);
+        let piped = PipedSocket::new(sender);
         while Instant::now() < until {
             let part = region.part(..);
             let mut least = ended();
-            spliced.send(&part, true, |step| {
+            piped.send(&part, true, |step| {
                 steps.send((step, least, begun())).expect("received");
                 least = ended();
             });
@@ -312,37 +321,37 @@ fn sends_that_race_with_writers() {
     });
 }
 
-/// A thread that the kernel stops in the middle of `recv(2)` keeps the socket locked. Whoever replaces the
-/// page must not wait for a send on the same socket.
+/// A thread that the kernel stops in the middle of a `recv(2)` keeps the socket locked. The thread
+/// that replaces the page must not wait for a send on the same socket.
 #[test]
-fn receiving_into_the_region_that_is_sent_on_the_same_socket() {
+fn receiving_into_a_region_that_is_sent_on_the_same_socket_does_not_deadlock() {
     let (done, is_done) = mpsc::channel();
-    let (region, mut writer) = Region::new(2 * MIB).expect("taken");
+    let (region, mut writer) = Region::new(2 * MIB).expect("allocated");
     let (socket, peer) = pair();
     let stop = Arc::new(AtomicBool::new(false));
     let mut back = peer.try_clone().expect("cloned");
     thread::spawn(move || std::io::copy(&mut &peer, &mut std::io::sink()));
     let stopped = Arc::clone(&stop);
     let feeder = thread::spawn(move || {
-        // It fails when the other end is gone.
+        // The write fails once the other end is closed.
         while !stopped.load(Ordering::Relaxed) && back.write_all(&[7; 64 * 1024]).is_ok() {}
     });
-    let spliced = Spliced::to(socket.try_clone().expect("cloned"));
+    let piped = PipedSocket::new(socket.try_clone().expect("cloned"));
     socket.set_nonblocking(false).expect("set");
     let stopped = Arc::clone(&stop);
     let sender = thread::spawn(move || {
         while !stopped.load(Ordering::Relaxed) {
-            let left = spliced.send_some(&region.part(..), true);
-            let mut left = spliced.push(left);
+            let left = piped.fill_pipe(&region.part(..), true);
+            let mut left = piped.drain_pipe(left);
             while left > 0 {
-                left = spliced.push(left);
+                left = piped.drain_pipe(left);
             }
         }
     });
     thread::spawn(move || {
         for _ in 0..2000 {
             while let Err(errno) = rustix::io::read(&socket, &mut writer[..4096]) {
-                assert_eq!(errno, Errno::FAULT, "where the kernel's writes are refused");
+                assert_eq!(errno, Errno::FAULT, "writes by the kernel are refused");
                 writer.prepare().expect("prepared");
             }
         }
@@ -352,27 +361,27 @@ fn receiving_into_the_region_that_is_sent_on_the_same_socket() {
         done.send(writer[4095]).expect("received");
     });
     let last = is_done.recv_timeout(Duration::from_secs(60));
-    assert_eq!(last, Ok(7), "it stands still");
+    assert_eq!(last, Ok(7), "no progress");
     feeder.join().expect("no panic");
 }
 
 #[test]
-fn a_dropped_region_leaves_its_frames_to_the_kernel() {
+fn frames_in_flight_survive_the_drop_of_their_region() {
     let (sender, mut receiver) = pair();
-    let spliced = Spliced::to(sender);
-    let (region, mut writer) = Region::new(MIB).expect("taken");
+    let piped = PipedSocket::new(sender);
+    let (region, mut writer) = Region::new(MIB).expect("allocated");
     writer.fill(5);
-    let taken = spliced.send_some(&region.part(..), true);
-    let left = spliced.push(taken);
-    let held = region.part(..4096);
-    drop(held.protect().expect("lent"));
-    let shared = Arc::downgrade(&region.shared);
+    let taken = piped.fill_pipe(&region.part(..), true);
+    let left = piped.drain_pipe(taken);
+    let leased = region.part(..4096);
+    drop(leased.protect().expect("protected"));
+    let state = Arc::downgrade(&region.state);
     drop((region, writer));
-    assert!(shared.upgrade().is_some(), "a lease keeps it");
-    drop(held);
-    assert!(shared.upgrade().is_none());
+    assert!(state.upgrade().is_some(), "a lease keeps it");
+    drop(leased);
+    assert!(state.upgrade().is_none());
     let others = [(); 3].map(|()| {
-        let (region, mut writer) = Region::new(MIB).expect("taken");
+        let (region, mut writer) = Region::new(MIB).expect("allocated");
         writer.fill(6);
         region
     });
@@ -384,16 +393,16 @@ fn a_dropped_region_leaves_its_frames_to_the_kernel() {
 
 #[test]
 #[allow(unsafe_code)]
-fn a_child_has_zeroes_and_changes_nothing() {
+fn a_child_process_has_zeroes_and_cannot_change_what_the_parent_sends() {
     let (sender, mut receiver) = pair();
-    let spliced = Spliced::to(sender);
-    let (region, mut writer) = Region::new(2 * MIB).expect("taken");
+    let piped = PipedSocket::new(sender);
+    let (region, mut writer) = Region::new(2 * MIB).expect("allocated");
     writer.fill(5);
-    let taken = spliced.send_some(&region.part(..), true);
-    let left = spliced.push(taken);
-    // A page that was replaced is as the others.
+    let taken = piped.fill_pipe(&region.part(..), true);
+    let left = piped.drain_pipe(taken);
+    // Replaces a page: the child must have zeroes in such a page too.
     writer[1] = 5;
-    // SAFETY: the child only touches memory, asks for its process id, and exits.
+    // SAFETY: the child only accesses memory, asks for its process id, and exits.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let was_zero = writer.iter().all(|byte| *byte == 0);
@@ -403,11 +412,11 @@ fn a_child_has_zeroes_and_changes_nothing() {
             .protect()
             .is_err_and(|errno| errno == Errno::CHILD);
         let is_right = was_zero && is_refused && writer.iter().all(|byte| *byte == 9);
-        // SAFETY: ends the process, and does nothing else.
+        // SAFETY: this ends the process and does nothing else.
         unsafe { libc::_exit(i32::from(!is_right)) };
     }
     let mut status = -1;
-    // SAFETY: the status is a local.
+    // SAFETY: the call writes the status to a local of the right type.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
     assert_eq!((waited, status), (child, 0));
     assert!(writer.iter().all(|byte| *byte == 5));
@@ -418,46 +427,47 @@ fn a_child_has_zeroes_and_changes_nothing() {
 }
 
 #[test]
-fn where_userfaultfd_is_refused_it_is_memory_that_cannot_be_lent() {
-    let (region, mut writer) = Region::with(MIB, Err(Errno::PERM)).expect("taken");
+fn without_userfaultfd_a_region_is_memory_that_can_only_be_copied() {
+    let (region, mut writer) =
+        Region::with_fault_handler(MIB, Err(Errno::PERM)).expect("allocated");
     assert_eq!(region.protection(), Err(Errno::PERM));
     assert_eq!(region.part(..).protect().err(), Some(Errno::PERM));
     writer.fill(3);
-    writer.prepare().expect("there is nothing to do");
+    writer.prepare().expect("nothing to prepare");
     assert!(writer.iter().all(|byte| *byte == 3));
 }
 
 #[test]
-fn a_process_without_privilege_prepares_for_the_kernels_writes() {
-    let userfault = Userfault::open_user_mode_only().expect("needs none");
-    let faults = Faults::start(userfault).expect("started");
-    let (region, mut writer) = Region::with(2 * MIB, Ok(faults)).expect("taken");
+fn an_unprivileged_process_can_prepare_for_writes_by_the_kernel() {
+    let userfault = Userfault::open_user_mode_only().expect("needs no privilege");
+    let handler = FaultHandler::start(userfault).expect("started");
+    let (region, mut writer) = Region::with_fault_handler(2 * MIB, Ok(handler)).expect("allocated");
     assert_eq!(region.protection(), Ok(Protection::UserWrites));
-    let lend = || region.part(..).protect().expect("lent").gift(1);
+    let send = || region.part(..).protect().expect("protected").gift(1);
     let fill = |bytes: &mut [u8]| {
         let zeroes = std::fs::File::open("/dev/zero").expect("opened");
         rustix::io::read(&zeroes, bytes)
     };
     writer.fill(1);
-    lend();
+    send();
     assert_eq!(fill(&mut writer[..100]), Err(Errno::FAULT));
     writer[4096] = 2;
     assert_eq!(fill(&mut writer[..100]), Ok(100));
-    lend();
+    send();
     writer.prepare().expect("prepared");
     assert_eq!(fill(&mut writer[..200]), Ok(200));
     assert_eq!((writer[199], writer[200], writer[4096]), (0, 1, 2));
 }
 
-/// On a machine without huge pages they stay small, and the region says so.
+/// On a machine without huge pages the pages are small, and the region must report that.
 #[test]
-fn huge_pages_stay_huge() {
-    let (region, mut writer) = Region::new(6 * MIB + 1).expect("taken");
+fn replaced_huge_pages_are_huge() {
+    let (region, mut writer) = Region::new(6 * MIB + 1).expect("allocated");
     let huge_bytes = region.huge_bytes().expect("read");
     assert_eq!(region.is_huge(), huge_bytes == 8 * MIB);
     for round in 0..5 {
         let part = region.part(..);
-        part.protect().expect("lent").gift(part.len());
+        part.protect().expect("protected").gift(part.len());
         writer[1] = round;
         writer[6 * MIB] = round;
     }
@@ -466,14 +476,14 @@ fn huge_pages_stay_huge() {
 }
 
 #[test]
-fn a_region_has_bytes() {
+fn a_region_has_the_length_that_was_requested() {
     assert!(Region::new(0).is_err());
     assert!(Region::new(usize::MAX).is_err());
-    let (region, writer) = Region::new(10).expect("taken");
+    let (region, writer) = Region::new(10).expect("allocated");
     let (left, right) = writer.split_at(4);
     assert_eq!((left.range(), right.range()), (0..4, 4..10));
     let part = region.part(2..).slice(..=3);
     assert_eq!((part.len(), part.range()), (4, 2..6));
     assert!(part.slice(4..).is_empty());
-    drop(part.slice(4..).protect().expect("nothing is lent"));
+    drop(part.slice(4..).protect().expect("nothing to protect"));
 }

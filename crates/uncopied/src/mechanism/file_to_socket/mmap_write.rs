@@ -73,7 +73,7 @@ impl MmapWrite {
     }
 
     pub(crate) fn step(&mut self, kernel: &impl Kernel, step: FileStep<'_>) -> Outcome {
-        let size = match kernel.size(step.source) {
+        let size = match kernel.file_size(step.source) {
             Ok(size) => size,
             Err(errno) => return Status::Unsupported(errno).into(),
         };
@@ -91,7 +91,7 @@ impl MmapWrite {
         match retry_on_intr(|| kernel.send_mapped(step.sink, bytes)) {
             Ok(0) => Status::Unsupported(Errno::IO).into(),
             Ok(moved) => after_send(kernel, step, moved),
-            Err(Errno::FAULT) => match kernel.size(step.source) {
+            Err(Errno::FAULT) => match kernel.file_size(step.source) {
                 Ok(now) if now < size => Outcome::moved(0),
                 _ => Status::Unsupported(Errno::FAULT).into(),
             },
@@ -136,7 +136,7 @@ fn at_the_end(kernel: &impl Kernel, step: FileStep<'_>) -> Status {
 
 /// The bytes sent were the file's only if the file still reaches that far.
 fn after_send(kernel: &impl Kernel, step: FileStep<'_>, moved: usize) -> Outcome {
-    let status = match kernel.size(step.source) {
+    let status = match kernel.file_size(step.source) {
         Ok(now) if now >= step.offset + moved as u64 => Status::Continue,
         Ok(_) => Status::Failed(Side::Source, Errno::NODATA),
         Err(errno) => Status::Failed(Side::Source, errno),

@@ -71,7 +71,7 @@ fn count(kernel: &impl Kernel, step: FileStep<'_>) -> usize {
     if step.remaining.is_some() {
         return want;
     }
-    match kernel.size(step.source) {
+    match kernel.file_size(step.source) {
         Ok(size) if size > step.offset => {
             usize::try_from(size - step.offset).map_or(want, |left| left.min(want))
         }

@@ -12,7 +12,7 @@ use tokio::runtime::{Handle, Id};
 use tokio::task::AbortHandle;
 
 use super::retire;
-use crate::sys::uring::watch;
+use crate::sys::uring::register_with_tokio;
 use crate::uring::ring::Ring;
 
 /// The runtime that a ring belongs to, with the task that processes its notifications; `None` for a
@@ -25,7 +25,7 @@ impl OwnerRuntime {
         let Ok(runtime) = Handle::try_current() else {
             return Ok(Self(None));
         };
-        let eventfd = watch(ring.notification_eventfd()?)?;
+        let eventfd = register_with_tokio(ring.notification_eventfd()?)?;
         let notifications = NotificationTask(Arc::clone(ring));
         let task = runtime.spawn(notifications.run(eventfd));
         Ok(Self(Some((runtime.id(), task.abort_handle()))))

@@ -1,0 +1,527 @@
+//! What the handles of a region share: its memory, and which of its huge pages are in flight.
+//!
+//! Each huge page counts the leases of the page frame that it has *now*. Replacing the frame starts
+//! a new epoch without leases: the old leases are of a frame that can no longer be written to, and
+//! their end does not concern the page.
+//!
+//! Replacing a page never waits for a call that sends it. If a call is in progress when a page is
+//! replaced, it may have looked up the old frame or the fresh one. When the call has returned, its
+//! [`ProtectedCall`] protects the fresh frame too, before the send can be reported as complete.
+
+use std::io;
+use std::ops::Range;
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use rustix::io::{Errno, Result};
+
+use super::fault_handler::FaultHandler;
+use crate::arena::space::{AddressSpace, GRANULE_BYTES};
+use crate::sys;
+
+/// The memory of a region, and the state of its huge pages.
+#[derive(Debug)]
+pub(super) struct RegionState {
+    address: usize,
+    len: usize,
+    is_huge: bool,
+    /// What handles write faults, or why the memory cannot be protected.
+    fault_handler: Result<&'static FaultHandler>,
+    pages: Mutex<Box<[HugePageState]>>,
+    /// Signalled whenever a page stops [being replaced](HugePageState::is_being_replaced).
+    replacement_ended: Condvar,
+}
+
+/// The state of a huge page.
+#[derive(Clone, Debug, Default)]
+struct HugePageState {
+    /// How often the page frame was replaced.
+    epoch: u64,
+    /// The number of leases of the current frame.
+    leases: usize,
+    /// The current frame is, or may be, in a queue of the kernel that does not report when it is
+    /// empty.
+    is_gifted: bool,
+    is_protected: bool,
+    /// The frame was replaced, and the kernel refused to register the page again.
+    is_unregistered: bool,
+    /// A thread is replacing the frame, and has released the lock meanwhile.
+    is_being_replaced: bool,
+}
+
+impl HugePageState {
+    fn is_in_flight(&self) -> bool {
+        self.leases > 0 || self.is_gifted
+    }
+}
+
+impl RegionState {
+    /// Allocates zeroed memory for `len` bytes, which `fault_handler` protects.
+    pub(super) fn new(
+        len: usize,
+        fault_handler: Result<&'static FaultHandler>,
+    ) -> Result<Arc<Self>> {
+        let memory_len = len
+            .checked_next_multiple_of(GRANULE_BYTES)
+            .ok_or(Errno::NOMEM)?;
+        if len == 0 {
+            return Err(Errno::INVAL);
+        }
+        let padded = memory_len.checked_add(GRANULE_BYTES).ok_or(Errno::NOMEM)?;
+        let address = AddressSpace::get()?.allocate(padded, true)?;
+        // From here on the drop releases the memory.
+        let mut state = Self {
+            address,
+            len: memory_len,
+            is_huge: false,
+            fault_handler,
+            pages: Mutex::new(vec![HugePageState::default(); memory_len / GRANULE_BYTES].into()),
+            replacement_ended: Condvar::new(),
+        };
+        // An inaccessible granule after the memory keeps the kernel from merging it with adjacent
+        // memory into one mapping, for which smaps would have one figure.
+        sys::make_inaccessible(address + memory_len, GRANULE_BYTES)?;
+        sys::wipe_on_fork(address, memory_len)?;
+        sys::populate(address, memory_len)?;
+        if let Ok(handler) = fault_handler
+            && let Err(errno) = handler.userfault().register(address, memory_len)
+        {
+            state.fault_handler = Err(errno);
+        }
+        state.is_huge = state.huge_bytes().is_ok_and(|bytes| bytes == memory_len);
+        let state = Arc::new(state);
+        if let Ok(handler) = state.fault_handler {
+            handler.register(address, &state);
+        }
+        Ok(state)
+    }
+
+    pub(super) fn address(&self) -> usize {
+        self.address
+    }
+
+    pub(super) fn contains(&self, address: usize) -> bool {
+        (self.address..self.address + self.len).contains(&address)
+    }
+
+    pub(super) fn is_huge(&self) -> bool {
+        self.is_huge
+    }
+
+    /// What handles write faults of this process.
+    ///
+    /// # Errors
+    ///
+    /// Why the memory cannot be protected. `ECHILD`: the region belongs to the parent process.
+    pub(super) fn fault_handler(&self) -> Result<&'static FaultHandler> {
+        let handler = self.fault_handler?;
+        if handler.is_of_this_process() {
+            Ok(handler)
+        } else {
+            Err(Errno::CHILD)
+        }
+    }
+
+    /// How many bytes of the memory lie in huge pages now.
+    pub(super) fn huge_bytes(&self) -> io::Result<usize> {
+        let maps = std::fs::read_to_string("/proc/self/smaps")?;
+        let mut is_in_region = false;
+        let mut kib = 0;
+        for line in maps.lines() {
+            let mut words = line.split_ascii_whitespace();
+            let first = words.next().unwrap_or_default();
+            if let Some((start, _)) = first.split_once('-') {
+                let start = usize::from_str_radix(start, 16);
+                is_in_region = start.is_ok_and(|start| self.contains(start));
+            } else if is_in_region && first == "AnonHugePages:" {
+                let figure = words.next().and_then(|figure| figure.parse().ok());
+                kib += figure.unwrap_or(0);
+            }
+        }
+        Ok(kib * 1024)
+    }
+
+    /// The indices of the huge pages that contain bytes of a range of offsets.
+    pub(super) fn pages_of(bytes: &Range<usize>) -> Range<usize> {
+        if bytes.is_empty() {
+            return 0..0;
+        }
+        bytes.start / GRANULE_BYTES..bytes.end.div_ceil(GRANULE_BYTES)
+    }
+
+    /// Makes the huge page at `address` writable: at once if its frame is not in flight, otherwise
+    /// by replacing the frame with a copy.
+    pub(super) fn make_writable(&self, address: usize) -> Result<()> {
+        let Ok(handler) = self.fault_handler() else {
+            return Ok(());
+        };
+        let index = (address - self.address) / GRANULE_BYTES;
+        let start = self.address + index * GRANULE_BYTES;
+        let mut pages = self.lock_after_replacements(index..index + 1);
+        if !(pages[index].is_protected && pages[index].is_in_flight()) {
+            if !pages[index].is_unregistered {
+                handler.userfault().unprotect(start, GRANULE_BYTES)?;
+            }
+            pages[index].is_protected = false;
+            return Ok(());
+        }
+        pages[index].is_being_replaced = true;
+        drop(pages);
+        let replaced = handler.replace_page(start);
+        let mut pages = self.lock();
+        let page = &mut pages[index];
+        page.is_being_replaced = false;
+        if let Ok(is_registered) = replaced {
+            *page = HugePageState {
+                epoch: page.epoch + 1,
+                is_unregistered: !is_registered,
+                ..HugePageState::default()
+            };
+        }
+        self.replacement_ended.notify_all();
+        replaced.map(|_| ())
+    }
+
+    /// Protects those of `pages` that are not protected yet. `first` is the index of the first of
+    /// them.
+    fn protect(&self, pages: &mut [HugePageState], first: usize) -> Result<()> {
+        let userfault = self.fault_handler()?.userfault();
+        let address_of = |index: usize| self.address + (first + index) * GRANULE_BYTES;
+        for (index, page) in pages.iter_mut().enumerate() {
+            if page.is_unregistered {
+                userfault.register(address_of(index), GRANULE_BYTES)?;
+                page.is_unregistered = false;
+            }
+        }
+        let mut done = 0;
+        for run in pages.chunk_by_mut(|one, next| one.is_protected == next.is_protected) {
+            if run.iter().any(|page| !page.is_protected) {
+                userfault.protect(address_of(done), run.len() * GRANULE_BYTES)?;
+                run.iter_mut().for_each(|page| page.is_protected = true);
+            }
+            done += run.len();
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Box<[HugePageState]>> {
+        // A panic cannot leave the states inconsistent: no statement that may panic comes between
+        // two changes that belong together.
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until none of the pages in `range` is being replaced, and locks all pages.
+    fn lock_after_replacements(&self, range: Range<usize>) -> MutexGuard<'_, Box<[HugePageState]>> {
+        self.replacement_ended
+            .wait_while(self.lock(), |pages| {
+                pages[range.clone()]
+                    .iter()
+                    .any(|page| page.is_being_replaced)
+            })
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for RegionState {
+    fn drop(&mut self) {
+        if let Ok(handler) = self.fault_handler {
+            handler.unregister(self.address);
+        }
+        // Frames that are in flight or gifted stay with the kernel.
+        if let Some(space) = AddressSpace::existing() {
+            space.release(self.address, self.len + GRANULE_BYTES);
+        }
+    }
+}
+
+/// The leases that a part of a region has of its huge pages, from its first zero-copy send on.
+#[derive(Debug)]
+pub(super) struct PageLeases {
+    region: Arc<RegionState>,
+    /// The index of the first page.
+    first: usize,
+    /// For each page, the epoch of the frame that is leased. These change only while the pages are
+    /// locked.
+    epochs: Box<[AtomicU64]>,
+}
+
+/// The epoch of a page of which no frame is leased.
+const NO_LEASE_EPOCH: u64 = u64::MAX;
+
+impl PageLeases {
+    /// Leases of these pages, which lease no frame yet.
+    pub(super) fn new(region: &Arc<RegionState>, pages: Range<usize>) -> Self {
+        Self {
+            region: Arc::clone(region),
+            first: pages.start,
+            epochs: pages.map(|_| AtomicU64::new(NO_LEASE_EPOCH)).collect(),
+        }
+    }
+
+    /// Further leases of the same frames, for some of these pages. `indices` are those of the pages
+    /// in the region.
+    pub(super) fn subset(&self, indices: Range<usize>) -> Self {
+        let subset = Self::new(&self.region, indices.clone());
+        let mut pages = self.region.lock();
+        for (index, epoch) in indices.zip(&subset.epochs) {
+            let leased = self.epochs[index - self.first].load(Ordering::Relaxed);
+            epoch.store(leased, Ordering::Relaxed);
+            // A frame that was replaced meanwhile needs no lease.
+            if pages[index].epoch == leased {
+                pages[index].leases += 1;
+            }
+        }
+        drop(pages);
+        subset
+    }
+
+    /// Protects the pages, and leases the frames that they have now.
+    ///
+    /// `start` is the offset in the region of the first byte that is sent.
+    pub(super) fn protect(&self, start: usize) -> Result<ProtectedCall<'_>> {
+        self.protect_current_frames()?;
+        Ok(ProtectedCall {
+            leases: self,
+            start,
+            gifted_bytes: 0,
+        })
+    }
+
+    fn pages(&self) -> Range<usize> {
+        self.first..self.first + self.epochs.len()
+    }
+
+    /// Protects all pages, and leases each frame that is not leased yet.
+    fn protect_current_frames(&self) -> Result<()> {
+        let mut pages = self.region.lock_after_replacements(self.pages());
+        let pages = &mut pages[self.pages()];
+        self.region.protect(pages, self.first)?;
+        for (page, epoch) in pages.iter_mut().zip(&self.epochs) {
+            if epoch.swap(page.epoch, Ordering::Relaxed) != page.epoch {
+                page.leases += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for PageLeases {
+    fn drop(&mut self) {
+        let mut pages = self.region.lock();
+        for (page, epoch) in pages[self.pages()].iter_mut().zip(&self.epochs) {
+            if page.epoch == epoch.load(Ordering::Relaxed) {
+                page.leases -= 1;
+            }
+        }
+    }
+}
+
+/// A call that sends pages of a region by zero copy. It must exist from before the call until the
+/// call has returned.
+///
+/// It must be dropped before the send is reported as complete, because only then are all frames
+/// protected that the call may have looked up.
+#[derive(Debug)]
+#[must_use = "the call must be made while this lives"]
+pub(crate) struct ProtectedCall<'a> {
+    leases: &'a PageLeases,
+    /// The offset in the region of the first byte that is sent.
+    start: usize,
+    /// How many bytes from `start` on are gifted.
+    gifted_bytes: usize,
+}
+
+impl ProtectedCall<'_> {
+    /// Leaves the frames of the first `bytes` bytes to the kernel: the call took these bytes, and
+    /// nothing will report when the kernel is done with them. Their pages stay protected until the
+    /// next write replaces the frames.
+    pub(crate) fn gift(&mut self, bytes: usize) {
+        self.gifted_bytes = bytes;
+    }
+}
+
+impl Drop for ProtectedCall<'_> {
+    fn drop(&mut self) {
+        if let Err(errno) = self.leases.protect_current_frames() {
+            // The kernel may be reading a frame that user code can write to. This can only happen
+            // to a page that was replaced during the call, and no reason is known why the kernel
+            // would refuse to protect one.
+            eprintln!("uncopied: cannot protect a page that is in flight ({errno}); aborting");
+            process::abort();
+        }
+        let end = (self.start + self.gifted_bytes).div_ceil(GRANULE_BYTES);
+        let mut pages = self.leases.region.lock();
+        for page in &mut pages[self.leases.first..end.min(self.leases.pages().end)] {
+            page.is_gifted = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Region, RegionMut};
+    use super::*;
+    use crate::arena::Memory;
+    use crate::in_flight::{Lease, Quota};
+
+    fn region() -> (Region, RegionMut) {
+        let (region, writer) = Region::new(3 * GRANULE_BYTES).expect("allocated");
+        region.protection().expect("userfaultfd is allowed");
+        (region, writer)
+    }
+
+    fn page(region: &Region, index: usize) -> HugePageState {
+        region.state.lock_after_replacements(index..index + 1)[index].clone()
+    }
+
+    #[test]
+    fn the_first_write_replaces_a_leased_page_and_unprotects_a_free_one() {
+        let (region, mut writer) = region();
+        let two = [(); 2].map(|()| region.part(GRANULE_BYTES - 1..=GRANULE_BYTES));
+        for part in &two {
+            drop(part.protect().expect("protected"));
+        }
+        drop(two[0].protect().expect("protected again"));
+        assert_eq!(
+            [0, 1, 2].map(|index| page(&region, index).leases),
+            [2, 2, 0]
+        );
+        assert!(!page(&region, 2).is_protected);
+        let [first, second] = two;
+        drop(first);
+        assert_eq!(page(&region, 0).leases, 1);
+        writer[0] = 1;
+        let replaced = page(&region, 0);
+        assert_eq!((replaced.epoch, replaced.leases), (1, 0));
+        assert!(!replaced.is_protected);
+        let part_of_fresh_frame = region.part(..1);
+        drop(part_of_fresh_frame.protect().expect("protected"));
+        let clone = second.clone();
+        drop(second);
+        assert_eq!(page(&region, 1).leases, 1, "the clone has the lease");
+        drop(clone);
+        let page_1 = page(&region, 1);
+        assert!(
+            page_1.is_protected,
+            "it stays protected until the next write"
+        );
+        assert_eq!((page(&region, 0).leases, page_1.leases), (1, 0));
+        writer[GRANULE_BYTES] = 1;
+        let unprotected = page(&region, 1);
+        assert_eq!((unprotected.epoch, unprotected.is_protected), (0, false));
+        assert_eq!((writer[0], writer[1], writer[GRANULE_BYTES]), (1, 0, 1));
+    }
+
+    #[test]
+    fn a_gifted_page_is_replaced_once() {
+        let (region, mut writer) = region();
+        let send = || {
+            let part = region.part(..GRANULE_BYTES + 1);
+            part.protect().expect("protected").gift(GRANULE_BYTES);
+        };
+        send();
+        send();
+        assert!(page(&region, 0).is_gifted && !page(&region, 1).is_gifted);
+        writer.fill(7);
+        assert_eq!([0, 1].map(|index| page(&region, index).epoch), [1, 0]);
+        writer.fill(8);
+        assert_eq!(page(&region, 0).epoch, 1);
+        send();
+        assert!(page(&region, 0).is_protected && page(&region, 0).is_gifted);
+        writer.prepare().expect("prepared");
+        assert_eq!([0, 1].map(|index| page(&region, index).epoch), [2, 0]);
+        assert!(writer.iter().all(|byte| *byte == 8));
+    }
+
+    /// The call may have looked up the old frame or the fresh one.
+    #[test]
+    fn a_page_replaced_during_the_call_is_protected_after_it() {
+        let (region, mut writer) = region();
+        let part = region.part(..2 * GRANULE_BYTES);
+        let mut call = part.protect().expect("protected");
+        writer[5] = 1;
+        assert!(!page(&region, 0).is_protected);
+        call.gift(1);
+        drop(call);
+        let [first, second] = [0, 1].map(|index| page(&region, index));
+        assert_eq!((first.epoch, first.leases), (1, 1));
+        assert!(first.is_protected && first.is_gifted);
+        assert!(second.is_protected && !second.is_gifted);
+        drop(part);
+        writer[5] = 2;
+        assert_eq!(page(&region, 0).epoch, 2);
+    }
+
+    /// Otherwise the fresh frame could be written to while it is in flight.
+    #[test]
+    fn a_lease_shortened_during_the_call_leases_the_fresh_frame_of_its_page() {
+        let (region, mut writer) = region();
+        let memory = Memory::Region(region.part(..2 * GRANULE_BYTES));
+        let call = memory.prepare().expect("protected");
+        let quota = Quota::new(u64::MAX);
+        let mut lease = Lease::take(memory.clone(), &quota).expect("granted");
+        writer[5] = 1;
+        lease.shorten(100);
+        drop(call);
+        drop(memory);
+        let fresh = page(&region, 0);
+        assert_eq!((fresh.epoch, fresh.leases), (1, 1));
+        assert!(fresh.is_protected);
+        writer[5] = 2;
+        assert_eq!(
+            page(&region, 0).epoch,
+            2,
+            "the fresh frame was in flight, and so it is replaced"
+        );
+        drop(lease);
+        assert_eq!(page(&region, 1).leases, 0);
+    }
+
+    #[test]
+    fn a_slice_of_a_part_in_flight_leases_its_own_pages() {
+        let (region, mut writer) = region();
+        let whole = region.part(..);
+        drop(whole.protect().expect("protected"));
+        writer[GRANULE_BYTES] = 1;
+        let part = whole.slice(GRANULE_BYTES..);
+        drop(whole);
+        assert_eq!(
+            [0, 1, 2].map(|index| page(&region, index).leases),
+            [0, 0, 1]
+        );
+        drop(part);
+        assert_eq!(page(&region, 2).leases, 0);
+    }
+
+    #[test]
+    fn an_unregistered_page_is_registered_before_it_is_sent() {
+        let (region, mut writer) = region();
+        let handler = region
+            .state
+            .fault_handler()
+            .expect("userfaultfd is allowed");
+        let part = region.part(..1);
+        part.protect().expect("protected").gift(1);
+        // The state in which the kernel leaves a page that it refuses to register again.
+        let spare = AddressSpace::get().and_then(|space| space.allocate(GRANULE_BYTES, true));
+        sys::replace_page(
+            region.state.address(),
+            spare.expect("allocated"),
+            GRANULE_BYTES,
+        )
+        .expect("replaced");
+        region.state.lock()[0] = HugePageState {
+            is_unregistered: true,
+            epoch: 1,
+            ..HugePageState::default()
+        };
+        writer.prepare().expect("nothing is in flight");
+        writer[0] = 3;
+        part.protect().expect("protected").gift(1);
+        assert!(page(&region, 0).is_protected && !page(&region, 0).is_unregistered);
+        writer[0] = 4;
+        assert_eq!(page(&region, 0).epoch, 2);
+        assert!(handler.is_of_this_process());
+    }
+}
