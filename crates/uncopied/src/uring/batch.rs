@@ -18,32 +18,19 @@
 //! copies: over loopback it copies every byte, which is why such peers are better served without
 //! zero copy.
 
+use std::fmt;
 use std::future::Future;
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::{fmt, mem};
 
 use rustix::io::Result;
 
+use super::batch_queue::BatchEntry;
 use super::ring::QueuedSend;
 use super::thread_ring::ThreadRing;
 use crate::in_flight::{Leases, SendPart};
-
-/// The sends of a thread that wait for the next batch.
-#[derive(Default)]
-pub(super) struct BatchQueue(Mutex<Vec<Arc<BatchEntry>>>);
-
-/// A send in the queue, which the queue shares with its future.
-struct BatchEntry(Mutex<EntryState>);
-
-enum EntryState {
-    Queued(QueuedSend),
-    Finished(Result<usize>),
-    /// The send is being made, or was cancelled, or its result has been returned.
-    Taken,
-}
 
 /// Sends from `leases` together with the queued sends of other connections of `ring`'s thread, and
 /// resolves to how many bytes the socket accepted. A connection may have only one such send at a
@@ -69,7 +56,7 @@ pub(crate) fn send(
     let queued = QueuedSend { sink, leases, part };
     BatchedSend {
         ring,
-        entry: Arc::new(BatchEntry(Mutex::new(EntryState::Queued(queued)))),
+        entry: Arc::new(BatchEntry::new(queued)),
         is_in_queue: false,
     }
 }
@@ -88,21 +75,17 @@ impl Future for BatchedSend {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if !self.is_in_queue {
             self.is_in_queue = true;
-            self.ring.batch_queue().lock().push(Arc::clone(&self.entry));
+            self.ring.batch_queue().push(Arc::clone(&self.entry));
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         if self.entry.is_queued() {
-            self.ring.batch_queue().send_all(&self.ring);
+            self.ring.send_batch();
         }
-        let mut state = self.entry.lock();
-        match *state {
-            EntryState::Finished(result) => {
-                *state = EntryState::Taken;
-                Poll::Ready(result)
-            }
+        match self.entry.take_result() {
+            Some(result) => Poll::Ready(result),
             // Another thread is making the send right now.
-            _ => {
+            None => {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -115,54 +98,6 @@ impl Drop for BatchedSend {
         // The entry stays in the queue, empty, until the next batch. Dropping the send may run
         // foreign code, so it happens outside of the entry's lock.
         drop(self.entry.take());
-    }
-}
-
-impl BatchQueue {
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<BatchEntry>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes all queued sends.
-    fn send_all(&self, ring: &ThreadRing) {
-        let queued = mem::take(&mut *self.lock());
-        let mut entries = Vec::with_capacity(queued.len());
-        let mut sends = Vec::with_capacity(queued.len());
-        for entry in queued {
-            if let Some(send) = entry.take() {
-                entries.push(entry);
-                sends.push(send);
-            }
-        }
-        let mut entries = entries.into_iter();
-        ring.send_all(sends, |result| {
-            // Every future woke itself when it was queued, so that none is woken here.
-            if let Some(entry) = entries.next() {
-                *entry.lock() = EntryState::Finished(result);
-            }
-        });
-    }
-}
-
-impl BatchEntry {
-    fn lock(&self) -> MutexGuard<'_, EntryState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_queued(&self) -> bool {
-        matches!(*self.lock(), EntryState::Queued(_))
-    }
-
-    /// Takes the send out of the entry, unless that has happened before.
-    fn take(&self) -> Option<QueuedSend> {
-        let mut state = self.lock();
-        match mem::replace(&mut *state, EntryState::Taken) {
-            EntryState::Queued(send) => Some(send),
-            other => {
-                *state = other;
-                None
-            }
-        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "tokio")]
 pub(crate) mod batch;
+#[cfg(feature = "tokio")]
+mod batch_queue;
 mod ring;
 mod sends;
 #[cfg(test)]

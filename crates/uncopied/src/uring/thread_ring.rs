@@ -17,9 +17,7 @@ use rustix::event::PollFlags;
 use rustix::io::Result;
 
 #[cfg(feature = "tokio")]
-use super::batch::BatchQueue;
-#[cfg(feature = "tokio")]
-use super::ring::QueuedSend;
+use super::batch_queue::BatchQueue;
 use super::ring::{RING_RETIRED, Ring};
 use crate::in_flight::reaper::{self, Orphan};
 use crate::in_flight::{Leases, NotificationSource, SendPart, registry};
@@ -122,14 +120,10 @@ impl ThreadRing {
         &self.batch_queue
     }
 
-    /// Makes these sends in as few calls as possible, and reports the result of each.
+    /// Makes the sends that wait for the next batch, in as few calls as possible.
     #[cfg(feature = "tokio")]
-    pub(super) fn send_all(
-        &self,
-        sends: impl IntoIterator<Item = QueuedSend>,
-        report: impl FnMut(Result<usize>),
-    ) {
-        self.ring.send_all(sends, report);
+    pub(super) fn send_batch(&self) {
+        self.batch_queue.send_all(&self.ring);
     }
 }
 
