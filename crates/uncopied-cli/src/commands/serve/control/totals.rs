@@ -4,8 +4,8 @@ use std::fmt;
 
 use uncopied::Mechanism;
 
-use super::access_log::AccessLog;
-use super::thread::ServingThread;
+use crate::commands::serve::access_log::AccessLog;
+use crate::commands::serve::worker::ServingThread;
 
 /// Requests, and bytes by mechanism, since the start. Bytes include the heads of the answers.
 #[derive(Debug)]

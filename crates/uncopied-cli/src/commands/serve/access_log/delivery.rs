@@ -17,8 +17,8 @@ use std::time::Instant;
 
 use uncopied_http::Address;
 
-use super::AccessLog;
 use super::line::Record;
+use super::queue::AccessLog;
 
 /// The answers of one connection that the socket has not taken whole yet.
 ///
@@ -193,7 +193,7 @@ mod tests {
 
     impl Scene {
         fn new() -> Self {
-            let log = Arc::new(AccessLog::new(super::super::Format::Json));
+            let log = Arc::new(AccessLog::unstarted(super::super::line::Format::Json));
             let ledger = Ledger::new(Arc::clone(&log), Address::Unix);
             Self { log, ledger }
         }
@@ -204,7 +204,7 @@ mod tests {
 
         /// What the lines so far say: status, bytes, complete.
         fn lines(&self) -> Vec<String> {
-            let text = String::from_utf8(self.log.lock().waiting.clone()).unwrap();
+            let text = String::from_utf8(self.log.waiting()).unwrap();
             let part = |line: &str| {
                 let from = line.find("\"status\":").unwrap();
                 line[from..line.find(",\"seconds\"").unwrap()].to_owned()

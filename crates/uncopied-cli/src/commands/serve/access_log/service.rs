@@ -16,9 +16,9 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
 
-use super::ledger::{Answer, Ledger};
+use super::delivery::{Answer, Ledger};
 use super::line::{Record, RequestLine};
-use crate::serve::connection::{AnswerBody, AnswerFuture, Answers, OnError};
+use crate::commands::serve::connection::{AnswerBody, AnswerFuture, Answers, ConnectionObserver};
 
 /// What a request that ended without an answer is logged as; nginx uses the same.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -161,18 +161,23 @@ impl Body for LoggedBody {
 }
 
 /// Logs the requests that hyper refuses before any service sees them.
-pub(crate) struct LogRefusals {
+#[derive(Clone)]
+pub(crate) struct LogObserver {
     ledger: Arc<Ledger>,
 }
 
-impl LogRefusals {
+impl LogObserver {
     pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
         Self { ledger }
     }
 }
 
-impl OnError for LogRefusals {
-    fn ended(&self, error: &hyper::Error) {
+impl ConnectionObserver for LogObserver {
+    fn wrote(&self, offered: usize, outcome: &Poll<io::Result<usize>>) {
+        self.ledger.wrote(offered, outcome);
+    }
+
+    fn failed(&self, error: &hyper::Error) {
         if !error.is_parse() || error.is_parse_version_h2() {
             return;
         }

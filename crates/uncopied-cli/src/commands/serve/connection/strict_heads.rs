@@ -10,7 +10,7 @@
 //! path for malformed requests. It follows heads only. What follows a head with a body is not looked at any more, because
 //! such a request is the last of its connection (see [`Answers`]).
 //!
-//! [`Answers`]: super::connection::Answers
+//! [`Answers`]: super::service::Answers
 
 use std::io;
 use std::pin::Pin;
@@ -19,8 +19,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::access_log::Ledger;
-use super::table::Seat;
+use super::observer::ConnectionObserver;
+use super::state::Seat;
 
 /// As many bytes of a line are kept as tell its name and, for a length, its value.
 const KEPT: usize = 40;
@@ -28,34 +28,34 @@ const KEPT: usize = 40;
 const EMPTY_LINE: &[u8] = b"\n\n";
 
 /// A stream whose request heads are checked.
-pub(crate) struct Guarded<S> {
+pub(crate) struct Guarded<S, O> {
     stream: S,
     heads: Heads,
     /// Is told whether a head is still coming in: only that has a deadline, not the work on its answer.
     seat: Arc<Seat>,
-    /// Is told what the socket takes, if there is an access log.
-    ledger: Option<Arc<Ledger>>,
+    /// Is told what the socket takes.
+    observer: O,
 }
 
-impl<S> Guarded<S> {
-    pub(crate) fn new(stream: S, seat: Arc<Seat>, ledger: Option<Arc<Ledger>>) -> Self {
+impl<S, O> Guarded<S, O> {
+    pub(crate) fn new(stream: S, seat: Arc<Seat>, observer: O) -> Self {
         Self {
             stream,
             heads: Heads::default(),
             seat,
-            ledger,
+            observer,
         }
     }
 }
 
-impl<S> Guarded<S> {
+impl<S, O> Guarded<S, O> {
     /// The stream, for bytes that are no request of hyper's.
     pub(crate) fn get_mut(&mut self) -> &mut S {
         &mut self.stream
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl<S: AsyncRead + Unpin, O: ConnectionObserver> AsyncRead for Guarded<S, O> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -75,7 +75,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S, O> AsyncWrite for Guarded<S, O>
+where
+    S: AsyncWrite + Unpin,
+    O: ConnectionObserver,
+{
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -90,9 +94,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        if let Some(ledger) = &self.ledger {
-            ledger.wrote(slices.iter().map(|slice| slice.len()).sum(), &written);
-        }
+        self.observer
+            .wrote(slices.iter().map(|slice| slice.len()).sum(), &written);
         written
     }
 

@@ -31,8 +31,7 @@ use std::hash::BuildHasher;
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -42,8 +41,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use uncopied::arena::locate;
 use uncopied_http::{Basis, Check, FileBody};
 
-use super::table::Seat;
-use super::thread::Shared;
+use super::state::Seat;
+use super::stats::Shared;
 
 /// How long a head is given again. hyper itself writes a `Date` for a second.
 const KEPT_FOR: Duration = Duration::from_millis(500);
@@ -53,9 +52,6 @@ const SLOTS: usize = 256;
 
 /// The longest request that is looked at, in bytes.
 const LONGEST: usize = 2048;
-
-/// After so many repeats in a row a connection does without hyper's part, until there is need for it.
-const ENOUGH: u8 = 8;
 
 /// The longest body that is kept with its head, in bytes.
 const WHOLE: usize = 16 << 10;
@@ -394,56 +390,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Repeats<S> {
     }
 }
 
-/// How the service above hyper tells what its answer stands on.
-#[derive(Default)]
-pub(crate) struct Tape {
-    is_recording: AtomicBool,
-    /// And how long its body is.
-    basis: Mutex<Option<(Basis, u64)>>,
-    /// How many requests in a row were repeats.
-    repeats: AtomicU8,
-}
-
-impl Tape {
-    /// Whether hyper has had nothing to do lately, and is worth sending away.
-    pub(crate) fn repeats_only(&self) -> bool {
-        self.repeats.load(Ordering::Relaxed) >= ENOUGH
-    }
-
-    fn note_repeat(&self) {
-        let repeats = self.repeats.load(Ordering::Relaxed);
-        self.repeats
-            .store(repeats.saturating_add(1), Ordering::Relaxed);
-    }
-
-    fn note_other(&self) {
-        self.repeats.store(0, Ordering::Relaxed);
-    }
-
-    /// Notes on what the answer stands that is about to be written, if that is asked for.
-    pub(crate) fn note(&self, body: &FileBody) {
-        if self.is_recording.load(Ordering::Relaxed) {
-            let length = body.size_hint().exact();
-            *self.lock() = body.basis().cloned().zip(length);
-        }
-    }
-
-    fn start(&self) {
-        *self.lock() = None;
-        self.is_recording.store(true, Ordering::Relaxed);
-    }
-
-    fn stop(&self) -> Option<(Basis, u64)> {
-        self.is_recording.store(false, Ordering::Relaxed);
-        self.lock().take()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<(Basis, u64)>> {
-        // It is whole between any two of the statements that could panic.
-        self.basis.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// A request, and its answer.
 struct Kept {
     request: Box<[u8]>,
@@ -555,7 +501,7 @@ mod tests {
     use super::*;
 
     const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n";
-    const BODY: &[u8] = include_bytes!("../../Cargo.toml");
+    const BODY: &[u8] = include_bytes!("../../../../Cargo.toml");
     const REQUEST: &[u8] = b"GET /Cargo.toml HTTP/1.1\r\nHost: a\r\n\r\n";
 
     /// A peer that sends these packets, and a socket that takes so many bytes at a time, then all.

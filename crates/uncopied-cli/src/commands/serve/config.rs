@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 use uncopied::policy::Plan;
 use uncopied_http::ServeFiles;
 
-use crate::cli::{LogFormat, ServeFlags};
 use crate::error::Error;
-use crate::values::ListenAddress;
+use crate::flags::{ListenAddress, LogFormat, ServeFlags};
 
 use super::access_log::Format;
-use super::deadlines::Deadlines;
-use super::descriptors;
+use super::control::Deadlines;
+use super::listening::share;
 
 /// A checked configuration.
 pub(crate) struct Config {
@@ -32,13 +31,12 @@ impl Config {
     /// Checks the flags against this machine: the path, the files named, the descriptor limit.
     pub(crate) fn check(flags: ServeFlags, descriptor_limit: usize) -> Result<Self, Error> {
         let wanted = flags.max_connections.map(|wanted| wanted as usize);
-        let shares = descriptors::share(descriptor_limit, wanted).map_err(|needed| {
-            Error::TooManyConnections {
+        let shares =
+            share(descriptor_limit, wanted).map_err(|needed| Error::TooManyConnections {
                 wanted: wanted.unwrap_or_default(),
                 needed,
                 limit: descriptor_limit,
-            }
-        })?;
+            })?;
         let threads = flags.threads.map_or_else(cores, usize::from);
         Ok(Self {
             files: files(&flags, shares.open_files)?,

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use uncopied_http::Phase;
 
-use super::table::{Order, Seat, Table};
+use crate::commands::serve::connection::{Order, Seat, Table};
 
 /// How long the peer may keep a connection waiting. `None` is no limit.
 #[derive(Clone, Copy, Debug)]

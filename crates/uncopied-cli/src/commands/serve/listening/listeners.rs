@@ -1,6 +1,5 @@
 //! Listening sockets: opened at addresses, or passed by the service manager.
 
-use std::env;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -9,20 +8,17 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use listenfd::ListenFd;
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_tcp_user_timeout, socket_acceptconn};
+use rustix::net::sockopt::set_tcp_user_timeout;
 use socket2::{Domain, Socket, Type};
 use uncopied_http::{Listener, Options};
 
 use crate::error::Error;
-use crate::values::ListenAddress;
+use crate::flags::ListenAddress;
 
 /// Connections that the kernel completes before they are accepted; it caps this at
 /// `net.core.somaxconn` (4096 by default).
 const BACKLOG: i32 = 4096;
-/// The most sockets taken from the service manager.
-const MAX_PASSED: usize = 256;
 
 /// One listening socket.
 pub(crate) enum Bound {
@@ -77,11 +73,8 @@ impl Bound {
 }
 
 /// Opens every address. Passed sockets stand in for the default address and join the others.
-pub(crate) fn open(
-    addresses: &[ListenAddress],
-    passed: PassedSockets,
-) -> Result<Vec<Bound>, Error> {
-    let mut bound = passed.0?;
+pub(crate) fn open(addresses: &[ListenAddress], passed: Vec<Bound>) -> Result<Vec<Bound>, Error> {
+    let mut bound = passed;
     let default = [ListenAddress::default()];
     let addresses = if addresses.is_empty() && bound.is_empty() {
         &default
@@ -187,64 +180,6 @@ fn is_stale(path: &Path) -> bool {
     UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-/// The sockets that the service manager passed (`LISTEN_FDS`), or why they cannot be used.
-pub(crate) struct PassedSockets(Result<Vec<Bound>, Error>);
-
-impl PassedSockets {
-    /// Takes the sockets over and unsets the variables, so that no child takes them as well. Call
-    /// it first of all in `main`.
-    pub(crate) fn from_environment() -> Self {
-        Self(take_passed().map_err(Error::PassedSockets))
-    }
-}
-
-fn take_passed() -> Result<Vec<Bound>, String> {
-    // Descriptors are meant for this process only if LISTEN_PID says so. Without LISTEN_PID the
-    // variable was inherited from some other process.
-    let Some(count) = env::var_os("LISTEN_FDS") else {
-        return Ok(vec![]);
-    };
-    let is_meant = env::var("LISTEN_PID").is_ok_and(|pid| pid.parse() == Ok(std::process::id()));
-    if !is_meant {
-        return Ok(vec![]);
-    }
-    let count = count.to_str().and_then(|count| count.parse().ok());
-    if count.is_none_or(|count: usize| count > MAX_PASSED) {
-        return Err(format!("not a number up to {MAX_PASSED}"));
-    }
-    let mut sockets = ListenFd::from_env();
-    (0..sockets.len())
-        .map(|index| take_one(&mut sockets, index))
-        .collect()
-}
-
-fn take_one(sockets: &mut ListenFd, index: usize) -> Result<Bound, String> {
-    let unusable = || {
-        format!(
-            "socket number {} is no TCP or Unix stream socket",
-            index + 1
-        )
-    };
-    let bound = match sockets.take_tcp_listener(index) {
-        Ok(Some(listener)) => Bound::Tcp(listener),
-        _ => match sockets.take_unix_listener(index) {
-            Ok(Some(listener)) => Bound::Unix {
-                listener,
-                _file: None,
-            },
-            _ => return Err(unusable()),
-        },
-    };
-    let listens = match &bound {
-        Bound::Tcp(listener) => socket_acceptconn(listener),
-        Bound::Unix { listener, .. } => socket_acceptconn(listener),
-    };
-    match listens {
-        Ok(true) => Ok(bound),
-        _ => Err(format!("socket number {} does not listen", index + 1)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -280,7 +215,7 @@ mod tests {
         let path = directory.path().join("precious");
         fs::write(&path, "bytes").unwrap();
         let addresses = [ListenAddress::Unix(path.clone())];
-        let outcome = open(&addresses, PassedSockets(Ok(vec![])));
+        let outcome = open(&addresses, vec![]);
         assert!(matches!(outcome, Err(Error::NotASocket(_))));
         assert!(path.exists());
     }

@@ -10,48 +10,39 @@
 //!
 //! A serving thread shares nothing with the others that a request touches: it has its own event loop,
 //! counters and table of connections. Deadlines cost a connection nothing while it works; see
-//! [`deadlines`].
+//! [`control`].
 
-mod accept;
 mod access_log;
 mod config;
 mod connection;
 mod control;
-mod deadlines;
-mod descriptors;
-mod heads;
-mod listeners;
-mod parking;
-mod repeats;
-mod report;
-mod table;
-mod thread;
+mod listening;
+mod worker;
 
 use std::sync::Arc;
 
 use hyper::server::conn::http1;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::cli::ServeFlags;
 use crate::error::Error;
-use crate::say;
+use crate::flags::ServeFlags;
+use crate::output::say;
 
 use access_log::AccessLog;
 use config::Config;
-use control::{Control, Signals};
-use report::Report;
-use thread::{Plan, ServingThread};
+use control::{Control, Report, Signals};
+use worker::{Plan, ServingThread};
 
-pub(crate) use listeners::PassedSockets;
+pub(crate) use listening::PassedSockets;
 
 /// The largest request head, in bytes. Beyond it: 431.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Serves until SIGTERM or SIGINT, then prints the totals.
 pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error> {
-    let descriptors = descriptors::raise_limit();
+    let descriptors = listening::raise_limit();
     let config = Config::check(flags, descriptors)?;
-    let listeners = listeners::open(&config.listen, passed)?;
+    let listeners = listening::open(&config.listen, passed.take()?)?;
     if let Some(time) = config.deadlines.send {
         for listener in &listeners {
             let limited = listener.limit_unacknowledged(time);

@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::table::{Order, Seat};
+use super::state::{Order, Seat};
 
 /// How many idle connections of a thread keep their buffers: about 11 MiB of them.
 const KEPT: usize = 1024;

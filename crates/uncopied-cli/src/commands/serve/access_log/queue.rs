@@ -1,16 +1,4 @@
-//! The access log: one line for each request on standard output.
-//!
-//! ```text
-//! socket has taken an answer → line → buffer of at most 4 MiB → writer thread → standard output
-//! ```
-//!
-//! An event loop only copies its line into the buffer. If standard output is slower than the requests,
-//! the buffer fills, and lines are dropped and counted. If its reader goes away, logging stops and
-//! serving goes on.
-
-mod ledger;
-mod line;
-mod service;
+//! The lines that wait for standard output.
 
 use std::cell::RefCell;
 use std::io;
@@ -18,13 +6,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::say;
+use crate::output::say;
 
-use line::Record;
-
-pub(crate) use ledger::Ledger;
-pub(crate) use line::Format;
-pub(crate) use service::{LogRefusals, Logged};
+use super::line::{Format, Record};
 
 /// The lines that may wait for standard output, in bytes.
 const MAX_WAITING_BYTES: usize = 4 << 20;
@@ -61,7 +45,7 @@ impl AccessLog {
     ///
     /// The thread cannot be started.
     pub(crate) fn start(format: Format) -> io::Result<Arc<Self>> {
-        let log = Arc::new(Self::new(format));
+        let log = Arc::new(Self::unstarted(format));
         let writer = Arc::clone(&log);
         thread::Builder::new()
             .name("access-log".into())
@@ -77,7 +61,7 @@ impl AccessLog {
         Ok(log)
     }
 
-    fn new(format: Format) -> Self {
+    pub(super) fn unstarted(format: Format) -> Self {
         Self {
             format,
             queue: Mutex::default(),
@@ -91,7 +75,7 @@ impl AccessLog {
         self.lock().dropped
     }
 
-    fn write(&self, record: &Record) {
+    pub(super) fn write(&self, record: &Record) {
         LINE.with_borrow_mut(|line| {
             line.clear();
             record.write(self.format, line);
@@ -148,6 +132,12 @@ impl AccessLog {
         }
     }
 
+    /// The lines that wait, for tests.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> Vec<u8> {
+        self.lock().waiting.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,7 +151,7 @@ mod tests {
 
     #[test]
     fn lines_come_out_in_order_and_the_rest_is_written_at_the_end() {
-        let log = AccessLog::new(Format::Text);
+        let log = AccessLog::unstarted(Format::Text);
         for line in ["a\n", "b\n", "c\n"] {
             log.push(line.as_bytes());
         }
@@ -173,7 +163,7 @@ mod tests {
 
     #[test]
     fn lines_that_do_not_fit_are_counted() {
-        let log = AccessLog::new(Format::Text);
+        let log = AccessLog::unstarted(Format::Text);
         let line = [b'x'; 1024];
         for _ in 0..4096 + 3 {
             log.push(&line);
@@ -184,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_line_is_neither_kept_nor_counted_once_the_reader_has_gone() {
-        let log = AccessLog::new(Format::Text);
+        let log = AccessLog::unstarted(Format::Text);
         log.lock().has_ended = true;
         log.push(b"a\n");
         assert!(log.lock().waiting.is_empty());

@@ -1,44 +1,30 @@
 //! The control thread: signals, deadlines, and the orderly end.
 
-use std::io;
+mod deadlines;
+mod signals;
+mod totals;
+
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::error::Error;
-use crate::say;
+use crate::output::say;
 
 use super::access_log::AccessLog;
-use super::deadlines::Deadlines;
-use super::listeners::Bound;
-use super::report::Report;
-use super::table::Order;
-use super::thread::{Ended, ServingThread};
+use super::connection::Order;
+use super::listening::Bound;
+use super::worker::{Ended, ServingThread};
+
+pub(crate) use deadlines::Deadlines;
+pub(crate) use signals::Signals;
+pub(crate) use totals::Report;
 
 /// How long the threads have to drop what was cut, before the process ends without them.
 const CUT_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the order to cut is repeated meanwhile, for connections accepted at the last moment.
 const CUT_TICK: Duration = Duration::from_millis(50);
-
-/// The signals that the command listens to.
-pub(crate) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    totals: Signal,
-}
-
-impl Signals {
-    /// Takes the signals over. Needs tokio's runtime.
-    pub(crate) fn listen() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            totals: signal(SignalKind::user_defined1())?,
-        })
-    }
-}
 
 /// What the control thread watches over.
 pub(crate) struct Control<'a> {

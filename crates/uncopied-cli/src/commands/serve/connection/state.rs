@@ -1,15 +1,13 @@
-//! The connections of one serving thread, as the control thread sees them.
+//! One connection, as the control thread sees it.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
-use slab::Slab;
-use tokio::sync::Notify;
 use uncopied_http::{Activity, Phase};
 
-use super::repeats::Tape;
+use super::recorder::Tape;
 
 /// What the control thread has told a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,7 +35,7 @@ pub(crate) struct Seat {
     answering: AtomicBool,
     /// Whether it stands in the list of [`parking`](super::parking).
     is_listed: AtomicBool,
-    /// Between the service and the connection's [`Repeats`](super::repeats::Repeats).
+    /// Between the service and the connection's [`Repeats`](super::replay::Repeats).
     pub(crate) tape: Tape,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
@@ -150,69 +148,8 @@ impl Seat {
     }
 }
 
-/// The connections of one serving thread. Its lock is taken when a connection begins or ends and
-/// while the control thread looks them through, never for a request.
-#[derive(Default)]
-pub(crate) struct Table {
-    inner: Mutex<Inner>,
-    emptied: Notify,
-}
-
-#[derive(Default)]
-struct Inner {
-    seats: Slab<Arc<Seat>>,
-    is_finishing: bool,
-}
-
-impl Table {
-    /// Adds a connection and returns its key. One that comes while the server finishes is told so.
-    pub(crate) fn insert(&self, seat: Arc<Seat>) -> usize {
-        let mut inner = lock(&self.inner);
-        if inner.is_finishing {
-            seat.give(Order::Finish);
-        }
-        inner.seats.insert(seat)
-    }
-
-    /// Removes the connection that [`Table::insert`] gave this key.
-    pub(crate) fn remove(&self, key: usize) {
-        let mut inner = lock(&self.inner);
-        inner.seats.remove(key);
-        if inner.seats.is_empty() {
-            // A busy time's slots are given back once nobody needs them.
-            inner.seats.shrink_to_fit();
-            self.emptied.notify_one();
-        }
-    }
-
-    /// Tells every connection, and those still to come, to finish.
-    pub(crate) fn finish_all(&self) {
-        let mut inner = lock(&self.inner);
-        inner.is_finishing = true;
-        inner
-            .seats
-            .iter()
-            .for_each(|(_, seat)| seat.give(Order::Finish));
-    }
-
-    /// Shows every connection to `look`.
-    pub(crate) fn for_each(&self, mut look: impl FnMut(&Seat)) {
-        lock(&self.inner)
-            .seats
-            .iter()
-            .for_each(|(_, seat)| look(seat));
-    }
-
-    /// Waits until no connection is left. For one waiter at a time.
-    pub(crate) async fn emptied(&self) {
-        while !lock(&self.inner).seats.is_empty() {
-            self.emptied.notified().await;
-        }
-    }
-}
-
 /// Nothing that is done under these locks can leave them half-way, so a panic elsewhere does not
 /// matter.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use uncopied_http::{Address, Listener, Stream};
 
 use crate::error::kernel_text;
-use crate::say;
+use crate::output::say;
 
 /// How long accepting rests when the machine has no descriptor or memory for a connection.
 const BACK_OFF: Duration = Duration::from_millis(100);

@@ -6,7 +6,7 @@ use clap::CommandFactory as _;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::cli::Cli;
+use crate::flags::Cli;
 
 /// The completion script of one shell.
 pub(crate) fn completions(shell: Shell) -> Vec<u8> {
