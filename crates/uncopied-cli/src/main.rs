@@ -1,7 +1,7 @@
 //! The `uncopied` command.
 //!
 //! Exit status: 0 for success, 1 for a failure with one line on standard error, 2 for wrong usage.
-//! A reader that closes the pipe on standard output is a success.
+//! A closed pipe on standard output is a success.
 
 #![forbid(unsafe_code)]
 
@@ -21,8 +21,8 @@ use crate::flags::{Cli, Command};
 use crate::output::{print, say};
 
 fn main() -> ExitCode {
-    // Sockets that the service manager passed are taken before this process opens any descriptor
-    // and before it starts a thread: the descriptor numbers and the environment are its own.
+    // Must come before the process opens a descriptor or starts a thread: passed sockets are known
+    // by their descriptor numbers, and the environment is changed.
     let passed = serve::PassedSockets::from_environment();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&error);
-            ExitCode::from(error.status())
+            ExitCode::from(error.exit_status())
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Shell completions and the manual page, made from the same definitions as `--help`.
+//! Shell completions and the manual page, generated from the same definitions as `--help`.
 
 use std::io;
 
@@ -8,18 +8,18 @@ use clap_mangen::Man;
 
 use crate::flags::Cli;
 
-/// The completion script of one shell.
+/// Returns the completion script for a shell.
 pub(crate) fn completions(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "uncopied", &mut script);
     script
 }
 
-/// One manual page in roff for the command and all its subcommands.
+/// Returns one manual page, in roff, for the command and all its subcommands.
 ///
 /// # Errors
 ///
-/// None in practice: it is written to memory.
+/// None in practice: the page is written to memory.
 pub(crate) fn manual() -> io::Result<Vec<u8>> {
     let mut command = Cli::command();
     command.build();
@@ -40,9 +40,9 @@ pub(crate) fn manual() -> io::Result<Vec<u8>> {
         if subcommand.get_after_help().is_some() {
             man.render_extra_section(&mut part)?;
         }
-        // Every section is a section of the whole page: "SERVE OPTIONS", not a second "OPTIONS".
+        // Section names must be unique in the page: "SERVE OPTIONS", not a second "OPTIONS".
         for line in String::from_utf8_lossy(&part).lines() {
-            // roff definitions that the top of the page has already.
+            // Skips roff definitions that the top of the page already contains.
             if line.starts_with(".ie") || line.starts_with(".el") {
                 continue;
             }

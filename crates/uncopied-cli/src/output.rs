@@ -1,12 +1,12 @@
-//! Lines on standard error, and bytes on standard output.
+//! Writing messages to standard error and results to standard output.
 
 use std::fmt;
 use std::io::{self, Write as _};
 
 /// Writes one line to standard error: `uncopied: ` and the message.
 ///
-/// A control character (a file name may hold a line feed) is escaped, so that one message is one
-/// line. A closed standard error is ignored: there is nobody left to tell.
+/// Control characters are escaped, so that one message is one line even if it contains a file name
+/// with a line feed. A closed standard error is ignored.
 pub(crate) fn say(message: &dyn fmt::Display) {
     let mut line = String::from("uncopied: ");
     for character in message.to_string().chars() {
@@ -20,7 +20,7 @@ pub(crate) fn say(message: &dyn fmt::Display) {
     let _ = io::stderr().lock().write_all(line.as_bytes());
 }
 
-/// Writes to standard output. A reader that has gone is no error: it has what it wanted.
+/// Writes to standard output. A closed pipe is not an error: its reader needs no more.
 pub(crate) fn print(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {

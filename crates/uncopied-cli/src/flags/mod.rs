@@ -1,4 +1,4 @@
-//! The command line: the words as they come, with their help.
+//! The command line: definitions of all flags with their help, and the parsing of their values.
 
 mod serve;
 mod usage;
@@ -13,11 +13,11 @@ pub(crate) use values::ListenAddress;
 
 use serve::SERVE_HELP;
 
-/// Moves bytes between files and sockets without the CPU copying them, and says which way each went
+/// Move bytes between files and sockets without copying them, and report how each byte was sent
 #[derive(Debug, Parser)]
 #[command(name = "uncopied", version, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit status: 0 success, 1 failure (one line on standard error says why), 2 wrong usage."
+    after_help = "Exit status: 0 on success, 1 on failure (with one line on standard error), 2 on wrong usage."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -26,18 +26,19 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve a directory or a file over HTTP/1.1, its bytes going out by sendfile
+    /// Serve a directory or a file over HTTP/1.1, using sendfile
     ///
-    /// Prints the URL on standard error, then serves until SIGTERM or SIGINT. Paths never leave PATH unless
-    /// --follow-links says so, and only regular files are sent.
+    /// Prints the URL on standard error, then serves until SIGTERM or SIGINT. Only regular files
+    /// are sent. Files outside PATH are never served, unless a symbolic link leads to them and
+    /// --follow-links is given.
     #[command(after_help = SERVE_HELP)]
     Serve(Box<ServeFlags>),
-    /// Print the completion script of a shell.
+    /// Print the completion script for a shell
     Completions {
-        /// The shell to complete in.
+        /// The shell to generate the script for
         shell: Shell,
     },
-    /// Print the manual page (roff) of the whole command.
+    /// Print the manual page of the whole command, in roff
     Man,
 }
 
@@ -52,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_of_serve_has_its_environment_variable() {
+    fn every_flag_of_serve_has_an_environment_variable() {
         let command = Cli::command();
         let serve = command.find_subcommand("serve").expect("serve is defined");
         for argument in serve.get_arguments().filter(|a| a.get_id() != "help") {

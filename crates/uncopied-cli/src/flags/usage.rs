@@ -1,4 +1,4 @@
-//! Mistakes on the command line, as one line.
+//! Usage errors, reported on one line.
 
 use std::process::ExitCode;
 
@@ -6,11 +6,12 @@ use clap::error::ErrorKind;
 
 use crate::output::say;
 
-/// Help and version go to standard output with status 0; a mistake is one line and status 2.
+/// Prints help and version to standard output with status 0, and a usage error as one line with
+/// status 2.
 pub(crate) fn report_usage_error(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // The only error here is a reader that has gone.
+            // Fails only if the output is closed.
             let _ = error.print();
             ExitCode::SUCCESS
         }
@@ -25,7 +26,7 @@ pub(crate) fn report_usage_error(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// clap's message without its usage block, on one line.
+/// Joins clap's message into one line, without its usage block.
 fn one_line(message: &str) -> String {
     let mut parts: Vec<&str> = message
         .lines()

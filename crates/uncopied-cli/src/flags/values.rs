@@ -1,4 +1,4 @@
-//! The values of flags: how a word on the command line becomes a checked value.
+//! Parsing and checking the values of flags.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,28 +8,28 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-/// The longest time that a flag takes. It keeps the arithmetic on instants from overflowing.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Longest accepted time. It keeps arithmetic on instants from overflowing.
+const MAX_TIME_SPAN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// A length of time; 0 means "no limit".
+/// A time on the command line. For most flags, 0 means "no limit".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Time(pub(crate) Duration);
+pub(crate) struct TimeSpan(pub(crate) Duration);
 
-impl Time {
-    /// The time, or nothing if it is 0 and so switched off.
+impl TimeSpan {
+    /// Returns the time as a limit: `None` if it is 0.
     pub(crate) fn limit(self) -> Option<Duration> {
         (!self.0.is_zero()).then_some(self.0)
     }
 }
 
-impl FromStr for Time {
+impl FromStr for TimeSpan {
     type Err = String;
 
     fn from_str(word: &str) -> Result<Self, String> {
         let digits = word.trim_end_matches(|c: char| !c.is_ascii_digit());
         let number: u64 = digits
             .parse()
-            .map_err(|_| "give a time like 500ms, 30s, 5m or 1h".to_owned())?;
+            .map_err(|_| "expected a time like 500ms, 30s, 5m or 1h".to_owned())?;
         let unit_millis = match &word[digits.len()..] {
             "ms" => 1,
             "" | "s" => 1_000,
@@ -40,8 +40,8 @@ impl FromStr for Time {
         };
         let time = number.checked_mul(unit_millis).map(Duration::from_millis);
         match time {
-            Some(time) if time <= LONGEST => Ok(Self(time)),
-            _ => Err("the longest time is 365d".to_owned()),
+            Some(time) if time <= MAX_TIME_SPAN => Ok(Self(time)),
+            _ => Err("the maximum is 365d".to_owned()),
         }
     }
 }
@@ -49,10 +49,10 @@ impl FromStr for Time {
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ListenAddress {
-    /// One address of this machine.
+    /// One TCP address.
     Tcp(SocketAddr),
-    /// Every address of this machine, IPv6 and IPv4, by one socket.
-    Everywhere(u16),
+    /// All addresses of this machine, IPv6 and IPv4, with one socket.
+    AllInterfaces(u16),
     /// A Unix socket.
     Unix(PathBuf),
 }
@@ -69,7 +69,7 @@ impl FromStr for ListenAddress {
     fn from_str(word: &str) -> Result<Self, String> {
         if let Some(path) = word.strip_prefix("unix:") {
             return match path {
-                "" => Err("give the socket's path after unix:".to_owned()),
+                "" => Err("expected a path after unix:".to_owned()),
                 path => Ok(Self::Unix(path.into())),
             };
         }
@@ -80,12 +80,12 @@ impl FromStr for ListenAddress {
             return Ok(Self::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
         }
         if let Some(Ok(port)) = word.strip_prefix(':').map(str::parse) {
-            return Ok(Self::Everywhere(port));
+            return Ok(Self::AllInterfaces(port));
         }
         Err(if word.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
             "the port is missing".to_owned()
         } else {
-            "give IP:PORT, [IPv6]:PORT, PORT (loopback), :PORT (every address) or unix:PATH"
+            "expected IP:PORT, [IPv6]:PORT, PORT (loopback), :PORT (all addresses) or unix:PATH"
                 .to_owned()
         })
     }
@@ -95,13 +95,13 @@ impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
-            Self::Everywhere(port) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)).fmt(f),
+            Self::AllInterfaces(port) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)).fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
 
-/// A header for every answer: `Name: value`.
+/// A header for every response: `Name: value`.
 #[derive(Clone, Debug)]
 pub(crate) struct HeaderLine(pub(crate) HeaderName, pub(crate) HeaderValue);
 
@@ -111,27 +111,28 @@ impl FromStr for HeaderLine {
     fn from_str(line: &str) -> Result<Self, String> {
         let (name, value) = line
             .split_once(':')
-            .ok_or_else(|| "give NAME: VALUE".to_owned())?;
+            .ok_or_else(|| "expected NAME: VALUE".to_owned())?;
         let name: HeaderName = name
             .parse()
             .map_err(|_| format!("'{name}' is not a header name"))?;
-        // The connection's framing belongs to the server: another length or coding than the body
-        // really has would let one answer run into the next.
+        // The server owns the framing of the connection: a wrong length or coding would make one
+        // response run into the next.
         if ["content-length", "transfer-encoding", "connection"].contains(&name.as_str()) {
-            return Err(format!("the server itself sets {name}"));
+            return Err(format!("{name} is set by the server"));
         }
         let value = header_value(value.trim())?;
         Ok(Self(name, value))
     }
 }
 
-/// The value of a header: visible characters, spaces and tabs.
+/// Parses the value of a header: visible characters, spaces and tabs.
 pub(crate) fn header_value(value: &str) -> Result<HeaderValue, String> {
-    HeaderValue::from_str(value)
-        .map_err(|_| "a header value holds visible characters, spaces and tabs only".to_owned())
+    HeaderValue::from_str(value).map_err(|_| {
+        "a header value may contain only visible characters, spaces and tabs".to_owned()
+    })
 }
 
-/// A page for one status: `CODE=FILE`.
+/// The page for an error status: `CODE=FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorPage(pub(crate) StatusCode, pub(crate) PathBuf);
 
@@ -140,7 +141,7 @@ impl FromStr for ErrorPage {
 
     fn from_str(word: &str) -> Result<Self, String> {
         let Some((code, file)) = word.split_once('=').filter(|(_, file)| !file.is_empty()) else {
-            return Err("give CODE=FILE, for example 404=404.html".to_owned());
+            return Err("expected CODE=FILE, for example 404=404.html".to_owned());
         };
         let status = code
             .parse()
@@ -156,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_take_units_and_stay_in_range() {
+    fn times_have_units_and_a_maximum() {
         for (word, millis) in [
             ("500ms", 500),
             ("30s", 30_000),
@@ -168,7 +169,7 @@ mod tests {
         ] {
             assert_eq!(
                 word.parse(),
-                Ok(Time(Duration::from_millis(millis))),
+                Ok(TimeSpan(Duration::from_millis(millis))),
                 "{word}"
             );
         }
@@ -184,19 +185,19 @@ mod tests {
             "٣s",
             "1é",
         ] {
-            assert!(word.parse::<Time>().is_err(), "{word}");
+            assert!(word.parse::<TimeSpan>().is_err(), "{word}");
         }
-        assert_eq!("0".parse::<Time>().unwrap().limit(), None);
+        assert_eq!("0".parse::<TimeSpan>().unwrap().limit(), None);
     }
 
     #[test]
-    fn addresses_take_every_documented_form() {
+    fn every_documented_form_of_address_is_accepted() {
         let tcp = |address: &str| ListenAddress::Tcp(address.parse().unwrap());
         for (word, address) in [
             ("127.0.0.1:80", tcp("127.0.0.1:80")),
             ("[::1]:8080", tcp("[::1]:8080")),
             ("8081", tcp("127.0.0.1:8081")),
-            (":8082", ListenAddress::Everywhere(8082)),
+            (":8082", ListenAddress::AllInterfaces(8082)),
             (
                 "unix:/run/a.sock",
                 ListenAddress::Unix("/run/a.sock".into()),
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_and_error_pages_are_checked() {
+    fn headers_and_error_pages_are_validated() {
         let line: HeaderLine = "X-A: b: c ".parse().unwrap();
         assert_eq!((line.0.as_str(), line.1.to_str().unwrap()), ("x-a", "b: c"));
         for word in ["X-A", "a b: c", ": c", "a: \x01", "Content-Length: 3"] {

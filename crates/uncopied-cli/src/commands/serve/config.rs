@@ -1,4 +1,4 @@
-//! From the words of the command line to a configuration that holds.
+//! Turns the flags into a configuration that has been checked against this machine.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,47 +9,48 @@ use uncopied_http::ServeFiles;
 use crate::error::Error;
 use crate::flags::{ListenAddress, LogFormat, ServeFlags};
 
-use super::access_log::Format;
+use super::access_log::LineFormat;
 use super::control::Deadlines;
-use super::listening::share;
+use super::listening::DescriptorBudget;
 
 /// A checked configuration.
 pub(crate) struct Config {
     pub(crate) path: PathBuf,
     pub(crate) files: ServeFiles,
-    /// Empty: the default address, unless sockets were passed.
+    /// If empty, the default address, unless sockets were passed.
     pub(crate) listen: Vec<ListenAddress>,
     pub(crate) threads: usize,
-    /// Empty: the library chooses.
+    /// If `None`, the library chooses.
     pub(crate) forced_plan: Option<Plan>,
-    pub(crate) log_format: Option<Format>,
+    pub(crate) log_format: Option<LineFormat>,
     pub(crate) max_connections: usize,
     pub(crate) deadlines: Deadlines,
 }
 
 impl Config {
-    /// Checks the flags against this machine: the path, the files named, the descriptor limit.
+    /// Checks the path, the files that flags name, and the descriptor limit.
     pub(crate) fn check(flags: ServeFlags, descriptor_limit: usize) -> Result<Self, Error> {
-        let wanted = flags.max_connections.map(|wanted| wanted as usize);
-        let shares =
-            share(descriptor_limit, wanted).map_err(|needed| Error::TooManyConnections {
-                wanted: wanted.unwrap_or_default(),
+        let requested = flags.max_connections.map(|requested| requested as usize);
+        let budget = DescriptorBudget::divide(descriptor_limit, requested).map_err(|needed| {
+            Error::TooManyConnections {
+                requested: requested.unwrap_or_default(),
                 needed,
                 limit: descriptor_limit,
-            })?;
+            }
+        })?;
         let threads = flags.threads.map_or_else(cores, usize::from);
         Ok(Self {
-            files: files(&flags, shares.open_files)?,
+            files: files(&flags, budget.open_files)?,
             path: flags.path,
             listen: flags.listen,
             threads,
             forced_plan: flags.mechanism.0.map(Plan::preferring),
             log_format: match flags.access_log {
                 LogFormat::Off => None,
-                LogFormat::Text => Some(Format::Text),
-                LogFormat::Json => Some(Format::Json),
+                LogFormat::Text => Some(LineFormat::Text),
+                LogFormat::Json => Some(LineFormat::Json),
             },
-            max_connections: shares.connections,
+            max_connections: budget.connections,
             deadlines: Deadlines {
                 head: flags.header_timeout.limit(),
                 send: flags.send_timeout.limit(),
@@ -88,18 +89,18 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         .max_open_files(max_open_files)
         .direct(true);
     if flags.mechanism.0.is_some() {
-        // Bytes kept in memory would go out by none of the mechanisms that can be forced.
+        // None of the mechanisms that can be forced sends files cached in memory.
         builder = builder.in_memory(0);
     }
     if let Some(file) = &flags.spa {
-        inside(path, "--spa", file)?;
+        check_inside(path, "--spa", file)?;
         builder = builder.fallback(file.clone());
     }
     for page in &flags.error_page {
         if !page.0.is_client_error() && !page.0.is_server_error() {
             return Err(Error::NotAnErrorStatus(page.0));
         }
-        inside(path, "--error-page", &page.1)?;
+        check_inside(path, "--error-page", &page.1)?;
         builder = builder.error_page(page.0, page.1.clone());
     }
     for line in &flags.header {
@@ -111,13 +112,13 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
     builder.build().map_err(cannot_serve)
 }
 
-/// Checks that a file named by a flag is there, beneath the path served, so that the mistake is
-/// found now and not by the first visitor.
-fn inside(root: &Path, flag: &'static str, file: &Path) -> Result<(), Error> {
-    let found = root
+/// Checks that a file named by a flag exists below the served path, so that a mistake is reported
+/// at startup and not to the first client.
+fn check_inside(root: &Path, flag: &'static str, file: &Path) -> Result<(), Error> {
+    let checked = root
         .join(file)
         .metadata()
-        .and_then(|facts| match facts.is_file() {
+        .and_then(|metadata| match metadata.is_file() {
             true if file.is_relative() => Ok(()),
             true => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -128,7 +129,7 @@ fn inside(root: &Path, flag: &'static str, file: &Path) -> Result<(), Error> {
                 "not a regular file",
             )),
         });
-    found.map_err(|source| Error::NamedFile {
+    checked.map_err(|source| Error::NamedFile {
         flag,
         path: file.display().to_string(),
         source,

@@ -1,16 +1,15 @@
-//! `uncopied serve`: files over HTTP/1.1.
+//! `uncopied serve`: serves files over HTTP/1.1.
 //!
 //! ```text
-//!            control (main thread): signals, deadlines, totals
-//!               │ stop, orders                 ▲ counters
-//!   ┌───────────┴────────────┬─────────────────┴──────┐
-//!   thread 0                 thread 1                 …     one event loop each
-//!   accept → connection …    accept → connection …          every listener on every thread
+//!   control (main thread): signals, deadlines, totals
+//!      | stop, commands            ^ counters
+//!      v                           |
+//!   worker 0, worker 1, ...           one event loop each
+//!      accept -> connections          every listener on every worker
 //! ```
 //!
-//! A serving thread shares nothing with the others that a request touches: it has its own event loop,
-//! counters and table of connections. Deadlines cost a connection nothing while it works; see
-//! [`control`].
+//! Workers share nothing that a request touches: each has its own event loop, counters and
+//! connection table. Deadlines cost a busy connection nothing; see [`control`].
 
 mod access_log;
 mod config;
@@ -30,26 +29,27 @@ use crate::output::say;
 
 use access_log::AccessLog;
 use config::Config;
-use control::{Control, Report, Signals};
-use worker::{Plan, ServingThread};
+use control::{Control, Signals, TotalsLine};
+use worker::{Worker, WorkerSetup};
 
 pub(crate) use listening::PassedSockets;
 
-/// The largest request head, in bytes. Beyond it: 431.
+/// The largest accepted request head. A larger one gets status 431.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Serves until SIGTERM or SIGINT, then prints the totals.
 pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error> {
-    let descriptors = listening::raise_limit();
+    let descriptors = listening::raise_descriptor_limit();
     let config = Config::check(flags, descriptors)?;
-    let listeners = listening::open(&config.listen, passed.take()?)?;
+    let listeners = listening::open(&config.listen, passed.into_listeners()?)?;
     if let Some(time) = config.deadlines.send {
         for listener in &listeners {
-            let limited = listener.limit_unacknowledged(time);
-            limited.map_err(|source| Error::Setup {
-                what: "limit how long a peer may take nothing",
-                source,
-            })?;
+            listener
+                .set_send_timeout(time)
+                .map_err(|source| Error::Setup {
+                    what: "set the send timeout",
+                    source,
+                })?;
         }
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -69,21 +69,21 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     let log = match config.log_format {
         None => None,
         Some(format) => Some(AccessLog::start(format).map_err(|source| Error::Setup {
-            what: "start the log's thread",
+            what: "start the access log thread",
             source,
         })?),
     };
     let (stop, stopped) = watch::channel(false);
-    let plan = Plan {
+    let setup = WorkerSetup {
         files: config.files,
-        http: Arc::new(http()),
+        http: Arc::new(http_builder()),
         permits: Arc::new(Semaphore::new(config.max_connections)),
         log: log.clone(),
         stopped,
     };
-    let (farewells, ended) = mpsc::unbounded_channel();
-    let threads = (0..config.threads)
-        .map(|n| ServingThread::start(n, &plan, &listeners, config.forced_plan, &farewells))
+    let (exit_sender, worker_exits) = mpsc::unbounded_channel();
+    let workers = (0..config.threads)
+        .map(|n| Worker::start(n, &setup, &listeners, config.forced_plan, &exit_sender))
         .collect::<Result<Vec<_>, _>>()?;
     for listener in &listeners {
         say(&format_args!(
@@ -95,31 +95,31 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
 
     let control = Control {
         signals,
-        threads: &threads,
+        workers: &workers,
         listeners,
-        ended,
+        worker_exits,
         stop,
         deadlines: config.deadlines,
         log: log.as_deref(),
     };
     let outcome = runtime.block_on(control.run());
-    // The log's last lines go out before the totals, and the sockets' files are removed last.
+    // The access log writes its last lines before the totals are printed.
     if let Some(log) = &log {
         log.close();
     }
-    say(&Report::of(&threads, log.as_deref()));
+    say(&TotalsLine::of(&workers, log.as_deref()));
     outcome
 }
 
-/// How hyper reads requests. Everything that a peer can make grow has a limit; hyper's own limit of
-/// 100 headers stays, because setting it would cost each request an allocation.
-fn http() -> http1::Builder {
+/// Configures hyper. Everything that a peer can make grow has a limit. The limit of 100 headers is
+/// hyper's default: setting it explicitly would cost an allocation per request.
+fn http_builder() -> http1::Builder {
     let mut http = http1::Builder::new();
     http.max_header_size(MAX_HEAD_BYTES);
-    // Deadlines are kept outside, without a timer for each connection.
+    // The control thread enforces deadlines, without a timer per connection.
     http.header_read_timeout(None);
-    // A client that has sent its last request may close its side (`nc -N` does): it still gets its
-    // answers. One that is gone for good answers the next bytes with a reset.
+    // A client may close its sending side after its last request, as `nc -N` does, and still gets
+    // its responses. The host of a client that has exited resets the connection at the next bytes.
     http.half_close(true);
     http
 }

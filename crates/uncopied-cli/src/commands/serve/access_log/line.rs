@@ -1,5 +1,5 @@
-//! What a line of the access log looks like. Bytes from the peer are escaped: nobody can forge a line
-//! or send a terminal a command.
+//! The formats of a line. Bytes from the peer are escaped, so that a client can neither forge a
+//! line nor send commands to a terminal.
 
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,31 +7,31 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
 use uncopied_http::Address;
 
-/// How lines are written.
+/// The format of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
+pub(crate) enum LineFormat {
     /// The combined format of Apache and nginx, in UTC.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// One request as it was answered.
-pub(super) struct Record {
+/// One request and its response.
+pub(super) struct LogRecord {
     pub(super) at: SystemTime,
-    /// From the request's head to the last byte that the socket took.
+    /// The time from the request's head to the last byte that the socket took.
     pub(super) took: Duration,
     pub(super) client: Address,
-    /// None if hyper refused the request before it was understood.
+    /// `None` if hyper could not parse the request.
     pub(super) request: Option<RequestLine>,
     pub(super) status: StatusCode,
-    /// Body bytes that the socket took.
-    pub(super) bytes: u64,
-    /// Whether the socket took all of the answer, head and body.
+    /// The number of bytes of the body that the socket took.
+    pub(super) body_bytes: u64,
+    /// Whether the socket took the whole response, head and body.
     pub(super) is_complete: bool,
 }
 
-/// What the client asked.
+/// The parts of a request that are logged.
 pub(super) struct RequestLine {
     pub(super) method: Method,
     pub(super) target: Uri,
@@ -44,20 +44,20 @@ const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
 
-impl Record {
-    /// Appends the line, with its line feed.
-    pub(super) fn write(&self, format: Format, out: &mut Vec<u8>) {
+impl LogRecord {
+    /// Appends the line, including its line feed.
+    pub(super) fn write(&self, format: LineFormat, out: &mut Vec<u8>) {
         match format {
-            Format::Text => self.text(out),
-            Format::Json => self.json(out),
+            LineFormat::Text => self.text(out),
+            LineFormat::Json => self.json(out),
         }
         out.push(b'\n');
     }
 
     fn text(&self, out: &mut Vec<u8>) {
-        let time = Calendar::of(self.at);
+        let time = CalendarTime::of(self.at);
         let month = MONTHS[usize::from(time.month - 1)];
-        // This format has the address without the port.
+        // This format has addresses without a port.
         match &self.client {
             Address::Tcp(address) => put(out, format_args!("{}", address.ip())),
             client => put(out, format_args!("{client}")),
@@ -80,7 +80,7 @@ impl Record {
         }
         put(
             out,
-            format_args!("\" {} {}", self.status.as_u16(), self.bytes),
+            format_args!("\" {} {}", self.status.as_u16(), self.body_bytes),
         );
         let headers = self.request.as_ref();
         for header in [
@@ -94,7 +94,7 @@ impl Record {
     }
 
     fn json(&self, out: &mut Vec<u8>) {
-        let time = Calendar::of(self.at);
+        let time = CalendarTime::of(self.at);
         put(
             out,
             format_args!(
@@ -124,7 +124,7 @@ impl Record {
             format_args!(
                 ",\"status\":{},\"bytes\":{},\"complete\":{},\"seconds\":{:.6}}}",
                 self.status.as_u16(),
-                self.bytes,
+                self.body_bytes,
                 self.is_complete,
                 self.took.as_secs_f64()
             ),
@@ -137,7 +137,8 @@ fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(text);
 }
 
-/// As nginx and Apache do it: what is not printable ASCII, quotes and backslashes become `\xHH`.
+/// Appends bytes, escaped as in nginx and Apache: quotes, backslashes and everything that is not
+/// printable ASCII become `\xHH`.
 fn text_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
     for &byte in bytes {
         match byte {
@@ -147,8 +148,9 @@ fn text_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
-/// A JSON string. Bytes that are not UTF-8 become U+FFFD; every control character is escaped, also
-/// those that JSON would allow (DEL and U+0080 to U+009F), because terminals obey them.
+/// Appends a JSON string. Bytes that are not UTF-8 become U+FFFD. All control characters are
+/// escaped, even those that JSON allows (DEL and U+0080 to U+009F), because terminals interpret
+/// them.
 fn json_string(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
     for character in String::from_utf8_lossy(bytes).chars() {
@@ -166,9 +168,9 @@ fn json_string(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
 }
 
-/// A time in UTC by the Gregorian calendar.
+/// A date and time in UTC, in the Gregorian calendar.
 #[derive(Debug, PartialEq, Eq)]
-struct Calendar {
+struct CalendarTime {
     year: u64,
     month: u8,
     day: u64,
@@ -178,19 +180,19 @@ struct Calendar {
     millis: u32,
 }
 
-impl Calendar {
-    /// A clock that stands before 1970 is shown as 1970.
+impl CalendarTime {
+    /// Converts a system time. A time before 1970 becomes the start of 1970.
     fn of(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-        // Years counted from 1 March have the leap day at their end. 719,468 days lie between
-        // 0000-03-01 and 1970-01-01; an era is 400 years of 146,097 days.
+        // Years that begin on 1 March have the leap day at their end. There are 719,468 days
+        // between 0000-03-01 and 1970-01-01. An era is 400 years, or 146,097 days.
         let shifted = days + 719_468;
         let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
         let year_of_era =
             (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
         let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        // Months from March on have 153 days in every five.
+        // From March on, every five months have 153 days.
         let month_from_march = (5 * day_of_year + 2) / 153;
         let month = (month_from_march + 2) % 12 + 1;
         Self {
@@ -211,8 +213,8 @@ mod tests {
 
     use super::*;
 
-    fn record() -> Record {
-        Record {
+    fn record() -> LogRecord {
+        LogRecord {
             at: UNIX_EPOCH + Duration::from_millis(951_827_696_789),
             took: Duration::from_micros(1500),
             client: Address::Tcp("127.0.0.1:5000".parse().unwrap()),
@@ -224,12 +226,12 @@ mod tests {
                 agent: Some(HeaderValue::from_bytes(b"x\t\"\\\xffy").unwrap()),
             }),
             status: StatusCode::OK,
-            bytes: 12,
+            body_bytes: 12,
             is_complete: true,
         }
     }
 
-    fn written(record: &Record, format: Format) -> String {
+    fn written(record: &LogRecord, format: LineFormat) -> String {
         let mut line = Vec::new();
         record.write(format, &mut line);
         String::from_utf8(line).unwrap()
@@ -238,7 +240,7 @@ mod tests {
     #[test]
     fn text_lines_are_combined_and_escaped() {
         assert_eq!(
-            written(&record(), Format::Text),
+            written(&record(), LineFormat::Text),
             "127.0.0.1 - - [29/Feb/2000:12:34:56 +0000] \"GET /a\\x22b%0A?c HTTP/1.1\" \
              200 12 \"-\" \"x\\x09\\x22\\x5C\\xFFy\"\n"
         );
@@ -247,7 +249,7 @@ mod tests {
     #[test]
     fn json_lines_are_objects_and_escaped() {
         assert_eq!(
-            written(&record(), Format::Json),
+            written(&record(), LineFormat::Json),
             "{\"time\":\"2000-02-29T12:34:56.789Z\",\"client\":\"127.0.0.1:5000\",\"method\":\"GET\",\
              \"target\":\"/a\\\"b%0A?c\",\"version\":\"HTTP/1.1\",\"user_agent\":\"x\\u0009\\\"\\\\\u{fffd}y\",\
              \"status\":200,\"bytes\":12,\"complete\":true,\"seconds\":0.001500}\n"
@@ -255,22 +257,22 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_request_has_no_request_line() {
-        let record = Record {
+    fn a_request_that_cannot_be_parsed_has_no_request_line() {
+        let record = LogRecord {
             request: None,
             status: StatusCode::BAD_REQUEST,
             ..record()
         };
-        assert!(written(&record, Format::Text).contains("] \"-\" 400 12 \"-\" \"-\""));
-        assert!(!written(&record, Format::Json).contains("method"));
+        assert!(written(&record, LineFormat::Text).contains("] \"-\" 400 12 \"-\" \"-\""));
+        assert!(!written(&record, LineFormat::Json).contains("method"));
     }
 
-    /// `httpdate` knows the calendar as well, and is asked about every day of 150 years.
+    /// Compares every day of 150 years.
     #[test]
-    fn the_calendar_agrees_with_another() {
+    fn the_calendar_agrees_with_httpdate() {
         for day in 0..55_000 {
             let at = UNIX_EPOCH + Duration::from_secs(day * 86_400 + day);
-            let time = Calendar::of(at);
+            let time = CalendarTime::of(at);
             let month = MONTHS[usize::from(time.month - 1)];
             let ours = format!(
                 "{:02} {month} {:04} {:02}:{:02}:{:02} GMT",

@@ -1,19 +1,19 @@
-//! The access log: one line for each request on standard output.
+//! The access log: one line per request on standard output.
 //!
 //! ```text
-//! socket has taken an answer → line → buffer of at most 4 MiB → writer thread → standard output
+//! socket has taken a response -> line -> buffer, up to 4 MiB -> writer thread -> standard output
 //! ```
 //!
-//! An event loop only copies its line into the buffer. If standard output is slower than the requests,
-//! the buffer fills, and lines are dropped and counted. If its reader goes away, logging stops and
-//! serving goes on.
+//! An event loop only copies its line into the buffer. If standard output is slower than the
+//! requests, the buffer fills up, and further lines are dropped and counted. If the reader of
+//! standard output goes away, logging stops and serving continues.
 
 mod delivery;
 mod line;
 mod queue;
 mod service;
 
-pub(crate) use delivery::Ledger;
-pub(crate) use line::Format;
+pub(crate) use delivery::DeliveryTracker;
+pub(crate) use line::LineFormat;
 pub(crate) use queue::AccessLog;
-pub(crate) use service::{LogObserver, Logged};
+pub(crate) use service::{AccessLogObserver, LoggedService};

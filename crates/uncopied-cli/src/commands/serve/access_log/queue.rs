@@ -1,4 +1,4 @@
-//! The lines that wait for standard output.
+//! The buffer of lines, and the thread that writes them to standard output.
 
 use std::cell::RefCell;
 use std::io;
@@ -8,34 +8,34 @@ use std::time::Duration;
 
 use crate::output::say;
 
-use super::line::{Format, Record};
+use super::line::{LineFormat, LogRecord};
 
-/// The lines that may wait for standard output, in bytes.
-const MAX_WAITING_BYTES: usize = 4 << 20;
-/// How long the end of the process waits for the last lines to be written.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// Size limit of the buffer of lines that wait for standard output.
+const MAX_BUFFERED_BYTES: usize = 4 << 20;
+/// How long [`AccessLog::close`] waits for the last lines to be written.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The way to standard output.
+/// The access log. A thread of its own writes the lines to standard output.
 pub(crate) struct AccessLog {
-    format: Format,
-    queue: Mutex<Queue>,
-    /// Something came for the writer.
+    format: LineFormat,
+    queue: Mutex<LineQueue>,
+    /// Wakes the writer thread when lines arrive or the log is closed.
     filled: Condvar,
-    /// The writer has ended.
-    ended: Condvar,
+    /// Wakes [`AccessLog::close`] when the writer thread ends.
+    writer_ended: Condvar,
 }
 
 thread_local! {
-    /// Where a line is put together.
-    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Reused memory for formatting a line.
+    static LINE_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 #[derive(Default)]
-struct Queue {
-    waiting: Vec<u8>,
-    dropped: u64,
+struct LineQueue {
+    lines: Vec<u8>,
+    dropped_lines: u64,
     is_closed: bool,
-    has_ended: bool,
+    has_writer_ended: bool,
 }
 
 impl AccessLog {
@@ -44,7 +44,7 @@ impl AccessLog {
     /// # Errors
     ///
     /// The thread cannot be started.
-    pub(crate) fn start(format: Format) -> io::Result<Arc<Self>> {
+    pub(crate) fn start(format: LineFormat) -> io::Result<Arc<Self>> {
         let log = Arc::new(Self::unstarted(format));
         let writer = Arc::clone(&log);
         thread::Builder::new()
@@ -52,66 +52,66 @@ impl AccessLog {
             .spawn(move || {
                 if let Err(error) = writer.write_to(&mut io::stdout().lock()) {
                     say(&format_args!(
-                        "the access log stops: standard output: {error}"
+                        "access log stopped: cannot write to standard output: {error}"
                     ));
                 }
-                writer.lock().has_ended = true;
-                writer.ended.notify_all();
+                writer.lock().has_writer_ended = true;
+                writer.writer_ended.notify_all();
             })?;
         Ok(log)
     }
 
-    pub(super) fn unstarted(format: Format) -> Self {
+    pub(super) fn unstarted(format: LineFormat) -> Self {
         Self {
             format,
             queue: Mutex::default(),
             filled: Condvar::new(),
-            ended: Condvar::new(),
+            writer_ended: Condvar::new(),
         }
     }
 
-    /// Lines that did not fit into the buffer.
-    pub(crate) fn dropped(&self) -> u64 {
-        self.lock().dropped
+    /// The number of lines that did not fit into the buffer.
+    pub(crate) fn dropped_lines(&self) -> u64 {
+        self.lock().dropped_lines
     }
 
-    pub(super) fn write(&self, record: &Record) {
-        LINE.with_borrow_mut(|line| {
+    pub(super) fn write(&self, record: &LogRecord) {
+        LINE_BUFFER.with_borrow_mut(|line| {
             line.clear();
             record.write(self.format, line);
             self.push(line);
         });
     }
 
-    /// Puts a line into the buffer, or counts it as dropped. Never waits for standard output.
+    /// Appends a line to the buffer, or counts it as dropped. Never waits for standard output.
     fn push(&self, line: &[u8]) {
         let mut queue = self.lock();
-        if queue.has_ended {
+        if queue.has_writer_ended {
             return;
         }
-        if queue.waiting.len() + line.len() > MAX_WAITING_BYTES {
-            queue.dropped += 1;
+        if queue.lines.len() + line.len() > MAX_BUFFERED_BYTES {
+            queue.dropped_lines += 1;
             return;
         }
-        let was_empty = queue.waiting.is_empty();
-        queue.waiting.extend_from_slice(line);
+        let was_empty = queue.lines.is_empty();
+        queue.lines.extend_from_slice(line);
         drop(queue);
         if was_empty {
             self.filled.notify_one();
         }
     }
 
-    /// Lets the writer write what waits, and waits for it, but not for ever.
+    /// Waits until the writer thread has written the buffered lines, up to a timeout.
     pub(crate) fn close(&self) {
         let mut queue = self.lock();
         queue.is_closed = true;
         self.filled.notify_one();
         let _ = self
-            .ended
-            .wait_timeout_while(queue, CLOSE_PATIENCE, |queue| !queue.has_ended);
+            .writer_ended
+            .wait_timeout_while(queue, CLOSE_TIMEOUT, |queue| !queue.has_writer_ended);
     }
 
-    /// Writes lines until the log is closed.
+    /// Writes lines until the log is closed and the buffer is empty.
     fn write_to(&self, out: &mut dyn io::Write) -> io::Result<()> {
         let mut lines = Vec::new();
         loop {
@@ -119,26 +119,26 @@ impl AccessLog {
                 let queue = self.lock();
                 let mut queue = self
                     .filled
-                    .wait_while(queue, |queue| queue.waiting.is_empty() && !queue.is_closed)
+                    .wait_while(queue, |queue| queue.lines.is_empty() && !queue.is_closed)
                     .unwrap_or_else(PoisonError::into_inner);
-                if queue.waiting.is_empty() {
+                if queue.lines.is_empty() {
                     return Ok(());
                 }
                 lines.clear();
-                std::mem::swap(&mut lines, &mut queue.waiting);
+                std::mem::swap(&mut lines, &mut queue.lines);
             }
             out.write_all(&lines)?;
             out.flush()?;
         }
     }
 
-    /// The lines that wait, for tests.
+    /// Returns the buffered lines.
     #[cfg(test)]
-    pub(super) fn waiting(&self) -> Vec<u8> {
-        self.lock().waiting.clone()
+    pub(super) fn buffered_lines(&self) -> Vec<u8> {
+        self.lock().lines.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, LineQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -150,8 +150,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_come_out_in_order_and_the_rest_is_written_at_the_end() {
-        let log = AccessLog::unstarted(Format::Text);
+    fn lines_are_written_in_order_and_completely_before_the_log_closes() {
+        let log = AccessLog::unstarted(LineFormat::Text);
         for line in ["a\n", "b\n", "c\n"] {
             log.push(line.as_bytes());
         }
@@ -163,21 +163,21 @@ mod tests {
 
     #[test]
     fn lines_that_do_not_fit_are_counted() {
-        let log = AccessLog::unstarted(Format::Text);
+        let log = AccessLog::unstarted(LineFormat::Text);
         let line = [b'x'; 1024];
         for _ in 0..4096 + 3 {
             log.push(&line);
         }
-        assert_eq!(log.dropped(), 3);
-        assert_eq!(log.lock().waiting.len(), MAX_WAITING_BYTES);
+        assert_eq!(log.dropped_lines(), 3);
+        assert_eq!(log.lock().lines.len(), MAX_BUFFERED_BYTES);
     }
 
     #[test]
-    fn a_line_is_neither_kept_nor_counted_once_the_reader_has_gone() {
-        let log = AccessLog::unstarted(Format::Text);
-        log.lock().has_ended = true;
+    fn lines_are_neither_buffered_nor_counted_once_the_writer_has_ended() {
+        let log = AccessLog::unstarted(LineFormat::Text);
+        log.lock().has_writer_ended = true;
         log.push(b"a\n");
-        assert!(log.lock().waiting.is_empty());
-        assert_eq!(log.dropped(), 0);
+        assert!(log.lock().lines.is_empty());
+        assert_eq!(log.dropped_lines(), 0);
     }
 }

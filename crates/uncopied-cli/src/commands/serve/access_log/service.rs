@@ -1,4 +1,4 @@
-//! The service that logs: around the one that answers, and only there when the log is on.
+//! The logging service around [`FileService`]. Used only if there is an access log.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,35 +16,37 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
 
-use super::delivery::{Answer, Ledger};
-use super::line::{Record, RequestLine};
-use crate::commands::serve::connection::{AnswerBody, AnswerFuture, Answers, ConnectionObserver};
+use super::delivery::{DeliveryTracker, PendingResponse};
+use super::line::{LogRecord, RequestLine};
+use crate::commands::serve::connection::{
+    ConnectionObserver, FileService, FileServiceBody, FileServiceFuture,
+};
 
-/// What a request that ended without an answer is logged as; nginx uses the same.
+/// The status logged for a request that ended without a response, as in nginx.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Answers requests and enters the answers in the connection's ledger.
-pub(crate) struct Logged {
-    answers: Answers,
-    ledger: Arc<Ledger>,
+/// Serves requests and adds the responses to the connection's tracker.
+pub(crate) struct LoggedService {
+    inner: FileService,
+    tracker: Arc<DeliveryTracker>,
 }
 
-impl Logged {
-    pub(crate) fn new(answers: Answers, ledger: Arc<Ledger>) -> Self {
-        Self { answers, ledger }
+impl LoggedService {
+    pub(crate) fn new(inner: FileService, tracker: Arc<DeliveryTracker>) -> Self {
+        Self { inner, tracker }
     }
 }
 
-impl Service<Request<Incoming>> for Logged {
+impl Service<Request<Incoming>> for LoggedService {
     type Response = Response<LoggedBody>;
     type Error = Infallible;
     type Future = LoggedFuture;
 
     fn call(&self, request: Request<Incoming>) -> LoggedFuture {
-        let record = Record {
+        let record = LogRecord {
             at: SystemTime::now(),
             took: Duration::ZERO,
-            client: self.ledger.client().clone(),
+            client: self.tracker.client().clone(),
             request: Some(RequestLine {
                 method: request.method().clone(),
                 target: request.uri().clone(),
@@ -53,13 +55,13 @@ impl Service<Request<Incoming>> for Logged {
                 agent: request.headers().get(USER_AGENT).cloned(),
             }),
             status: StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or_default(),
-            bytes: 0,
+            body_bytes: 0,
             is_complete: false,
         };
         LoggedFuture {
-            answer: self.answers.call(request),
-            asked: Asked {
-                ledger: Arc::clone(&self.ledger),
+            response: self.inner.call(request),
+            pending: PendingRequest {
+                tracker: Arc::clone(&self.tracker),
                 started: Instant::now(),
                 record: Some(record),
             },
@@ -67,28 +69,28 @@ impl Service<Request<Incoming>> for Logged {
     }
 }
 
-/// A request that waits for its answer. Dropped before there is one, it is logged without.
-struct Asked {
-    ledger: Arc<Ledger>,
+/// A request that waits for its response. If it is dropped before, it is logged without one.
+struct PendingRequest {
+    tracker: Arc<DeliveryTracker>,
     started: Instant,
-    record: Option<Record>,
+    record: Option<LogRecord>,
 }
 
-impl Drop for Asked {
+impl Drop for PendingRequest {
     fn drop(&mut self) {
         if let Some(mut record) = self.record.take() {
             record.took = self.started.elapsed();
-            self.ledger.write(&record);
+            self.tracker.write(&record);
         }
     }
 }
 
 pin_project! {
-    /// The answer to come, and what will be said of it.
+    /// The future of the response, and the log record of the request.
     pub(crate) struct LoggedFuture {
         #[pin]
-        answer: AnswerFuture,
-        asked: Asked,
+        response: FileServiceFuture,
+        pending: PendingRequest,
     }
 }
 
@@ -97,35 +99,35 @@ impl Future for LoggedFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = match ready!(this.answer.poll(cx)) {
+        let response = match ready!(this.response.poll(cx)) {
             Ok(response) => response,
             Err(never) => match never {},
         };
-        let Asked {
-            ledger,
+        let PendingRequest {
+            tracker,
             started,
             record,
-        } = this.asked;
+        } = this.pending;
         if let Some(mut record) = record.take() {
             record.status = response.status();
             let is_head = record
                 .request
                 .as_ref()
                 .is_some_and(|r| r.method == Method::HEAD);
-            let has_ended = is_head || response.body().is_end_stream();
-            ledger.begin(Answer::new(*started, record, has_ended));
+            let has_body_ended = is_head || response.body().is_end_stream();
+            tracker.add(PendingResponse::new(*started, record, has_body_ended));
         }
-        let ledger = Arc::clone(ledger);
-        Poll::Ready(Ok(response.map(|body| LoggedBody { body, ledger })))
+        let tracker = Arc::clone(tracker);
+        Poll::Ready(Ok(response.map(|body| LoggedBody { body, tracker })))
     }
 }
 
 pin_project! {
-    /// A body whose frames are noted in the ledger.
+    /// A body whose frames are reported to the tracker.
     pub(crate) struct LoggedBody {
         #[pin]
-        body: AnswerBody,
-        ledger: Arc<Ledger>,
+        body: FileServiceBody,
+        tracker: Arc<DeliveryTracker>,
     }
 }
 
@@ -142,10 +144,11 @@ impl Body for LoggedBody {
         match &frame {
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
-                this.ledger.yielded(bytes, this.body.is_end_stream());
+                this.tracker
+                    .note_body_bytes(bytes, this.body.is_end_stream());
             }
-            None => this.ledger.yielded(0, true),
-            // It never ends, so it is never complete.
+            None => this.tracker.note_body_bytes(0, true),
+            // The body does not end, so the response is never complete.
             Some(Err(_)) => {}
         }
         Poll::Ready(frame)
@@ -160,39 +163,40 @@ impl Body for LoggedBody {
     }
 }
 
-/// Logs the requests that hyper refuses before any service sees them.
+/// Reports writes to the tracker, and logs requests that hyper refuses before the service sees
+/// them.
 #[derive(Clone)]
-pub(crate) struct LogObserver {
-    ledger: Arc<Ledger>,
+pub(crate) struct AccessLogObserver {
+    tracker: Arc<DeliveryTracker>,
 }
 
-impl LogObserver {
-    pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger }
+impl AccessLogObserver {
+    pub(crate) fn new(tracker: Arc<DeliveryTracker>) -> Self {
+        Self { tracker }
     }
 }
 
-impl ConnectionObserver for LogObserver {
+impl ConnectionObserver for AccessLogObserver {
     fn wrote(&self, offered: usize, outcome: &Poll<io::Result<usize>>) {
-        self.ledger.wrote(offered, outcome);
+        self.tracker.note_write(offered, outcome);
     }
 
     fn failed(&self, error: &hyper::Error) {
         if !error.is_parse() || error.is_parse_version_h2() {
             return;
         }
-        let record = Record {
+        let record = LogRecord {
             at: SystemTime::now(),
             took: Duration::ZERO,
-            client: self.ledger.client().clone(),
+            client: self.tracker.client().clone(),
             request: None,
             status: match error.is_parse_too_large() {
                 true => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 false => StatusCode::BAD_REQUEST,
             },
-            bytes: 0,
-            is_complete: self.ledger.is_all_taken(),
+            body_bytes: 0,
+            is_complete: self.tracker.is_all_taken(),
         };
-        self.ledger.write(&record);
+        self.tracker.write(&record);
     }
 }

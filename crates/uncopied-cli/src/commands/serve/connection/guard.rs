@@ -1,37 +1,43 @@
-//! The place of a connection, given back when it ends.
+//! The registration of a connection, undone when it ends.
 
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::state::Seat;
-use super::stats::Shared;
+use super::state::ConnectionState;
+use super::stats::WorkerStats;
 
-/// The place of a connection: entered in the table, one permit of `--max-connections`. Both are
-/// given back when it is dropped, however the connection ends.
-pub(crate) struct Place {
-    pub(crate) seat: Arc<Seat>,
-    thread: Arc<Shared>,
+/// An entry in the connection table and one permit of `--max-connections`. Dropping the guard
+/// releases both, however the connection ends.
+pub(crate) struct ConnectionGuard {
+    pub(crate) connection: Arc<ConnectionState>,
+    stats: Arc<WorkerStats>,
     permits: Arc<Semaphore>,
     key: usize,
 }
 
-impl Place {
-    pub(crate) fn take(seat: Seat, thread: &Arc<Shared>, permits: &Arc<Semaphore>) -> Self {
-        let seat = Arc::new(seat);
-        let key = thread.table.insert(Arc::clone(&seat));
+impl ConnectionGuard {
+    /// Adds the connection to the table. The caller has taken a permit from `permits` and
+    /// forgotten it.
+    pub(crate) fn register(
+        connection: ConnectionState,
+        stats: &Arc<WorkerStats>,
+        permits: &Arc<Semaphore>,
+    ) -> Self {
+        let connection = Arc::new(connection);
+        let key = stats.connections.insert(Arc::clone(&connection));
         Self {
-            seat,
-            thread: Arc::clone(thread),
+            connection,
+            stats: Arc::clone(stats),
             permits: Arc::clone(permits),
             key,
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.thread.table.remove(self.key);
+        self.stats.connections.remove(self.key);
         self.permits.add_permits(1);
     }
 }

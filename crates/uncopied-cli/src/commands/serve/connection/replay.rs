@@ -1,28 +1,30 @@
-//! A request that is, byte for byte, one that was answered a moment ago gets the same answer, byte for
-//! byte, without hyper.
+//! Replays the response to a request that is byte-for-byte identical to a recent one, without
+//! hyper.
 //!
-//! To read a request and to write a head takes hyper, and us, as long as a third of the whole of a small
-//! answer. Clients of a busy server ask for the same things in the same words. So [`Repeats`], below
-//! hyper, keeps the heads of the answers that hyper gave, each beside the bytes of its request, and gives
+//! For a small response, parsing the request and writing the head, in hyper and here, takes a third
+//! of the total time. Clients of a busy server send identical requests. So [`ReplayStream`], below
+//! hyper, records the heads of hyper's responses, each with the bytes of its request, and sends
 //! them again:
 //!
 //! ```text
-//!   bytes of a request ── known? ── no ──▶ hyper ──▶ Answers ──▶ head, body ──▶ stream
-//!                          │ yes                       │ basis      │ head
-//!                          ▼                           ▼            ▼
-//!                    does its basis hold?            what is known: request, head, basis
-//!                          │ yes
-//!                          ▼
-//!                    head as kept, body from the file ──▶ stream
+//!   bytes of a request --> known? -- no --> hyper --> FileService --> head, body --> stream
+//!                          | yes                      | basis         | head
+//!                          v                          v               v
+//!                   is its basis valid?          recorded: request, head, basis
+//!                          | yes
+//!                          v
+//!                   recorded head, body from the file --> stream
 //! ```
 //!
-//! Nothing is read here: equal bytes are equal requests. Nothing is stale: each time the kernel is asked
-//! whether the file is still the one that was sent ([`Basis`]). A head is kept for [`KEPT_FOR`], so that its
-//! `Date` is right. What an answer stands on besides (side files, a page in the place of another, a body that
-//! came with the request) leaves it to hyper, as do answers that are not a whole file (ranges, preconditions that
-//! fail), and an access log, whose lines tell what hyper has read.
+//! Nothing is parsed here: equal bytes are equal requests. Nothing is stale: each time, the kernel
+//! is asked whether the file is still the one that was sent ([`Basis`]). A head is replayed for at
+//! most [`MAX_REPLAY_AGE`], so that its `Date` is right. hyper handles every other case: responses
+//! that depend on more than one file (precompressed variants, a fallback page, a request body),
+//! responses that are not a whole file (ranges, failed preconditions), and every request if there
+//! is an access log, because its lines report what hyper has parsed.
 //!
-//! The connection must be between two requests: then hyper holds no byte and waits for none but these.
+//! The connection must be between two requests. Then hyper holds no bytes and waits for exactly
+//! these.
 
 use std::cell::RefCell;
 use std::collections::hash_map::RandomState;
@@ -41,171 +43,191 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use uncopied::arena::locate;
 use uncopied_http::{Basis, Check, FileBody};
 
-use super::state::Seat;
-use super::stats::Shared;
+use super::state::ConnectionState;
+use super::stats::WorkerStats;
 
-/// How long a head is given again. hyper itself writes a `Date` for a second.
-const KEPT_FOR: Duration = Duration::from_millis(500);
+/// How long a recorded head is replayed. hyper itself reuses a `Date` for up to a second.
+const MAX_REPLAY_AGE: Duration = Duration::from_millis(500);
 
-/// How many heads a thread keeps, at most: with the requests and the small bodies less than 5 MiB.
-const SLOTS: usize = 256;
+/// Slots of each thread's cache. With requests and inline bodies they take less than 5 MiB.
+const CACHE_SLOTS: usize = 256;
 
-/// The longest request that is looked at, in bytes.
-const LONGEST: usize = 2048;
+/// The longest request that is considered for replay.
+const MAX_REQUEST_BYTES: usize = 2048;
 
-/// The longest body that is kept with its head, in bytes.
-const WHOLE: usize = 16 << 10;
+/// The longest body that is recorded together with its head.
+const MAX_INLINE_BODY_BYTES: usize = 16 << 10;
 
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
-/// A stream that answers by itself the requests that were answered a moment ago.
-pub(crate) struct Repeats<S> {
+/// A stream that responds to repeated requests itself.
+pub(crate) struct ReplayStream<S> {
     stream: S,
-    seat: Arc<Seat>,
-    /// Where its answers are counted; `None` leaves all of them to hyper.
-    counts: Option<Arc<Shared>>,
-    state: State,
+    connection: Arc<ConnectionState>,
+    /// Counts replayed responses. `None` leaves all requests to hyper.
+    stats: Option<Arc<WorkerStats>>,
+    state: ReplayState,
 }
 
-enum State {
+enum ReplayState {
     /// Bytes pass through.
-    Passing,
-    /// The head of the answer to this request is to be kept, when hyper writes it.
+    PassThrough,
+    /// The head of the response to this request is recorded when hyper writes it.
     Recording(Box<[u8]>),
-    /// This request has come. Is its answer still right?
-    Checking(Arc<Kept>, Check),
-    /// Its answer is on its way.
-    Writing(Writing),
-    /// hyper is to get these bytes.
-    Handing(Handing),
-    /// An answer was cut short, or the connection broke: nothing may come after it.
+    /// This request has arrived, and the validity of its recorded response is being checked.
+    Validating(Arc<RecordedResponse>, Check),
+    /// A recorded response is being sent.
+    Sending(ReplayInProgress),
+    /// These bytes are passed to hyper.
+    Forwarding(BufferedRequest),
+    /// A response was cut short, or the connection failed: nothing may follow.
     Failed(io::ErrorKind),
 }
 
 /// Bytes that were read before hyper asked for them.
-struct Handing {
+struct BufferedRequest {
     bytes: Box<[u8]>,
-    /// How many of them hyper has.
-    at: usize,
-    /// Whether they are a request whose answer is to be kept.
-    is_known: bool,
+    /// The number of bytes that hyper has read.
+    consumed: usize,
+    /// Whether the bytes are a request whose response is to be recorded.
+    is_recordable: bool,
 }
 
-impl<S> Repeats<S> {
-    pub(crate) fn new(stream: S, seat: Arc<Seat>, counts: Option<Arc<Shared>>) -> Self {
+impl BufferedRequest {
+    fn new(bytes: &[u8], is_recordable: bool) -> Self {
+        Self {
+            bytes: bytes.into(),
+            consumed: 0,
+            is_recordable,
+        }
+    }
+}
+
+impl<S> ReplayStream<S> {
+    pub(crate) fn new(
+        stream: S,
+        connection: Arc<ConnectionState>,
+        stats: Option<Arc<WorkerStats>>,
+    ) -> Self {
         Self {
             stream,
-            seat,
-            counts,
-            state: State::Passing,
+            connection,
+            stats,
+            state: ReplayState::PassThrough,
         }
     }
 
-    /// Keeps the head of the answer to this request, if it is one to be kept.
-    fn record(&mut self, request: Box<[u8]>) {
-        self.seat.tape.start();
-        self.state = State::Recording(request);
+    /// Records the head of the response to this request, if it turns out to be replayable.
+    fn start_recording(&mut self, request: Box<[u8]>) {
+        self.connection.recorder.start_recording();
+        self.state = ReplayState::Recording(request);
     }
 
-    /// hyper's part of the connection goes away, and has read these bytes without need. No answer is under way.
+    /// Takes back bytes that hyper has read but not used, because hyper's part of the connection
+    /// is dropped. No response is in progress.
     pub(crate) fn put_back(&mut self, bytes: &[u8]) {
-        self.seat.tape.stop();
-        if !matches!(self.state, State::Failed(_)) {
-            self.state = State::Handing(Handing::of(bytes, false));
+        self.connection.recorder.stop_recording();
+        if !matches!(self.state, ReplayState::Failed(_)) {
+            self.state = ReplayState::Forwarding(BufferedRequest::new(bytes, false));
         }
     }
 
-    /// The head of the answer under way is the first of these slices, and its body all the others.
-    fn keep(&mut self, slices: &[IoSlice<'_>]) {
-        let State::Recording(request) = &mut self.state else {
+    /// Finishes a recording. The first slice is the head of the response, the others its body.
+    fn finish_recording(&mut self, slices: &[IoSlice<'_>]) {
+        let ReplayState::Recording(request) = &mut self.state else {
             return;
         };
         let request = mem::take(request);
-        self.state = State::Passing;
-        let Some((basis, length)) = self.seat.tape.stop() else {
+        self.state = ReplayState::PassThrough;
+        let Some((basis, length)) = self.connection.recorder.stop_recording() else {
             return;
         };
         let [head, body @ ..] = slices else {
             return;
         };
-        let in_slices: usize = body.iter().map(|slice| slice.len()).sum();
-        if in_slices as u64 != length || !is_plain(head) {
+        let body_bytes: usize = body.iter().map(|slice| slice.len()).sum();
+        if body_bytes as u64 != length || !is_replayable(head) {
             return;
         }
-        // What is a slice of a file goes out from the file.
-        let is_whole = in_slices <= WHOLE && body.iter().all(|slice| locate(slice).is_none());
-        let parts = if is_whole { slices } else { &slices[..1] };
-        Known::keep(Kept {
+        // Slices of a file mapping are sent from the file, so they are not recorded.
+        let is_inline =
+            body_bytes <= MAX_INLINE_BODY_BYTES && body.iter().all(|slice| locate(slice).is_none());
+        let parts = if is_inline { slices } else { &slices[..1] };
+        ReplayCache::insert(RecordedResponse {
             request,
-            answer: parts.iter().flat_map(|part| part.iter().copied()).collect(),
-            is_whole,
+            bytes: parts.iter().flat_map(|part| part.iter().copied()).collect(),
+            has_inline_body: is_inline,
             basis,
-            at: self.seat.activity.entered(),
+            recorded_at: self.connection.activity.entered(),
         });
     }
 }
 
-impl<S: AsyncWrite + Unpin> Repeats<S> {
-    /// Ready when no answer is under way here.
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+impl<S: AsyncWrite + Unpin> ReplayStream<S> {
+    /// Ready once no replay is in progress.
+    fn poll_replay(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             match &mut self.state {
-                State::Passing | State::Recording(_) | State::Handing(_) => {
+                ReplayState::PassThrough
+                | ReplayState::Recording(_)
+                | ReplayState::Forwarding(_) => {
                     return Poll::Ready(Ok(()));
                 }
-                State::Checking(kept, check) => {
+                ReplayState::Validating(response, check) => {
                     let body = ready!(Pin::new(check).poll(cx));
-                    let kept = Arc::clone(kept);
+                    let response = Arc::clone(response);
                     self.state = match body {
-                        // It is answered by hyper.
-                        None => State::Handing(Handing::of(&kept.request, true)),
+                        // The file has changed, so the request goes to hyper.
+                        None => {
+                            ReplayState::Forwarding(BufferedRequest::new(&response.request, true))
+                        }
                         Some(body) => {
-                            self.seat.requested();
-                            self.seat.tape.note_repeat();
-                            if let Some(counts) = &self.counts {
-                                counts.count_request();
+                            self.connection.note_request();
+                            self.connection.recorder.note_repeat();
+                            if let Some(stats) = &self.stats {
+                                stats.count_request();
                             }
-                            State::Writing(Writing::begin(kept, body))
+                            ReplayState::Sending(ReplayInProgress::new(response, body))
                         }
                     };
                 }
-                State::Writing(writing) => {
-                    let written = ready!(writing.poll(cx, &mut self.stream));
-                    self.state = match &written {
-                        Ok(()) => State::Passing,
-                        Err(error) => State::Failed(error.kind()),
+                ReplayState::Sending(replay) => {
+                    let sent = ready!(replay.poll_send(cx, &mut self.stream));
+                    self.state = match &sent {
+                        Ok(()) => ReplayState::PassThrough,
+                        Err(error) => ReplayState::Failed(error.kind()),
                     };
-                    return Poll::Ready(written);
+                    return Poll::Ready(sent);
                 }
-                State::Failed(kind) => return Poll::Ready(Err((*kind).into())),
+                ReplayState::Failed(kind) => return Poll::Ready(Err((*kind).into())),
             }
         }
     }
 }
 
-/// An answer on its way.
-struct Writing {
-    kept: Arc<Kept>,
-    /// How much of what is kept has gone out.
+/// A recorded response that is being sent.
+struct ReplayInProgress {
+    response: Arc<RecordedResponse>,
+    /// The number of recorded bytes that have been sent.
     sent: usize,
-    /// What has come of the body and not gone out.
+    /// Bytes of the body that have been produced but not sent.
     frame: Bytes,
-    /// Where the body comes from that is not kept.
+    /// The rest of the body, unless it is inline.
     body: Option<FileBody>,
 }
 
-impl Writing {
-    fn begin(kept: Arc<Kept>, body: FileBody) -> Self {
+impl ReplayInProgress {
+    fn new(response: Arc<RecordedResponse>, body: FileBody) -> Self {
         Self {
-            // Nothing reads it between here and the stream.
-            body: (!kept.is_whole).then(|| body.direct()),
-            kept,
+            // `direct` is right here: nothing between this body and the stream reads its bytes.
+            body: (!response.has_inline_body).then(|| body.direct()),
+            response,
             sent: 0,
             frame: Bytes::new(),
         }
     }
 
-    fn poll<S: AsyncWrite + Unpin>(
+    fn poll_send<S: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut S,
@@ -220,11 +242,11 @@ impl Writing {
                 }
                 continue;
             }
-            let head = &self.kept.answer[self.sent..];
-            if head.is_empty() && self.frame.is_empty() {
+            let recorded = &self.response.bytes[self.sent..];
+            if recorded.is_empty() && self.frame.is_empty() {
                 return Pin::new(stream).poll_flush(cx);
             }
-            let slices = &[IoSlice::new(head), IoSlice::new(&self.frame)];
+            let slices = &[IoSlice::new(recorded), IoSlice::new(&self.frame)];
             let slices = match self.frame.is_empty() {
                 true => &slices[..1],
                 false => slices,
@@ -233,87 +255,81 @@ impl Writing {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            let of_head = written.min(head.len());
-            self.sent += of_head;
-            self.frame.advance(written - of_head);
+            let written_of_recorded = written.min(recorded.len());
+            self.sent += written_of_recorded;
+            self.frame.advance(written - written_of_recorded);
         }
     }
 }
 
-impl Handing {
-    fn of(bytes: &[u8], is_known: bool) -> Self {
-        Self {
-            bytes: bytes.into(),
-            at: 0,
-            is_known,
-        }
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Repeats<S> {
-    /// Answers what is known while hyper's part of the connection is not there. Ready when it is needed.
+impl<S: AsyncRead + AsyncWrite + Unpin> ReplayStream<S> {
+    /// Replays responses while the connection is parked. Ready once hyper is needed.
     pub(crate) fn poll_without_hyper(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            // An error is for hyper to meet.
-            if ready!(self.poll_answer(cx)).is_err() || matches!(self.state, State::Handing(_)) {
+            // hyper reports errors, so it is needed for them too.
+            if ready!(self.poll_replay(cx)).is_err()
+                || matches!(self.state, ReplayState::Forwarding(_))
+            {
                 return Poll::Ready(());
             }
-            let mut bytes = [const { MaybeUninit::uninit() }; LONGEST];
+            let mut bytes = [const { MaybeUninit::uninit() }; MAX_REQUEST_BYTES];
             let mut buf = ReadBuf::uninit(&mut bytes);
-            let is_known = match ready!(self.poll_request(cx, &mut buf)) {
-                Ok(Next::Check) => continue,
-                Ok(Next::Record) => true,
-                Ok(Next::Pass) => false,
+            let is_recordable = match ready!(self.poll_request(cx, &mut buf)) {
+                Ok(Route::Replay) => continue,
+                Ok(Route::Record) => true,
+                Ok(Route::PassThrough) => false,
                 Err(error) => {
-                    self.state = State::Failed(error.kind());
+                    self.state = ReplayState::Failed(error.kind());
                     return Poll::Ready(());
                 }
             };
             if !buf.filled().is_empty() {
-                self.state = State::Handing(Handing::of(buf.filled(), is_known));
+                let request = BufferedRequest::new(buf.filled(), is_recordable);
+                self.state = ReplayState::Forwarding(request);
             }
             return Poll::Ready(());
         }
     }
 
-    /// Reads what may be a request, and takes it back if it can be answered here.
+    /// Reads bytes that may be a request. If its response can be replayed, removes the request
+    /// from `buf` again and starts the replay.
     fn poll_request(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<Next>> {
-        let may_answer = self.counts.is_some() && self.seat.is_idle();
+    ) -> Poll<io::Result<Route>> {
+        let may_replay = self.stats.is_some() && self.connection.is_idle();
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        let found = match may_answer {
-            true => Known::find(&buf.filled()[before..], self.seat.activity.entered()),
-            false => Found::Nothing,
+        let lookup = match may_replay {
+            true => ReplayCache::find(&buf.filled()[before..], self.connection.activity.entered()),
+            false => CacheLookup::Miss,
         };
-        if let Found::Kept(kept) = found {
+        if let CacheLookup::Hit(response) = lookup {
             buf.set_filled(before);
-            let check = kept.basis.check();
-            self.state = State::Checking(kept, check);
-            return Poll::Ready(Ok(Next::Check));
+            let check = response.basis.check();
+            self.state = ReplayState::Validating(response, check);
+            return Poll::Ready(Ok(Route::Replay));
         }
-        self.seat.tape.note_other();
-        Poll::Ready(Ok(match found {
-            Found::Seen => Next::Record,
-            _ => Next::Pass,
+        self.connection.recorder.note_other_request();
+        Poll::Ready(Ok(match lookup {
+            CacheLookup::Seen => Route::Record,
+            _ => Route::PassThrough,
         }))
     }
 }
 
-/// What is to become of bytes that were read.
-enum Next {
-    /// They were a request that may be answered here.
-    Check,
-    /// They are hyper's, and its answer is to be kept.
+/// Where bytes that were read go.
+enum Route {
+    /// They were a request whose response may be replayed here.
+    Replay,
+    /// They go to hyper, and its response is recorded.
     Record,
-    /// They are hyper's.
-    Pass,
+    /// They go to hyper.
+    PassThrough,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Repeats<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ReplayStream<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -321,35 +337,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Repeats<S> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            ready!(this.poll_answer(cx))?;
-            if let State::Handing(handing) = &mut this.state {
-                let rest = &handing.bytes[handing.at..];
+            ready!(this.poll_replay(cx))?;
+            if let ReplayState::Forwarding(request) = &mut this.state {
+                let rest = &request.bytes[request.consumed..];
                 let count = rest.len().min(buf.remaining());
                 buf.put_slice(&rest[..count]);
-                handing.at += count;
+                request.consumed += count;
                 if count == rest.len() {
-                    let (bytes, is_known) = (mem::take(&mut handing.bytes), handing.is_known);
-                    this.state = State::Passing;
-                    if is_known {
-                        this.record(bytes);
+                    let bytes = mem::take(&mut request.bytes);
+                    let is_recordable = request.is_recordable;
+                    this.state = ReplayState::PassThrough;
+                    if is_recordable {
+                        this.start_recording(bytes);
                     }
                 }
                 return Poll::Ready(Ok(()));
             }
             let before = buf.filled().len();
             match ready!(this.poll_request(cx, buf))? {
-                Next::Check => {}
-                Next::Record => {
-                    this.record(buf.filled()[before..].into());
+                Route::Replay => {}
+                Route::Record => {
+                    this.start_recording(buf.filled()[before..].into());
                     return Poll::Ready(Ok(()));
                 }
-                Next::Pass => return Poll::Ready(Ok(())),
+                Route::PassThrough => return Poll::Ready(Ok(())),
             }
         }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Repeats<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReplayStream<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -364,8 +381,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Repeats<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_answer(cx))?;
-        this.keep(slices);
+        ready!(this.poll_replay(cx))?;
+        this.finish_recording(slices);
         Pin::new(&mut this.stream).poll_write_vectored(cx, slices)
     }
 
@@ -375,119 +392,126 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Repeats<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // What is under way here tells the stream of its end by itself.
+        // A replay flushes the stream itself when it ends.
         match this.state {
-            State::Checking(..) | State::Writing(_) => Poll::Ready(Ok(())),
+            ReplayState::Validating(..) | ReplayState::Sending(_) => Poll::Ready(Ok(())),
             _ => Pin::new(&mut this.stream).poll_flush(cx),
         }
     }
 
-    /// What is under way here goes out first.
+    /// Shuts the stream down once a replay in progress is complete.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_answer(cx))?;
+        ready!(this.poll_replay(cx))?;
         Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }
 
-/// A request, and its answer.
-struct Kept {
+/// A request and the response to it.
+struct RecordedResponse {
     request: Box<[u8]>,
-    /// The head, and the body behind it if `is_whole`.
-    answer: Box<[u8]>,
-    is_whole: bool,
+    /// The head, followed by the body if `has_inline_body`.
+    bytes: Box<[u8]>,
+    has_inline_body: bool,
     basis: Basis,
-    /// When it was made.
-    at: Duration,
+    recorded_at: Duration,
 }
 
-/// What a thread knows of the requests that have come, each in the one slot that its hash leads to.
-struct Known {
+/// The requests that a thread has seen, each in the one slot that its hash selects.
+struct ReplayCache {
     hasher: RandomState,
-    slots: Box<[Slot]>,
+    slots: Box<[CacheSlot]>,
 }
 
 #[derive(Clone, Default)]
-enum Slot {
+enum CacheSlot {
     #[default]
     Empty,
-    /// The hash of a request that came once.
+    /// The hash of a request that has arrived once.
     Seen(u64),
-    Kept(Arc<Kept>),
+    Recorded(Arc<RecordedResponse>),
 }
 
-enum Found {
-    /// Its answer is known.
-    Kept(Arc<Kept>),
-    /// It has come before.
+enum CacheLookup {
+    /// The response is recorded.
+    Hit(Arc<RecordedResponse>),
+    /// The request has arrived before, but no recent response is recorded.
     Seen,
-    Nothing,
+    Miss,
 }
 
 thread_local! {
-    static KNOWN: RefCell<Known> = RefCell::new(Known {
+    static REPLAY_CACHE: RefCell<ReplayCache> = RefCell::new(ReplayCache {
         hasher: RandomState::new(),
-        slots: vec![Slot::Empty; SLOTS].into(),
+        slots: vec![CacheSlot::Empty; CACHE_SLOTS].into(),
     });
 }
 
-impl Known {
-    /// What is known of these bytes, which came at that time. If they are one request and nothing else, they
-    /// have come before from now on.
-    fn find(bytes: &[u8], at: Duration) -> Found {
-        if bytes.len() > LONGEST || !bytes.ends_with(END_OF_HEAD) {
-            return Found::Nothing;
+impl ReplayCache {
+    /// Looks up bytes that arrived at time `now`. If they are exactly one request, marks it as
+    /// seen.
+    fn find(bytes: &[u8], now: Duration) -> CacheLookup {
+        if bytes.len() > MAX_REQUEST_BYTES || !bytes.ends_with(END_OF_HEAD) {
+            return CacheLookup::Miss;
         }
-        KNOWN.with_borrow_mut(|known| {
-            let hash = known.hasher.hash_one(bytes);
-            let slot = known.slot(hash);
+        REPLAY_CACHE.with_borrow_mut(|cache| {
+            let hash = cache.hasher.hash_one(bytes);
+            let slot = cache.slot(hash);
             match slot {
-                Slot::Kept(kept) if *kept.request == *bytes => {
-                    match at.saturating_sub(kept.at) < KEPT_FOR {
-                        true => Found::Kept(Arc::clone(kept)),
-                        false => Found::Seen,
+                CacheSlot::Recorded(response) if *response.request == *bytes => {
+                    match response.is_recent(now) {
+                        true => CacheLookup::Hit(Arc::clone(response)),
+                        false => CacheLookup::Seen,
                     }
                 }
-                // It stays for as long as it is of use, or two such requests would drive each other out.
-                Slot::Kept(kept) if at.saturating_sub(kept.at) < KEPT_FOR => Found::Nothing,
-                Slot::Seen(seen) if *seen == hash => Found::Seen,
-                _ if is_one_get(bytes) => {
-                    *slot = Slot::Seen(hash);
-                    Found::Nothing
+                // A usable entry keeps its slot; otherwise two requests with the same slot would
+                // evict each other all the time.
+                CacheSlot::Recorded(response) if response.is_recent(now) => CacheLookup::Miss,
+                CacheSlot::Seen(seen) if *seen == hash => CacheLookup::Seen,
+                _ if is_single_get(bytes) => {
+                    *slot = CacheSlot::Seen(hash);
+                    CacheLookup::Miss
                 }
-                _ => Found::Nothing,
+                _ => CacheLookup::Miss,
             }
         })
     }
 
-    fn keep(kept: Kept) {
-        KNOWN.with_borrow_mut(|known| {
-            let hash = known.hasher.hash_one(&*kept.request);
-            *known.slot(hash) = Slot::Kept(Arc::new(kept));
+    fn insert(response: RecordedResponse) {
+        REPLAY_CACHE.with_borrow_mut(|cache| {
+            let hash = cache.hasher.hash_one(&*response.request);
+            *cache.slot(hash) = CacheSlot::Recorded(Arc::new(response));
         });
     }
 
-    fn slot(&mut self, hash: u64) -> &mut Slot {
-        &mut self.slots[hash as usize % SLOTS]
+    fn slot(&mut self, hash: u64) -> &mut CacheSlot {
+        &mut self.slots[hash as usize % CACHE_SLOTS]
     }
 }
 
-/// Whether these bytes are the head of a GET, whole, and nothing behind it.
-fn is_one_get(bytes: &[u8]) -> bool {
+impl RecordedResponse {
+    fn is_recent(&self, now: Duration) -> bool {
+        now.saturating_sub(self.recorded_at) < MAX_REPLAY_AGE
+    }
+}
+
+/// Whether these bytes are exactly one complete head of a GET.
+fn is_single_get(bytes: &[u8]) -> bool {
     let mut windows = bytes.windows(END_OF_HEAD.len());
     let first_end = windows.position(|window| window == END_OF_HEAD);
     bytes.starts_with(b"GET ") && first_end == Some(bytes.len() - END_OF_HEAD.len())
 }
 
-/// Whether this is the whole head of a 200 that says nothing about its connection: such a one is for once.
-fn is_plain(head: &[u8]) -> bool {
+/// Whether this is the complete head of a 200 response without a Connection header. A head with
+/// one is valid only for its own connection.
+fn is_replayable(head: &[u8]) -> bool {
     let name = b"connection:";
     let mut lines = head.split(|&byte| byte == b'\n');
-    let is_said = lines.any(|line| {
+    let has_connection_header = lines.any(|line| {
         let start = line.get(..name.len());
         start.is_some_and(|start| start.eq_ignore_ascii_case(name))
     });
-    head.starts_with(b"HTTP/1.1 200 ") && head.ends_with(END_OF_HEAD) && !is_said
+    head.starts_with(b"HTTP/1.1 200 ") && head.ends_with(END_OF_HEAD) && !has_connection_header
 }
 
 #[cfg(test)]
@@ -504,15 +528,16 @@ mod tests {
     const BODY: &[u8] = include_bytes!("../../../../Cargo.toml");
     const REQUEST: &[u8] = b"GET /Cargo.toml HTTP/1.1\r\nHost: a\r\n\r\n";
 
-    /// A peer that sends these packets, and a socket that takes so many bytes at a time, then all.
+    /// A peer that sends `packets`, and a socket that accepts `accepts` bytes per write, then
+    /// everything.
     #[derive(Default)]
-    struct Scripted {
+    struct ScriptedStream {
         packets: VecDeque<&'static [u8]>,
-        takes: VecDeque<io::Result<usize>>,
-        taken: Vec<u8>,
+        accepts: VecDeque<io::Result<usize>>,
+        written: Vec<u8>,
     }
 
-    impl AsyncRead for Scripted {
+    impl AsyncRead for ScriptedStream {
         fn poll_read(
             mut self: Pin<&mut Self>,
             _: &mut Context<'_>,
@@ -528,16 +553,16 @@ mod tests {
         }
     }
 
-    impl AsyncWrite for Scripted {
+    impl AsyncWrite for ScriptedStream {
         fn poll_write(
             mut self: Pin<&mut Self>,
             _: &mut Context<'_>,
             bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
-            let take = self.takes.pop_front().unwrap_or(Ok(usize::MAX))?;
-            let take = take.min(bytes.len());
-            self.taken.extend_from_slice(&bytes[..take]);
-            Poll::Ready(Ok(take))
+            let count = self.accepts.pop_front().unwrap_or(Ok(usize::MAX))?;
+            let count = count.min(bytes.len());
+            self.written.extend_from_slice(&bytes[..count]);
+            Poll::Ready(Ok(count))
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -551,20 +576,20 @@ mod tests {
 
     fn body() -> FileBody {
         let files = ServeFiles::builder(env!("CARGO_MANIFEST_DIR")).build();
-        // Its files are to stay open, as a server's do.
+        // Leaked, so that its files stay open as in a server.
         let files = Box::leak(Box::new(files.expect("a directory")));
         let request = Request::builder().uri("/Cargo.toml").body(());
-        let mut answer = files.respond(request.expect("a request"));
+        let mut response = files.respond(request.expect("a request"));
         loop {
             let cx = &mut Context::from_waker(Waker::noop());
-            if let Poll::Ready(answer) = Pin::new(&mut answer).poll(cx) {
-                return answer.expect("infallible").into_body();
+            if let Poll::Ready(response) = Pin::new(&mut response).poll(cx) {
+                return response.expect("infallible").into_body();
             }
         }
     }
 
-    /// A connection of which [`REQUEST`] is known.
-    fn rig() -> Repeats<Scripted> {
+    /// A connection whose thread has recorded the response to [`REQUEST`].
+    fn replay_stream() -> ReplayStream<ScriptedStream> {
         let ours = std::os::unix::net::UnixStream::pair().expect("a pair").0;
         ours.set_nonblocking(true).expect("non-blocking");
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -572,28 +597,31 @@ mod tests {
             .build();
         let runtime = runtime.expect("a runtime");
         let _entered = runtime.enter();
-        let ours = tokio::net::UnixStream::from_std(ours).expect("watched");
+        let ours = tokio::net::UnixStream::from_std(ours).expect("registered");
         let activity = Stream::unix(ours, Options::default()).activity();
-        let seat = Arc::new(Seat::new(activity, false));
-        let counts = Some(Arc::new(Shared::default()));
-        let mut rig = Repeats::new(Scripted::default(), seat, counts);
-        KNOWN.with_borrow_mut(|known| known.slots.fill(Slot::Empty));
-        rig.stream.packets = [REQUEST; 2].into();
+        let connection = Arc::new(ConnectionState::new(activity, false));
+        let stats = Some(Arc::new(WorkerStats::default()));
+        let mut replay_stream = ReplayStream::new(ScriptedStream::default(), connection, stats);
+        REPLAY_CACHE.with_borrow_mut(|cache| cache.slots.fill(CacheSlot::Empty));
+        replay_stream.stream.packets = [REQUEST; 2].into();
         for _ in 0..2 {
-            assert_eq!(read(&mut rig, LONGEST).expect("passed on"), REQUEST);
+            assert_eq!(
+                read(&mut replay_stream, MAX_REQUEST_BYTES).expect("forwarded"),
+                REQUEST
+            );
         }
-        rig.seat.tape.note(&body());
-        rig.keep(&[IoSlice::new(HEAD), IoSlice::new(BODY)]);
-        rig
+        replay_stream.connection.recorder.record_basis(&body());
+        replay_stream.finish_recording(&[IoSlice::new(HEAD), IoSlice::new(BODY)]);
+        replay_stream
     }
 
-    fn read(rig: &mut Repeats<Scripted>, room: usize) -> io::Result<Vec<u8>> {
+    fn read(replay_stream: &mut ReplayStream<ScriptedStream>, room: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; room];
         let mut buf = ReadBuf::new(&mut bytes);
-        // A check may wait for others to go first.
+        // A validity check may yield to other tasks.
         for _ in 0..3 {
             let cx = &mut Context::from_waker(Waker::noop());
-            if let Poll::Ready(read) = Pin::new(&mut *rig).poll_read(cx, &mut buf) {
+            if let Poll::Ready(read) = Pin::new(&mut *replay_stream).poll_read(cx, &mut buf) {
                 read?;
                 break;
             }
@@ -602,67 +630,73 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_goes_out_whole_however_little_the_socket_takes() {
+    fn a_replay_is_complete_however_few_bytes_each_write_accepts() {
         for sizes in [&[][..], &[1, 2, 3], &[HEAD.len()], &[HEAD.len() + 1, 5]] {
-            let mut rig = rig();
-            rig.stream.packets = [REQUEST; 2].into();
-            rig.stream.takes = sizes.iter().map(|&size| Ok(size)).collect();
-            assert_eq!(read(&mut rig, LONGEST).expect("answered"), b"");
-            let answer = [HEAD, BODY].concat();
-            assert_eq!(rig.stream.taken, answer.repeat(2));
+            let mut replay_stream = replay_stream();
+            replay_stream.stream.packets = [REQUEST; 2].into();
+            replay_stream.stream.accepts = sizes.iter().map(|&size| Ok(size)).collect();
+            assert_eq!(
+                read(&mut replay_stream, MAX_REQUEST_BYTES).expect("replayed"),
+                b""
+            );
+            let response = [HEAD, BODY].concat();
+            assert_eq!(replay_stream.stream.written, response.repeat(2));
         }
     }
 
     #[test]
-    fn nothing_comes_after_an_answer_that_was_cut_short() {
-        let mut rig = rig();
-        rig.stream.packets = [REQUEST, b"other"].into();
-        rig.stream.takes = [Ok(7), Err(io::ErrorKind::BrokenPipe.into())].into();
+    fn nothing_follows_a_replay_that_was_cut_short() {
+        let mut replay_stream = replay_stream();
+        replay_stream.stream.packets = [REQUEST, b"other"].into();
+        replay_stream.stream.accepts = [Ok(7), Err(io::ErrorKind::BrokenPipe.into())].into();
         for _ in 0..3 {
-            let error = read(&mut rig, LONGEST).expect_err("cut short");
+            let error = read(&mut replay_stream, MAX_REQUEST_BYTES).expect_err("cut short");
             assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         }
         let cx = &mut Context::from_waker(Waker::noop());
-        let write = Pin::new(&mut rig).poll_write(cx, b"other");
+        let write = Pin::new(&mut replay_stream).poll_write(cx, b"other");
         assert!(matches!(write, Poll::Ready(Err(_))), "{write:?}");
-        assert_eq!(rig.stream.taken, HEAD[..7]);
+        assert_eq!(replay_stream.stream.written, HEAD[..7]);
     }
 
     #[test]
-    fn bytes_that_were_read_without_hyper_come_to_it_whole() {
-        let mut rig = rig();
-        rig.stream.packets = [REQUEST, b"GET /other HTTP/1.1\r\n"].into();
+    fn bytes_read_without_hyper_are_forwarded_completely() {
+        let mut replay_stream = replay_stream();
+        replay_stream.stream.packets = [REQUEST, b"GET /other HTTP/1.1\r\n"].into();
         let cx = &mut Context::from_waker(Waker::noop());
-        let ready = (0..3).any(|_| rig.poll_without_hyper(cx).is_ready());
-        assert!(ready, "what is not known is hyper's");
-        assert_eq!(rig.stream.taken, [HEAD, BODY].concat());
-        // Nor does it lose any by writing before it reads.
-        let written = Pin::new(&mut rig).poll_write(cx, b"early");
+        let ready = (0..3).any(|_| replay_stream.poll_without_hyper(cx).is_ready());
+        assert!(ready, "an unknown request needs hyper");
+        assert_eq!(replay_stream.stream.written, [HEAD, BODY].concat());
+        // A write before the read loses none of them.
+        let written = Pin::new(&mut replay_stream).poll_write(cx, b"early");
         assert!(matches!(written, Poll::Ready(Ok(5))), "{written:?}");
         let mut all = Vec::new();
         while all.len() < 21 {
-            all.extend(read(&mut rig, 5).expect("passed on"));
+            all.extend(read(&mut replay_stream, 5).expect("forwarded"));
         }
         assert_eq!(all, b"GET /other HTTP/1.1\r\n");
     }
 
     #[test]
-    fn what_hyper_has_read_in_vain_comes_to_it_again() {
-        let mut rig = rig();
-        rig.stream.packets = [REQUEST].into();
-        rig.put_back(b"GET /other HTTP/1.1\r\n\r\n");
+    fn bytes_that_are_put_back_are_read_again() {
+        let mut replay_stream = replay_stream();
+        replay_stream.stream.packets = [REQUEST].into();
+        replay_stream.put_back(b"GET /other HTTP/1.1\r\n\r\n");
         let cx = &mut Context::from_waker(Waker::noop());
-        assert!(rig.poll_without_hyper(cx).is_ready());
-        let first = read(&mut rig, LONGEST).expect("passed on");
+        assert!(replay_stream.poll_without_hyper(cx).is_ready());
+        let first = read(&mut replay_stream, MAX_REQUEST_BYTES).expect("forwarded");
         assert_eq!(first, b"GET /other HTTP/1.1\r\n\r\n");
-        assert_eq!(read(&mut rig, LONGEST).expect("answered"), b"");
-        assert_eq!(rig.stream.taken, [HEAD, BODY].concat());
+        assert_eq!(
+            read(&mut replay_stream, MAX_REQUEST_BYTES).expect("replayed"),
+            b""
+        );
+        assert_eq!(replay_stream.stream.written, [HEAD, BODY].concat());
     }
 
     #[test]
-    fn one_get_is_one_get() {
+    fn only_a_single_get_is_recognized() {
         let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-        assert!(is_one_get(get.as_bytes()));
+        assert!(is_single_get(get.as_bytes()));
         for other in [
             &get.repeat(2),
             &get[..get.len() - 1],
@@ -672,13 +706,13 @@ mod tests {
             "\r\n\r\n",
             "",
         ] {
-            assert!(!is_one_get(other.as_bytes()), "{other:?}");
+            assert!(!is_single_get(other.as_bytes()), "{other:?}");
         }
     }
 
     #[test]
-    fn heads_for_one_time_are_not_kept() {
-        assert!(is_plain(HEAD));
+    fn heads_for_one_connection_are_not_replayed() {
+        assert!(is_replayable(HEAD));
         for head in [
             "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n",
             "HTTP/1.1 200 OK\r\nX: y\r\nConnection:close\r\n\r\n",
@@ -686,7 +720,7 @@ mod tests {
             "HTTP/1.1 206 Partial Content\r\n\r\n",
             "HTTP/1.0 200 OK\r\n\r\n",
         ] {
-            assert!(!is_plain(head.as_bytes()), "{head:?}");
+            assert!(!is_replayable(head.as_bytes()), "{head:?}");
         }
     }
 }

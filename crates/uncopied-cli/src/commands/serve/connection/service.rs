@@ -1,4 +1,4 @@
-//! The service: it answers from files and counts.
+//! The service under hyper: serves files and counts requests.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,85 +16,107 @@ use hyper::service::Service;
 use pin_project_lite::pin_project;
 use uncopied_http::{FileBody, ResponseFuture, ServeFiles};
 
-use super::state::Seat;
-use super::stats::Shared;
+use super::state::ConnectionState;
+use super::stats::WorkerStats;
 
-/// Answers requests from files and counts them.
+/// Serves the files of one connection and counts its requests.
 ///
-/// A request with a body is the last of its connection: no file needs a body, so none is read, and what
-/// is not read cannot be taken for the next request.
-pub(crate) struct Answers {
+/// A request with a body is the last of its connection. No file needs a body, so none is read, and
+/// bytes that are not read cannot be mistaken for the next request.
+pub(crate) struct FileService {
     files: ServeFiles,
-    seat: Arc<Seat>,
-    thread: Arc<Shared>,
+    connection: Arc<ConnectionState>,
+    stats: Arc<WorkerStats>,
 }
 
-impl Answers {
-    pub(crate) fn new(files: ServeFiles, seat: Arc<Seat>, thread: Arc<Shared>) -> Self {
+impl FileService {
+    pub(crate) fn new(
+        files: ServeFiles,
+        connection: Arc<ConnectionState>,
+        stats: Arc<WorkerStats>,
+    ) -> Self {
         Self {
             files,
-            seat,
-            thread,
+            connection,
+            stats,
+        }
+    }
+}
+
+impl Service<Request<Incoming>> for FileService {
+    type Response = Response<FileServiceBody>;
+    type Error = Infallible;
+    type Future = FileServiceFuture;
+
+    fn call(&self, request: Request<Incoming>) -> FileServiceFuture {
+        self.connection.note_request();
+        self.stats.count_request();
+        FileServiceFuture {
+            is_last: !request.body().is_end_stream(),
+            in_progress: Some(ResponseInProgress::begin(&self.connection)),
+            response: self.files.respond(request),
         }
     }
 }
 
 pin_project! {
-    /// The library's own future, and whether its answer is the last one.
-    pub(crate) struct AnswerFuture {
+    /// The future of [`ServeFiles`], and whether its response is the last of the connection.
+    pub(crate) struct FileServiceFuture {
         #[pin]
-        answer: ResponseFuture,
+        response: ResponseFuture,
         is_last: bool,
-        under_way: Option<UnderWay>,
+        in_progress: Option<ResponseInProgress>,
     }
 }
 
-/// Notes on the seat that an answer is under way: from the call to the end of its body.
-struct UnderWay(Arc<Seat>);
+/// Marks the connection as responding, from the call to the end of the body.
+struct ResponseInProgress(Arc<ConnectionState>);
 
-impl UnderWay {
-    fn begin(seat: &Arc<Seat>) -> Self {
-        seat.set_answering(true);
-        Self(Arc::clone(seat))
+impl ResponseInProgress {
+    fn begin(connection: &Arc<ConnectionState>) -> Self {
+        connection.set_responding(true);
+        Self(Arc::clone(connection))
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for ResponseInProgress {
     fn drop(&mut self) {
-        self.0.set_answering(false);
+        self.0.set_responding(false);
     }
 }
 
-impl Future for AnswerFuture {
-    type Output = Result<Response<AnswerBody>, Infallible>;
+impl Future for FileServiceFuture {
+    type Output = Result<Response<FileServiceBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut response = match ready!(this.answer.poll(cx)) {
+        let mut response = match ready!(this.response.poll(cx)) {
             Ok(response) => response,
             Err(never) => match never {},
         };
-        let under_way = this.under_way.take();
+        let in_progress = this.in_progress.take();
         if *this.is_last {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
-        } else if let Some(UnderWay(seat)) = &under_way {
-            seat.tape.note(response.body());
+        } else if let Some(ResponseInProgress(connection)) = &in_progress {
+            connection.recorder.record_basis(response.body());
         }
-        Poll::Ready(Ok(response.map(|body| AnswerBody { body, under_way })))
+        Poll::Ready(Ok(
+            response.map(|body| FileServiceBody { body, in_progress })
+        ))
     }
 }
 
 pin_project! {
-    /// The library's own body; its end is noted.
-    pub(crate) struct AnswerBody {
+    /// The body of [`ServeFiles`]. Dropping it marks the response as finished.
+    pub(crate) struct FileServiceBody {
         #[pin]
         body: FileBody,
-        under_way: Option<UnderWay>,
+        in_progress: Option<ResponseInProgress>,
     }
 }
 
-impl Body for AnswerBody {
+impl Body for FileServiceBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -111,21 +133,5 @@ impl Body for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-impl Service<Request<Incoming>> for Answers {
-    type Response = Response<AnswerBody>;
-    type Error = Infallible;
-    type Future = AnswerFuture;
-
-    fn call(&self, request: Request<Incoming>) -> AnswerFuture {
-        self.seat.requested();
-        self.thread.count_request();
-        AnswerFuture {
-            is_last: !request.body().is_end_stream(),
-            under_way: Some(UnderWay::begin(&self.seat)),
-            answer: self.files.respond(request),
-        }
     }
 }

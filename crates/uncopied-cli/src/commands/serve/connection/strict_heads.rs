@@ -1,16 +1,17 @@
-//! Request heads that two programs could read in two ways are refused before hyper sees them.
+//! Refuses request heads that two programs could parse differently, before hyper sees them.
 //!
-//! hyper takes what a lenient reader of RFC 9112 may: lines that end with a bare LF, a Content-Length
-//! next to a Transfer-Encoding, the same Content-Length twice, no Host. A proxy in front of this server
-//! may read the same bytes otherwise, and then a request can be smuggled past it. So each of these gets
-//! 400 and the connection is closed.
+//! hyper accepts what RFC 9112 allows a lenient parser to accept: lines that end with a bare LF, a
+//! Content-Length next to a Transfer-Encoding, the same Content-Length twice, no Host. A proxy in
+//! front of this server may parse the same bytes differently, and then a request can be smuggled
+//! past it. So each of these gets status 400, and the connection is closed.
 //!
-//! [`Guarded`] looks at the bytes on their way to hyper and overwrites the line feed of a bad line with a
-//! NUL byte, which no head may hold, and ends the head there: hyper then answers 400 and closes, by its own
-//! path for malformed requests. It follows heads only. What follows a head with a body is not looked at any more, because
-//! such a request is the last of its connection (see [`Answers`]).
+//! [`StrictHeads`] inspects the bytes on their way to hyper. It overwrites the line feed of a bad
+//! line with a NUL byte, which no head may contain, and ends the head there. hyper then sends 400
+//! and closes the connection, as for any malformed request. Only heads are inspected. Bytes after
+//! the head of a request with a body are not, because such a request is the last of its connection
+//! (see [`FileService`]).
 //!
-//! [`Answers`]: super::service::Answers
+//! [`FileService`]: super::service::FileService
 
 use std::io;
 use std::pin::Pin;
@@ -20,62 +21,62 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::observer::ConnectionObserver;
-use super::state::Seat;
+use super::state::ConnectionState;
 
-/// As many bytes of a line are kept as tell its name and, for a length, its value.
-const KEPT: usize = 40;
-/// What hyper is given after a head that was refused.
-const EMPTY_LINE: &[u8] = b"\n\n";
+/// Bytes kept of each line: enough for the name of every header that matters and the value of a
+/// Content-Length.
+const MAX_LINE_PREFIX_BYTES: usize = 40;
+/// What hyper reads after a refused head.
+const EMPTY_LINES: &[u8] = b"\n\n";
 
-/// A stream whose request heads are checked.
-pub(crate) struct Guarded<S, O> {
+/// A stream that checks request heads.
+pub(crate) struct StrictHeads<S, O> {
     stream: S,
-    heads: Heads,
-    /// Is told whether a head is still coming in: only that has a deadline, not the work on its answer.
-    seat: Arc<Seat>,
-    /// Is told what the socket takes.
+    heads: HeadScanner,
+    /// Learns whether a head is incomplete: only then does a deadline run, not while the response
+    /// is prepared.
+    connection: Arc<ConnectionState>,
+    /// Learns how many bytes the socket takes.
     observer: O,
 }
 
-impl<S, O> Guarded<S, O> {
-    pub(crate) fn new(stream: S, seat: Arc<Seat>, observer: O) -> Self {
+impl<S, O> StrictHeads<S, O> {
+    pub(crate) fn new(stream: S, connection: Arc<ConnectionState>, observer: O) -> Self {
         Self {
             stream,
-            heads: Heads::default(),
-            seat,
+            heads: HeadScanner::default(),
+            connection,
             observer,
         }
     }
-}
 
-impl<S, O> Guarded<S, O> {
-    /// The stream, for bytes that are no request of hyper's.
+    /// The stream below, for requests that bypass hyper.
     pub(crate) fn get_mut(&mut self) -> &mut S {
         &mut self.stream
     }
 }
 
-impl<S: AsyncRead + Unpin, O: ConnectionObserver> AsyncRead for Guarded<S, O> {
+impl<S: AsyncRead + Unpin, O: ConnectionObserver> AsyncRead for StrictHeads<S, O> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.heads.follows == Follows::Nothing {
-            // hyper looks at a head that came in pieces when an empty line has come, so here it is.
-            let count = buf.remaining().min(EMPTY_LINE.len());
-            buf.put_slice(&EMPTY_LINE[..count]);
+        if self.heads.next == NextBytes::Discarded {
+            // hyper parses a head that arrived in pieces once it sees an empty line.
+            let count = buf.remaining().min(EMPTY_LINES.len());
+            buf.put_slice(&EMPTY_LINES[..count]);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         self.heads.check(&mut buf.filled_mut()[before..]);
-        self.seat.set_awaits_head(self.heads.is_within());
+        self.connection.set_reading_head(self.heads.is_incomplete());
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S, O> AsyncWrite for Guarded<S, O>
+impl<S, O> AsyncWrite for StrictHeads<S, O>
 where
     S: AsyncWrite + Unpin,
     O: ConnectionObserver,
@@ -112,66 +113,66 @@ where
     }
 }
 
-/// Where in the heads of a connection its reader is.
-struct Heads {
-    line: Line,
-    head: Head,
-    follows: Follows,
+/// Scans the request heads of one connection, across reads.
+struct HeadScanner {
+    line: PartialLine,
+    head: HeadFields,
+    next: NextBytes,
 }
 
 /// What the next bytes belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Follows {
+enum NextBytes {
     /// A head, or the rest of one.
     Head,
     /// The body of the connection's last request.
     Body,
-    /// Nothing: a head was refused.
-    Nothing,
+    /// Nothing: a head was refused, and everything after it is discarded.
+    Discarded,
 }
 
-/// The line that is coming in. It may come in several reads.
-struct Line {
-    start: [u8; KEPT],
+/// The line that is being read. It may arrive in several reads.
+struct PartialLine {
+    prefix: [u8; MAX_LINE_PREFIX_BYTES],
     len: usize,
     /// The last two bytes so far.
     tail: [u8; 2],
 }
 
-/// What the lines of the head have said so far.
+/// What is known of the head from its lines so far.
 #[derive(Clone, Copy, Default)]
-struct Head {
+struct HeadFields {
     has_request_line: bool,
     needs_host: bool,
-    hosts: u8,
+    host_count: u8,
     has_length: bool,
     has_coding: bool,
     has_body: bool,
 }
 
-/// The head cannot be trusted.
+/// The head can be parsed in more than one way.
 #[derive(Debug)]
-struct Refused;
+struct AmbiguousHead;
 
-impl Default for Heads {
+impl Default for HeadScanner {
     fn default() -> Self {
-        let line = Line {
-            start: [0; KEPT],
+        let line = PartialLine {
+            prefix: [0; MAX_LINE_PREFIX_BYTES],
             len: 0,
             tail: [0; 2],
         };
         Self {
             line,
-            head: Head::default(),
-            follows: Follows::Head,
+            head: HeadFields::default(),
+            next: NextBytes::Head,
         }
     }
 }
 
-impl Heads {
-    /// Follows the bytes of the next read, and spoils a head that is to be refused.
+impl HeadScanner {
+    /// Scans the bytes of the next read, and corrupts a head that is to be refused.
     fn check(&mut self, mut bytes: &mut [u8]) {
-        while self.follows == Follows::Head && !bytes.is_empty() {
+        while self.next == NextBytes::Head && !bytes.is_empty() {
             let Some(at) = bytes.iter().position(|&byte| byte == b'\n') else {
                 self.line.extend(bytes);
                 return;
@@ -180,7 +181,7 @@ impl Heads {
             self.line.extend(&line[..at]);
             if self.end_line().is_err() {
                 line[at] = 0;
-                self.follows = Follows::Nothing;
+                self.next = NextBytes::Discarded;
             }
             self.line.len = 0;
             self.line.tail = [0; 2];
@@ -188,20 +189,20 @@ impl Heads {
         }
     }
 
-    /// Whether a part of a head has come, and not the whole.
-    fn is_within(&self) -> bool {
-        self.follows == Follows::Head && (self.head.has_request_line || self.line.len > 0)
+    /// Whether a head has arrived in part.
+    fn is_incomplete(&self) -> bool {
+        self.next == NextBytes::Head && (self.head.has_request_line || self.line.len > 0)
     }
 
-    fn end_line(&mut self) -> Result<(), Refused> {
+    fn end_line(&mut self) -> Result<(), AmbiguousHead> {
         let [before, last] = self.line.tail;
         if last != b'\r' {
-            return Err(Refused);
+            return Err(AmbiguousHead);
         }
         let head = &mut self.head;
         if self.line.len > 1 {
             if head.has_request_line {
-                return head.note(&self.line);
+                return head.add_line(&self.line);
             }
             head.has_request_line = true;
             head.needs_host = before != b'0';
@@ -209,23 +210,23 @@ impl Heads {
         }
         // An empty line ends a head. Before a head it is ignored (RFC 9112, 2.2).
         if head.has_request_line {
-            if head.hosts > 1 || head.needs_host && head.hosts == 0 {
-                return Err(Refused);
+            if head.host_count > 1 || head.needs_host && head.host_count == 0 {
+                return Err(AmbiguousHead);
             }
             if head.has_body {
-                self.follows = Follows::Body;
+                self.next = NextBytes::Body;
             }
-            *head = Head::default();
+            *head = HeadFields::default();
         }
         Ok(())
     }
 }
 
-impl Line {
+impl PartialLine {
     fn extend(&mut self, bytes: &[u8]) {
-        if self.len < KEPT {
-            let count = bytes.len().min(KEPT - self.len);
-            self.start[self.len..][..count].copy_from_slice(&bytes[..count]);
+        if self.len < MAX_LINE_PREFIX_BYTES {
+            let count = bytes.len().min(MAX_LINE_PREFIX_BYTES - self.len);
+            self.prefix[self.len..][..count].copy_from_slice(&bytes[..count]);
         }
         self.len = self.len.saturating_add(bytes.len());
         self.tail = match *bytes {
@@ -236,33 +237,33 @@ impl Line {
     }
 }
 
-impl Head {
-    /// Takes in one header line.
-    fn note(&mut self, line: &Line) -> Result<(), Refused> {
-        // The names that matter are told apart by their first letter, which spares most lines more.
-        if !matches!(line.start[0] | 0x20, b'c' | b't' | b'h') {
+impl HeadFields {
+    /// Processes one header line.
+    fn add_line(&mut self, line: &PartialLine) -> Result<(), AmbiguousHead> {
+        // Every name that matters begins with one of three letters, so most lines end here.
+        if !matches!(line.prefix[0] | 0x20, b'c' | b't' | b'h') {
             return Ok(());
         }
-        let kept = &line.start[..line.len.min(KEPT)];
-        let Some(colon) = kept.iter().position(|&byte| byte == b':') else {
+        let prefix = &line.prefix[..line.len.min(MAX_LINE_PREFIX_BYTES)];
+        let Some(colon) = prefix.iter().position(|&byte| byte == b':') else {
             return Ok(());
         };
-        let (name, value) = (&kept[..colon], &kept[colon + 1..]);
+        let (name, value) = (&prefix[..colon], &prefix[colon + 1..]);
         if name.eq_ignore_ascii_case(b"host") {
-            self.hosts = self.hosts.saturating_add(1);
+            self.host_count = self.host_count.saturating_add(1);
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.has_coding = true;
             self.has_body = true;
         } else if name.eq_ignore_ascii_case(b"content-length") {
-            // A length whose end is not in sight cannot be compared with what hyper makes of it.
-            if self.has_length || line.len > KEPT {
-                return Err(Refused);
+            // A value that continues beyond the prefix cannot be compared with what hyper parses.
+            if self.has_length || line.len > MAX_LINE_PREFIX_BYTES {
+                return Err(AmbiguousHead);
             }
             self.has_length = true;
             self.has_body |= value.iter().any(|byte| (b'1'..=b'9').contains(byte));
         }
         match self.has_coding && self.has_length {
-            true => Err(Refused),
+            true => Err(AmbiguousHead),
             false => Ok(()),
         }
     }
@@ -272,11 +273,11 @@ impl Head {
 mod tests {
     use super::*;
 
-    /// Whether the bytes pass, read in pieces of each size: the outcome must not depend on it.
+    /// Whether the bytes pass. They are read in pieces of each size, which must not matter.
     fn passes(bytes: &[u8]) -> bool {
         let mut outcomes = (1..=bytes.len()).map(|size| {
             let mut seen = bytes.to_vec();
-            let mut heads = Heads::default();
+            let mut heads = HeadScanner::default();
             seen.chunks_mut(size).for_each(|piece| heads.check(piece));
             seen == bytes
         });
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_heads_pass() {
+    fn unambiguous_heads_pass() {
         for head in [
             "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
             "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n",
@@ -305,9 +306,9 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_awaited_from_its_first_byte_to_its_last() {
-        let mut heads = Heads::default();
-        for (piece, is_within) in [
+    fn a_head_is_incomplete_from_its_first_byte_to_its_last() {
+        let mut heads = HeadScanner::default();
+        for (piece, is_incomplete) in [
             ("\r\n", false),
             ("G", true),
             ("ET / HTTP/1.1\r\n", true),
@@ -316,12 +317,12 @@ mod tests {
             ("GET / HTTP/1.0\r\n\r\nG", true),
         ] {
             heads.check(&mut piece.as_bytes().to_vec());
-            assert_eq!(heads.is_within(), is_within, "{piece:?}");
+            assert_eq!(heads.is_incomplete(), is_incomplete, "{piece:?}");
         }
     }
 
     #[test]
-    fn heads_that_can_be_read_in_two_ways_are_spoilt() {
+    fn ambiguous_heads_are_corrupted() {
         for head in [
             "GET / HTTP/1.1\nHost: a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",

@@ -1,68 +1,69 @@
-//! The connections of one serving thread, as the control thread sees them.
+//! The table of the connections of one worker thread, shared with the control thread.
 
 use std::sync::{Arc, Mutex};
 
 use slab::Slab;
 use tokio::sync::Notify;
 
-use super::state::{Order, Seat, lock};
+use super::state::{ConnectionCommand, ConnectionState, lock};
 
-/// The connections of one serving thread. Its lock is taken when a connection begins or ends and
-/// while the control thread looks them through, never for a request.
+/// The connections of one worker thread. The lock is taken when a connection begins or ends and
+/// while the control thread sweeps the table, never for a request.
 #[derive(Default)]
-pub(crate) struct Table {
-    inner: Mutex<Inner>,
+pub(crate) struct ConnectionTable {
+    entries: Mutex<TableEntries>,
     emptied: Notify,
 }
 
 #[derive(Default)]
-struct Inner {
-    seats: Slab<Arc<Seat>>,
-    is_finishing: bool,
+struct TableEntries {
+    connections: Slab<Arc<ConnectionState>>,
+    is_draining: bool,
 }
 
-impl Table {
-    /// Adds a connection and returns its key. One that comes while the server finishes is told so.
-    pub(crate) fn insert(&self, seat: Arc<Seat>) -> usize {
-        let mut inner = lock(&self.inner);
-        if inner.is_finishing {
-            seat.give(Order::Finish);
+impl ConnectionTable {
+    /// Adds a connection and returns its key. If the server is draining, the connection is told to
+    /// drain too.
+    pub(crate) fn insert(&self, connection: Arc<ConnectionState>) -> usize {
+        let mut entries = lock(&self.entries);
+        if entries.is_draining {
+            connection.send(ConnectionCommand::Drain);
         }
-        inner.seats.insert(seat)
+        entries.connections.insert(connection)
     }
 
-    /// Removes the connection that [`Table::insert`] gave this key.
+    /// Removes the connection for which [`ConnectionTable::insert`] returned this key.
     pub(crate) fn remove(&self, key: usize) {
-        let mut inner = lock(&self.inner);
-        inner.seats.remove(key);
-        if inner.seats.is_empty() {
-            // A busy time's slots are given back once nobody needs them.
-            inner.seats.shrink_to_fit();
+        let mut entries = lock(&self.entries);
+        entries.connections.remove(key);
+        if entries.connections.is_empty() {
+            // Frees the slots of a busy period once no connection needs them.
+            entries.connections.shrink_to_fit();
             self.emptied.notify_one();
         }
     }
 
-    /// Tells every connection, and those still to come, to finish.
-    pub(crate) fn finish_all(&self) {
-        let mut inner = lock(&self.inner);
-        inner.is_finishing = true;
-        inner
-            .seats
+    /// Tells every connection, present and future, to drain.
+    pub(crate) fn drain_all(&self) {
+        let mut entries = lock(&self.entries);
+        entries.is_draining = true;
+        entries
+            .connections
             .iter()
-            .for_each(|(_, seat)| seat.give(Order::Finish));
+            .for_each(|(_, connection)| connection.send(ConnectionCommand::Drain));
     }
 
-    /// Shows every connection to `look`.
-    pub(crate) fn for_each(&self, mut look: impl FnMut(&Seat)) {
-        lock(&self.inner)
-            .seats
+    /// Calls `visit` for every connection.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&ConnectionState)) {
+        lock(&self.entries)
+            .connections
             .iter()
-            .for_each(|(_, seat)| look(seat));
+            .for_each(|(_, connection)| visit(connection));
     }
 
-    /// Waits until no connection is left. For one waiter at a time.
-    pub(crate) async fn emptied(&self) {
-        while !lock(&self.inner).seats.is_empty() {
+    /// Waits until the table is empty. Supports one waiter at a time.
+    pub(crate) async fn wait_until_empty(&self) {
+        while !lock(&self.entries).connections.is_empty() {
             self.emptied.notified().await;
         }
     }

@@ -1,4 +1,5 @@
-//! One connection: hyper's, plus orders from outside. Nothing here allocates for a request.
+//! The task of one connection: hyper's connection, plus commands from the control thread and
+//! parking. It allocates nothing per request.
 
 use std::error::Error as StdError;
 use std::future::Future;
@@ -14,58 +15,70 @@ use hyper::service::HttpService;
 use hyper_util::rt::TokioIo;
 use uncopied_http::Stream;
 
-use super::guard::Place;
+use super::guard::ConnectionGuard;
 use super::observer::ConnectionObserver;
 use super::parking;
-use super::replay::Repeats;
-use super::state::Order;
-use super::strict_heads::Guarded;
+use super::replay::ReplayStream;
+use super::state::ConnectionCommand;
+use super::strict_heads::StrictHeads;
 
-type Io<O> = TokioIo<Guarded<Repeats<Stream>, O>>;
+type Io<O> = TokioIo<StrictHeads<ReplayStream<Stream>, O>>;
 
-/// Serves one connection to its end, and obeys orders on the way.
-pub(crate) struct Serving<S: HttpService<Incoming>, O> {
-    state: State<S, O>,
-    http: Arc<http1::Builder>,
+/// Serves one connection to its end, and carries out commands in between.
+pub(crate) struct ConnectionTask<S: HttpService<Incoming>, O> {
+    http: HttpState<S, O>,
+    builder: Arc<http1::Builder>,
     observer: O,
-    place: Place,
+    guard: ConnectionGuard,
     waker: Option<Waker>,
 }
 
-/// hyper's part of a connection, while there is one.
+/// hyper's part of a connection, or what is left of it while the connection is parked.
 #[expect(
     clippy::large_enum_variant,
     reason = "most connections of a server are parked, and few are moved"
 )]
-enum State<S: HttpService<Incoming>, O> {
-    /// Waits for a request that is hyper's, without buffers. Repeats are answered meanwhile.
+enum HttpState<S: HttpService<Incoming>, O> {
+    /// No buffers. Waits for a request that needs hyper, and replays responses to repeats.
     Parked(Io<O>, S),
-    /// hyper is at work, or was not long ago.
-    Awake(Box<http1::Connection<Io<O>, S>>),
-    /// In between.
-    Moving,
+    /// hyper serves the connection, or did so recently.
+    Unparked(Box<http1::Connection<Io<O>, S>>),
+    /// Between the other two; never seen across a call.
+    Transition,
 }
 
-impl<S: HttpService<Incoming>, O> Serving<S, O> {
+impl<S: HttpService<Incoming>, O> ConnectionTask<S, O> {
     pub(crate) fn new(
         io: Io<O>,
         service: S,
-        http: Arc<http1::Builder>,
+        builder: Arc<http1::Builder>,
         observer: O,
-        place: Place,
+        guard: ConnectionGuard,
     ) -> Self {
-        let state = State::Parked(io, service);
         Self {
-            state,
-            http,
+            http: HttpState::Parked(io, service),
+            builder,
             observer,
-            place,
+            guard,
             waker: None,
+        }
+    }
+
+    /// Makes commands wake this task. A task keeps its waker, so every poll but the first costs
+    /// one comparison.
+    fn register_waker(&mut self, waker: &Waker) {
+        let is_registered = self
+            .waker
+            .as_ref()
+            .is_some_and(|registered| registered.will_wake(waker));
+        if !is_registered {
+            self.guard.connection.register_waker(waker);
+            self.waker = Some(waker.clone());
         }
     }
 }
 
-impl<S, B, O> Serving<S, O>
+impl<S, B, O> ConnectionTask<S, O>
 where
     S: HttpService<Incoming, ResBody = B>,
     S::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -73,54 +86,113 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
     O: ConnectionObserver,
 {
-    /// Ready when the connection needs hyper, or is to end.
+    /// Polls a parked connection. Ready once it needs hyper or is to close.
     fn poll_parked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let seat = &self.place.seat;
-        let State::Parked(io, _) = &mut self.state else {
+        let connection = &self.guard.connection;
+        let HttpState::Parked(io, _) = &mut self.http else {
             return Poll::Ready(());
         };
-        match seat.order() {
-            Order::Cut => return Poll::Ready(()),
-            // What has not begun yet may be on its way.
-            Order::Finish if seat.has_requested() => return Poll::Ready(()),
-            Order::None | Order::Park | Order::Finish => {}
+        match connection.command() {
+            ConnectionCommand::Abort => return Poll::Ready(()),
+            // If no request has arrived yet, the first one may be on its way.
+            ConnectionCommand::Drain if connection.has_received_request() => {
+                return Poll::Ready(());
+            }
+            ConnectionCommand::None | ConnectionCommand::Park | ConnectionCommand::Drain => {}
         }
         let polled = io.inner_mut().get_mut().poll_without_hyper(cx);
-        match seat.order() {
-            // What was waited for is answered, or on its way.
-            Order::Finish if seat.has_requested() => Poll::Ready(()),
+        match connection.command() {
+            // The first request has arrived, and its response is complete or in progress.
+            ConnectionCommand::Drain if connection.has_received_request() => Poll::Ready(()),
             _ => polled,
         }
     }
 
-    fn wake(&mut self) {
-        self.state = match mem::replace(&mut self.state, State::Moving) {
-            State::Parked(io, service) => {
-                State::Awake(Box::new(self.http.serve_connection(io, service)))
+    fn unpark(&mut self) {
+        self.http = match mem::replace(&mut self.http, HttpState::Transition) {
+            HttpState::Parked(io, service) => {
+                HttpState::Unparked(Box::new(self.builder.serve_connection(io, service)))
             }
             other => other,
         };
     }
 
-    /// Gives hyper's part up. Only for a connection between two requests: nothing is then to be written, and
-    /// what has been read is put back.
+    /// Drops hyper's part. Only for a connection between two requests: then there is nothing to
+    /// write, and bytes that hyper has read are put back.
     fn park(&mut self) {
-        self.state = match mem::replace(&mut self.state, State::Moving) {
-            State::Awake(connection) => {
-                let mut parts = connection.into_parts();
-                // Where hyper lets other tasks go first, it may hold requests that came in a heap.
+        self.http = match mem::replace(&mut self.http, HttpState::Transition) {
+            HttpState::Unparked(http) => {
+                let mut parts = http.into_parts();
+                // When hyper yields to other tasks, it may hold pipelined requests.
                 if !parts.read_buf.is_empty() {
-                    let repeats = parts.io.inner_mut().get_mut();
-                    repeats.put_back(&parts.read_buf);
+                    let replay_stream = parts.io.inner_mut().get_mut();
+                    replay_stream.put_back(&parts.read_buf);
                 }
-                State::Parked(parts.io, parts.service)
+                HttpState::Parked(parts.io, parts.service)
             }
             other => other,
         };
+    }
+
+    /// Parks an idle connection if it was told to or has received only repeats lately, and lists
+    /// it for parking otherwise. Returns whether the connection was parked.
+    fn park_or_note_idle(&mut self) -> bool {
+        let connection = &self.guard.connection;
+        let is_idle = connection.is_idle();
+        let is_told_to_park = connection.command() == ConnectionCommand::Park;
+        if is_told_to_park {
+            connection.clear_park();
+        }
+        if !is_idle {
+            return false;
+        }
+        if is_told_to_park || connection.recorder.receives_only_repeats() {
+            self.park();
+            return true;
+        }
+        parking::note_idle(connection);
+        false
     }
 }
 
-impl<S, B, O> Future for Serving<S, O>
+impl<S, B, O> ConnectionTask<S, O>
+where
+    S: HttpService<Incoming, ResBody = B> + Unpin,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    O: ConnectionObserver,
+{
+    /// Polls hyper's part. Ready once the connection is over.
+    fn poll_hyper(&mut self, cx: &mut Context<'_>, was_parked: bool) -> Poll<()> {
+        let HttpState::Unparked(http) = &mut self.http else {
+            return Poll::Ready(());
+        };
+        let mut http = Pin::new(&mut **http);
+        let command = self.guard.connection.command();
+        if command == ConnectionCommand::Abort {
+            return Poll::Ready(());
+        }
+        // If hyper were told to shut down before its first read, it would not read the bytes that
+        // unparked the connection. The second and later calls have no effect.
+        let drains = command == ConnectionCommand::Drain;
+        if drains && !was_parked {
+            http.as_mut().graceful_shutdown();
+        }
+        let mut polled = http.as_mut().poll(cx);
+        if drains && was_parked && polled.is_pending() {
+            http.as_mut().graceful_shutdown();
+            polled = http.poll(cx);
+        }
+        polled.map(|outcome| {
+            if let Err(error) = outcome {
+                self.observer.failed(&error);
+            }
+        })
+    }
+}
+
+impl<S, B, O> Future for ConnectionTask<S, O>
 where
     S: HttpService<Incoming, ResBody = B> + Unpin,
     S::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -132,67 +204,18 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        // A task keeps its waker, so this is one comparison for each poll but the first.
-        if !this
-            .waker
-            .as_ref()
-            .is_some_and(|waker| waker.will_wake(cx.waker()))
-        {
-            this.place.seat.wake_for_orders(cx.waker());
-            this.waker = Some(cx.waker().clone());
-        }
+        this.register_waker(cx.waker());
         loop {
-            let is_new = matches!(this.state, State::Parked(..));
-            if is_new {
+            let was_parked = matches!(this.http, HttpState::Parked(..));
+            if was_parked {
                 ready!(this.poll_parked(cx));
-                this.wake();
+                this.unpark();
             }
-            let seat = &this.place.seat;
-            let State::Awake(connection) = &mut this.state else {
-                return Poll::Ready(());
-            };
-            let mut connection = Pin::new(&mut **connection);
-            let order = seat.order();
-            if order == Order::Cut {
+            if this.poll_hyper(cx, was_parked).is_ready() {
                 return Poll::Ready(());
             }
-            // Told before it has read anything, hyper would not read what it was woken for. Told twice, it does
-            // nothing the second time.
-            let finishes = order == Order::Finish;
-            if finishes && !is_new {
-                connection.as_mut().graceful_shutdown();
-            }
-            let mut polled = connection.as_mut().poll(cx);
-            if finishes && is_new && polled.is_pending() {
-                connection.as_mut().graceful_shutdown();
-                polled = connection.poll(cx);
-            }
-            if let Poll::Ready(end) = polled {
-                if let Err(error) = end {
-                    this.observer.failed(&error);
-                }
-                return Poll::Ready(());
-            }
-            let seat = &this.place.seat;
-            let is_idle = seat.is_idle();
-            match seat.order() {
-                Order::Park => {
-                    seat.clear_park();
-                    if !is_idle {
-                        return Poll::Pending;
-                    }
-                    this.park();
-                }
-                _ => {
-                    if is_idle && seat.tape.repeats_only() {
-                        this.park();
-                        continue;
-                    }
-                    if is_idle {
-                        parking::is_idle(seat);
-                    }
-                    return Poll::Pending;
-                }
+            if !this.park_or_note_idle() {
+                return Poll::Pending;
             }
         }
     }

@@ -1,31 +1,30 @@
 //! Deadlines without timers.
 //!
-//! A timer for each connection costs every request: it is armed and disarmed twice. Here a
-//! connection only notes what it waits for and since when (the stream's [`Activity`], two words that
-//! it writes anyhow), and the control thread looks all connections through a few times within the
-//! shortest deadline: every quarter of it, at least once a second, at most once in 50 ms. So a deadline
-//! is met within a quarter of itself or a second, whichever is less, and costs nothing between.
-//!
-//! What is past which deadline:
+//! A timer per connection would cost every request: it would be armed and disarmed twice. Instead,
+//! a connection only records what it waits for and since when (the stream's [`Activity`], two words
+//! that it writes anyway). The control thread sweeps all connections at a quarter of the shortest
+//! deadline, at least once a second and at most every 50 ms. So a deadline is met within a quarter
+//! of itself or a second, whichever is less, and costs nothing in between.
 //!
 //! | the connection | counted from | deadline | then |
 //! |---|---|---|---|
-//! | has never sent a whole request head | the accept | `--header-timeout` | cut |
-//! | has sent a part of a request head | its first byte | `--header-timeout` | cut |
-//! | waits for our answer, which waits for the disk | - | none | - |
-//! | sends an answer that the peer does not take | see below | `--send-timeout` | cut |
-//! | is idle between two requests | the end of the last answer | `--keepalive-timeout` | finish |
-//! | any | the accept | `--keepalive-time` | finish |
+//! | has never sent a complete request head | accept | `--header-timeout` | abort |
+//! | has sent part of a request head | its first byte | `--header-timeout` | abort |
+//! | waits for a response that waits for the disk | - | none | - |
+//! | is being sent a response that the peer does not read | see below | `--send-timeout` | abort |
+//! | is idle between two requests | the end of the last response | `--keepalive-timeout` | drain |
+//! | any | accept | `--keepalive-time` | drain |
 //!
-//! Whether a peer takes an answer only the kernel sees: a socket's buffer holds up to 4 MiB, and is called
-//! writable again when a third of it is free, which a slow but healthy peer may need minutes for. So on TCP
-//! the deadline is the kernel's (`TCP_USER_TIMEOUT`): it runs from the last byte that the peer
-//! acknowledged, or from when it shut its window. On a Unix socket, where bytes are taken by reading them, it
-//! is kept here and runs from the last byte that the socket took.
+//! Only the kernel knows whether a peer reads a response. A socket's buffer holds up to 4 MiB, and
+//! becomes writable again once a third of it is free, which may take minutes with a slow but
+//! healthy peer. So on TCP the kernel enforces the send deadline (`TCP_USER_TIMEOUT`): it runs from
+//! the last byte that the peer acknowledged, or from when the peer closed its window. On a Unix
+//! socket, which takes more bytes once the peer reads some, the deadline is enforced here and runs
+//! from the last byte that the socket took.
 //!
-//! To *cut* is to drop the connection. To *finish* is to close it where no request is under way: at
-//! once if it is idle, after the answer under way otherwise. One that is still idle at the look after
-//! it was told to finish is cut.
+//! *Abort* drops the connection. *Drain* closes it once no request is in progress: at once if it
+//! is idle, after the current response otherwise. A connection that is still idle at the first
+//! sweep after it was told to drain is aborted.
 //!
 //! [`Activity`]: uncopied_http::Activity
 
@@ -33,88 +32,93 @@ use std::time::{Duration, Instant};
 
 use uncopied_http::Phase;
 
-use crate::commands::serve::connection::{Order, Seat, Table};
+use crate::commands::serve::connection::{ConnectionCommand, ConnectionState, ConnectionTable};
 
-/// How long the peer may keep a connection waiting. `None` is no limit.
+/// How long a peer may keep a connection waiting. `None` is no limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadlines {
     /// From the accept, or the first byte of a request, to the end of the request's head.
     pub(crate) head: Option<Duration>,
-    /// Between two bytes that the peer takes of an answer.
+    /// Between two bytes of a response that the peer takes.
     pub(crate) send: Option<Duration>,
     /// Between two requests.
     pub(crate) idle: Option<Duration>,
     /// From the accept to the last request.
     pub(crate) age: Option<Duration>,
-    /// From the signal to finish until the rest is cut.
+    /// From the signal to stop until the remaining connections are aborted.
     pub(crate) grace: Duration,
 }
 
-/// While the server finishes, how long a connection that was accepted but has not begun a request
-/// is waited for: its request may be on its way.
-const FINISHING_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a draining server waits for the first request of a connection that it has already
+/// accepted: the request may be on its way.
+const FIRST_REQUEST_TIMEOUT_WHEN_DRAINING: Duration = Duration::from_secs(1);
 
-/// What is known of one connection at the time of a look.
+/// What a sweep reads of one connection.
 #[derive(Debug)]
-struct Facts {
+struct ConnectionSnapshot {
     phase: Phase,
-    has_requested: bool,
-    /// A part of a request head has come, and not the whole.
-    awaits_head: bool,
-    /// The kernel keeps the deadline for sending.
+    has_received_request: bool,
+    /// A request head has arrived in part.
+    is_reading_head: bool,
+    /// The kernel enforces the send deadline.
     is_tcp: bool,
-    order: Order,
+    command: ConnectionCommand,
     age: Duration,
-    in_phase: Duration,
+    time_in_phase: Duration,
 }
 
 impl Deadlines {
-    /// How long it is from one look to the next.
-    pub(crate) fn tick(&self) -> Duration {
+    /// The time between two sweeps.
+    pub(crate) fn sweep_interval(&self) -> Duration {
         let all = [self.head, self.send, self.idle, self.age];
         let shortest = all.into_iter().flatten().min().unwrap_or(Duration::MAX);
         (shortest / 4).clamp(Duration::from_millis(50), Duration::from_secs(1))
     }
 
-    /// Looks through the connections of one thread and gives orders to those past a deadline.
-    pub(crate) fn sweep(&self, table: &Table, now: Instant, is_finishing: bool) {
-        table.for_each(|seat: &Seat| {
-            let facts = Facts {
-                phase: seat.phase(),
-                has_requested: seat.has_requested(),
-                awaits_head: seat.awaits_head(),
-                is_tcp: seat.is_tcp,
-                order: seat.order(),
-                age: now.saturating_duration_since(seat.accepted),
-                in_phase: now.saturating_duration_since(seat.activity.since()),
+    /// Checks the connections of one worker, and sends commands to those past a deadline.
+    pub(crate) fn sweep(&self, connections: &ConnectionTable, now: Instant, is_draining: bool) {
+        connections.for_each(|connection: &ConnectionState| {
+            let snapshot = ConnectionSnapshot {
+                phase: connection.phase(),
+                has_received_request: connection.has_received_request(),
+                is_reading_head: connection.is_reading_head(),
+                is_tcp: connection.is_tcp,
+                command: connection.command(),
+                age: now.saturating_duration_since(connection.accepted),
+                time_in_phase: now.saturating_duration_since(connection.activity.since()),
             };
-            match self.judge(&facts, is_finishing) {
-                Order::None => {}
-                order => seat.give(order),
+            match self.command_for(&snapshot, is_draining) {
+                ConnectionCommand::None => {}
+                command => connection.send(command),
             }
         });
     }
 
-    fn judge(&self, facts: &Facts, is_finishing: bool) -> Order {
-        let past =
+    fn command_for(&self, connection: &ConnectionSnapshot, is_draining: bool) -> ConnectionCommand {
+        let is_past =
             |time: Duration, limit: Option<Duration>| limit.is_some_and(|limit| time >= limit);
-        let is_over = match facts.phase {
-            Phase::Idle if !facts.has_requested => {
-                past(facts.age, self.head) || is_finishing && facts.age >= FINISHING_PATIENCE
+        let ConnectionSnapshot {
+            age, time_in_phase, ..
+        } = *connection;
+        let is_expired = match connection.phase {
+            Phase::Idle if !connection.has_received_request => {
+                is_past(age, self.head) || is_draining && age >= FIRST_REQUEST_TIMEOUT_WHEN_DRAINING
             }
-            Phase::Idle => past(facts.in_phase, self.idle) && facts.order == Order::Finish,
-            // With the whole head there, the time is the disk's and not the peer's.
-            Phase::Head => facts.awaits_head && past(facts.in_phase, self.head),
-            Phase::Sending => !facts.is_tcp && past(facts.in_phase, self.send),
+            Phase::Idle => {
+                is_past(time_in_phase, self.idle) && connection.command == ConnectionCommand::Drain
+            }
+            // Once the whole head is there, the disk takes the time, not the peer.
+            Phase::Head => connection.is_reading_head && is_past(time_in_phase, self.head),
+            Phase::Sending => !connection.is_tcp && is_past(time_in_phase, self.send),
             Phase::Active => false,
         };
-        let is_idle = matches!(facts.phase, Phase::Idle) && facts.has_requested;
-        if is_over {
-            Order::Cut
-        } else if past(facts.age, self.age) || is_idle && past(facts.in_phase, self.idle) {
-            Order::Finish
+        let is_idle = matches!(connection.phase, Phase::Idle) && connection.has_received_request;
+        if is_expired {
+            ConnectionCommand::Abort
+        } else if is_past(age, self.age) || is_idle && is_past(time_in_phase, self.idle) {
+            ConnectionCommand::Drain
         } else {
-            Order::None
+            ConnectionCommand::None
         }
     }
 }
@@ -132,76 +136,124 @@ mod tests {
         grace: Duration::ZERO,
     };
 
-    fn facts(phase: Phase, has_requested: bool, age: u32, in_phase: u32) -> Facts {
-        let order = Order::None;
-        let awaits_head = matches!(phase, Phase::Head);
-        Facts {
+    fn connection(
+        phase: Phase,
+        has_received_request: bool,
+        age: u32,
+        time_in_phase: u32,
+    ) -> ConnectionSnapshot {
+        let command = ConnectionCommand::None;
+        let is_reading_head = matches!(phase, Phase::Head);
+        ConnectionSnapshot {
             phase,
-            has_requested,
-            awaits_head,
+            has_received_request,
+            is_reading_head,
             is_tcp: false,
-            order,
+            command,
             age: age * SECOND,
-            in_phase: in_phase * SECOND,
+            time_in_phase: time_in_phase * SECOND,
         }
     }
 
     #[test]
-    fn each_row_of_the_table_is_judged() {
-        for (facts, order) in [
-            (facts(Phase::Idle, false, 9, 9), Order::None),
-            (facts(Phase::Idle, false, 10, 1), Order::Cut),
-            (facts(Phase::Head, false, 10, 9), Order::None),
-            (facts(Phase::Head, true, 500, 10), Order::Cut),
-            (facts(Phase::Sending, true, 500, 19), Order::None),
-            (facts(Phase::Sending, true, 500, 20), Order::Cut),
-            (facts(Phase::Idle, true, 500, 29), Order::None),
-            (facts(Phase::Idle, true, 500, 30), Order::Finish),
-            (facts(Phase::Active, true, 999, 999), Order::None),
-            (facts(Phase::Active, true, 1000, 0), Order::Finish),
-            (facts(Phase::Sending, true, 1000, 20), Order::Cut),
+    fn each_row_of_the_table_is_enforced() {
+        for (connection, command) in [
+            (
+                connection(Phase::Idle, false, 9, 9),
+                ConnectionCommand::None,
+            ),
+            (
+                connection(Phase::Idle, false, 10, 1),
+                ConnectionCommand::Abort,
+            ),
+            (
+                connection(Phase::Head, false, 10, 9),
+                ConnectionCommand::None,
+            ),
+            (
+                connection(Phase::Head, true, 500, 10),
+                ConnectionCommand::Abort,
+            ),
+            (
+                connection(Phase::Sending, true, 500, 19),
+                ConnectionCommand::None,
+            ),
+            (
+                connection(Phase::Sending, true, 500, 20),
+                ConnectionCommand::Abort,
+            ),
+            (
+                connection(Phase::Idle, true, 500, 29),
+                ConnectionCommand::None,
+            ),
+            (
+                connection(Phase::Idle, true, 500, 30),
+                ConnectionCommand::Drain,
+            ),
+            (
+                connection(Phase::Active, true, 999, 999),
+                ConnectionCommand::None,
+            ),
+            (
+                connection(Phase::Active, true, 1000, 0),
+                ConnectionCommand::Drain,
+            ),
+            (
+                connection(Phase::Sending, true, 1000, 20),
+                ConnectionCommand::Abort,
+            ),
         ] {
-            assert_eq!(DEADLINES.judge(&facts, false), order, "{facts:?}");
+            assert_eq!(
+                DEADLINES.command_for(&connection, false),
+                command,
+                "{connection:?}"
+            );
         }
     }
 
     #[test]
-    fn work_on_an_answer_has_no_deadline() {
-        let working = Facts {
-            awaits_head: false,
-            ..facts(Phase::Head, true, 500, 400)
+    fn preparing_a_response_has_no_deadline() {
+        let preparing = ConnectionSnapshot {
+            is_reading_head: false,
+            ..connection(Phase::Head, true, 500, 400)
         };
-        assert_eq!(DEADLINES.judge(&working, false), Order::None);
+        assert_eq!(
+            DEADLINES.command_for(&preparing, false),
+            ConnectionCommand::None
+        );
     }
 
     #[test]
-    fn idle_after_the_order_to_finish_is_cut() {
-        let asked = Facts {
-            order: Order::Finish,
-            ..facts(Phase::Idle, true, 500, 30)
+    fn a_connection_still_idle_after_the_command_to_drain_is_aborted() {
+        let draining = ConnectionSnapshot {
+            command: ConnectionCommand::Drain,
+            ..connection(Phase::Idle, true, 500, 30)
         };
-        assert_eq!(DEADLINES.judge(&asked, false), Order::Cut);
-    }
-
-    #[test]
-    fn a_finishing_server_waits_only_a_moment_for_a_first_request() {
         assert_eq!(
-            DEADLINES.judge(&facts(Phase::Idle, false, 0, 0), true),
-            Order::None
-        );
-        assert_eq!(
-            DEADLINES.judge(&facts(Phase::Idle, false, 1, 1), true),
-            Order::Cut
-        );
-        assert_eq!(
-            DEADLINES.judge(&facts(Phase::Head, false, 1, 1), true),
-            Order::None
+            DEADLINES.command_for(&draining, false),
+            ConnectionCommand::Abort
         );
     }
 
     #[test]
-    fn what_is_switched_off_never_ends_a_connection() {
-        let off = Deadlines {
+    fn a_draining_server_waits_a_second_for_a_first_request() {
+        assert_eq!(
+            DEADLINES.command_for(&connection(Phase::Idle, false, 0, 0), true),
+            ConnectionCommand::None
+        );
+        assert_eq!(
+            DEADLINES.command_for(&connection(Phase::Idle, false, 1, 1), true),
+            ConnectionCommand::Abort
+        );
+        assert_eq!(
+            DEADLINES.command_for(&connection(Phase::Head, false, 1, 1), true),
+            ConnectionCommand::None
+        );
+    }
+
+    #[test]
+    fn a_disabled_deadline_never_closes_a_connection() {
+        let disabled = Deadlines {
             head: None,
             send: None,
             idle: None,
@@ -210,8 +262,8 @@ mod tests {
         };
         for phase in [Phase::Idle, Phase::Head, Phase::Sending, Phase::Active] {
             assert_eq!(
-                off.judge(&facts(phase, false, 9999, 9999), false),
-                Order::None
+                disabled.command_for(&connection(phase, false, 9999, 9999), false),
+                ConnectionCommand::None
             );
         }
     }

@@ -1,4 +1,4 @@
-//! The control thread: signals, deadlines, and the orderly end.
+//! The control thread: signals, deadlines, totals, and the shutdown.
 
 mod deadlines;
 mod signals;
@@ -13,132 +13,137 @@ use crate::error::Error;
 use crate::output::say;
 
 use super::access_log::AccessLog;
-use super::connection::Order;
-use super::listening::Bound;
-use super::worker::{Ended, ServingThread};
+use super::connection::ConnectionCommand;
+use super::listening::BoundListener;
+use super::worker::{Worker, WorkerExit};
 
 pub(crate) use deadlines::Deadlines;
 pub(crate) use signals::Signals;
-pub(crate) use totals::Report;
+pub(crate) use totals::TotalsLine;
 
-/// How long the threads have to drop what was cut, before the process ends without them.
-const CUT_PATIENCE: Duration = Duration::from_secs(1);
-/// How often the order to cut is repeated meanwhile, for connections accepted at the last moment.
-const CUT_TICK: Duration = Duration::from_millis(50);
+/// How long the workers may take to drop aborted connections before the process exits without
+/// waiting for them.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often connections are told to abort during that time. Repeated, because one may have been
+/// accepted at the last moment.
+const ABORT_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the control thread watches over.
+/// What the control thread supervises.
 pub(crate) struct Control<'a> {
     pub(crate) signals: Signals,
-    pub(crate) threads: &'a [ServingThread],
-    /// Closed, and their files removed, when accepting stops.
-    pub(crate) listeners: Vec<Bound>,
-    /// One message for each thread that ends.
-    pub(crate) ended: mpsc::UnboundedReceiver<Ended>,
-    /// Set to true, it makes the threads stop accepting.
+    pub(crate) workers: &'a [Worker],
+    /// Closed, and their socket files removed, when accepting stops.
+    pub(crate) listeners: Vec<BoundListener>,
+    /// Receives one message for each worker that ends.
+    pub(crate) worker_exits: mpsc::UnboundedReceiver<WorkerExit>,
+    /// Set to true, it makes the workers stop accepting.
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) deadlines: Deadlines,
     pub(crate) log: Option<&'a AccessLog>,
 }
 
 impl Control<'_> {
-    /// Keeps deadlines until a signal says to end, then ends in order.
+    /// Enforces deadlines until a signal says to stop, then shuts the server down.
     pub(crate) async fn run(mut self) -> Result<(), Error> {
-        self.serve().await?;
-        self.finish().await
+        self.supervise().await?;
+        self.shut_down().await
     }
 
-    async fn serve(&mut self) -> Result<(), Error> {
-        let mut tick = every(self.deadlines.tick());
+    async fn supervise(&mut self) -> Result<(), Error> {
+        let mut sweeps = every(self.deadlines.sweep_interval());
         loop {
             tokio::select! {
                 _ = self.signals.terminate.recv() => return Ok(()),
                 _ = self.signals.interrupt.recv() => return Ok(()),
                 _ = self.signals.totals.recv() => self.print_totals(),
-                _ = self.ended.recv() => return Err(Error::ThreadLost),
-                _ = tick.tick() => self.sweep(false),
+                _ = self.worker_exits.recv() => return Err(Error::WorkerLost),
+                _ = sweeps.tick() => self.sweep(false),
             }
         }
     }
 
-    /// Stops accepting and waits for what is under way: for the grace period, or until a second
-    /// signal; then cuts the rest.
-    async fn finish(&mut self) -> Result<(), Error> {
+    /// Stops accepting and waits for requests in progress, until the grace period is over or a
+    /// second signal arrives. Then aborts the remaining connections.
+    async fn shut_down(&mut self) -> Result<(), Error> {
         self.stop.send_replace(true);
         self.listeners.clear();
-        for thread in self.threads {
-            thread.shared.table.finish_all();
+        for worker in self.workers {
+            worker.stats.connections.drain_all();
         }
-        let mut running = Running {
-            count: self.threads.len(),
-            is_one_lost: false,
+        let mut running = RunningWorkers {
+            count: self.workers.len(),
+            has_lost_one: false,
         };
-        let mut tick = every(self.deadlines.tick());
+        let mut sweeps = every(self.deadlines.sweep_interval());
         let grace = sleep(self.deadlines.grace);
         tokio::pin!(grace);
         while running.count > 0 {
             tokio::select! {
-                ended = self.ended.recv() => running.note(ended),
+                exit = self.worker_exits.recv() => running.remove_one(exit),
                 () = &mut grace => break,
                 _ = self.signals.terminate.recv() => break,
                 _ = self.signals.interrupt.recv() => break,
                 _ = self.signals.totals.recv() => self.print_totals(),
-                _ = tick.tick() => self.sweep(true),
+                _ = sweeps.tick() => self.sweep(true),
             }
         }
         if running.count > 0 {
-            // A thread that a call to the kernel holds is left behind: it ends with the process.
-            let _ = timeout(CUT_PATIENCE, self.cut(&mut running)).await;
+            // A worker that is stuck in a system call ends with the process.
+            let _ = timeout(ABORT_TIMEOUT, self.abort(&mut running)).await;
         }
-        match running.is_one_lost {
-            true => Err(Error::ThreadLost),
+        match running.has_lost_one {
+            true => Err(Error::WorkerLost),
             false => Ok(()),
         }
     }
 
-    async fn cut(&mut self, running: &mut Running) {
+    async fn abort(&mut self, running: &mut RunningWorkers) {
         let mut connections = 0;
-        for thread in self.threads {
-            thread.shared.table.for_each(|_| connections += 1);
+        for worker in self.workers {
+            worker.stats.connections.for_each(|_| connections += 1);
         }
         if connections > 0 {
             say(&format_args!(
-                "cutting the connections that are still open: {connections}"
+                "closing connections that are still open: {connections}"
             ));
         }
-        let mut tick = every(CUT_TICK);
+        let mut aborts = every(ABORT_INTERVAL);
         while running.count > 0 {
             tokio::select! {
-                ended = self.ended.recv() => running.note(ended),
-                _ = tick.tick() => for thread in self.threads {
-                    thread.shared.table.for_each(|seat| seat.give(Order::Cut));
+                exit = self.worker_exits.recv() => running.remove_one(exit),
+                _ = aborts.tick() => for worker in self.workers {
+                    worker
+                        .stats
+                        .connections
+                        .for_each(|connection| connection.send(ConnectionCommand::Abort));
                 },
             }
         }
     }
 
-    fn sweep(&self, is_finishing: bool) {
+    fn sweep(&self, is_draining: bool) {
         let now = Instant::now();
-        for thread in self.threads {
+        for worker in self.workers {
             self.deadlines
-                .sweep(&thread.shared.table, now, is_finishing);
+                .sweep(&worker.stats.connections, now, is_draining);
         }
     }
 
     fn print_totals(&self) {
-        say(&Report::of(self.threads, self.log));
+        say(&TotalsLine::of(self.workers, self.log));
     }
 }
 
-/// The threads that have not ended yet.
-struct Running {
+/// The workers that have not ended yet.
+struct RunningWorkers {
     count: usize,
-    is_one_lost: bool,
+    has_lost_one: bool,
 }
 
-impl Running {
-    fn note(&mut self, ended: Option<Ended>) {
+impl RunningWorkers {
+    fn remove_one(&mut self, exit: Option<WorkerExit>) {
         self.count = self.count.saturating_sub(1);
-        self.is_one_lost |= ended != Some(Ended::InOrder);
+        self.has_lost_one |= exit != Some(WorkerExit::Clean);
     }
 }
 

@@ -1,10 +1,10 @@
-//! The signals that the command listens to.
+//! The signals that the command handles.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that the command listens to.
+/// The handlers of SIGTERM, SIGINT and SIGUSR1.
 pub(crate) struct Signals {
     pub(super) terminate: Signal,
     pub(super) interrupt: Signal,
@@ -12,7 +12,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals over. Needs tokio's runtime.
+    /// Installs the handlers. Needs tokio's runtime.
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

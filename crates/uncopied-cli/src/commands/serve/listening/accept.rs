@@ -1,4 +1,4 @@
-//! Waiting on several listeners at once, and what a failed accept means.
+//! Accepting connections on several listeners at once, and classifying failed accepts.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -14,38 +14,39 @@ use uncopied_http::{Address, Listener, Stream};
 use crate::error::kernel_text;
 use crate::output::say;
 
-/// How long accepting rests when the machine has no descriptor or memory for a connection.
-const BACK_OFF: Duration = Duration::from_millis(100);
+/// Pause after an accept that failed for lack of descriptors or memory.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// How long nothing more is said about it.
-const QUIET: Duration = Duration::from_secs(60);
+/// Minimum time between two messages about failed accepts.
+const MESSAGE_INTERVAL: Duration = Duration::from_secs(60);
 
-type Accepted = io::Result<(Stream, Address)>;
-type Pending = Pin<Box<dyn Future<Output = (Listener, Accepted)> + Send>>;
+type AcceptResult = io::Result<(Stream, Address)>;
+type PendingAccept = Pin<Box<dyn Future<Output = (Listener, AcceptResult)> + Send>>;
 
-/// The listeners of one event loop, each with its accept under way.
-pub(crate) struct Listeners {
-    pending: Vec<Pending>,
-    /// Whose turn it is to be asked first: a busy listener does not starve the next.
-    turn: usize,
+/// Accepts on the listeners of one event loop, with one pending accept for each.
+pub(crate) struct Acceptor {
+    pending: Vec<PendingAccept>,
+    /// The listener to poll first. It moves on after each accept, so that a busy listener does not
+    /// starve the next.
+    first: usize,
 }
 
-impl Listeners {
+impl Acceptor {
     pub(crate) fn new(listeners: impl IntoIterator<Item = Listener>) -> Self {
         Self {
-            pending: listeners.into_iter().map(accept_one).collect(),
-            turn: 0,
+            pending: listeners.into_iter().map(start_accept).collect(),
+            first: 0,
         }
     }
 
-    /// The next connection of any listener.
-    async fn next(&mut self) -> Accepted {
+    /// Returns the next connection of any listener.
+    async fn accept(&mut self) -> AcceptResult {
         poll_fn(|cx| {
             let count = self.pending.len();
-            for index in (0..count).map(|step| (self.turn + step) % count) {
+            for index in (0..count).map(|offset| (self.first + offset) % count) {
                 if let Poll::Ready((listener, accepted)) = self.pending[index].as_mut().poll(cx) {
-                    self.pending[index] = accept_one(listener);
-                    self.turn = (index + 1) % count;
+                    self.pending[index] = start_accept(listener);
+                    self.first = (index + 1) % count;
                     return Poll::Ready(accepted);
                 }
             }
@@ -54,60 +55,61 @@ impl Listeners {
         .await
     }
 
-    /// Accepts connections for ever, each with a permit taken from `permits`: with none left, the
-    /// rest waits in the kernel's queue. `start` gives the permit back when its connection ends.
+    /// Accepts connections forever, each with a permit from `permits`. Without permits,
+    /// connections wait in the kernel's queue. The connection that `start` serves returns the
+    /// permit when it ends.
     ///
-    /// The permit comes before the accept, and one accept waits on all listeners: so a permit that
-    /// is held while nothing arrives on one listener never keeps another one waiting.
+    /// The permit is acquired before the accept, and one accept waits on all listeners. So a
+    /// permit held while nothing arrives on one listener never makes another listener wait.
     pub(crate) async fn accept_all(
         mut self,
         permits: &Semaphore,
         mut start: impl FnMut(Stream, Address),
     ) -> Infallible {
-        let mut complained: Option<Instant> = None;
+        let mut last_message: Option<Instant> = None;
         loop {
             let permit = permits.acquire().await;
-            match self.next().await {
+            match self.accept().await {
                 Ok((stream, address)) => {
                     if let Ok(permit) = permit {
                         permit.forget();
                     }
                     start(stream, address);
                 }
-                Err(error) if concerns_one_connection(&error) => {}
+                Err(error) if is_per_connection(&error) => {}
                 Err(error) => {
-                    if complained.is_none_or(|at| at.elapsed() > QUIET) {
-                        complained = Some(Instant::now());
-                        complain(&error);
+                    if last_message.is_none_or(|at| at.elapsed() > MESSAGE_INTERVAL) {
+                        last_message = Some(Instant::now());
+                        report(&error);
                     }
-                    tokio::time::sleep(BACK_OFF).await;
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }
         }
     }
 }
 
-fn complain(error: &io::Error) {
+fn report(error: &io::Error) {
     let hint = match Errno::from_io_error(error) {
         Some(Errno::MFILE) => "; raise the limit (ulimit -n) or lower --max-connections",
         _ => "",
     };
     let text = kernel_text(error);
     say(&format_args!(
-        "cannot accept a connection for now: {text}{hint}"
+        "cannot accept connections for now: {text}{hint}"
     ));
 }
 
-fn accept_one(listener: Listener) -> Pending {
+fn start_accept(listener: Listener) -> PendingAccept {
     Box::pin(async move {
         let accepted = listener.accept().await;
         (listener, accepted)
     })
 }
 
-/// Whether the error is one of a connection that went away before it was accepted (accept(2): these
-/// are network errors to be treated like EAGAIN), so that the next one may be fine.
-fn concerns_one_connection(error: &io::Error) -> bool {
+/// Whether the error concerns only a connection that went away before it was accepted, so that the
+/// next accept may succeed. accept(2) says to treat these network errors like EAGAIN.
+fn is_per_connection(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
         Some(
@@ -132,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_errors_of_one_connection_are_passed_over() {
+    fn only_errors_of_a_single_connection_are_ignored() {
         let from = |errno: Errno| io::Error::from(errno);
         for errno in [
             Errno::CONNABORTED,
@@ -140,7 +142,7 @@ mod tests {
             Errno::PROTO,
             Errno::NETUNREACH,
         ] {
-            assert!(concerns_one_connection(&from(errno)), "{errno:?}");
+            assert!(is_per_connection(&from(errno)), "{errno:?}");
         }
         for errno in [
             Errno::MFILE,
@@ -149,7 +151,7 @@ mod tests {
             Errno::NOMEM,
             Errno::BADF,
         ] {
-            assert!(!concerns_one_connection(&from(errno)), "{errno:?}");
+            assert!(!is_per_connection(&from(errno)), "{errno:?}");
         }
     }
 }

@@ -1,18 +1,18 @@
-//! How many descriptors this process may open, and what they are spent on.
+//! The number of file descriptors that this process may open, and what it spends them on.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors for what is neither a connection nor a served file: listeners, event loops, pipes.
-const RESERVED: usize = 64;
-/// The most files that are kept open between requests.
+/// Descriptors reserved for listeners, event loops and pipes.
+const RESERVED_DESCRIPTORS: usize = 64;
+/// Upper bound on files kept open between requests.
 const MAX_OPEN_FILES: usize = 4096;
-/// The most connections unless the user asks for more.
+/// Upper bound on connections, unless the user asks for more.
 const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
 
-/// Raises the soft limit of descriptors to the hard one and returns what holds now.
+/// Raises the soft limit on descriptors to the hard limit, and returns the resulting limit.
 ///
-/// The soft limit is 1024 by default only for the sake of programs that use `select`.
-pub(crate) fn raise_limit() -> usize {
+/// The soft limit defaults to 1024 only for programs that use `select`.
+pub(crate) fn raise_descriptor_limit() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -26,35 +26,40 @@ pub(crate) fn raise_limit() -> usize {
     })
 }
 
-/// How the descriptors are shared out.
+/// How the descriptors are divided.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Shares {
-    /// Connections at a time.
+pub(crate) struct DescriptorBudget {
+    /// Maximum number of concurrent connections.
     pub(crate) connections: usize,
-    /// Files kept open between requests.
+    /// Maximum number of files kept open between requests.
     pub(crate) open_files: usize,
 }
 
-/// Shares `limit` descriptors out: a quarter to files, the rest to connections.
-///
-/// `wanted` is the number of connections that the user asks for; if it does not fit, the error is
-/// the number of descriptors that it takes.
-pub(crate) fn share(limit: usize, wanted: Option<usize>) -> Result<Shares, usize> {
-    let free = limit.saturating_sub(RESERVED);
-    let open_files = match wanted {
-        None => free / 4,
-        Some(wanted) => free.saturating_sub(wanted).min(free / 4),
-    };
-    let open_files = open_files.clamp(16, MAX_OPEN_FILES);
-    let room = free.saturating_sub(open_files);
-    let connections = wanted.unwrap_or(room.clamp(16, DEFAULT_MAX_CONNECTIONS));
-    if wanted.is_some() && connections > room {
-        return Err(connections.saturating_add(RESERVED + 16));
+impl DescriptorBudget {
+    /// Divides `limit` descriptors: a quarter for files, the rest for connections.
+    ///
+    /// `requested` is the number of connections that the user asks for.
+    ///
+    /// # Errors
+    ///
+    /// `requested` does not fit. The error is the number of descriptors that it needs.
+    pub(crate) fn divide(limit: usize, requested: Option<usize>) -> Result<Self, usize> {
+        let free = limit.saturating_sub(RESERVED_DESCRIPTORS);
+        let open_files = match requested {
+            None => free / 4,
+            Some(requested) => free.saturating_sub(requested).min(free / 4),
+        };
+        let open_files = open_files.clamp(16, MAX_OPEN_FILES);
+        let left = free.saturating_sub(open_files);
+        let connections = requested.unwrap_or(left.clamp(16, DEFAULT_MAX_CONNECTIONS));
+        if requested.is_some() && connections > left {
+            return Err(connections.saturating_add(RESERVED_DESCRIPTORS + 16));
+        }
+        Ok(Self {
+            connections,
+            open_files,
+        })
     }
-    Ok(Shares {
-        connections,
-        open_files,
-    })
 }
 
 #[cfg(test)]
@@ -62,19 +67,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_are_shared_between_files_and_connections() {
-        let shares = |connections, open_files| {
-            Ok(Shares {
+    fn descriptors_are_divided_between_files_and_connections() {
+        let budget = |connections, open_files| {
+            Ok(DescriptorBudget {
                 connections,
                 open_files,
             })
         };
-        assert_eq!(share(1024, None), shares(720, 240));
-        assert_eq!(share(1 << 20, None), shares(10_000, 4096));
-        assert_eq!(share(usize::MAX, Some(500_000)), shares(500_000, 4096));
-        assert_eq!(share(1024, Some(900)), shares(900, 60));
-        assert_eq!(share(1024, Some(944)), shares(944, 16));
-        assert_eq!(share(1024, Some(945)), Err(1025));
-        assert_eq!(share(0, None), shares(16, 16));
+        assert_eq!(DescriptorBudget::divide(1024, None), budget(720, 240));
+        assert_eq!(
+            DescriptorBudget::divide(1 << 20, None),
+            budget(10_000, 4096)
+        );
+        assert_eq!(
+            DescriptorBudget::divide(usize::MAX, Some(500_000)),
+            budget(500_000, 4096)
+        );
+        assert_eq!(DescriptorBudget::divide(1024, Some(900)), budget(900, 60));
+        assert_eq!(DescriptorBudget::divide(1024, Some(944)), budget(944, 16));
+        assert_eq!(DescriptorBudget::divide(1024, Some(945)), Err(1025));
+        assert_eq!(DescriptorBudget::divide(0, None), budget(16, 16));
     }
 }

@@ -1,4 +1,4 @@
-//! Listening sockets: opened at addresses, or passed by the service manager.
+//! Opening listening sockets at addresses.
 
 use std::fs;
 use std::io;
@@ -16,35 +16,36 @@ use uncopied_http::{Listener, Options};
 use crate::error::Error;
 use crate::flags::ListenAddress;
 
-/// Connections that the kernel completes before they are accepted; it caps this at
-/// `net.core.somaxconn` (4096 by default).
-const BACKLOG: i32 = 4096;
+/// Connections that the kernel completes and queues before they are accepted. It caps this at
+/// `net.core.somaxconn`, by default 4096.
+const LISTEN_BACKLOG: i32 = 4096;
 
-/// One listening socket.
-pub(crate) enum Bound {
+/// A socket that listens, not yet registered with an event loop.
+pub(crate) enum BoundListener {
     /// A TCP socket.
     Tcp(TcpListener),
     /// A Unix socket.
     Unix {
         listener: UnixListener,
-        /// Held for its drop at exit, if this process made the file.
+        /// Removes the socket's file when dropped. `None` if another process made the file.
         _file: Option<SocketFile>,
     },
 }
 
-impl Bound {
-    /// The socket for one more event loop. Needs tokio's runtime.
-    pub(crate) fn listener(&self, options: Options) -> io::Result<Listener> {
+impl BoundListener {
+    /// Registers the socket with one more event loop, and returns its listener. Needs tokio's
+    /// runtime.
+    pub(crate) fn register(&self, options: Options) -> io::Result<Listener> {
         match self {
             Self::Tcp(listener) => Listener::from_tcp(listener.try_clone()?, options),
             Self::Unix { listener, .. } => Listener::from_unix(listener.try_clone()?, options),
         }
     }
 
-    /// Has the kernel end connections whose peer has acknowledged no byte, or kept its window shut, for
-    /// `time`. Connections inherit it (`tcp(7)`), so that none needs a call of its own. Unix sockets have
-    /// no such thing.
-    pub(crate) fn limit_unacknowledged(&self, time: Duration) -> io::Result<()> {
+    /// Makes the kernel end a connection whose peer has acknowledged no byte, or kept its window
+    /// closed, for `time`. Connections inherit the option (`tcp(7)`), so none needs a call of its
+    /// own. Unix sockets have no such option.
+    pub(crate) fn set_send_timeout(&self, time: Duration) -> io::Result<()> {
         match self {
             Self::Tcp(listener) => {
                 let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
@@ -54,7 +55,7 @@ impl Bound {
         }
     }
 
-    /// What to type into a client.
+    /// The URL to give to a client.
     pub(crate) fn url(&self) -> String {
         match self {
             Self::Tcp(listener) => match listener.local_addr() {
@@ -72,23 +73,27 @@ impl Bound {
     }
 }
 
-/// Opens every address. Passed sockets stand in for the default address and join the others.
-pub(crate) fn open(addresses: &[ListenAddress], passed: Vec<Bound>) -> Result<Vec<Bound>, Error> {
-    let mut bound = passed;
+/// Opens a socket at every address. Passed sockets replace the default address, and are served in
+/// addition to explicit ones.
+pub(crate) fn open(
+    addresses: &[ListenAddress],
+    passed: Vec<BoundListener>,
+) -> Result<Vec<BoundListener>, Error> {
+    let mut listeners = passed;
     let default = [ListenAddress::default()];
-    let addresses = if addresses.is_empty() && bound.is_empty() {
+    let addresses = if addresses.is_empty() && listeners.is_empty() {
         &default
     } else {
         addresses
     };
     for address in addresses {
-        bound.push(
+        listeners.push(
             match address {
-                ListenAddress::Tcp(at) => tcp(*at, true).map(Bound::Tcp),
-                ListenAddress::Everywhere(port) => everywhere(*port).map(Bound::Tcp),
+                ListenAddress::Tcp(address) => tcp(*address, true).map(BoundListener::Tcp),
+                ListenAddress::AllInterfaces(port) => all_interfaces(*port).map(BoundListener::Tcp),
                 ListenAddress::Unix(path) => {
                     refuse_other_file(path)?;
-                    unix(path).map(|(listener, file)| Bound::Unix {
+                    unix(path).map(|(listener, file)| BoundListener::Unix {
                         listener,
                         _file: Some(file),
                     })
@@ -100,25 +105,26 @@ pub(crate) fn open(addresses: &[ListenAddress], passed: Vec<Bound>) -> Result<Ve
             })?,
         );
     }
-    Ok(bound)
+    Ok(listeners)
 }
 
-/// An IPv6 socket takes IPv4 clients as well unless `v6_only`, whatever the machine's default is.
+/// Listens at a TCP address. An IPv6 socket also accepts IPv4 clients unless `v6_only`, whatever
+/// the system default.
 fn tcp(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(v6_only)?;
     }
-    // Without it, connections of the previous process in TIME_WAIT would keep the port.
+    // Otherwise the previous process's connections in TIME_WAIT would block the port.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
+    socket.listen(LISTEN_BACKLOG)?;
     Ok(socket.into())
 }
 
-fn everywhere(port: u16) -> io::Result<TcpListener> {
+fn all_interfaces(port: u16) -> io::Result<TcpListener> {
     match tcp((Ipv6Addr::UNSPECIFIED, port).into(), false) {
-        // A machine without IPv6.
+        // The machine has no IPv6.
         Err(error) if Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) => {
             tcp((Ipv4Addr::UNSPECIFIED, port).into(), false)
         }
@@ -126,8 +132,8 @@ fn everywhere(port: u16) -> io::Result<TcpListener> {
     }
 }
 
-/// The file of a Unix socket that this process made. Removed when dropped, unless another process
-/// has put its own socket there since.
+/// The file of a Unix socket that this process made. Dropping it removes the file, unless another
+/// process has replaced it with its own socket.
 pub(crate) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
@@ -136,25 +142,27 @@ pub(crate) struct SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            // Nothing is lost if it stays: the next start replaces it.
+            // A file that stays does no harm: the next start replaces it.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|facts| (facts.dev(), facts.ino()))
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 fn refuse_other_file(path: &Path) -> Result<(), Error> {
     match fs::symlink_metadata(path) {
-        Ok(facts) if !facts.file_type().is_socket() => Err(Error::NotASocket(path.to_owned())),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            Err(Error::NotASocket(path.to_owned()))
+        }
         _ => Ok(()),
     }
 }
 
-/// Listens at `path`. A socket left behind by a process that is gone refuses connections and is
-/// replaced; one that takes them is in use.
+/// Listens at `path`. A socket that refuses connections was left behind by a process that has
+/// exited, and is replaced. A socket that accepts them is in use.
 fn unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let bind = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -172,7 +180,7 @@ fn unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         path: path.to_owned(),
         identity: identity(path)?,
     };
-    socket.listen(BACKLOG)?;
+    socket.listen(LISTEN_BACKLOG)?;
     Ok((socket.into(), file))
 }
 
@@ -187,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    fn a_stale_socket_is_replaced_but_a_live_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
         drop(UnixListener::bind(&path).unwrap());
@@ -210,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_socket_is_never_removed() {
+    fn a_file_that_is_not_a_socket_is_never_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("precious");
         fs::write(&path, "bytes").unwrap();

@@ -1,11 +1,11 @@
-//! Listening sockets, accepting, and the limit of descriptors.
+//! Listening sockets, accepting connections, and the budget of file descriptors.
 
 mod accept;
 mod descriptors;
 mod listeners;
 mod passed;
 
-pub(crate) use accept::Listeners;
-pub(crate) use descriptors::{raise_limit, share};
-pub(crate) use listeners::{Bound, open};
+pub(crate) use accept::Acceptor;
+pub(crate) use descriptors::{DescriptorBudget, raise_descriptor_limit};
+pub(crate) use listeners::{BoundListener, open};
 pub(crate) use passed::PassedSockets;

@@ -1,4 +1,4 @@
-//! One serving thread: an event loop, its listeners, its connections.
+//! A worker: a thread with an event loop, its listeners and its connections.
 
 mod setup;
 
@@ -11,110 +11,111 @@ use uncopied_http::Options;
 
 use crate::error::Error;
 
-use super::connection::Shared;
-use super::listening::{Bound, Listeners};
+use super::connection::WorkerStats;
+use super::listening::{Acceptor, BoundListener};
 
-pub(crate) use setup::Plan;
+pub(crate) use setup::WorkerSetup;
 
-/// How many file reads of one event loop may wait for the disk at the same time.
+/// The number of file reads of one event loop that may wait for the disk at the same time.
 const MAX_DISK_THREADS: usize = 64;
 
-/// How many tasks are polled before new events are asked for. A request takes two polls, so that
-/// tokio's own 61 would ask in the middle of a busy turn; and no poll moves more than 4 MiB.
-const POLLS_PER_LOOK: u32 = 128;
+/// The number of tasks polled between two checks for new events. A request takes two polls, so
+/// tokio's default of 61 would check in the middle of a busy turn. No poll moves more than 4 MiB.
+const POLLS_PER_EVENT_CHECK: u32 = 128;
 
-/// A serving thread that has been started.
-pub(crate) struct ServingThread {
-    pub(crate) shared: Arc<Shared>,
+/// A running worker thread.
+pub(crate) struct Worker {
+    pub(crate) stats: Arc<WorkerStats>,
 }
 
-/// How a serving thread ended.
+/// How a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// It was told to stop, and its connections are gone.
-    InOrder,
+pub(crate) enum WorkerExit {
+    /// It was told to stop, and its connections are closed.
+    Clean,
     /// It panicked.
-    Lost,
+    Panicked,
 }
 
-/// Tells the control thread how this one ended, even while it unwinds.
-struct Farewell {
-    how: Ended,
-    to: mpsc::UnboundedSender<Ended>,
+/// Reports the end of a worker to the control thread when dropped, so also while it unwinds.
+struct ExitReporter {
+    exit: WorkerExit,
+    sender: mpsc::UnboundedSender<WorkerExit>,
 }
 
-impl Farewell {
-    /// The thread has come to its end. (Taken by value, so that the closure owns the whole of it.)
-    fn in_order(mut self) {
-        self.how = Ended::InOrder;
+impl ExitReporter {
+    /// Reports a clean exit. Takes `self` by value, so that the thread's closure owns the whole
+    /// reporter.
+    fn report_clean(mut self) {
+        self.exit = WorkerExit::Clean;
     }
 }
 
-impl Drop for Farewell {
+impl Drop for ExitReporter {
     fn drop(&mut self) {
-        // Nobody receives it only if the process is about to end anyhow.
-        let _ = self.to.send(self.how);
+        // The receiver is gone only if the process is about to exit.
+        let _ = self.sender.send(self.exit);
     }
 }
 
-impl ServingThread {
-    /// Starts a thread. It accepts connections when this returns.
+impl Worker {
+    /// Starts a worker. It accepts connections once this returns.
     pub(crate) fn start(
         number: usize,
-        plan: &Plan,
-        bound: &[Bound],
+        setup: &WorkerSetup,
+        listeners: &[BoundListener],
         forced_plan: Option<uncopied::policy::Plan>,
-        ended: &mpsc::UnboundedSender<Ended>,
+        exit_sender: &mpsc::UnboundedSender<WorkerExit>,
     ) -> Result<Self, Error> {
         let failed = |what| move |source| Error::Setup { what, source };
         let runtime = Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(MAX_DISK_THREADS)
-            .event_interval(POLLS_PER_LOOK)
+            .event_interval(POLLS_PER_EVENT_CHECK)
             .build()
             .map_err(failed("start the event loop"))?;
-        let shared = Arc::new(Shared::default());
-        let mut options = Options::default().totals(Arc::clone(&shared.totals));
+        let stats = Arc::new(WorkerStats::default());
+        let mut options = Options::default().totals(Arc::clone(&stats.totals));
         if let Some(plan) = forced_plan {
             options = options.force_mechanisms(plan.mechanisms());
         }
         let listeners = {
             let _entered = runtime.enter();
-            bound
+            listeners
                 .iter()
-                .map(|bound| bound.listener(options.clone()))
+                .map(|listener| listener.register(options.clone()))
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(failed("watch the listening socket"))?
         };
-        let farewell = Farewell {
-            how: Ended::Lost,
-            to: ended.clone(),
+        let reporter = ExitReporter {
+            exit: WorkerExit::Panicked,
+            sender: exit_sender.clone(),
         };
-        let (plan, of_thread) = (plan.clone(), Arc::clone(&shared));
+        let (setup, thread_stats) = (setup.clone(), Arc::clone(&stats));
         thread::Builder::new()
             .name(format!("serve-{number}"))
             .spawn(move || {
-                run(runtime, plan, Listeners::new(listeners), &of_thread);
-                farewell.in_order();
+                run(runtime, setup, Acceptor::new(listeners), &thread_stats);
+                reporter.report_clean();
             })
-            .map_err(failed("start a serving thread"))?;
-        Ok(Self { shared })
+            .map_err(failed("start a worker thread"))?;
+        Ok(Self { stats })
     }
 }
 
-fn run(runtime: Runtime, plan: Plan, listeners: Listeners, shared: &Arc<Shared>) {
+fn run(runtime: Runtime, setup: WorkerSetup, acceptor: Acceptor, stats: &Arc<WorkerStats>) {
     runtime.block_on(async {
-        let mut stopped = plan.stopped.clone();
-        let accepting = listeners.accept_all(&plan.permits, |stream, from| {
-            plan.serve(stream, from, shared)
+        let mut stopped = setup.stopped.clone();
+        let accepting = acceptor.accept_all(&setup.permits, |stream, client| {
+            setup.spawn_connection(stream, client, stats);
         });
         tokio::select! {
             never = accepting => match never {},
-            // An error means that the control thread is gone, which is a reason to stop as well.
+            // An error means that the control thread is gone, which is also a reason to stop.
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
-        shared.table.emptied().await;
+        stats.connections.wait_until_empty().await;
     });
-    // A read that still waits for the disk holds nobody up.
+    // Does not wait for reads that still wait for the disk.
     runtime.shutdown_background();
 }

@@ -1,4 +1,4 @@
-//! What serves one connection, put together.
+//! What a worker needs to serve connections, and how it assembles one.
 
 use std::sync::Arc;
 
@@ -7,50 +7,54 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::{Semaphore, watch};
 use uncopied_http::{Address, ServeFiles, Stream};
 
-use crate::commands::serve::access_log::{AccessLog, Ledger, LogObserver, Logged};
-use crate::commands::serve::connection::{Answers, Guarded, Place, Repeats, Seat, Serving, Shared};
+use crate::commands::serve::access_log::{
+    AccessLog, AccessLogObserver, DeliveryTracker, LoggedService,
+};
+use crate::commands::serve::connection::{
+    ConnectionGuard, ConnectionState, ConnectionTask, FileService, ReplayStream, StrictHeads,
+    WorkerStats,
+};
 
-/// What every thread is given.
+/// What every worker gets.
 #[derive(Clone)]
-pub(crate) struct Plan {
+pub(crate) struct WorkerSetup {
     pub(crate) files: ServeFiles,
     pub(crate) http: Arc<http1::Builder>,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) log: Option<Arc<AccessLog>>,
-    /// Turns true when no more connections are to be accepted.
+    /// Becomes true when no more connections are to be accepted.
     pub(crate) stopped: watch::Receiver<bool>,
 }
 
-impl Plan {
+impl WorkerSetup {
     /// Serves one connection in a task of its own.
-    pub(super) fn serve(&self, mut stream: Stream, from: Address, thread: &Arc<Shared>) {
-        let is_tcp = matches!(from, Address::Tcp(_));
-        let seat = Seat::new(stream.activity(), is_tcp);
-        let place = Place::take(seat, thread, &self.permits);
-        let answers = Answers::new(
-            self.files.clone(),
-            Arc::clone(&place.seat),
-            Arc::clone(thread),
-        );
-        let ledger = self
-            .log
-            .as_ref()
-            .map(|log| Ledger::new(Arc::clone(log), from));
-        // The log's lines tell what hyper has read.
-        let counts = ledger.is_none().then(|| Arc::clone(thread));
-        let repeats = Repeats::new(stream, Arc::clone(&place.seat), counts);
+    pub(super) fn spawn_connection(
+        &self,
+        mut stream: Stream,
+        client: Address,
+        stats: &Arc<WorkerStats>,
+    ) {
+        let is_tcp = matches!(client, Address::Tcp(_));
+        let state = ConnectionState::new(stream.activity(), is_tcp);
+        let guard = ConnectionGuard::register(state, stats, &self.permits);
+        let state = Arc::clone(&guard.connection);
+        let service = FileService::new(self.files.clone(), Arc::clone(&state), Arc::clone(stats));
         let http = Arc::clone(&self.http);
-        let state = Arc::clone(&place.seat);
-        match ledger {
+        match &self.log {
             None => {
-                let io = TokioIo::new(Guarded::new(repeats, state, ()));
-                tokio::spawn(Serving::new(io, answers, http, (), place));
+                let replay_stats = Some(Arc::clone(stats));
+                let stream = ReplayStream::new(stream, Arc::clone(&state), replay_stats);
+                let io = TokioIo::new(StrictHeads::new(stream, state, ()));
+                tokio::spawn(ConnectionTask::new(io, service, http, (), guard));
             }
-            Some(ledger) => {
-                let logged = Logged::new(answers, Arc::clone(&ledger));
-                let observer = LogObserver::new(ledger);
-                let io = TokioIo::new(Guarded::new(repeats, state, observer.clone()));
-                tokio::spawn(Serving::new(io, logged, http, observer, place));
+            Some(log) => {
+                let tracker = DeliveryTracker::new(Arc::clone(log), client);
+                let service = LoggedService::new(service, Arc::clone(&tracker));
+                let observer = AccessLogObserver::new(tracker);
+                // The log reports what hyper has parsed, so nothing is replayed.
+                let stream = ReplayStream::new(stream, Arc::clone(&state), None);
+                let io = TokioIo::new(StrictHeads::new(stream, state, observer.clone()));
+                tokio::spawn(ConnectionTask::new(io, service, http, observer, guard));
             }
         }
     }
