@@ -1,4 +1,4 @@
-//! Help, completions, the manual.
+//! Help, completions, the manual page.
 
 use std::io::Read as _;
 use std::process::Stdio;
@@ -13,7 +13,7 @@ fn the_version_is_that_of_the_package() {
 }
 
 #[test]
-fn help_names_every_flag_with_its_default_and_its_variable() {
+fn help_lists_every_flag_with_its_default_and_its_variable() {
     let (status, out, _) = run(&["serve", "--help"]);
     assert_eq!(status, Some(0));
     for text in [
@@ -51,7 +51,7 @@ fn help_names_every_flag_with_its_default_and_its_variable() {
 }
 
 #[test]
-fn only_what_exists_is_listed() {
+fn only_existing_commands_are_listed() {
     let (_, out, _) = run(&["--help"]);
     for name in ["serve", "completions", "man"] {
         assert!(out.contains(name), "{out}");
@@ -59,13 +59,13 @@ fn only_what_exists_is_listed() {
     for name in ["get", "relay", "probe", "bench", "audit"] {
         assert!(!out.contains(&format!("\n  {name} ")), "{out}");
     }
-    let (status, out, said) = run(&[]);
+    let (status, out, stderr) = run(&[]);
     assert_eq!((status, out.as_str()), (Some(2), ""));
-    assert!(said.contains("Usage:"), "{said}");
+    assert!(stderr.contains("Usage:"), "{stderr}");
 }
 
 #[test]
-fn completions_know_the_flags() {
+fn completions_include_the_flags() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let (status, out, _) = run(&["completions", shell]);
         assert_eq!(status, Some(0), "{shell}");
@@ -86,7 +86,7 @@ fn the_manual_is_roff_and_covers_serve() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_a_success() {
+fn a_closed_pipe_is_a_success() {
     for arguments in [&["man"][..], &["completions", "bash"], &["--help"]] {
         let mut child = program()
             .args(arguments)
@@ -95,18 +95,18 @@ fn a_reader_that_goes_away_is_a_success() {
             .spawn()
             .unwrap();
         drop(child.stdout.take());
-        let mut said = String::new();
+        let mut stderr = String::new();
         child
             .stderr
             .take()
             .unwrap()
-            .read_to_string(&mut said)
+            .read_to_string(&mut stderr)
             .unwrap();
         assert_eq!(
             child.wait().unwrap().code(),
             Some(0),
-            "{arguments:?}: {said}"
+            "{arguments:?}: {stderr}"
         );
-        assert_eq!(said, "");
+        assert_eq!(stderr, "");
     }
 }

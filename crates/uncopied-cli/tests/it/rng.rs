@@ -1,8 +1,8 @@
-//! Random numbers that a seed repeats.
+//! Random numbers that are reproducible from a seed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The seed in this environment variable, or a new one.
+/// Returns the seed in this environment variable, or a new one.
 pub(crate) fn seed(variable: &str) -> u64 {
     let given = std::env::var(variable).ok();
     given.map_or_else(
@@ -14,19 +14,19 @@ pub(crate) fn seed(variable: &str) -> u64 {
     )
 }
 
-/// splitmix64.
+/// The splitmix64 generator.
 #[derive(Clone, Debug)]
-pub(crate) struct Dice(u64);
+pub(crate) struct Rng(u64);
 
-impl Dice {
-    /// The throws of one of many that share a seed.
+impl Rng {
+    /// Returns one of several independent generators that share a seed.
     pub(crate) fn new(seed: u64, number: u64) -> Self {
-        let mut dice = Self(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
-        dice.throw();
-        dice
+        let mut rng = Self(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
+        rng.next_u64();
+        rng
     }
 
-    pub(crate) fn throw(&mut self) -> u64 {
+    pub(crate) fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -34,16 +34,22 @@ impl Dice {
         bits ^ (bits >> 31)
     }
 
-    /// A number from 0 up to, not including, `end`.
+    /// Returns a number from 0 up to but not including `end`.
     pub(crate) fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.throw() % end as u64).unwrap()
+        usize::try_from(self.next_u64() % end as u64).unwrap()
     }
 
+    /// Returns true with this probability.
     pub(crate) fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    pub(crate) fn millis(&mut self, end: usize) -> Duration {
+    /// Returns a duration of less than `end` milliseconds.
+    pub(crate) fn duration_below_millis(&mut self, end: usize) -> Duration {
         Duration::from_micros(self.below(end * 1000) as u64)
+    }
+
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next_u64() as u8).collect()
     }
 }

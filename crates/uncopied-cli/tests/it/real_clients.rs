@@ -1,4 +1,4 @@
-//! The programs that people really use: curl, wget, a browser.
+//! The clients that people use: curl, wget, a browser.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -7,11 +7,11 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
+use crate::data::{test_bytes, wait_until_files_are_stable};
 use crate::server::{Server, clean};
-use crate::skip::{leave_out, skip};
-use crate::system_calls::noise;
+use crate::skip::{skip, skip_optional};
 
-/// Names as people give them, and lengths around every boundary.
+/// Realistic names, and lengths around every boundary.
 const FILES: [(&str, usize); 11] = [
     ("empty", 0),
     ("one", 1),
@@ -30,12 +30,12 @@ fn site() -> TempDir {
     let site = tempfile::tempdir().unwrap();
     fs::create_dir_all(site.path().join("deep/er")).unwrap();
     for (name, len) in FILES {
-        fs::write(site.path().join(name), noise(len)).unwrap();
+        fs::write(site.path().join(name), test_bytes(len)).unwrap();
     }
     site
 }
 
-/// A path as it stands in a URL.
+/// Escapes a path for a URL.
 fn url_path(name: &str) -> String {
     let escaped = |byte: u8| match byte {
         b'/' | b'-' | b'.' | b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).into(),
@@ -44,20 +44,20 @@ fn url_path(name: &str) -> String {
     name.bytes().map(escaped).collect()
 }
 
-/// Whether a program is here. Otherwise the test `name` is skipped.
-fn has(program: &str, name: &str) -> bool {
+/// Whether a program is installed. If not, the test `name` is skipped.
+fn is_installed(program: &str, name: &str) -> bool {
     let version = Command::new(program).arg("--version").output();
-    let is_there = version.is_ok_and(|output| output.status.success());
-    if !is_there {
+    let is_installed = version.is_ok_and(|output| output.status.success());
+    if !is_installed {
         skip(
             name,
             &format!("{program} is not installed (apt-get install {program})"),
         );
     }
-    is_there
+    is_installed
 }
 
-/// A client program that takes nothing from the configuration of whoever runs the test.
+/// Returns a client command that ignores the configuration of the user who runs the test.
 fn client(program: &str) -> Command {
     let mut command = clean(Command::new(program));
     for variable in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
@@ -71,11 +71,11 @@ fn client(program: &str) -> Command {
     command
 }
 
-/// Runs a client to its end. Returns what it wrote on standard output.
+/// Runs a client until it exits. Returns its standard output.
 fn output(command: &mut Command) -> Vec<u8> {
     let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {stderr}");
     output.stdout
 }
 
@@ -93,7 +93,7 @@ fn url(server: &Server, name: &str) -> String {
 
 #[test]
 fn curl_gets_every_file() {
-    if !has("curl", "curl_gets_every_file") {
+    if !is_installed("curl", "curl_gets_every_file") {
         return;
     }
     let site = site();
@@ -101,26 +101,26 @@ fn curl_gets_every_file() {
         let server = Server::start(site.path(), &["--mechanism", mechanism]);
         for (name, len) in FILES {
             let body = curl(&["--fail", &url(&server, name)]);
-            assert!(body == noise(len), "{mechanism}: {name}");
+            assert!(body == test_bytes(len), "{mechanism}: {name}");
         }
-        // The same once more, all over one connection.
+        // Once more, all over one connection.
         let urls: Vec<_> = FILES.iter().map(|(name, _)| url(&server, name)).collect();
         let urls: Vec<_> = urls.iter().map(String::as_str).collect();
         let bodies = curl(&[&["--fail"], &urls[..]].concat());
-        let all: Vec<_> = FILES.iter().flat_map(|(_, len)| noise(*len)).collect();
-        assert!(bodies == all, "{mechanism}: all in a row");
+        let all: Vec<_> = FILES.iter().flat_map(|(_, len)| test_bytes(*len)).collect();
+        assert!(bodies == all, "{mechanism}: all over one connection");
     }
 }
 
 #[test]
 fn wget_mirrors_the_directory() {
-    if !has("wget", "wget_mirrors_the_directory") {
+    if !is_installed("wget", "wget_mirrors_the_directory") {
         return;
     }
     let site = site();
     let server = Server::start(site.path(), &["--list"]);
     let copy = tempfile::tempdir().unwrap();
-    // It finds the files by the listing alone.
+    // wget finds the files through the listing.
     let options = ["--recursive", "--no-parent", "--no-host-directories"];
     let escapes = "--restrict-file-names=nocontrol";
     output(
@@ -131,22 +131,22 @@ fn wget_mirrors_the_directory() {
             .current_dir(copy.path()),
     );
     for (name, len) in FILES {
-        // wget decodes the names of the files that it makes once too often.
+        // wget decodes the names of the files that it creates twice.
         let got = fs::read(copy.path().join(name.replace("%25", "%")));
         let got = got.unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(got == noise(len), "{name}");
+        assert!(got == test_bytes(len), "{name}");
     }
 }
 
 #[test]
-fn curl_takes_ranges_and_goes_on_where_it_was_cut() {
-    if !has("curl", "curl_takes_ranges_and_goes_on_where_it_was_cut") {
+fn curl_requests_ranges_and_resumes_downloads() {
+    if !is_installed("curl", "curl_requests_ranges_and_resumes_downloads") {
         return;
     }
     let site = site();
     let server = Server::start(site.path(), &[]);
     let url = url(&server, "mebibyte.bin");
-    let bytes = noise(1 << 20);
+    let bytes = test_bytes(1 << 20);
     for (range, expected) in [
         ("0-0", 0..1),
         ("1000-70000", 1000..70_001),
@@ -158,22 +158,22 @@ fn curl_takes_ranges_and_goes_on_where_it_was_cut() {
         assert!(body == bytes[expected], "{range}");
     }
     let parts = curl(&["--fail", "--include", "-r", "0-9,5000-5019", &url]);
-    let holds = |part: &[u8]| parts.windows(part.len()).any(|window| window == part);
-    assert!(holds(b"content-type: multipart/byteranges"));
-    assert!(holds(&bytes[..10]) && holds(&bytes[5000..5020]));
+    let contains = |part: &[u8]| parts.windows(part.len()).any(|window| window == part);
+    assert!(contains(b"content-type: multipart/byteranges"));
+    assert!(contains(&bytes[..10]) && contains(&bytes[5000..5020]));
 
     let part = site.path().join("part");
     let target = part.display().to_string();
-    for have in [0, 1, 65_536, 1_048_575] {
-        fs::write(&part, &bytes[..have]).unwrap();
+    for received in [0, 1, 65_536, 1_048_575] {
+        fs::write(&part, &bytes[..received]).unwrap();
         curl(&["--fail", "-C", "-", "-o", &target, &url]);
-        assert!(fs::read(&part).unwrap() == bytes, "from {have} on");
+        assert!(fs::read(&part).unwrap() == bytes, "resumed at {received}");
     }
 }
 
 #[test]
-fn curl_asks_for_heads_and_conditions() {
-    if !has("curl", "curl_asks_for_heads_and_conditions") {
+fn curl_sends_head_requests_and_conditions() {
+    if !is_installed("curl", "curl_sends_head_requests_and_conditions") {
         return;
     }
     let site = site();
@@ -185,8 +185,8 @@ fn curl_asks_for_heads_and_conditions() {
 
     let saved = |name: &str| site.path().join(name).display().to_string();
     let (tag, body) = (saved("tag"), saved("body"));
-    // A settled file has a strong tag that stays.
-    std::thread::sleep(std::time::Duration::from_millis(3500));
+    // A stable file has a strong entity tag that does not change.
+    wait_until_files_are_stable();
     let code = ["-w", "%{http_code} %{size_download}", "-o", &body];
     let code = |more: &[&str]| curl_text(&[&code[..], more, &[&url]].concat());
     assert_eq!(code(&["--etag-save", &tag]), "200 1048576");
@@ -200,8 +200,8 @@ fn curl_asks_for_heads_and_conditions() {
 }
 
 #[test]
-fn curl_speaks_over_a_unix_socket() {
-    if !has("curl", "curl_speaks_over_a_unix_socket") {
+fn curl_uses_a_unix_socket() {
+    if !is_installed("curl", "curl_uses_a_unix_socket") {
         return;
     }
     let site = site();
@@ -211,17 +211,17 @@ fn curl_speaks_over_a_unix_socket() {
     for (name, len) in FILES {
         let url = format!("http://localhost/{}", url_path(name));
         let body = curl(&["--fail", "--unix-socket", &socket, &url]);
-        assert!(body == noise(len), "{name}");
+        assert!(body == test_bytes(len), "{name}");
     }
     assert!(server.stop().totals().sendfile > 1 << 20);
 }
 
 #[test]
-fn curl_takes_side_files_compressed() {
-    if !has("curl", "curl_takes_side_files_compressed") {
+fn curl_receives_precompressed_files() {
+    if !is_installed("curl", "curl_receives_precompressed_files") {
         return;
     }
-    if !has("gzip", "curl_takes_side_files_compressed") {
+    if !is_installed("gzip", "curl_receives_precompressed_files") {
         return;
     }
     let site = tempfile::tempdir().unwrap();
@@ -229,13 +229,13 @@ fn curl_takes_side_files_compressed() {
     let text: String = (0..20_000).map(|n| format!("<p>{n}</p>\n")).collect();
     fs::write(&page, &text).unwrap();
     output(Command::new("gzip").arg("--keep").arg(&page));
-    let side = fs::metadata(page.with_extension("html.gz")).unwrap().len();
+    let compressed_bytes = fs::metadata(page.with_extension("html.gz")).unwrap().len();
     let server = Server::start(site.path(), &[]);
     let url = url(&server, "page.html");
     assert!(curl(&["--fail", "--compressed", &url]) == text.as_bytes());
     let size = ["-w", "%{size_download}", "-o", "/dev/null"];
     let sent = curl_text(&[&size[..], &["--compressed", &url]].concat());
-    assert_eq!(sent, side.to_string());
+    assert_eq!(sent, compressed_bytes.to_string());
     let sent = curl_text(&[&size[..], &[&url]].concat());
     assert_eq!(sent, text.len().to_string());
 }
@@ -261,7 +261,7 @@ fn marks(length: u64) -> Vec<u64> {
 
 #[test]
 fn curl_gets_five_gibibytes() {
-    if !has("curl", "curl_gets_five_gibibytes") {
+    if !is_installed("curl", "curl_gets_five_gibibytes") {
         return;
     }
     // Holes of a file in memory are all the same page, which is much quicker to read.
@@ -277,7 +277,7 @@ fn curl_gets_five_gibibytes() {
     let url = url(&server, "huge");
     let size = ["--fail", "-w", "%{size_download}", "-o", "/dev/null", &url];
     assert_eq!(curl_text(&size), length.to_string());
-    // Every byte around the 4 GiB boundary, where a count of 32 bits would begin anew.
+    // Every byte around the 4 GiB boundary, where a 32-bit count would wrap around.
     let start = (1_u64 << 32) - (100 << 20);
     let end = (1_u64 << 32) + (100 << 20);
     let mut curl = client("curl")
@@ -304,7 +304,7 @@ fn curl_gets_five_gibibytes() {
     assert!(totals.sendfile >= length + (end - start), "{totals:?}");
 }
 
-/// The page as a browser has it once its scripts have run.
+/// Returns the page as a browser has it after running its scripts.
 fn browse(url: &str) -> String {
     let profile = tempfile::tempdir().unwrap();
     let data = format!("--user-data-dir={}", profile.path().display());
@@ -328,7 +328,7 @@ fn browse(url: &str) -> String {
 fn a_browser_shows_pages_pictures_and_listings() {
     let chromium = Command::new("chromium").arg("--version").output();
     if !chromium.is_ok_and(|output| output.status.success()) {
-        leave_out(
+        skip_optional(
             "a_browser_shows_pages_pictures_and_listings",
             "chromium is not installed (apt-get install chromium)",
         );
@@ -337,7 +337,7 @@ fn a_browser_shows_pages_pictures_and_listings() {
     let site = site();
     fs::write(
         site.path().join("page.html"),
-        "<!DOCTYPE html><title>page</title><p id=told></p><img id=picture src=picture.svg>\
+        "<!DOCTYPE html><title>page</title><p id=result></p><img id=picture src=picture.svg>\
          <script src=script.js></script>",
     )
     .unwrap();
@@ -354,16 +354,22 @@ fn a_browser_shows_pages_pictures_and_listings() {
             const part = new Uint8Array(await (await fetch('mebibyte.bin', { headers })).arrayBuffer());
             const sum = whole.reduce((sum, byte) => sum + byte, 0);
             const same = part.length == 1000 && part.every((byte, at) => byte == whole[1000 + at]);
-            document.getElementById('told').textContent =
+            document.getElementById('result').textContent =
                 `picture ${picture.naturalWidth} bytes ${whole.length} sum ${sum} range ${same}`;
         };",
     )
     .unwrap();
     let server = Server::start(site.path(), &["--list"]);
     let page = browse(&url(&server, "page.html"));
-    let sum: u64 = noise(1 << 20).iter().map(|byte| u64::from(*byte)).sum();
-    let told = format!("picture 123 bytes 1048576 sum {sum} range true");
-    assert!(page.contains(&told), "{told:?} is missing in {page}");
+    let sum: u64 = test_bytes(1 << 20)
+        .iter()
+        .map(|byte| u64::from(*byte))
+        .sum();
+    let expected = format!("picture 123 bytes 1048576 sum {sum} range true");
+    assert!(
+        page.contains(&expected),
+        "{expected:?} is missing in {page}"
+    );
     let listing = browse(&server.urls[0]);
     for name in [
         "mebibyte.bin",
