@@ -73,6 +73,11 @@ pub(crate) enum Error {
 }
 
 impl Error {
+    /// Wraps the error of a step of the setup, for `map_err`.
+    pub(crate) fn setup(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Setup { what, source }
+    }
+
     /// The exit status: 2 for wrong usage, 1 for any other failure.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {

@@ -13,7 +13,7 @@ pub(crate) use values::ListenAddress;
 
 use serve::SERVE_HELP;
 
-/// Move bytes between files and sockets without copying them, and report how each byte was sent
+/// Move bytes between files and sockets without the CPU copying them, and report how each was sent
 #[derive(Debug, Parser)]
 #[command(name = "uncopied", version, arg_required_else_help = true)]
 #[command(

@@ -20,71 +20,73 @@ fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
     read_to_close(&mut stream)
 }
 
+/// What makes each request ambiguous or malformed, and the request.
+const AMBIGUOUS_REQUESTS: &[(&str, &str)] = &[
+    (
+        "two lengths",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
+    ),
+    (
+        "one length twice",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+    ),
+    (
+        "a list of lengths",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n",
+    ),
+    (
+        "a signed length",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n",
+    ),
+    (
+        "length and coding",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ),
+    (
+        "coding and length",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+    ),
+    (
+        "an unknown coding",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n",
+    ),
+    (
+        "coding in HTTP/1.0",
+        "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ),
+    (
+        "bare LF in the request line",
+        "GET / HTTP/1.1\nHost: a\r\n\r\n",
+    ),
+    (
+        "bare LF in a header",
+        "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+    ),
+    ("bare LF at the end", "GET / HTTP/1.1\r\nHost: a\r\n\n"),
+    ("bare CR", "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n"),
+    (
+        "obs-fold",
+        "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
+    ),
+    (
+        "space before the colon",
+        "GET / HTTP/1.1\r\nHost: a\r\nX : b\r\n\r\n",
+    ),
+    ("empty name", "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n"),
+    ("NUL", "GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n"),
+    (
+        "control character in the target",
+        "GET /\x1b HTTP/1.1\r\nHost: a\r\n\r\n",
+    ),
+    ("no host", "GET / HTTP/1.1\r\n\r\n"),
+    ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+];
+
 #[test]
 fn ambiguous_requests_get_400_and_the_connection_is_closed() {
     let site = site();
     let server = Server::start(site.path(), &[]);
-    let rows: &[(&str, &str)] = &[
-        (
-            "two lengths",
-            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
-        ),
-        (
-            "one length twice",
-            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
-        ),
-        (
-            "a list of lengths",
-            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n",
-        ),
-        (
-            "a signed length",
-            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n",
-        ),
-        (
-            "length and coding",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-        ),
-        (
-            "coding and length",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
-        ),
-        (
-            "an unknown coding",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n",
-        ),
-        (
-            "coding in HTTP/1.0",
-            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
-        ),
-        (
-            "bare LF in the request line",
-            "GET / HTTP/1.1\nHost: a\r\n\r\n",
-        ),
-        (
-            "bare LF in a header",
-            "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
-        ),
-        ("bare LF at the end", "GET / HTTP/1.1\r\nHost: a\r\n\n"),
-        ("bare CR", "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n"),
-        (
-            "obs-fold",
-            "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
-        ),
-        (
-            "space before the colon",
-            "GET / HTTP/1.1\r\nHost: a\r\nX : b\r\n\r\n",
-        ),
-        ("empty name", "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n"),
-        ("NUL", "GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n"),
-        (
-            "control character in the target",
-            "GET /\x1b HTTP/1.1\r\nHost: a\r\n\r\n",
-        ),
-        ("no host", "GET / HTTP/1.1\r\n\r\n"),
-        ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
-    ];
-    for (name, request) in rows {
+    for (name, request) in AMBIGUOUS_REQUESTS {
         // A second request follows. It must not get a response.
         let bytes = format!("{request}GET / HTTP/1.1\r\nHost: a\r\n\r\n");
         let got = exchange(&server, bytes.as_bytes());

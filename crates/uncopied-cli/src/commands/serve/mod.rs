@@ -46,32 +46,22 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
         for listener in &listeners {
             listener
                 .set_send_timeout(time)
-                .map_err(|source| Error::Setup {
-                    what: "set the send timeout",
-                    source,
-                })?;
+                .map_err(Error::setup("set the send timeout"))?;
         }
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| Error::Setup {
-            what: "start the event loop",
-            source,
-        })?;
+        .map_err(Error::setup("start the event loop"))?;
     let signals = {
         let _entered = runtime.enter();
-        Signals::listen().map_err(|source| Error::Setup {
-            what: "listen for signals",
-            source,
-        })?
+        Signals::listen().map_err(Error::setup("listen for signals"))?
     };
     let log = match config.log_format {
         None => None,
-        Some(format) => Some(AccessLog::start(format).map_err(|source| Error::Setup {
-            what: "start the access log thread",
-            source,
-        })?),
+        Some(format) => {
+            Some(AccessLog::start(format).map_err(Error::setup("start the access log thread"))?)
+        }
     };
     let (stop, stopped) = watch::channel(false);
     let setup = WorkerSetup {

@@ -67,13 +67,12 @@ impl Worker {
         forced_plan: Option<uncopied::policy::Plan>,
         exit_sender: &mpsc::UnboundedSender<WorkerExit>,
     ) -> Result<Self, Error> {
-        let failed = |what| move |source| Error::Setup { what, source };
         let runtime = Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(MAX_DISK_THREADS)
             .event_interval(POLLS_PER_EVENT_CHECK)
             .build()
-            .map_err(failed("start the event loop"))?;
+            .map_err(Error::setup("start the event loop"))?;
         let stats = Arc::new(WorkerStats::default());
         let mut options = Options::default().totals(Arc::clone(&stats.totals));
         if let Some(plan) = forced_plan {
@@ -85,7 +84,7 @@ impl Worker {
                 .iter()
                 .map(|listener| listener.register(options.clone()))
                 .collect::<Result<Vec<_>, _>>()
-                .map_err(failed("watch the listening socket"))?
+                .map_err(Error::setup("watch the listening socket"))?
         };
         let reporter = ExitReporter {
             exit: WorkerExit::Panicked,
@@ -98,7 +97,7 @@ impl Worker {
                 run(runtime, setup, Acceptor::new(listeners), &thread_stats);
                 reporter.report_clean();
             })
-            .map_err(failed("start a worker thread"))?;
+            .map_err(Error::setup("start a worker thread"))?;
         Ok(Self { stats })
     }
 }
