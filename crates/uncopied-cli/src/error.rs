@@ -1,19 +1,19 @@
-//! What can stop the command, and what the user can do about it.
+//! The failures of the command, and what the user can do about them.
 
 use std::io;
 use std::path::PathBuf;
 
 use http::StatusCode;
 
-/// A failure of the command. Its text is the one line that the user reads.
+/// A failure of the command. Its text is the one line that is printed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The path to serve cannot be opened.
     #[error("cannot serve {path}: {}{}", kernel_text(.source), path_hint(.source))]
     Path {
-        /// As the user gave it.
+        /// As given by the user.
         path: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
     /// A file named by a flag cannot be used.
@@ -21,60 +21,65 @@ pub(crate) enum Error {
     NamedFile {
         /// The flag that names it.
         flag: &'static str,
-        /// As the user gave it.
+        /// As given by the user.
         path: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
     /// No socket could be opened at an address.
     #[error("cannot listen on {address}: {}{}", kernel_text(.source), listen_hint(.source))]
     Listen {
-        /// As the user gave it.
+        /// As given by the user.
         address: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The Unix socket's path is taken by something that is not a socket.
+    /// The path for the Unix socket exists and is not a socket.
     #[error("cannot listen on unix:{}: the path exists and is not a socket; choose another path or remove it", .0.display())]
     NotASocket(PathBuf),
-    /// LISTEN_FDS names descriptors that cannot be served on.
-    #[error("LISTEN_FDS: {0}; pass stream sockets that listen, from descriptor 3 on")]
+    /// LISTEN_FDS names descriptors that are not listening sockets.
+    #[error("LISTEN_FDS: {0}; pass listening stream sockets, starting at descriptor 3")]
     PassedSockets(String),
-    /// An error page for a status that is not an error.
-    #[error("--error-page {}: only 4xx and 5xx answers have error pages", .0.as_str())]
+    /// An error page for a status that is not an error status.
+    #[error("--error-page {}: only 4xx and 5xx statuses have error pages", .0.as_str())]
     NotAnErrorStatus(StatusCode),
-    /// More connections than descriptors.
+    /// More connections than the descriptor limit allows.
     #[error(
-        "--max-connections {wanted} needs a descriptor limit of at least {needed}, and it is {limit}: raise it \
-         (ulimit -n, LimitNOFILE=) or lower --max-connections"
+        "--max-connections {requested} needs a descriptor limit of at least {needed}, but the limit is {limit}; \
+         raise it (ulimit -n, LimitNOFILE=) or lower --max-connections"
     )]
     TooManyConnections {
-        /// What the flag says.
-        wanted: usize,
-        /// The descriptors that this takes.
+        /// The value of the flag.
+        requested: usize,
+        /// The number of descriptors that it needs.
         needed: usize,
         /// RLIMIT_NOFILE, after the soft limit has been raised to the hard one.
         limit: usize,
     },
-    /// The process could not be set up: threads, event loops, signals.
+    /// A thread, event loop or signal handler could not be set up.
     #[error("cannot {what}: {}", kernel_text(.source))]
     Setup {
-        /// What was being done.
+        /// The step that failed.
         what: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// A thread that serves connections has ended by itself.
-    #[error("a serving thread stopped unexpectedly; this is a bug, please report it")]
-    ThreadLost,
+    /// A worker thread has panicked.
+    #[error("a worker thread stopped unexpectedly; this is a bug, please report it")]
+    WorkerLost,
     /// Standard output cannot be written.
     #[error("cannot write to standard output: {}", kernel_text(.0))]
     Output(io::Error),
 }
 
 impl Error {
+    /// Wraps the error of a step of the setup, for `map_err`.
+    pub(crate) fn setup(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Setup { what, source }
+    }
+
     /// The exit status: 2 for wrong usage, 1 for any other failure.
-    pub(crate) fn status(&self) -> u8 {
+    pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::NotAnErrorStatus(_) => 2,
             _ => 1,
@@ -82,7 +87,7 @@ impl Error {
     }
 }
 
-/// The kernel's words in lower case, without "(os error 98)".
+/// The kernel's message in lower case, without "(os error 98)".
 pub(crate) fn kernel_text(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => "the address is in use".into(),
@@ -101,10 +106,10 @@ fn listen_hint(error: &io::Error) -> &'static str {
         io::ErrorKind::AddrInUse => {
             "; stop the other process or choose another address with --listen"
         }
-        io::ErrorKind::AddrNotAvailable => "; `ip address` lists those that it has",
+        io::ErrorKind::AddrNotAvailable => "; run `ip address` to list its addresses",
         io::ErrorKind::PermissionDenied => {
-            "; a port below 1024 needs CAP_NET_BIND_SERVICE, a Unix socket a directory that you \
-             may write to: choose another with --listen, or let the service manager pass the \
+            "; a port below 1024 needs CAP_NET_BIND_SERVICE, and a Unix socket needs a writable \
+             directory; choose another address with --listen, or let the service manager pass the \
              socket (LISTEN_FDS)"
         }
         io::ErrorKind::NotFound => "; create the socket's directory first",
@@ -116,7 +121,7 @@ fn path_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "; give a file or a directory that exists",
         io::ErrorKind::PermissionDenied => {
-            "; make it readable for this user or run as one that may read it"
+            "; make it readable by this user, or run as a user that can read it"
         }
         _ => "",
     }

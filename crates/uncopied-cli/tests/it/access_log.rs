@@ -4,16 +4,16 @@ use std::io::{Read as _, Write as _};
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::client::{connect, get, read_answer, read_to_close};
-use crate::server::{BIG, End, Server, site};
+use crate::client::{connect, get, read_response, read_to_close};
+use crate::server::{BIG_FILE_BYTES, ProgramExit, Server, site};
 
-/// Asks for the nasty things and returns how the server ended.
-fn nasty(format: &str) -> End {
+/// Sends requests that need escaping, and stops the server.
+fn serve_requests_that_need_escapes(format: &str) -> ProgramExit {
     let site = site();
-    // By one thread: the lines of different connections are then in the order of their answers.
+    // With one worker, lines of different connections are in the order of their responses.
     let flags = ["--access-log", format, "--threads", "1"];
     let mut server = Server::start(site.path(), &flags);
-    server.collect_output();
+    server.collect_stdout();
     let mut stream = connect(server.address());
     assert_eq!(get(&mut stream, "/").status, 200);
     let target = b"/\"\\\xc2\x9b%1b%0aforged";
@@ -23,7 +23,7 @@ fn nasty(format: &str) -> End {
         b" HTTP/1.1\r\nHost: a\r\nUser-Agent: x\ty\xff\"\r\n\r\n",
     ];
     stream.write_all(&request.concat()).unwrap();
-    assert_eq!(read_answer(&mut stream).unwrap().status, 404);
+    assert_eq!(read_response(&mut stream).unwrap().status, 404);
     let mut refused = connect(server.address());
     refused
         .write_all(b"GET /\x1b[2J HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -34,8 +34,8 @@ fn nasty(format: &str) -> End {
 
 #[test]
 fn text_lines_are_combined_and_escaped() {
-    let end = nasty("text");
-    let lines: Vec<_> = end.output.lines().collect();
+    let exit = serve_requests_that_need_escapes("text");
+    let lines: Vec<_> = exit.stdout.lines().collect();
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[0].starts_with("127.0.0.1 - - ["), "{}", lines[0]);
     assert!(
@@ -59,8 +59,8 @@ fn text_lines_are_combined_and_escaped() {
 
 #[test]
 fn json_lines_are_objects_and_escaped() {
-    let end = nasty("json");
-    let lines: Vec<_> = end.output.lines().collect();
+    let exit = serve_requests_that_need_escapes("json");
+    let lines: Vec<_> = exit.stdout.lines().collect();
     assert_eq!(lines.len(), 3, "{lines:?}");
     for part in [
         "{\"time\":\"20",
@@ -82,56 +82,56 @@ fn json_lines_are_objects_and_escaped() {
         lines[2]
     );
     assert!(
-        end.output.chars().all(|c| c == '\n' || !c.is_control()),
+        exit.stdout.chars().all(|c| c == '\n' || !c.is_control()),
         "{}",
-        end.output
+        exit.stdout
     );
 }
 
 #[test]
-fn an_answer_that_was_cut_short_is_not_complete() {
+fn a_response_that_is_cut_short_is_not_complete() {
     let site = site();
     let mut server = Server::start(site.path(), &["--access-log", "json"]);
-    server.collect_output();
-    let mut stream = crate::client::connect_narrow(server.address());
-    crate::client::ask(&mut stream, "/big");
+    server.collect_stdout();
+    let mut stream = crate::client::connect_with_small_window(server.address());
+    crate::client::send_get(&mut stream, "/big");
     let (head, _) = crate::client::read_head(&mut stream).unwrap();
     drop(stream);
-    let end = server.stop();
-    let [line] = lines(&end)[..] else {
-        panic!("{}", end.output);
+    let exit = server.stop();
+    let [line] = lines(&exit)[..] else {
+        panic!("{}", exit.stdout);
     };
     assert!(line.contains("\"status\":200"), "{line}");
     assert!(line.contains("\"complete\":false"), "{line}");
-    // What the socket took is in the totals as well, and there with the head.
-    let taken = end.totals().bytes - head.len() as u64;
+    // The totals count what the socket took too, but including the head.
+    let taken = exit.totals().bytes - head.len() as u64;
     assert!(
         line.contains(&format!("\"bytes\":{taken},")),
         "{line}: {taken}"
     );
-    assert!((1..BIG as u64).contains(&taken), "{taken}");
+    assert!((1..BIG_FILE_BYTES as u64).contains(&taken), "{taken}");
 }
 
-fn lines(end: &End) -> Vec<&str> {
-    end.output.lines().collect()
+fn lines(exit: &ProgramExit) -> Vec<&str> {
+    exit.stdout.lines().collect()
 }
 
 #[test]
-fn an_answer_that_a_client_takes_slowly_is_logged_at_its_end() {
+fn a_response_to_a_slow_client_is_logged_at_its_end() {
     let site = site();
     let mut server = Server::start(site.path(), &["--access-log", "json"]);
-    server.collect_output();
-    let mut slow = crate::client::connect_narrow(server.address());
-    crate::client::ask(&mut slow, "/big");
+    server.collect_stdout();
+    let mut slow = crate::client::connect_with_small_window(server.address());
+    crate::client::send_get(&mut slow, "/big");
     crate::client::read_head(&mut slow).unwrap();
     sleep(Duration::from_millis(600));
     get(&mut connect(server.address()), "/");
-    slow.read_exact(&mut vec![0; BIG]).unwrap();
-    let end = server.stop();
-    let lines = lines(&end);
+    slow.read_exact(&mut vec![0; BIG_FILE_BYTES]).unwrap();
+    let exit = server.stop();
+    let lines = lines(&exit);
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert!(lines[0].contains("\"target\":\"/\","), "{lines:?}");
-    let expected = format!("\"bytes\":{BIG},\"complete\":true,\"seconds\":");
+    let expected = format!("\"bytes\":{BIG_FILE_BYTES},\"complete\":true,\"seconds\":");
     let (_, seconds) = lines[1].split_once(&expected).unwrap();
     let seconds: f64 = seconds.trim_end_matches('}').parse().unwrap();
     assert!((0.6..20.0).contains(&seconds), "{lines:?}");
@@ -141,27 +141,27 @@ fn an_answer_that_a_client_takes_slowly_is_logged_at_its_end() {
 fn pipelined_requests_are_logged_in_order() {
     let site = site();
     let mut server = Server::start(site.path(), &["--access-log", "json", "--threads", "1"]);
-    server.collect_output();
+    server.collect_stdout();
     let mut stream = connect(server.address());
-    let asked = [
+    let requested = [
         ("GET", "/", 200, 6),
         ("HEAD", "/", 200, 0),
         ("GET", "/missing", 404, 14),
-        ("GET", "/big", 200, BIG),
+        ("GET", "/big", 200, BIG_FILE_BYTES),
         ("OPTIONS", "/", 204, 0),
         ("GET", "/", 200, 6),
     ];
-    let requests: String = asked
+    let requests: String = requested
         .iter()
         .map(|(method, target, ..)| format!("{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n"))
         .collect();
     stream.write_all(requests.as_bytes()).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     read_to_close(&mut stream);
-    let end = server.stop();
-    let lines = lines(&end);
-    assert_eq!(lines.len(), asked.len(), "{lines:?}");
-    for (line, (method, target, status, bytes)) in lines.iter().zip(asked) {
+    let exit = server.stop();
+    let lines = lines(&exit);
+    assert_eq!(lines.len(), requested.len(), "{lines:?}");
+    for (line, (method, target, status, bytes)) in lines.iter().zip(requested) {
         let expected = [
             format!("\"method\":\"{method}\",\"target\":\"{target}\","),
             format!("\"status\":{status},\"bytes\":{bytes},\"complete\":true,"),
@@ -171,17 +171,17 @@ fn pipelined_requests_are_logged_in_order() {
 }
 
 #[test]
-fn there_is_no_log_unless_asked_for() {
+fn there_is_no_log_by_default() {
     let site = site();
     let mut server = Server::start(site.path(), &[]);
-    server.collect_output();
+    server.collect_stdout();
     get(&mut connect(server.address()), "/");
-    assert_eq!(server.stop().output, "");
+    assert_eq!(server.stop().stdout, "");
 }
 
-/// More lines than a pipe holds, and nobody reads it.
+/// Writes more lines than a pipe holds.
 #[test]
-fn a_log_that_nobody_reads_holds_nobody_up() {
+fn a_log_that_is_not_read_delays_no_request() {
     let site = site();
     let server = Server::start(site.path(), &["--access-log", "text"]);
     let mut stream = connect(server.address());
@@ -189,11 +189,11 @@ fn a_log_that_nobody_reads_holds_nobody_up() {
     for _ in 0..600 {
         assert_eq!(get(&mut stream, &target).status, 200);
     }
-    let end = server.stop();
-    assert_eq!(end.status.code(), Some(0), "{:?}", end.said);
-    let totals = end.said.last().unwrap();
+    let exit = server.stop();
+    assert_eq!(exit.status.code(), Some(0), "{:?}", exit.stderr);
+    let totals = exit.stderr.last().unwrap();
     assert!(totals.starts_with("uncopied: 600 requests"), "{totals}");
-    // 600 lines of 8 KB are more than the pipe and 4 MiB, so some were dropped, and not all.
+    // 600 lines of 8 KB do not fit into the pipe and the buffer of 4 MiB, so some are dropped.
     let (_, dropped) = totals.rsplit_once("; ").unwrap();
     let dropped: u32 = dropped
         .strip_suffix(" access log lines dropped")
@@ -204,17 +204,22 @@ fn a_log_that_nobody_reads_holds_nobody_up() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_a_success() {
+fn a_closed_pipe_stops_the_log_but_not_the_server() {
     let site = site();
     let mut server = Server::start(site.path(), &["--access-log", "text"]);
-    server.close_output();
+    server.close_stdout();
     let mut stream = connect(server.address());
     for _ in 0..3 {
         assert_eq!(get(&mut stream, "/").status, 200);
     }
-    server.wait_for("the access log stops");
+    server.wait_for_line("access log stopped");
     assert_eq!(get(&mut stream, "/").status, 200);
-    let end = server.stop();
-    assert_eq!(end.status.code(), Some(0), "{:?}", end.said);
-    assert!(end.said.last().unwrap().starts_with("uncopied: 4 requests"));
+    let exit = server.stop();
+    assert_eq!(exit.status.code(), Some(0), "{:?}", exit.stderr);
+    assert!(
+        exit.stderr
+            .last()
+            .unwrap()
+            .starts_with("uncopied: 4 requests")
+    );
 }

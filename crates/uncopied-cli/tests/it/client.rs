@@ -1,4 +1,4 @@
-//! A client that does nothing but what a test tells it.
+//! A client that does exactly what a test asks for.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,33 +6,34 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
-/// No answer takes longer than this, unless something is wrong.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Upper bound on the time that any step of a test takes, unless something is wrong.
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }
 
-/// A connection on which little data can be in flight, so that a reader that stops is noticed.
-pub(crate) fn connect_narrow(address: SocketAddr) -> TcpStream {
+/// Connects with a small receive buffer, so that the server soon sees that the client stops
+/// reading.
+pub(crate) fn connect_with_small_window(address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(64 << 10).unwrap();
     socket.connect(&address.into()).unwrap();
     let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     stream
 }
 
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().skip(1).find_map(|line| {
             let (header, value) = line.split_once(':')?;
@@ -41,27 +42,28 @@ impl Answer {
     }
 }
 
-/// Sends a GET on a connection that stays open, and reads the answer.
-pub(crate) fn get(stream: &mut (impl Read + Write), target: &str) -> Answer {
-    ask(stream, target);
-    read_answer(stream).unwrap()
+/// Sends a GET on a connection that stays open, and reads the response.
+pub(crate) fn get(stream: &mut (impl Read + Write), target: &str) -> Response {
+    send_get(stream, target);
+    read_response(stream).unwrap()
 }
 
-pub(crate) fn ask(stream: &mut impl Write, target: &str) {
+pub(crate) fn send_get(stream: &mut impl Write, target: &str) {
     let request = format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
 }
 
-/// Reads one answer, which must say how long it is.
-pub(crate) fn read_answer(stream: &mut impl Read) -> io::Result<Answer> {
+/// Reads one response, which must have a Content-Length.
+pub(crate) fn read_response(stream: &mut impl Read) -> io::Result<Response> {
     let (head, length) = read_head(stream)?;
     let mut body = vec![0; length];
     stream.read_exact(&mut body)?;
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Ok(Answer { status, head, body })
+    Ok(Response { status, head, body })
 }
 
-/// Reads the head of an answer, byte by byte so that the body stays where it is, and its length.
+/// Reads the head of a response. Returns it and the length of the body. Reads byte by byte, so that
+/// the body stays unread.
 pub(crate) fn read_head(stream: &mut impl Read) -> io::Result<(String, usize)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -78,7 +80,7 @@ pub(crate) fn read_head(stream: &mut impl Read) -> io::Result<(String, usize)> {
     Ok((head, length))
 }
 
-/// Reads until the peer closes, in order or by a reset. A connection still open is a failure.
+/// Reads until the peer closes or resets the connection. Panics if it stays open.
 pub(crate) fn read_to_close(stream: &mut impl Read) -> Vec<u8> {
     let mut all = Vec::new();
     let mut buffer = [0; 65536];
@@ -92,10 +94,10 @@ pub(crate) fn read_to_close(stream: &mut impl Read) -> Vec<u8> {
     }
 }
 
-/// Whether nothing at all arrives within `time`.
-pub(crate) fn is_silent(stream: &mut TcpStream, time: Duration) -> bool {
+/// Whether no byte arrives within `time`.
+pub(crate) fn receives_nothing(stream: &mut TcpStream, time: Duration) -> bool {
     stream.set_read_timeout(Some(time)).unwrap();
     let outcome = stream.peek(&mut [0]);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     outcome.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }

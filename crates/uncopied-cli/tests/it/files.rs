@@ -1,4 +1,4 @@
-//! Which files are served, and as of when.
+//! Which files are served, how changes to them appear, and the switch for zero copy.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::client::{ask, connect, connect_narrow, get, read_head, read_to_close};
-use crate::process::Held;
-use crate::server::{BIG, PROGRAM, Server, Totals, clean, program, site};
-use crate::system_calls::noise;
+use crate::client::{connect, connect_with_small_window, get, read_head, read_to_close, send_get};
+use crate::data::{test_bytes, wait_until_files_are_stable};
+use crate::process::ProcessResources;
+use crate::server::{BIG_FILE_BYTES, PROGRAM, Server, Totals, clean, program, site};
 
 #[test]
 fn without_a_path_the_current_directory_is_served() {
@@ -25,25 +25,25 @@ fn without_a_path_the_current_directory_is_served() {
     assert_eq!(get(&mut connect(server.address()), "/").body, b"hello\n");
 }
 
-/// In place, by a rename, gone, back, and with the old times put back: small files, which are kept in
-/// memory, and larger ones, which are kept open.
+/// Changes files in place and by a rename, removes and restores them, and restores their time
+/// stamps. Small files are cached in memory, larger ones stay open.
 #[test]
-fn a_changed_file_is_picked_up_by_the_next_request() {
+fn the_next_request_sees_a_changed_file() {
     let site = tempfile::tempdir().unwrap();
     let path = site.path().join("file");
     let server = Server::start(site.path(), &["--threads", "2"]);
     let mut streams = [connect(server.address()), connect(server.address())];
     let mut expect = |expected: Option<&[u8]>, what: &str| {
         for stream in &mut streams {
-            let answer = get(stream, "/file");
-            assert_eq!(answer.status == 200, expected.is_some(), "{what}");
-            let same = expected.is_none_or(|expected| answer.body == expected);
-            assert!(same, "{what}: {} other bytes", answer.body.len());
+            let response = get(stream, "/file");
+            assert_eq!(response.status == 200, expected.is_some(), "{what}");
+            let same = expected.is_none_or(|expected| response.body == expected);
+            assert!(same, "{what}: {} wrong bytes", response.body.len());
         }
     };
     for len in [10, 5000, 16_384, 16_385, 300_000] {
         let content = |salt: u8| {
-            noise(len)
+            test_bytes(len)
                 .iter()
                 .map(|byte| byte ^ salt)
                 .collect::<Vec<_>>()
@@ -51,43 +51,46 @@ fn a_changed_file_is_picked_up_by_the_next_request() {
         fs::write(&path, content(1)).unwrap();
         expect(Some(&content(1)), "new");
         fs::write(&path, content(2)).unwrap();
-        expect(Some(&content(2)), "written over");
+        expect(Some(&content(2)), "overwritten");
         let other = site.path().join("other");
         fs::write(&other, content(3)).unwrap();
         let before = fs::metadata(&path).unwrap().modified().unwrap();
         File::open(&other).unwrap().set_modified(before).unwrap();
         fs::rename(&other, &path).unwrap();
-        expect(Some(&content(3)), "another of the same length and time");
+        expect(
+            Some(&content(3)),
+            "another file of the same length and time",
+        );
         let file = OpenOptions::new().append(true).open(&path).unwrap();
         (&file).write_all(b"more").unwrap();
         expect(Some(&[&content(3)[..], b"more"].concat()), "longer");
         file.set_len(5).unwrap();
         expect(Some(&content(3)[..5]), "shorter");
         fs::remove_file(&path).unwrap();
-        expect(None, "gone");
+        expect(None, "removed");
     }
 }
 
-/// After three seconds a file is taken to have settled; a change is seen all the same.
+/// A file is considered stable after three seconds without a change.
 #[test]
-fn a_settled_file_that_changes_is_picked_up_by_the_next_request() {
+fn the_next_request_sees_a_change_to_a_stable_file() {
     let site = tempfile::tempdir().unwrap();
     for len in [100, 100_000] {
-        fs::write(site.path().join(len.to_string()), noise(len)).unwrap();
+        fs::write(site.path().join(len.to_string()), test_bytes(len)).unwrap();
     }
-    sleep(Duration::from_millis(3500));
+    wait_until_files_are_stable();
     let server = Server::start(site.path(), &[]);
     let mut stream = connect(server.address());
     for len in [100, 100_000] {
         let target = format!("/{len}");
         for _ in 0..3 {
-            assert!(get(&mut stream, &target).body == noise(len));
+            assert!(get(&mut stream, &target).body == test_bytes(len));
         }
-        let other: Vec<_> = noise(len).iter().map(|byte| !byte).collect();
-        fs::write(site.path().join(len.to_string()), &other).unwrap();
+        let changed: Vec<_> = test_bytes(len).iter().map(|byte| !byte).collect();
+        fs::write(site.path().join(len.to_string()), &changed).unwrap();
         for _ in 0..3 {
             assert!(
-                get(&mut stream, &target).body == other,
+                get(&mut stream, &target).body == changed,
                 "{len}: out of date"
             );
         }
@@ -95,22 +98,26 @@ fn a_settled_file_that_changes_is_picked_up_by_the_next_request() {
 }
 
 #[test]
-fn a_file_that_is_cut_short_while_it_is_sent_closes_the_connection() {
+fn a_file_truncated_while_it_is_sent_closes_the_connection() {
     for mechanism in ["auto", "splice", "mmap_write", "copy"] {
         let site = site();
         let server = Server::start(site.path(), &["--mechanism", mechanism]);
-        let mut stream = connect_narrow(server.address());
-        ask(&mut stream, "/big");
-        ask(&mut stream, "/");
+        let mut stream = connect_with_small_window(server.address());
+        send_get(&mut stream, "/big");
+        send_get(&mut stream, "/");
         read_head(&mut stream).unwrap();
         let big = OpenOptions::new().write(true).open(site.path().join("big"));
-        big.unwrap().set_len(BIG as u64 - 1).unwrap();
+        big.unwrap().set_len(BIG_FILE_BYTES as u64 - 1).unwrap();
         let body = read_to_close(&mut stream);
-        // The next answer does not stand in for the byte that is missing.
-        assert!(body.len() < BIG, "{mechanism}: {} bytes", body.len());
+        // The next response must not replace the missing byte.
+        assert!(
+            body.len() < BIG_FILE_BYTES,
+            "{mechanism}: {} bytes",
+            body.len()
+        );
         assert!(
             body.iter().all(|byte| *byte == 0),
-            "{mechanism}: other bytes"
+            "{mechanism}: wrong bytes"
         );
         assert_eq!(get(&mut connect(server.address()), "/").status, 200);
         assert_eq!(server.stop().status.code(), Some(0), "{mechanism}");
@@ -118,18 +125,18 @@ fn a_file_that_is_cut_short_while_it_is_sent_closes_the_connection() {
 }
 
 #[test]
-fn a_file_that_grows_while_it_is_sent_is_sent_as_long_as_promised() {
+fn a_file_that_grows_while_it_is_sent_is_sent_with_the_promised_length() {
     for mechanism in ["auto", "splice", "mmap_write", "copy"] {
         let site = site();
         let server = Server::start(site.path(), &["--mechanism", mechanism]);
-        let mut stream = connect_narrow(server.address());
-        ask(&mut stream, "/big");
+        let mut stream = connect_with_small_window(server.address());
+        send_get(&mut stream, "/big");
         read_head(&mut stream).unwrap();
         let big = OpenOptions::new()
             .append(true)
             .open(site.path().join("big"));
         big.unwrap().write_all(&[7; 100_000]).unwrap();
-        let mut body = vec![1; BIG];
+        let mut body = vec![1; BIG_FILE_BYTES];
         std::io::Read::read_exact(&mut stream, &mut body).unwrap();
         assert!(body.iter().all(|byte| *byte == 0), "{mechanism}");
         assert_eq!(get(&mut stream, "/").body, b"hello\n", "{mechanism}");
@@ -137,7 +144,7 @@ fn a_file_that_grows_while_it_is_sent_is_sent_as_long_as_promised() {
 }
 
 #[test]
-fn hidden_names_and_links_that_leave_are_served_only_if_asked_for() {
+fn hidden_names_and_links_that_lead_outside_are_served_only_with_flags() {
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("secret"), "secret\n").unwrap();
     let site = site();
@@ -159,7 +166,7 @@ fn hidden_names_and_links_that_leave_are_served_only_if_asked_for() {
 }
 
 #[test]
-fn listings_and_side_files_obey_their_flags() {
+fn listings_and_precompressed_files_follow_their_flags() {
     let site = tempfile::tempdir().unwrap();
     fs::write(site.path().join("page.html"), "page\n").unwrap();
     fs::write(site.path().join("page.html.gz"), "gz").unwrap();
@@ -167,7 +174,7 @@ fn listings_and_side_files_obey_their_flags() {
         let server = Server::start(site.path(), flags);
         let mut stream = connect(server.address());
         stream.write_all(request.as_bytes()).unwrap();
-        crate::client::read_answer(&mut stream).unwrap()
+        crate::client::read_response(&mut stream).unwrap()
     };
     let root = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     assert_eq!(body(&[], root).status, 404);
@@ -179,7 +186,7 @@ fn listings_and_side_files_obey_their_flags() {
 }
 
 #[test]
-fn the_switch_sends_every_byte_by_copy() {
+fn the_switch_makes_every_byte_copied() {
     let site = site();
     let mut command = program();
     command.args([
@@ -191,25 +198,28 @@ fn the_switch_sends_every_byte_by_copy() {
     ]);
     command.arg(site.path()).env("UNCOPIED_SEND", "off");
     let server = Server::spawn(command, 1);
-    assert_eq!(get(&mut connect(server.address()), "/big").body.len(), BIG);
+    assert_eq!(
+        get(&mut connect(server.address()), "/big").body.len(),
+        BIG_FILE_BYTES
+    );
     let totals = server.stop().totals();
     assert_eq!(totals.copy, totals.bytes);
-    assert!(totals.bytes > BIG as u64);
+    assert!(totals.bytes > BIG_FILE_BYTES as u64);
 }
 
 #[test]
-fn open_files_are_bounded_however_many_are_asked_for() {
-    const FILES: usize = 400;
-    const LIMIT: usize = 150;
+fn the_number_of_open_files_is_bounded() {
+    const FILE_COUNT: usize = 400;
+    const DESCRIPTOR_LIMIT: usize = 150;
     let site = tempfile::tempdir().unwrap();
-    for number in 0..FILES {
-        let content = noise(17_000 + number);
+    for number in 0..FILE_COUNT {
+        let content = test_bytes(17_000 + number);
         fs::write(site.path().join(number.to_string()), content).unwrap();
     }
     let mut command = clean(Command::new("sh"));
     command.args([
         "-c",
-        &format!("ulimit -n {LIMIT}; exec \"$0\" \"$@\""),
+        &format!("ulimit -n {DESCRIPTOR_LIMIT}; exec \"$0\" \"$@\""),
         PROGRAM,
     ]);
     command.arg("serve").arg(site.path());
@@ -217,17 +227,17 @@ fn open_files_are_bounded_however_many_are_asked_for() {
     let server = Server::spawn(command, 1);
     let mut stream = connect(server.address());
     for round in 0..2 {
-        for number in 0..FILES {
-            let answer = get(&mut stream, &format!("/{number}"));
-            assert_eq!(answer.status, 200, "round {round}, file {number}");
-            assert!(answer.body == noise(17_000 + number), "{number}");
+        for number in 0..FILE_COUNT {
+            let response = get(&mut stream, &format!("/{number}"));
+            assert_eq!(response.status, 200, "round {round}, file {number}");
+            assert!(response.body == test_bytes(17_000 + number), "{number}");
         }
     }
-    let held = Held::by(server.id(), site.path());
-    assert!(held.descriptors < LIMIT / 2, "{held:?}");
-    assert!(held.mappings < LIMIT / 2, "{held:?}");
-    let end = server.stop();
-    assert_eq!(end.said.len(), 2, "{:?}", end.said);
+    let held = ProcessResources::of(server.id(), site.path());
+    assert!(held.descriptors < DESCRIPTOR_LIMIT / 2, "{held:?}");
+    assert!(held.mappings < DESCRIPTOR_LIMIT / 2, "{held:?}");
+    let exit = server.stop();
+    assert_eq!(exit.stderr.len(), 2, "{:?}", exit.stderr);
 }
 
 #[test]
@@ -248,7 +258,7 @@ fn totals_only_grow_while_the_server_is_busy() {
         let mut last = Totals::default();
         while !clients.iter().all(|client| client.is_finished()) {
             server.signal(Signal::USR1);
-            let now = Totals::of(&server.wait_for(" requests, "));
+            let now = Totals::parse(&server.wait_for_line(" requests, "));
             let parts = now.sendfile + now.splice + now.mmap_write + now.copy;
             assert_eq!(now.bytes, parts);
             assert!(

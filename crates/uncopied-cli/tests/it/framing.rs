@@ -1,9 +1,9 @@
-//! Requests that could be read in two ways are refused; a body is never read as a request.
+//! Ambiguous requests are refused, and a body is never parsed as a request.
 
 use std::io::Write as _;
 
-use crate::client::{connect, get, read_answer, read_to_close};
-use crate::server::{BIG, Server, site};
+use crate::client::{connect, get, read_response, read_to_close};
+use crate::server::{BIG_FILE_BYTES, Server, site};
 
 fn head_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes)
@@ -13,99 +13,101 @@ fn head_of(bytes: &[u8]) -> String {
         .to_owned()
 }
 
-/// Sends raw bytes and returns everything that comes until the server closes.
+/// Sends raw bytes and returns everything received until the server closes the connection.
 fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
     let mut stream = connect(server.address());
     stream.write_all(bytes).unwrap();
     read_to_close(&mut stream)
 }
 
+/// What makes each request ambiguous or malformed, and the request.
+const AMBIGUOUS_REQUESTS: &[(&str, &str)] = &[
+    (
+        "two lengths",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
+    ),
+    (
+        "one length twice",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+    ),
+    (
+        "a list of lengths",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n",
+    ),
+    (
+        "a signed length",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n",
+    ),
+    (
+        "length and coding",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ),
+    (
+        "coding and length",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+    ),
+    (
+        "an unknown coding",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n",
+    ),
+    (
+        "coding in HTTP/1.0",
+        "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ),
+    (
+        "bare LF in the request line",
+        "GET / HTTP/1.1\nHost: a\r\n\r\n",
+    ),
+    (
+        "bare LF in a header",
+        "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+    ),
+    ("bare LF at the end", "GET / HTTP/1.1\r\nHost: a\r\n\n"),
+    ("bare CR", "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n"),
+    (
+        "obs-fold",
+        "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
+    ),
+    (
+        "space before the colon",
+        "GET / HTTP/1.1\r\nHost: a\r\nX : b\r\n\r\n",
+    ),
+    ("empty name", "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n"),
+    ("NUL", "GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n"),
+    (
+        "control character in the target",
+        "GET /\x1b HTTP/1.1\r\nHost: a\r\n\r\n",
+    ),
+    ("no host", "GET / HTTP/1.1\r\n\r\n"),
+    ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+];
+
 #[test]
 fn ambiguous_requests_get_400_and_the_connection_is_closed() {
     let site = site();
     let server = Server::start(site.path(), &[]);
-    let rows: &[(&str, &str)] = &[
-        (
-            "two lengths",
-            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
-        ),
-        (
-            "one length twice",
-            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
-        ),
-        (
-            "a list of lengths",
-            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n",
-        ),
-        (
-            "a signed length",
-            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n",
-        ),
-        (
-            "length and coding",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-        ),
-        (
-            "coding and length",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
-        ),
-        (
-            "an unknown coding",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n",
-        ),
-        (
-            "coding in HTTP/1.0",
-            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
-        ),
-        (
-            "bare LF in the request line",
-            "GET / HTTP/1.1\nHost: a\r\n\r\n",
-        ),
-        (
-            "bare LF in a header",
-            "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
-        ),
-        ("bare LF at the end", "GET / HTTP/1.1\r\nHost: a\r\n\n"),
-        ("bare CR", "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n"),
-        (
-            "obs-fold",
-            "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
-        ),
-        (
-            "space before the colon",
-            "GET / HTTP/1.1\r\nHost: a\r\nX : b\r\n\r\n",
-        ),
-        ("empty name", "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n"),
-        ("NUL", "GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n"),
-        (
-            "control character in the target",
-            "GET /\x1b HTTP/1.1\r\nHost: a\r\n\r\n",
-        ),
-        ("no host", "GET / HTTP/1.1\r\n\r\n"),
-        ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
-    ];
-    for (name, request) in rows {
-        // A second request rides along: it must not be answered.
+    for (name, request) in AMBIGUOUS_REQUESTS {
+        // A second request follows. It must not get a response.
         let bytes = format!("{request}GET / HTTP/1.1\r\nHost: a\r\n\r\n");
         let got = exchange(&server, bytes.as_bytes());
         assert_eq!(head_of(&got), "HTTP/1.1 400 Bad Request", "{name}");
         assert!(
             !got.ends_with(b"hello\n"),
-            "{name}: the second request was answered"
+            "{name}: the second request got a response"
         );
     }
     assert_eq!(get(&mut connect(server.address()), "/").status, 200);
 }
 
 #[test]
-fn ambiguous_requests_are_refused_byte_by_byte_and_in_a_pipeline() {
+fn ambiguous_requests_are_refused_byte_by_byte_and_when_pipelined() {
     let site = site();
     let server = Server::start(site.path(), &[]);
     let mut stream = connect(server.address());
     for byte in b"GET / HTTP/1.1\r\nHost: a\n" {
         stream.write_all(&[*byte]).unwrap();
     }
-    // The end of the head is not waited for.
+    // The server does not wait for the end of the head.
     assert_eq!(
         head_of(&read_to_close(&mut stream)),
         "HTTP/1.1 400 Bad Request"
@@ -148,7 +150,7 @@ fn a_body_is_never_read_as_the_next_request() {
     assert!(
         server
             .stop()
-            .said
+            .stderr
             .last()
             .unwrap()
             .starts_with("uncopied: 8 requests")
@@ -163,7 +165,7 @@ fn ordinary_requests_share_a_connection() {
     let request = "\r\nGET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".repeat(3);
     stream.write_all(request.as_bytes()).unwrap();
     for _ in 0..3 {
-        assert_eq!(read_answer(&mut stream).unwrap().body, b"hello\n");
+        assert_eq!(read_response(&mut stream).unwrap().body, b"hello\n");
     }
     assert_eq!(get(&mut stream, "/missing").status, 404);
 }
@@ -191,21 +193,24 @@ fn heads_have_limits() {
     let most = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: a\r\n".repeat(99));
     let mut stream = connect(server.address());
     stream.write_all(most.as_bytes()).unwrap();
-    assert_eq!(read_answer(&mut stream).unwrap().status, 200);
+    assert_eq!(read_response(&mut stream).unwrap().status, 200);
 }
 
-/// As `nc -N` and some health checks do.
+/// `nc -N` and some health checks close their sending side.
 #[test]
-fn a_client_that_closes_its_side_gets_its_answers() {
+fn a_client_that_closes_its_sending_side_gets_its_responses() {
     let site = site();
     let server = Server::start(site.path(), &[]);
     let mut stream = connect(server.address());
     for target in ["/", "/big", "/"] {
-        crate::client::ask(&mut stream, target);
+        crate::client::send_get(&mut stream, target);
     }
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    assert_eq!(read_answer(&mut stream).unwrap().body, b"hello\n");
-    assert_eq!(read_answer(&mut stream).unwrap().body.len(), BIG);
-    assert_eq!(read_answer(&mut stream).unwrap().body, b"hello\n");
+    assert_eq!(read_response(&mut stream).unwrap().body, b"hello\n");
+    assert_eq!(
+        read_response(&mut stream).unwrap().body.len(),
+        BIG_FILE_BYTES
+    );
+    assert_eq!(read_response(&mut stream).unwrap().body, b"hello\n");
     assert_eq!(read_to_close(&mut stream), b"");
 }

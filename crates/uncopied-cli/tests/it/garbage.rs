@@ -1,143 +1,139 @@
-//! Bytes that are no requests: the program lives on, and nothing is left behind.
+//! Bytes that are not requests: the program keeps running, and nothing leaks.
 //!
-//! `UNCOPIED_GARBAGE_SEED` repeats it.
+//! `UNCOPIED_GARBAGE_SEED` reproduces a run.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::client::{PATIENCE, connect, get};
-use crate::dice::{Dice, seed};
-use crate::process::{Held, anonymous_memory};
+use crate::client::{TEST_TIMEOUT, connect, get};
+use crate::process::{ProcessResources, anonymous_memory};
+use crate::rng::{Rng, seed};
 use crate::server::Server;
 
 const ROUNDS: usize = 2000;
-/// A valid request that is then spoilt.
+/// A valid request, which is then corrupted.
 const REQUEST: &[u8] = b"GET /file?a=b HTTP/1.1\r\nHost: garbage\r\nRange: bytes=0-4,7-9\r\n\
     If-None-Match: \"a\", W/\"b\"\r\nAccept-Encoding: gzip;q=0.5, br\r\n\r\n";
 
-fn noise(dice: &mut Dice, len: usize) -> Vec<u8> {
-    (0..len).map(|_| dice.throw() as u8).collect()
-}
-
-/// Something that is nearly a request, or nothing like one.
-fn garbage(dice: &mut Dice) -> Vec<u8> {
+/// Returns bytes that are nearly a request, or nothing like one.
+fn garbage(rng: &mut Rng) -> Vec<u8> {
     let mut request = REQUEST.to_vec();
-    match dice.below(9) {
+    match rng.below(9) {
         0 => {
-            let len = dice.below(5000);
-            noise(dice, len)
+            let len = rng.below(5000);
+            rng.bytes(len)
         }
         1 => {
-            request.truncate(dice.below(REQUEST.len()));
+            request.truncate(rng.below(REQUEST.len()));
             request
         }
-        // Some bytes are others.
+        // Some bytes are changed.
         2 => {
-            for _ in 0..=dice.below(8) {
-                let at = dice.below(request.len());
-                request[at] = dice.throw() as u8;
+            for _ in 0..=rng.below(8) {
+                let at = rng.below(request.len());
+                request[at] = rng.next_u64() as u8;
             }
             request
         }
-        // NULs, line feeds, spaces and colons where none belong.
+        // NULs, line feeds, spaces and colons in the wrong places.
         3 => {
-            for _ in 0..=dice.below(4) {
-                let at = dice.below(request.len());
-                request.insert(at, b"\0\n\r :%"[dice.below(6)]);
+            for _ in 0..=rng.below(4) {
+                let at = rng.below(request.len());
+                request.insert(at, b"\0\n\r :%"[rng.below(6)]);
             }
             request
         }
-        // A head without an end, and one with too many lines.
+        // A head without an end, and a head with too many lines.
         4 => [
             &b"GET / HTTP/1.1\r\nHost: a\r\nX: "[..],
-            &vec![b'a'; dice.below(100_000)],
+            &vec![b'a'; rng.below(100_000)],
         ]
         .concat(),
         5 => {
-            let lines = b"a: b\r\n".repeat(dice.below(3000));
+            let lines = b"a: b\r\n".repeat(rng.below(3000));
             [&b"GET / HTTP/1.1\r\nHost: a\r\n"[..], &lines, b"\r\n"].concat()
         }
-        // Paths and ranges of any bytes.
+        // Random paths and ranges.
         6 => {
-            let len = dice.below(300);
-            let path = noise(dice, len);
+            let len = rng.below(300);
+            let path = rng.bytes(len);
             let escaped: String = path.iter().map(|byte| format!("%{byte:02x}")).collect();
             format!("GET /{escaped} HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes()
         }
         7 => {
-            let number = |dice: &mut Dice| dice.throw() >> dice.below(64);
-            let ranges: Vec<_> = (0..=dice.below(20))
-                .map(|_| format!("{}-{}", number(dice), number(dice)))
+            let number = |rng: &mut Rng| rng.next_u64() >> rng.below(64);
+            let ranges: Vec<_> = (0..=rng.below(20))
+                .map(|_| format!("{}-{}", number(rng), number(rng)))
                 .collect();
             let ranges = ranges.join(",");
             format!("GET /file HTTP/1.1\r\nHost: a\r\nRange: bytes={ranges}\r\n\r\n").into_bytes()
         }
-        // Requests with bodies that do not come, or are requests.
+        // A body that does not arrive, or that is a request itself.
         _ => {
-            let len = dice.below(100);
+            let len = rng.below(100);
             let head = format!("POST /file HTTP/1.1\r\nHost: a\r\nContent-Length: {len}\r\n\r\n");
             [head.as_bytes(), REQUEST].concat()
         }
     }
 }
 
-/// Sends garbage in pieces, reads what comes, and goes.
-fn throw(address: SocketAddr, dice: &mut Dice) {
+/// Sends garbage in pieces, reads the response, and disconnects.
+fn send_garbage(address: SocketAddr, rng: &mut Rng) {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut bytes = garbage(dice);
-    if dice.chance(30) {
-        bytes.extend(garbage(dice));
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+    let mut bytes = garbage(rng);
+    if rng.chance(30) {
+        bytes.extend(garbage(rng));
     }
-    for piece in bytes.chunks(1 + dice.below(bytes.len() + 1)) {
-        // The server may have had enough.
+    for piece in bytes.chunks(1 + rng.below(bytes.len() + 1)) {
+        // The server may have closed the connection.
         if stream.write_all(piece).is_err() {
             return;
         }
     }
-    if dice.chance(50) {
+    if rng.chance(50) {
         return;
     }
     if stream.shutdown(Shutdown::Write).is_err() {
         return;
     }
-    let mut answer = Vec::new();
-    match stream.read_to_end(&mut answer) {
+    let mut response = Vec::new();
+    match stream.read_to_end(&mut response) {
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
         Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&bytes)),
     }
-    let is_http = answer.is_empty() || answer.starts_with(b"HTTP/1.");
+    let is_http = response.is_empty() || response.starts_with(b"HTTP/1.");
     assert!(
         is_http,
-        "{:?} got {answer:?}",
+        "{:?} got {response:?}",
         String::from_utf8_lossy(&bytes)
     );
 }
 
 #[test]
-fn garbage_ends_nothing_but_its_own_connection() {
+fn garbage_ends_only_its_own_connection() {
     let seed = seed("UNCOPIED_GARBAGE_SEED");
     println!("UNCOPIED_GARBAGE_SEED={seed}");
     let site = tempfile::tempdir().unwrap();
     fs::write(site.path().join("file"), "0123456789").unwrap();
     let mut server = Server::start(site.path(), &["--list", "--access-log", "json"]);
-    server.collect_output();
-    // Threads that waited for the disk live on for a while.
-    let before = Held {
+    server.collect_stdout();
+    // Ignores threads: those that have waited for the disk stay for a while.
+    let before = ProcessResources {
         threads: usize::MAX,
-        ..Held::by(server.id(), site.path())
+        ..ProcessResources::of(server.id(), site.path())
     };
-    let mut dice = Dice::new(seed, 0);
+    let mut rng = Rng::new(seed, 0);
     for _ in 0..100 {
-        throw(server.address(), &mut dice);
+        send_garbage(server.address(), &mut rng);
     }
     let memory_before = anonymous_memory(server.id());
     let mut witness = connect(server.address());
     for round in 0..ROUNDS {
-        throw(server.address(), &mut dice);
+        send_garbage(server.address(), &mut rng);
         if round % 10 == 0 {
             assert_eq!(
                 get(&mut witness, "/file").body,
@@ -147,7 +143,8 @@ fn garbage_ends_nothing_but_its_own_connection() {
         }
     }
     drop(witness);
-    let after = Held::settle(server.id(), site.path(), &before, PATIENCE);
+    let after =
+        ProcessResources::wait_until_within(server.id(), site.path(), &before, TEST_TIMEOUT);
     assert!(
         after.is_within(&before),
         "seed {seed}: {before:?} → {after:?}"
@@ -158,10 +155,15 @@ fn garbage_ends_nothing_but_its_own_connection() {
         "seed {seed}: {memory_before} → {memory}"
     );
     let began = Instant::now();
-    let end = server.stop();
+    let exit = server.stop();
     assert!(began.elapsed() < Duration::from_secs(5), "seed {seed}");
-    assert_eq!(end.status.code(), Some(0), "seed {seed}: {:?}", end.said);
-    assert_eq!(end.said.len(), 2, "seed {seed}: {:?}", end.said);
-    let control = |c: char| c != '\n' && c.is_control();
-    assert!(!end.output.contains(control), "seed {seed}");
+    assert_eq!(
+        exit.status.code(),
+        Some(0),
+        "seed {seed}: {:?}",
+        exit.stderr
+    );
+    assert_eq!(exit.stderr.len(), 2, "seed {seed}: {:?}", exit.stderr);
+    let is_control = |c: char| c != '\n' && c.is_control();
+    assert!(!exit.stdout.contains(is_control), "seed {seed}");
 }

@@ -1,45 +1,47 @@
-//! The command as its users run it: the real program, real sockets, real signals.
+//! Runs the command as its users do: the real program, real sockets, real signals.
 //!
-//! | module | what it holds the command to |
+//! | module | what it checks |
 //! |---|---|
 //! | `start` | addresses, passed sockets, limits, mistakes on the command line |
 //! | `content` | bytes, headers, index, fallback and error pages |
-//! | `files` | which files are served, and as of when; the switch |
-//! | `repeats` | requests that come again, byte for byte: the same answer while it is right, and no longer |
-//! | `framing` | requests that could be read in two ways, bodies nobody asked for |
-//! | `deadlines` | the time-outs, and that a slow but healthy client meets none |
-//! | `ending` | signals, the grace period, the totals |
-//! | `access_log` | its formats, escapes, and readers that are slow or gone |
-//! | `parking` | idle connections: what they cost, and that they come back |
-//! | `pages` | help, completions, the manual |
-//! | `system_calls` | what each mechanism asks of the kernel, and what a cache hit and a cold file cost |
-//! | `faults` | refusals of the kernel: the bytes stay the same, and the totals tell the way |
-//! | `clients` | curl, wget and a browser get what is there |
-//! | `garbage` | bytes that are no requests end nothing but their own connection |
-//! | `churn` | 200 clients that come and vanish: every body is whole, nothing is left behind |
+//! | `files` | which files are served, changes to them, the switch for zero copy |
+//! | `replay` | identical requests: the recorded response is replayed only while it is valid |
+//! | `framing` | ambiguous requests, unexpected request bodies |
+//! | `deadlines` | the timeouts, and that none of them affects a slow but healthy client |
+//! | `shutdown` | signals, the grace period, the totals |
+//! | `access_log` | formats, escapes, readers that are slow or gone |
+//! | `parking` | the cost of idle connections, and that they serve requests again |
+//! | `help` | help, completions, the manual page |
+//! | `system_calls` | the system calls of each mechanism, of a cache hit and of a cold file |
+//! | `faults` | errors of the kernel: the same bytes arrive, and the totals report the mechanism |
+//! | `real_clients` | curl, wget and a browser receive the right content |
+//! | `garbage` | bytes that are not requests end nothing but their own connection |
+//! | `churn` | 200 clients that come and vanish: bodies are complete, nothing leaks |
 //!
-//! `server` starts the program and stops it, `trace` does so under strace; `client` speaks HTTP over a
-//! plain socket; `process` counts what a process holds; `dice` throws what a seed repeats.
+//! Helpers: `server` starts and stops the program, `trace` does so under strace, `client` speaks
+//! HTTP over a plain socket, `process` reads the resources of a process, `data` generates the bytes
+//! of files, `rng` generates random numbers from a seed, `skip` reports skipped tests.
 
 #![allow(clippy::unwrap_used)]
 
 mod access_log;
 mod churn;
 mod client;
-mod clients;
 mod content;
+mod data;
 mod deadlines;
-mod dice;
-mod ending;
 mod faults;
 mod files;
 mod framing;
 mod garbage;
-mod pages;
+mod help;
 mod parking;
 mod process;
-mod repeats;
+mod real_clients;
+mod replay;
+mod rng;
 mod server;
+mod shutdown;
 mod skip;
 mod start;
 mod system_calls;

@@ -1,23 +1,23 @@
-//! What a process holds, by /proc.
+//! The resources that a process holds, read from /proc.
 
 use std::fs;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// What a process holds at one moment.
+/// The resources that a process holds at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct ProcessResources {
     pub(crate) descriptors: usize,
     pub(crate) pipes: usize,
     pub(crate) sockets: usize,
-    /// Mappings of files beneath the path that was asked about.
+    /// Mappings of files below the path given to [`ProcessResources::of`].
     pub(crate) mappings: usize,
     pub(crate) threads: usize,
 }
 
-impl Held {
-    pub(crate) fn by(process: u32, site: &Path) -> Self {
+impl ProcessResources {
+    pub(crate) fn of(process: u32, site: &Path) -> Self {
         let links: Vec<_> = fs::read_dir(format!("/proc/{process}/fd"))
             .unwrap()
             // A descriptor may be closed between the two calls.
@@ -38,7 +38,7 @@ impl Held {
         }
     }
 
-    /// Whether nothing has become more.
+    /// Whether no count exceeds that of `other`.
     pub(crate) fn is_within(&self, other: &Self) -> bool {
         self.descriptors <= other.descriptors
             && self.pipes <= other.pipes
@@ -47,12 +47,18 @@ impl Held {
             && self.threads <= other.threads
     }
 
-    /// Waits until a process holds no more than `limit`, and returns what it holds then, or at last.
-    pub(crate) fn settle(process: u32, site: &Path, limit: &Self, patience: Duration) -> Self {
+    /// Waits until a process holds no more than `limit`, up to a timeout. Returns its resources at
+    /// the end.
+    pub(crate) fn wait_until_within(
+        process: u32,
+        site: &Path,
+        limit: &Self,
+        timeout: Duration,
+    ) -> Self {
         let began = Instant::now();
         loop {
-            let now = Self::by(process, site);
-            if now.is_within(limit) || began.elapsed() > patience {
+            let now = Self::of(process, site);
+            if now.is_within(limit) || began.elapsed() > timeout {
                 return now;
             }
             sleep(Duration::from_millis(100));
@@ -60,7 +66,7 @@ impl Held {
     }
 }
 
-/// The memory of a process that no file stands behind, in bytes.
+/// The memory of a process that is not backed by a file, in bytes.
 pub(crate) fn anonymous_memory(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("RssAnon:"));

@@ -1,4 +1,4 @@
-//! The program under test: started on a free port, stopped at the latest when dropped.
+//! The program under test: started on a free port, stopped when dropped at the latest.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -12,64 +12,66 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::client::PATIENCE;
+use crate::client::TEST_TIMEOUT;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_uncopied");
 
-/// The program, with no flag of its own in the environment.
+/// The program, without environment variables for its flags.
 pub(crate) fn program() -> Command {
     clean(Command::new(PROGRAM))
 }
 
+/// Removes the variables that the program reads from the environment of a command.
 pub(crate) fn clean(mut command: Command) -> Command {
-    let ours = |name: &str| name.starts_with("UNCOPIED_") || name.starts_with("LISTEN_");
-    for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
+    let is_read = |name: &str| name.starts_with("UNCOPIED_") || name.starts_with("LISTEN_");
+    for (name, _) in std::env::vars().filter(|(name, _)| is_read(name)) {
         command.env_remove(name);
     }
     command.stdin(Stdio::null());
     command
 }
 
-/// A directory with `index.html` ("hello\n") and `big` (a sparse file of 40 MiB).
+/// The size of `big`: more than the kernel buffers for a connection.
+pub(crate) const BIG_FILE_BYTES: usize = 40 << 20;
+
+/// Creates a directory with `index.html` ("hello\n") and `big` (a sparse file of 40 MiB).
 pub(crate) fn site() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("index.html"), "hello\n").unwrap();
     File::create(directory.path().join("big"))
         .unwrap()
-        .set_len(BIG as u64)
+        .set_len(BIG_FILE_BYTES as u64)
         .unwrap();
     directory
 }
 
-/// The length of `big`: more than the kernel buffers for a connection.
-pub(crate) const BIG: usize = 40 << 20;
-
+/// A running program.
 pub(crate) struct Server {
     child: Child,
-    lines: Receiver<String>,
-    output: Option<Receiver<Vec<u8>>>,
-    said: Vec<String>,
+    stderr: Receiver<String>,
+    stdout: Option<Receiver<Vec<u8>>>,
+    /// The lines of standard error that have been read.
+    seen_stderr: Vec<String>,
     pub(crate) urls: Vec<String>,
-    is_over: bool,
+    has_exited: bool,
 }
 
-/// How the program ended.
-pub(crate) struct End {
+/// The exit status and the output of the program.
+pub(crate) struct ProgramExit {
     pub(crate) status: ExitStatus,
-    /// Standard error, line by line.
-    pub(crate) said: Vec<String>,
-    /// Standard output.
-    pub(crate) output: String,
+    /// The lines of standard error.
+    pub(crate) stderr: Vec<String>,
+    pub(crate) stdout: String,
 }
 
-impl End {
-    /// The totals that the program said last.
+impl ProgramExit {
+    /// The totals in the last line of standard error.
     pub(crate) fn totals(&self) -> Totals {
-        Totals::of(self.said.last().unwrap())
+        Totals::parse(self.stderr.last().unwrap())
     }
 }
 
-/// The line of totals, read.
+/// The parsed line of totals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
     pub(crate) requests: u64,
@@ -81,7 +83,7 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    pub(crate) fn of(line: &str) -> Self {
+    pub(crate) fn parse(line: &str) -> Self {
         let words: Vec<_> = line.split([' ', ',', ':', ';']).collect();
         let at = |word| words.iter().position(|other| *other == word).unwrap();
         let before = |word| words[at(word) - 1].parse().unwrap();
@@ -98,7 +100,7 @@ impl Totals {
 }
 
 impl Server {
-    /// Serves `path` on a free port of 127.0.0.1, with further flags.
+    /// Serves `path` on a free port of 127.0.0.1, with additional flags.
     pub(crate) fn start(path: &Path, flags: &[&str]) -> Self {
         let mut command = program();
         command
@@ -112,30 +114,30 @@ impl Server {
         )
     }
 
-    /// Runs `command` until it has said `urls` times where it serves.
+    /// Runs `command` and waits until it has printed this number of URLs.
     pub(crate) fn spawn(mut command: Command, urls: usize) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let (to, lines) = channel();
+        let (sender, stderr_lines) = channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         thread::spawn(move || {
             for line in stderr.lines() {
-                let _ = to.send(line.unwrap());
+                let _ = sender.send(line.unwrap());
             }
         });
         let mut server = Self {
             child,
-            lines,
-            output: None,
-            said: vec![],
+            stderr: stderr_lines,
+            stdout: None,
+            seen_stderr: vec![],
             urls: vec![],
-            is_over: false,
+            has_exited: false,
         };
         while server.urls.len() < urls {
-            let line = server.wait_for(" on ");
+            let line = server.wait_for_line(" on ");
             server
                 .urls
                 .push(line.rsplit(' ').next().unwrap().to_owned());
@@ -143,20 +145,20 @@ impl Server {
         server
     }
 
-    /// Collects standard output from now on. Without it, nobody reads the pipe.
-    pub(crate) fn collect_output(&mut self) {
+    /// Starts collecting standard output. Unless this is called, the pipe is not read.
+    pub(crate) fn collect_stdout(&mut self) {
         let mut stdout = self.child.stdout.take().unwrap();
-        let (to, output) = channel();
+        let (sender, receiver) = channel();
         thread::spawn(move || {
             let mut bytes = Vec::new();
             stdout.read_to_end(&mut bytes).unwrap();
-            let _ = to.send(bytes);
+            let _ = sender.send(bytes);
         });
-        self.output = Some(output);
+        self.stdout = Some(receiver);
     }
 
     /// Closes the reading end of standard output.
-    pub(crate) fn close_output(&mut self) {
+    pub(crate) fn close_stdout(&mut self) {
         drop(self.child.stdout.take());
     }
 
@@ -172,16 +174,16 @@ impl Server {
         self.child.id()
     }
 
-    /// The next line on standard error that contains `text`.
-    pub(crate) fn wait_for(&mut self, text: &str) -> String {
+    /// Waits for the next line on standard error that contains `text`.
+    pub(crate) fn wait_for_line(&mut self, text: &str) -> String {
         loop {
-            let Ok(line) = self.lines.recv_timeout(PATIENCE) else {
+            let Ok(line) = self.stderr.recv_timeout(TEST_TIMEOUT) else {
                 panic!(
                     "no line with {text:?} on standard error, but {:?}",
-                    self.said
+                    self.seen_stderr
                 );
             };
-            self.said.push(line.clone());
+            self.seen_stderr.push(line.clone());
             if line.contains(text) {
                 return line;
             }
@@ -192,52 +194,51 @@ impl Server {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// SIGTERM, and how it ended.
-    pub(crate) fn stop(self) -> End {
+    /// Sends SIGTERM and waits for the exit.
+    pub(crate) fn stop(self) -> ProgramExit {
         self.signal(Signal::TERM);
-        self.end()
+        self.wait()
     }
 
-    /// Waits for the end.
-    pub(crate) fn end(mut self) -> End {
+    /// Waits for the exit.
+    pub(crate) fn wait(mut self) -> ProgramExit {
         let began = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
             assert!(
-                began.elapsed() < PATIENCE,
-                "still running; it said {:?}",
-                self.said
+                began.elapsed() < TEST_TIMEOUT,
+                "still running; standard error: {:?}",
+                self.seen_stderr
             );
             thread::sleep(Duration::from_millis(5));
         };
-        self.is_over = true;
-        let mut said = std::mem::take(&mut self.said);
+        self.has_exited = true;
+        let mut stderr = std::mem::take(&mut self.seen_stderr);
         // The thread that reads standard error ends with the program.
-        said.extend(self.lines.iter());
-        let output = self
-            .output
-            .take()
-            .map_or_else(Vec::new, |output| output.recv_timeout(PATIENCE).unwrap());
-        End {
+        stderr.extend(self.stderr.iter());
+        let stdout = self.stdout.take().map_or_else(Vec::new, |stdout| {
+            stdout.recv_timeout(TEST_TIMEOUT).unwrap()
+        });
+        ProgramExit {
             status,
-            said,
-            output: String::from_utf8(output).unwrap(),
+            stderr,
+            stdout: String::from_utf8(stdout).unwrap(),
         }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if !self.is_over {
+        if !self.has_exited {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
     }
 }
 
-/// Runs a command that ends by itself: status, standard output, standard error.
+/// Runs a command that exits by itself. Returns its status, standard output and standard error.
 pub(crate) fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = program().args(arguments).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -250,17 +251,17 @@ pub(crate) fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
 
 /// Asserts that a command fails with this status and one line that contains every one of `words`.
 pub(crate) fn assert_fails(arguments: &[&str], status: i32, words: &[&str]) {
-    let (code, _, said) = run(arguments);
-    assert_eq!(code, Some(status), "{arguments:?}: {said}");
-    assert!(said.starts_with("uncopied: "), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
+    let (code, _, stderr) = run(arguments);
+    assert_eq!(code, Some(status), "{arguments:?}: {stderr}");
+    assert!(stderr.starts_with("uncopied: "), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
     for word in words {
-        assert!(said.contains(word), "{word:?} is missing in {said}");
+        assert!(stderr.contains(word), "{word:?} is missing in {stderr}");
     }
 }
 
 impl Server {
-    /// The process's resident memory, in KiB.
+    /// The resident memory of the process, in KiB.
     pub(crate) fn resident_kib(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status

@@ -1,10 +1,10 @@
 //! A skip is a third result: printed and counted, never a silent pass.
 
-/// Says that the test `name` could not be made here. Where nothing may be missing, it fails.
+/// Reports that the test `name` cannot run here. Fails where skips are forbidden.
 ///
 /// # Panics
 ///
-/// If `UNCOPIED_TEST_FORBID_SKIPS` is set, as the gate does once it has installed what tests need.
+/// If `UNCOPIED_TEST_FORBID_SKIPS` is set. The gate sets it after installing what the tests need.
 pub(crate) fn skip(name: &str, why: &str) {
     println!("SKIP {name}: {why}");
     assert!(
@@ -13,7 +13,7 @@ pub(crate) fn skip(name: &str, why: &str) {
     );
 }
 
-/// Says that a check that the gate does without could not be made here. Never a failure.
-pub(crate) fn leave_out(name: &str, why: &str) {
+/// Reports that the test `name`, which the gate does not require, cannot run here. Never fails.
+pub(crate) fn skip_optional(name: &str, why: &str) {
     println!("LEFT OUT {name}: {why}");
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
 
-use crate::client::{connect, get, is_silent, read_answer};
+use crate::client::{connect, get, read_response, receives_nothing};
 use crate::server::{PROGRAM, Server, assert_fails, clean, program, site};
 
 #[test]
@@ -22,8 +22,11 @@ fn the_url_is_printed_and_works() {
         "{:?}",
         server.urls
     );
-    let answer = get(&mut connect(server.address()), "/");
-    assert_eq!((answer.status, &answer.body[..]), (200, &b"hello\n"[..]));
+    let response = get(&mut connect(server.address()), "/");
+    assert_eq!(
+        (response.status, &response.body[..]),
+        (200, &b"hello\n"[..])
+    );
 }
 
 #[test]
@@ -54,15 +57,15 @@ fn several_addresses_are_served_by_several_threads() {
         get(&mut UnixStream::connect(&socket).unwrap(), "/").body,
         b"hello\n"
     );
-    let end = server.stop();
-    assert!(end.status.success());
+    let exit = server.stop();
+    assert!(exit.status.success());
     assert!(
-        end.said
+        exit.stderr
             .last()
             .unwrap()
             .starts_with("uncopied: 21 requests, "),
         "{:?}",
-        end.said
+        exit.stderr
     );
     assert!(!socket.exists(), "the socket's file is removed at exit");
 }
@@ -71,7 +74,7 @@ fn several_addresses_are_served_by_several_threads() {
 fn ipv6_takes_brackets() {
     let site = site();
     if TcpListener::bind("[::1]:0").is_err() {
-        // Not a silent pass: the other half, what is said then, is asserted.
+        // Not a silent pass: checks the message for a machine without IPv6.
         assert_fails(&["serve", "--listen", "[::1]:0"], 1, &["[::1]:0"]);
         return;
     }
@@ -86,7 +89,7 @@ fn ipv6_takes_brackets() {
 }
 
 #[test]
-fn a_port_alone_is_on_loopback_and_flags_come_from_the_environment() {
+fn a_port_alone_means_loopback_and_flags_come_from_the_environment() {
     let site = site();
     let mut command = program();
     command
@@ -98,15 +101,15 @@ fn a_port_alone_is_on_loopback_and_flags_come_from_the_environment() {
         .env("UNCOPIED_HIDDEN", "off");
     let server = Server::spawn(command, 2);
     assert!(server.urls[0].starts_with("http://127.0.0.1:"));
-    let answer = get(&mut connect(server.address()), "/");
+    let response = get(&mut connect(server.address()), "/");
     assert_eq!(
-        (answer.header("x-a"), answer.header("x-b")),
+        (response.header("x-a"), response.header("x-b")),
         (Some("1, 2"), Some("3"))
     );
 }
 
 #[test]
-fn a_stale_socket_is_replaced_and_a_live_one_is_an_error() {
+fn a_stale_socket_is_replaced_but_a_live_one_is_an_error() {
     let site = site();
     let socket = site.path().join("a.sock");
     let listen = format!("unix:{}", socket.display());
@@ -123,8 +126,9 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_an_error() {
     assert!(file.exists());
 }
 
-/// The program as a service manager starts it: sockets from descriptor 3 on, LISTEN_PID its own id.
-fn activated(sockets: Vec<OwnedFd>, pid: &str) -> Command {
+/// Starts the program like a service manager: sockets from descriptor 3 on, LISTEN_PID set to its
+/// own process id.
+fn socket_activated(sockets: Vec<OwnedFd>, pid: &str) -> Command {
     let mut command = clean(Command::new("sh"));
     command.args([
         "-c",
@@ -151,7 +155,7 @@ fn passed_sockets_replace_the_default_address() {
     let address = tcp.local_addr().unwrap();
     let socket = site.path().join("passed.sock");
     let unix = UnixListener::bind(&socket).unwrap();
-    let mut command = activated(vec![tcp.into(), unix.into()], "$$");
+    let mut command = socket_activated(vec![tcp.into(), unix.into()], "$$");
     command.arg(site.path());
     let server = Server::spawn(command, 2);
     let expected = [
@@ -165,39 +169,42 @@ fn passed_sockets_replace_the_default_address() {
         200
     );
     assert_eq!(
-        server.stop().said.len(),
+        server.stop().stderr.len(),
         3,
         "two addresses, the totals, no default address"
     );
-    assert!(socket.exists(), "whoever made the socket removes it");
+    assert!(
+        socket.exists(),
+        "only the process that made the socket removes it"
+    );
 }
 
 #[test]
-fn sockets_meant_for_another_process_are_left_alone() {
+fn sockets_for_another_process_are_ignored() {
     let site = site();
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = tcp.local_addr().unwrap();
-    let mut command = activated(vec![tcp.into()], "1");
+    let mut command = socket_activated(vec![tcp.into()], "1");
     command.arg(site.path()).args(["--listen", "127.0.0.1:0"]);
     let server = Server::spawn(command, 1);
     assert_ne!(server.address(), address);
-    assert_eq!(server.stop().said.len(), 2);
+    assert_eq!(server.stop().stderr.len(), 2);
 }
 
 #[test]
-fn passed_descriptors_that_cannot_be_served_on_are_an_error() {
+fn passed_descriptors_that_are_not_listening_sockets_are_an_error() {
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     let no_socket = File::open("/dev/null").unwrap();
     for descriptor in [OwnedFd::from(datagrams), no_socket.into()] {
-        let output = activated(vec![descriptor], "$$").output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{said}");
+        let output = socket_activated(vec![descriptor], "$$").output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(
-            said.starts_with("uncopied: LISTEN_FDS: socket number 1 "),
-            "{said}"
+            stderr.starts_with("uncopied: LISTEN_FDS: socket number 1 "),
+            "{stderr}"
         );
     }
-    let mut command = activated(vec![], "$$");
+    let mut command = socket_activated(vec![], "$$");
     command.env("LISTEN_FDS", "18446744073709551615");
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -255,13 +262,13 @@ fn wrong_usage_exits_2_with_one_line() {
         (&["--max-connections", "0"], &["1..=10000000"]),
         (
             &["--mechanism", "teleport"],
-            &["sendfile, splice, mmap, copy"],
+            &["sendfile, splice, mmap_write, copy"],
         ),
         (&["--grace", "soon"], &["--grace", "30s"]),
         (&["--send-timeout", "366d"], &["365d"]),
         (&["--listen", "127.0.0.1"], &["port is missing"]),
         (&["--header", "no-colon"], &["NAME: VALUE"]),
-        (&["--header", "Content-Length: 1"], &["server itself"]),
+        (&["--header", "Content-Length: 1"], &["set by the server"]),
         (&["--cache-control", "a\nb"], &["visible"]),
         (&["--error-page", "200=index.html"], &["4xx and 5xx"]),
         (&["--lisen", "x"], &["--lisen", "'--listen'"]),
@@ -272,7 +279,7 @@ fn wrong_usage_exits_2_with_one_line() {
 }
 
 #[test]
-fn beyond_max_connections_clients_wait_for_their_turn() {
+fn connections_beyond_the_maximum_wait_to_be_accepted() {
     let site = site();
     let flags = [
         "--max-connections",
@@ -286,16 +293,16 @@ fn beyond_max_connections_clients_wait_for_their_turn() {
     let second = server.urls[1]
         .trim_start_matches("http://")
         .trim_end_matches('/');
-    // Each listener gets its turn, although the permits are few.
+    // Both listeners accept, although there are few permits.
     let mut first = connect(server.address());
     assert_eq!(get(&mut first, "/").status, 200);
     let mut other = connect(second.parse().unwrap());
     assert_eq!(get(&mut other, "/").status, 200);
     let mut waiting = connect(second.parse().unwrap());
-    crate::client::ask(&mut waiting, "/");
-    assert!(is_silent(&mut waiting, Duration::from_millis(400)));
+    crate::client::send_get(&mut waiting, "/");
+    assert!(receives_nothing(&mut waiting, Duration::from_millis(400)));
     drop(first);
-    assert_eq!(read_answer(&mut waiting).unwrap().status, 200);
+    assert_eq!(read_response(&mut waiting).unwrap().status, 200);
 }
 
 #[test]
@@ -312,29 +319,29 @@ fn the_descriptor_limit_is_raised() {
 }
 
 #[test]
-fn without_descriptors_accepting_rests_and_goes_on_later() {
+fn accepting_pauses_and_resumes_when_descriptors_run_out() {
     let site = site();
     let mut command = clean(Command::new("sh"));
-    // Fewer than the event loops, the listener and 16 connections take.
+    // Fewer than the event loops, the listener and 16 connections need.
     command.args(["-c", "ulimit -n 24; exec \"$0\" \"$@\"", PROGRAM, "serve"]);
     command
         .arg(site.path())
         .args(["--listen", "127.0.0.1:0", "--threads", "1"]);
     let mut server = Server::spawn(command, 1);
-    let crowd: Vec<_> = (0..30).map(|_| connect(server.address())).collect();
-    let line = server.wait_for("cannot accept");
+    let connections: Vec<_> = (0..30).map(|_| connect(server.address())).collect();
+    let line = server.wait_for_line("cannot accept");
     assert!(
         line.contains("too many open files; raise the limit"),
         "{line}"
     );
     sleep(Duration::from_millis(500));
-    drop(crowd);
+    drop(connections);
     assert_eq!(get(&mut connect(server.address()), "/").status, 200);
-    let end = server.stop();
+    let exit = server.stop();
     assert_eq!(
-        end.said.len(),
+        exit.stderr.len(),
         3,
-        "said once, not at each try: {:?}",
-        end.said
+        "reported once, not for each attempt: {:?}",
+        exit.stderr
     );
 }

@@ -1,4 +1,4 @@
-//! What each mechanism asks of the kernel, and what a cache hit and a cold file cost.
+//! The system calls of each mechanism, of a cache hit and of a cold file.
 
 use std::fs::{self, File};
 use std::io::IoSliceMut;
@@ -9,42 +9,31 @@ use std::time::Duration;
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-use crate::client::{connect, get, read_answer};
-use crate::server::End;
+use crate::client::{connect, get, read_response};
+use crate::data::{test_bytes, wait_until_files_are_stable};
+use crate::server::ProgramExit;
 use crate::skip::skip;
-use crate::trace::{Call, Trace, Traced, can_trace, moved};
+use crate::trace::{Call, Trace, TracedServer, bytes_moved, can_trace};
 
-const MIB: u64 = 1 << 20;
+const FILE_BYTES: u64 = 1 << 20;
 
-/// Bytes that do not repeat at any distance that a kernel path could mix up.
-pub(crate) fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let words = std::iter::repeat_with(|| {
-        // xorshift64: no two words of a file are alike.
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.flatten().take(len).collect()
-}
-
-/// Serves a file of 1 MiB once. Returns the trace, the end and the length of the head.
-fn serve_once(mechanism: &str, options: &[&str]) -> (Trace, End, u64) {
+/// Serves a file of 1 MiB once. Returns the trace, the exit of the program and the length of the
+/// response's head.
+fn serve_once(mechanism: &str, options: &[&str]) -> (Trace, ProgramExit, u64) {
     let site = tempfile::tempdir().unwrap();
-    let bytes = noise(MIB as usize);
+    let bytes = test_bytes(FILE_BYTES as usize);
     fs::write(site.path().join("mebibyte"), &bytes).unwrap();
-    let traced = Traced::start(site.path(), &["--mechanism", mechanism], options);
-    let answer = get(&mut connect(traced.server.address()), "/mebibyte");
-    assert!(answer.body == bytes, "{mechanism}: other bytes");
-    let (end, trace) = traced.stop();
-    (trace, end, answer.head.len() as u64)
+    let traced = TracedServer::start(site.path(), &["--mechanism", mechanism], options);
+    let response = get(&mut connect(traced.server.address()), "/mebibyte");
+    assert!(response.body == bytes, "{mechanism}: wrong bytes");
+    let (exit, trace) = traced.stop();
+    (trace, exit, response.head.len() as u64)
 }
 
-/// Asserts that nothing was done with the file besides opening it and `allowed`.
+/// Asserts that no system call used the file except to open it, and those in `allowed`.
 fn assert_only(trace: &Trace, allowed: &[&str]) {
     let always = ["openat2", "statx", "fstat", "close", "fcntl"];
-    for call in trace.on_file("mebibyte") {
+    for call in trace.calls_on_file("mebibyte") {
         let name = call.name.as_str();
         assert!(
             always.contains(&name) || allowed.contains(&name),
@@ -53,49 +42,53 @@ fn assert_only(trace: &Trace, allowed: &[&str]) {
     }
 }
 
-/// The calls of this name whose arguments mention the file.
+/// Returns the calls of this name that use the file.
 fn of_file<'a>(trace: &'a Trace, name: &str) -> Vec<&'a Call> {
-    let mut calls = trace.on_file("mebibyte");
+    let mut calls = trace.calls_on_file("mebibyte");
     calls.retain(|call| call.name == name);
     calls
 }
 
-/// Where the file is mapped: it is mapped anywhere first, and then moved to its place.
+/// Returns the addresses at which the file is mapped. It is mapped at any address first, and then
+/// moved.
 fn mapping(trace: &Trace) -> std::ops::Range<u64> {
     let maps = of_file(trace, "mmap");
     let [map] = maps[..] else {
         panic!("mapped {} times", maps.len());
     };
     let first = format!("{:#x}", map.result);
-    let mut moves = trace.named(&["mremap"]);
-    let moved = moves.find(|call| call.argument(0) == first).unwrap();
-    let start = u64::try_from(moved.result).unwrap();
+    let mut moves = trace.calls_named(&["mremap"]);
+    let move_call = moves.find(|call| call.argument(0) == first).unwrap();
+    let start = u64::try_from(move_call.result).unwrap();
     start..start + map.argument(1).parse::<u64>().unwrap()
 }
 
 #[test]
-fn auto_and_sendfile_send_the_file_and_read_nothing() {
-    if !can_trace("auto_and_sendfile_send_the_file_and_read_nothing") {
+fn auto_and_sendfile_send_the_file_without_reading_it() {
+    if !can_trace("auto_and_sendfile_send_the_file_without_reading_it") {
         return;
     }
     for mechanism in ["auto", "sendfile"] {
-        let (trace, end, head) = serve_once(mechanism, &[]);
-        // The mapping is an address only: nobody reads it, and the kernel is not asked to.
+        let (trace, exit, head) = serve_once(mechanism, &[]);
+        // The mapping is only an address. Neither the program nor the kernel reads from it.
         assert_only(&trace, &["mmap", "sendfile"]);
         let sent = of_file(&trace, "sendfile");
-        assert_eq!(moved(sent), MIB, "{mechanism}");
-        let totals = end.totals();
-        assert_eq!((totals.sendfile, totals.bytes), (MIB, MIB + head));
+        assert_eq!(bytes_moved(sent), FILE_BYTES, "{mechanism}");
+        let totals = exit.totals();
+        assert_eq!(
+            (totals.sendfile, totals.bytes),
+            (FILE_BYTES, FILE_BYTES + head)
+        );
         assert_eq!((totals.splice, totals.mmap_write), (0, 0));
     }
 }
 
 #[test]
-fn splice_goes_through_a_pipe_and_reads_nothing() {
-    if !can_trace("splice_goes_through_a_pipe_and_reads_nothing") {
+fn splice_uses_a_pipe_and_does_not_read_the_file() {
+    if !can_trace("splice_uses_a_pipe_and_does_not_read_the_file") {
         return;
     }
-    let (trace, end, head) = serve_once("splice", &[]);
+    let (trace, exit, head) = serve_once("splice", &[]);
     assert_only(&trace, &["mmap", "splice"]);
     let into_pipe = of_file(&trace, "splice");
     assert!(
@@ -103,40 +96,50 @@ fn splice_goes_through_a_pipe_and_reads_nothing() {
             .iter()
             .all(|call| call.argument(2).contains("<pipe:"))
     );
-    assert_eq!(moved(into_pipe), MIB);
+    assert_eq!(bytes_moved(into_pipe), FILE_BYTES);
     let out_of_pipe = trace
-        .named(&["splice"])
+        .calls_named(&["splice"])
         .filter(|call| call.argument(0).contains("<pipe:"));
     let to_socket =
         out_of_pipe.inspect(|call| assert!(call.argument(2).contains("<socket:"), "{call:?}"));
-    assert_eq!(moved(to_socket), MIB);
-    let totals = end.totals();
-    assert_eq!((totals.splice, totals.bytes), (MIB, MIB + head));
+    assert_eq!(bytes_moved(to_socket), FILE_BYTES);
+    let totals = exit.totals();
+    assert_eq!(
+        (totals.splice, totals.bytes),
+        (FILE_BYTES, FILE_BYTES + head)
+    );
     assert_eq!((totals.sendfile, totals.mmap_write), (0, 0));
 }
 
-/// The calls that send from memory, as strace shows them with `raw`: addresses, not strings.
+/// Returns the calls that send from `memory`. Needs strace's `raw` option, which prints addresses
+/// instead of strings.
 fn sends_from<'a>(trace: &'a Trace, memory: &std::ops::Range<u64>) -> Vec<&'a Call> {
     let address = |call: &Call| {
         let digits = call.argument(1).trim_start_matches("0x");
         u64::from_str_radix(digits, 16).unwrap()
     };
     trace
-        .named(&["sendto"])
+        .calls_named(&["sendto"])
         .filter(|call| memory.contains(&address(call)))
         .collect()
 }
 
 #[test]
-fn mmap_sends_from_the_mapping_and_reads_nothing() {
-    if !can_trace("mmap_sends_from_the_mapping_and_reads_nothing") {
+fn mmap_write_sends_from_the_mapping_without_reading_the_file() {
+    if !can_trace("mmap_write_sends_from_the_mapping_without_reading_the_file") {
         return;
     }
-    let (trace, end, head) = serve_once("mmap_write", &["-e", "raw=sendto"]);
+    let (trace, exit, head) = serve_once("mmap_write", &["-e", "raw=sendto"]);
     assert_only(&trace, &["mmap"]);
-    assert_eq!(moved(sends_from(&trace, &mapping(&trace))), MIB);
-    let totals = end.totals();
-    assert_eq!((totals.mmap_write, totals.bytes), (MIB, MIB + head));
+    assert_eq!(
+        bytes_moved(sends_from(&trace, &mapping(&trace))),
+        FILE_BYTES
+    );
+    let totals = exit.totals();
+    assert_eq!(
+        (totals.mmap_write, totals.bytes),
+        (FILE_BYTES, FILE_BYTES + head)
+    );
     assert_eq!((totals.sendfile, totals.splice), (0, 0));
 }
 
@@ -145,18 +148,18 @@ fn copy_reads_and_sends() {
     if !can_trace("copy_reads_and_sends") {
         return;
     }
-    let (trace, end, head) = serve_once("copy", &["-e", "raw=sendto"]);
+    let (trace, exit, head) = serve_once("copy", &["-e", "raw=sendto"]);
     assert_only(&trace, &["mmap", "pread64"]);
-    assert_eq!(moved(of_file(&trace, "pread64")), MIB);
-    assert_eq!(moved(sends_from(&trace, &mapping(&trace))), 0);
-    // A signal is passed on by a byte to a socket as well.
-    let accepted = trace.named(&["accept4"]).find(|call| call.result > 0);
+    assert_eq!(bytes_moved(of_file(&trace, "pread64")), FILE_BYTES);
+    assert_eq!(bytes_moved(sends_from(&trace, &mapping(&trace))), 0);
+    // Other sends may forward a signal, so only those to the accepted socket count.
+    let accepted = trace.calls_named(&["accept4"]).find(|call| call.result > 0);
     let socket = format!("{:#x}", accepted.unwrap().result);
-    let sends = trace.named(&["sendto"]);
-    let sent = moved(sends.filter(|call| call.argument(0) == socket));
-    assert_eq!(sent, MIB + head);
-    assert_eq!(end.totals().copy, MIB + head);
-    assert_eq!(end.totals().bytes, MIB + head);
+    let sends = trace.calls_named(&["sendto"]);
+    let sent = bytes_moved(sends.filter(|call| call.argument(0) == socket));
+    assert_eq!(sent, FILE_BYTES + head);
+    assert_eq!(exit.totals().copy, FILE_BYTES + head);
+    assert_eq!(exit.totals().bytes, FILE_BYTES + head);
 }
 
 #[test]
@@ -165,11 +168,11 @@ fn a_hit_on_a_small_file_is_one_statx_and_one_send() {
         return;
     }
     let site = tempfile::tempdir().unwrap();
-    let bytes = noise(1000);
+    let bytes = test_bytes(1000);
     fs::write(site.path().join("small"), &bytes).unwrap();
-    // Only what has not changed for three seconds is kept in memory.
-    sleep(Duration::from_millis(3500));
-    let traced = Traced::start(site.path(), &[], &[]);
+    // Only stable files are cached in memory.
+    wait_until_files_are_stable();
+    let traced = TracedServer::start(site.path(), &[], &[]);
     let mut stream = connect(traced.server.address());
     for _ in 0..6 {
         assert_eq!(get(&mut stream, "/small").body, bytes);
@@ -187,20 +190,20 @@ fn a_hit_on_a_small_file_is_one_statx_and_one_send() {
             work.map(|call| call.name.as_str()).collect()
         })
         .collect();
-    // The first request opened the file; what follows the last is the end of the program.
+    // The first request opened the file. The calls after the last one belong to the shutdown.
     let [hits @ .., _] = &costs[..] else {
         panic!("no request was seen");
     };
-    // hyper makes head and body of the first, which then goes out again in one piece.
-    let [by_hyper, repeats @ ..] = hits else {
+    // hyper sends head and body of the first hit as two slices, a replay sends them as one.
+    let [by_hyper, replays @ ..] = hits else {
         panic!("no hit was seen");
     };
     assert_eq!(by_hyper, &["statx", "sendmsg"]);
-    assert_eq!(repeats, [["statx", "sendto"]; 3]);
+    assert_eq!(replays, [["statx", "sendto"]; 3]);
 }
 
-/// Takes a file out of the page cache. Needs a file system with a disk behind it. Pages that have just
-/// been used are not given up at once, so it asks more than once.
+/// Evicts a file from the page cache. Needs a file system on a disk. The kernel may not evict
+/// recently used pages at once, so this tries several times.
 fn evict(path: &Path) {
     let file = File::open(path).unwrap();
     for _ in 0..5 {
@@ -210,11 +213,11 @@ fn evict(path: &Path) {
     }
 }
 
-/// Whether files in this directory can be taken out of the page cache: not those in memory. Pages that
-/// have just been used are not given up at once.
+/// Whether files in this directory can be evicted from the page cache, which is not the case on a
+/// file system in memory. The kernel may not evict recently used pages at once.
 fn can_evict(directory: &Path) -> bool {
     let probe = directory.join("probe");
-    fs::write(&probe, noise(4096)).unwrap();
+    fs::write(&probe, test_bytes(4096)).unwrap();
     let file = File::open(&probe).unwrap();
     (0..50).any(|nth| {
         sleep(Duration::from_millis(20 * nth.min(1)));
@@ -226,58 +229,66 @@ fn can_evict(directory: &Path) -> bool {
 }
 
 #[test]
-fn a_cold_file_is_loaded_by_another_thread_while_the_serving_thread_goes_on() {
-    let name = "a_cold_file_is_loaded_by_another_thread_while_the_serving_thread_goes_on";
+fn a_cold_file_is_loaded_by_another_thread_while_the_worker_continues() {
+    let name = "a_cold_file_is_loaded_by_another_thread_while_the_worker_continues";
     if !can_trace(name) {
         return;
     }
-    // Beside the build, which lies on a disk; the system's temporary directory may lie in memory.
+    // The build directory is on a disk. The system's temporary directory may be in memory.
     let site = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     if !can_evict(site.path()) {
-        skip(name, "the page cache gives no file up here");
+        skip(name, "files here cannot be evicted from the page cache");
         return;
     }
-    let bytes = noise(MIB as usize);
+    let bytes = test_bytes(FILE_BYTES as usize);
     fs::write(site.path().join("mebibyte"), &bytes).unwrap();
-    fs::write(site.path().join("other"), noise(100_000)).unwrap();
-    // The disk of a test machine is fast, so each read is made to take a tenth of a second.
+    fs::write(site.path().join("other"), test_bytes(100_000)).unwrap();
+    // The disk of a test machine is fast, so each read is delayed by a tenth of a second.
     let slow = "inject=pread64:delay_enter=100000";
-    // Asking by RWF_NOWAIT starts to read ahead. Where this thread rests before the answer, the disk can
-    // have been quicker: then the file is not cold any more, and nothing is left to show.
+    // A read with RWF_NOWAIT starts readahead. If the thread is descheduled before the call
+    // returns, the disk may finish first, and the file is no longer cold. So the call is made to
+    // fail.
     let cold = "inject=preadv2:error=EAGAIN";
-    let traced = Traced::start(site.path(), &[], &["-e", slow, "-e", cold]);
+    let traced = TracedServer::start(site.path(), &[], &["-e", slow, "-e", cold]);
     let mut other = connect(traced.server.address());
     get(&mut other, "/other");
     evict(&site.path().join("mebibyte"));
 
     let mut cold = connect(traced.server.address());
-    crate::client::ask(&mut cold, "/mebibyte");
-    let reader = std::thread::spawn(move || read_answer(&mut cold).unwrap().body);
-    let mut answered = 0;
+    crate::client::send_get(&mut cold, "/mebibyte");
+    let reader = std::thread::spawn(move || read_response(&mut cold).unwrap().body);
+    let mut responses = 0;
     while !reader.is_finished() {
         get(&mut other, "/other");
-        answered += 1;
+        responses += 1;
         sleep(Duration::from_millis(10));
     }
-    assert!(reader.join().unwrap() == bytes, "other bytes");
-    let (end, trace) = traced.stop();
+    assert!(reader.join().unwrap() == bytes, "wrong bytes");
+    let (exit, trace) = traced.stop();
 
     let reads = of_file(&trace, "pread64");
-    assert_eq!(moved(reads.iter().copied()), MIB, "loaded, and only once");
-    let sends = of_file(&trace, "sendfile");
-    assert_eq!(moved(sends.iter().copied()), MIB);
     assert_eq!(
-        end.totals().copy,
-        end.totals().bytes - end.totals().sendfile
+        bytes_moved(reads.iter().copied()),
+        FILE_BYTES,
+        "not loaded exactly once"
     );
-    let serving = sends[0].thread;
-    assert!(sends.iter().all(|call| call.thread == serving));
-    assert!(reads.iter().all(|call| call.thread != serving), "{reads:?}");
+    let sends = of_file(&trace, "sendfile");
+    assert_eq!(bytes_moved(sends.iter().copied()), FILE_BYTES);
+    assert_eq!(
+        exit.totals().copy,
+        exit.totals().bytes - exit.totals().sendfile
+    );
+    let worker = sends[0].thread;
+    assert!(sends.iter().all(|call| call.thread == worker));
+    assert!(reads.iter().all(|call| call.thread != worker), "{reads:?}");
     let (begun, loaded) = (reads[0].lines.0, reads.last().unwrap().lines.1);
     assert!(sends[0].lines.0 > loaded, "sent before it was loaded");
-    let meanwhile = trace.on_file("other").into_iter().filter(|call| {
-        call.name == "sendfile" && call.thread == serving && (begun..loaded).contains(&call.lines.1)
+    let meanwhile = trace.calls_on_file("other").into_iter().filter(|call| {
+        call.name == "sendfile" && call.thread == worker && (begun..loaded).contains(&call.lines.1)
     });
     let meanwhile = meanwhile.count();
-    assert!(meanwhile > 3, "{meanwhile} of {answered} answers meanwhile");
+    assert!(
+        meanwhile > 3,
+        "{meanwhile} of {responses} responses meanwhile"
+    );
 }

@@ -1,4 +1,4 @@
-//! What the program asks of the kernel, as strace saw it.
+//! The system calls of the program, recorded by strace.
 
 use std::fs;
 use std::path::Path;
@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::client::PATIENCE;
-use crate::server::{End, PROGRAM, Server, clean};
+use crate::client::TEST_TIMEOUT;
+use crate::server::{PROGRAM, ProgramExit, Server, clean};
 use crate::skip::skip;
 
-/// Whether strace is here and may trace. Otherwise the test `name` is skipped.
+/// Whether strace is installed and permitted to trace. If not, the test `name` is skipped.
 pub(crate) fn can_trace(name: &str) -> bool {
     static WHY_NOT: OnceLock<Option<&str>> = OnceLock::new();
     let why_not = WHY_NOT.get_or_init(|| {
-        let tried = Command::new("strace")
+        let outcome = Command::new("strace")
             .args(["-f", "-o", "/dev/null", "true"])
             .output();
-        match tried {
+        match outcome {
             Err(_) => Some("strace is not installed (apt-get install strace)"),
             Ok(output) if !output.status.success() => Some("this machine forbids ptrace"),
             Ok(_) => None,
@@ -32,18 +32,19 @@ pub(crate) fn can_trace(name: &str) -> bool {
     why_not.is_none()
 }
 
-/// A server under strace. Its process is the program's own.
-pub(crate) struct Traced {
+/// A server under strace. Its process id is that of the program, not of strace.
+pub(crate) struct TracedServer {
     pub(crate) server: Server,
     directory: TempDir,
 }
 
-impl Traced {
-    /// Serves `path` by one thread on a free port of 127.0.0.1, under strace with further options.
+impl TracedServer {
+    /// Serves `path` with one worker on a free port of 127.0.0.1, under strace with additional
+    /// options.
     pub(crate) fn start(path: &Path, flags: &[&str], options: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = clean(Command::new("strace"));
-        // -D: the tracer is the grandchild, so that signals and the exit status are the program's.
+        // -D makes the tracer a grandchild, so that this process's child is the program itself.
         command
             .args(["-D", "-f", "-q", "-y", "-o"])
             .arg(directory.path().join("trace"))
@@ -58,48 +59,51 @@ impl Traced {
         }
     }
 
-    /// Stops the server. Returns every call that it made.
-    pub(crate) fn stop(self) -> (End, Trace) {
+    /// Stops the server. Returns every system call that it made.
+    pub(crate) fn stop(self) -> (ProgramExit, Trace) {
         let id = self.server.id().to_string();
         let is_last = |line: &str| {
-            let said = line.strip_prefix(&id).map(str::trim_start);
-            said.is_some_and(|said| said.starts_with("+++ exited with "))
+            let event = line.strip_prefix(&id).map(str::trim_start);
+            event.is_some_and(|event| event.starts_with("+++ exited with "))
         };
-        let end = self.server.stop();
+        let exit = self.server.stop();
         let began = Instant::now();
-        // strace writes the end when it has seen it, which may be after everybody else.
+        // strace may write its last lines after the program has exited.
         loop {
             let text = fs::read(self.directory.path().join("trace")).unwrap();
             let text = String::from_utf8_lossy(&text);
             if text.lines().rev().any(is_last) {
-                return (end, Trace::of(&text));
+                return (exit, Trace::parse(&text));
             }
-            assert!(began.elapsed() < PATIENCE, "strace does not end:\n{text}");
+            assert!(
+                began.elapsed() < TEST_TIMEOUT,
+                "strace does not finish:\n{text}"
+            );
             sleep(Duration::from_millis(10));
         }
     }
 }
 
-/// The calls of all threads, in the order in which they returned.
+/// The system calls of all threads, in the order in which they returned.
 pub(crate) struct Trace {
     pub(crate) calls: Vec<Call>,
 }
 
-/// One call that has returned.
+/// A system call that has returned.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) thread: u32,
     pub(crate) name: String,
-    /// Arguments and result, as strace prints them.
+    /// The arguments and the result, as printed by strace.
     pub(crate) text: String,
-    /// What the call returned, -1 for an error, 0 if it was no number.
+    /// The return value: -1 for an error, 0 if it was not a number.
     pub(crate) result: i64,
-    /// The line on which it began, and the one on which it returned.
+    /// The lines of the trace on which the call began and returned.
     pub(crate) lines: (usize, usize),
 }
 
 impl Trace {
-    fn of(text: &str) -> Self {
+    fn parse(text: &str) -> Self {
         let mut unfinished: Vec<(u32, usize, String)> = Vec::new();
         let mut calls = Vec::new();
         for (number, line) in text.lines().enumerate() {
@@ -113,31 +117,35 @@ impl Trace {
             } else if let Some((_, tail)) = rest.split_once(" resumed>") {
                 let at = unfinished.iter().position(|(other, ..)| *other == thread);
                 let (_, began, start) = unfinished.swap_remove(at.unwrap());
-                calls.extend(Call::of(thread, (began, number), &format!("{start}{tail}")));
+                calls.extend(Call::parse(
+                    thread,
+                    (began, number),
+                    &format!("{start}{tail}"),
+                ));
             } else {
-                calls.extend(Call::of(thread, (number, number), rest));
+                calls.extend(Call::parse(thread, (number, number), rest));
             }
         }
         Self { calls }
     }
 
-    /// The calls of these names.
-    pub(crate) fn named<'a>(&'a self, names: &'a [&str]) -> impl Iterator<Item = &'a Call> {
+    /// Returns the calls with one of these names.
+    pub(crate) fn calls_named<'a>(&'a self, names: &'a [&str]) -> impl Iterator<Item = &'a Call> {
         self.calls
             .iter()
             .filter(|call| names.contains(&call.name.as_str()))
     }
 
-    /// The calls on the file that ends with `name`, by descriptor.
-    pub(crate) fn on_file(&self, name: &str) -> Vec<&Call> {
-        let mark = format!("/{name}>");
-        let on_it = |call: &&Call| call.arguments().contains(&mark);
-        self.calls.iter().filter(on_it).collect()
+    /// Returns the calls that have a descriptor of the file `name` among their arguments.
+    pub(crate) fn calls_on_file(&self, name: &str) -> Vec<&Call> {
+        let descriptor = format!("/{name}>");
+        let is_on_file = |call: &&Call| call.arguments().contains(&descriptor);
+        self.calls.iter().filter(is_on_file).collect()
     }
 }
 
 impl Call {
-    fn of(thread: u32, lines: (usize, usize), line: &str) -> Option<Self> {
+    fn parse(thread: u32, lines: (usize, usize), line: &str) -> Option<Self> {
         let (name, text) = line.split_once('(')?;
         let (_, result) = text.rsplit_once(" = ")?;
         let result = result.split([' ', '<', '?']).next().unwrap_or_default();
@@ -160,15 +168,15 @@ impl Call {
             .map_or(&self.text, |(arguments, _)| arguments)
     }
 
-    /// An argument by its place. Only for calls whose arguments hold no comma before it.
-    pub(crate) fn argument(&self, at: usize) -> &str {
-        let argument = self.arguments().split(", ").nth(at).unwrap();
+    /// Returns an argument by its index. No argument before it may contain a comma.
+    pub(crate) fn argument(&self, index: usize) -> &str {
+        let argument = self.arguments().split(", ").nth(index).unwrap();
         argument.trim_end().trim_end_matches(')')
     }
 }
 
-/// The bytes that calls moved.
-pub(crate) fn moved<'a>(calls: impl IntoIterator<Item = &'a Call>) -> u64 {
+/// Returns the number of bytes that the calls moved.
+pub(crate) fn bytes_moved<'a>(calls: impl IntoIterator<Item = &'a Call>) -> u64 {
     calls
         .into_iter()
         .map(|call| u64::try_from(call.result).unwrap_or(0))

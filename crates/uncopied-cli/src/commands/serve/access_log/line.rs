@@ -1,0 +1,284 @@
+//! The formats of a line. Bytes from the peer are escaped, so that a client can neither forge a
+//! line nor send commands to a terminal.
+
+use std::io::Write as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::{HeaderValue, Method, StatusCode, Uri, Version};
+use uncopied_http::Address;
+
+/// The format of lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LineFormat {
+    /// The combined format of Apache and nginx, in UTC.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// One request and its response.
+pub(super) struct LogRecord {
+    pub(super) at: SystemTime,
+    /// The time from the request's head to the last byte that the socket took.
+    pub(super) took: Duration,
+    pub(super) client: Address,
+    /// `None` if hyper could not parse the request.
+    pub(super) request: Option<RequestLine>,
+    pub(super) status: StatusCode,
+    /// The number of bytes of the body that the socket took.
+    pub(super) body_bytes: u64,
+    /// Whether the socket took the whole response, head and body.
+    pub(super) is_complete: bool,
+}
+
+/// The parts of a request that are logged.
+pub(super) struct RequestLine {
+    pub(super) method: Method,
+    pub(super) target: Uri,
+    pub(super) version: Version,
+    pub(super) referer: Option<HeaderValue>,
+    pub(super) agent: Option<HeaderValue>,
+}
+
+const MONTHS: [&str; 12] = [
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+];
+
+impl LogRecord {
+    /// Appends the line, including its line feed.
+    pub(super) fn write(&self, format: LineFormat, out: &mut Vec<u8>) {
+        match format {
+            LineFormat::Text => self.text(out),
+            LineFormat::Json => self.json(out),
+        }
+        out.push(b'\n');
+    }
+
+    fn text(&self, out: &mut Vec<u8>) {
+        let time = CalendarTime::of(self.at);
+        let month = MONTHS[usize::from(time.month - 1)];
+        // This format has addresses without a port.
+        match &self.client {
+            Address::Tcp(address) => put(out, format_args!("{}", address.ip())),
+            client => put(out, format_args!("{client}")),
+        }
+        put(
+            out,
+            format_args!(
+                " - - [{:02}/{month}/{:04}:{:02}:{:02}:{:02} +0000] \"",
+                time.day, time.year, time.hour, time.minute, time.second
+            ),
+        );
+        match &self.request {
+            Some(request) => {
+                text_escaped(out, request.method.as_str().as_bytes());
+                out.push(b' ');
+                text_escaped(out, request.target.to_string().as_bytes());
+                put(out, format_args!(" {:?}", request.version));
+            }
+            None => out.push(b'-'),
+        }
+        put(
+            out,
+            format_args!("\" {} {}", self.status.as_u16(), self.body_bytes),
+        );
+        let headers = self.request.as_ref();
+        for header in [
+            headers.and_then(|r| r.referer.as_ref()),
+            headers.and_then(|r| r.agent.as_ref()),
+        ] {
+            out.extend_from_slice(b" \"");
+            text_escaped(out, header.map_or(b"-", HeaderValue::as_bytes));
+            out.push(b'"');
+        }
+    }
+
+    fn json(&self, out: &mut Vec<u8>) {
+        let time = CalendarTime::of(self.at);
+        put(
+            out,
+            format_args!(
+                "{{\"time\":\"{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z\",\"client\":",
+                time.year, time.month, time.day, time.hour, time.minute, time.second, time.millis
+            ),
+        );
+        json_string(out, self.client.to_string().as_bytes());
+        if let Some(request) = &self.request {
+            out.extend_from_slice(b",\"method\":");
+            json_string(out, request.method.as_str().as_bytes());
+            out.extend_from_slice(b",\"target\":");
+            json_string(out, request.target.to_string().as_bytes());
+            put(out, format_args!(",\"version\":\"{:?}\"", request.version));
+            for (name, value) in [
+                ("referer", &request.referer),
+                ("user_agent", &request.agent),
+            ] {
+                if let Some(value) = value {
+                    put(out, format_args!(",\"{name}\":"));
+                    json_string(out, value.as_bytes());
+                }
+            }
+        }
+        put(
+            out,
+            format_args!(
+                ",\"status\":{},\"bytes\":{},\"complete\":{},\"seconds\":{:.6}}}",
+                self.status.as_u16(),
+                self.body_bytes,
+                self.is_complete,
+                self.took.as_secs_f64()
+            ),
+        );
+    }
+}
+
+fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    // Writing to memory does not fail.
+    let _ = out.write_fmt(text);
+}
+
+/// Appends bytes, escaped as in nginx and Apache: quotes, backslashes and everything that is not
+/// printable ASCII become `\xHH`.
+fn text_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
+    for &byte in bytes {
+        match byte {
+            b'"' | b'\\' | 0..0x20 | 0x7f.. => put(out, format_args!("\\x{byte:02X}")),
+            _ => out.push(byte),
+        }
+    }
+}
+
+/// Appends a JSON string. Bytes that are not UTF-8 become U+FFFD. All control characters are
+/// escaped, even those that JSON allows (DEL and U+0080 to U+009F), because terminals interpret
+/// them.
+fn json_string(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'"');
+    for character in String::from_utf8_lossy(bytes).chars() {
+        match character {
+            '"' | '\\' => {
+                out.push(b'\\');
+                put(out, format_args!("{character}"));
+            }
+            _ if character.is_control() => {
+                put(out, format_args!("\\u{:04x}", u32::from(character)));
+            }
+            _ => put(out, format_args!("{character}")),
+        }
+    }
+    out.push(b'"');
+}
+
+/// A date and time in UTC, in the Gregorian calendar.
+#[derive(Debug, PartialEq, Eq)]
+struct CalendarTime {
+    year: u64,
+    month: u8,
+    day: u64,
+    hour: u64,
+    minute: u64,
+    second: u64,
+    millis: u32,
+}
+
+impl CalendarTime {
+    /// Converts a system time. A time before 1970 becomes the start of 1970.
+    fn of(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+        // Years that begin on 1 March have the leap day at their end. There are 719,468 days
+        // between 0000-03-01 and 1970-01-01. An era is 400 years, or 146,097 days.
+        let shifted = days + 719_468;
+        let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+        let year_of_era =
+            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        // From March on, every five months have 153 days.
+        let month_from_march = (5 * day_of_year + 2) / 153;
+        let month = (month_from_march + 2) % 12 + 1;
+        Self {
+            year: era * 400 + year_of_era + u64::from(month <= 2),
+            month: month as u8,
+            day: day_of_year - (153 * month_from_march + 2) / 5 + 1,
+            hour: seconds / 3_600,
+            minute: seconds / 60 % 60,
+            second: seconds % 60,
+            millis: since.subsec_millis(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn record() -> LogRecord {
+        LogRecord {
+            at: UNIX_EPOCH + Duration::from_millis(951_827_696_789),
+            took: Duration::from_micros(1500),
+            client: Address::Tcp("127.0.0.1:5000".parse().unwrap()),
+            request: Some(RequestLine {
+                method: Method::GET,
+                target: "/a\"b%0A?c".parse().unwrap(),
+                version: Version::HTTP_11,
+                referer: None,
+                agent: Some(HeaderValue::from_bytes(b"x\t\"\\\xffy").unwrap()),
+            }),
+            status: StatusCode::OK,
+            body_bytes: 12,
+            is_complete: true,
+        }
+    }
+
+    fn written(record: &LogRecord, format: LineFormat) -> String {
+        let mut line = Vec::new();
+        record.write(format, &mut line);
+        String::from_utf8(line).unwrap()
+    }
+
+    #[test]
+    fn text_lines_are_combined_and_escaped() {
+        assert_eq!(
+            written(&record(), LineFormat::Text),
+            "127.0.0.1 - - [29/Feb/2000:12:34:56 +0000] \"GET /a\\x22b%0A?c HTTP/1.1\" \
+             200 12 \"-\" \"x\\x09\\x22\\x5C\\xFFy\"\n"
+        );
+    }
+
+    #[test]
+    fn json_lines_are_objects_and_escaped() {
+        assert_eq!(
+            written(&record(), LineFormat::Json),
+            "{\"time\":\"2000-02-29T12:34:56.789Z\",\"client\":\"127.0.0.1:5000\",\"method\":\"GET\",\
+             \"target\":\"/a\\\"b%0A?c\",\"version\":\"HTTP/1.1\",\"user_agent\":\"x\\u0009\\\"\\\\\u{fffd}y\",\
+             \"status\":200,\"bytes\":12,\"complete\":true,\"seconds\":0.001500}\n"
+        );
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_parsed_has_no_request_line() {
+        let record = LogRecord {
+            request: None,
+            status: StatusCode::BAD_REQUEST,
+            ..record()
+        };
+        assert!(written(&record, LineFormat::Text).contains("] \"-\" 400 12 \"-\" \"-\""));
+        assert!(!written(&record, LineFormat::Json).contains("method"));
+    }
+
+    /// Compares every day of 150 years.
+    #[test]
+    fn the_calendar_agrees_with_httpdate() {
+        for day in 0..55_000 {
+            let at = UNIX_EPOCH + Duration::from_secs(day * 86_400 + day);
+            let time = CalendarTime::of(at);
+            let month = MONTHS[usize::from(time.month - 1)];
+            let ours = format!(
+                "{:02} {month} {:04} {:02}:{:02}:{:02} GMT",
+                time.day, time.year, time.hour, time.minute, time.second
+            );
+            assert!(httpdate::fmt_http_date(at).ends_with(&ours), "{ours}");
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The access log: one line per request on standard output.
+//!
+//! ```text
+//! socket has taken a response -> line -> buffer, up to 4 MiB -> writer thread -> standard output
+//! ```
+//!
+//! An event loop only copies its line into the buffer. If standard output is slower than the
+//! requests, the buffer fills up, and further lines are dropped and counted. If the reader of
+//! standard output goes away, logging stops and serving continues.
+
+mod delivery;
+mod line;
+mod queue;
+mod service;
+
+pub(crate) use delivery::DeliveryTracker;
+pub(crate) use line::LineFormat;
+pub(crate) use queue::AccessLog;
+pub(crate) use service::{AccessLogObserver, LoggedService};

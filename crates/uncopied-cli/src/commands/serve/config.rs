@@ -1,0 +1,137 @@
+//! Turns the flags into a configuration that has been checked against this machine.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use uncopied::policy::Plan;
+use uncopied_http::ServeFiles;
+
+use crate::error::Error;
+use crate::flags::{ListenAddress, LogFormat, ServeFlags};
+
+use super::access_log::LineFormat;
+use super::control::Deadlines;
+use super::listening::DescriptorBudget;
+
+/// A checked configuration.
+pub(crate) struct Config {
+    pub(crate) path: PathBuf,
+    pub(crate) files: ServeFiles,
+    /// If empty, the default address, unless sockets were passed.
+    pub(crate) listen: Vec<ListenAddress>,
+    pub(crate) threads: usize,
+    /// If `None`, the library chooses.
+    pub(crate) forced_plan: Option<Plan>,
+    pub(crate) log_format: Option<LineFormat>,
+    pub(crate) max_connections: usize,
+    pub(crate) deadlines: Deadlines,
+}
+
+impl Config {
+    /// Checks the path, the files that flags name, and the descriptor limit.
+    pub(crate) fn check(flags: ServeFlags, descriptor_limit: usize) -> Result<Self, Error> {
+        let requested = flags.max_connections.map(|requested| requested as usize);
+        let budget = DescriptorBudget::divide(descriptor_limit, requested).map_err(|needed| {
+            Error::TooManyConnections {
+                requested: requested.unwrap_or_default(),
+                needed,
+                limit: descriptor_limit,
+            }
+        })?;
+        let threads = flags.threads.map_or_else(cores, usize::from);
+        Ok(Self {
+            files: files(&flags, budget.open_files)?,
+            path: flags.path,
+            listen: flags.listen,
+            threads,
+            forced_plan: flags.mechanism.0.map(Plan::preferring),
+            log_format: match flags.access_log {
+                LogFormat::Off => None,
+                LogFormat::Text => Some(LineFormat::Text),
+                LogFormat::Json => Some(LineFormat::Json),
+            },
+            max_connections: budget.connections,
+            deadlines: Deadlines {
+                head: flags.header_timeout.limit(),
+                send: flags.send_timeout.limit(),
+                idle: flags.keepalive_timeout.limit(),
+                age: flags.keepalive_time.limit(),
+                grace: flags.grace.0,
+            },
+        })
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error> {
+    let path = &flags.path;
+    let cannot_serve = |source| Error::Path {
+        path: path.display().to_string(),
+        source,
+    };
+    let kind = path.metadata().map_err(cannot_serve)?.file_type();
+    if !kind.is_dir() && !kind.is_file() {
+        let text = "it is neither a directory nor a regular file";
+        return Err(cannot_serve(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            text,
+        )));
+    }
+    let mut builder = ServeFiles::builder(path.clone())
+        .index(flags.index.iter().cloned())
+        .listing(flags.list)
+        .hidden(flags.hidden)
+        .follow_links(flags.follow_links)
+        .precompressed(!flags.no_precompressed)
+        .max_open_files(max_open_files)
+        .direct(true);
+    if flags.mechanism.0.is_some() {
+        // None of the mechanisms that can be forced sends files cached in memory.
+        builder = builder.in_memory(0);
+    }
+    if let Some(file) = &flags.spa {
+        check_inside(path, "--spa", file)?;
+        builder = builder.fallback(file.clone());
+    }
+    for page in &flags.error_page {
+        if !page.0.is_client_error() && !page.0.is_server_error() {
+            return Err(Error::NotAnErrorStatus(page.0));
+        }
+        check_inside(path, "--error-page", &page.1)?;
+        builder = builder.error_page(page.0, page.1.clone());
+    }
+    for line in &flags.header {
+        builder = builder.header(line.0.clone(), line.1.clone());
+    }
+    if let Some(value) = &flags.cache_control {
+        builder = builder.cache_control(value.clone());
+    }
+    builder.build().map_err(cannot_serve)
+}
+
+/// Checks that a file named by a flag exists below the served path, so that a mistake is reported
+/// at startup and not to the first client.
+fn check_inside(root: &Path, flag: &'static str, file: &Path) -> Result<(), Error> {
+    let checked = root
+        .join(file)
+        .metadata()
+        .and_then(|metadata| match metadata.is_file() {
+            true if file.is_relative() => Ok(()),
+            true => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the path is absolute",
+            )),
+            false => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            )),
+        });
+    checked.map_err(|source| Error::NamedFile {
+        flag,
+        path: file.display().to_string(),
+        source,
+    })
+}

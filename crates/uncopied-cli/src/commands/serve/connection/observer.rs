@@ -1,0 +1,20 @@
+//! The events of a connection that the access log needs.
+
+use std::io;
+use std::task::Poll;
+
+/// Receives the writes of a connection and the error that ends it.
+pub(crate) trait ConnectionObserver: Unpin {
+    /// hyper has offered `offered` bytes, which is everything that it held.
+    fn wrote(&self, offered: usize, outcome: &Poll<io::Result<usize>>);
+
+    /// The connection ends with an error. Most errors are peers that went away.
+    fn failed(&self, error: &hyper::Error);
+}
+
+/// Ignores every event: there is no access log.
+impl ConnectionObserver for () {
+    fn wrote(&self, _offered: usize, _outcome: &Poll<io::Result<usize>>) {}
+
+    fn failed(&self, _error: &hyper::Error) {}
+}

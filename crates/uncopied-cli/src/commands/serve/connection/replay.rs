@@ -1,0 +1,726 @@
+//! Replays the response to a request that is byte-for-byte identical to a recent one, without
+//! hyper.
+//!
+//! For a small response, parsing the request and writing the head, in hyper and here, takes a third
+//! of the total time. Clients of a busy server send identical requests. So [`ReplayStream`], below
+//! hyper, records the heads of hyper's responses, each with the bytes of its request, and sends
+//! them again:
+//!
+//! ```text
+//!   bytes of a request --> known? -- no --> hyper --> FileService --> head, body --> stream
+//!                          | yes                      | basis         | head
+//!                          v                          v               v
+//!                   is its basis valid?          recorded: request, head, basis
+//!                          | yes
+//!                          v
+//!                   recorded head, body from the file --> stream
+//! ```
+//!
+//! Nothing is parsed here: equal bytes are equal requests. Nothing is stale: each time, the kernel
+//! is asked whether the file is still the one that was sent ([`Basis`]). A head is replayed for at
+//! most [`MAX_REPLAY_AGE`], so that its `Date` is right. hyper handles every other case: responses
+//! that depend on more than one file (precompressed variants, a fallback page, a request body),
+//! responses that are not a whole file (ranges, failed preconditions), and every request if there
+//! is an access log, because its lines report what hyper has parsed.
+//!
+//! The connection must be between two requests. Then hyper holds no bytes and waits for exactly
+//! these.
+
+use std::cell::RefCell;
+use std::collections::hash_map::RandomState;
+use std::future::Future;
+use std::hash::BuildHasher;
+use std::io::{self, IoSlice};
+use std::mem::{self, MaybeUninit};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http_body::Body;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use uncopied::arena::locate;
+use uncopied_http::{Basis, Check, FileBody};
+
+use super::state::ConnectionState;
+use super::stats::WorkerStats;
+
+/// How long a recorded head is replayed. hyper itself reuses a `Date` for up to a second.
+const MAX_REPLAY_AGE: Duration = Duration::from_millis(500);
+
+/// Slots of each thread's cache. With requests and inline bodies they take less than 5 MiB.
+const CACHE_SLOTS: usize = 256;
+
+/// The longest request that is considered for replay.
+const MAX_REQUEST_BYTES: usize = 2048;
+
+/// The longest body that is recorded together with its head.
+const MAX_INLINE_BODY_BYTES: usize = 16 << 10;
+
+const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+
+/// A stream that responds to repeated requests itself.
+pub(crate) struct ReplayStream<S> {
+    stream: S,
+    connection: Arc<ConnectionState>,
+    /// Counts replayed responses. `None` leaves all requests to hyper.
+    stats: Option<Arc<WorkerStats>>,
+    state: ReplayState,
+}
+
+enum ReplayState {
+    /// Bytes pass through.
+    PassThrough,
+    /// The head of the response to this request is recorded when hyper writes it.
+    Recording(Box<[u8]>),
+    /// This request has arrived, and the validity of its recorded response is being checked.
+    Validating(Arc<RecordedResponse>, Check),
+    /// A recorded response is being sent.
+    Sending(ReplayInProgress),
+    /// These bytes are passed to hyper.
+    Forwarding(BufferedRequest),
+    /// A response was cut short, or the connection failed: nothing may follow.
+    Failed(io::ErrorKind),
+}
+
+/// Bytes that were read before hyper asked for them.
+struct BufferedRequest {
+    bytes: Box<[u8]>,
+    /// The number of bytes that hyper has read.
+    consumed: usize,
+    /// Whether the bytes are a request whose response is to be recorded.
+    is_recordable: bool,
+}
+
+impl BufferedRequest {
+    fn new(bytes: &[u8], is_recordable: bool) -> Self {
+        Self {
+            bytes: bytes.into(),
+            consumed: 0,
+            is_recordable,
+        }
+    }
+}
+
+impl<S> ReplayStream<S> {
+    pub(crate) fn new(
+        stream: S,
+        connection: Arc<ConnectionState>,
+        stats: Option<Arc<WorkerStats>>,
+    ) -> Self {
+        Self {
+            stream,
+            connection,
+            stats,
+            state: ReplayState::PassThrough,
+        }
+    }
+
+    /// Records the head of the response to this request, if it turns out to be replayable.
+    fn start_recording(&mut self, request: Box<[u8]>) {
+        self.connection.recorder.start_recording();
+        self.state = ReplayState::Recording(request);
+    }
+
+    /// Takes back bytes that hyper has read but not used, because hyper's part of the connection
+    /// is dropped. No response is in progress.
+    pub(crate) fn put_back(&mut self, bytes: &[u8]) {
+        self.connection.recorder.stop_recording();
+        if !matches!(self.state, ReplayState::Failed(_)) {
+            self.state = ReplayState::Forwarding(BufferedRequest::new(bytes, false));
+        }
+    }
+
+    /// Finishes a recording. The first slice is the head of the response, the others its body.
+    fn finish_recording(&mut self, slices: &[IoSlice<'_>]) {
+        let ReplayState::Recording(request) = &mut self.state else {
+            return;
+        };
+        let request = mem::take(request);
+        self.state = ReplayState::PassThrough;
+        let Some((basis, length)) = self.connection.recorder.stop_recording() else {
+            return;
+        };
+        let [head, body @ ..] = slices else {
+            return;
+        };
+        let body_bytes: usize = body.iter().map(|slice| slice.len()).sum();
+        if body_bytes as u64 != length || !is_replayable(head) {
+            return;
+        }
+        // Slices of a file mapping are sent from the file, so they are not recorded.
+        let is_inline =
+            body_bytes <= MAX_INLINE_BODY_BYTES && body.iter().all(|slice| locate(slice).is_none());
+        let parts = if is_inline { slices } else { &slices[..1] };
+        ReplayCache::insert(RecordedResponse {
+            request,
+            bytes: parts.iter().flat_map(|part| part.iter().copied()).collect(),
+            has_inline_body: is_inline,
+            basis,
+            recorded_at: self.connection.activity.entered(),
+        });
+    }
+}
+
+impl<S: AsyncWrite + Unpin> ReplayStream<S> {
+    /// Ready once no replay is in progress.
+    fn poll_replay(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match &mut self.state {
+                ReplayState::PassThrough
+                | ReplayState::Recording(_)
+                | ReplayState::Forwarding(_) => {
+                    return Poll::Ready(Ok(()));
+                }
+                ReplayState::Validating(response, check) => {
+                    let body = ready!(Pin::new(check).poll(cx));
+                    let response = Arc::clone(response);
+                    self.state = match body {
+                        // The file has changed, so the request goes to hyper.
+                        None => {
+                            ReplayState::Forwarding(BufferedRequest::new(&response.request, true))
+                        }
+                        Some(body) => {
+                            self.connection.note_request();
+                            self.connection.recorder.note_repeat();
+                            if let Some(stats) = &self.stats {
+                                stats.count_request();
+                            }
+                            ReplayState::Sending(ReplayInProgress::new(response, body))
+                        }
+                    };
+                }
+                ReplayState::Sending(replay) => {
+                    let sent = ready!(replay.poll_send(cx, &mut self.stream));
+                    self.state = match &sent {
+                        Ok(()) => ReplayState::PassThrough,
+                        Err(error) => ReplayState::Failed(error.kind()),
+                    };
+                    return Poll::Ready(sent);
+                }
+                ReplayState::Failed(kind) => return Poll::Ready(Err((*kind).into())),
+            }
+        }
+    }
+}
+
+/// A recorded response that is being sent.
+struct ReplayInProgress {
+    response: Arc<RecordedResponse>,
+    /// The number of recorded bytes that have been sent.
+    sent: usize,
+    /// Bytes of the body that have been produced but not sent.
+    frame: Bytes,
+    /// The rest of the body, unless it is inline.
+    body: Option<FileBody>,
+}
+
+impl ReplayInProgress {
+    fn new(response: Arc<RecordedResponse>, body: FileBody) -> Self {
+        Self {
+            // `direct` is right here: nothing between this body and the stream reads its bytes.
+            body: (!response.has_inline_body).then(|| body.direct()),
+            response,
+            sent: 0,
+            frame: Bytes::new(),
+        }
+    }
+
+    fn poll_send<S: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut S,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            if self.frame.is_empty()
+                && let Some(body) = &mut self.body
+            {
+                match ready!(Pin::new(body).poll_frame(cx)) {
+                    Some(frame) => self.frame = frame?.into_data().unwrap_or_default(),
+                    None => self.body = None,
+                }
+                continue;
+            }
+            let recorded = &self.response.bytes[self.sent..];
+            if recorded.is_empty() && self.frame.is_empty() {
+                return Pin::new(stream).poll_flush(cx);
+            }
+            let slices = &[IoSlice::new(recorded), IoSlice::new(&self.frame)];
+            let slices = match self.frame.is_empty() {
+                true => &slices[..1],
+                false => slices,
+            };
+            let written = ready!(Pin::new(&mut *stream).poll_write_vectored(cx, slices))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let written_of_recorded = written.min(recorded.len());
+            self.sent += written_of_recorded;
+            self.frame.advance(written - written_of_recorded);
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> ReplayStream<S> {
+    /// Replays responses while the connection is parked. Ready once hyper is needed.
+    pub(crate) fn poll_without_hyper(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            // hyper reports errors, so it is needed for them too.
+            if ready!(self.poll_replay(cx)).is_err()
+                || matches!(self.state, ReplayState::Forwarding(_))
+            {
+                return Poll::Ready(());
+            }
+            let mut bytes = [const { MaybeUninit::uninit() }; MAX_REQUEST_BYTES];
+            let mut buf = ReadBuf::uninit(&mut bytes);
+            let is_recordable = match ready!(self.poll_request(cx, &mut buf)) {
+                Ok(Route::Replay) => continue,
+                Ok(Route::Record) => true,
+                Ok(Route::PassThrough) => false,
+                Err(error) => {
+                    self.state = ReplayState::Failed(error.kind());
+                    return Poll::Ready(());
+                }
+            };
+            if !buf.filled().is_empty() {
+                let request = BufferedRequest::new(buf.filled(), is_recordable);
+                self.state = ReplayState::Forwarding(request);
+            }
+            return Poll::Ready(());
+        }
+    }
+
+    /// Reads bytes that may be a request. If its response can be replayed, removes the request
+    /// from `buf` again and starts the replay.
+    fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<Route>> {
+        let may_replay = self.stats.is_some() && self.connection.is_idle();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let lookup = match may_replay {
+            true => ReplayCache::find(&buf.filled()[before..], self.connection.activity.entered()),
+            false => CacheLookup::Miss,
+        };
+        if let CacheLookup::Hit(response) = lookup {
+            buf.set_filled(before);
+            let check = response.basis.check();
+            self.state = ReplayState::Validating(response, check);
+            return Poll::Ready(Ok(Route::Replay));
+        }
+        self.connection.recorder.note_other_request();
+        Poll::Ready(Ok(match lookup {
+            CacheLookup::Seen => Route::Record,
+            _ => Route::PassThrough,
+        }))
+    }
+}
+
+/// Where bytes that were read go.
+enum Route {
+    /// They were a request whose response may be replayed here.
+    Replay,
+    /// They go to hyper, and its response is recorded.
+    Record,
+    /// They go to hyper.
+    PassThrough,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ReplayStream<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            ready!(this.poll_replay(cx))?;
+            if let ReplayState::Forwarding(request) = &mut this.state {
+                let rest = &request.bytes[request.consumed..];
+                let count = rest.len().min(buf.remaining());
+                buf.put_slice(&rest[..count]);
+                request.consumed += count;
+                if count == rest.len() {
+                    let bytes = mem::take(&mut request.bytes);
+                    let is_recordable = request.is_recordable;
+                    this.state = ReplayState::PassThrough;
+                    if is_recordable {
+                        this.start_recording(bytes);
+                    }
+                }
+                return Poll::Ready(Ok(()));
+            }
+            let before = buf.filled().len();
+            match ready!(this.poll_request(cx, buf))? {
+                Route::Replay => {}
+                Route::Record => {
+                    this.start_recording(buf.filled()[before..].into());
+                    return Poll::Ready(Ok(()));
+                }
+                Route::PassThrough => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReplayStream<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_replay(cx))?;
+        this.finish_recording(slices);
+        Pin::new(&mut this.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // A replay flushes the stream itself when it ends.
+        match this.state {
+            ReplayState::Validating(..) | ReplayState::Sending(_) => Poll::Ready(Ok(())),
+            _ => Pin::new(&mut this.stream).poll_flush(cx),
+        }
+    }
+
+    /// Shuts the stream down once a replay in progress is complete.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_replay(cx))?;
+        Pin::new(&mut this.stream).poll_shutdown(cx)
+    }
+}
+
+/// A request and the response to it.
+struct RecordedResponse {
+    request: Box<[u8]>,
+    /// The head, followed by the body if `has_inline_body`.
+    bytes: Box<[u8]>,
+    has_inline_body: bool,
+    basis: Basis,
+    recorded_at: Duration,
+}
+
+/// The requests that a thread has seen, each in the one slot that its hash selects.
+struct ReplayCache {
+    hasher: RandomState,
+    slots: Box<[CacheSlot]>,
+}
+
+#[derive(Clone, Default)]
+enum CacheSlot {
+    #[default]
+    Empty,
+    /// The hash of a request that has arrived once.
+    Seen(u64),
+    Recorded(Arc<RecordedResponse>),
+}
+
+enum CacheLookup {
+    /// The response is recorded.
+    Hit(Arc<RecordedResponse>),
+    /// The request has arrived before, but no recent response is recorded.
+    Seen,
+    Miss,
+}
+
+thread_local! {
+    static REPLAY_CACHE: RefCell<ReplayCache> = RefCell::new(ReplayCache {
+        hasher: RandomState::new(),
+        slots: vec![CacheSlot::Empty; CACHE_SLOTS].into(),
+    });
+}
+
+impl ReplayCache {
+    /// Looks up bytes that arrived at time `now`. If they are exactly one request, marks it as
+    /// seen.
+    fn find(bytes: &[u8], now: Duration) -> CacheLookup {
+        if bytes.len() > MAX_REQUEST_BYTES || !bytes.ends_with(END_OF_HEAD) {
+            return CacheLookup::Miss;
+        }
+        REPLAY_CACHE.with_borrow_mut(|cache| {
+            let hash = cache.hasher.hash_one(bytes);
+            let slot = cache.slot(hash);
+            match slot {
+                CacheSlot::Recorded(response) if *response.request == *bytes => {
+                    match response.is_recent(now) {
+                        true => CacheLookup::Hit(Arc::clone(response)),
+                        false => CacheLookup::Seen,
+                    }
+                }
+                // A usable entry keeps its slot; otherwise two requests with the same slot would
+                // evict each other all the time.
+                CacheSlot::Recorded(response) if response.is_recent(now) => CacheLookup::Miss,
+                CacheSlot::Seen(seen) if *seen == hash => CacheLookup::Seen,
+                _ if is_single_get(bytes) => {
+                    *slot = CacheSlot::Seen(hash);
+                    CacheLookup::Miss
+                }
+                _ => CacheLookup::Miss,
+            }
+        })
+    }
+
+    fn insert(response: RecordedResponse) {
+        REPLAY_CACHE.with_borrow_mut(|cache| {
+            let hash = cache.hasher.hash_one(&*response.request);
+            *cache.slot(hash) = CacheSlot::Recorded(Arc::new(response));
+        });
+    }
+
+    fn slot(&mut self, hash: u64) -> &mut CacheSlot {
+        &mut self.slots[hash as usize % CACHE_SLOTS]
+    }
+}
+
+impl RecordedResponse {
+    fn is_recent(&self, now: Duration) -> bool {
+        now.saturating_sub(self.recorded_at) < MAX_REPLAY_AGE
+    }
+}
+
+/// Whether these bytes are exactly one complete head of a GET.
+fn is_single_get(bytes: &[u8]) -> bool {
+    let mut windows = bytes.windows(END_OF_HEAD.len());
+    let first_end = windows.position(|window| window == END_OF_HEAD);
+    bytes.starts_with(b"GET ") && first_end == Some(bytes.len() - END_OF_HEAD.len())
+}
+
+/// Whether this is the complete head of a 200 response without a Connection header. A head with
+/// one is valid only for its own connection.
+fn is_replayable(head: &[u8]) -> bool {
+    let name = b"connection:";
+    let mut lines = head.split(|&byte| byte == b'\n');
+    let has_connection_header = lines.any(|line| {
+        let start = line.get(..name.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(name))
+    });
+    head.starts_with(b"HTTP/1.1 200 ") && head.ends_with(END_OF_HEAD) && !has_connection_header
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::task::Waker;
+
+    use http::Request;
+    use uncopied_http::{Options, ServeFiles, Stream};
+
+    use super::*;
+
+    const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n";
+    const BODY: &[u8] = include_bytes!("../../../../Cargo.toml");
+    const REQUEST: &[u8] = b"GET /Cargo.toml HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    /// A peer that sends `packets`, and a socket that accepts `accepts` bytes per write, then
+    /// everything.
+    #[derive(Default)]
+    struct ScriptedStream {
+        packets: VecDeque<&'static [u8]>,
+        accepts: VecDeque<io::Result<usize>>,
+        written: Vec<u8>,
+    }
+
+    impl AsyncRead for ScriptedStream {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            match self.packets.pop_front() {
+                None => Poll::Pending,
+                Some(packet) => {
+                    buf.put_slice(packet);
+                    Poll::Ready(Ok(()))
+                }
+            }
+        }
+    }
+
+    impl AsyncWrite for ScriptedStream {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let count = self.accepts.pop_front().unwrap_or(Ok(usize::MAX))?;
+            let count = count.min(bytes.len());
+            self.written.extend_from_slice(&bytes[..count]);
+            Poll::Ready(Ok(count))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn body() -> FileBody {
+        let files = ServeFiles::builder(env!("CARGO_MANIFEST_DIR")).build();
+        // Leaked, so that its files stay open as in a server.
+        let files = Box::leak(Box::new(files.expect("a directory")));
+        let request = Request::builder().uri("/Cargo.toml").body(());
+        let mut response = files.respond(request.expect("a request"));
+        loop {
+            let cx = &mut Context::from_waker(Waker::noop());
+            if let Poll::Ready(response) = Pin::new(&mut response).poll(cx) {
+                return response.expect("infallible").into_body();
+            }
+        }
+    }
+
+    /// A connection whose thread has recorded the response to [`REQUEST`].
+    fn replay_stream() -> ReplayStream<ScriptedStream> {
+        let ours = std::os::unix::net::UnixStream::pair().expect("a pair").0;
+        ours.set_nonblocking(true).expect("non-blocking");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build();
+        let runtime = runtime.expect("a runtime");
+        let _entered = runtime.enter();
+        let ours = tokio::net::UnixStream::from_std(ours).expect("registered");
+        let activity = Stream::unix(ours, Options::default()).activity();
+        let connection = Arc::new(ConnectionState::new(activity, false));
+        let stats = Some(Arc::new(WorkerStats::default()));
+        let mut replay_stream = ReplayStream::new(ScriptedStream::default(), connection, stats);
+        REPLAY_CACHE.with_borrow_mut(|cache| cache.slots.fill(CacheSlot::Empty));
+        replay_stream.stream.packets = [REQUEST; 2].into();
+        for _ in 0..2 {
+            assert_eq!(
+                read(&mut replay_stream, MAX_REQUEST_BYTES).expect("forwarded"),
+                REQUEST
+            );
+        }
+        replay_stream.connection.recorder.record_basis(&body());
+        replay_stream.finish_recording(&[IoSlice::new(HEAD), IoSlice::new(BODY)]);
+        replay_stream
+    }
+
+    fn read(replay_stream: &mut ReplayStream<ScriptedStream>, room: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; room];
+        let mut buf = ReadBuf::new(&mut bytes);
+        // A validity check may yield to other tasks.
+        for _ in 0..3 {
+            let cx = &mut Context::from_waker(Waker::noop());
+            if let Poll::Ready(read) = Pin::new(&mut *replay_stream).poll_read(cx, &mut buf) {
+                read?;
+                break;
+            }
+        }
+        Ok(buf.filled().to_vec())
+    }
+
+    #[test]
+    fn a_replay_is_complete_however_few_bytes_each_write_accepts() {
+        for sizes in [&[][..], &[1, 2, 3], &[HEAD.len()], &[HEAD.len() + 1, 5]] {
+            let mut replay_stream = replay_stream();
+            replay_stream.stream.packets = [REQUEST; 2].into();
+            replay_stream.stream.accepts = sizes.iter().map(|&size| Ok(size)).collect();
+            assert_eq!(
+                read(&mut replay_stream, MAX_REQUEST_BYTES).expect("replayed"),
+                b""
+            );
+            let response = [HEAD, BODY].concat();
+            assert_eq!(replay_stream.stream.written, response.repeat(2));
+        }
+    }
+
+    #[test]
+    fn nothing_follows_a_replay_that_was_cut_short() {
+        let mut replay_stream = replay_stream();
+        replay_stream.stream.packets = [REQUEST, b"other"].into();
+        replay_stream.stream.accepts = [Ok(7), Err(io::ErrorKind::BrokenPipe.into())].into();
+        for _ in 0..3 {
+            let error = read(&mut replay_stream, MAX_REQUEST_BYTES).expect_err("cut short");
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        }
+        let cx = &mut Context::from_waker(Waker::noop());
+        let write = Pin::new(&mut replay_stream).poll_write(cx, b"other");
+        assert!(matches!(write, Poll::Ready(Err(_))), "{write:?}");
+        assert_eq!(replay_stream.stream.written, HEAD[..7]);
+    }
+
+    #[test]
+    fn bytes_read_without_hyper_are_forwarded_completely() {
+        let mut replay_stream = replay_stream();
+        replay_stream.stream.packets = [REQUEST, b"GET /other HTTP/1.1\r\n"].into();
+        let cx = &mut Context::from_waker(Waker::noop());
+        let ready = (0..3).any(|_| replay_stream.poll_without_hyper(cx).is_ready());
+        assert!(ready, "an unknown request needs hyper");
+        assert_eq!(replay_stream.stream.written, [HEAD, BODY].concat());
+        // A write before the read loses none of them.
+        let written = Pin::new(&mut replay_stream).poll_write(cx, b"early");
+        assert!(matches!(written, Poll::Ready(Ok(5))), "{written:?}");
+        let mut all = Vec::new();
+        while all.len() < 21 {
+            all.extend(read(&mut replay_stream, 5).expect("forwarded"));
+        }
+        assert_eq!(all, b"GET /other HTTP/1.1\r\n");
+    }
+
+    #[test]
+    fn bytes_that_are_put_back_are_read_again() {
+        let mut replay_stream = replay_stream();
+        replay_stream.stream.packets = [REQUEST].into();
+        replay_stream.put_back(b"GET /other HTTP/1.1\r\n\r\n");
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(replay_stream.poll_without_hyper(cx).is_ready());
+        let first = read(&mut replay_stream, MAX_REQUEST_BYTES).expect("forwarded");
+        assert_eq!(first, b"GET /other HTTP/1.1\r\n\r\n");
+        assert_eq!(
+            read(&mut replay_stream, MAX_REQUEST_BYTES).expect("replayed"),
+            b""
+        );
+        assert_eq!(replay_stream.stream.written, [HEAD, BODY].concat());
+    }
+
+    #[test]
+    fn only_a_single_get_is_recognized() {
+        let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert!(is_single_get(get.as_bytes()));
+        for other in [
+            &get.repeat(2),
+            &get[..get.len() - 1],
+            &format!("\r\n{get}"),
+            &format!("{get}\r\n\r\n"),
+            &get.replace("GET", "PUT"),
+            "\r\n\r\n",
+            "",
+        ] {
+            assert!(!is_single_get(other.as_bytes()), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn heads_for_one_connection_are_not_replayed() {
+        assert!(is_replayable(HEAD));
+        for head in [
+            "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX: y\r\nConnection:close\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX: y\r\n",
+            "HTTP/1.1 206 Partial Content\r\n\r\n",
+            "HTTP/1.0 200 OK\r\n\r\n",
+        ] {
+            assert!(!is_replayable(head.as_bytes()), "{head:?}");
+        }
+    }
+}

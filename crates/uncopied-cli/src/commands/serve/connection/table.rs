@@ -1,0 +1,70 @@
+//! The table of the connections of one worker thread, shared with the control thread.
+
+use std::sync::{Arc, Mutex};
+
+use slab::Slab;
+use tokio::sync::Notify;
+
+use super::state::{ConnectionCommand, ConnectionState, lock};
+
+/// The connections of one worker thread. The lock is taken when a connection begins or ends and
+/// while the control thread sweeps the table, never for a request.
+#[derive(Default)]
+pub(crate) struct ConnectionTable {
+    entries: Mutex<TableEntries>,
+    emptied: Notify,
+}
+
+#[derive(Default)]
+struct TableEntries {
+    connections: Slab<Arc<ConnectionState>>,
+    is_draining: bool,
+}
+
+impl ConnectionTable {
+    /// Adds a connection and returns its key. If the server is draining, the connection is told to
+    /// drain too.
+    pub(crate) fn insert(&self, connection: Arc<ConnectionState>) -> usize {
+        let mut entries = lock(&self.entries);
+        if entries.is_draining {
+            connection.send(ConnectionCommand::Drain);
+        }
+        entries.connections.insert(connection)
+    }
+
+    /// Removes the connection for which [`ConnectionTable::insert`] returned this key.
+    pub(crate) fn remove(&self, key: usize) {
+        let mut entries = lock(&self.entries);
+        entries.connections.remove(key);
+        if entries.connections.is_empty() {
+            // Frees the slots of a busy period once no connection needs them.
+            entries.connections.shrink_to_fit();
+            self.emptied.notify_one();
+        }
+    }
+
+    /// Tells every connection, present and future, to drain.
+    pub(crate) fn drain_all(&self) {
+        let mut entries = lock(&self.entries);
+        entries.is_draining = true;
+        entries
+            .connections
+            .iter()
+            .for_each(|(_, connection)| connection.send(ConnectionCommand::Drain));
+    }
+
+    /// Calls `visit` for every connection.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&ConnectionState)) {
+        lock(&self.entries)
+            .connections
+            .iter()
+            .for_each(|(_, connection)| visit(connection));
+    }
+
+    /// Waits until the table is empty. Supports one waiter at a time.
+    pub(crate) async fn wait_until_empty(&self) {
+        while !lock(&self.entries).connections.is_empty() {
+            self.emptied.notified().await;
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The task of one connection: hyper's connection, plus commands from the control thread and
+//! parking. It allocates nothing per request.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::HttpService;
+use hyper_util::rt::TokioIo;
+use uncopied_http::Stream;
+
+use super::guard::ConnectionGuard;
+use super::observer::ConnectionObserver;
+use super::parking;
+use super::replay::ReplayStream;
+use super::state::ConnectionCommand;
+use super::strict_heads::StrictHeads;
+
+type Io<O> = TokioIo<StrictHeads<ReplayStream<Stream>, O>>;
+
+/// Serves one connection to its end, and carries out commands in between.
+pub(crate) struct ConnectionTask<S: HttpService<Incoming>, O> {
+    http: HttpState<S, O>,
+    builder: Arc<http1::Builder>,
+    observer: O,
+    guard: ConnectionGuard,
+    waker: Option<Waker>,
+}
+
+/// hyper's part of a connection, or what is left of it while the connection is parked.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most connections of a server are parked, and few are moved"
+)]
+enum HttpState<S: HttpService<Incoming>, O> {
+    /// No buffers. Waits for a request that needs hyper, and replays responses to repeats.
+    Parked(Io<O>, S),
+    /// hyper serves the connection, or did so recently.
+    Unparked(Box<http1::Connection<Io<O>, S>>),
+    /// Between the other two; never seen across a call.
+    Transition,
+}
+
+impl<S: HttpService<Incoming>, O> ConnectionTask<S, O> {
+    pub(crate) fn new(
+        io: Io<O>,
+        service: S,
+        builder: Arc<http1::Builder>,
+        observer: O,
+        guard: ConnectionGuard,
+    ) -> Self {
+        Self {
+            http: HttpState::Parked(io, service),
+            builder,
+            observer,
+            guard,
+            waker: None,
+        }
+    }
+
+    /// Makes commands wake this task. A task keeps its waker, so every poll but the first costs
+    /// one comparison.
+    fn register_waker(&mut self, waker: &Waker) {
+        let is_registered = self
+            .waker
+            .as_ref()
+            .is_some_and(|registered| registered.will_wake(waker));
+        if !is_registered {
+            self.guard.connection.register_waker(waker);
+            self.waker = Some(waker.clone());
+        }
+    }
+}
+
+impl<S, B, O> ConnectionTask<S, O>
+where
+    S: HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    O: ConnectionObserver,
+{
+    /// Polls a parked connection. Ready once it needs hyper or is to close.
+    fn poll_parked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let connection = &self.guard.connection;
+        let HttpState::Parked(io, _) = &mut self.http else {
+            return Poll::Ready(());
+        };
+        match connection.command() {
+            ConnectionCommand::Abort => return Poll::Ready(()),
+            // If no request has arrived yet, the first one may be on its way.
+            ConnectionCommand::Drain if connection.has_received_request() => {
+                return Poll::Ready(());
+            }
+            ConnectionCommand::None | ConnectionCommand::Park | ConnectionCommand::Drain => {}
+        }
+        let polled = io.inner_mut().get_mut().poll_without_hyper(cx);
+        match connection.command() {
+            // The first request has arrived, and its response is complete or in progress.
+            ConnectionCommand::Drain if connection.has_received_request() => Poll::Ready(()),
+            _ => polled,
+        }
+    }
+
+    fn unpark(&mut self) {
+        self.http = match mem::replace(&mut self.http, HttpState::Transition) {
+            HttpState::Parked(io, service) => {
+                HttpState::Unparked(Box::new(self.builder.serve_connection(io, service)))
+            }
+            other => other,
+        };
+    }
+
+    /// Drops hyper's part. Only for a connection between two requests: then there is nothing to
+    /// write, and bytes that hyper has read are put back.
+    fn park(&mut self) {
+        self.http = match mem::replace(&mut self.http, HttpState::Transition) {
+            HttpState::Unparked(http) => {
+                let mut parts = http.into_parts();
+                // When hyper yields to other tasks, it may hold pipelined requests.
+                if !parts.read_buf.is_empty() {
+                    let replay_stream = parts.io.inner_mut().get_mut();
+                    replay_stream.put_back(&parts.read_buf);
+                }
+                HttpState::Parked(parts.io, parts.service)
+            }
+            other => other,
+        };
+    }
+
+    /// Parks an idle connection if it was told to or has received only repeats lately, and lists
+    /// it for parking otherwise. Returns whether the connection was parked.
+    fn park_or_note_idle(&mut self) -> bool {
+        let connection = &self.guard.connection;
+        let is_idle = connection.is_idle();
+        let is_told_to_park = connection.command() == ConnectionCommand::Park;
+        if is_told_to_park {
+            connection.clear_park();
+        }
+        if !is_idle {
+            return false;
+        }
+        if is_told_to_park || connection.recorder.receives_only_repeats() {
+            self.park();
+            return true;
+        }
+        parking::note_idle(connection);
+        false
+    }
+}
+
+impl<S, B, O> ConnectionTask<S, O>
+where
+    S: HttpService<Incoming, ResBody = B> + Unpin,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    O: ConnectionObserver,
+{
+    /// Polls hyper's part. Ready once the connection is over.
+    fn poll_hyper(&mut self, cx: &mut Context<'_>, was_parked: bool) -> Poll<()> {
+        let HttpState::Unparked(http) = &mut self.http else {
+            return Poll::Ready(());
+        };
+        let mut http = Pin::new(&mut **http);
+        let command = self.guard.connection.command();
+        if command == ConnectionCommand::Abort {
+            return Poll::Ready(());
+        }
+        // If hyper were told to shut down before its first read, it would not read the bytes that
+        // unparked the connection. The second and later calls have no effect.
+        let drains = command == ConnectionCommand::Drain;
+        if drains && !was_parked {
+            http.as_mut().graceful_shutdown();
+        }
+        let mut polled = http.as_mut().poll(cx);
+        if drains && was_parked && polled.is_pending() {
+            http.as_mut().graceful_shutdown();
+            polled = http.poll(cx);
+        }
+        polled.map(|outcome| {
+            if let Err(error) = outcome {
+                self.observer.failed(&error);
+            }
+        })
+    }
+}
+
+impl<S, B, O> Future for ConnectionTask<S, O>
+where
+    S: HttpService<Incoming, ResBody = B> + Unpin,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    O: ConnectionObserver,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        this.register_waker(cx.waker());
+        loop {
+            let was_parked = matches!(this.http, HttpState::Parked(..));
+            if was_parked {
+                ready!(this.poll_parked(cx));
+                this.unpark();
+            }
+            if this.poll_hyper(cx, was_parked).is_ready() {
+                return Poll::Ready(());
+            }
+            if !this.park_or_note_idle() {
+                return Poll::Pending;
+            }
+        }
+    }
+}

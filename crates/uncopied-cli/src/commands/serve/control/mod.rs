@@ -1,0 +1,154 @@
+//! The control thread: signals, deadlines, totals, and the shutdown.
+
+mod deadlines;
+mod signals;
+mod totals;
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
+
+use crate::error::Error;
+use crate::output::say;
+
+use super::access_log::AccessLog;
+use super::connection::ConnectionCommand;
+use super::listening::BoundListener;
+use super::worker::{Worker, WorkerExit};
+
+pub(crate) use deadlines::Deadlines;
+pub(crate) use signals::Signals;
+pub(crate) use totals::TotalsLine;
+
+/// How long the workers may take to drop aborted connections before the process exits without
+/// waiting for them.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often connections are told to abort during that time. Repeated, because one may have been
+/// accepted at the last moment.
+const ABORT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What the control thread supervises.
+pub(crate) struct Control<'a> {
+    pub(crate) signals: Signals,
+    pub(crate) workers: &'a [Worker],
+    /// Closed, and their socket files removed, when accepting stops.
+    pub(crate) listeners: Vec<BoundListener>,
+    /// Receives one message for each worker that ends.
+    pub(crate) worker_exits: mpsc::UnboundedReceiver<WorkerExit>,
+    /// Set to true, it makes the workers stop accepting.
+    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) log: Option<&'a AccessLog>,
+}
+
+impl Control<'_> {
+    /// Enforces deadlines until a signal says to stop, then shuts the server down.
+    pub(crate) async fn run(mut self) -> Result<(), Error> {
+        self.supervise().await?;
+        self.shut_down().await
+    }
+
+    async fn supervise(&mut self) -> Result<(), Error> {
+        let mut sweeps = every(self.deadlines.sweep_interval());
+        loop {
+            tokio::select! {
+                _ = self.signals.terminate.recv() => return Ok(()),
+                _ = self.signals.interrupt.recv() => return Ok(()),
+                _ = self.signals.totals.recv() => self.print_totals(),
+                _ = self.worker_exits.recv() => return Err(Error::WorkerLost),
+                _ = sweeps.tick() => self.sweep(false),
+            }
+        }
+    }
+
+    /// Stops accepting and waits for requests in progress, until the grace period is over or a
+    /// second signal arrives. Then aborts the remaining connections.
+    async fn shut_down(&mut self) -> Result<(), Error> {
+        self.stop.send_replace(true);
+        self.listeners.clear();
+        for worker in self.workers {
+            worker.stats.connections.drain_all();
+        }
+        let mut running = RunningWorkers {
+            count: self.workers.len(),
+            has_lost_one: false,
+        };
+        let mut sweeps = every(self.deadlines.sweep_interval());
+        let grace = sleep(self.deadlines.grace);
+        tokio::pin!(grace);
+        while running.count > 0 {
+            tokio::select! {
+                exit = self.worker_exits.recv() => running.remove_one(exit),
+                () = &mut grace => break,
+                _ = self.signals.terminate.recv() => break,
+                _ = self.signals.interrupt.recv() => break,
+                _ = self.signals.totals.recv() => self.print_totals(),
+                _ = sweeps.tick() => self.sweep(true),
+            }
+        }
+        if running.count > 0 {
+            // A worker that is stuck in a system call ends with the process.
+            let _ = timeout(ABORT_TIMEOUT, self.abort(&mut running)).await;
+        }
+        match running.has_lost_one {
+            true => Err(Error::WorkerLost),
+            false => Ok(()),
+        }
+    }
+
+    async fn abort(&mut self, running: &mut RunningWorkers) {
+        let mut connections = 0;
+        for worker in self.workers {
+            worker.stats.connections.for_each(|_| connections += 1);
+        }
+        if connections > 0 {
+            say(&format_args!(
+                "closing connections that are still open: {connections}"
+            ));
+        }
+        let mut aborts = every(ABORT_INTERVAL);
+        while running.count > 0 {
+            tokio::select! {
+                exit = self.worker_exits.recv() => running.remove_one(exit),
+                _ = aborts.tick() => for worker in self.workers {
+                    worker
+                        .stats
+                        .connections
+                        .for_each(|connection| connection.send(ConnectionCommand::Abort));
+                },
+            }
+        }
+    }
+
+    fn sweep(&self, is_draining: bool) {
+        let now = Instant::now();
+        for worker in self.workers {
+            self.deadlines
+                .sweep(&worker.stats.connections, now, is_draining);
+        }
+    }
+
+    fn print_totals(&self) {
+        say(&TotalsLine::of(self.workers, self.log));
+    }
+}
+
+/// The workers that have not ended yet.
+struct RunningWorkers {
+    count: usize,
+    has_lost_one: bool,
+}
+
+impl RunningWorkers {
+    fn remove_one(&mut self, exit: Option<WorkerExit>) {
+        self.count = self.count.saturating_sub(1);
+        self.has_lost_one |= exit != Some(WorkerExit::Clean);
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}

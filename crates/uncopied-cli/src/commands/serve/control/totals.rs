@@ -1,0 +1,74 @@
+//! The line of totals that is printed at exit and on SIGUSR1.
+
+use std::fmt;
+
+use uncopied::Mechanism;
+
+use crate::commands::serve::access_log::AccessLog;
+use crate::commands::serve::worker::Worker;
+
+/// Requests, and bytes by mechanism, since the start. Bytes include response heads.
+#[derive(Debug)]
+pub(crate) struct TotalsLine {
+    requests: u64,
+    bytes_by_mechanism: [(Mechanism, u64); Mechanism::FILE_TO_SOCKET.len()],
+    dropped_log_lines: u64,
+}
+
+impl TotalsLine {
+    /// Adds up the counters of the workers.
+    pub(crate) fn of(workers: &[Worker], log: Option<&AccessLog>) -> Self {
+        let total = |mechanism| {
+            workers
+                .iter()
+                .map(|worker| worker.stats.totals.bytes(mechanism))
+                .sum()
+        };
+        Self {
+            requests: workers.iter().map(|worker| worker.stats.requests()).sum(),
+            bytes_by_mechanism: Mechanism::FILE_TO_SOCKET
+                .map(|mechanism| (mechanism, total(mechanism))),
+            dropped_log_lines: log.map_or(0, AccessLog::dropped_lines),
+        }
+    }
+}
+
+impl fmt::Display for TotalsLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sum: u64 = self.bytes_by_mechanism.iter().map(|(_, bytes)| bytes).sum();
+        write!(f, "{} requests, {sum} bytes sent:", self.requests)?;
+        for (index, (mechanism, bytes)) in self.bytes_by_mechanism.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma} {mechanism} {bytes}")?;
+        }
+        match self.dropped_log_lines {
+            0 => Ok(()),
+            lines => write!(f, "; {lines} access log lines dropped"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_has_the_documented_format() {
+        let mut bytes = [3_145_728, 0, 0, 883].into_iter();
+        let bytes_by_mechanism = Mechanism::FILE_TO_SOCKET
+            .map(|mechanism| (mechanism, bytes.next().unwrap_or_default()));
+        let mut totals = TotalsLine {
+            requests: 3,
+            bytes_by_mechanism,
+            dropped_log_lines: 0,
+        };
+        let line =
+            "3 requests, 3146611 bytes sent: sendfile 3145728, splice 0, mmap_write 0, copy 883";
+        assert_eq!(totals.to_string(), line);
+        totals.dropped_log_lines = 7;
+        assert_eq!(
+            totals.to_string(),
+            format!("{line}; 7 access log lines dropped")
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! Accepting connections on several listeners at once, and classifying failed accepts.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use tokio::sync::Semaphore;
+use uncopied_http::{Address, Listener, Stream};
+
+use crate::error::kernel_text;
+use crate::output::say;
+
+/// Pause after an accept that failed for lack of descriptors or memory.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Minimum time between two messages about failed accepts.
+const MESSAGE_INTERVAL: Duration = Duration::from_secs(60);
+
+type AcceptResult = io::Result<(Stream, Address)>;
+type PendingAccept = Pin<Box<dyn Future<Output = (Listener, AcceptResult)> + Send>>;
+
+/// Accepts on the listeners of one event loop, with one pending accept for each.
+pub(crate) struct Acceptor {
+    pending: Vec<PendingAccept>,
+    /// The listener to poll first. It moves on after each accept, so that a busy listener does not
+    /// starve the next.
+    first: usize,
+}
+
+impl Acceptor {
+    pub(crate) fn new(listeners: impl IntoIterator<Item = Listener>) -> Self {
+        Self {
+            pending: listeners.into_iter().map(start_accept).collect(),
+            first: 0,
+        }
+    }
+
+    /// Returns the next connection of any listener.
+    async fn accept(&mut self) -> AcceptResult {
+        poll_fn(|cx| {
+            let count = self.pending.len();
+            for index in (0..count).map(|offset| (self.first + offset) % count) {
+                if let Poll::Ready((listener, accepted)) = self.pending[index].as_mut().poll(cx) {
+                    self.pending[index] = start_accept(listener);
+                    self.first = (index + 1) % count;
+                    return Poll::Ready(accepted);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Accepts connections forever, each with a permit from `permits`. Without permits,
+    /// connections wait in the kernel's queue. The connection that `start` serves returns the
+    /// permit when it ends.
+    ///
+    /// The permit is acquired before the accept, and one accept waits on all listeners. So a
+    /// permit held while nothing arrives on one listener never makes another listener wait.
+    pub(crate) async fn accept_all(
+        mut self,
+        permits: &Semaphore,
+        mut start: impl FnMut(Stream, Address),
+    ) -> Infallible {
+        let mut last_message: Option<Instant> = None;
+        loop {
+            let permit = permits.acquire().await;
+            match self.accept().await {
+                Ok((stream, address)) => {
+                    if let Ok(permit) = permit {
+                        permit.forget();
+                    }
+                    start(stream, address);
+                }
+                Err(error) if is_per_connection(&error) => {}
+                Err(error) => {
+                    if last_message.is_none_or(|at| at.elapsed() > MESSAGE_INTERVAL) {
+                        last_message = Some(Instant::now());
+                        report(&error);
+                    }
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+}
+
+fn report(error: &io::Error) {
+    let hint = match Errno::from_io_error(error) {
+        Some(Errno::MFILE) => "; raise the limit (ulimit -n) or lower --max-connections",
+        _ => "",
+    };
+    let text = kernel_text(error);
+    say(&format_args!(
+        "cannot accept connections for now: {text}{hint}"
+    ));
+}
+
+fn start_accept(listener: Listener) -> PendingAccept {
+    Box::pin(async move {
+        let accepted = listener.accept().await;
+        (listener, accepted)
+    })
+}
+
+/// Whether the error concerns only a connection that went away before it was accepted, so that the
+/// next accept may succeed. accept(2) says to treat these network errors like EAGAIN.
+fn is_per_connection(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::CONNABORTED
+                | Errno::CONNRESET
+                | Errno::INTR
+                | Errno::PROTO
+                | Errno::PERM
+                | Errno::NETDOWN
+                | Errno::NOPROTOOPT
+                | Errno::HOSTDOWN
+                | Errno::NONET
+                | Errno::HOSTUNREACH
+                | Errno::OPNOTSUPP
+                | Errno::NETUNREACH
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_of_a_single_connection_are_ignored() {
+        let from = |errno: Errno| io::Error::from(errno);
+        for errno in [
+            Errno::CONNABORTED,
+            Errno::PERM,
+            Errno::PROTO,
+            Errno::NETUNREACH,
+        ] {
+            assert!(is_per_connection(&from(errno)), "{errno:?}");
+        }
+        for errno in [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOBUFS,
+            Errno::NOMEM,
+            Errno::BADF,
+        ] {
+            assert!(!is_per_connection(&from(errno)), "{errno:?}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The number of file descriptors that this process may open, and what it spends them on.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Descriptors reserved for listeners, event loops and pipes.
+const RESERVED_DESCRIPTORS: usize = 64;
+/// Upper bound on files kept open between requests.
+const MAX_OPEN_FILES: usize = 4096;
+/// Upper bound on connections, unless the user asks for more.
+const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
+
+/// Raises the soft limit on descriptors to the hard limit, and returns the resulting limit.
+///
+/// The soft limit defaults to 1024 only for programs that use `select`.
+pub(crate) fn raise_descriptor_limit() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if setrlimit(Resource::Nofile, raised).is_ok() {
+        limit = raised;
+    }
+    limit.current.map_or(usize::MAX, |current| {
+        usize::try_from(current).unwrap_or(usize::MAX)
+    })
+}
+
+/// How the descriptors are divided.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct DescriptorBudget {
+    /// Maximum number of concurrent connections.
+    pub(crate) connections: usize,
+    /// Maximum number of files kept open between requests.
+    pub(crate) open_files: usize,
+}
+
+impl DescriptorBudget {
+    /// Divides `limit` descriptors: a quarter for files, the rest for connections.
+    ///
+    /// `requested` is the number of connections that the user asks for.
+    ///
+    /// # Errors
+    ///
+    /// `requested` does not fit. The error is the number of descriptors that it needs.
+    pub(crate) fn divide(limit: usize, requested: Option<usize>) -> Result<Self, usize> {
+        let free = limit.saturating_sub(RESERVED_DESCRIPTORS);
+        let open_files = match requested {
+            None => free / 4,
+            Some(requested) => free.saturating_sub(requested).min(free / 4),
+        };
+        let open_files = open_files.clamp(16, MAX_OPEN_FILES);
+        let left = free.saturating_sub(open_files);
+        let connections = requested.unwrap_or(left.clamp(16, DEFAULT_MAX_CONNECTIONS));
+        if requested.is_some() && connections > left {
+            return Err(connections.saturating_add(RESERVED_DESCRIPTORS + 16));
+        }
+        Ok(Self {
+            connections,
+            open_files,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_divided_between_files_and_connections() {
+        let budget = |connections, open_files| {
+            Ok(DescriptorBudget {
+                connections,
+                open_files,
+            })
+        };
+        assert_eq!(DescriptorBudget::divide(1024, None), budget(720, 240));
+        assert_eq!(
+            DescriptorBudget::divide(1 << 20, None),
+            budget(10_000, 4096)
+        );
+        assert_eq!(
+            DescriptorBudget::divide(usize::MAX, Some(500_000)),
+            budget(500_000, 4096)
+        );
+        assert_eq!(DescriptorBudget::divide(1024, Some(900)), budget(900, 60));
+        assert_eq!(DescriptorBudget::divide(1024, Some(944)), budget(944, 16));
+        assert_eq!(DescriptorBudget::divide(1024, Some(945)), Err(1025));
+        assert_eq!(DescriptorBudget::divide(0, None), budget(16, 16));
+    }
+}

@@ -1,0 +1,11 @@
+//! Listening sockets, accepting connections, and the budget of file descriptors.
+
+mod accept;
+mod descriptors;
+mod listeners;
+mod passed;
+
+pub(crate) use accept::Acceptor;
+pub(crate) use descriptors::{DescriptorBudget, raise_descriptor_limit};
+pub(crate) use listeners::{BoundListener, open};
+pub(crate) use passed::PassedSockets;

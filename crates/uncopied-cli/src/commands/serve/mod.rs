@@ -1,0 +1,115 @@
+//! `uncopied serve`: serves files over HTTP/1.1.
+//!
+//! ```text
+//!   control (main thread): signals, deadlines, totals
+//!      | stop, commands            ^ counters
+//!      v                           |
+//!   worker 0, worker 1, ...           one event loop each
+//!      accept -> connections          every listener on every worker
+//! ```
+//!
+//! Workers share nothing that a request touches: each has its own event loop, counters and
+//! connection table. Deadlines cost a busy connection nothing; see [`control`].
+
+mod access_log;
+mod config;
+mod connection;
+mod control;
+mod listening;
+mod worker;
+
+use std::sync::Arc;
+
+use hyper::server::conn::http1;
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use crate::error::Error;
+use crate::flags::ServeFlags;
+use crate::output::say;
+
+use access_log::AccessLog;
+use config::Config;
+use control::{Control, Signals, TotalsLine};
+use worker::{Worker, WorkerSetup};
+
+pub(crate) use listening::PassedSockets;
+
+/// The largest accepted request head. A larger one gets status 431.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+
+/// Serves until SIGTERM or SIGINT, then prints the totals.
+pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error> {
+    let descriptors = listening::raise_descriptor_limit();
+    let config = Config::check(flags, descriptors)?;
+    let listeners = listening::open(&config.listen, passed.into_listeners()?)?;
+    if let Some(time) = config.deadlines.send {
+        for listener in &listeners {
+            listener
+                .set_send_timeout(time)
+                .map_err(Error::setup("set the send timeout"))?;
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::setup("start the event loop"))?;
+    let signals = {
+        let _entered = runtime.enter();
+        Signals::listen().map_err(Error::setup("listen for signals"))?
+    };
+    let log = match config.log_format {
+        None => None,
+        Some(format) => {
+            Some(AccessLog::start(format).map_err(Error::setup("start the access log thread"))?)
+        }
+    };
+    let (stop, stopped) = watch::channel(false);
+    let setup = WorkerSetup {
+        files: config.files,
+        http: Arc::new(http_builder()),
+        permits: Arc::new(Semaphore::new(config.max_connections)),
+        log: log.clone(),
+        stopped,
+    };
+    let (exit_sender, worker_exits) = mpsc::unbounded_channel();
+    let workers = (0..config.threads)
+        .map(|n| Worker::start(n, &setup, &listeners, config.forced_plan, &exit_sender))
+        .collect::<Result<Vec<_>, _>>()?;
+    for listener in &listeners {
+        say(&format_args!(
+            "serving {} on {}",
+            config.path.display(),
+            listener.url()
+        ));
+    }
+
+    let control = Control {
+        signals,
+        workers: &workers,
+        listeners,
+        worker_exits,
+        stop,
+        deadlines: config.deadlines,
+        log: log.as_deref(),
+    };
+    let outcome = runtime.block_on(control.run());
+    // The access log writes its last lines before the totals are printed.
+    if let Some(log) = &log {
+        log.close();
+    }
+    say(&TotalsLine::of(&workers, log.as_deref()));
+    outcome
+}
+
+/// Configures hyper. Everything that a peer can make grow has a limit. The limit of 100 headers is
+/// hyper's default: setting it explicitly would cost an allocation per request.
+fn http_builder() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.max_header_size(MAX_HEAD_BYTES);
+    // The control thread enforces deadlines, without a timer per connection.
+    http.header_read_timeout(None);
+    // A client may close its sending side after its last request, as `nc -N` does, and still gets
+    // its responses. The host of a client that has exited resets the connection at the next bytes.
+    http.half_close(true);
+    http
+}

@@ -1,0 +1,250 @@
+//! The flags of `uncopied serve`.
+
+use std::path::PathBuf;
+
+use clap::builder::{BoolishValueParser, PossibleValue};
+use clap::{ArgAction, Args, ValueEnum};
+use http::HeaderValue;
+use uncopied::Mechanism;
+
+use super::values::{ErrorPage, HeaderLine, ListenAddress, TimeSpan, header_value};
+
+pub(super) const SERVE_HELP: &str = "\
+Signals:
+  SIGTERM, SIGINT  Stop accepting connections, let requests in progress finish
+                   (see --grace), then exit with status 0. A second signal
+                   closes all connections at once.
+  SIGUSR1          Print the totals.
+
+Totals, in bytes, printed on standard error at exit and on SIGUSR1:
+  uncopied: 3 requests, 3146611 bytes sent: sendfile 3145728, splice 0, mmap_write 0, copy 883
+
+Socket activation:
+  Sockets passed with LISTEN_FDS and LISTEN_PID (TCP or Unix, starting at
+  descriptor 3) replace the default address, and are served in addition to
+  those of --listen.
+
+Environment:
+  A flag on the command line overrides its environment variable. Separate
+  several values in one variable by commas (LISTEN, INDEX) or line feeds
+  (HEADER, ERROR_PAGE). UNCOPIED_SEND=off sends every byte by copying,
+  regardless of --mechanism.
+
+Times:
+  500ms, 30s, 5m, 1h, 1d; a plain number is seconds; 0 disables a limit.";
+
+const LISTEN_HELP: &str = "Address to listen on: IP:PORT, [IPv6]:PORT, PORT (on 127.0.0.1), :PORT (on \
+    all addresses), unix:PATH; repeatable [default: 127.0.0.1:8080]";
+
+const LISTEN_LONG_HELP: &str = "\
+Address to listen on: IP:PORT, [IPv6]:PORT, PORT (on 127.0.0.1), :PORT (on all addresses), unix:PATH; repeatable \
+[default: 127.0.0.1:8080]
+
+Port 0 selects a free port. A Unix socket on which no process listens any more is replaced. The socket is \
+removed at exit.";
+
+/// The flags of `uncopied serve`.
+#[derive(Args, Debug)]
+pub(crate) struct ServeFlags {
+    /// Directory or single file to serve
+    #[arg(env = "UNCOPIED_PATH", default_value = ".")]
+    pub(crate) path: PathBuf,
+
+    // An attribute instead of a doc comment, because rustdoc would read [IPv6] as a link.
+    #[arg(
+        long,
+        short,
+        value_name = "ADDR",
+        env = "UNCOPIED_LISTEN",
+        value_delimiter = ',',
+        help = LISTEN_HELP,
+        long_help = LISTEN_LONG_HELP
+    )]
+    pub(crate) listen: Vec<ListenAddress>,
+
+    /// Number of threads, each with one event loop [default: the number of cores]
+    #[arg(long, value_name = "N", env = "UNCOPIED_THREADS",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+
+    /// Mechanism that sends the bytes of files to the socket
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "UNCOPIED_MECHANISM",
+        default_value = "auto"
+    )]
+    pub(crate) mechanism: MechanismChoice,
+
+    /// Name of the index file of a directory; repeatable, the first that exists is sent
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "UNCOPIED_INDEX",
+        value_delimiter = ',',
+        default_value = "index.html"
+    )]
+    pub(crate) index: Vec<String>,
+
+    /// List directories without an index file (as HTML, or as JSON if the client asks for it)
+    #[arg(long, env = "UNCOPIED_LIST", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) list: bool,
+
+    /// Serve files whose name begins with a dot (404 by default)
+    #[arg(long, env = "UNCOPIED_HIDDEN", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) hidden: bool,
+
+    /// Follow symbolic links that lead outside PATH (404 by default)
+    #[arg(long, env = "UNCOPIED_FOLLOW_LINKS", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) follow_links: bool,
+
+    /// File inside PATH to send with status 200 for paths that do not exist (for single-page
+    /// applications)
+    #[arg(long, value_name = "FILE", env = "UNCOPIED_SPA")]
+    pub(crate) spa: Option<PathBuf>,
+
+    /// File inside PATH to send as the body of an error status, such as 404=404.html; repeatable
+    #[arg(
+        long,
+        value_name = "CODE=FILE",
+        env = "UNCOPIED_ERROR_PAGE",
+        value_delimiter = '\n'
+    )]
+    pub(crate) error_page: Vec<ErrorPage>,
+
+    /// Header to add to every response; repeatable
+    #[arg(
+        long,
+        value_name = "NAME: VALUE",
+        env = "UNCOPIED_HEADER",
+        value_delimiter = '\n'
+    )]
+    pub(crate) header: Vec<HeaderLine>,
+
+    /// Cache-Control header of files, for example "public, max-age=3600" [default: none]
+    #[arg(long, value_name = "VALUE", env = "UNCOPIED_CACHE_CONTROL", value_parser = header_value)]
+    pub(crate) cache_control: Option<HeaderValue>,
+
+    /// Do not look for FILE.br, FILE.zst and FILE.gz next to a file
+    #[arg(long, env = "UNCOPIED_NO_PRECOMPRESSED", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) no_precompressed: bool,
+
+    /// Write one line per request to standard output
+    ///
+    /// A slow reader never delays a connection: lines that do not fit into a buffer of 4 MiB are
+    /// dropped, and their number is reported with the totals.
+    ///
+    /// "bytes" is the number of bytes of the body that the socket took, also for a response that
+    /// was cut short. JSON lines also report whether the socket took the whole response
+    /// ("complete") and the time from the request's head to the last byte of the response
+    /// ("seconds"). The client may not have read every byte that the socket took. Status 499 means
+    /// that the request was given up before there was a response.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "UNCOPIED_ACCESS_LOG",
+        default_value = "off"
+    )]
+    pub(crate) access_log: LogFormat,
+
+    /// Maximum number of concurrent connections; further ones wait to be accepted [default: 10000,
+    /// or less if the descriptor limit (ulimit -n) is low]
+    #[arg(long, value_name = "N", env = "UNCOPIED_MAX_CONNECTIONS",
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) max_connections: Option<u32>,
+
+    /// Time limit for receiving a complete request head
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "UNCOPIED_HEADER_TIMEOUT",
+        default_value = "30s"
+    )]
+    pub(crate) header_timeout: TimeSpan,
+
+    /// Close a connection whose client has taken no byte of the response for this time
+    ///
+    /// The time runs from the last byte that the client acknowledged. A slow client that keeps
+    /// reading is never disconnected, however long it takes.
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "UNCOPIED_SEND_TIMEOUT",
+        default_value = "60s"
+    )]
+    pub(crate) send_timeout: TimeSpan,
+
+    /// Close a connection that has been idle between two requests for this time
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "UNCOPIED_KEEPALIVE_TIMEOUT",
+        default_value = "75s"
+    )]
+    pub(crate) keepalive_timeout: TimeSpan,
+
+    /// Maximum age of a connection; it is closed after the current request
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "UNCOPIED_KEEPALIVE_TIME",
+        default_value = "1h"
+    )]
+    pub(crate) keepalive_time: TimeSpan,
+
+    /// Time that requests in progress have to finish after SIGTERM or SIGINT; 0 closes them at once
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "UNCOPIED_GRACE",
+        default_value = "30s"
+    )]
+    pub(crate) grace: TimeSpan,
+}
+
+/// The preferred mechanism for the bytes of files. `None` leaves the choice to the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MechanismChoice(pub(crate) Option<Mechanism>);
+
+impl MechanismChoice {
+    /// `auto`, followed by every mechanism that sends files.
+    const ALL: [Self; Mechanism::FILE_TO_SOCKET.len() + 1] = {
+        let mut all = [Self(None); Mechanism::FILE_TO_SOCKET.len() + 1];
+        let mut index = 0;
+        while index < Mechanism::FILE_TO_SOCKET.len() {
+            all[index + 1] = Self(Some(Mechanism::FILE_TO_SOCKET[index]));
+            index += 1;
+        }
+        all
+    };
+}
+
+impl ValueEnum for MechanismChoice {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let name = self.0.map_or("auto", Mechanism::name);
+        let help = match self.0 {
+            None => "The best mechanism that works for each file, sendfile first",
+            Some(Mechanism::Sendfile) => "From file to socket inside the kernel",
+            Some(Mechanism::Splice) => "From file to socket through a pipe",
+            Some(Mechanism::MmapWrite) => "write from the mapped file: one copy",
+            Some(Mechanism::Copy) => "read and write: two copies",
+            Some(_) => "",
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
+}
+
+/// The format of the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// No access log
+    Off,
+    /// The combined format of Apache and nginx, with times in UTC
+    Text,
+    /// One JSON object per line
+    Json,
+}

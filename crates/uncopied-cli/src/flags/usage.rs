@@ -1,0 +1,56 @@
+//! Usage errors, reported on one line.
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+
+use crate::output::say;
+
+/// Prints help and version to standard output with status 0, and a usage error as one line with
+/// status 2.
+pub(crate) fn report_usage_error(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // Fails only if the output is closed.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(2)
+        }
+        _ => {
+            say(&one_line(&error.to_string()));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Joins clap's message into one line, without its usage block.
+fn one_line(message: &str) -> String {
+    let mut parts: Vec<&str> = message
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    if let Some(first) = parts.first_mut() {
+        *first = first.trim_start_matches("error: ");
+    }
+    format!("{}; see --help", parts.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usage_error_is_one_line_with_its_tip() {
+        let message = "error: unexpected argument '--lisen' found\n\n  tip: a similar argument \
+                       exists: '--listen'\n\nUsage: uncopied serve\n\nFor more information, try '--help'.\n";
+        assert_eq!(
+            one_line(message),
+            "unexpected argument '--lisen' found; tip: a similar argument exists: '--listen'; see --help"
+        );
+    }
+}

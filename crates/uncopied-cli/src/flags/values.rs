@@ -1,0 +1,235 @@
+//! Parsing and checking the values of flags.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, StatusCode};
+
+/// Longest accepted time. It keeps arithmetic on instants from overflowing.
+const MAX_TIME_SPAN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A time on the command line. For most flags, 0 means "no limit".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TimeSpan(pub(crate) Duration);
+
+impl TimeSpan {
+    /// Returns the time as a limit: `None` if it is 0.
+    pub(crate) fn limit(self) -> Option<Duration> {
+        (!self.0.is_zero()).then_some(self.0)
+    }
+}
+
+impl FromStr for TimeSpan {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let digits = word.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let number: u64 = digits
+            .parse()
+            .map_err(|_| "expected a time like 500ms, 30s, 5m or 1h".to_owned())?;
+        let unit_millis = match &word[digits.len()..] {
+            "ms" => 1,
+            "" | "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            unit => return Err(format!("unknown unit '{unit}': use ms, s, m, h or d")),
+        };
+        let time = number.checked_mul(unit_millis).map(Duration::from_millis);
+        match time {
+            Some(time) if time <= MAX_TIME_SPAN => Ok(Self(time)),
+            _ => Err("the maximum is 365d".to_owned()),
+        }
+    }
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ListenAddress {
+    /// One TCP address.
+    Tcp(SocketAddr),
+    /// All addresses of this machine, IPv6 and IPv4, with one socket.
+    AllInterfaces(u16),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl Default for ListenAddress {
+    fn default() -> Self {
+        Self::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)))
+    }
+}
+
+impl FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        if let Some(path) = word.strip_prefix("unix:") {
+            return match path {
+                "" => Err("expected a path after unix:".to_owned()),
+                path => Ok(Self::Unix(path.into())),
+            };
+        }
+        if let Ok(address) = word.parse() {
+            return Ok(Self::Tcp(address));
+        }
+        if let Ok(port) = word.parse() {
+            return Ok(Self::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+        }
+        if let Some(Ok(port)) = word.strip_prefix(':').map(str::parse) {
+            return Ok(Self::AllInterfaces(port));
+        }
+        Err(if word.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+            "the port is missing".to_owned()
+        } else {
+            "expected IP:PORT, [IPv6]:PORT, PORT (loopback), :PORT (all addresses) or unix:PATH"
+                .to_owned()
+        })
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::AllInterfaces(port) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)).fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A header for every response: `Name: value`.
+#[derive(Clone, Debug)]
+pub(crate) struct HeaderLine(pub(crate) HeaderName, pub(crate) HeaderValue);
+
+impl FromStr for HeaderLine {
+    type Err = String;
+
+    fn from_str(line: &str) -> Result<Self, String> {
+        let (name, value) = line
+            .split_once(':')
+            .ok_or_else(|| "expected NAME: VALUE".to_owned())?;
+        let name: HeaderName = name
+            .parse()
+            .map_err(|_| format!("'{name}' is not a header name"))?;
+        // The server owns the framing of the connection: a wrong length or coding would make one
+        // response run into the next.
+        if ["content-length", "transfer-encoding", "connection"].contains(&name.as_str()) {
+            return Err(format!("{name} is set by the server"));
+        }
+        let value = header_value(value.trim())?;
+        Ok(Self(name, value))
+    }
+}
+
+/// Parses the value of a header: visible characters, spaces and tabs.
+pub(crate) fn header_value(value: &str) -> Result<HeaderValue, String> {
+    HeaderValue::from_str(value).map_err(|_| {
+        "a header value may contain only visible characters, spaces and tabs".to_owned()
+    })
+}
+
+/// The page for an error status: `CODE=FILE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ErrorPage(pub(crate) StatusCode, pub(crate) PathBuf);
+
+impl FromStr for ErrorPage {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let Some((code, file)) = word.split_once('=').filter(|(_, file)| !file.is_empty()) else {
+            return Err("expected CODE=FILE, for example 404=404.html".to_owned());
+        };
+        let status = code
+            .parse()
+            .map_err(|_| format!("'{code}' is not an HTTP status"))?;
+        Ok(Self(status, file.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn times_have_units_and_a_maximum() {
+        for (word, millis) in [
+            ("500ms", 500),
+            ("30s", 30_000),
+            ("30", 30_000),
+            ("5m", 300_000),
+            ("1h", 3_600_000),
+            ("365d", 31_536_000_000),
+            ("0", 0),
+        ] {
+            assert_eq!(
+                word.parse(),
+                Ok(TimeSpan(Duration::from_millis(millis))),
+                "{word}"
+            );
+        }
+        for word in [
+            "",
+            "s",
+            "-1",
+            "1.5s",
+            "30 s",
+            "1w",
+            "366d",
+            "18446744073709551615h",
+            "٣s",
+            "1é",
+        ] {
+            assert!(word.parse::<TimeSpan>().is_err(), "{word}");
+        }
+        assert_eq!("0".parse::<TimeSpan>().unwrap().limit(), None);
+    }
+
+    #[test]
+    fn every_documented_form_of_address_is_accepted() {
+        let tcp = |address: &str| ListenAddress::Tcp(address.parse().unwrap());
+        for (word, address) in [
+            ("127.0.0.1:80", tcp("127.0.0.1:80")),
+            ("[::1]:8080", tcp("[::1]:8080")),
+            ("8081", tcp("127.0.0.1:8081")),
+            (":8082", ListenAddress::AllInterfaces(8082)),
+            (
+                "unix:/run/a.sock",
+                ListenAddress::Unix("/run/a.sock".into()),
+            ),
+        ] {
+            assert_eq!(word.parse(), Ok(address), "{word}");
+        }
+        for word in [
+            "",
+            "unix:",
+            "127.0.0.1",
+            "::1",
+            "[::1]",
+            "host:80",
+            ":70000",
+            "65536",
+        ] {
+            assert!(word.parse::<ListenAddress>().is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn headers_and_error_pages_are_validated() {
+        let line: HeaderLine = "X-A: b: c ".parse().unwrap();
+        assert_eq!((line.0.as_str(), line.1.to_str().unwrap()), ("x-a", "b: c"));
+        for word in ["X-A", "a b: c", ": c", "a: \x01", "Content-Length: 3"] {
+            assert!(word.parse::<HeaderLine>().is_err(), "{word}");
+        }
+        let page = ErrorPage(StatusCode::NOT_FOUND, "a=b.html".into());
+        assert_eq!("404=a=b.html".parse(), Ok(page));
+        for word in ["404", "404=", "x=a", "40=a"] {
+            assert!(word.parse::<ErrorPage>().is_err(), "{word}");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Writing messages to standard error and results to standard output.
+
+use std::fmt;
+use std::io::{self, Write as _};
+
+/// Writes one line to standard error: `uncopied: ` and the message.
+///
+/// Control characters are escaped, so that one message is one line even if it contains a file name
+/// with a line feed. A closed standard error is ignored.
+pub(crate) fn say(message: &dyn fmt::Display) {
+    let mut line = String::from("uncopied: ");
+    for character in message.to_string().chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line.push('\n');
+    let _ = io::stderr().lock().write_all(line.as_bytes());
+}
+
+/// Writes to standard output. A closed pipe is not an error: its reader needs no more.
+pub(crate) fn print(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome,
+    }
+}

@@ -1,0 +1,136 @@
+//! Signals, the grace period, the totals.
+
+use std::io::Read as _;
+use std::net::TcpStream;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::client::{connect, connect_with_small_window, get, read_head, read_to_close, send_get};
+use crate::server::{BIG_FILE_BYTES, Server, site};
+
+#[test]
+fn requests_in_progress_finish_and_idle_connections_close_at_once() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let site = site();
+        let server = Server::start(site.path(), &["--threads", "2"]);
+        let address = server.address();
+        let mut idle = connect(address);
+        get(&mut idle, "/");
+        let mut fresh = connect(address);
+        let mut busy = connect_with_small_window(address);
+        send_get(&mut busy, "/big");
+        read_head(&mut busy).unwrap();
+
+        let began = Instant::now();
+        server.signal(signal);
+        assert_eq!(read_to_close(&mut idle), b"");
+        assert_eq!(read_to_close(&mut fresh), b"");
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            began.elapsed()
+        );
+        // Each worker closes its own listener, so the last one may take a moment.
+        while TcpStream::connect(address).is_ok() {
+            assert!(
+                began.elapsed() < Duration::from_secs(5),
+                "a listener is still open"
+            );
+        }
+
+        let mut buffer = vec![0; BIG_FILE_BYTES / 20];
+        for _ in 0..20 {
+            busy.read_exact(&mut buffer).unwrap();
+            sleep(Duration::from_millis(20));
+        }
+        assert_eq!(read_to_close(&mut busy), b"");
+        let exit = server.wait();
+        assert_eq!(exit.status.code(), Some(0), "{:?}", exit.stderr);
+        assert_eq!(
+            exit.stderr.len(),
+            2,
+            "no connection was aborted: {:?}",
+            exit.stderr
+        );
+        assert!(
+            exit.stderr[1].starts_with("uncopied: 2 requests, "),
+            "{:?}",
+            exit.stderr
+        );
+    }
+}
+
+#[test]
+fn connections_are_aborted_after_the_grace_period() {
+    let site = site();
+    let server = Server::start(site.path(), &["--grace", "500ms"]);
+    let mut stalled = connect_with_small_window(server.address());
+    send_get(&mut stalled, "/big");
+    read_head(&mut stalled).unwrap();
+    let began = Instant::now();
+    let exit = server.stop();
+    let took = began.elapsed();
+    assert_eq!(exit.status.code(), Some(0), "{:?}", exit.stderr);
+    assert!(
+        exit.stderr[1].contains("closing connections that are still open: 1"),
+        "{:?}",
+        exit.stderr
+    );
+    let range = Duration::from_millis(400)..Duration::from_secs(5);
+    assert!(range.contains(&took), "{took:?}");
+    assert!(read_to_close(&mut stalled).len() < BIG_FILE_BYTES);
+}
+
+#[test]
+fn a_second_signal_closes_all_connections_at_once() {
+    let site = site();
+    let server = Server::start(site.path(), &["--grace", "1h"]);
+    let mut stalled = connect_with_small_window(server.address());
+    send_get(&mut stalled, "/big");
+    read_head(&mut stalled).unwrap();
+    server.signal(Signal::TERM);
+    sleep(Duration::from_millis(300));
+    let exit = server.stop();
+    assert_eq!(exit.status.code(), Some(0), "{:?}", exit.stderr);
+}
+
+#[test]
+fn deadlines_apply_while_the_server_drains() {
+    let site = site();
+    let server = Server::start(site.path(), &["--grace", "1h", "--send-timeout", "500ms"]);
+    let mut stalled = connect_with_small_window(server.address());
+    send_get(&mut stalled, "/big");
+    read_head(&mut stalled).unwrap();
+    assert_eq!(server.stop().status.code(), Some(0));
+}
+
+#[test]
+fn totals_are_printed_on_request_and_at_the_end() {
+    let site = site();
+    let mut server = Server::start(site.path(), &[]);
+    let mut stream = connect(server.address());
+    let mut sent = 0;
+    for _ in 0..3 {
+        let response = get(&mut stream, "/");
+        sent += response.head.len() + response.body.len();
+    }
+    let expected = format!("uncopied: 3 requests, {sent} bytes sent: sendfile ");
+    // A response is counted after it has been sent.
+    sleep(Duration::from_millis(100));
+    server.signal(Signal::USR1);
+    let line = server.wait_for_line(" requests, ");
+    assert!(line.starts_with(&expected), "{line}");
+    let words: Vec<_> = line
+        .split([' ', ',', ':'])
+        .filter(|word| !word.is_empty())
+        .collect();
+    let amount = |name| {
+        let at = words.iter().position(|word| *word == name).unwrap();
+        words[at + 1].parse::<usize>().unwrap()
+    };
+    let parts = ["sendfile", "splice", "mmap_write", "copy"].map(amount);
+    assert_eq!(parts.iter().sum::<usize>(), sent, "{line}");
+    assert_eq!(server.stop().stderr.last(), Some(&line));
+}
