@@ -58,20 +58,21 @@
 
 mod activity;
 mod body;
-mod file;
+mod file_stat;
 mod listener;
+mod open_file;
 mod options;
 mod serve_files;
 mod stream;
 mod totals;
-mod watch;
 
 pub use activity::{Activity, Phase};
-pub use body::{FileBody, Part};
-pub use file::{Facts, OpenFile, SMALL, Wait};
+pub use body::{Basis, FileBody, Part};
+pub use file_stat::Facts;
 pub use listener::{Address, Listener};
+pub use open_file::{OpenFile, SMALL, Wait};
 pub use options::Options;
-pub use serve_files::{Basis, Check, ResponseFuture, ServeFiles, ServeFilesBuilder};
+pub use serve_files::{Check, ResponseFuture, ServeFiles, ServeFilesBuilder};
 pub use stream::Stream;
 pub use totals::Totals;
 

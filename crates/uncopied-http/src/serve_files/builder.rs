@@ -8,14 +8,18 @@ use std::sync::Arc;
 
 use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG,
-    LOCATION, TRANSFER_ENCODING, VARY,
+    LOCATION, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::cache::Cache;
-use super::root::{Links, Root};
-use super::{ServeFiles, Shared, path};
-use crate::file::{SMALL, Wait};
+use super::cache::headers::ConfiguredHeaders;
+use super::config::{Config, Page};
+use super::resolve::path;
+use super::resolve::root::{Links, Root};
+use super::service::ServeFiles;
+use super::site::Shared;
+use crate::open_file::{SMALL, Wait};
 
 /// Fields that tell what an answer is: a fixed value would make it a lie.
 const NOT_FIXED: [HeaderName; 8] = [
@@ -29,40 +33,21 @@ const NOT_FIXED: [HeaderName; 8] = [
     TRANSFER_ENCODING,
 ];
 
-/// What the answers depend on beside the files.
-#[derive(Debug)]
-pub(super) struct Config {
-    pub(super) index: Vec<Vec<u8>>,
-    pub(super) listing: bool,
-    pub(super) hidden: bool,
-    pub(super) precompressed: bool,
-    pub(super) fallback: Option<Page>,
-    pub(super) error_pages: Vec<(StatusCode, Page)>,
-    pub(super) headers: HeaderMap,
-    pub(super) cache_control: Option<HeaderValue>,
-    pub(super) direct: bool,
-    pub(super) in_memory: u64,
-}
-
-impl Config {
-    /// Puts the headers that every answer has over those that it has already.
-    pub(super) fn decorate(&self, headers: &mut HeaderMap) {
-        for name in self.headers.keys().filter(|name| **name != VARY) {
-            headers.remove(name);
-        }
-        for (name, value) in &self.headers {
-            headers.append(name, value.clone());
-        }
+impl ServeFiles {
+    /// Serves `path`, a directory or a regular file, with the defaults of
+    /// [`builder`](Self::builder).
+    ///
+    /// # Errors
+    ///
+    /// See [`ServeFilesBuilder::build`].
+    pub fn new(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::builder(path.as_ref()).build()
     }
-}
 
-/// A file that answers for others.
-#[derive(Debug)]
-pub(super) struct Page {
-    /// Its key in the cache. No request path begins like it.
-    pub(super) key: Box<[u8]>,
-    /// Its path beneath the root.
-    pub(super) path: CString,
+    /// Serves `path`, a directory or a regular file, as configured by the methods that follow.
+    pub fn builder(path: impl Into<PathBuf>) -> ServeFilesBuilder {
+        ServeFilesBuilder::new(path.into())
+    }
 }
 
 /// Configures a [`ServeFiles`]; see [`ServeFiles::builder`].
@@ -216,17 +201,15 @@ impl ServeFilesBuilder {
             true => Links::Anywhere,
             false => Links::Beneath,
         };
-        let root = Root::open_dir(&dir, links).map_err(named)?;
+        let root = Arc::new(Root::open_dir(&dir, links).map_err(named)?);
         let config = self.check(&root)?;
         let cache = Cache::new(self.max_open_files);
-        Ok(ServeFiles {
-            shared: Arc::new(Shared {
-                config,
-                root,
-                single,
-                cache,
-            }),
-        })
+        Ok(ServeFiles::from(Shared {
+            config,
+            root,
+            single,
+            cache,
+        }))
     }
 
     /// The directory to open, and the name in it if a single file is served.
@@ -289,11 +272,13 @@ impl ServeFilesBuilder {
                 .iter()
                 .map(page)
                 .collect::<io::Result<_>>()?,
-            headers: self.headers.clone(),
-            cache_control: self
-                .cache_control
-                .clone()
-                .filter(|_| !self.headers.contains_key(CACHE_CONTROL)),
+            headers: ConfiguredHeaders {
+                every: self.headers.clone(),
+                cache_control: self
+                    .cache_control
+                    .clone()
+                    .filter(|_| !self.headers.contains_key(CACHE_CONTROL)),
+            },
             in_memory: self.in_memory,
             direct: self.direct,
         })

@@ -9,9 +9,11 @@ use http::header::{CONTENT_TYPE, VARY};
 use http::{HeaderName, HeaderValue};
 use rustix::fs::{AtFlags, Dir, FileType};
 
-use super::path::{Asked, escape, visible};
-use super::root::Root;
-use crate::file::{Facts, Wait};
+use super::cache::headers::LAST_SECOND;
+use super::resolve::path::{Asked, escape, visible};
+use super::resolve::root::Root;
+use crate::file_stat::Facts;
+use crate::open_file::Wait;
 
 /// The most names that are listed: a directory of millions must not fill the memory.
 const MAX_ITEMS: usize = 100_000;
@@ -185,7 +187,7 @@ fn to_json(items: &[Item]) -> String {
 fn date(seconds: i64) -> Option<String> {
     let seconds = u64::try_from(seconds)
         .ok()
-        .filter(|at| *at <= super::cache::LAST_SECOND)?;
+        .filter(|at| *at <= LAST_SECOND)?;
     Some(httpdate::fmt_http_date(
         UNIX_EPOCH + Duration::from_secs(seconds),
     ))

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::body::{FileBody, Part};
-use crate::file::OpenFile;
+use crate::open_file::OpenFile;
 
 /// A body of several ranges of one file.
 #[derive(Debug)]

@@ -12,16 +12,16 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, Version};
 
-use super::basis::Basis;
-use super::cache::Entry;
-use super::conditional::{self, Verdict};
-use super::find::{Chosen, Target};
+use super::cache::entry::Entry;
+use super::listing;
 use super::multipart::{Multipart, content_range};
-use super::range::{self, Selected};
-use super::root::Stop;
-use super::{Shared, listing, negotiate};
-use crate::body::FileBody;
-use crate::file::Wait;
+use super::request::conditional::{self, Verdict};
+use super::request::negotiate;
+use super::request::range::{self, Selected};
+use super::resolve::root::Stop;
+use super::site::{Chosen, Shared, Target};
+use crate::body::{Basis, FileBody};
+use crate::open_file::Wait;
 
 /// The methods that are answered.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
@@ -200,7 +200,7 @@ impl Shared {
         let body = if head {
             FileBody::empty()
         } else {
-            let basis = Basis::of(self, &entry, chosen);
+            let basis = Basis::of(&entry, chosen);
             body(&entry, 0..entry.len()).on_basis(basis)
         };
         Ok(response(StatusCode::OK, entry.headers.clone(), body))
@@ -296,7 +296,7 @@ impl Shared {
         headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
     ) -> Response<FileBody> {
         let mut headers: HeaderMap = headers.into_iter().collect();
-        self.config.decorate(&mut headers);
+        self.config.headers.decorate(&mut headers);
         response(status, headers, FileBody::empty())
     }
 }

@@ -1,8 +1,8 @@
 //! The connection under hyper or axum: ordinary reads and writes, except that bytes which live in the
 //! arena are sent from the file that they belong to, or lent as the pages that they are.
 
-mod file;
-mod pages;
+mod file_send;
+mod page_send;
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -19,10 +19,10 @@ use uncopied::policy::Mechanism;
 use uncopied::send_vectored;
 
 use crate::activity::Activity;
+use crate::body::passthrough::recognise;
 use crate::options::Options;
-use crate::watch::recognise;
-use file::Sending;
-use pages::Lender;
+use file_send::Sending;
+use page_send::Lender;
 
 /// A TCP or Unix connection that hyper and axum take as it is, and that sends files by `sendfile`, and
 /// pages of the arena by lending them.

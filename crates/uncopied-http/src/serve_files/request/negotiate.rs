@@ -4,7 +4,7 @@ use http::HeaderValue;
 
 /// A content coding that a side file may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Coding {
+pub(crate) enum Coding {
     Brotli,
     Zstd,
     Gzip,
@@ -12,10 +12,10 @@ pub(super) enum Coding {
 
 impl Coding {
     /// All, the one that usually makes the smallest file first.
-    pub(super) const ALL: [Self; 3] = [Self::Brotli, Self::Zstd, Self::Gzip];
+    pub(crate) const ALL: [Self; 3] = [Self::Brotli, Self::Zstd, Self::Gzip];
 
     /// The name in `Accept-Encoding` and `Content-Encoding`.
-    pub(super) fn token(self) -> &'static str {
+    pub(crate) fn token(self) -> &'static str {
         match self {
             Self::Brotli => "br",
             Self::Zstd => "zstd",
@@ -24,7 +24,7 @@ impl Coding {
     }
 
     /// What a side file's name ends in.
-    pub(super) fn suffix(self) -> &'static str {
+    pub(crate) fn suffix(self) -> &'static str {
         match self {
             Self::Brotli => ".br",
             Self::Zstd => ".zst",
@@ -45,7 +45,7 @@ const FULL: u16 = 1000;
 ///
 /// A client that refuses `identity` and for which there is no side file still gets the file as it
 /// is, as from every common server: 406 helps nobody.
-pub(super) fn codings<'a>(
+pub(crate) fn codings<'a>(
     lines: impl IntoIterator<Item = &'a HeaderValue>,
 ) -> impl Iterator<Item = Coding> {
     let (mut named, mut others, mut identity) = ([None; 3], None, None);
@@ -70,7 +70,7 @@ pub(super) fn codings<'a>(
 
 /// Whether `Accept` puts `application/json` before `text/html`. For each of them, the most specific
 /// range that covers it decides.
-pub(super) fn prefers_json<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
+pub(crate) fn prefers_json<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
     let (mut json, mut html) = ((0, 0), (0, 0));
     for (range, weight) in lines.into_iter().flat_map(elements) {
         json = json.max(covered(range, weight, "application", "json"));
@@ -80,7 +80,7 @@ pub(super) fn prefers_json<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>)
 }
 
 /// Whether `Accept` names `text/html`.
-pub(super) fn names_html<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
+pub(crate) fn names_html<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
     lines
         .into_iter()
         .flat_map(elements)

@@ -8,16 +8,16 @@ use http::HeaderValue;
 
 /// A media type, ready to be sent.
 #[derive(Clone, Debug)]
-pub(super) struct Media {
+pub(crate) struct Media {
     /// The value of `Content-Type`.
-    pub(super) value: HeaderValue,
+    pub(crate) value: HeaderValue,
     /// Whether a compressed side file is worth a look-up: not where the format compresses already.
-    pub(super) compressible: bool,
+    pub(crate) compressible: bool,
 }
 
 impl Media {
     /// The media type that the extension of `path` stands for.
-    pub(super) fn of(path: &[u8]) -> Self {
+    pub(crate) fn of(path: &[u8]) -> Self {
         let path = Path::new(OsStr::from_bytes(path));
         let essence = mime_guess::from_path(path)
             .first_raw()

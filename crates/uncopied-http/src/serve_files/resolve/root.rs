@@ -11,14 +11,15 @@ use http::StatusCode;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::file::{Facts, Wait};
+use crate::file_stat::Facts;
+use crate::open_file::Wait;
 
 /// How often an open is tried again that a concurrent rename spoilt, or a signal.
 const TRIES: usize = 16;
 
 /// Why there is no file to answer with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     /// The disk would be needed, and the caller may not wait for it.
     WouldBlock,
     /// The answer is this status.
@@ -32,7 +33,7 @@ impl From<StatusCode> for Stop {
 }
 
 impl Stop {
-    pub(super) const NOT_FOUND: Self = Self::Status(StatusCode::NOT_FOUND);
+    pub(crate) const NOT_FOUND: Self = Self::Status(StatusCode::NOT_FOUND);
 
     /// What an error of opening, asking about or reading a file means for the request.
     ///
@@ -45,7 +46,7 @@ impl Stop {
     /// | EACCES, EPERM | 403 |
     /// | EMFILE, ENFILE, ENOMEM, EAGAIN, EBUSY (it is being written) | 503: it may work a second later |
     /// | any other | 500 |
-    pub(super) fn of(error: &io::Error, wait: Wait) -> Self {
+    pub(crate) fn of(error: &io::Error, wait: Wait) -> Self {
         if error.kind() == io::ErrorKind::WouldBlock && wait == Wait::Never {
             return Self::WouldBlock;
         }
@@ -71,7 +72,7 @@ impl Stop {
 
 /// Which symbolic links are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Links {
+pub(crate) enum Links {
     /// Those that stay beneath the root.
     Beneath,
     /// All.
@@ -80,14 +81,14 @@ pub(super) enum Links {
 
 /// A directory, opened once, beneath which everything is looked up.
 #[derive(Debug)]
-pub(super) struct Root {
+pub(crate) struct Root {
     dir: OwnedFd,
     links: Links,
     openat2: bool,
 }
 
 impl Root {
-    pub(super) fn open_dir(path: &Path, links: Links) -> io::Result<Self> {
+    pub(crate) fn open_dir(path: &Path, links: Links) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;
         Ok(Self {
@@ -99,12 +100,12 @@ impl Root {
 
     /// Asks about what `path` leads to. One system call; links are followed wherever they lead, so
     /// the answer is only good for a comparison with what [`Root::open`] found.
-    pub(super) fn facts(&self, path: &CStr) -> io::Result<Facts> {
+    pub(crate) fn facts(&self, path: &CStr) -> io::Result<Facts> {
         Facts::at(&self.dir, path, AtFlags::NO_AUTOMOUNT)
     }
 
     /// Whether there is nothing by the name of `path`, not even a link. One system call.
-    pub(super) fn has_no(&self, path: &CStr) -> bool {
+    pub(crate) fn has_no(&self, path: &CStr) -> bool {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let asked = Facts::at(&self.dir, path, flags);
         asked.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
@@ -114,7 +115,7 @@ impl Root {
     ///
     /// `O_NONBLOCK` keeps a FIFO without a writer from blocking the thread, `O_NOCTTY` a terminal
     /// from becoming ours.
-    pub(super) fn open(&self, path: &CStr, wait: Wait) -> Result<File, Stop> {
+    pub(crate) fn open(&self, path: &CStr, wait: Wait) -> Result<File, Stop> {
         for _ in 0..TRIES {
             let opened = match (self.openat2, wait) {
                 (true, _) => self.resolve(path, wait),

@@ -7,18 +7,18 @@ use http::{HeaderMap, HeaderName};
 
 /// What tells one version of a file from another.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Validators<'a> {
+pub(crate) struct Validators<'a> {
     /// The entity tag as it is sent: `"…"` or `W/"…"`.
-    pub(super) etag: &'a [u8],
+    pub(crate) etag: &'a [u8],
     /// `Last-Modified` in seconds since 1970, if that is a date that HTTP can write.
-    pub(super) modified: Option<u64>,
+    pub(crate) modified: Option<u64>,
     /// Whether the last change lies so far back that a further one shows.
-    pub(super) settled: bool,
+    pub(crate) settled: bool,
 }
 
 /// What the preconditions of a GET or HEAD come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// Answer as if there were none.
     Send,
     /// 304.
@@ -28,7 +28,7 @@ pub(super) enum Verdict {
 }
 
 /// Steps 1 to 4: everything but `If-Range`.
-pub(super) fn check(headers: &HeaderMap, validators: Validators<'_>) -> Verdict {
+pub(crate) fn check(headers: &HeaderMap, validators: Validators<'_>) -> Verdict {
     let unmodified_since = |name| {
         let modified = validators.modified?;
         date(headers, name).map(|date| modified <= date)
@@ -56,7 +56,7 @@ pub(super) fn check(headers: &HeaderMap, validators: Validators<'_>) -> Verdict 
 ///
 /// A date is strong only if the file cannot have changed twice within its second (§8.8.2.2), which
 /// is unknown while that second is not well over.
-pub(super) fn range_counts(headers: &HeaderMap, validators: Validators<'_>) -> bool {
+pub(crate) fn range_counts(headers: &HeaderMap, validators: Validators<'_>) -> bool {
     let mut lines = headers.get_all(IF_RANGE).iter();
     let Some(line) = lines.next() else {
         return true;

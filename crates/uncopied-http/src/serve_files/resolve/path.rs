@@ -18,12 +18,12 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 
 /// A checked request path.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(crate) struct Asked {
     /// The decoded names with one `/` between them: no empty name, no `.`, no `..`, no NUL, and no
     /// `/` in front. Empty for the root.
     relative: Vec<u8>,
     /// Whether the request's path ended in a slash.
-    pub(super) directory: bool,
+    pub(crate) directory: bool,
 }
 
 impl Asked {
@@ -31,7 +31,7 @@ impl Asked {
     ///
     /// What is malformed (a broken percent escape, an encoded `/` or NUL) is 400; what nobody may
     /// reach (`..`, names with a dot in front unless `hidden`) is 404.
-    pub(super) fn check(path: &str, hidden: bool) -> Result<Self, StatusCode> {
+    pub(crate) fn check(path: &str, hidden: bool) -> Result<Self, StatusCode> {
         let segments = path.strip_prefix('/').ok_or(StatusCode::BAD_REQUEST)?;
         let mut relative = Vec::with_capacity(segments.len());
         for segment in segments.split('/').filter(|segment| !segment.is_empty()) {
@@ -53,23 +53,23 @@ impl Asked {
     }
 
     /// Whether the root itself was asked for.
-    pub(super) fn is_root(&self) -> bool {
+    pub(crate) fn is_root(&self) -> bool {
         self.relative.is_empty()
     }
 
     /// The path beneath the root, without a slash at either end.
-    pub(super) fn relative(&self) -> &[u8] {
+    pub(crate) fn relative(&self) -> &[u8] {
         &self.relative
     }
 
     /// The path of `name` in this directory.
-    pub(super) fn child(&self, name: &[u8]) -> Result<CString, StatusCode> {
+    pub(crate) fn child(&self, name: &[u8]) -> Result<CString, StatusCode> {
         let slash: &[u8] = if self.is_root() { b"" } else { b"/" };
         c_path([&self.relative, slash, name].concat())
     }
 
     /// This path as the kernel takes it.
-    pub(super) fn to_c_path(&self) -> Result<CString, StatusCode> {
+    pub(crate) fn to_c_path(&self) -> Result<CString, StatusCode> {
         c_path(if self.is_root() {
             b".".to_vec()
         } else {
@@ -82,7 +82,7 @@ impl Asked {
     /// The reference is relative to the request's own URL (RFC 3986 §5.2), so it stays right where
     /// a router or a proxy has taken a prefix off the path, and it cannot name another host, which
     /// `//evil.example/` would.
-    pub(super) fn with_slash(&self, query: Option<&str>) -> String {
+    pub(crate) fn with_slash(&self, query: Option<&str>) -> String {
         let name = self
             .relative
             .rsplit(|byte| *byte == b'/')
@@ -97,17 +97,17 @@ impl Asked {
 }
 
 /// Whether a name may be served when hidden ones are not.
-pub(super) fn visible(name: &[u8], at_root: bool) -> bool {
+pub(crate) fn visible(name: &[u8], at_root: bool) -> bool {
     name.first() != Some(&b'.') || (at_root && name == WELL_KNOWN)
 }
 
 /// A file name as it is written in a URL.
-pub(super) fn escape(name: &[u8]) -> String {
+pub(crate) fn escape(name: &[u8]) -> String {
     percent_encode(name, ESCAPED).to_string()
 }
 
 /// A path as the kernel takes it. [`Asked::check`] has refused NUL already.
-pub(super) fn c_path(path: Vec<u8>) -> Result<CString, StatusCode> {
+pub(crate) fn c_path(path: Vec<u8>) -> Result<CString, StatusCode> {
     CString::new(path).map_err(|_| StatusCode::BAD_REQUEST)
 }
 

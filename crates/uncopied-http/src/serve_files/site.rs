@@ -9,13 +9,23 @@ use std::time::SystemTime;
 use http::StatusCode;
 use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 
-use super::Shared;
-use super::builder::Page;
-use super::cache::{Entry, Found};
-use super::negotiate::{self, Coding};
-use super::path::Asked;
-use super::root::Stop;
-use crate::file::{Facts, OpenFile, Wait};
+use super::cache::Cache;
+use super::cache::entry::{Entry, Found};
+use super::config::{Config, Page};
+use super::request::negotiate::{self, Coding};
+use super::resolve::path::Asked;
+use super::resolve::root::{Root, Stop};
+use crate::file_stat::Facts;
+use crate::open_file::{OpenFile, Wait};
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) root: Arc<Root>,
+    /// The name of the one file that is served, in the root.
+    pub(super) single: Option<CString>,
+    pub(super) cache: Cache,
+}
 
 /// What a request path leads to.
 pub(super) enum Target {
@@ -58,7 +68,7 @@ impl Shared {
         if !path.starts_with('/') {
             return Err(StatusCode::BAD_REQUEST.into());
         }
-        if let Some(entry) = self.cache.get(path.as_bytes(), &self.root) {
+        if let Some(entry) = self.cache.get(path.as_bytes()) {
             return Ok(Target::File(entry));
         }
         if let Some(name) = &self.single {
@@ -170,7 +180,7 @@ impl Shared {
 
     /// The file at `path`, from the cache if that is still true.
     fn entry(&self, key: &[u8], path: &CStr, make: Make, wait: Wait) -> Result<Arc<Entry>, Stop> {
-        if let Some(entry) = self.cache.get(key, &self.root) {
+        if let Some(entry) = self.cache.get(key) {
             return Ok(entry);
         }
         match self.open(key, path.to_owned(), make, wait)? {
@@ -202,7 +212,12 @@ impl Shared {
             coding,
             asked,
         };
-        let entry = Arc::new(Entry::new(found, &self.config));
+        let entry = Arc::new(Entry::new(
+            found,
+            &self.root,
+            &self.config.headers,
+            self.config.precompressed,
+        ));
         self.cache.put(key, &entry);
         Ok(Opened::File(entry))
     }

@@ -5,126 +5,13 @@ use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, Statx, StatxFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use uncopied::arena::FileMapping;
 use uncopied::residency;
 
-/// What `statx` told of a file: enough to know that it is still the same file with the same bytes.
-///
-/// Two equal `Facts` name the same bytes as long as the later change that would make them differ
-/// cannot hide in the same tick of the file system's clock; see [`Facts::settled`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Facts {
-    device: (u32, u32),
-    inode: u64,
-    mode: u16,
-    len: u64,
-    modified: (i64, u32),
-    changed: (i64, u32),
-}
-
-/// How long after a file's last change a further change is sure to carry another time stamp.
-///
-/// Linux stamps with a clock that ticks every 1 to 10 ms; FAT stores 2 s steps.
-const CLOCK_STEP: Duration = Duration::from_secs(3);
-
-impl Facts {
-    /// Asks the kernel about an open file. One system call.
-    ///
-    /// # Errors
-    ///
-    /// Whatever `statx` answers.
-    pub fn of(file: &File) -> io::Result<Self> {
-        Self::at(file, "", AtFlags::EMPTY_PATH)
-    }
-
-    /// Asks the kernel about `path` beneath the directory `dir`. One system call.
-    ///
-    /// # Errors
-    ///
-    /// Whatever `statx` answers.
-    pub fn at(
-        dir: impl std::os::fd::AsFd,
-        path: impl rustix::path::Arg,
-        flags: AtFlags,
-    ) -> io::Result<Self> {
-        let wanted = StatxFlags::BASIC_STATS;
-        Ok(Self::from(&rustix::fs::statx(dir, path, flags, wanted)?))
-    }
-
-    /// The length in bytes.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether the length is 0.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Whether this is a regular file.
-    #[must_use]
-    pub fn is_regular(&self) -> bool {
-        rustix::fs::FileType::from_raw_mode(self.mode.into()).is_file()
-    }
-
-    /// Whether this is a directory.
-    #[must_use]
-    pub fn is_directory(&self) -> bool {
-        rustix::fs::FileType::from_raw_mode(self.mode.into()).is_dir()
-    }
-
-    /// The time of the last change of the bytes, in seconds and nanoseconds since 1970.
-    #[must_use]
-    pub fn modified(&self) -> (i64, u32) {
-        self.modified
-    }
-
-    /// The time of the last change of the file or its attributes. Nobody can set it back.
-    #[must_use]
-    pub fn changed(&self) -> (i64, u32) {
-        self.changed
-    }
-
-    /// Whether the last change lies so far back that any further one will carry another time
-    /// stamp. Only then do equal facts prove equal bytes, and only then is an `ETag` strong.
-    #[must_use]
-    pub fn settled(&self, now: SystemTime) -> bool {
-        // Anybody may set the time of the last modification, also to a day to come; not the other.
-        let last = [self.modified, self.changed]
-            .into_iter()
-            .map(since_1970)
-            .filter(|&time| time <= now)
-            .max()
-            .unwrap_or_else(|| since_1970(self.changed));
-        now.duration_since(last).is_ok_and(|age| age > CLOCK_STEP)
-    }
-}
-
-fn since_1970((seconds, nanos): (i64, u32)) -> SystemTime {
-    u64::try_from(seconds).map_or(UNIX_EPOCH, |seconds| {
-        UNIX_EPOCH + Duration::new(seconds, nanos)
-    })
-}
-
-impl From<&Statx> for Facts {
-    fn from(stat: &Statx) -> Self {
-        Self {
-            device: (stat.stx_dev_major, stat.stx_dev_minor),
-            inode: stat.stx_ino,
-            mode: stat.stx_mode,
-            len: stat.stx_size,
-            modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
-            changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
-        }
-    }
-}
+use crate::file_stat::Facts;
 
 /// Whether a call may wait for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,9 @@
 //! Response bodies made of files.
 
+mod basis;
+mod part;
+pub(crate) mod passthrough;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::future::Future;
@@ -16,27 +20,11 @@ use rustix::io::ReadWriteFlags;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use crate::file::OpenFile;
-use crate::serve_files::Basis;
-use crate::watch::{Proof, watch};
+use crate::open_file::OpenFile;
 
-/// One stretch of a body: bytes in memory, or a range of a file.
-#[derive(Clone, Debug)]
-pub enum Part {
-    /// Bytes in memory.
-    Memory(Bytes),
-    /// A range of a file, in bytes from its start.
-    File(Arc<OpenFile>, Range<u64>),
-}
-
-impl Part {
-    fn len(&self) -> u64 {
-        match self {
-            Self::Memory(bytes) => bytes.len() as u64,
-            Self::File(_, range) => range.end.saturating_sub(range.start),
-        }
-    }
-}
+pub use basis::Basis;
+pub use part::Part;
+use passthrough::{Proof, watch};
 
 /// A response body: nothing, bytes in memory, a range of a file, or several of these in a row.
 ///

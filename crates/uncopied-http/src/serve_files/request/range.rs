@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 /// More ranges than this in one request are answered with the whole file, as nginx does.
-pub(super) const MAX_RANGES: usize = 16;
+pub(crate) const MAX_RANGES: usize = 16;
 
 /// Which bytes of a file to answer with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Selected {
+pub(crate) enum Selected {
     /// All of them: 200.
     Whole,
     /// One range, not empty and within the file: 206.
@@ -24,7 +24,7 @@ pub(super) enum Selected {
 /// - Ranges that overlap or touch are merged, so no byte is sent twice.
 /// - Ranges that ask for more bytes than the file has, together, are an attack or a mistake: the
 ///   whole file costs less. So is one of an empty file, where nginx and Go answer 200 as well.
-pub(super) fn select(value: &[u8], len: u64) -> Selected {
+pub(crate) fn select(value: &[u8], len: u64) -> Selected {
     let Some(specs) = parse(value) else {
         return Selected::Whole;
     };

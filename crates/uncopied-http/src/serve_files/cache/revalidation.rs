@@ -16,8 +16,7 @@
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::cache::Entry;
-use super::root::Root;
+use super::entry::Entry;
 
 /// How many requests a round takes. Measured with 32 connections and files of 1 KiB: 8 and 16 did best,
 /// and without a limit the server and its clients take turns in idling.
@@ -30,14 +29,14 @@ thread_local! {
 
 /// Requests that wait for the same looks.
 #[derive(Debug, Default)]
-pub(super) struct Round(Mutex<Looks>);
+pub(crate) struct Round(Mutex<Looks>);
 
 /// A request's place in a round.
 #[derive(Debug)]
-pub(super) struct Member {
-    pub(super) round: Arc<Round>,
+pub(crate) struct Member {
+    pub(crate) round: Arc<Round>,
     /// Whether other tasks are to go first, before [`Round::is_current`] is asked.
-    pub(super) waits: bool,
+    pub(crate) waits: bool,
 }
 
 #[derive(Debug, Default)]
@@ -51,7 +50,7 @@ struct Looks {
 
 impl Round {
     /// Joins the round that is open on this thread, unless rounds have not paid lately.
-    pub(super) fn join() -> Option<Member> {
+    pub(crate) fn join() -> Option<Member> {
         if !CREDIT.with(Credit::spend) {
             return None;
         }
@@ -85,7 +84,7 @@ impl Round {
 
     /// Whether the entry's path still leads to it, as of a moment after the caller joined. At most one
     /// system call.
-    pub(super) fn is_current(&self, entry: &Arc<Entry>, root: &Root) -> bool {
+    pub(crate) fn is_current(&self, entry: &Arc<Entry>) -> bool {
         let mut looks = self.looks();
         looks.closed = true;
         let address = Arc::as_ptr(entry).addr();
@@ -94,7 +93,7 @@ impl Round {
             CREDIT.with(Credit::earn);
             return is_current;
         }
-        let is_current = entry.is_current(root);
+        let is_current = entry.is_current();
         looks.made.push((address, is_current));
         is_current
     }
