@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Statx, StatxFlags};
 
-/// What `statx` told of a file: enough to know that it is still the same file with the same bytes.
+/// What `statx` reports about a file: enough to tell whether it is still the same file with the
+/// same bytes.
 ///
-/// Two equal `Facts` name the same bytes as long as the later change that would make them differ
-/// cannot hide in the same tick of the file system's clock; see [`Facts::settled`].
+/// Two equal values mean equal bytes, unless a later change falls into the same tick of the file
+/// system's clock; see [`FileStat::is_stable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub struct FileStat {
     device: (u32, u32),
     inode: u64,
     mode: u16,
@@ -20,26 +21,27 @@ pub struct Facts {
     changed: (i64, u32),
 }
 
-/// How long after a file's last change a further change is sure to carry another time stamp.
+/// How long after a file's last change a further change is certain to get a different time stamp.
 ///
-/// Linux stamps with a clock that ticks every 1 to 10 ms; FAT stores 2 s steps.
-const CLOCK_STEP: Duration = Duration::from_secs(3);
+/// Linux takes time stamps from a clock that ticks every 1 to 10 ms; FAT stores them in steps of
+/// 2 s.
+const TIMESTAMP_GRANULARITY: Duration = Duration::from_secs(3);
 
-impl Facts {
-    /// Asks the kernel about an open file. One system call.
+impl FileStat {
+    /// Queries an open file. One system call.
     ///
     /// # Errors
     ///
-    /// Whatever `statx` answers.
+    /// Any error from `statx`.
     pub fn of(file: &File) -> io::Result<Self> {
         Self::at(file, "", AtFlags::EMPTY_PATH)
     }
 
-    /// Asks the kernel about `path` beneath the directory `dir`. One system call.
+    /// Queries `path` beneath the directory `dir`. One system call.
     ///
     /// # Errors
     ///
-    /// Whatever `statx` answers.
+    /// Any error from `statx`.
     pub fn at(
         dir: impl std::os::fd::AsFd,
         path: impl rustix::path::Arg,
@@ -73,30 +75,33 @@ impl Facts {
         rustix::fs::FileType::from_raw_mode(self.mode.into()).is_dir()
     }
 
-    /// The time of the last change of the bytes, in seconds and nanoseconds since 1970.
+    /// When the bytes last changed, in seconds and nanoseconds since 1970.
     #[must_use]
     pub fn modified(&self) -> (i64, u32) {
         self.modified
     }
 
-    /// The time of the last change of the file or its attributes. Nobody can set it back.
+    /// When the file or its attributes last changed. Unlike [`modified`](Self::modified), no
+    /// program can set this time back.
     #[must_use]
     pub fn changed(&self) -> (i64, u32) {
         self.changed
     }
 
-    /// Whether the last change lies so far back that any further one will carry another time
-    /// stamp. Only then do equal facts prove equal bytes, and only then is an `ETag` strong.
+    /// Whether the last change is old enough that any further change gets a different time stamp.
+    /// Only then do equal values prove equal bytes, and only then is an `ETag` strong.
     #[must_use]
-    pub fn settled(&self, now: SystemTime) -> bool {
-        // Anybody may set the time of the last modification, also to a day to come; not the other.
+    pub fn is_stable(&self, now: SystemTime) -> bool {
+        // Any program may set the modification time, even to one in the future; not the change
+        // time.
         let last = [self.modified, self.changed]
             .into_iter()
             .map(since_1970)
             .filter(|&time| time <= now)
             .max()
             .unwrap_or_else(|| since_1970(self.changed));
-        now.duration_since(last).is_ok_and(|age| age > CLOCK_STEP)
+        now.duration_since(last)
+            .is_ok_and(|age| age > TIMESTAMP_GRANULARITY)
     }
 }
 
@@ -106,7 +111,7 @@ fn since_1970((seconds, nanos): (i64, u32)) -> SystemTime {
     })
 }
 
-impl From<&Statx> for Facts {
+impl From<&Statx> for FileStat {
     fn from(stat: &Statx) -> Self {
         Self {
             device: (stat.stx_dev_major, stat.stx_dev_minor),

@@ -11,29 +11,29 @@ use rustix::io::{Errno, ReadWriteFlags};
 use uncopied::arena::FileMapping;
 use uncopied::residency;
 
-use crate::file_stat::Facts;
+use crate::file_stat::FileStat;
 
 /// Whether a call may wait for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// No: answer [`io::ErrorKind::WouldBlock`] instead. For event loops.
-    Never,
-    /// Yes. For threads that may block.
-    ForDisk,
+pub enum DiskAccess {
+    /// Only what the kernel has cached is used. A call that needs the disk fails with
+    /// [`io::ErrorKind::WouldBlock`]. For event loops.
+    CachedOnly,
+    /// The call may wait for the disk. For threads that may block.
+    MayBlock,
 }
 
-/// Files of up to this many bytes are kept in memory, unless [`OpenFile::in_memory_up_to`] says
-/// otherwise: so small a body leaves in one system call together with its head, for less than
-/// `sendfile` costs.
-pub const SMALL: u64 = 16 << 10;
+/// Default limit on the length of files that are kept in memory. Such a short body leaves in one
+/// system call together with its head, which costs less than `sendfile`.
+pub const IN_MEMORY_FILE_MAX_BYTES: u64 = 16 << 10;
 
 /// A regular file open for serving, shared by every response that sends it.
 ///
-/// A small one is a copy of its bytes, as of the time it was opened, and holds no descriptor. A
-/// larger one is the open file.
+/// A small file is held as a copy of its bytes at the time it was opened, without a descriptor. A
+/// larger one is held as the open file.
 #[derive(Debug)]
 pub struct OpenFile {
-    facts: Facts,
+    stat: FileStat,
     content: Content,
 }
 
@@ -42,67 +42,72 @@ enum Content {
     Memory(Bytes),
     File {
         file: Arc<File>,
-        /// Mapped whole at the first need; `None` inside if that is refused.
-        mapped: OnceLock<Option<Mapped>>,
+        /// The mapping of the whole file, made on first use. `None` inside if mapping fails.
+        mapped: OnceLock<Option<MappedFile>>,
     },
 }
 
 /// A mapping and its bytes.
 #[derive(Clone, Debug)]
-struct Mapped(FileMapping, Bytes);
+struct MappedFile(FileMapping, Bytes);
+
+/// How often a file that changes while it is read into memory is read again.
+const MAX_READ_ATTEMPTS: usize = 4;
+
+/// The most bytes that one mapping covers. A mapping uses address space, not memory.
+const MAPPING_WINDOW_BYTES: u64 = 1 << 30;
 
 impl OpenFile {
-    /// Takes an open regular file and what [`Facts::of`] told of it. A file of up to [`SMALL`] bytes
-    /// is read at once.
+    /// Creates an `OpenFile` from an open regular file and its [`FileStat::of`]. A file of up to
+    /// [`IN_MEMORY_FILE_MAX_BYTES`] is read at once.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] if `wait` is [`Wait::Never`] and the disk would be needed;
-    /// otherwise what reading the file answers.
-    pub fn new(file: File, facts: Facts, wait: Wait) -> io::Result<Self> {
-        Self::in_memory_up_to(SMALL, file, facts, wait)
+    /// [`io::ErrorKind::WouldBlock`] if `access` is [`DiskAccess::CachedOnly`] and the disk is
+    /// needed; otherwise any error from reading the file.
+    pub fn new(file: File, stat: FileStat, access: DiskAccess) -> io::Result<Self> {
+        Self::with_memory_limit(IN_MEMORY_FILE_MAX_BYTES, file, stat, access)
     }
 
-    /// As [`new`](Self::new), with a limit of your own on the bytes that are kept in memory.
+    /// Like [`new`](Self::new), but keeps files of up to `limit` bytes in memory.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new), and `EBUSY` if the file does not hold still
-    /// while it is read.
-    pub fn in_memory_up_to(
+    /// The errors of [`new`](Self::new), and `EBUSY` if the file keeps changing while it is read.
+    pub fn with_memory_limit(
         limit: u64,
         file: File,
-        mut facts: Facts,
-        wait: Wait,
+        mut stat: FileStat,
+        access: DiskAccess,
     ) -> io::Result<Self> {
-        for _ in 0..READS {
-            if facts.len() > limit {
+        for _ in 0..MAX_READ_ATTEMPTS {
+            if stat.len() > limit {
                 let content = Content::File {
                     file: Arc::new(file),
                     mapped: OnceLock::new(),
                 };
-                return Ok(Self { facts, content });
+                return Ok(Self { stat, content });
             }
-            let bytes = read_whole(&file, facts.len(), wait)?;
-            // The bytes must be those that the facts stand for.
-            let now = Facts::of(&file)?;
+            let bytes = read_whole(&file, stat.len(), access)?;
+            // The bytes must be the ones that `stat` describes.
+            let now = FileStat::of(&file)?;
             match bytes {
-                Some(bytes) if now == facts => {
+                Some(bytes) if now == stat => {
                     return Ok(Self {
-                        facts,
+                        stat,
                         content: Content::Memory(bytes),
                     });
                 }
-                _ => facts = now,
+                _ => stat = now,
             }
         }
         Err(Errno::BUSY.into())
     }
 
-    /// The facts that the bytes were opened with.
+    /// The file's stat at the time it was opened.
     #[must_use]
-    pub fn facts(&self) -> &Facts {
-        &self.facts
+    pub fn stat(&self) -> &FileStat {
+        &self.stat
     }
 
     /// The bytes, if they are kept in memory.
@@ -121,68 +126,62 @@ impl OpenFile {
         }
     }
 
-    /// The bytes from `range.start` on, as far as one mapping goes, mapped into the arena. `None`
-    /// where the file cannot be mapped.
+    /// The bytes of `range` as a slice of the arena, from its start to the end of the range or of
+    /// the mapping. `None` if the file cannot be mapped.
     pub(crate) fn mapped(&self, range: &Range<u64>) -> Option<Bytes> {
         let mapped = self.mapping(range.start)?;
-        let Mapped(mapping, bytes) = &*mapped;
+        let MappedFile(mapping, bytes) = &*mapped;
         let start = mapping.offset();
         let end = range.end.min(start + mapping.len() as u64);
         Some(bytes.slice((range.start - start) as usize..(end - start) as usize))
     }
 
     /// The mapping that holds the byte at `offset`.
-    fn mapping(&self, offset: u64) -> Option<Cow<'_, Mapped>> {
+    fn mapping(&self, offset: u64) -> Option<Cow<'_, MappedFile>> {
         let Content::File { file, mapped } = &self.content else {
             return None;
         };
-        // Beyond what was the end there is nothing to map: reading tells whether the file has grown.
-        let len = self.facts.len();
+        // There is nothing to map past the former end: reading shows whether the file has grown.
+        let len = self.stat.len();
         if offset >= len {
             return None;
         }
         let map = |range| {
             let mapping = FileMapping::new(Arc::clone(file), range).ok()?;
             let bytes = mapping.bytes();
-            Some(Mapped(mapping, bytes))
+            Some(MappedFile(mapping, bytes))
         };
-        if len <= WINDOW {
+        if len <= MAPPING_WINDOW_BYTES {
             let mapped = mapped.get_or_init(|| map(0..len));
             return mapped.as_ref().map(Cow::Borrowed);
         }
-        let start = offset / WINDOW * WINDOW;
-        map(start..len.min(start + WINDOW)).map(Cow::Owned)
+        let start = offset / MAPPING_WINDOW_BYTES * MAPPING_WINDOW_BYTES;
+        map(start..len.min(start + MAPPING_WINDOW_BYTES)).map(Cow::Owned)
     }
 
-    /// Whether `wanted` bytes can be had without waiting for the disk, or the first 2 MiB of them.
-    pub(crate) fn is_at_hand(&self, wanted: Range<u64>) -> bool {
+    /// Whether the bytes of `wanted`, or the first 2 MiB of them, are in the page cache.
+    pub(crate) fn is_cached(&self, wanted: Range<u64>) -> bool {
         self.mapping(wanted.start)
             .is_some_and(|mapped| residency::first_uncached(&mapped.0, wanted).is_none())
     }
 }
 
-/// How often a file is read again that changed while it was read into memory.
-const READS: usize = 4;
-
-/// The most that is mapped at a time, in bytes. A mapping costs addresses, not memory.
-const WINDOW: u64 = 1 << 30;
-
 /// The first `len` bytes, or `None` if the file has become shorter.
-fn read_whole(file: &File, len: u64, wait: Wait) -> io::Result<Option<Bytes>> {
+fn read_whole(file: &File, len: u64, access: DiskAccess) -> io::Result<Option<Bytes>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?];
-    let mut have = 0;
-    while have < bytes.len() {
-        let flags = match wait {
-            Wait::Never => ReadWriteFlags::NOWAIT,
-            Wait::ForDisk => ReadWriteFlags::empty(),
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let flags = match access {
+            DiskAccess::CachedOnly => ReadWriteFlags::NOWAIT,
+            DiskAccess::MayBlock => ReadWriteFlags::empty(),
         };
-        let buffers = &mut [IoSliceMut::new(&mut bytes[have..])];
-        match rustix::io::preadv2(file, buffers, have as u64, flags) {
+        let buffers = &mut [IoSliceMut::new(&mut bytes[filled..])];
+        match rustix::io::preadv2(file, buffers, filled as u64, flags) {
             Ok(0) => return Ok(None),
-            Ok(read) => have += read,
+            Ok(read) => filled += read,
             Err(Errno::INTR) => {}
-            // A file system without RWF_NOWAIT: whoever may wait reads it.
-            Err(Errno::OPNOTSUPP) if wait == Wait::Never => {
+            // The file system does not support RWF_NOWAIT: only a caller that may block can read.
+            Err(Errno::OPNOTSUPP) if access == DiskAccess::CachedOnly => {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             Err(errno) => return Err(errno.into()),

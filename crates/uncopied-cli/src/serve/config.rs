@@ -91,7 +91,7 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         .direct(true);
     if flags.mechanism.0.is_some() {
         // Bytes kept in memory would go out by none of the mechanisms that can be forced.
-        builder = builder.in_memory(0);
+        builder = builder.in_memory_max_bytes(0);
     }
     if let Some(file) = &flags.spa {
         inside(path, "--spa", file)?;

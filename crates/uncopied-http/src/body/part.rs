@@ -1,4 +1,4 @@
-//! What a body is made of.
+//! The parts of a body.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,16 +7,16 @@ use bytes::Bytes;
 
 use crate::open_file::OpenFile;
 
-/// One stretch of a body: bytes in memory, or a range of a file.
+/// One part of a body: bytes in memory, or a range of a file.
 #[derive(Clone, Debug)]
-pub enum Part {
+pub enum BodyPart {
     /// Bytes in memory.
     Memory(Bytes),
     /// A range of a file, in bytes from its start.
     File(Arc<OpenFile>, Range<u64>),
 }
 
-impl Part {
+impl BodyPart {
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,

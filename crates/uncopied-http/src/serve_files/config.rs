@@ -1,4 +1,4 @@
-//! What a service is configured to do, checked.
+//! The checked configuration of a service.
 
 use std::ffi::CString;
 
@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use super::cache::headers::ConfiguredHeaders;
 
-/// What the answers depend on beside the files.
+/// What responses depend on besides the files and the request.
 #[derive(Debug)]
 pub(super) struct Config {
     pub(super) index: Vec<Vec<u8>>,
@@ -17,10 +17,10 @@ pub(super) struct Config {
     pub(super) error_pages: Vec<(StatusCode, Page)>,
     pub(super) headers: ConfiguredHeaders,
     pub(super) direct: bool,
-    pub(super) in_memory: u64,
+    pub(super) in_memory_max_bytes: u64,
 }
 
-/// A file that answers for others.
+/// A file that is served in place of others.
 #[derive(Debug)]
 pub(super) struct Page {
     /// Its key in the cache. No request path begins like it.

@@ -1,8 +1,9 @@
 //! A directory, or one file, as a `tower` service.
 //!
-//! A request goes `path` (is it well-formed, may anybody see it) → `find` (from the `cache`, or
-//! opened beneath the `root`) → `respond` (method, `conditional`, `range`, response). Four modules
-//! are pure and know nothing of files: `path`, `conditional`, `range` and `negotiate`.
+//! A request passes through `service` (now, or on the blocking pool) → `respond` (method,
+//! preconditions, range, response) → `site` (the file that its path leads to) → `cache` (open
+//! files and their headers), or `resolve` (opens a path beneath the root). `request` parses header
+//! fields. It and `resolve::path` are pure, and do no I/O.
 
 mod basis_check;
 mod builder;

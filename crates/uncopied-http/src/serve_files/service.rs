@@ -1,4 +1,4 @@
-//! The service, and the future of its responses.
+//! The service, and the future that resolves to its response.
 
 use std::convert::Infallible;
 use std::future::{Future, Ready, ready};
@@ -13,16 +13,16 @@ use tokio::task::JoinHandle;
 use tower_service::Service;
 
 use super::cache::entry::Entry;
-use super::cache::revalidation::{Member, Round};
-use super::respond::{Ask, WouldBlock};
-use super::site::Shared;
+use super::cache::revalidation::{GroupMember, RevalidationGroup};
+use super::respond::{NeedsDisk, respond};
+use super::site::Site;
 use crate::body::FileBody;
-use crate::open_file::Wait;
+use crate::open_file::DiskAccess;
 
 /// Serves the files of a directory, or one file, over HTTP.
 ///
-/// It is a `tower` service whose bodies go out by zero copy where the stream under the server is
-/// this crate's, and as ordinary bytes everywhere else. Clones are cheap and share their open
+/// It is a `tower` service whose bodies go out by zero copy if the stream under the server is one
+/// of this crate, and as ordinary bytes everywhere else. Clones are cheap and share their open
 /// files.
 ///
 /// ```
@@ -40,72 +40,72 @@ use crate::open_file::Wait;
 /// # assert!(app().is_ok());
 /// ```
 ///
-/// # What is answered
+/// # Responses
 ///
-/// | request | answer |
+/// | request | response |
 /// |---|---|
 /// | GET, HEAD | the file, by RFC 9110: preconditions in its order, then ranges |
 /// | OPTIONS | 204 with `Allow` |
 /// | any other method | 405 with `Allow` |
-/// | a directory | its index file; else a list if allowed; else 404, as Caddy does |
-/// | the same without the slash at its end | 301 to a reference relative to the request, `./name/` |
-/// | a path that is malformed, has an encoded `/` or NUL | 400 |
+/// | a directory | its index file; else a listing if enabled; else 404, as Caddy does |
+/// | a directory without its slash at the end | 301 to `./name/`, relative to the request |
+/// | a path that is malformed, or has an encoded `/` or NUL | 400 |
 /// | `..`, dotfiles, links out of the root, FIFOs, sockets, devices | 404 |
 /// | a file that may not be read | 403 |
 /// | no descriptor or memory left | 503 with `Retry-After` |
-/// | several ranges | `multipart/byteranges`; merged where they overlap or touch |
+/// | several ranges | `multipart/byteranges`; ranges that overlap or touch are merged |
 /// | more than 16 ranges, or more bytes than the file has | 200 with the whole file |
 ///
-/// An `ETag` is strong once the file's last change lies so far back that a further one would show;
-/// until then it is weak.
+/// An `ETag` is strong once the file's last change is old enough that a further one would show.
+/// Until then it is weak.
 ///
-/// A single file answers at `/` and at its own name.
+/// A single file is served at `/` and at its own name.
 ///
 /// # Never stale
 ///
-/// Files are kept open between requests. For each request the kernel is asked, by one `statx`, whether
-/// the path still leads to the same unchanged file, so that a file that was replaced, changed or
-/// removed is picked up by the very next request. Requests that wait at the same time for the same
-/// file share the question, which is asked after the last of them has come.
+/// Files are kept open between requests. For each request, one `statx` asks the kernel whether the
+/// path still leads to the same unchanged file, so the next request after a file is replaced,
+/// changed or removed sees that. Requests that wait at the same time for the same file share the
+/// `statx`, which is made after the last of them has arrived.
 ///
 /// # Stability of the bytes
 ///
-/// The bytes of a large file are those that it has when they are *sent*: one that is rewritten in
-/// place during a response can reach the client half old and half new. Replace files by renaming
-/// over them.
+/// The bytes of a large file are those that it has when they are *sent*: if it is rewritten in
+/// place during a response, the client can receive some old and some new bytes. Replace files by
+/// renaming over them.
 #[derive(Clone, Debug)]
 pub struct ServeFiles {
-    shared: Arc<Shared>,
+    site: Arc<Site>,
 }
 
-impl From<Shared> for ServeFiles {
-    fn from(shared: Shared) -> Self {
-        let shared = Arc::new(shared);
-        Self { shared }
+impl From<Site> for ServeFiles {
+    fn from(site: Site) -> Self {
+        let site = Arc::new(site);
+        Self { site }
     }
 }
 
 impl ServeFiles {
-    /// Answers one request. The same as the service's `call`, without `&mut`.
+    /// Responds to one request. The same as the service's `call`, without `&mut`.
     ///
-    /// Whatever the page cache has is answered at once, or after the tasks that are ready have had
-    /// their turn. What needs the disk, and lists of directories, are left to tokio's threads for
-    /// blocking work; outside of a tokio runtime, they are done here.
+    /// If the page cache has all that is needed, the response is ready at once, or after the tasks
+    /// that are ready have run. Work that needs the disk, and directory listings, run on tokio's
+    /// blocking pool; outside of a tokio runtime, they run on this thread.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future drops the answer. Work on a blocking thread runs to its end.
+    /// Dropping the future drops the response. Work on a blocking thread runs to its end.
     pub fn respond<B>(&self, request: Request<B>) -> ResponseFuture {
         let (parts, _) = request.into_parts();
-        let known = self.shared.cached(&parts);
-        let state = match known.and_then(|entry| Some((entry, Round::join()?))) {
-            Some((entry, member)) => State::InRound(Some(InRound {
-                shared: Arc::clone(&self.shared),
+        let cached = self.site.peek_cached(&parts);
+        let state = match cached.and_then(|entry| Some((entry, RevalidationGroup::join()?))) {
+            Some((entry, member)) => ResponseState::Revalidating(Some(PendingRevalidation {
+                site: Arc::clone(&self.site),
                 parts,
                 entry,
                 member,
             })),
-            None => State::of(&self.shared, parts, None),
+            None => ResponseState::start(&self.site, parts, None),
         };
         ResponseFuture { state }
     }
@@ -125,51 +125,51 @@ impl<B> Service<Request<B>> for ServeFiles {
     }
 }
 
-/// The answer of [`ServeFiles`]: usually there already.
+/// Resolves to the response of [`ServeFiles`], which usually is ready already.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture {
-    state: State,
+    state: ResponseState,
 }
 
 #[derive(Debug)]
-enum State {
+enum ResponseState {
     Ready(Ready<Response<FileBody>>),
-    Elsewhere(JoinHandle<Response<FileBody>>),
-    InRound(Option<InRound>),
+    OnBlockingPool(JoinHandle<Response<FileBody>>),
+    Revalidating(Option<PendingRevalidation>),
 }
 
-/// A request whose file is in the cache, before the look whether that is still true.
+/// A request whose file is in the cache, before the check that the entry is still current.
 #[derive(Debug)]
-struct InRound {
-    shared: Arc<Shared>,
+struct PendingRevalidation {
+    site: Arc<Site>,
     parts: Parts,
     entry: Arc<Entry>,
-    member: Member,
+    member: GroupMember,
 }
 
-impl State {
-    /// Answers now if the disk is not needed. `current` is the file, if that is known.
-    fn of(shared: &Arc<Shared>, parts: Parts, current: Option<Arc<Entry>>) -> Self {
-        if let Ok(response) = shared.answer(Ask::of(&parts), current, Wait::Never) {
+impl ResponseState {
+    /// Responds now if the disk is not needed. `current` is the file, if it is known.
+    fn start(site: &Arc<Site>, parts: Parts, current: Option<Arc<Entry>>) -> Self {
+        if let Ok(response) = respond(site, &parts, current, DiskAccess::CachedOnly) {
             return Self::Ready(ready(response));
         }
-        let shared = Arc::clone(shared);
+        let site = Arc::clone(site);
         let work = move || {
-            let answer = shared.answer(Ask::of(&parts), None, Wait::ForDisk);
-            answer.unwrap_or_else(|WouldBlock| failed())
+            let response = respond(&site, &parts, None, DiskAccess::MayBlock);
+            response.unwrap_or_else(|NeedsDisk| internal_error())
         };
         match Handle::try_current() {
-            Ok(runtime) => Self::Elsewhere(runtime.spawn_blocking(work)),
+            Ok(runtime) => Self::OnBlockingPool(runtime.spawn_blocking(work)),
             Err(_) => Self::Ready(ready(work())),
         }
     }
 }
 
-impl InRound {
-    fn answer(self) -> State {
-        let is_current = self.member.round.is_current(&self.entry);
-        State::of(&self.shared, self.parts, is_current.then_some(self.entry))
+impl PendingRevalidation {
+    fn finish(self) -> ResponseState {
+        let is_current = self.member.group.is_current(&self.entry);
+        ResponseState::start(&self.site, self.parts, is_current.then_some(self.entry))
     }
 }
 
@@ -179,27 +179,30 @@ impl Future for ResponseFuture {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             match &mut self.state {
-                State::Ready(response) => return Pin::new(response).poll(cx).map(Ok),
+                ResponseState::Ready(response) => return Pin::new(response).poll(cx).map(Ok),
                 // The work is lost only if the runtime shuts down before it begins.
-                State::Elsewhere(work) => {
-                    let done = poll_ready!(Pin::new(work).poll(cx));
-                    return Poll::Ready(Ok(done.unwrap_or_else(|_| failed())));
+                ResponseState::OnBlockingPool(work) => {
+                    let response = poll_ready!(Pin::new(work).poll(cx));
+                    return Poll::Ready(Ok(response.unwrap_or_else(|_| internal_error())));
                 }
-                State::InRound(Some(request)) if request.member.waits => {
-                    request.member.waits = false;
+                ResponseState::Revalidating(Some(pending)) if pending.member.must_yield => {
+                    pending.member.must_yield = false;
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                State::InRound(request) => {
-                    let answered = request.take().map(InRound::answer);
-                    self.state = answered.unwrap_or_else(|| State::Ready(ready(failed())));
+                ResponseState::Revalidating(pending) => {
+                    let next = pending.take().map(PendingRevalidation::finish);
+                    self.state = next.unwrap_or_else(|| {
+                        // `finish` always leaves another state behind.
+                        ResponseState::Ready(ready(internal_error()))
+                    });
                 }
             }
         }
     }
 }
 
-fn failed() -> Response<FileBody> {
+fn internal_error() -> Response<FileBody> {
     let mut response = Response::new(FileBody::empty());
     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     response

@@ -1,4 +1,4 @@
-//! Request path → the file, directory or status that answers it.
+//! What a service serves, and the look-up of a request path in it.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -6,23 +6,25 @@ use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::StatusCode;
 use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Method, StatusCode};
 
 use super::cache::Cache;
-use super::cache::entry::{Entry, Found};
+use super::cache::entry::{Entry, EntrySource};
 use super::config::{Config, Page};
 use super::request::negotiate::{self, Coding};
-use super::resolve::path::Asked;
-use super::resolve::root::{Root, Stop};
-use crate::file_stat::Facts;
-use crate::open_file::{OpenFile, Wait};
+use super::resolve::path::RequestPath;
+use super::resolve::root::{ResolveError, Root};
+use crate::file_stat::FileStat;
+use crate::open_file::{DiskAccess, OpenFile};
 
+/// A directory or a single file that is served, with its configuration and its open files.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct Site {
     pub(super) config: Config,
     pub(super) root: Arc<Root>,
-    /// The name of the one file that is served, in the root.
+    /// If a single file is served: its name in the root.
     pub(super) single: Option<CString>,
     pub(super) cache: Cache,
 }
@@ -31,40 +33,49 @@ pub(super) struct Shared {
 pub(super) enum Target {
     /// A file, perhaps the index of a directory.
     File(Arc<Entry>),
-    /// A directory that answers, but the path lacks the slash at its end.
-    NoSlash(Asked),
+    /// A directory that would be served, but the path lacks the slash at its end.
+    MissingSlash(RequestPath),
     /// A directory to list.
-    Listing(Asked, File),
+    Listing(RequestPath, File),
 }
 
-/// What is behind a path that could be opened.
+/// What a path that could be opened leads to.
 enum Opened {
     File(Arc<Entry>),
     Directory,
 }
 
-/// What made a file the answer, once its path led to it.
+/// What the choice between a file and its precompressed files depended on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Chosen {
+pub(super) enum Negotiation {
     /// The request alone.
-    Itself,
-    /// That it has no side file.
-    WithoutSides,
-    /// Which side files it has, or that some cannot be had.
-    AmongSides,
+    NotNeeded,
+    /// The absence of precompressed files.
+    NoPrecompressed,
+    /// Which precompressed files there are, or that some cannot be opened.
+    AmongPrecompressed,
 }
 
-/// What to make of a file besides opening it.
+/// How to make an entry of an opened file.
 #[derive(Default)]
-struct Make {
-    earlier: Vec<CString>,
+struct EntryOptions {
+    /// The index files that take precedence over it.
+    earlier_index: Vec<CString>,
+    /// For a precompressed file: its coding, and the media type of the original.
     coding: Option<(Coding, HeaderValue)>,
 }
 
-impl Shared {
-    /// Finds what answers `path`, from the cache if that is still true.
-    pub(super) fn find(&self, path: &str, wait: Wait) -> Result<Target, Stop> {
-        // The keys of pages and side files begin otherwise, and nobody may ask for them.
+impl Site {
+    /// The cached file that a request may be for. The entry may be out of date.
+    pub(super) fn peek_cached(&self, request: &Parts) -> Option<Arc<Entry>> {
+        let gets_bytes = matches!(request.method, Method::GET | Method::HEAD);
+        gets_bytes.then(|| self.cache.peek(request.uri.path().as_bytes()))?
+    }
+
+    /// Finds what `path` leads to, in the cache if the entry there is still current.
+    pub(super) fn find(&self, path: &str, access: DiskAccess) -> Result<Target, ResolveError> {
+        // The keys of pages and precompressed files do not begin with a slash, so that no request
+        // can name them.
         if !path.starts_with('/') {
             return Err(StatusCode::BAD_REQUEST.into());
         }
@@ -72,152 +83,176 @@ impl Shared {
             return Ok(Target::File(entry));
         }
         if let Some(name) = &self.single {
-            return self.find_single(path, name, wait);
+            return self.find_single(path, name, access);
         }
-        let asked = Asked::check(path, self.config.hidden)?;
-        if asked.directory {
-            return match self.index(path.as_bytes(), &asked, wait)? {
+        let request_path = RequestPath::parse(path, self.config.hidden)?;
+        if request_path.is_directory {
+            return match self.index(path.as_bytes(), &request_path, access)? {
                 Some(entry) => Ok(Target::File(entry)),
-                None => self.listing(asked, wait),
+                None => self.listing(request_path, access),
             };
         }
-        match self.open(path.as_bytes(), asked.to_c_path()?, Make::default(), wait)? {
+        let c_path = request_path.to_c_path()?;
+        match self.open(path.as_bytes(), c_path, EntryOptions::default(), access)? {
             Opened::File(entry) => Ok(Target::File(entry)),
             Opened::Directory => {
                 let key = [path.as_bytes(), b"/"].concat();
-                if self.config.listing || self.index(&key, &asked, wait)?.is_some() {
-                    return Ok(Target::NoSlash(asked));
+                if self.config.listing || self.index(&key, &request_path, access)?.is_some() {
+                    return Ok(Target::MissingSlash(request_path));
                 }
-                Err(Stop::NOT_FOUND)
+                Err(ResolveError::NOT_FOUND)
             }
         }
     }
 
-    /// The fallback page, if there is one for requests like this.
-    pub(super) fn page(&self, page: &Page, wait: Wait) -> Result<Arc<Entry>, Stop> {
-        self.entry(&page.key, &page.path, Make::default(), wait)
+    /// The file of a fallback or error page.
+    pub(super) fn page(&self, page: &Page, access: DiskAccess) -> Result<Arc<Entry>, ResolveError> {
+        self.get_or_open(&page.key, &page.path, EntryOptions::default(), access)
     }
 
-    /// The best side file that the client accepts, or the file itself.
-    pub(super) fn negotiated(
+    /// The best precompressed file that the client accepts, or the file itself.
+    pub(super) fn negotiate(
         &self,
         entry: Arc<Entry>,
         headers: &HeaderMap,
-        wait: Wait,
-    ) -> Result<(Arc<Entry>, Chosen), Stop> {
-        let Some(sides) = entry.sides.as_ref() else {
-            return Ok((entry, Chosen::Itself));
+        access: DiskAccess,
+    ) -> Result<(Arc<Entry>, Negotiation), ResolveError> {
+        let Some(precompressed) = entry.precompressed.as_ref() else {
+            return Ok((entry, Negotiation::NotNeeded));
         };
         let mut codings = negotiate::codings(headers.get_all(ACCEPT_ENCODING)).peekable();
         if codings.peek().is_none() {
-            return Ok((entry, Chosen::Itself));
+            return Ok((entry, Negotiation::NotNeeded));
         }
-        if sides.known_absent(&self.root) {
-            return Ok((entry, Chosen::WithoutSides));
+        if precompressed.is_known_absent(&self.root) {
+            return Ok((entry, Negotiation::NoPrecompressed));
         }
         for coding in codings {
-            let Some(side) = sides.each.iter().find(|side| side.coding == coding) else {
+            let mut files = precompressed.files.iter();
+            let Some(file) = files.find(|file| file.coding == coding) else {
                 continue;
             };
-            let make = Make {
-                coding: Some((coding, entry.media.clone())),
-                ..Make::default()
+            let options = EntryOptions {
+                coding: Some((coding, entry.media_type.clone())),
+                ..EntryOptions::default()
             };
-            match self.entry(&side.key, &side.path, make, wait) {
-                Ok(side) => return Ok((side, Chosen::AmongSides)),
-                Err(Stop::WouldBlock) => return Err(Stop::WouldBlock),
-                // A side file that cannot be had is as good as none.
-                Err(Stop::Status(_)) => {}
+            match self.get_or_open(&file.key, &file.path, options, access) {
+                Ok(file) => return Ok((file, Negotiation::AmongPrecompressed)),
+                Err(ResolveError::NeedsDisk) => return Err(ResolveError::NeedsDisk),
+                // A precompressed file that cannot be opened is treated as absent.
+                Err(ResolveError::Status(_)) => {}
             }
         }
-        sides.note_if_absent(&self.root);
-        Ok((entry, Chosen::AmongSides))
+        precompressed.record_if_absent(&self.root);
+        Ok((entry, Negotiation::AmongPrecompressed))
     }
 
-    /// A path to a single file, or to the file's own name.
-    fn find_single(&self, path: &str, name: &CStr, wait: Wait) -> Result<Target, Stop> {
-        let asked = Asked::check(path, true)?;
-        if !asked.is_root() && (asked.directory || asked.relative() != name.to_bytes()) {
-            return Err(Stop::NOT_FOUND);
+    /// Finds the single file that is served, at `/` or at its own name.
+    fn find_single(
+        &self,
+        path: &str,
+        name: &CStr,
+        access: DiskAccess,
+    ) -> Result<Target, ResolveError> {
+        let request_path = RequestPath::parse(path, true)?;
+        let is_other = request_path.is_directory || request_path.relative() != name.to_bytes();
+        if !request_path.is_root() && is_other {
+            return Err(ResolveError::NOT_FOUND);
         }
-        self.entry(path.as_bytes(), name, Make::default(), wait)
+        self.get_or_open(path.as_bytes(), name, EntryOptions::default(), access)
             .map(Target::File)
     }
 
-    /// The index file of a directory. It is kept under `key`, the directory's own path.
-    fn index(&self, key: &[u8], asked: &Asked, wait: Wait) -> Result<Option<Arc<Entry>>, Stop> {
-        let mut earlier = Vec::new();
+    /// The index file of a directory. Its key in the cache is `key`, the path of the directory.
+    fn index(
+        &self,
+        key: &[u8],
+        directory: &RequestPath,
+        access: DiskAccess,
+    ) -> Result<Option<Arc<Entry>>, ResolveError> {
+        let mut earlier_index = Vec::new();
         for name in &self.config.index {
-            let path = asked.child(name)?;
-            let make = Make {
-                earlier: earlier.clone(),
-                ..Make::default()
+            let path = directory.child(name)?;
+            let options = EntryOptions {
+                earlier_index: earlier_index.clone(),
+                ..EntryOptions::default()
             };
-            match self.open(key, path.clone(), make, wait) {
+            match self.open(key, path.clone(), options, access) {
                 Ok(Opened::File(entry)) => return Ok(Some(entry)),
-                Ok(Opened::Directory) | Err(Stop::NOT_FOUND) => earlier.push(path),
-                Err(stop) => return Err(stop),
+                Ok(Opened::Directory) | Err(ResolveError::NOT_FOUND) => earlier_index.push(path),
+                Err(error) => return Err(error),
             }
         }
         Ok(None)
     }
 
-    fn listing(&self, asked: Asked, wait: Wait) -> Result<Target, Stop> {
+    fn listing(&self, directory: RequestPath, access: DiskAccess) -> Result<Target, ResolveError> {
         if !self.config.listing {
-            return Err(Stop::NOT_FOUND);
+            return Err(ResolveError::NOT_FOUND);
         }
-        // A listing asks about every file in the directory: never on an event loop.
-        if wait == Wait::Never {
-            return Err(Stop::WouldBlock);
+        // A listing queries every file in the directory, which would hold up an event loop.
+        if access == DiskAccess::CachedOnly {
+            return Err(ResolveError::NeedsDisk);
         }
-        let dir = self.root.open(&asked.to_c_path()?, wait)?;
-        let facts = Facts::of(&dir).map_err(|error| Stop::of(&error, wait))?;
-        if !facts.is_directory() {
-            return Err(Stop::NOT_FOUND);
+        let dir = self.root.open(&directory.to_c_path()?, access)?;
+        let stat = FileStat::of(&dir).map_err(|error| ResolveError::from_io(&error, access))?;
+        if !stat.is_directory() {
+            return Err(ResolveError::NOT_FOUND);
         }
-        Ok(Target::Listing(asked, dir))
+        Ok(Target::Listing(directory, dir))
     }
 
-    /// The file at `path`, from the cache if that is still true.
-    fn entry(&self, key: &[u8], path: &CStr, make: Make, wait: Wait) -> Result<Arc<Entry>, Stop> {
+    /// The file at `path`, from the cache if the entry there is still current.
+    fn get_or_open(
+        &self,
+        key: &[u8],
+        path: &CStr,
+        options: EntryOptions,
+        access: DiskAccess,
+    ) -> Result<Arc<Entry>, ResolveError> {
         if let Some(entry) = self.cache.get(key) {
             return Ok(entry);
         }
-        match self.open(key, path.to_owned(), make, wait)? {
+        match self.open(key, path.to_owned(), options, access)? {
             Opened::File(entry) => Ok(entry),
-            Opened::Directory => Err(Stop::NOT_FOUND),
+            Opened::Directory => Err(ResolveError::NOT_FOUND),
         }
     }
 
-    /// Opens `path` and keeps it under `key` if it is a regular file. What is neither that nor a
-    /// directory is not found.
-    fn open(&self, key: &[u8], path: CString, make: Make, wait: Wait) -> Result<Opened, Stop> {
-        let stop = |error: io::Error| Stop::of(&error, wait);
-        let file = self.root.open(&path, wait)?;
-        let asked = SystemTime::now();
-        let facts = Facts::of(&file).map_err(stop)?;
-        if facts.is_directory() {
+    /// Opens `path`, and caches it under `key` if it is a regular file. What is neither a regular
+    /// file nor a directory is not found.
+    fn open(
+        &self,
+        key: &[u8],
+        path: CString,
+        options: EntryOptions,
+        access: DiskAccess,
+    ) -> Result<Opened, ResolveError> {
+        let to_error = |error: io::Error| ResolveError::from_io(&error, access);
+        let file = self.root.open(&path, access)?;
+        let before_stat = SystemTime::now();
+        let stat = FileStat::of(&file).map_err(to_error)?;
+        if stat.is_directory() {
             return Ok(Opened::Directory);
         }
-        if !facts.is_regular() {
-            return Err(Stop::NOT_FOUND);
+        if !stat.is_regular() {
+            return Err(ResolveError::NOT_FOUND);
         }
-        let limit = self.config.in_memory;
-        let file = OpenFile::in_memory_up_to(limit, file, facts, wait).map_err(stop)?;
-        let Make { earlier, coding } = make;
-        let found = Found {
+        let limit = self.config.in_memory_max_bytes;
+        let file = OpenFile::with_memory_limit(limit, file, stat, access).map_err(to_error)?;
+        let source = EntrySource {
             file,
             path,
-            earlier,
-            coding,
-            asked,
+            earlier_index: options.earlier_index,
+            coding: options.coding,
+            before_stat,
         };
-        let entry = Arc::new(Entry::new(
-            found,
-            &self.root,
-            &self.config.headers,
-            self.config.precompressed,
-        ));
+        let Config {
+            headers,
+            precompressed,
+            ..
+        } = &self.config;
+        let entry = Arc::new(Entry::new(source, &self.root, headers, *precompressed));
         self.cache.put(key, &entry);
         Ok(Opened::File(entry))
     }

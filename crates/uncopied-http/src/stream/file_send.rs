@@ -13,61 +13,63 @@ use uncopied::arena::FileMapping;
 use uncopied::policy::{FilePlanInput, Length, Plan, SourceKind, plan_file};
 use uncopied::{Errno, Progress, Side, Support, Transfer, residency, zero_copy_send_enabled};
 
-use super::{InFile, Socket, Stream};
+use super::{FileSlice, Stream, StreamSocket};
 
-/// A file's bytes on their way.
+/// The send of a file's bytes that is under way.
 #[derive(Debug)]
-pub(super) struct Sending {
+pub(super) struct FileSend {
     mapping: FileMapping,
     transfer: Transfer,
     loading: Option<JoinHandle<()>>,
-    /// Partial packets are held back until the end.
+    /// Whether partial packets are held back until the end.
     is_corked: bool,
 }
 
-/// From this many bytes on, a file's bytes are sent corked (`tcp(7)`: TCP_CORK), in whole packets up to the
-/// last. `sendfile` takes them 64 KiB at a time, and where the socket is full in between, the rest of a
-/// packet would go by itself. Runs apart in time, each against nginx: about a tenth less CPU at 16 MiB, some at
-/// 1 MiB, no gain to be told from noise at 256 KiB.
-const CORKED: usize = 512 << 10;
+/// The least length of a file's bytes that are sent corked (`tcp(7)`: TCP_CORK), in full packets up
+/// to the last. `sendfile` moves 64 KiB at a time, and where the socket is full in between, the
+/// rest of a packet would be sent by itself. In runs at separate times, each against nginx, corking
+/// saves about a tenth of the CPU time at 16 MiB and some at 1 MiB; at 256 KiB the gain is within
+/// noise.
+const CORK_MIN_BYTES: usize = 512 << 10;
 
 impl Stream {
     pub(super) fn poll_send_file(
         &mut self,
         cx: &mut Context<'_>,
-        found: InFile,
+        slice: FileSlice,
     ) -> Poll<io::Result<usize>> {
-        let mut sending = self.sending_of(found);
-        let sent = self.poll_steps(cx, &mut sending);
-        if matches!(sent, Poll::Ready(Err(_))) || sending.transfer.remaining() == Some(0) {
-            self.uncork(&sending);
+        let mut send = self.resume_or_start_send(slice);
+        let sent = self.poll_steps(cx, &mut send);
+        if matches!(sent, Poll::Ready(Err(_))) || send.transfer.remaining() == Some(0) {
+            self.uncork(&send);
         } else {
-            self.sending = Some(Box::new(sending));
+            self.file_send = Some(Box::new(send));
         }
         sent
     }
 
-    /// The transfer of these bytes: the one under way, if it stands exactly here.
-    fn sending_of(&mut self, found: InFile) -> Sending {
-        let InFile {
+    /// The send of these bytes: the one under way if it is at exactly this position, else a new
+    /// one.
+    fn resume_or_start_send(&mut self, slice: FileSlice) -> FileSend {
+        let FileSlice {
             mapping,
             offset,
             len,
-        } = found;
-        let is_this = |sending: &mut Box<Sending>| {
-            Arc::ptr_eq(sending.mapping.file(), mapping.file())
-                && sending.transfer.offset() == offset
-                && sending.transfer.remaining() == Some(len as u64)
+        } = slice;
+        let is_this = |send: &mut Box<FileSend>| {
+            Arc::ptr_eq(send.mapping.file(), mapping.file())
+                && send.transfer.offset() == offset
+                && send.transfer.remaining() == Some(len as u64)
         };
-        if let Some(sending) = self.sending.take_if(is_this) {
-            return *sending;
+        if let Some(send) = self.file_send.take_if(is_this) {
+            return *send;
         }
-        self.end_sending();
-        let is_corked = len >= CORKED && self.set_cork(true);
+        self.abandon_file_send();
+        let is_corked = len >= CORK_MIN_BYTES && self.set_cork(true);
         let length = Length::Exact(len as u64);
         let plan = self.plan(&mapping, length);
         let transfer = Transfer::new(offset, length, plan).with_mapping(&mapping);
-        Sending {
+        FileSend {
             mapping,
             transfer,
             loading: None,
@@ -75,31 +77,31 @@ impl Stream {
         }
     }
 
-    /// Forgets the transfer under way, and sends what was held back for it.
-    pub(super) fn end_sending(&mut self) {
-        if let Some(sending) = self.sending.take() {
-            self.uncork(&sending);
+    /// Drops the send under way, and sends the packet that was held back for it.
+    pub(super) fn abandon_file_send(&mut self) {
+        if let Some(send) = self.file_send.take() {
+            self.uncork(&send);
         }
     }
 
-    fn uncork(&self, sending: &Sending) {
-        if sending.is_corked {
+    fn uncork(&self, send: &FileSend) {
+        if send.is_corked {
             self.set_cork(false);
         }
     }
 
-    /// Answers whether the socket now does as told. Only TCP knows of it.
+    /// Returns whether the socket accepted the option. Only TCP has it.
     fn set_cork(&self, on: bool) -> bool {
         match &self.socket {
-            Socket::Tcp(socket) => rustix::net::sockopt::set_tcp_cork(socket, on).is_ok(),
-            Socket::Unix(_) => false,
+            StreamSocket::Tcp(socket) => rustix::net::sockopt::set_tcp_cork(socket, on).is_ok(),
+            StreamSocket::Unix(_) => false,
         }
     }
 
     fn plan(&self, mapping: &FileMapping, length: Length) -> Plan {
         let support = Support::of_process();
         let zero_copy_enabled = zero_copy_send_enabled();
-        let plan = match self.options.for_files {
+        let plan = match self.options.forced_for_files {
             Some(forced) if zero_copy_enabled => {
                 forced.without(|mechanism| support.refusal(mechanism).is_some())
             }
@@ -117,34 +119,28 @@ impl Stream {
     }
 
     /// Steps until bytes have moved.
-    fn poll_steps(
-        &mut self,
-        cx: &mut Context<'_>,
-        sending: &mut Sending,
-    ) -> Poll<io::Result<usize>> {
+    fn poll_steps(&mut self, cx: &mut Context<'_>, send: &mut FileSend) -> Poll<io::Result<usize>> {
         loop {
-            if sending.poll_resident(cx).is_pending() {
+            if send.poll_cached(cx).is_pending() {
                 self.push();
                 return Poll::Pending;
             }
-            let (mechanism, before) = (
-                sending.transfer.mechanism(),
-                sending.transfer.report().bytes(),
-            );
+            let (mechanism, before) = (send.transfer.mechanism(), send.transfer.report().bytes());
             let socket = self.as_fd();
-            let step = || match sending.transfer.step(sending.mapping.file(), socket) {
+            let step = || match send.transfer.step(send.mapping.file(), socket) {
                 Ok(Progress::Blocked(Side::Sink)) => Err(io::ErrorKind::WouldBlock.into()),
                 other => Ok(other),
             };
             match ready!(self.poll_when_writable(cx, step))? {
-                // Its count so far is in the report: bytes before the failure belong to this call.
+                // The error carries the transfer's total: the bytes moved before the failure belong
+                // to this call.
                 Err(error) => {
                     self.count(cx, mechanism, (error.moved() - before) as usize);
                     return Poll::Ready(Err(error.into()));
                 }
                 Ok(_) => {
-                    let moved = (sending.transfer.report().bytes() - before) as usize;
-                    sending.note_refusals();
+                    let moved = (send.transfer.report().bytes() - before) as usize;
+                    send.note_refusals();
                     if moved > 0 {
                         self.count(cx, mechanism, moved);
                         return Poll::Ready(Ok(moved));
@@ -154,53 +150,58 @@ impl Stream {
         }
     }
 
-    /// Sends at once what was held back for the bytes of a file to share its packet: the disk takes
-    /// its time.
+    /// Sends at once the bytes that were held back to share a packet with those of a file, because
+    /// the disk takes its time.
     fn push(&self) {
-        if let Socket::Tcp(socket) = &self.socket {
-            // Setting it pushes, set or not (`tcp(7)`). A refusal costs 200 ms, not a byte.
+        if let StreamSocket::Tcp(socket) = &self.socket {
+            // Setting the option pushes, even if it is already set (`tcp(7)`). A failure costs
+            // 200 ms, but no byte.
             let _ = socket.set_nodelay(true);
         }
     }
 }
 
-impl Sending {
-    /// Whether the disk is in the way.
+impl FileSend {
+    /// Whether this send waits for the disk.
     pub(super) fn is_loading(&self) -> bool {
         self.loading.is_some()
     }
 
-    /// Ready once the next bytes are in the page cache, as far as anybody can tell.
-    fn poll_resident(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready once the next bytes are in the page cache, as far as the kernel reports it.
+    fn poll_cached(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.loading.is_none() {
             let offset = self.transfer.offset();
-            let left = self.transfer.remaining().unwrap_or(u64::MAX);
-            let wanted = offset..offset.saturating_add(left);
-            let Some(cold) = residency::first_uncached(&self.mapping, wanted) else {
+            let remaining = self.transfer.remaining().unwrap_or(u64::MAX);
+            let wanted = offset..offset.saturating_add(remaining);
+            let Some(uncached) = residency::first_uncached(&self.mapping, wanted) else {
                 return Poll::Ready(());
             };
             let mapping = self.mapping.clone();
-            let load = move || residency::prefetch_mapping_blocking(&mapping, cold);
+            let load = move || residency::prefetch_mapping_blocking(&mapping, uncached);
             let Ok(runtime) = Handle::try_current() else {
-                // Outside of a runtime there is no pool: the disk is waited for here.
+                // There is no pool outside of a runtime, so this thread waits for the disk.
                 load();
                 return Poll::Ready(());
             };
             self.loading = Some(runtime.spawn_blocking(load));
         }
         if let Some(loading) = &mut self.loading {
-            // A load that was cut off, by the runtime's end, leaves the step to wait for the disk.
+            // If the runtime shuts down and cancels the load, the step waits for the disk.
             let _ = ready!(Pin::new(loading).poll(cx));
             self.loading = None;
         }
         Poll::Ready(())
     }
 
-    /// What the file's own kind cannot do, later transfers need not try.
+    /// Records which mechanisms this kind of file does not support, so that later transfers do not
+    /// try them.
     fn note_refusals(&self) {
-        for step in self.transfer.report().fallbacks() {
-            if matches!(step.errno, Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE) {
-                self.mapping.note_refusal(step.from);
+        for fallback in self.transfer.report().fallbacks() {
+            if matches!(
+                fallback.errno,
+                Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE
+            ) {
+                self.mapping.note_refusal(fallback.from);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Pages of the arena on their way: lent to the socket instead of copied.
+//! Pages of the arena on their way: sent to the socket by zero copy.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,36 +13,38 @@ use super::Stream;
 use crate::options::Options;
 use crate::totals::Totals;
 
-/// From this many bytes on, a slice of pages is sent by itself, as the plan for it says. Shorter ones are
-/// written together with what stands next to them.
+/// The least length of a slice of pages that is sent by a call of its own, by the plan for it.
+/// Shorter ones are written together with the slices next to them.
 ///
-/// The plan lends from 16 KiB on; but what stands before the slice then costs a call of its own, which
-/// HTTP/2 would pay for each of its frames of 16 KiB, whether the plan comes to lend them or not.
-const ALONE: usize = 32 << 10;
+/// The plan uses zero copy from 16 KiB on. But the slices before this one then cost a call of their
+/// own, and HTTP/2 would pay for it with each of its frames of 16 KiB, whether the plan then sends
+/// them by zero copy or not.
+const PAGE_SEND_MIN_BYTES: usize = 32 << 10;
 
-/// What this connection knows of its socket, and has lent to it.
+/// What this connection knows about its socket, and has in flight on it.
 #[derive(Debug)]
-pub(super) struct Lender {
+pub(super) struct PageSender {
     channel: Channel,
-    /// How many bytes the kernel copied after all, as far as the totals have been told.
-    kernel_copied: u64,
+    /// How many of the bytes that the kernel copied have been added to the totals.
+    counted_kernel_copied: u64,
     totals: Arc<Totals>,
 }
 
-impl Lender {
+impl PageSender {
     fn new(socket: BorrowedFd<'_>, options: &Options) -> Self {
         let mut send = SendOptions::default();
-        if let Some(plan) = &options.for_pages {
+        if let Some(plan) = &options.forced_for_pages {
             send = send.force_mechanisms(plan.mechanisms());
         }
         Self {
             channel: Channel::new(socket, Driver::Tokio, send),
-            kernel_copied: 0,
+            counted_kernel_copied: 0,
             totals: Arc::clone(&options.totals),
         }
     }
 
-    /// Makes one try. A socket that takes nothing is an error of the kind that clears its readiness.
+    /// Makes one try. A socket that accepts nothing is reported as `WouldBlock`, so that tokio
+    /// clears its readiness.
     fn try_send(&mut self, pages: &Pages, socket: BorrowedFd<'_>) -> io::Result<Sent> {
         let sent = self.channel.try_send(pages, socket)?;
         match sent.bytes() {
@@ -51,49 +53,51 @@ impl Lender {
         }
     }
 
-    fn tell_totals(&mut self) {
+    fn update_totals(&mut self) {
         let known = self.channel.report().kernel_copied();
         self.totals
-            .add_kernel_copied(known.saturating_sub(self.kernel_copied));
-        self.kernel_copied = known;
+            .add_kernel_copied(known.saturating_sub(self.counted_kernel_copied));
+        self.counted_kernel_copied = known;
     }
 }
 
-impl Drop for Lender {
+impl Drop for PageSender {
     fn drop(&mut self) {
-        self.tell_totals();
+        self.update_totals();
     }
 }
 
 impl Stream {
-    /// Whether this slice of pages is sent by itself.
-    pub(super) fn sends_alone(&self, pages: &Pages) -> bool {
+    /// Whether this slice of pages is sent by a call of its own.
+    pub(super) fn sends_separately(&self, pages: &Pages) -> bool {
         let is_rest = || {
-            let lender = self.lender.as_ref();
-            lender.is_some_and(|lender| lender.channel.goes_on_with(pages))
+            let sender = self.page_sender.as_ref();
+            sender.is_some_and(|sender| sender.channel.goes_on_with(pages))
         };
         let is_forced_to_copy = || {
-            let plan = self.options.for_pages.as_ref();
+            let plan = self.options.forced_for_pages.as_ref();
             plan.is_some_and(|plan| plan.mechanisms() == [Mechanism::Copy])
         };
-        (pages.len() >= ALONE || is_rest()) && zero_copy_send_enabled() && !is_forced_to_copy()
+        (pages.len() >= PAGE_SEND_MIN_BYTES || is_rest())
+            && zero_copy_send_enabled()
+            && !is_forced_to_copy()
     }
 
-    /// Makes the socket take some of the pages. What it holds by reference, the channel keeps, whatever
-    /// becomes of the slices, the body, and this stream.
+    /// Sends some of the pages. The channel keeps what the socket holds by reference, even if the
+    /// slices, the body and this stream are dropped.
     pub(super) fn poll_send_pages(
         &mut self,
         cx: &mut Context<'_>,
         pages: &Pages,
     ) -> Poll<io::Result<usize>> {
-        let mut lender = match self.lender.take() {
-            Some(lender) => lender,
-            None => Box::new(Lender::new(self.as_fd(), &self.options)),
+        let mut sender = match self.page_sender.take() {
+            Some(sender) => sender,
+            None => Box::new(PageSender::new(self.as_fd(), &self.options)),
         };
         let socket = self.as_fd();
-        let sent = self.poll_when_writable(cx, || lender.try_send(pages, socket));
-        lender.tell_totals();
-        self.lender = Some(lender);
+        let sent = self.poll_when_writable(cx, || sender.try_send(pages, socket));
+        sender.update_totals();
+        self.page_sender = Some(sender);
         let sent = ready!(sent)?;
         for mechanism in Mechanism::MEMORY_TO_SOCKET {
             self.count(cx, mechanism, sent.report().by(mechanism) as usize);

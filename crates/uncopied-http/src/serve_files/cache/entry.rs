@@ -7,143 +7,144 @@ use std::time::SystemTime;
 use http::{HeaderMap, HeaderValue};
 
 use super::headers::{self, ConfiguredHeaders, FileHeaders};
-use super::media_type::Media;
-use super::precompressed::Sides;
+use super::media_type::MediaType;
+use super::precompressed::Precompressed;
 use crate::open_file::OpenFile;
 use crate::serve_files::request::conditional::Validators;
 use crate::serve_files::request::negotiate::Coding;
 use crate::serve_files::resolve::root::Root;
 
-/// A file that is open for serving, and everything about its answers that can be made beforehand.
+/// A file that is open for serving, and everything about its responses that can be prepared.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    root: Arc<Root>,
     pub(crate) file: Arc<OpenFile>,
-    /// The headers of a 200, complete.
+    /// The complete headers of a 200.
     pub(crate) headers: HeaderMap,
-    /// Where its compressed side files would be, if they are to be looked up.
-    pub(crate) sides: Option<Sides>,
-    /// The media type, also where a configured header takes the place of `Content-Type`.
-    pub(crate) media: HeaderValue,
+    /// Where its precompressed files would be, if they are to be looked up.
+    pub(crate) precompressed: Option<Precompressed>,
+    /// The media type, even if a configured header replaces `Content-Type`.
+    pub(crate) media_type: HeaderValue,
+    root: Arc<Root>,
     path: CString,
-    /// What must not be there for this to be the answer: the index files that come before it.
-    earlier: Box<[CString]>,
+    /// The index files that take precedence over this one. None of them may exist.
+    earlier_index: Box<[CString]>,
     etag: HeaderValue,
-    modified: Option<u64>,
-    pub(crate) settled: bool,
+    last_modified: Option<u64>,
+    pub(crate) is_stable: bool,
 }
 
 /// What an [`Entry`] is made of.
-pub(crate) struct Found {
+pub(crate) struct EntrySource {
     pub(crate) file: OpenFile,
     pub(crate) path: CString,
-    pub(crate) earlier: Vec<CString>,
-    /// For a side file: its coding, and the type of what it is a coding of.
+    pub(crate) earlier_index: Vec<CString>,
+    /// For a precompressed file: its coding, and the media type of the original.
     pub(crate) coding: Option<(Coding, HeaderValue)>,
-    /// The time just *before* the file was asked for its facts: only then does "settled" mean that
-    /// no change after the facts can hide in the same tick of the clock.
-    pub(crate) asked: SystemTime,
+    /// A time *before* the `statx` of the file. Only then does "stable" mean that no change after
+    /// the `statx` can fall into the same tick of the clock.
+    pub(crate) before_stat: SystemTime,
 }
 
 impl Entry {
     pub(crate) fn new(
-        found: Found,
+        source: EntrySource,
         root: &Arc<Root>,
         configured: &ConfiguredHeaders,
         precompressed: bool,
     ) -> Self {
-        let Found {
+        let EntrySource {
             file,
             path,
-            earlier,
+            earlier_index,
             coding,
-            asked,
-        } = found;
-        let facts = *file.facts();
-        let settled = facts.settled(asked);
-        let etag = headers::etag(&facts, settled, coding.as_ref().map(|(coding, _)| *coding));
-        let modified = headers::modified(&facts, asked);
-        let (media, negotiable) = match &coding {
-            Some((_, media)) => (media.clone(), true),
+            before_stat,
+        } = source;
+        let stat = *file.stat();
+        let is_stable = stat.is_stable(before_stat);
+        let (media_type, is_negotiable) = match &coding {
+            Some((_, media_type)) => (media_type.clone(), true),
             None => {
-                let media = Media::of(path.to_bytes());
-                (media.value, precompressed && media.compressible)
+                let media_type = MediaType::of(path.to_bytes());
+                let is_negotiable = precompressed && media_type.is_compressible;
+                (media_type.value, is_negotiable)
             }
         };
-
         let coding = coding.map(|(coding, _)| coding);
+        let etag = headers::etag(&stat, is_stable, coding);
+        let last_modified = headers::last_modified(&stat, before_stat);
         let headers = headers::of_file(&FileHeaders {
-            media: &media,
-            len: facts.len(),
+            media_type: &media_type,
+            len: stat.len(),
             etag: &etag,
-            modified,
-            negotiable,
+            last_modified,
+            is_negotiable,
             coding,
             configured,
         });
-        let sides = (negotiable && coding.is_none()).then(|| Sides::of(path.to_bytes()));
-        let file = Arc::new(file);
-        let earlier = earlier.into();
+        let has_precompressed = is_negotiable && coding.is_none();
         Self {
-            root: Arc::clone(root),
-            file,
+            file: Arc::new(file),
             headers,
-            sides,
-            media,
+            precompressed: has_precompressed.then(|| Precompressed::of(path.to_bytes())),
+            media_type,
+            root: Arc::clone(root),
             path,
-            earlier,
+            earlier_index: earlier_index.into(),
             etag,
-            modified,
-            settled,
+            last_modified,
+            is_stable,
         }
     }
 
     /// The length in bytes.
     pub(crate) fn len(&self) -> u64 {
-        self.file.facts().len()
+        self.file.stat().len()
     }
 
     pub(crate) fn validators(&self) -> Validators<'_> {
-        let (etag, modified) = (self.etag.as_bytes(), self.modified);
         Validators {
-            etag,
-            modified,
-            settled: self.settled,
+            etag: self.etag.as_bytes(),
+            last_modified: self.last_modified,
+            is_stable: self.is_stable,
         }
     }
 
-    /// Whether what `path` leads to now is this very file with these very bytes. One system call.
+    /// Whether `path` still leads to this very file with the same bytes. One system call, and one
+    /// more for each index file that takes precedence.
     ///
-    /// The look-up follows links without a check that they stay beneath the root, and it may: the
-    /// entry's own descriptor keeps its inode from being used for another file (and where the bytes
-    /// are in memory instead, another file of that number has a later time of change), so equal facts
-    /// mean that the path leads to the *file that was opened* when the check was made, unchanged. A link
-    /// that was swapped since can at worst lead to that same file on another way. Any other file is
-    /// not equal, whatever it is, and sends the request through the checked open.
+    /// The look-up follows links without checking that they stay beneath the root. This is safe.
+    /// The entry's own descriptor keeps its inode from being used for another file; if the bytes
+    /// are in memory instead, another file with that inode number has a later change time. So an
+    /// equal stat means that the path leads to the unchanged *file that was opened*, when the check
+    /// was made. A link that was replaced since then can at worst lead to the same file in another
+    /// way. For any other file the stat differs, and the request goes through the checked open.
     pub(crate) fn is_current(&self) -> bool {
         self.root
-            .facts(&self.path)
-            .is_ok_and(|facts| facts == *self.file.facts())
-            && self.earlier.iter().all(|path| self.root.has_no(path))
+            .stat(&self.path)
+            .is_ok_and(|stat| stat == *self.file.stat())
+            && self
+                .earlier_index
+                .iter()
+                .all(|path| self.root.is_absent(path))
     }
 
-    /// Whether it is known that the file has no side file. One system call at most.
-    pub(crate) fn has_no_sides(&self) -> bool {
-        let sides = self.sides.as_ref();
-        sides.is_none_or(|sides| sides.known_absent(&self.root))
+    /// Whether the file is known to have no precompressed files. At most one system call.
+    pub(crate) fn has_no_precompressed(&self) -> bool {
+        let precompressed = self.precompressed.as_ref();
+        precompressed.is_none_or(|precompressed| precompressed.is_known_absent(&self.root))
     }
 
-    /// Whether this may answer later requests.
+    /// Whether this entry may serve later requests.
     ///
-    /// While the last change is so recent that another would not show in the facts, bytes that were
-    /// read into memory may be out of date unseen. Those of an open descriptor are read when they
-    /// are sent, and the tag says that it is weak.
-    pub(crate) fn keeps(&self) -> bool {
-        self.settled || self.file.in_memory().is_none()
+    /// While the last change is so recent that another would not show in the stat, bytes that were
+    /// read into memory may silently be out of date. The bytes of an open descriptor are read when
+    /// they are sent, and its tag is weak.
+    pub(super) fn is_cacheable(&self) -> bool {
+        self.is_stable || self.file.in_memory().is_none()
     }
 
-    /// Whether the tag is weak by now for no reason.
-    pub(crate) fn has_settled(&self) -> bool {
-        !self.settled && self.file.facts().settled(SystemTime::now())
+    /// Whether the tag is weak, but could be strong by the current time.
+    pub(super) fn has_become_stable(&self) -> bool {
+        !self.is_stable && self.file.stat().is_stable(SystemTime::now())
     }
 }

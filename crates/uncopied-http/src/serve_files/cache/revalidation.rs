@@ -1,122 +1,127 @@
 //! One `statx` for all the requests that wait for it.
 //!
-//! An answer must show what its path leads to at some moment after the request came. It need not be
-//! the request's own look: any that was made later will do. So under load requests go in rounds. Each
-//! joins the round that is open on its thread and lets the tasks that are ready take their turns first,
-//! which brings in the requests of other connections. The first to come back closes the round and asks
-//! the kernel; the others of the round that want the same file find its answer. All of them had come
-//! before it was asked.
+//! A response must reflect what its path leads to at some moment after the request arrived. The
+//! `statx` need not be made for this request alone: any that is made later will do. So under load,
+//! requests form groups. Each request joins the open group of its thread, and then lets the tasks
+//! that are ready run first, which brings in requests of other connections. The first member to run
+//! again closes the group and asks the kernel. The other members that want the same file use its
+//! result, because all of them had arrived before the call.
 //!
-//! The eighth to join waits for nobody, and closes the round at once: so some answers of a busy turn go
-//! out early, and the clients that get them work while the others are answered.
+//! The eighth member to join does not wait, and closes the group at once. So some responses of a
+//! busy turn go out early, and their clients work while the others are served.
 //!
-//! That takes a turn of the run queue for each request, a tenth of a `statx`, and is worth it only where
-//! requests for the same file come together. Whether they do is learned: see [`Credit`].
+//! Joining costs each request a turn of the run queue, about a tenth of a `statx`. It pays only
+//! where requests for the same file arrive together, and [`GroupingCredit`] learns whether they do.
 
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::entry::Entry;
 
-/// How many requests a round takes. Measured with 32 connections and files of 1 KiB: 8 and 16 did best,
-/// and without a limit the server and its clients take turns in idling.
-const MEMBERS: usize = 8;
+/// The most requests in a group. Measured with 32 connections and files of 1 KiB: 8 and 16 are the
+/// fastest. Without a limit, the server and its clients take turns idling.
+const GROUP_MAX_MEMBERS: usize = 8;
 
 thread_local! {
-    static OPEN: RefCell<Option<Arc<Round>>> = const { RefCell::new(None) };
-    static CREDIT: Credit = const { Credit(Cell::new(0)) };
+    static OPEN_GROUP: RefCell<Option<Arc<RevalidationGroup>>> = const { RefCell::new(None) };
+    static GROUPING_CREDIT: GroupingCredit = const { GroupingCredit(Cell::new(0)) };
 }
 
-/// Requests that wait for the same looks.
+/// Requests that share the results of their `statx` calls.
 #[derive(Debug, Default)]
-pub(crate) struct Round(Mutex<Looks>);
+pub(crate) struct RevalidationGroup(Mutex<GroupState>);
 
-/// A request's place in a round.
+/// A request's membership in a group.
 #[derive(Debug)]
-pub(crate) struct Member {
-    pub(crate) round: Arc<Round>,
-    /// Whether other tasks are to go first, before [`Round::is_current`] is asked.
-    pub(crate) waits: bool,
+pub(crate) struct GroupMember {
+    pub(crate) group: Arc<RevalidationGroup>,
+    /// Whether the task must yield to others once before it calls
+    /// [`RevalidationGroup::is_current`].
+    pub(crate) must_yield: bool,
 }
 
 #[derive(Debug, Default)]
-struct Looks {
+struct GroupState {
     members: usize,
-    closed: bool,
-    /// Which entries were found to be current, and which not, by their addresses. Whoever compares
-    /// has held an entry since before the round was closed, so that no other can have its address.
-    made: Vec<(usize, bool)>,
+    is_closed: bool,
+    /// Whether the entries at these addresses are current. Every member has held its entry since
+    /// before the group was closed, so no other entry can have the same address.
+    results: Vec<(usize, bool)>,
 }
 
-impl Round {
-    /// Joins the round that is open on this thread, unless rounds have not paid lately.
-    pub(crate) fn join() -> Option<Member> {
-        if !CREDIT.with(Credit::spend) {
+impl RevalidationGroup {
+    /// Joins the open group of this thread, unless groups have not paid lately.
+    pub(crate) fn join() -> Option<GroupMember> {
+        if !GROUPING_CREDIT.with(GroupingCredit::spend) {
             return None;
         }
-        OPEN.with_borrow_mut(|open| {
-            // A round is closed on another thread if its first task has moved there.
-            if let Some(round) = open
-                && let Some(waits) = round.enter()
+        OPEN_GROUP.with_borrow_mut(|open| {
+            // Another thread closes the group if its first task has moved there.
+            if let Some(group) = open
+                && let Some(must_yield) = group.add_member()
             {
-                let round = Arc::clone(round);
-                return Some(Member { round, waits });
+                let group = Arc::clone(group);
+                return Some(GroupMember { group, must_yield });
             }
-            let looks = Looks {
+            let state = GroupState {
                 members: 1,
-                ..Looks::default()
+                ..GroupState::default()
             };
-            let round = Arc::new(Self(Mutex::new(looks)));
-            *open = Some(Arc::clone(&round));
-            Some(Member { round, waits: true })
+            let group = Arc::new(Self(Mutex::new(state)));
+            *open = Some(Arc::clone(&group));
+            Some(GroupMember {
+                group,
+                must_yield: true,
+            })
         })
     }
 
-    /// One more member, unless it is closed: is it to wait?
-    fn enter(&self) -> Option<bool> {
-        let mut looks = self.looks();
-        if looks.closed {
+    /// Adds a member, unless the group is closed. Returns whether the member must yield.
+    fn add_member(&self) -> Option<bool> {
+        let mut state = self.lock();
+        if state.is_closed {
             return None;
         }
-        looks.members += 1;
-        Some(looks.members < MEMBERS)
+        state.members += 1;
+        Some(state.members < GROUP_MAX_MEMBERS)
     }
 
-    /// Whether the entry's path still leads to it, as of a moment after the caller joined. At most one
-    /// system call.
+    /// Whether the entry's path still leads to it, at some moment after the caller joined. Closes
+    /// the group. Queries the kernel at most once for each entry.
     pub(crate) fn is_current(&self, entry: &Arc<Entry>) -> bool {
-        let mut looks = self.looks();
-        looks.closed = true;
+        let mut state = self.lock();
+        state.is_closed = true;
         let address = Arc::as_ptr(entry).addr();
-        let made = looks.made.iter().find(|(of, _)| *of == address);
-        if let Some(&(_, is_current)) = made {
-            CREDIT.with(Credit::earn);
+        let known = state.results.iter().find(|(of, _)| *of == address);
+        if let Some(&(_, is_current)) = known {
+            GROUPING_CREDIT.with(GroupingCredit::earn);
             return is_current;
         }
         let is_current = entry.is_current();
-        looks.made.push((address, is_current));
+        state.results.push((address, is_current));
         is_current
     }
 
-    fn looks(&self) -> MutexGuard<'_, Looks> {
-        // A list to which a look was or was not added is whole either way.
+    fn lock(&self) -> MutexGuard<'_, GroupState> {
+        // After a panic the list is consistent, whether or not the last result was added.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether rounds pay on this thread. A look that served a second request pays for the turns of
-/// [`Self::EARNED`] requests. Where there is none left, [`Self::TRIES`] requests in a row try again
-/// after every [`Self::PAUSE`]: one alone would meet nobody.
-struct Credit(Cell<i32>);
+/// Whether groups pay on this thread. A result that served a second request pays for
+/// [`Self::REQUESTS_PER_HIT`] requests to join. Once the credit is used up,
+/// [`Self::TRIAL_REQUESTS`] in a row try again after every [`Self::PAUSE_REQUESTS`], because a
+/// single one would find no other.
+struct GroupingCredit(Cell<i32>);
 
-impl Credit {
-    const EARNED: i32 = 64;
-    const TRIES: i32 = 4;
-    const PAUSE: i32 = 64;
+impl GroupingCredit {
+    const REQUESTS_PER_HIT: i32 = 64;
+    const TRIAL_REQUESTS: i32 = 4;
+    const PAUSE_REQUESTS: i32 = 64;
 
     fn spend(&self) -> bool {
         let left = match self.0.get() {
-            left if left <= -Self::PAUSE => Self::TRIES,
+            left if left <= -Self::PAUSE_REQUESTS => Self::TRIAL_REQUESTS,
             left => left,
         };
         self.0.set(left - 1);
@@ -124,7 +129,7 @@ impl Credit {
     }
 
     fn earn(&self) {
-        self.0.set(Self::EARNED);
+        self.0.set(Self::REQUESTS_PER_HIT);
     }
 }
 
@@ -133,40 +138,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_credit_a_few_requests_try_after_every_pause() {
-        let credit = Credit(Cell::new(0));
-        let spent: Vec<bool> = (0..Credit::PAUSE * 10).map(|_| credit.spend()).collect();
+    fn without_credit_a_few_requests_try_after_each_pause() {
+        let credit = GroupingCredit(Cell::new(0));
+        let spent: Vec<bool> = (0..GroupingCredit::PAUSE_REQUESTS * 10)
+            .map(|_| credit.spend())
+            .collect();
         let tries = spent.iter().filter(|tries| **tries).count() as i32;
-        assert!((1..Credit::PAUSE).contains(&tries), "{tries}");
+        assert!(
+            (1..GroupingCredit::PAUSE_REQUESTS).contains(&tries),
+            "{tries}"
+        );
         let in_a_row = spent
             .iter()
             .skip_while(|tries| !**tries)
             .take_while(|tries| **tries);
-        assert_eq!(in_a_row.count() as i32, Credit::TRIES);
+        assert_eq!(in_a_row.count() as i32, GroupingCredit::TRIAL_REQUESTS);
     }
 
     #[test]
-    fn one_shared_look_pays_for_many_turns() {
-        let credit = Credit(Cell::new(0));
+    fn one_shared_result_pays_for_many_requests() {
+        let credit = GroupingCredit(Cell::new(0));
         credit.earn();
-        assert!((0..Credit::EARNED).all(|_| credit.spend()));
+        assert!((0..GroupingCredit::REQUESTS_PER_HIT).all(|_| credit.spend()));
         assert!(!credit.spend());
     }
 
     #[test]
-    fn nobody_joins_a_closed_round_and_the_last_member_does_not_wait() {
+    fn a_closed_group_accepts_no_member_and_the_last_member_does_not_yield() {
         let join = || {
-            CREDIT.with(Credit::earn);
-            Round::join().expect("there is credit")
+            GROUPING_CREDIT.with(GroupingCredit::earn);
+            RevalidationGroup::join().expect("there is credit")
         };
         let first = join();
-        for nth in 2..=MEMBERS {
+        for nth in 2..=GROUP_MAX_MEMBERS {
             let member = join();
-            assert!(Arc::ptr_eq(&first.round, &member.round));
-            assert_eq!(member.waits, nth < MEMBERS);
+            assert!(Arc::ptr_eq(&first.group, &member.group));
+            assert_eq!(member.must_yield, nth < GROUP_MAX_MEMBERS);
         }
-        first.round.looks().closed = true;
+        first.group.lock().is_closed = true;
         let next = join();
-        assert!(next.waits && !Arc::ptr_eq(&first.round, &next.round));
+        assert!(next.must_yield && !Arc::ptr_eq(&first.group, &next.group));
     }
 }

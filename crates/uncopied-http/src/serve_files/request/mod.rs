@@ -1,4 +1,4 @@
-//! What the fields of a request ask for. Pure: nothing here knows of files.
+//! What the header fields of a request ask for. Pure: no descriptor, no file system.
 
 pub(crate) mod conditional;
 pub(crate) mod negotiate;

@@ -1,4 +1,4 @@
-//! Opens paths beneath one directory, and never outside of it.
+//! Opens paths beneath one directory, never outside of it.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -11,44 +11,44 @@ use http::StatusCode;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::file_stat::Facts;
-use crate::open_file::Wait;
+use crate::file_stat::FileStat;
+use crate::open_file::DiskAccess;
 
-/// How often an open is tried again that a concurrent rename spoilt, or a signal.
-const TRIES: usize = 16;
+/// How often an open is tried that a concurrent rename or a signal makes fail.
+const MAX_OPEN_ATTEMPTS: usize = 16;
 
-/// Why there is no file to answer with.
+/// Why a path leads to no file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
-    /// The disk would be needed, and the caller may not wait for it.
-    WouldBlock,
-    /// The answer is this status.
+pub(crate) enum ResolveError {
+    /// The disk is needed, and the caller may not wait for it.
+    NeedsDisk,
+    /// The response has this status.
     Status(StatusCode),
 }
 
-impl From<StatusCode> for Stop {
+impl From<StatusCode> for ResolveError {
     fn from(status: StatusCode) -> Self {
         Self::Status(status)
     }
 }
 
-impl Stop {
+impl ResolveError {
     pub(crate) const NOT_FOUND: Self = Self::Status(StatusCode::NOT_FOUND);
 
-    /// What an error of opening, asking about or reading a file means for the request.
+    /// What an error from opening, querying or reading a file means for the request.
     ///
-    /// | errno | answer |
+    /// | errno | outcome |
     /// |---|---|
-    /// | EAGAIN, and the caller may not wait | try again where one may |
+    /// | EAGAIN, and the caller may not wait | `NeedsDisk`: try again on a thread that may block |
     /// | ENOENT, ENOTDIR | 404 |
     /// | EXDEV (`RESOLVE_BENEATH`), ELOOP, ENAMETOOLONG, EILSEQ | 404 |
     /// | ENXIO, ENODEV (a socket, a device without a driver) | 404 |
     /// | EACCES, EPERM | 403 |
-    /// | EMFILE, ENFILE, ENOMEM, EAGAIN, EBUSY (it is being written) | 503: it may work a second later |
+    /// | EMFILE, ENFILE, ENOMEM, EAGAIN, EBUSY (it is being written) | 503: may succeed later |
     /// | any other | 500 |
-    pub(crate) fn of(error: &io::Error, wait: Wait) -> Self {
-        if error.kind() == io::ErrorKind::WouldBlock && wait == Wait::Never {
-            return Self::WouldBlock;
+    pub(crate) fn from_io(error: &io::Error, access: DiskAccess) -> Self {
+        if error.kind() == io::ErrorKind::WouldBlock && access == DiskAccess::CachedOnly {
+            return Self::NeedsDisk;
         }
         Self::Status(match Errno::from_io_error(error) {
             Some(
@@ -72,89 +72,91 @@ impl Stop {
 
 /// Which symbolic links are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Links {
+pub(crate) enum SymlinkPolicy {
     /// Those that stay beneath the root.
-    Beneath,
+    BeneathRoot,
     /// All.
     Anywhere,
 }
 
-/// A directory, opened once, beneath which everything is looked up.
+/// The directory beneath which all paths are looked up. It is opened once.
 #[derive(Debug)]
 pub(crate) struct Root {
     dir: OwnedFd,
-    links: Links,
-    openat2: bool,
+    symlinks: SymlinkPolicy,
+    has_openat2: bool,
 }
 
 impl Root {
-    pub(crate) fn open_dir(path: &Path, links: Links) -> io::Result<Self> {
+    pub(crate) fn open_dir(path: &Path, symlinks: SymlinkPolicy) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;
         Ok(Self {
             dir,
-            links,
-            openat2: has_openat2(),
+            symlinks,
+            has_openat2: has_openat2(),
         })
     }
 
-    /// Asks about what `path` leads to. One system call; links are followed wherever they lead, so
-    /// the answer is only good for a comparison with what [`Root::open`] found.
-    pub(crate) fn facts(&self, path: &CStr) -> io::Result<Facts> {
-        Facts::at(&self.dir, path, AtFlags::NO_AUTOMOUNT)
+    /// The stat of what `path` leads to. One system call. Links are followed wherever they lead, so
+    /// use the result only to compare it with a file that [`Root::open`] has opened.
+    pub(crate) fn stat(&self, path: &CStr) -> io::Result<FileStat> {
+        FileStat::at(&self.dir, path, AtFlags::NO_AUTOMOUNT)
     }
 
-    /// Whether there is nothing by the name of `path`, not even a link. One system call.
-    pub(crate) fn has_no(&self, path: &CStr) -> bool {
+    /// Whether nothing exists at `path`, not even a link. One system call.
+    pub(crate) fn is_absent(&self, path: &CStr) -> bool {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let asked = Facts::at(&self.dir, path, flags);
-        asked.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        let stat = FileStat::at(&self.dir, path, flags);
+        stat.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Opens `path` for reading, whatever it is: the caller asks what it got.
+    /// Opens `path` for reading, whatever its type. The caller checks what it got.
     ///
-    /// `O_NONBLOCK` keeps a FIFO without a writer from blocking the thread, `O_NOCTTY` a terminal
-    /// from becoming ours.
-    pub(crate) fn open(&self, path: &CStr, wait: Wait) -> Result<File, Stop> {
-        for _ in 0..TRIES {
-            let opened = match (self.openat2, wait) {
-                (true, _) => self.resolve(path, wait),
-                // Only openat2 can be told to look at nothing but the cache.
-                (false, Wait::Never) => return Err(Stop::WouldBlock),
-                (false, Wait::ForDisk) => self.walk(path),
+    /// `O_NONBLOCK` keeps a FIFO without a writer from blocking the thread. `O_NOCTTY` keeps a
+    /// terminal from becoming the controlling terminal of this process.
+    pub(crate) fn open(&self, path: &CStr, access: DiskAccess) -> Result<File, ResolveError> {
+        for _ in 0..MAX_OPEN_ATTEMPTS {
+            let opened = match (self.has_openat2, access) {
+                (true, _) => self.open_by_openat2(path, access),
+                // Only openat2 can be restricted to the kernel's caches.
+                (false, DiskAccess::CachedOnly) => return Err(ResolveError::NeedsDisk),
+                (false, DiskAccess::MayBlock) => self.open_by_names(path),
             };
             match opened {
                 Ok(file) => return Ok(file.into()),
                 Err(Errno::INTR) => {}
-                // A rename or mount elsewhere kept the kernel from proving that the path stays
-                // beneath the root. It asks for another try.
-                Err(Errno::AGAIN) if wait == Wait::ForDisk => {}
-                // Before Linux 5.12 there is no RESOLVE_CACHED.
-                Err(Errno::INVAL) if wait == Wait::Never => return Err(Stop::WouldBlock),
-                Err(errno) => return Err(Stop::of(&errno.into(), wait)),
+                // A concurrent rename or mount kept the kernel from proving that the path stays
+                // beneath the root. `openat2(2)` says to try again.
+                Err(Errno::AGAIN) if access == DiskAccess::MayBlock => {}
+                // Linux before 5.12 has no RESOLVE_CACHED.
+                Err(Errno::INVAL) if access == DiskAccess::CachedOnly => {
+                    return Err(ResolveError::NeedsDisk);
+                }
+                Err(errno) => return Err(ResolveError::from_io(&errno.into(), access)),
             }
         }
         Err(StatusCode::SERVICE_UNAVAILABLE.into())
     }
 
-    fn resolve(&self, path: &CStr, wait: Wait) -> rustix::io::Result<OwnedFd> {
+    fn open_by_openat2(&self, path: &CStr, access: DiskAccess) -> rustix::io::Result<OwnedFd> {
         let mut resolve = ResolveFlags::NO_MAGICLINKS;
-        if self.links == Links::Beneath {
+        if self.symlinks == SymlinkPolicy::BeneathRoot {
             resolve |= ResolveFlags::BENEATH;
         }
-        if wait == Wait::Never {
+        if access == DiskAccess::CachedOnly {
             resolve |= ResolveFlags::CACHED;
         }
-        rustix::fs::openat2(&self.dir, path, FILE, Mode::empty(), resolve)
+        rustix::fs::openat2(&self.dir, path, OPEN_FLAGS, Mode::empty(), resolve)
     }
 
-    /// The way without openat2: name by name, and no link is followed unless all are. `path` has no
-    /// `..` in it, so what no link leads away stays beneath the root.
-    fn walk(&self, path: &CStr) -> rustix::io::Result<OwnedFd> {
-        if self.links == Links::Anywhere {
-            return rustix::fs::openat(&self.dir, path, FILE, Mode::empty());
+    /// Opens without openat2, name by name. No link is followed unless all are. `path` contains no
+    /// `..`, so without links it stays beneath the root.
+    fn open_by_names(&self, path: &CStr) -> rustix::io::Result<OwnedFd> {
+        if self.symlinks == SymlinkPolicy::Anywhere {
+            return rustix::fs::openat(&self.dir, path, OPEN_FLAGS, Mode::empty());
         }
-        let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let parent_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let path = path.to_bytes();
         let (parents, name) = match path.iter().rposition(|byte| *byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
@@ -166,24 +168,29 @@ impl Root {
             .filter(|name| !name.is_empty())
         {
             let from = at.as_ref().map_or(self.dir.as_fd(), AsFd::as_fd);
-            at = Some(rustix::fs::openat(from, parent, step, Mode::empty())?);
+            at = Some(rustix::fs::openat(
+                from,
+                parent,
+                parent_flags,
+                Mode::empty(),
+            )?);
         }
         let from = at.as_ref().map_or(self.dir.as_fd(), AsFd::as_fd);
-        rustix::fs::openat(from, name, FILE | OFlags::NOFOLLOW, Mode::empty())
+        rustix::fs::openat(from, name, OPEN_FLAGS | OFlags::NOFOLLOW, Mode::empty())
     }
 }
 
-const FILE: OFlags = OFlags::RDONLY
+const OPEN_FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC)
     .union(OFlags::LARGEFILE);
 
-/// Whether this process may call openat2, learned by trying once. Kernels before 5.6 answer ENOSYS,
-/// some seccomp filters EPERM.
+/// Whether this process may call openat2, learned by trying once. It fails with ENOSYS on kernels
+/// before 5.6, and with EPERM under some seccomp filters.
 fn has_openat2() -> bool {
-    static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| {
+    static HAS_OPENAT2: OnceLock<bool> = OnceLock::new();
+    *HAS_OPENAT2.get_or_init(|| {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let tried = rustix::fs::openat2(CWD, c"/", flags, Mode::empty(), ResolveFlags::empty());
         !matches!(tried, Err(Errno::NOSYS | Errno::PERM))
@@ -212,15 +219,15 @@ mod tests {
         outer
     }
 
-    fn root(outer: &tempfile::TempDir, links: Links, openat2: bool) -> Root {
-        let mut root = Root::open_dir(&outer.path().join("root"), links).unwrap();
-        root.openat2 &= openat2;
+    fn root(outer: &tempfile::TempDir, symlinks: SymlinkPolicy, has_openat2: bool) -> Root {
+        let mut root = Root::open_dir(&outer.path().join("root"), symlinks).unwrap();
+        root.has_openat2 &= has_openat2;
         root
     }
 
-    fn read(root: &Root, path: &CStr) -> Result<String, Stop> {
+    fn read(root: &Root, path: &CStr) -> Result<String, ResolveError> {
         let mut text = String::new();
-        root.open(path, Wait::ForDisk)?
+        root.open(path, DiskAccess::MayBlock)?
             .read_to_string(&mut text)
             .unwrap();
         Ok(text)
@@ -229,47 +236,47 @@ mod tests {
     #[test]
     fn links_beneath_the_root_are_followed_and_others_are_not_found() {
         let outer = tree();
-        let root = root(&outer, Links::Beneath, true);
+        let root = root(&outer, SymlinkPolicy::BeneathRoot, true);
         assert_eq!(read(&root, c"a/b/file").unwrap(), "inside");
         assert_eq!(read(&root, c"inner").unwrap(), "inside");
-        assert_eq!(read(&root, c"outer"), Err(Stop::NOT_FOUND));
-        assert_eq!(read(&root, c"a/up/secret"), Err(Stop::NOT_FOUND));
-        assert_eq!(read(&root, c"../secret"), Err(Stop::NOT_FOUND));
+        assert_eq!(read(&root, c"outer"), Err(ResolveError::NOT_FOUND));
+        assert_eq!(read(&root, c"a/up/secret"), Err(ResolveError::NOT_FOUND));
+        assert_eq!(read(&root, c"../secret"), Err(ResolveError::NOT_FOUND));
     }
 
     #[test]
     fn without_openat2_no_link_is_followed() {
         let outer = tree();
-        let root = root(&outer, Links::Beneath, false);
+        let root = root(&outer, SymlinkPolicy::BeneathRoot, false);
         assert_eq!(read(&root, c"a/b/file").unwrap(), "inside");
         for link in [c"inner", c"inner-dir/b/file", c"outer", c"a/up/secret"] {
-            assert_eq!(read(&root, link), Err(Stop::NOT_FOUND), "{link:?}");
+            assert_eq!(read(&root, link), Err(ResolveError::NOT_FOUND), "{link:?}");
         }
         assert!(
-            root.open(c".", Wait::ForDisk)
+            root.open(c".", DiskAccess::MayBlock)
                 .unwrap()
                 .metadata()
                 .unwrap()
                 .is_dir()
         );
         assert_eq!(
-            root.open(c"a/b/file", Wait::Never).unwrap_err(),
-            Stop::WouldBlock
+            root.open(c"a/b/file", DiskAccess::CachedOnly).unwrap_err(),
+            ResolveError::NeedsDisk
         );
     }
 
     #[test]
-    fn links_anywhere_lead_out() {
+    fn links_out_of_the_root_are_followed_if_allowed() {
         let outer = tree();
-        for openat2 in [true, false] {
-            let root = root(&outer, Links::Anywhere, openat2);
+        for has_openat2 in [true, false] {
+            let root = root(&outer, SymlinkPolicy::Anywhere, has_openat2);
             assert_eq!(read(&root, c"outer").unwrap(), "secret");
         }
     }
 
     #[test]
-    fn every_errno_has_its_answer() {
-        let of = |errno: Errno, wait| Stop::of(&errno.into(), wait);
+    fn every_errno_has_its_outcome() {
+        let of = |errno: Errno, access| ResolveError::from_io(&errno.into(), access);
         for (errno, status) in [
             (Errno::NOENT, 404),
             (Errno::NOTDIR, 404),
@@ -287,12 +294,18 @@ mod tests {
             (Errno::AGAIN, 503),
             (Errno::IO, 500),
         ] {
-            let status = Stop::Status(StatusCode::from_u16(status).unwrap());
-            assert_eq!(of(errno, Wait::ForDisk), status, "{errno:?}");
+            let status = ResolveError::Status(StatusCode::from_u16(status).unwrap());
+            assert_eq!(of(errno, DiskAccess::MayBlock), status, "{errno:?}");
         }
-        assert_eq!(of(Errno::AGAIN, Wait::Never), Stop::WouldBlock);
+        assert_eq!(
+            of(Errno::AGAIN, DiskAccess::CachedOnly),
+            ResolveError::NeedsDisk
+        );
         let no_errno = io::Error::from(io::ErrorKind::UnexpectedEof);
         let status = StatusCode::INTERNAL_SERVER_ERROR.into();
-        assert_eq!(Stop::of(&no_errno, Wait::ForDisk), status);
+        assert_eq!(
+            ResolveError::from_io(&no_errno, DiskAccess::MayBlock),
+            status
+        );
     }
 }
