@@ -102,8 +102,8 @@ impl Activity {
 
     /// Records that everything written has been sent.
     pub(crate) fn note_flushed(&self) {
-        // The last write sent it, a moment ago at most, so its time serves and the clock is not
-        // read.
+        // The last write sent it, a moment ago at most. So the time of that write is kept, and the
+        // clock is not read.
         let since = self.state.load(Ordering::Relaxed) & !3;
         if self.phase() == Phase::Active {
             self.state

@@ -92,8 +92,8 @@ impl FileStat {
     /// Only then do equal values prove equal bytes, and only then is an `ETag` strong.
     #[must_use]
     pub fn is_stable(&self, now: SystemTime) -> bool {
-        // Any program may set the modification time, even to one in the future; not the change
-        // time.
+        // Any program may set the modification time, even to a time in the future. No program can
+        // set the change time.
         let last = [self.modified, self.changed]
             .into_iter()
             .map(since_1970)

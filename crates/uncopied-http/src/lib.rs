@@ -74,7 +74,7 @@ pub use body::{Basis, BodyPart, FileBody};
 pub use file_stat::FileStat;
 pub use listener::{Address, Listener};
 pub use open_file::{DiskAccess, IN_MEMORY_FILE_MAX_BYTES, OpenFile};
-pub use options::Options;
+pub use options::StreamOptions;
 pub use serve_files::{Check, ResponseFuture, ServeFiles, ServeFilesBuilder};
 pub use stream::Stream;
 pub use totals::Totals;

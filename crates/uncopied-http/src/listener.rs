@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tokio::net::{TcpListener, ToSocketAddrs, UnixListener};
 
-use crate::options::Options;
+use crate::options::StreamOptions;
 use crate::stream::Stream;
 
 /// A TCP or Unix listener whose connections send files by `sendfile`. `axum::serve` accepts it
@@ -30,7 +30,7 @@ use crate::stream::Stream;
 #[derive(Debug)]
 pub struct Listener {
     socket: ListeningSocket,
-    options: Options,
+    options: StreamOptions,
 }
 
 #[derive(Debug)]
@@ -44,7 +44,7 @@ enum ListeningSocket {
 pub enum Address {
     /// An IP address and port.
     Tcp(SocketAddr),
-    /// A Unix socket. The peers of one rarely have a name.
+    /// A Unix socket. Its peers rarely have a name.
     Unix,
 }
 
@@ -64,7 +64,7 @@ impl Listener {
     ///
     /// Any error from resolving the address, `bind(2)` or `listen(2)`.
     pub async fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
-        Self::tcp(TcpListener::bind(address).await?, Options::default())
+        Self::tcp(TcpListener::bind(address).await?, StreamOptions::default())
     }
 
     /// Listens on a Unix socket at `path`.
@@ -76,7 +76,7 @@ impl Listener {
         let socket = ListeningSocket::Unix(UnixListener::bind(path)?);
         Ok(Self {
             socket,
-            options: Options::default(),
+            options: StreamOptions::default(),
         })
     }
 
@@ -85,7 +85,7 @@ impl Listener {
     /// # Errors
     ///
     /// If the listener cannot be made non-blocking or registered with the runtime.
-    pub fn from_tcp(listener: std::net::TcpListener, options: Options) -> io::Result<Self> {
+    pub fn from_tcp(listener: std::net::TcpListener, options: StreamOptions) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Self::tcp(TcpListener::from_std(listener)?, options)
     }
@@ -95,7 +95,7 @@ impl Listener {
     /// # Errors
     ///
     /// If the listener cannot be made non-blocking or registered with the runtime.
-    pub fn from_unix(listener: StdUnixListener, options: Options) -> io::Result<Self> {
+    pub fn from_unix(listener: StdUnixListener, options: StreamOptions) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
             socket: ListeningSocket::Unix(UnixListener::from_std(listener)?),
@@ -103,7 +103,7 @@ impl Listener {
         })
     }
 
-    fn tcp(listener: TcpListener, options: Options) -> io::Result<Self> {
+    fn tcp(listener: TcpListener, options: StreamOptions) -> io::Result<Self> {
         // Connections inherit the option (`tcp(7)`), so that none needs a call of its own.
         rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
         Ok(Self {
@@ -114,7 +114,7 @@ impl Listener {
 
     /// Sets how the connections send.
     #[must_use]
-    pub fn options(mut self, options: Options) -> Self {
+    pub fn options(mut self, options: StreamOptions) -> Self {
         self.options = options;
         self
     }

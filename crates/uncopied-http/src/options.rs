@@ -9,7 +9,7 @@ use crate::totals::Totals;
 
 /// How streams send.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct StreamOptions {
     /// The forced plan for the bytes of files.
     pub(crate) forced_for_files: Option<Plan>,
     /// The forced plan for pages.
@@ -17,7 +17,7 @@ pub struct Options {
     pub(crate) totals: Arc<Totals>,
 }
 
-impl Options {
+impl StreamOptions {
     /// Forces these mechanisms, in this order. Bytes of files go by those that send
     /// [files](Mechanism::FILE_TO_SOCKET), pages of the arena by those that send
     /// [memory](Mechanism::MEMORY_TO_SOCKET), and `copy` sends both. If the list has none for files

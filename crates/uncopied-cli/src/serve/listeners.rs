@@ -13,7 +13,7 @@ use listenfd::ListenFd;
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_tcp_user_timeout, socket_acceptconn};
 use socket2::{Domain, Socket, Type};
-use uncopied_http::{Listener, Options};
+use uncopied_http::{Listener, StreamOptions};
 
 use crate::error::Error;
 use crate::values::ListenAddress;
@@ -38,7 +38,7 @@ pub(crate) enum Bound {
 
 impl Bound {
     /// The socket for one more event loop. Needs tokio's runtime.
-    pub(crate) fn listener(&self, options: Options) -> io::Result<Listener> {
+    pub(crate) fn listener(&self, options: StreamOptions) -> io::Result<Listener> {
         match self {
             Self::Tcp(listener) => Listener::from_tcp(listener.try_clone()?, options),
             Self::Unix { listener, .. } => Listener::from_unix(listener.try_clone()?, options),

@@ -550,7 +550,7 @@ mod tests {
     use std::task::Waker;
 
     use http::Request;
-    use uncopied_http::{Options, ServeFiles, Stream};
+    use uncopied_http::{ServeFiles, Stream, StreamOptions};
 
     use super::*;
 
@@ -627,7 +627,7 @@ mod tests {
         let runtime = runtime.expect("a runtime");
         let _entered = runtime.enter();
         let ours = tokio::net::UnixStream::from_std(ours).expect("watched");
-        let activity = Stream::unix(ours, Options::default()).activity();
+        let activity = Stream::unix(ours, StreamOptions::default()).activity();
         let seat = Arc::new(Seat::new(activity, false));
         let counts = Some(Arc::new(Shared::default()));
         let mut rig = Repeats::new(Scripted::default(), seat, counts);

@@ -8,7 +8,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, mpsc, watch};
-use uncopied_http::{Address, Options, ServeFiles, Stream, Totals};
+use uncopied_http::{Address, ServeFiles, Stream, StreamOptions, Totals};
 
 use crate::error::Error;
 
@@ -111,7 +111,7 @@ impl ServingThread {
             .build()
             .map_err(failed("start the event loop"))?;
         let shared = Arc::new(Shared::default());
-        let mut options = Options::default().totals(Arc::clone(&shared.totals));
+        let mut options = StreamOptions::default().totals(Arc::clone(&shared.totals));
         if let Some(plan) = forced_plan {
             options = options.force_mechanisms(plan.mechanisms());
         }

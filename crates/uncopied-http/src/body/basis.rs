@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::sync::Weak;
 
-/// What keeps a cached response of [`ServeFiles`](crate::ServeFiles) valid: one whole file, found
-/// at the path of the request, and nothing else but the request.
+/// What keeps a cached response of [`ServeFiles`](crate::ServeFiles) valid: one whole file at the
+/// path of the request. The response depends on nothing else but the request.
 ///
 /// As long as a [check](Self::check) succeeds, a request with the same bytes has a response with
 /// the same bytes, except for its `Date`. A server that keeps the head of the response can

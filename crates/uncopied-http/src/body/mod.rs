@@ -229,8 +229,8 @@ impl FileBody {
         let (start, len) = (range.start, (end - range.start) as usize);
         let mut buffer = vec![0; len];
         let slices = &mut [IoSliceMut::new(&mut buffer)];
-        // A short read makes a frame as well. After an error or an end of file, the pool's thread
-        // reads again and reports it.
+        // A short read makes a frame, too. After an error or the end of the file, a thread of the
+        // pool reads again, and reports the outcome.
         if let Ok(read @ 1..) = rustix::io::preadv2(file, slices, start, ReadWriteFlags::NOWAIT) {
             buffer.truncate(read);
             return Poll::Ready(Ok(buffer.into()));

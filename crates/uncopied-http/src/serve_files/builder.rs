@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::cache::Cache;
 use super::cache::headers::ConfiguredHeaders;
-use super::config::{Config, Page};
+use super::config::{Config, ConfiguredPage};
 use super::resolve::path;
 use super::resolve::root::{Root, SymlinkPolicy};
 use super::service::ServeFiles;
@@ -289,7 +289,7 @@ impl ServeFilesBuilder {
 }
 
 /// Checks that a page currently is a file beneath the root. It may be replaced later.
-fn check_page(root: &Root, path: &Path) -> io::Result<Page> {
+fn check_page(root: &Root, path: &Path) -> io::Result<ConfiguredPage> {
     let bytes = path.as_os_str().as_bytes();
     let relative = bytes.strip_prefix(b"/").unwrap_or(bytes);
     let invalid_page = |why: &str| invalid(format!("page {}: {why}", path.display()));
@@ -308,7 +308,7 @@ fn check_page(root: &Root, path: &Path) -> io::Result<Page> {
             ));
         }
     }
-    Ok(Page {
+    Ok(ConfiguredPage {
         key: [b"page:", relative].concat().into(),
         path: c_path,
     })

@@ -13,8 +13,8 @@ pub(super) struct Config {
     pub(super) listing: bool,
     pub(super) hidden: bool,
     pub(super) precompressed: bool,
-    pub(super) fallback: Option<Page>,
-    pub(super) error_pages: Vec<(StatusCode, Page)>,
+    pub(super) fallback: Option<ConfiguredPage>,
+    pub(super) error_pages: Vec<(StatusCode, ConfiguredPage)>,
     pub(super) headers: ConfiguredHeaders,
     pub(super) direct: bool,
     pub(super) in_memory_max_bytes: u64,
@@ -22,7 +22,7 @@ pub(super) struct Config {
 
 /// A file that is served in place of others.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(super) struct ConfiguredPage {
     /// Its key in the cache. No request path begins like it.
     pub(super) key: Box<[u8]>,
     /// Its path beneath the root.

@@ -19,7 +19,7 @@ use super::request::conditional::{self, PreconditionOutcome};
 use super::request::negotiate;
 use super::request::range::{self, RangeSelection};
 use super::resolve::root::ResolveError;
-use super::site::{Negotiation, Site, Target};
+use super::site::{Negotiation, ResolvedTarget, Site};
 use crate::body::{Basis, FileBody};
 use crate::open_file::DiskAccess;
 
@@ -108,18 +108,18 @@ impl Responder<'_> {
     fn target(&self, current: Option<Arc<Entry>>) -> Result<Response<FileBody>, ResolveError> {
         let uri = &self.request.uri;
         let target = match current {
-            Some(entry) => Ok(Target::File(entry)),
+            Some(entry) => Ok(ResolvedTarget::File(entry)),
             None => self.site.find(uri.path(), self.access),
         };
         match target {
-            Ok(Target::File(entry)) => self.file(entry),
-            Ok(Target::MissingSlash(path)) => {
+            Ok(ResolvedTarget::File(entry)) => self.file(entry),
+            Ok(ResolvedTarget::MissingSlash(path)) => {
                 let location = HeaderValue::try_from(path.with_slash(uri.query()))
                     .map_err(|_| StatusCode::BAD_REQUEST)?;
                 let headers = [(LOCATION, location), (CONTENT_LENGTH, 0.into())];
                 Ok(self.without_body(StatusCode::MOVED_PERMANENTLY, headers))
             }
-            Ok(Target::Listing(path, dir)) => {
+            Ok(ResolvedTarget::Listing(path, dir)) => {
                 let json = negotiate::prefers_json(self.request.headers.get_all(ACCEPT));
                 let Site { root, config, .. } = self.site;
                 let listing = listing::list(root, &path, dir, config.hidden, json)

@@ -12,7 +12,7 @@ use http::{Method, StatusCode};
 
 use super::cache::Cache;
 use super::cache::entry::{Entry, EntrySource};
-use super::config::{Config, Page};
+use super::config::{Config, ConfiguredPage};
 use super::request::negotiate::{self, Coding};
 use super::resolve::path::RequestPath;
 use super::resolve::root::{ResolveError, Root};
@@ -30,7 +30,7 @@ pub(super) struct Site {
 }
 
 /// What a request path leads to.
-pub(super) enum Target {
+pub(super) enum ResolvedTarget {
     /// A file, perhaps the index of a directory.
     File(Arc<Entry>),
     /// A directory that would be served, but the path lacks the slash at its end.
@@ -73,14 +73,18 @@ impl Site {
     }
 
     /// Finds what `path` leads to, in the cache if the entry there is still current.
-    pub(super) fn find(&self, path: &str, access: DiskAccess) -> Result<Target, ResolveError> {
+    pub(super) fn find(
+        &self,
+        path: &str,
+        access: DiskAccess,
+    ) -> Result<ResolvedTarget, ResolveError> {
         // The keys of pages and precompressed files do not begin with a slash, so that no request
         // can name them.
         if !path.starts_with('/') {
             return Err(StatusCode::BAD_REQUEST.into());
         }
         if let Some(entry) = self.cache.get(path.as_bytes()) {
-            return Ok(Target::File(entry));
+            return Ok(ResolvedTarget::File(entry));
         }
         if let Some(name) = &self.single {
             return self.find_single(path, name, access);
@@ -88,17 +92,17 @@ impl Site {
         let request_path = RequestPath::parse(path, self.config.hidden)?;
         if request_path.is_directory {
             return match self.index(path.as_bytes(), &request_path, access)? {
-                Some(entry) => Ok(Target::File(entry)),
+                Some(entry) => Ok(ResolvedTarget::File(entry)),
                 None => self.listing(request_path, access),
             };
         }
         let c_path = request_path.to_c_path()?;
         match self.open(path.as_bytes(), c_path, EntryOptions::default(), access)? {
-            Opened::File(entry) => Ok(Target::File(entry)),
+            Opened::File(entry) => Ok(ResolvedTarget::File(entry)),
             Opened::Directory => {
                 let key = [path.as_bytes(), b"/"].concat();
                 if self.config.listing || self.index(&key, &request_path, access)?.is_some() {
-                    return Ok(Target::MissingSlash(request_path));
+                    return Ok(ResolvedTarget::MissingSlash(request_path));
                 }
                 Err(ResolveError::NOT_FOUND)
             }
@@ -106,7 +110,11 @@ impl Site {
     }
 
     /// The file of a fallback or error page.
-    pub(super) fn page(&self, page: &Page, access: DiskAccess) -> Result<Arc<Entry>, ResolveError> {
+    pub(super) fn page(
+        &self,
+        page: &ConfiguredPage,
+        access: DiskAccess,
+    ) -> Result<Arc<Entry>, ResolveError> {
         self.get_or_open(&page.key, &page.path, EntryOptions::default(), access)
     }
 
@@ -153,14 +161,14 @@ impl Site {
         path: &str,
         name: &CStr,
         access: DiskAccess,
-    ) -> Result<Target, ResolveError> {
+    ) -> Result<ResolvedTarget, ResolveError> {
         let request_path = RequestPath::parse(path, true)?;
         let is_other = request_path.is_directory || request_path.relative() != name.to_bytes();
         if !request_path.is_root() && is_other {
             return Err(ResolveError::NOT_FOUND);
         }
         self.get_or_open(path.as_bytes(), name, EntryOptions::default(), access)
-            .map(Target::File)
+            .map(ResolvedTarget::File)
     }
 
     /// The index file of a directory. Its key in the cache is `key`, the path of the directory.
@@ -186,7 +194,11 @@ impl Site {
         Ok(None)
     }
 
-    fn listing(&self, directory: RequestPath, access: DiskAccess) -> Result<Target, ResolveError> {
+    fn listing(
+        &self,
+        directory: RequestPath,
+        access: DiskAccess,
+    ) -> Result<ResolvedTarget, ResolveError> {
         if !self.config.listing {
             return Err(ResolveError::NOT_FOUND);
         }
@@ -199,7 +211,7 @@ impl Site {
         if !stat.is_directory() {
             return Err(ResolveError::NOT_FOUND);
         }
-        Ok(Target::Listing(directory, dir))
+        Ok(ResolvedTarget::Listing(directory, dir))
     }
 
     /// The file at `path`, from the cache if the entry there is still current.

@@ -13,9 +13,9 @@ use uncopied::arena::FileMapping;
 use uncopied::policy::{FilePlanInput, Length, Plan, SourceKind, plan_file};
 use uncopied::{Errno, Progress, Side, Support, Transfer, residency, zero_copy_send_enabled};
 
-use super::{FileSlice, Stream, StreamSocket};
+use super::{ConnectionSocket, FileSlice, Stream};
 
-/// The send of a file's bytes that is under way.
+/// A send of a file's bytes, in progress.
 #[derive(Debug)]
 pub(super) struct FileSend {
     mapping: FileMapping,
@@ -48,7 +48,7 @@ impl Stream {
         sent
     }
 
-    /// The send of these bytes: the one under way if it is at exactly this position, else a new
+    /// The send of these bytes: the one in progress if it is at exactly this position, else a new
     /// one.
     fn resume_or_start_send(&mut self, slice: FileSlice) -> FileSend {
         let FileSlice {
@@ -77,7 +77,7 @@ impl Stream {
         }
     }
 
-    /// Drops the send under way, and sends the packet that was held back for it.
+    /// Drops the send in progress, and sends the packet that was held back for it.
     pub(super) fn abandon_file_send(&mut self) {
         if let Some(send) = self.file_send.take() {
             self.uncork(&send);
@@ -93,8 +93,8 @@ impl Stream {
     /// Returns whether the socket accepted the option. Only TCP has it.
     fn set_cork(&self, on: bool) -> bool {
         match &self.socket {
-            StreamSocket::Tcp(socket) => rustix::net::sockopt::set_tcp_cork(socket, on).is_ok(),
-            StreamSocket::Unix(_) => false,
+            ConnectionSocket::Tcp(socket) => rustix::net::sockopt::set_tcp_cork(socket, on).is_ok(),
+            ConnectionSocket::Unix(_) => false,
         }
     }
 
@@ -153,7 +153,7 @@ impl Stream {
     /// Sends at once the bytes that were held back to share a packet with those of a file, because
     /// the disk takes its time.
     fn push(&self) {
-        if let StreamSocket::Tcp(socket) = &self.socket {
+        if let ConnectionSocket::Tcp(socket) = &self.socket {
             // Setting the option pushes, even if it is already set (`tcp(7)`). A failure costs
             // 200 ms, but no byte.
             let _ = socket.set_nodelay(true);

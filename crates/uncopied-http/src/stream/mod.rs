@@ -20,7 +20,7 @@ use uncopied::send_vectored;
 
 use crate::activity::Activity;
 use crate::body::passthrough::confirm_passthrough;
-use crate::options::Options;
+use crate::options::StreamOptions;
 use file_send::FileSend;
 use page_send::PageSender;
 
@@ -30,8 +30,8 @@ use page_send::PageSender;
 /// Every slice to write is looked up in the [arena](uncopied::arena). Slices of a mapped file go
 /// out from the file. Slices of 32 KiB or more of [frozen pages](Pages) go out by the
 /// [plan](uncopied::policy::plan_memory) for such memory. Everything else, including shorter slices
-/// of pages, is written as usual. The [`Options`] may force mechanisms. Bytes in front of a file's
-/// bytes or pages, such as the head of a response, wait for these to share the first packet.
+/// of pages, is written as usual. The [`StreamOptions`] may force mechanisms. Bytes in front of a
+/// file's bytes or pages, such as the head of a response, wait for these to share the first packet.
 ///
 /// A file that is not in the page cache is loaded on tokio's blocking pool, while other connections
 /// of the thread continue.
@@ -42,8 +42,8 @@ use page_send::PageSender;
 /// for as long as the kernel reads them, even if the body, this stream, or the whole runtime is
 /// dropped.
 pub struct Stream {
-    socket: StreamSocket,
-    options: Options,
+    socket: ConnectionSocket,
+    options: StreamOptions,
     activity: Option<Arc<Activity>>,
     file_send: Option<Box<FileSend>>,
     /// Created for the first pages. It belongs to the socket, and is dropped with it.
@@ -51,12 +51,12 @@ pub struct Stream {
     /// Why bytes of a file, or pages, could not be sent. Anything written after such an error would
     /// take their place in the body, so every later write fails.
     failed: Option<io::Error>,
-    protocol: Protocol,
+    protocol: ConnectionProtocol,
 }
 
 /// The protocol of the connection, as far as the bytes written so far show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
+enum ConnectionProtocol {
     Unknown,
     /// Each frame of a body is passed on as it is.
     Http1,
@@ -66,7 +66,7 @@ enum Protocol {
 }
 
 #[derive(Debug)]
-enum StreamSocket {
+enum ConnectionSocket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -86,17 +86,17 @@ impl Stream {
     /// A stream over a connected TCP socket. `TCP_NODELAY` should be set: the stream itself tells
     /// the kernel when more follows.
     #[must_use]
-    pub fn tcp(socket: TcpStream, options: Options) -> Self {
-        Self::new(StreamSocket::Tcp(socket), options)
+    pub fn tcp(socket: TcpStream, options: StreamOptions) -> Self {
+        Self::new(ConnectionSocket::Tcp(socket), options)
     }
 
     /// A stream over a connected Unix socket.
     #[must_use]
-    pub fn unix(socket: UnixStream, options: Options) -> Self {
-        Self::new(StreamSocket::Unix(socket), options)
+    pub fn unix(socket: UnixStream, options: StreamOptions) -> Self {
+        Self::new(ConnectionSocket::Unix(socket), options)
     }
 
-    fn new(socket: StreamSocket, options: Options) -> Self {
+    fn new(socket: ConnectionSocket, options: StreamOptions) -> Self {
         Self {
             socket,
             options,
@@ -104,7 +104,7 @@ impl Stream {
             file_send: None,
             page_sender: None,
             failed: None,
-            protocol: Protocol::Unknown,
+            protocol: ConnectionProtocol::Unknown,
         }
     }
 
@@ -124,26 +124,26 @@ impl Stream {
     /// Only if the runtime is shutting down.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.socket {
-            StreamSocket::Tcp(socket) => socket.poll_read_ready(cx),
-            StreamSocket::Unix(socket) => socket.poll_read_ready(cx),
+            ConnectionSocket::Tcp(socket) => socket.poll_read_ready(cx),
+            ConnectionSocket::Unix(socket) => socket.poll_read_ready(cx),
         }
     }
 
     fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.socket {
-            StreamSocket::Tcp(socket) => socket.poll_write_ready(cx),
-            StreamSocket::Unix(socket) => socket.poll_write_ready(cx),
+            ConnectionSocket::Tcp(socket) => socket.poll_write_ready(cx),
+            ConnectionSocket::Unix(socket) => socket.poll_write_ready(cx),
         }
     }
 
     fn try_write<T>(&self, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         match &self.socket {
-            StreamSocket::Tcp(socket) => socket.try_io(Interest::WRITABLE, write),
-            StreamSocket::Unix(socket) => socket.try_io(Interest::WRITABLE, write),
+            ConnectionSocket::Tcp(socket) => socket.try_io(Interest::WRITABLE, write),
+            ConnectionSocket::Unix(socket) => socket.try_io(Interest::WRITABLE, write),
         }
     }
 
-    /// Calls `write` each time the socket is writable, until it returns something else than
+    /// Calls `write` each time the socket is writable, until it returns something other than
     /// `WouldBlock` or `Interrupted`.
     fn poll_when_writable<T>(
         &self,
@@ -175,7 +175,7 @@ impl Stream {
         self.note_protocol(plain);
         // The body must learn it now: hyper may poll it for more before this call has written
         // anything.
-        let before_body = self.protocol == Protocol::Http1 && confirm_passthrough(plain);
+        let before_body = self.protocol == ConnectionProtocol::Http1 && confirm_passthrough(plain);
         let mut written = 0;
         if plain.iter().any(|slice| !slice.is_empty()) {
             written =
@@ -186,7 +186,7 @@ impl Stream {
             }
         }
         let Some(arena_slice) = arena_slice else {
-            // The caller writes other bytes than those of the send under way.
+            // The caller no longer writes the bytes of the send in progress.
             self.abandon_file_send();
             return Poll::Ready(Ok(written));
         };
@@ -199,7 +199,7 @@ impl Stream {
         };
         match sent {
             Poll::Ready(Ok(sent)) => Poll::Ready(Ok(written + sent)),
-            // What has been written must be reported first. The next call gets the rest again.
+            // The bytes already written must be reported first. The next call gets the rest again.
             Poll::Pending if written > 0 => Poll::Ready(Ok(written)),
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) if written > 0 => {
@@ -250,11 +250,11 @@ impl Stream {
             return;
         };
         let switching = first.starts_with(b"HTTP/1.1 101");
-        if switching || self.protocol == Protocol::Unknown {
+        if switching || self.protocol == ConnectionProtocol::Unknown {
             self.protocol = if first.starts_with(b"HTTP/1.") && !switching {
-                Protocol::Http1
+                ConnectionProtocol::Http1
             } else {
-                Protocol::Other
+                ConnectionProtocol::Other
             };
         }
     }
@@ -308,8 +308,8 @@ struct FileSlice {
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
-            StreamSocket::Tcp(socket) => socket.as_fd(),
-            StreamSocket::Unix(socket) => socket.as_fd(),
+            ConnectionSocket::Tcp(socket) => socket.as_fd(),
+            ConnectionSocket::Unix(socket) => socket.as_fd(),
         }
     }
 }
@@ -328,8 +328,8 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = match &mut self.socket {
-            StreamSocket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
-            StreamSocket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+            ConnectionSocket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
+            ConnectionSocket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
         };
         if buffer.filled().len() > before
             && let Some(activity) = &self.activity
@@ -372,8 +372,8 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.socket {
-            StreamSocket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            StreamSocket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            ConnectionSocket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            ConnectionSocket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
         }
     }
 }

@@ -10,15 +10,15 @@ use uncopied::policy::{Driver, Mechanism};
 use uncopied::{Channel, SendOptions, Sent, zero_copy_send_enabled};
 
 use super::Stream;
-use crate::options::Options;
+use crate::options::StreamOptions;
 use crate::totals::Totals;
 
 /// The least length of a slice of pages that is sent by a call of its own, by the plan for it.
 /// Shorter ones are written together with the slices next to them.
 ///
-/// The plan uses zero copy from 16 KiB on. But the slices before this one then cost a call of their
-/// own, and HTTP/2 would pay for it with each of its frames of 16 KiB, whether the plan then sends
-/// them by zero copy or not.
+/// The plan uses zero copy from 16 KiB on. But the slices in front of this one then need a call of
+/// their own. HTTP/2 would make that extra call for each of its frames of 16 KiB, even where the
+/// plan then copies the frame.
 const PAGE_SEND_MIN_BYTES: usize = 32 << 10;
 
 /// What this connection knows about its socket, and has in flight on it.
@@ -31,7 +31,7 @@ pub(super) struct PageSender {
 }
 
 impl PageSender {
-    fn new(socket: BorrowedFd<'_>, options: &Options) -> Self {
+    fn new(socket: BorrowedFd<'_>, options: &StreamOptions) -> Self {
         let mut send = SendOptions::default();
         if let Some(plan) = &options.forced_for_pages {
             send = send.force_mechanisms(plan.mechanisms());

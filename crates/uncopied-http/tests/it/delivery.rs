@@ -11,7 +11,7 @@ use uncopied::Mechanism;
 use uncopied_http::{BodyPart, FileBody};
 
 use crate::delivery_harness::{
-    Files, Rng, Server, ServerConfig, Stack, Transport, assert_same, open_file, with_timeout,
+    Files, Rng, ServerConfig, Stack, TestServer, Transport, assert_same, open_file, with_timeout,
 };
 
 const KIB: usize = 1 << 10;
@@ -39,7 +39,7 @@ const FILE_SIZES: [usize; 16] = [
 /// How many bytes of a body are read, and so copied, before the body knows that nothing reads them.
 const FIRST_FRAME_BYTES: usize = 4 * KIB;
 
-async fn every_size(stack: Stack, transport: Transport) {
+async fn assert_every_size_arrives(stack: Stack, transport: Transport) {
     let files = Files::of(&FILE_SIZES);
     for mode in ["default", "direct", "buffered"] {
         let served = Arc::clone(&files);
@@ -48,7 +48,7 @@ async fn every_size(stack: Stack, transport: Transport) {
             transport,
             ..ServerConfig::default()
         };
-        let server = Server::start(&config, move |parts| served.body_for(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let mut client = server.connect().await;
         let mut expected = 0;
         for (at, content) in files.contents.iter().enumerate() {
@@ -78,44 +78,44 @@ async fn every_size(stack: Stack, transport: Transport) {
 }
 
 #[tokio::test]
-async fn every_size_under_hyper_over_tcp() {
-    every_size(Stack::Http1, Transport::Tcp).await;
+async fn every_size_arrives_under_hyper_over_tcp() {
+    assert_every_size_arrives(Stack::Http1, Transport::Tcp).await;
 }
 
 #[tokio::test]
-async fn every_size_under_hyper_over_unix() {
-    every_size(Stack::Http1, Transport::Unix).await;
+async fn every_size_arrives_under_hyper_over_unix() {
+    assert_every_size_arrives(Stack::Http1, Transport::Unix).await;
 }
 
 #[tokio::test]
-async fn every_size_under_hyper_util_over_tcp() {
-    every_size(Stack::Auto, Transport::Tcp).await;
+async fn every_size_arrives_under_hyper_util_over_tcp() {
+    assert_every_size_arrives(Stack::Auto, Transport::Tcp).await;
 }
 
 #[tokio::test]
-async fn every_size_under_hyper_util_over_unix() {
-    every_size(Stack::Auto, Transport::Unix).await;
+async fn every_size_arrives_under_hyper_util_over_unix() {
+    assert_every_size_arrives(Stack::Auto, Transport::Unix).await;
 }
 
 #[tokio::test]
-async fn every_size_under_axum_over_tcp() {
-    every_size(Stack::Axum, Transport::Tcp).await;
+async fn every_size_arrives_under_axum_over_tcp() {
+    assert_every_size_arrives(Stack::Axum, Transport::Tcp).await;
 }
 
 #[tokio::test]
-async fn every_size_under_axum_over_unix() {
-    every_size(Stack::Axum, Transport::Unix).await;
+async fn every_size_arrives_under_axum_over_unix() {
+    assert_every_size_arrives(Stack::Axum, Transport::Unix).await;
 }
 
 #[tokio::test]
-async fn every_size_behind_tokios_own_stream() {
+async fn every_size_arrives_behind_tokios_own_stream() {
     let files = Files::of(&FILE_SIZES);
     let served = Arc::clone(&files);
     let config = ServerConfig {
         stack: Stack::Foreign,
         ..ServerConfig::default()
     };
-    let server = Server::start(&config, move |parts| served.body_for(parts));
+    let server = TestServer::start(&config, move |parts| served.body_for(parts));
     let mut client = server.connect().await;
     for mode in ["default", "direct", "buffered"] {
         for (at, content) in files.contents.iter().enumerate() {
@@ -136,7 +136,7 @@ async fn every_forced_mechanism_sends_the_bytes() {
                 mechanisms: &[mechanism, Mechanism::Copy],
                 ..ServerConfig::default()
             };
-            let server = Server::start(&config, move |parts| served.body_for(parts));
+            let server = TestServer::start(&config, move |parts| served.body_for(parts));
             let mut client = server.connect().await;
             for (at, content) in files.contents.iter().enumerate() {
                 let body = with_timeout(client.get(&format!("/{at}/direct"))).await;
@@ -160,7 +160,7 @@ async fn odd_ranges_arrive() {
     let files = Files::of(&[3 * KIB * KIB + 333]);
     let len = files.contents[0].len();
     let served = Arc::clone(&files);
-    let server = Server::start(&ServerConfig::default(), move |parts| {
+    let server = TestServer::start(&ServerConfig::default(), move |parts| {
         served.body_for(parts)
     });
     let mut client = server.connect().await;
@@ -202,7 +202,7 @@ async fn ranges_across_the_mapping_windows_of_a_large_file_arrive() {
                 mechanisms: &[mechanism, Mechanism::Copy],
                 ..ServerConfig::default()
             };
-            let server = Server::start(&config, move |parts| {
+            let server = TestServer::start(&config, move |parts| {
                 let mut words = parts.uri.path()[1..].split('-');
                 let mut word = || words.next().unwrap().parse::<u64>().unwrap();
                 let body = FileBody::from_file(Arc::clone(&open), word()..word());
@@ -264,7 +264,7 @@ async fn bodies_of_many_parts_arrive_in_order() {
                 stack,
                 ..ServerConfig::default()
             };
-            let server = Server::start(&config, move |_| {
+            let server = TestServer::start(&config, move |_| {
                 let body = FileBody::from_parts(parts.clone());
                 match mode {
                     "direct" => body.direct(),
@@ -289,7 +289,7 @@ async fn bodies_of_many_parts_arrive_in_order() {
 }
 
 #[tokio::test]
-async fn every_size_over_http_2() {
+async fn every_size_arrives_over_http_2() {
     let files = Files::of(&FILE_SIZES);
     for transport in [Transport::Tcp, Transport::Unix] {
         let served = Arc::clone(&files);
@@ -298,7 +298,7 @@ async fn every_size_over_http_2() {
             transport,
             ..ServerConfig::default()
         };
-        let server = Server::start(&config, move |parts| served.body_for(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let io = TokioIo::new(server.connect().await.io);
         let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
             .await
@@ -337,7 +337,7 @@ async fn a_head_request_has_the_length_and_no_body() {
             stack,
             ..ServerConfig::default()
         };
-        let server = Server::start(&config, move |parts| served.body_for(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let mut client = server.connect().await;
         for mode in ["default", "direct", "buffered"] {
             use tokio::io::AsyncWriteExt;

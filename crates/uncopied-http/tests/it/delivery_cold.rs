@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use uncopied::{Mechanism, residency};
 
-use crate::delivery_harness::{Files, Server, ServerConfig, assert_same, with_timeout};
+use crate::delivery_harness::{Files, ServerConfig, TestServer, assert_same, with_timeout};
 
 /// A runtime of one thread, with one more thread that may block.
 fn runtime() -> tokio::runtime::Runtime {
@@ -37,7 +37,7 @@ fn is_resident(files: &Files, at: usize, start: u64, len: u64) -> bool {
 const MIB: usize = 1 << 20;
 
 #[test]
-fn a_cold_file_waits_on_the_pool_and_holds_up_no_other() {
+fn a_cold_file_waits_on_the_pool_and_holds_up_no_other_connection() {
     let mut fastest_head = Duration::MAX;
     runtime().block_on(async {
         for mechanism in Mechanism::FILE_TO_SOCKET {
@@ -48,7 +48,7 @@ fn a_cold_file_waits_on_the_pool_and_holds_up_no_other() {
                     mechanisms: &[mechanism, Mechanism::Copy],
                     ..ServerConfig::default()
                 };
-                let server = Server::start(&config, move |parts| served.body_for(parts));
+                let server = TestServer::start(&config, move |parts| served.body_for(parts));
                 let (mut cold, mut warm) = (server.connect().await, server.connect().await);
                 files.evict_from(0, 0);
                 let held = hold_pool();
@@ -83,7 +83,7 @@ fn a_cold_file_waits_on_the_pool_and_holds_up_no_other() {
 }
 
 /// How many bytes arrive before none arrive for 150 ms.
-async fn bytes_until_quiet(client: &mut crate::delivery_harness::Client) -> usize {
+async fn bytes_until_quiet(client: &mut crate::delivery_harness::TestClient) -> usize {
     let mut buffer = vec![0; 64 << 10];
     let mut all = 0;
     let pause = Duration::from_millis(150);
@@ -105,7 +105,7 @@ fn no_step_reaches_beyond_the_bytes_known_to_be_cached() {
                 buffers: Some(32 << 10),
                 ..ServerConfig::default()
             };
-            let server = Server::start(&config, move |parts| served.body_for(parts));
+            let server = TestServer::start(&config, move |parts| served.body_for(parts));
             let mut client = server.connect().await;
             files.evict_from(0, warm as u64);
             let held = hold_pool();
@@ -131,7 +131,7 @@ fn a_file_that_goes_cold_while_the_peer_stalls_waits_on_the_pool() {
             buffers: Some(32 << 10),
             ..ServerConfig::default()
         };
-        let server = Server::start(&config, move |parts| served.body_for(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let mut client = server.connect().await;
         client.request("/0/direct").await;
         with_timeout(client.head()).await.unwrap();
@@ -154,7 +154,7 @@ fn a_client_that_leaves_while_its_file_is_loaded_leaves_nothing_behind() {
     runtime().block_on(async {
         let files = Files::of(&[6 * MIB]);
         let served = Arc::clone(&files);
-        let server = Server::start(&ServerConfig::default(), move |parts| {
+        let server = TestServer::start(&ServerConfig::default(), move |parts| {
             served.body_for(parts)
         });
         for mode in ["default", "direct", "buffered"] {

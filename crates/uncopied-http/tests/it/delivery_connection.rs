@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use uncopied_http::{Activity, FileBody, Options, Phase};
+use uncopied_http::{Activity, FileBody, Phase, StreamOptions};
 
 use crate::delivery_harness::{
-    Client, Files, Server, ServerConfig, Stack, assert_same, serve_http1, stream_pair, with_timeout,
+    Files, ServerConfig, Stack, TestClient, TestServer, assert_same, serve_http1, stream_pair,
+    with_timeout,
 };
 
 /// Counts the polls of what it wraps.
@@ -31,16 +32,19 @@ impl<F: Future> Future for Counted<F> {
 }
 
 /// A connection to a server of `files`, with its activity and the number of polls of its task.
-async fn connection(files: &Arc<Files>) -> (Client, Arc<Activity>, Arc<AtomicUsize>) {
+async fn connection(files: &Arc<Files>) -> (TestClient, Arc<Activity>, Arc<AtomicUsize>) {
     let served = Arc::clone(files);
-    connection_to(Options::default(), move |parts| served.body_for(parts)).await
+    connection_to(StreamOptions::default(), move |parts| {
+        served.body_for(parts)
+    })
+    .await
 }
 
 /// A connection to a server with these bodies, with its activity and the number of polls.
 pub(crate) async fn connection_to(
-    options: Options,
+    options: StreamOptions,
     make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
-) -> (Client, Arc<Activity>, Arc<AtomicUsize>) {
+) -> (TestClient, Arc<Activity>, Arc<AtomicUsize>) {
     let (mut stream, theirs) = stream_pair(options).await;
     SockRef::from(&stream)
         .set_send_buffer_size(64 << 10)
@@ -55,8 +59,8 @@ pub(crate) async fn connection_to(
         inner: Box::pin(connection),
         polls: Arc::clone(&polls),
     });
-    let io: Box<dyn crate::delivery_harness::Io> = Box::new(theirs);
-    let client = Client {
+    let io: Box<dyn crate::delivery_harness::ClientIo> = Box::new(theirs);
+    let client = TestClient {
         io: BufReader::new(io),
     };
     (client, activity, polls)
@@ -153,7 +157,7 @@ async fn responses_arrive_without_delay() {
             stack,
             ..ServerConfig::default()
         };
-        let server = Server::start(&config, move |parts| served.body_for(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         for mode in ["default", "direct", "buffered"] {
             for at in 0..files.contents.len() {
                 let mut client = server.connect().await;
@@ -202,7 +206,7 @@ async fn pipelined_requests_get_responses_in_order() {
             buffers: Some(64 << 10),
             ..ServerConfig::default()
         };
-        let server = Server::start(&config, move |parts| served.body_for(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let mut client = server.connect().await;
         let order: Vec<_> = (0..20_usize)
             .map(|at| (at * 5 % 6, ["default", "direct", "buffered"][at % 3]))
@@ -233,7 +237,7 @@ async fn a_request_within_the_body_of_a_get_gets_no_response() {
             stack,
             ..ServerConfig::default()
         };
-        let server = Server::start(&config, move |parts| served.body_for(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let mut client = server.connect().await;
         let hidden = "GET /1 HTTP/1.1\r\nhost: x\r\n\r\n";
         let requests = format!(

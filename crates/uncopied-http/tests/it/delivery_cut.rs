@@ -12,10 +12,10 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower_http::compression::CompressionLayer;
 use uncopied::Mechanism;
-use uncopied_http::{FileBody, Listener, Options};
+use uncopied_http::{FileBody, Listener, StreamOptions};
 
 use crate::delivery_harness::{
-    Client, Files, Server, ServerConfig, Stack, Transport, assert_same, content_length,
+    Files, ServerConfig, Stack, TestClient, TestServer, Transport, assert_same, content_length,
     in_own_process, runtime, with_timeout,
 };
 
@@ -28,7 +28,12 @@ fn modes_and_mechanisms() -> impl Iterator<Item = (&'static str, Mechanism)> {
     forced.into_iter().chain(planned)
 }
 
-fn server(files: &Arc<Files>, mechanism: Mechanism, transport: Transport, stack: Stack) -> Server {
+fn server(
+    files: &Arc<Files>,
+    mechanism: Mechanism,
+    transport: Transport,
+    stack: Stack,
+) -> TestServer {
     let served = Arc::clone(files);
     let config = ServerConfig {
         stack,
@@ -36,11 +41,11 @@ fn server(files: &Arc<Files>, mechanism: Mechanism, transport: Transport, stack:
         mechanisms: &[mechanism, Mechanism::Copy],
         buffers: Some(32 << 10),
     };
-    Server::start(&config, move |parts| served.body_for(parts))
+    TestServer::start(&config, move |parts| served.body_for(parts))
 }
 
 /// Requests file 0 and at once file 1. Reads the head and the first `some` bytes.
-async fn begin(client: &mut Client, mode: &str, some: usize) -> Vec<u8> {
+async fn begin(client: &mut TestClient, mode: &str, some: usize) -> Vec<u8> {
     client.request(&format!("/0/{mode}")).await;
     client.request("/1/buffered").await;
     let head = with_timeout(client.head()).await.unwrap();
@@ -134,7 +139,7 @@ async fn serve_compressed(files: &Arc<Files>, ours: bool) -> std::net::SocketAdd
         .unwrap();
     let address = listener.local_addr().unwrap();
     if ours {
-        let listener = Listener::from_tcp(listener, Options::default()).unwrap();
+        let listener = Listener::from_tcp(listener, StreamOptions::default()).unwrap();
         tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
     } else {
         listener.set_nonblocking(true).unwrap();
@@ -144,11 +149,12 @@ async fn serve_compressed(files: &Arc<Files>, ours: bool) -> std::net::SocketAdd
     address
 }
 
-pub(crate) async fn request_gzip(address: std::net::SocketAddr) -> Client {
+pub(crate) async fn request_gzip(address: std::net::SocketAddr) -> TestClient {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(16 << 10).unwrap();
-    let io: Box<dyn crate::delivery_harness::Io> = Box::new(socket.connect(address).await.unwrap());
-    let mut client = Client {
+    let io: Box<dyn crate::delivery_harness::ClientIo> =
+        Box::new(socket.connect(address).await.unwrap());
+    let mut client = TestClient {
         io: tokio::io::BufReader::new(io),
     };
     let request = "GET /0 HTTP/1.1\r\nhost: x\r\naccept-encoding: gzip\r\n\r\n";

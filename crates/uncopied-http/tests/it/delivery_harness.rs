@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, UnixStream};
 use tokio::task::JoinHandle;
 use uncopied_http::{
-    Address, DiskAccess, FileBody, FileStat, Listener, OpenFile, Options, Stream, Totals,
+    Address, DiskAccess, FileBody, FileStat, Listener, OpenFile, Stream, StreamOptions, Totals,
 };
 
 /// `len` pseudo-random bytes, the same ones for the same seed. No two pages are alike.
@@ -157,7 +157,7 @@ pub(crate) enum Transport {
     Unix,
 }
 
-pub(crate) struct Server {
+pub(crate) struct TestServer {
     address: ServerAddress,
     pub(crate) totals: Arc<Totals>,
     task: JoinHandle<()>,
@@ -189,13 +189,13 @@ impl Default for ServerConfig<'_> {
     }
 }
 
-impl Server {
+impl TestServer {
     pub(crate) fn start(
         config: &ServerConfig<'_>,
         make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
     ) -> Self {
         let totals = Arc::new(Totals::default());
-        let options = Options::default()
+        let options = StreamOptions::default()
             .force_mechanisms(config.mechanisms)
             .totals(Arc::clone(&totals));
         let (listener, address) = match config.transport {
@@ -237,8 +237,8 @@ impl Server {
         }
     }
 
-    pub(crate) async fn connect(&self) -> Client {
-        let io: Box<dyn Io> = match &self.address {
+    pub(crate) async fn connect(&self) -> TestClient {
+        let io: Box<dyn ClientIo> = match &self.address {
             ServerAddress::Tcp(address) => {
                 let socket = TcpSocket::new_v4().unwrap();
                 if let Some(bytes) = self.buffers {
@@ -252,13 +252,13 @@ impl Server {
                     .unwrap(),
             ),
         };
-        Client {
+        TestClient {
             io: BufReader::with_capacity(16 << 10, io),
         }
     }
 }
 
-impl Drop for Server {
+impl Drop for TestServer {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -336,15 +336,15 @@ async fn serve_axum(
     axum::serve(listener, app).await.unwrap();
 }
 
-pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+pub(crate) trait ClientIo: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ClientIo for T {}
 
 /// A client that exposes every byte of a response.
-pub(crate) struct Client {
-    pub(crate) io: BufReader<Box<dyn Io>>,
+pub(crate) struct TestClient {
+    pub(crate) io: BufReader<Box<dyn ClientIo>>,
 }
 
-impl Client {
+impl TestClient {
     pub(crate) async fn request(&mut self, path: &str) {
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
         self.io.write_all(request.as_bytes()).await.unwrap();
@@ -408,7 +408,7 @@ pub(crate) async fn with_timeout<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// A connected TCP stream of this crate, with tokio's at the other end.
-pub(crate) async fn stream_pair(options: Options) -> (Stream, tokio::net::TcpStream) {
+pub(crate) async fn stream_pair(options: StreamOptions) -> (Stream, tokio::net::TcpStream) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (ours, theirs) = tokio::join!(
         tokio::net::TcpStream::connect(listener.local_addr().unwrap()),

@@ -14,10 +14,10 @@ use bytes::Bytes;
 use rustix::net::RecvFlags;
 use tokio::io::AsyncReadExt;
 use uncopied::Mechanism;
-use uncopied_http::{FileBody, Listener, Options, Totals};
+use uncopied_http::{FileBody, Listener, StreamOptions, Totals};
 
 use crate::delivery_harness::{
-    Files, Rng, Server, ServerConfig, Stack, Transport, assert_same, content_length,
+    Files, Rng, ServerConfig, Stack, TestServer, Transport, assert_same, content_length,
     in_own_process, runtime, serve_http1, with_timeout,
 };
 use crate::delivery_pages::{Freeze, pages_of, serve_bodies};
@@ -35,7 +35,7 @@ async fn slow_readers_with_tiny_buffers_get_every_byte() {
                     buffers: Some(2048),
                     ..ServerConfig::default()
                 };
-                let server = Server::start(&config, move |parts| served.body_for(parts));
+                let server = TestServer::start(&config, move |parts| served.body_for(parts));
                 let mut client = server.connect().await;
                 let mut rng = Rng(at as u64);
                 client.request(&format!("/0/{mode}")).await;
@@ -101,7 +101,7 @@ async fn disconnect_many() {
                 mechanisms: &[mechanism, Mechanism::Copy],
                 buffers: Some(16 << 10),
             };
-            let server = Server::start(&config, move |parts| served.body_for(parts));
+            let server = TestServer::start(&config, move |parts| served.body_for(parts));
             // Descriptors that are opened once and kept are open from here on.
             for mode in ["default", "direct"] {
                 for file in 0..3 {
@@ -165,7 +165,7 @@ async fn keep_alive_and_disconnect() {
         buffers: Some(32 << 10),
         ..ServerConfig::default()
     };
-    let server = Server::start(&config, serve_bodies(vec![pages]));
+    let server = TestServer::start(&config, serve_bodies(vec![pages]));
     let pipes = || {
         resources(Path::new("/proc"))
             .get("pipe")
@@ -230,7 +230,7 @@ async fn serve_metered(
     totals: Arc<Totals>,
     most: Arc<AtomicU64>,
 ) {
-    let options = Options::default().totals(Arc::clone(&totals));
+    let options = StreamOptions::default().totals(Arc::clone(&totals));
     let listener = Listener::from_tcp(listener, options).unwrap();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
@@ -246,7 +246,7 @@ async fn serve_metered(
 const GREEDY_BODY_BYTES: usize = 3 << 20;
 
 /// Reads faster than the server can send, and always has further requests waiting.
-fn be_greedy(address: std::net::SocketAddr, path: &str, stop: &AtomicBool) {
+fn run_greedy_client(address: std::net::SocketAddr, path: &str, stop: &AtomicBool) {
     let mut socket = std::net::TcpStream::connect(address).unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
     let mut buffer = vec![0; 4 << 20];
@@ -286,7 +286,7 @@ fn a_greedy_client_does_not_hold_up_the_others() {
         let stop = Arc::new(AtomicBool::new(false));
         let greedy = {
             let stop = Arc::clone(&stop);
-            std::thread::spawn(move || be_greedy(address, path, &stop))
+            std::thread::spawn(move || run_greedy_client(address, path, &stop))
         };
         let mut socket = std::net::TcpStream::connect(address).unwrap();
         let timeout = Some(Duration::from_secs(20));
@@ -336,7 +336,7 @@ fn many_connections_on_many_threads_get_every_byte() {
                 stack,
                 ..ServerConfig::default()
             };
-            let server = Server::start(&config, move |parts| served.body_for(parts));
+            let server = TestServer::start(&config, move |parts| served.body_for(parts));
             let mut clients = tokio::task::JoinSet::new();
             for number in 0..60 {
                 let mut client = server.connect().await;

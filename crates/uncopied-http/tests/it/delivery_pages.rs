@@ -14,12 +14,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower_http::compression::CompressionLayer;
 use uncopied::Mechanism;
 use uncopied::arena::{PageBuffer, Pages};
-use uncopied_http::{BodyPart, FileBody, Listener, Options, Totals};
+use uncopied_http::{BodyPart, FileBody, Listener, StreamOptions, Totals};
 
 use crate::delivery_cut::{compressible_text, gunzip, request_gzip, unchunk};
 use crate::delivery_harness::{
-    Client, Files, Rng, Server, ServerConfig, Stack, Transport, assert_same, in_own_process,
-    random_bytes, runtime, stream_pair, with_timeout,
+    Files, Rng, ServerConfig, Stack, TestClient, TestServer, Transport, assert_same,
+    in_own_process, random_bytes, runtime, stream_pair, with_timeout,
 };
 
 const KIB: usize = 1 << 10;
@@ -107,7 +107,7 @@ fn assert_totals(totals: &Totals, vmsplice: usize, bodies: usize, heads: usize, 
     );
 }
 
-async fn every_size(stack: Stack, transport: Transport, buffers: Option<usize>) {
+async fn assert_every_size_arrives(stack: Stack, transport: Transport, buffers: Option<usize>) {
     for freeze in [Freeze::Reusable, Freeze::Permanent] {
         let (contents, bodies) = all_sizes(freeze);
         let config = ServerConfig {
@@ -116,7 +116,7 @@ async fn every_size(stack: Stack, transport: Transport, buffers: Option<usize>) 
             buffers,
             ..ServerConfig::default()
         };
-        let server = Server::start(&config, serve_bodies(bodies));
+        let server = TestServer::start(&config, serve_bodies(bodies));
         let mut client = server.connect().await;
         let what = format!("{stack:?} {transport:?} {freeze:?}");
         for (at, content) in contents.iter().enumerate() {
@@ -134,33 +134,33 @@ async fn every_size(stack: Stack, transport: Transport, buffers: Option<usize>) 
 }
 
 #[tokio::test]
-async fn every_size_under_hyper() {
-    every_size(Stack::Http1, Transport::Tcp, None).await;
+async fn every_size_arrives_under_hyper() {
+    assert_every_size_arrives(Stack::Http1, Transport::Tcp, None).await;
 }
 
 #[tokio::test]
-async fn every_size_through_small_buffers() {
-    every_size(Stack::Http1, Transport::Tcp, Some(30_000)).await;
+async fn every_size_arrives_through_small_buffers() {
+    assert_every_size_arrives(Stack::Http1, Transport::Tcp, Some(30_000)).await;
 }
 
 #[tokio::test]
-async fn every_size_under_hyper_over_unix() {
-    every_size(Stack::Http1, Transport::Unix, None).await;
+async fn every_size_arrives_under_hyper_over_unix() {
+    assert_every_size_arrives(Stack::Http1, Transport::Unix, None).await;
 }
 
 #[tokio::test]
-async fn every_size_under_hyper_util() {
-    every_size(Stack::Auto, Transport::Tcp, None).await;
+async fn every_size_arrives_under_hyper_util() {
+    assert_every_size_arrives(Stack::Auto, Transport::Tcp, None).await;
 }
 
 #[tokio::test]
-async fn every_size_under_axum() {
-    every_size(Stack::Axum, Transport::Tcp, None).await;
+async fn every_size_arrives_under_axum() {
+    assert_every_size_arrives(Stack::Axum, Transport::Tcp, None).await;
 }
 
 #[tokio::test]
-async fn every_size_behind_tokios_own_stream() {
-    every_size(Stack::Foreign, Transport::Tcp, None).await;
+async fn every_size_arrives_behind_tokios_own_stream() {
+    assert_every_size_arrives(Stack::Foreign, Transport::Tcp, None).await;
 }
 
 const LARGE_BODY_BYTES: usize = 8 << 20;
@@ -168,16 +168,16 @@ const LARGE_BODY_BYTES: usize = 8 << 20;
 /// A listener with totals of its own, and its address.
 fn listener() -> (Listener, Arc<Totals>, String) {
     let totals = Arc::new(Totals::default());
-    let options = Options::default().totals(Arc::clone(&totals));
+    let options = StreamOptions::default().totals(Arc::clone(&totals));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let listener = Listener::from_tcp(listener, options).unwrap();
     (listener, totals, address)
 }
 
-async fn client(address: &str) -> Client {
+async fn client(address: &str) -> TestClient {
     let socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    Client {
+    TestClient {
         io: tokio::io::BufReader::new(Box::new(socket)),
     }
 }
@@ -267,7 +267,7 @@ async fn every_forced_list_is_respected() {
                 ..ServerConfig::default()
             };
             let body = Bytes::from(pages_of(&content, freeze));
-            let server = Server::start(&config, serve_bodies(vec![body]));
+            let server = TestServer::start(&config, serve_bodies(vec![body]));
             let mut client = server.connect().await;
             let what = format!("{mechanisms:?} {freeze:?} {buffers:?}");
             for _ in 0..2 {
@@ -293,7 +293,7 @@ async fn a_forced_list_for_memory_does_not_affect_files() {
         mechanisms: &[Mechanism::Vmsplice],
         ..ServerConfig::default()
     };
-    let server = Server::start(&config, move |parts| served.body_for(parts));
+    let server = TestServer::start(&config, move |parts| served.body_for(parts));
     let body = with_timeout(server.connect().await.get("/0/direct")).await;
     assert_same(&body, &files.contents[0], "the file");
     assert_eq!(server.totals.bytes(Mechanism::Sendfile), 300_000);
@@ -313,7 +313,7 @@ async fn files_and_pages_alternate_on_one_connection() {
                 buffers,
                 ..ServerConfig::default()
             };
-            let server = Server::start(&config, move |parts| {
+            let server = TestServer::start(&config, move |parts| {
                 match parts.uri.path().strip_prefix("/pages/") {
                     Some(at) => FileBody::from_bytes(bodies[at.parse::<usize>().unwrap()].clone()),
                     None => served.body_for(parts),
@@ -378,7 +378,7 @@ async fn bodies_of_many_parts_arrive_in_order() {
                 buffers,
                 ..ServerConfig::default()
             };
-            let server = Server::start(&config, move |_| {
+            let server = TestServer::start(&config, move |_| {
                 FileBody::from_parts(parts.clone()).direct()
             });
             let mut client = server.connect().await;
@@ -400,7 +400,7 @@ async fn small_slices_are_written_together() {
         let pages = pages_of(&content, freeze);
         let totals = Arc::new(Totals::default());
         let (mut stream, mut theirs) =
-            stream_pair(Options::default().totals(Arc::clone(&totals))).await;
+            stream_pair(StreamOptions::default().totals(Arc::clone(&totals))).await;
         let mut slices = vec![IoSlice::new(b"HTTP/1.1 200 OK\r\n\r\n")];
         let pieces: Vec<_> = (0..24)
             .map(|at| pages.slice(at * 4096..at * 4096 + 1000))
@@ -417,14 +417,14 @@ async fn small_slices_are_written_together() {
 }
 
 #[tokio::test]
-async fn every_size_over_http_2() {
+async fn every_size_arrives_over_http_2() {
     for freeze in [Freeze::Reusable, Freeze::Permanent] {
         let (contents, bodies) = all_sizes(freeze);
         let config = ServerConfig {
             stack: Stack::Auto,
             ..ServerConfig::default()
         };
-        let server = Server::start(&config, serve_bodies(bodies));
+        let server = TestServer::start(&config, serve_bodies(bodies));
         let io = TokioIo::new(server.connect().await.io);
         // Frames that are large enough to be sent by themselves, and frames of the usual size.
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
@@ -478,7 +478,7 @@ async fn send_both(mechanisms: &[Mechanism]) -> (u64, u64) {
         mechanisms,
         ..ServerConfig::default()
     };
-    let server = Server::start(&config, serve_bodies(bodies.to_vec()));
+    let server = TestServer::start(&config, serve_bodies(bodies.to_vec()));
     let mut client = server.connect().await;
     for at in 0..2 {
         let body = with_timeout(client.get(&format!("/{at}"))).await;

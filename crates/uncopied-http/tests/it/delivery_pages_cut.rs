@@ -17,12 +17,12 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use uncopied::Mechanism;
 use uncopied::arena::{PageBuffer, Pages};
-use uncopied_http::{Options, Stream, Totals};
+use uncopied_http::{Stream, StreamOptions, Totals};
 
 use crate::delivery_connection::{connection_to, polls_in};
 use crate::delivery_harness::{
-    Client, Files, assert_same, in_own_process, random_bytes, runtime, serve_http1, stream_pair,
-    with_timeout,
+    Files, TestClient, assert_same, in_own_process, random_bytes, runtime, serve_http1,
+    stream_pair, with_timeout,
 };
 use crate::delivery_pages::{Freeze, pages_of, serve_bodies};
 
@@ -60,11 +60,11 @@ async fn until_nothing_is_in_flight() {
 
 /// A connection that hyper serves with these pages as the body of every response, stalled within a
 /// body.
-async fn stalled(mechanisms: &[Mechanism], pages: &Pages) -> (Client, JoinHandle<()>) {
-    let (stream, theirs) = stream_pair(Options::default().force_mechanisms(mechanisms)).await;
+async fn stalled(mechanisms: &[Mechanism], pages: &Pages) -> (TestClient, JoinHandle<()>) {
+    let (stream, theirs) = stream_pair(StreamOptions::default().force_mechanisms(mechanisms)).await;
     let body = Bytes::from(pages.clone());
     let serving = tokio::spawn(serve_http1(stream, serve_bodies(vec![body])));
-    let mut client = Client {
+    let mut client = TestClient {
         io: BufReader::with_capacity(16 << 10, Box::new(theirs)),
     };
     client.request("/0").await;
@@ -130,7 +130,8 @@ fn pages_are_released_by_a_runtime_that_is_shut_down() {
             ours.set_nonblocking(true).unwrap();
             serving.block_on(async {
                 let ours = TcpStream::from_std(ours).unwrap();
-                let mut stream = Stream::tcp(ours, Options::default().force_mechanisms(mechanisms));
+                let mut stream =
+                    Stream::tcp(ours, StreamOptions::default().force_mechanisms(mechanisms));
                 let body = Bytes::from(pages.clone());
                 tokio::spawn(async move { stream.write_all(&body).await });
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -161,7 +162,7 @@ fn pages_are_released_by_a_body_that_fails() {
 async fn fail_midway(mechanisms: &[Mechanism]) {
     let content = random_bytes(BODY_BYTES, 4);
     let pages = pages_of(&content, Freeze::Reusable);
-    let (stream, theirs) = stream_pair(Options::default().force_mechanisms(mechanisms)).await;
+    let (stream, theirs) = stream_pair(StreamOptions::default().force_mechanisms(mechanisms)).await;
     let body = Bytes::from(pages.clone());
     let service = service_fn(move |_| {
         let body = Failing(Some(body.clone()));
@@ -172,7 +173,7 @@ async fn fail_midway(mechanisms: &[Mechanism]) {
             .serve_connection(TokioIo::new(stream), service)
             .await
     });
-    let mut client = Client {
+    let mut client = TestClient {
         io: BufReader::new(Box::new(theirs)),
     };
     client.request("/").await;
@@ -236,7 +237,7 @@ async fn replace_midway(mechanisms: &[Mechanism], freeze: Freeze) {
     let (content, other) = (random_bytes(8 << 20, 5), random_bytes(2 << 20, 6));
     let (pages, others) = (pages_of(&content, freeze), pages_of(&other, freeze));
     let (mut stream, mut theirs) =
-        stream_pair(Options::default().force_mechanisms(mechanisms)).await;
+        stream_pair(StreamOptions::default().force_mechanisms(mechanisms)).await;
     let mut at = 0;
     // Until the window is closed.
     let pause = Duration::from_millis(100);
@@ -298,7 +299,7 @@ async fn a_client_that_reads_late_gets_the_original_bytes() {
         let mut seed = 0;
         for round in 0..12 {
             let totals = Arc::new(Totals::default());
-            let options = Options::default()
+            let options = StreamOptions::default()
                 .force_mechanisms(mechanisms)
                 .totals(Arc::clone(&totals));
             let (stream, theirs) = stream_pair(options).await;
@@ -312,7 +313,7 @@ async fn a_client_that_reads_late_gets_the_original_bytes() {
                 let pages = body.lock().unwrap().take();
                 uncopied_http::FileBody::from_bytes(pages.map(Bytes::from).unwrap_or_default())
             }));
-            let mut client = Client {
+            let mut client = TestClient {
                 io: BufReader::with_capacity(1000, Box::new(theirs)),
             };
             client.request("/").await;
@@ -353,7 +354,7 @@ async fn idle_and_stalled_connections_do_not_spin() {
         let bodies = contents
             .each_ref()
             .map(|it| Bytes::from(pages_of(it, freeze)));
-        let options = Options::default().force_mechanisms(mechanisms);
+        let options = StreamOptions::default().force_mechanisms(mechanisms);
         let (mut client, _, polls) = connection_to(options, serve_bodies(bodies.to_vec())).await;
         for _ in 0..3 {
             with_timeout(client.get("/0")).await;
@@ -378,7 +379,7 @@ async fn idle_and_stalled_connections_do_not_spin() {
 async fn a_peer_that_is_gone_causes_an_error_and_no_signal() {
     for mechanism in Mechanism::MEMORY_TO_SOCKET {
         let pages = pages_of(&random_bytes(8 << 20, 1), Freeze::Permanent);
-        let options = Options::default().force_mechanisms(&[mechanism, Mechanism::Copy]);
+        let options = StreamOptions::default().force_mechanisms(&[mechanism, Mechanism::Copy]);
         let (mut stream, theirs) = stream_pair(options).await;
         drop(theirs);
         let error = with_timeout(stream.write_all(&pages)).await.unwrap_err();

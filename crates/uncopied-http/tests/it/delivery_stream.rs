@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use uncopied::Mechanism;
 use uncopied::arena::FileMapping;
-use uncopied_http::{FileBody, Listener, Options, Stream, Totals};
+use uncopied_http::{FileBody, Listener, Stream, StreamOptions, Totals};
 
 use crate::delivery_harness::{Files, Rng, assert_same, random_bytes, stream_pair, with_timeout};
 
@@ -22,9 +22,9 @@ fn mapped(files: &Files, at: usize) -> Bytes {
     FileMapping::new(Arc::new(file), 0..len).unwrap().bytes()
 }
 
-fn counting() -> (Options, Arc<Totals>) {
+fn counting() -> (StreamOptions, Arc<Totals>) {
     let totals = Arc::new(Totals::default());
-    (Options::default().totals(Arc::clone(&totals)), totals)
+    (StreamOptions::default().totals(Arc::clone(&totals)), totals)
 }
 
 /// Reads in pieces of random sizes, with occasional pauses.
@@ -145,7 +145,7 @@ async fn more_slices_than_one_call_accepts_all_arrive() {
         .collect();
     pieces.insert(2500, mapped(&files, 0));
     let expected: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_vec()).collect();
-    let (mut stream, theirs) = stream_pair(Options::default()).await;
+    let (mut stream, theirs) = stream_pair(StreamOptions::default()).await;
     let reader = tokio::spawn(read_with_pauses(theirs, Rng(1)));
     write_all(&mut stream, &pieces, usize::MAX).await;
     drop(stream);
@@ -164,7 +164,7 @@ async fn nothing_is_written_after_a_file_fails() {
         let files = Files::of(&[100_000]);
         let map = mapped(&files, 0);
         files.set_len(0, 0);
-        let options = Options::default().force_mechanisms(&[mechanism]);
+        let options = StreamOptions::default().force_mechanisms(&[mechanism]);
         let (mut stream, theirs) = stream_pair(options).await;
         let reader = tokio::spawn(read_with_pauses(theirs, Rng(1)));
         let slices = [IoSlice::new(b"head"), IoSlice::new(&map)];
@@ -188,7 +188,7 @@ async fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
     for mechanism in Mechanism::FILE_TO_SOCKET {
         let files = Files::of(&[8 << 20, 300_000]);
         let (map, other) = (mapped(&files, 0), mapped(&files, 1));
-        let options = Options::default().force_mechanisms(&[mechanism]);
+        let options = StreamOptions::default().force_mechanisms(&[mechanism]);
         let (mut stream, theirs) = stream_pair(options).await;
         let mut at = 0;
         // Until the window is closed.
@@ -218,7 +218,7 @@ async fn a_peer_that_is_gone_causes_an_error_and_no_signal() {
     for mechanism in Mechanism::FILE_TO_SOCKET {
         let files = Files::of(&[8 << 20]);
         let map = mapped(&files, 0);
-        let options = Options::default().force_mechanisms(&[mechanism]);
+        let options = StreamOptions::default().force_mechanisms(&[mechanism]);
         let (mut stream, theirs) = stream_pair(options).await;
         drop(theirs);
         let error = with_timeout(stream.write_all(&map)).await.unwrap_err();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use uncopied::Mechanism;
 
 use crate::delivery_harness::{
-    Files, Server, ServerConfig, Stack, assert_same, in_own_process, runtime, with_timeout,
+    Files, ServerConfig, Stack, TestServer, assert_same, in_own_process, runtime, with_timeout,
 };
 
 const FILE_SIZES: [usize; 4] = [1, 5000, 70_001, 3_000_000];
@@ -22,7 +22,7 @@ async fn send_all(mechanisms: &[Mechanism]) -> (u64, u64) {
             mechanisms,
             ..ServerConfig::default()
         };
-        let server = Server::start(&config, move |parts| served.body_for(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let mut client = server.connect().await;
         for mode in ["default", "direct", "buffered"] {
             for (at, content) in files.contents.iter().enumerate() {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod delivery_harness;
-mod site;
+mod test_site;
 
 mod delivery;
 mod delivery_body;

@@ -4,12 +4,12 @@ use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, Head
 use http::{Method, StatusCode};
 use uncopied_http::ServeFiles;
 
-use crate::site::{Site, get, get_with, send};
+use crate::test_site::{TestSite, get, get_with, send};
 
 #[tokio::test]
 async fn a_file_is_sent_whole_with_its_headers() {
     let big = "0123456789abcdef".repeat(20_000);
-    let site = Site::new(&[("a.txt", "hello"), ("empty.html", ""), ("big.bin", &big)]);
+    let site = TestSite::new(&[("a.txt", "hello"), ("empty.html", ""), ("big.bin", &big)]);
     let service = site.serve();
 
     let response = get(&service, "/a.txt").await;
@@ -37,7 +37,7 @@ async fn a_file_is_sent_whole_with_its_headers() {
 
 #[tokio::test]
 async fn head_has_the_headers_of_get_and_no_body() {
-    let site = Site::new(&[
+    let site = TestSite::new(&[
         ("a.txt", "hello"),
         ("a.txt.gz", "packed"),
         ("dir/b", ""),
@@ -69,7 +69,7 @@ async fn head_has_the_headers_of_get_and_no_body() {
 
 #[tokio::test]
 async fn options_and_other_methods_list_the_allowed_methods() {
-    let site = Site::new(&[("a.txt", "hello")]);
+    let site = TestSite::new(&[("a.txt", "hello")]);
     let service = site.serve();
     for uri in ["/a.txt", "/missing", "*"] {
         let response = send(&service, Method::OPTIONS, uri, &[]).await;
@@ -92,7 +92,7 @@ async fn options_and_other_methods_list_the_allowed_methods() {
 
 #[tokio::test]
 async fn error_pages_are_the_body_and_keep_the_status() {
-    let site = Site::new(&[
+    let site = TestSite::new(&[
         ("404.html", "<h1>gone</h1>"),
         ("full.txt", "out of range"),
         ("a", "x"),
@@ -135,7 +135,7 @@ async fn error_pages_are_the_body_and_keep_the_status() {
 
 #[tokio::test]
 async fn the_fallback_serves_pages_but_not_missing_assets() {
-    let site = Site::new(&[("app.html", "<app>"), ("a.txt", "a")]);
+    let site = TestSite::new(&[("app.html", "<app>"), ("a.txt", "a")]);
     let service = site.builder().fallback("app.html").build().unwrap();
     for (uri, accept) in [
         ("/users/7", "*/*"),
@@ -166,7 +166,7 @@ async fn the_fallback_serves_pages_but_not_missing_assets() {
 
 #[tokio::test]
 async fn pages_may_be_hidden_files_that_no_request_can_name() {
-    let site = Site::new(&[(".404.html", "gone")]);
+    let site = TestSite::new(&[(".404.html", "gone")]);
     let service = site
         .builder()
         .error_page(StatusCode::NOT_FOUND, ".404.html")
@@ -184,7 +184,7 @@ async fn pages_may_be_hidden_files_that_no_request_can_name() {
 #[tokio::test]
 async fn configured_headers_are_on_every_response() {
     let name = HeaderName::from_static("x-frame-options");
-    let site = Site::new(&[
+    let site = TestSite::new(&[
         ("a.txt", "hello"),
         ("dir/index.html", "index"),
         ("dir/x/y", ""),
@@ -233,7 +233,7 @@ async fn configured_headers_are_on_every_response() {
 
 #[tokio::test]
 async fn not_modified_has_no_headers_about_a_body() {
-    let site = Site::new(&[("a.txt", "hello")]);
+    let site = TestSite::new(&[("a.txt", "hello")]);
     let service = site.serve();
     let whole = get(&service, "/a.txt").await;
     let response = get_with(
@@ -255,7 +255,7 @@ async fn not_modified_has_no_headers_about_a_body() {
 #[tokio::test]
 async fn dates_that_http_cannot_express_are_left_out() {
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
-    let site = Site::new(&[("old", "x"), ("future", "x"), ("epoch", "x")]);
+    let site = TestSite::new(&[("old", "x"), ("future", "x"), ("epoch", "x")]);
     for (name, seconds) in [
         ("old", -1_000_000_000),
         ("future", 4_000_000_000),
@@ -293,7 +293,7 @@ async fn dates_that_http_cannot_express_are_left_out() {
 
 #[tokio::test]
 async fn a_single_file_is_served_at_the_root_and_at_its_name() {
-    let site = Site::new(&[
+    let site = TestSite::new(&[
         ("my file.iso", "image"),
         ("other", "no"),
         ("sub/index.html", "no"),
@@ -330,7 +330,7 @@ async fn a_single_file_is_served_at_the_root_and_at_its_name() {
 
 #[test]
 fn invalid_configurations_are_refused_with_a_reason() {
-    let site = Site::new(&[("a.txt", "hello"), ("dir/b", "")]);
+    let site = TestSite::new(&[("a.txt", "hello"), ("dir/b", "")]);
     std::fs::write(site.root().join("../outside.html"), "").unwrap();
     let status = StatusCode::NOT_FOUND;
     let value = HeaderValue::from_static("0");

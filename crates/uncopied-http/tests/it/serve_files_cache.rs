@@ -8,7 +8,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use uncopied_http::{Basis, FileBody, ServeFiles};
 
-use crate::site::{Site, get, get_with};
+use crate::test_site::{TestSite, get, get_with};
 
 /// How many descriptors of this process refer to files beneath `root`, including removed ones.
 fn count_open_beneath(root: &Path) -> usize {
@@ -22,7 +22,7 @@ fn count_open_beneath(root: &Path) -> usize {
 
 #[tokio::test]
 async fn a_replaced_file_is_picked_up_by_the_next_request() {
-    let site = Site::new(&[("a.txt", "first"), ("dir/index.html", "first")]);
+    let site = TestSite::new(&[("a.txt", "first"), ("dir/index.html", "first")]);
     let service = site.serve();
     // Once while the files are not yet stable, and once when they are.
     for is_stable in [false, true] {
@@ -44,7 +44,7 @@ async fn a_replaced_file_is_picked_up_by_the_next_request() {
 
 #[tokio::test]
 async fn a_file_rewritten_in_place_is_picked_up_by_the_next_request() {
-    let site = Site::new(&[("a.txt", "aaaaa")]);
+    let site = TestSite::new(&[("a.txt", "aaaaa")]);
     let service = site.serve();
     for is_stable in [true, false] {
         if is_stable {
@@ -62,7 +62,7 @@ async fn a_file_rewritten_in_place_is_picked_up_by_the_next_request() {
 
 #[tokio::test]
 async fn a_removed_file_is_not_found_and_its_descriptor_is_closed() {
-    let site = Site::new(&[("a.txt", "x")]);
+    let site = TestSite::new(&[("a.txt", "x")]);
     site.wait_until_stable("a.txt");
     let service = site.builder().in_memory_max_bytes(0).build().unwrap();
     assert_eq!(get(&service, "/a.txt").await.text(), "x");
@@ -77,7 +77,7 @@ async fn a_removed_file_is_not_found_and_its_descriptor_is_closed() {
 #[tokio::test]
 async fn a_file_whose_permissions_change_gets_a_new_tag() {
     use std::os::unix::fs::PermissionsExt;
-    let site = Site::new(&[("a.txt", "x")]);
+    let site = TestSite::new(&[("a.txt", "x")]);
     site.wait_until_stable("a.txt");
     let service = site.serve();
     let before = get(&service, "/a.txt").await;
@@ -94,7 +94,7 @@ async fn the_number_of_open_files_is_bounded() {
         .iter()
         .map(|name| (name.as_str(), name.as_str()))
         .collect();
-    let site = Site::new(&files);
+    let site = TestSite::new(&files);
     site.wait_until_stable("299.txt");
     for (max_open, min_open) in [(0, 0), (1, 1), (10, 5), (100, 50)] {
         let service = site
@@ -121,7 +121,7 @@ async fn the_number_of_open_files_is_bounded() {
 async fn a_response_outlives_its_place_in_the_cache() {
     use http_body_util::BodyExt;
     use tower::ServiceExt;
-    let site = Site::new(&[("a.txt", "the old bytes"), ("b.txt", "b")]);
+    let site = TestSite::new(&[("a.txt", "the old bytes"), ("b.txt", "b")]);
     site.wait_until_stable("b.txt");
     let service = site.builder().max_open_files(1).build().unwrap();
     let request = http::Request::get("/a.txt").body(String::new()).unwrap();
@@ -135,7 +135,7 @@ async fn a_response_outlives_its_place_in_the_cache() {
 
 #[tokio::test]
 async fn keys_of_paths_pages_and_precompressed_files_do_not_collide() {
-    let site = Site::new(&[
+    let site = TestSite::new(&[
         ("a.txt", "x"),
         ("page:a.txt", "page"),
         ("precompressed:a.txt.gz", "precompressed"),
@@ -159,7 +159,7 @@ async fn keys_of_paths_pages_and_precompressed_files_do_not_collide() {
 #[test]
 fn the_service_works_outside_of_tokio() {
     use std::task::{Context, Poll, Waker};
-    let site = Site::new(&[("dir/a.txt", "x")]);
+    let site = TestSite::new(&[("dir/a.txt", "x")]);
     let service = site.builder().listing(true).build().unwrap();
     for uri in ["/dir/a.txt", "/dir/"] {
         let request = http::Request::get(uri).body(()).unwrap();
@@ -178,7 +178,7 @@ fn the_service_works_outside_of_tokio() {
 fn listings_run_on_the_blocking_pool_and_open_files_do_not() {
     use std::sync::mpsc::channel;
     use std::task::{Context, Waker};
-    let site = Site::new(&[("dir/a.txt", "x")]);
+    let site = TestSite::new(&[("dir/a.txt", "x")]);
     let service = site.builder().listing(true).build().unwrap();
     // The only thread for blocking work is busy until `release` is dropped.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -217,7 +217,7 @@ async fn text(body: FileBody) -> Bytes {
 #[tokio::test]
 async fn a_basis_is_valid_until_the_file_is_replaced() {
     let long = "long".repeat(10_000);
-    let site = Site::new(&[("a.txt", "first"), ("long", &long)]);
+    let site = TestSite::new(&[("a.txt", "first"), ("long", &long)]);
     site.wait_until_stable("long");
     let service = site.serve();
     for (file, content) in [("a.txt", "first"), ("long", &long)] {
@@ -237,7 +237,7 @@ async fn a_basis_is_valid_until_the_file_is_replaced() {
 
 #[tokio::test]
 async fn a_basis_keeps_nothing_open() {
-    let site = Site::new(&[("a.txt", "x")]);
+    let site = TestSite::new(&[("a.txt", "x")]);
     site.wait_until_stable("a.txt");
     let service = site.builder().in_memory_max_bytes(0).build().unwrap();
     let known = basis(&service, "/a.txt", &[]).await.unwrap();
@@ -255,7 +255,7 @@ async fn a_response_that_depends_on_more_than_its_file_has_no_basis() {
         ("b.txt.gz", "b"),
         ("page", "p"),
     ];
-    let site = Site::new(&files);
+    let site = TestSite::new(&files);
     site.wait_until_stable("page");
     let service = site.builder().fallback("page").build().unwrap();
     let zipped = [("accept-encoding", "gzip")];

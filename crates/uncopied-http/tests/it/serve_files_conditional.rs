@@ -2,13 +2,13 @@
 
 use http::StatusCode;
 
-use crate::site::{Site, get, get_with};
+use crate::test_site::{TestSite, get, get_with};
 
 const LONG_AGO: &str = "Thu, 01 Jan 1970 00:00:01 GMT";
 
 #[tokio::test]
 async fn each_precondition_gives_its_status() {
-    let site = Site::new(&[("a.txt", "hello")]);
+    let site = TestSite::new(&[("a.txt", "hello")]);
     site.wait_until_stable("a.txt");
     let service = site.serve();
     let whole = get(&service, "/a.txt").await;
@@ -59,7 +59,7 @@ async fn each_precondition_gives_its_status() {
 
 #[tokio::test]
 async fn a_precondition_does_not_hide_that_a_file_is_missing() {
-    let site = Site::new(&[]);
+    let site = TestSite::new(&[]);
     let service = site.serve();
     let response = get_with(&service, "/no", &[("if-match", "*")]).await;
     assert_eq!(response.status, StatusCode::NOT_FOUND);
@@ -67,7 +67,7 @@ async fn a_precondition_does_not_hide_that_a_file_is_missing() {
 
 #[tokio::test]
 async fn a_tag_is_weak_until_the_file_is_stable_and_then_changes() {
-    let site = Site::new(&[("a.txt", "hello")]);
+    let site = TestSite::new(&[("a.txt", "hello")]);
     let service = site.serve();
     let moving = get(&service, "/a.txt").await;
     assert!(moving.header("etag").starts_with("W/\""));
@@ -92,7 +92,7 @@ async fn a_tag_is_weak_until_the_file_is_stable_and_then_changes() {
 
 #[tokio::test]
 async fn a_change_that_sets_the_time_back_has_another_tag() {
-    let site = Site::new(&[("a.txt", "hello")]);
+    let site = TestSite::new(&[("a.txt", "hello")]);
     let service = site.serve();
     let before = get(&service, "/a.txt").await;
     let modified = std::fs::metadata(site.path("a.txt"))

@@ -6,11 +6,11 @@ use std::os::unix::fs::symlink;
 
 use http::StatusCode;
 
-use crate::site::{Site, get, get_with};
+use crate::test_site::{TestSite, get, get_with};
 
 #[tokio::test]
 async fn the_first_index_that_exists_is_served() {
-    let site = Site::new(&[("dir/b.html", "b"), ("dir/c.html", "c"), ("dir/file", "")]);
+    let site = TestSite::new(&[("dir/b.html", "b"), ("dir/c.html", "c"), ("dir/file", "")]);
     std::fs::create_dir(site.path("dir/a.html")).unwrap();
     let service = site
         .builder()
@@ -30,7 +30,7 @@ async fn the_first_index_that_exists_is_served() {
 
 #[tokio::test]
 async fn a_new_index_of_higher_precedence_is_served_at_once() {
-    let site = Site::new(&[("b.html", "b")]);
+    let site = TestSite::new(&[("b.html", "b")]);
     site.wait_until_stable("b.html");
     let service = site.builder().index(["a.html", "b.html"]).build().unwrap();
     for _ in 0..2 {
@@ -44,7 +44,7 @@ async fn a_new_index_of_higher_precedence_is_served_at_once() {
 
 #[tokio::test]
 async fn a_directory_without_its_slash_is_redirected() {
-    let site = Site::new(&[("dir/sub/index.html", "x"), ("bare/file", "")]);
+    let site = TestSite::new(&[("dir/sub/index.html", "x"), ("bare/file", "")]);
     let service = site.serve();
     for (uri, location) in [
         ("/dir/sub", "./sub/"),
@@ -64,7 +64,7 @@ async fn a_directory_without_its_slash_is_redirected() {
 
 #[tokio::test]
 async fn no_redirect_leads_to_another_host() {
-    let site = Site::new(&[("evil.example/index.html", ""), ("a:b/index.html", "")]);
+    let site = TestSite::new(&[("evil.example/index.html", ""), ("a:b/index.html", "")]);
     symlink("evil.example", site.path("\\evil.example")).unwrap();
     let service = site.serve();
     for (uri, location) in [
@@ -81,7 +81,7 @@ async fn no_redirect_leads_to_another_host() {
 
 #[tokio::test]
 async fn listings_show_what_would_be_served() {
-    let site = Site::new(&[("b.txt", "12345"), ("a/x", ""), ("z/x", ""), (".env", "")]);
+    let site = TestSite::new(&[("b.txt", "12345"), ("a/x", ""), ("z/x", ""), (".env", "")]);
     std::fs::write(site.root().join("../secret"), "").unwrap();
     symlink("../secret", site.path("outer")).unwrap();
     symlink("b.txt", site.path("inner")).unwrap();
@@ -147,7 +147,7 @@ async fn listings_are_escaped_and_their_links_work() {
         b"new\nline",
         b"c:d",
     ];
-    let site = Site::new(&[]);
+    let site = TestSite::new(&[]);
     for name in names {
         std::fs::write(site.root().join(OsStr::from_bytes(name)), name).unwrap();
     }
@@ -174,7 +174,7 @@ async fn listings_are_escaped_and_their_links_work() {
 
 #[tokio::test]
 async fn an_index_takes_precedence_over_a_listing() {
-    let site = Site::new(&[("index.html", "index")]);
+    let site = TestSite::new(&[("index.html", "index")]);
     let service = site.builder().listing(true).build().unwrap();
     assert_eq!(get(&service, "/").await.text(), "index");
     assert_eq!(

@@ -8,7 +8,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
-use crate::site::Site;
+use crate::test_site::TestSite;
 
 /// Sends one request over a connection of its own. Returns status, `Location`, `Content-Length` and
 /// body.
@@ -52,7 +52,7 @@ async fn fetch(
 
 #[tokio::test]
 async fn axum_serves_it_as_a_fallback_and_nested() {
-    let site = Site::new(&[("a.txt", "hello"), ("dir/index.html", "index")]);
+    let site = TestSite::new(&[("a.txt", "hello"), ("dir/index.html", "index")]);
     let app = Router::new()
         .route("/dynamic", route(|| async { "dynamic" }))
         .nest_service("/static", site.serve())
@@ -79,7 +79,7 @@ async fn axum_serves_it_as_a_fallback_and_nested() {
 #[tokio::test]
 async fn plain_hyper_serves_it() {
     let big = "0123456789".repeat(100_000);
-    let site = Site::new(&[
+    let site = TestSite::new(&[
         ("a.txt", "hello"),
         ("big", &big),
         ("dir/index.html", "index"),

@@ -4,10 +4,10 @@ use std::os::unix::fs::symlink;
 
 use http::{Method, StatusCode};
 
-use crate::site::{Site, get, get_with, send};
+use crate::test_site::{TestSite, get, get_with, send};
 
-fn site() -> Site {
-    Site::new(&[
+fn site() -> TestSite {
+    TestSite::new(&[
         ("app.js", "plain"),
         ("app.js.br", "brotli"),
         ("app.js.zst", "zstd"),
@@ -132,7 +132,7 @@ async fn each_representation_has_its_own_tag() {
 
 #[tokio::test]
 async fn precompressed_files_that_may_not_be_served_are_ignored() {
-    let site = Site::new(&[
+    let site = TestSite::new(&[
         ("a.txt", "plain"),
         ("a.txt.zst/file", ""),
         ("b.txt.gz", "alone"),
@@ -152,7 +152,7 @@ async fn precompressed_files_that_may_not_be_served_are_ignored() {
 
 #[tokio::test]
 async fn precompressed_files_are_added_and_removed_between_requests() {
-    let site = Site::new(&[("a.txt", "plain")]);
+    let site = TestSite::new(&[("a.txt", "plain")]);
     let service = site.serve();
     let gzip = [("accept-encoding", "gzip")];
     // Once in a directory that is not yet stable, and once in one that is.
@@ -177,7 +177,7 @@ async fn precompressed_files_are_added_and_removed_between_requests() {
 
 #[tokio::test]
 async fn a_precompressed_file_behind_a_link_may_appear_without_a_change_to_its_directory() {
-    let site = Site::new(&[("a.txt", "plain"), ("packed/other", "")]);
+    let site = TestSite::new(&[("a.txt", "plain"), ("packed/other", "")]);
     symlink("packed/a.gz", site.path("a.txt.gz")).unwrap();
     site.wait_until_stable(".");
     let service = site.serve();

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::site::{Site, get};
+use crate::test_site::{TestSite, get};
 
 async fn status(service: &uncopied_http::ServeFiles, uri: &str) -> u16 {
     get(service, uri).await.status.as_u16()
 }
 
-fn site() -> Site {
-    let site = Site::new(&[
+fn site() -> TestSite {
+    let site = TestSite::new(&[
         ("a b/é.txt", "spaced"),
         ("100%.txt", "percent"),
         ("back\\slash", "back"),

@@ -2,12 +2,12 @@
 
 use http::StatusCode;
 
-use crate::site::{Site, TestResponse, get, get_with};
+use crate::test_site::{TestResponse, TestSite, get, get_with};
 
 const TEXT: &str = "abcdefghijklmnopqrstuvwxyz";
 
 async fn range(value: &str) -> TestResponse {
-    let site = Site::new(&[("a.txt", TEXT)]);
+    let site = TestSite::new(&[("a.txt", TEXT)]);
     let service = site.serve();
     get_with(&service, "/a.txt", &[("range", value)]).await
 }
@@ -63,7 +63,7 @@ async fn an_invalid_range_gets_the_whole_file() {
         );
         assert_eq!(response.header("content-range"), "");
     }
-    let site = Site::new(&[("a.txt", TEXT), ("empty", "")]);
+    let site = TestSite::new(&[("a.txt", TEXT), ("empty", "")]);
     let service = site.serve();
     let twice = [("range", "bytes=0-0"), ("range", "bytes=1-1")];
     assert_eq!(
@@ -109,7 +109,7 @@ async fn no_two_responses_share_a_boundary() {
 
 #[tokio::test]
 async fn ranges_may_lie_beyond_four_gib() {
-    let site = Site::new(&[("huge", "")]);
+    let site = TestSite::new(&[("huge", "")]);
     let len = (5_u64 << 30) + 7;
     let file = std::fs::File::options()
         .write(true)
@@ -141,7 +141,7 @@ async fn ranges_may_lie_beyond_four_gib() {
 
 #[tokio::test]
 async fn ranges_apply_to_the_negotiated_representation() {
-    let site = Site::new(&[("a.txt", TEXT), ("a.txt.gz", "PACKED")]);
+    let site = TestSite::new(&[("a.txt", TEXT), ("a.txt.gz", "PACKED")]);
     let service = site.serve();
     let headers = [("range", "bytes=1-2"), ("accept-encoding", "gzip")];
     let response = get_with(&service, "/a.txt", &headers).await;

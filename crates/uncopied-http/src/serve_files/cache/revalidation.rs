@@ -10,7 +10,7 @@
 //! The eighth member to join does not wait, and closes the group at once. So some responses of a
 //! busy turn go out early, and their clients work while the others are served.
 //!
-//! Joining costs each request a turn of the run queue, about a tenth of a `statx`. It pays only
+//! Joining costs each request a turn of the run queue, about a tenth of a `statx`. It pays off only
 //! where requests for the same file arrive together, and [`GroupingCredit`] learns whether they do.
 
 use std::cell::{Cell, RefCell};
@@ -50,7 +50,7 @@ struct GroupState {
 }
 
 impl RevalidationGroup {
-    /// Joins the open group of this thread, unless groups have not paid lately.
+    /// Joins the open group of this thread, unless grouping has not paid off lately.
     pub(crate) fn join() -> Option<GroupMember> {
         if !GROUPING_CREDIT.with(GroupingCredit::spend) {
             return None;
@@ -108,7 +108,7 @@ impl RevalidationGroup {
     }
 }
 
-/// Whether groups pay on this thread. A result that served a second request pays for
+/// Whether grouping pays off on this thread. A result that served a second request pays for
 /// [`Self::REQUESTS_PER_HIT`] requests to join. Once the credit is used up,
 /// [`Self::TRIAL_REQUESTS`] in a row try again after every [`Self::PAUSE_REQUESTS`], because a
 /// single one would find no other.

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::file_stat::FileStat;
 use crate::open_file::DiskAccess;
 
-/// How often an open is tried that a concurrent rename or a signal makes fail.
+/// How often an open is tried if concurrent renames or signals make it fail.
 const MAX_OPEN_ATTEMPTS: usize = 16;
 
 /// Why a path leads to no file.
@@ -150,8 +150,8 @@ impl Root {
         rustix::fs::openat2(&self.dir, path, OPEN_FLAGS, Mode::empty(), resolve)
     }
 
-    /// Opens without openat2, name by name. No link is followed unless all are. `path` contains no
-    /// `..`, so without links it stays beneath the root.
+    /// Opens without openat2, name by name. Unless the policy allows every link, none is followed.
+    /// `path` contains no `..`, so without links it stays beneath the root.
     fn open_by_names(&self, path: &CStr) -> rustix::io::Result<OwnedFd> {
         if self.symlinks == SymlinkPolicy::Anywhere {
             return rustix::fs::openat(&self.dir, path, OPEN_FLAGS, Mode::empty());

@@ -10,11 +10,11 @@ use tower::ServiceExt;
 use uncopied_http::{FileStat, ServeFiles, ServeFilesBuilder};
 
 /// A temporary directory. The root is a directory in it, so that paths outside of the root exist.
-pub(crate) struct Site {
+pub(crate) struct TestSite {
     dir: tempfile::TempDir,
 }
 
-impl Site {
+impl TestSite {
     /// A site with these files: path and content.
     pub(crate) fn new(files: &[(&str, &str)]) -> Self {
         let site = Self {
