@@ -1,7 +1,8 @@
-//! An ordinary axum app. Only the listener, the file service and the pages are uncopied's: files go out by
-//! sendfile, 8 MiB of memory without a copy, everything else as ever.
+//! An ordinary axum app. Only the listener, the file service and the pages are from uncopied: files
+//! go out by sendfile, 8 MiB of memory without a copy, and everything else as usual.
 //!
-//! `cargo run -p uncopied-http --example axum -- DIR [ADDRESS]`, then `curl http://127.0.0.1:3000/`.
+//! `cargo run -p uncopied-http --example axum -- DIR [ADDRESS]`, then `curl
+//! http://127.0.0.1:3000/`.
 
 use std::io::Write;
 
@@ -27,7 +28,7 @@ async fn main() -> std::io::Result<()> {
 
     let app = Router::new()
         .route("/hello", get(|| async { "Hello!\n" }))
-        // This one's bytes pass through the compressor: they are read, and the answer is still right.
+        // The compressor reads the bytes of this one, so they are copied. The response is the same.
         .nest_service("/compressed", ServeFiles::new(&dir)?)
         .layer(CompressionLayer::new())
         .route("/pages", get(|| async { pages }))

@@ -1,4 +1,4 @@
-//! What a connection is waiting for, and since when: for deadlines without a timer per request.
+//! What a connection is waiting for, and since when, so that deadlines need no timer per request.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,20 +9,20 @@ use rustix::time::{ClockId, clock_gettime};
 /// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The next request, of which no byte has come.
+    /// The next request, of which no byte has arrived.
     Idle,
     /// A request has begun to arrive, and nothing has been sent since its first byte.
     Head,
-    /// The peer to take bytes: its window is shut since the last progress.
+    /// The peer, to accept bytes: its window has been closed since the last progress.
     Sending,
     /// Nothing: bytes are moving, or the service is at work.
     Active,
 }
 
-/// What a connection is waiting for, and since when. The [`Stream`](crate::Stream) writes it; whoever
-/// sets deadlines reads it, at whatever interval suits.
+/// What a connection is waiting for, and since when. The [`Stream`](crate::Stream) writes it; code
+/// that enforces deadlines reads it at an interval of its choice.
 ///
-/// Times are those of the kernel's coarse clock: good to some milliseconds.
+/// Times come from the kernel's coarse clock, which is accurate to a few milliseconds.
 #[derive(Debug)]
 pub struct Activity {
     /// The phase in the lowest two bits, above it milliseconds since the epoch of this process.
@@ -49,47 +49,48 @@ impl Activity {
         }
     }
 
-    /// For how long. In [`Phase::Sending`] and [`Phase::Active`]: since the last byte that moved.
+    /// How long the connection has been waiting. In [`Phase::Sending`] and [`Phase::Active`], the
+    /// time since the last byte moved.
     #[must_use]
     pub fn waiting(&self) -> Duration {
         coarse_now().saturating_sub(self.entered())
     }
 
-    /// Since when.
+    /// When the connection began to wait.
     #[must_use]
     pub fn since(&self) -> Instant {
         let now = Instant::now();
         now.checked_sub(self.waiting()).unwrap_or(now)
     }
 
-    /// As [`since`](Self::since), by a clock of this process's own, which takes no look at any other: to be
-    /// compared with what another connection says.
+    /// Like [`since`](Self::since), as a time on a clock of this process. Reading it does not read
+    /// the system clock. Compare it with the value of another connection.
     #[must_use]
     pub fn entered(&self) -> Duration {
         Duration::from_millis(self.state.load(Ordering::Relaxed) >> 2)
     }
 
-    /// Bytes have come in.
-    pub(crate) fn received(&self) {
+    /// Records that bytes have arrived.
+    pub(crate) fn note_received(&self) {
         if self.phase() == Phase::Idle {
             self.enter(Phase::Head);
         }
     }
 
-    /// Bytes have gone out.
-    pub(crate) fn sent(&self) {
+    /// Records that bytes have been sent.
+    pub(crate) fn note_sent(&self) {
         self.enter(Phase::Active);
     }
 
-    /// There is more to send, which waits for the disk.
-    pub(crate) fn loading(&self) {
+    /// Records that there is more to send, which waits for the disk.
+    pub(crate) fn note_loading(&self) {
         if self.phase() == Phase::Idle {
             self.enter(Phase::Active);
         }
     }
 
-    /// The peer takes no more for now.
-    pub(crate) fn blocked(&self) {
+    /// Records that the peer accepts no more for now.
+    pub(crate) fn note_blocked(&self) {
         let since = self.state.load(Ordering::Relaxed) & !3;
         if self.phase() == Phase::Active {
             self.state
@@ -99,9 +100,10 @@ impl Activity {
         }
     }
 
-    /// Everything that was written has gone out.
-    pub(crate) fn flushed(&self) {
-        // It went out with the last write, a moment ago at most: no look at the clock.
+    /// Records that everything written has been sent.
+    pub(crate) fn note_flushed(&self) {
+        // The last write sent it, a moment ago at most. So the time of that write is kept, and the
+        // clock is not read.
         let since = self.state.load(Ordering::Relaxed) & !3;
         if self.phase() == Phase::Active {
             self.state
@@ -109,6 +111,7 @@ impl Activity {
         }
     }
 
+    /// Sets the phase, and the time at which it began.
     fn enter(&self, phase: Phase) {
         let millis = u64::try_from(coarse_now().as_millis()).unwrap_or(u64::MAX >> 2);
         self.state
@@ -131,26 +134,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_goes_through_the_phases() {
+    fn a_request_passes_through_the_phases() {
         let activity = Activity::new();
         assert_eq!(activity.phase(), Phase::Idle);
-        activity.flushed();
+        activity.note_flushed();
         assert_eq!(activity.phase(), Phase::Idle);
-        activity.received();
+        activity.note_received();
         assert_eq!(activity.phase(), Phase::Head);
-        activity.flushed();
-        assert_eq!(activity.phase(), Phase::Head, "nothing was sent yet");
-        activity.sent();
-        activity.blocked();
+        activity.note_flushed();
+        assert_eq!(activity.phase(), Phase::Head, "nothing has been sent yet");
+        activity.note_sent();
+        activity.note_blocked();
         assert_eq!(activity.phase(), Phase::Sending);
-        activity.received();
+        activity.note_received();
         assert_eq!(
             activity.phase(),
             Phase::Sending,
             "a pipelined request changes nothing"
         );
-        activity.sent();
-        activity.flushed();
+        activity.note_sent();
+        activity.note_flushed();
         assert_eq!(activity.phase(), Phase::Idle);
     }
 }

@@ -1,17 +1,19 @@
 //! Files by `sendfile`, and memory without a copy, under an unmodified hyper or axum.
 //!
 //! ```text
-//! ServeFiles ─▶ FileBody ─▶ Bytes in the arena ─▶ hyper, axum, layers ─▶ &[u8] ─▶ Stream
-//!               PageBuffer ─▶ ┘                                                     │ whose address?
-//!                                         a mapped file: sendfile(file, offset, n) ◀┤
-//!                                         frozen pages: lent to the socket         ◀┤
-//!                                         anywhere else: an ordinary write         ◀┘
+//! ServeFiles --> FileBody --> Bytes in the arena --> hyper, axum, layers --> &[u8] --> Stream
+//! PageBuffer ------------------^                                                         |
+//!                                                                         whose address? |
+//!                                            a mapped file: sendfile(file, offset, n) <--+
+//!                                            frozen pages: a zero-copy send           <--+
+//!                                            anywhere else: an ordinary write         <--+
 //! ```
 //!
-//! hyper hands its I/O layer nothing but slices of bytes. But a slice has an address, and the bodies of
-//! this crate are slices of mapped files at addresses that tell whose bytes they are. The [`Stream`]
-//! looks each slice up and sends the file instead. Neither hyper nor axum needs to know. The same goes for
-//! a `Bytes` made of [pages of the arena](uncopied::arena::PageBuffer), as any handler may answer it:
+//! hyper passes only byte slices to its I/O layer. But a slice has an address, and the bodies of
+//! this crate are slices of mapped files at addresses that identify the file. The [`Stream`] looks
+//! each slice up and sends the file instead. Neither hyper nor axum needs to know. The same goes
+//! for a `Bytes` made of [pages of the arena](uncopied::arena::PageBuffer), which any handler may
+//! return:
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -28,7 +30,7 @@
 //! # }
 //! ```
 //!
-//! An axum app needs two things of this crate, the [`Listener`] and the [`ServeFiles`] service:
+//! An axum app needs two things from this crate, the [`Listener`] and the [`ServeFiles`] service:
 //!
 //! ```no_run
 //! use axum::{Router, routing::get};
@@ -42,36 +44,38 @@
 //! # }
 //! ```
 //!
-//! With hyper alone, wrap what [`Listener::accept`] returns in hyper-util's `TokioIo` and serve it as
-//! any other connection.
+//! With hyper alone, wrap the stream that [`Listener::accept`] returns in hyper-util's `TokioIo`
+//! and serve it like any other connection.
 //!
-//! # Where nothing is gained
+//! # When there is no gain
 //!
-//! Behind another I/O object (TLS in user space, tokio's own `TcpStream`), or through a layer that reads
-//! the bytes (compression), a body finds out that nobody looks its addresses up, and reads the file: the
-//! answers are the same, and the bytes are copied. See [`FileBody`].
+//! Behind another I/O object (TLS in user space, tokio's own `TcpStream`), or through a layer that
+//! reads the bytes (compression), a body detects that its addresses are not looked up, and reads
+//! the file instead: the responses are the same, and the bytes are copied. See [`FileBody`].
 //!
 //! # Features
 //!
-//! - `axum` (on by default): `axum::serve` takes the [`Listener`], and [`Address`] is its connect info.
+//! - `axum` (on by default): `axum::serve` accepts the [`Listener`], and [`Address`] is its connect
+//!   info.
 #![forbid(unsafe_code)]
 
 mod activity;
 mod body;
-mod file;
+mod file_stat;
 mod listener;
+mod open_file;
 mod options;
 mod serve_files;
 mod stream;
 mod totals;
-mod watch;
 
 pub use activity::{Activity, Phase};
-pub use body::{FileBody, Part};
-pub use file::{Facts, OpenFile, SMALL, Wait};
+pub use body::{Basis, BodyPart, FileBody};
+pub use file_stat::FileStat;
 pub use listener::{Address, Listener};
-pub use options::Options;
-pub use serve_files::{Basis, Check, ResponseFuture, ServeFiles, ServeFilesBuilder};
+pub use open_file::{DiskAccess, IN_MEMORY_FILE_MAX_BYTES, OpenFile};
+pub use options::StreamOptions;
+pub use serve_files::{Check, ResponseFuture, ServeFiles, ServeFilesBuilder};
 pub use stream::Stream;
 pub use totals::Totals;
 

@@ -8,11 +8,12 @@ use std::path::Path;
 
 use tokio::net::{TcpListener, ToSocketAddrs, UnixListener};
 
-use crate::options::Options;
+use crate::options::StreamOptions;
 use crate::stream::Stream;
 
-/// A TCP or Unix listener whose connections send files by `sendfile`. `axum::serve` takes it as it
-/// is (feature `axum`); for hyper, [`accept`](Self::accept) streams and wrap them in `TokioIo`.
+/// A TCP or Unix listener whose connections send files by `sendfile`. `axum::serve` accepts it
+/// directly (feature `axum`). For hyper, [`accept`](Self::accept) streams and wrap them in
+/// `TokioIo`.
 ///
 /// ```no_run
 /// # async fn serve() -> std::io::Result<()> {
@@ -28,12 +29,12 @@ use crate::stream::Stream;
 /// ```
 #[derive(Debug)]
 pub struct Listener {
-    socket: Socket,
-    options: Options,
+    socket: ListeningSocket,
+    options: StreamOptions,
 }
 
 #[derive(Debug)]
-enum Socket {
+enum ListeningSocket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
@@ -43,7 +44,7 @@ enum Socket {
 pub enum Address {
     /// An IP address and port.
     Tcp(SocketAddr),
-    /// A Unix socket. Peers rarely have a name.
+    /// A Unix socket. Its peers rarely have a name.
     Unix,
 }
 
@@ -61,95 +62,95 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// Whatever resolving, binding and listening answer.
+    /// Any error from resolving the address, `bind(2)` or `listen(2)`.
     pub async fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
-        Self::tcp(TcpListener::bind(address).await?, Options::default())
+        Self::tcp(TcpListener::bind(address).await?, StreamOptions::default())
     }
 
     /// Listens on a Unix socket at `path`.
     ///
     /// # Errors
     ///
-    /// Whatever binding and listening answer.
+    /// Any error from `bind(2)` or `listen(2)`.
     pub fn bind_unix(path: impl AsRef<Path>) -> io::Result<Self> {
-        let socket = Socket::Unix(UnixListener::bind(path)?);
+        let socket = ListeningSocket::Unix(UnixListener::bind(path)?);
         Ok(Self {
             socket,
-            options: Options::default(),
+            options: StreamOptions::default(),
         })
     }
 
-    /// Takes a TCP listener of the standard library's. Needs a tokio runtime around it.
+    /// Converts a TCP listener of the standard library. Must be called within a tokio runtime.
     ///
     /// # Errors
     ///
-    /// If the listener cannot be made non-blocking or be watched.
-    pub fn from_tcp(listener: std::net::TcpListener, options: Options) -> io::Result<Self> {
+    /// If the listener cannot be made non-blocking or registered with the runtime.
+    pub fn from_tcp(listener: std::net::TcpListener, options: StreamOptions) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Self::tcp(TcpListener::from_std(listener)?, options)
     }
 
-    /// Takes a Unix listener of the standard library's. Needs a tokio runtime around it.
+    /// Converts a Unix listener of the standard library. Must be called within a tokio runtime.
     ///
     /// # Errors
     ///
-    /// If the listener cannot be made non-blocking or be watched.
-    pub fn from_unix(listener: StdUnixListener, options: Options) -> io::Result<Self> {
+    /// If the listener cannot be made non-blocking or registered with the runtime.
+    pub fn from_unix(listener: StdUnixListener, options: StreamOptions) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
-            socket: Socket::Unix(UnixListener::from_std(listener)?),
+            socket: ListeningSocket::Unix(UnixListener::from_std(listener)?),
             options,
         })
     }
 
-    fn tcp(listener: TcpListener, options: Options) -> io::Result<Self> {
-        // Connections inherit it (`tcp(7)`), so that none needs a call of its own.
+    fn tcp(listener: TcpListener, options: StreamOptions) -> io::Result<Self> {
+        // Connections inherit the option (`tcp(7)`), so that none needs a call of its own.
         rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
         Ok(Self {
-            socket: Socket::Tcp(listener),
+            socket: ListeningSocket::Tcp(listener),
             options,
         })
     }
 
-    /// How the connections send.
+    /// Sets how the connections send.
     #[must_use]
-    pub fn options(mut self, options: Options) -> Self {
+    pub fn options(mut self, options: StreamOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// The address that it listens on.
+    /// The address of this listener.
     ///
     /// # Errors
     ///
-    /// Whatever `getsockname(2)` answers.
+    /// Any error from `getsockname(2)`.
     pub fn local_addr(&self) -> io::Result<Address> {
         match &self.socket {
-            Socket::Tcp(listener) => listener.local_addr().map(Address::Tcp),
-            Socket::Unix(_) => Ok(Address::Unix),
+            ListeningSocket::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            ListeningSocket::Unix(_) => Ok(Address::Unix),
         }
     }
 
-    /// The next connection.
+    /// Accepts the next connection.
     ///
     /// # Errors
     ///
-    /// Whatever `accept(2)` answers; most of it is the fate of one connection, and the next call may
-    /// succeed. `EMFILE` stays until descriptors are closed: wait a little.
+    /// Any error from `accept(2)`. Most concern one connection only, and the next call may succeed.
+    /// `EMFILE` persists until descriptors are closed: wait before the next call.
     ///
     /// # Cancellation
     ///
     /// Dropping the future loses no connection.
     pub async fn accept(&self) -> io::Result<(Stream, Address)> {
         match &self.socket {
-            Socket::Tcp(listener) => {
+            ListeningSocket::Tcp(listener) => {
                 let (socket, peer) = listener.accept().await?;
                 Ok((
                     Stream::tcp(socket, self.options.clone()),
                     Address::Tcp(peer),
                 ))
             }
-            Socket::Unix(listener) => {
+            ListeningSocket::Unix(listener) => {
                 let (socket, _) = listener.accept().await?;
                 Ok((Stream::unix(socket, self.options.clone()), Address::Unix))
             }
@@ -166,8 +167,8 @@ impl axum::serve::Listener for Listener {
         loop {
             match Self::accept(self).await {
                 Ok(accepted) => return accepted,
-                Err(error) if is_of_one_connection(&error) => {}
-                // Descriptors or memory are short: connections that end give some back.
+                Err(error) if concerns_one_connection(&error) => {}
+                // Descriptors or memory have run out: connections that end release some.
                 Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
             }
         }
@@ -179,7 +180,7 @@ impl axum::serve::Listener for Listener {
 }
 
 #[cfg(feature = "axum")]
-fn is_of_one_connection(error: &io::Error) -> bool {
+fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(
         error.kind(),

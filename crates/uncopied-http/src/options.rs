@@ -1,4 +1,4 @@
-//! What the streams of a server have in common.
+//! Settings that the streams of a server share.
 
 use std::sync::Arc;
 
@@ -9,36 +9,38 @@ use crate::totals::Totals;
 
 /// How streams send.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// What is forced for the bytes of files.
-    pub(crate) for_files: Option<Plan>,
-    /// What is forced for pages.
-    pub(crate) for_pages: Option<Plan>,
+pub struct StreamOptions {
+    /// The forced plan for the bytes of files.
+    pub(crate) forced_for_files: Option<Plan>,
+    /// The forced plan for pages.
+    pub(crate) forced_for_pages: Option<Plan>,
     pub(crate) totals: Arc<Totals>,
 }
 
-impl Options {
-    /// Forces these mechanisms, in this order: the bytes of files go by those of them that send
+impl StreamOptions {
+    /// Forces these mechanisms, in this order. Bytes of files go by those that send
     /// [files](Mechanism::FILE_TO_SOCKET), pages of the arena by those that send
-    /// [memory](Mechanism::MEMORY_TO_SOCKET), and `copy` sends both. If there are none for files, or
-    /// none for pages, these go by the plan: [`plan_file`](uncopied::policy::plan_file) or
-    /// [`plan_memory`](uncopied::policy::plan_memory). Slices of pages below 32 KiB are always copied.
+    /// [memory](Mechanism::MEMORY_TO_SOCKET), and `copy` sends both. If the list has none for files
+    /// or none for pages, these follow the usual plan:
+    /// [`plan_file`](uncopied::policy::plan_file) or
+    /// [`plan_memory`](uncopied::policy::plan_memory). Slices of pages below 32 KiB are always
+    /// copied.
     ///
-    /// `msg_zerocopy` is left out: its notices come on the socket's error queue, which tokio takes for a
-    /// broken connection.
+    /// `msg_zerocopy` is ignored: its notifications arrive on the socket's error queue, which tokio
+    /// takes for a broken connection.
     #[must_use]
     pub fn force_mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
         let forced = |can_send: &dyn Fn(&Mechanism) -> bool| {
-            let some: Vec<_> = mechanisms.iter().copied().filter(can_send).collect();
-            (!some.is_empty()).then(|| Plan::of(&some))
+            let usable: Vec<_> = mechanisms.iter().copied().filter(can_send).collect();
+            (!usable.is_empty()).then(|| Plan::of(&usable))
         };
-        self.for_files = forced(&|it| Mechanism::FILE_TO_SOCKET.contains(it));
-        self.for_pages =
+        self.forced_for_files = forced(&|it| Mechanism::FILE_TO_SOCKET.contains(it));
+        self.forced_for_pages =
             forced(&|it| Mechanism::MEMORY_TO_SOCKET.contains(it) && *it != Mechanism::MsgZerocopy);
         self
     }
 
-    /// Where the streams count what they send.
+    /// Where the streams count the bytes that they send.
     #[must_use]
     pub fn totals(mut self, totals: Arc<Totals>) -> Self {
         self.totals = totals;

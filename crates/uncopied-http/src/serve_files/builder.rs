@@ -1,4 +1,4 @@
-//! Raw words → checked configuration.
+//! The builder of a service: checks its settings, and opens its root.
 
 use std::ffi::CString;
 use std::io;
@@ -8,17 +8,21 @@ use std::sync::Arc;
 
 use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG,
-    LOCATION, TRANSFER_ENCODING, VARY,
+    LOCATION, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::cache::Cache;
-use super::root::{Links, Root};
-use super::{ServeFiles, Shared, path};
-use crate::file::{SMALL, Wait};
+use super::cache::headers::ConfiguredHeaders;
+use super::config::{Config, ConfiguredPage};
+use super::resolve::path;
+use super::resolve::root::{Root, SymlinkPolicy};
+use super::service::ServeFiles;
+use super::site::Site;
+use crate::open_file::{DiskAccess, IN_MEMORY_FILE_MAX_BYTES};
 
-/// Fields that tell what an answer is: a fixed value would make it a lie.
-const NOT_FIXED: [HeaderName; 8] = [
+/// Headers that depend on the individual response, so that a fixed value would be wrong.
+const RESPONSE_SPECIFIC_HEADERS: [HeaderName; 8] = [
     ALLOW,
     CONNECTION,
     CONTENT_ENCODING,
@@ -29,40 +33,21 @@ const NOT_FIXED: [HeaderName; 8] = [
     TRANSFER_ENCODING,
 ];
 
-/// What the answers depend on beside the files.
-#[derive(Debug)]
-pub(super) struct Config {
-    pub(super) index: Vec<Vec<u8>>,
-    pub(super) listing: bool,
-    pub(super) hidden: bool,
-    pub(super) precompressed: bool,
-    pub(super) fallback: Option<Page>,
-    pub(super) error_pages: Vec<(StatusCode, Page)>,
-    pub(super) headers: HeaderMap,
-    pub(super) cache_control: Option<HeaderValue>,
-    pub(super) direct: bool,
-    pub(super) in_memory: u64,
-}
-
-impl Config {
-    /// Puts the headers that every answer has over those that it has already.
-    pub(super) fn decorate(&self, headers: &mut HeaderMap) {
-        for name in self.headers.keys().filter(|name| **name != VARY) {
-            headers.remove(name);
-        }
-        for (name, value) in &self.headers {
-            headers.append(name, value.clone());
-        }
+impl ServeFiles {
+    /// Serves `path`, a directory or a regular file, with the defaults of
+    /// [`builder`](Self::builder).
+    ///
+    /// # Errors
+    ///
+    /// See [`ServeFilesBuilder::build`].
+    pub fn new(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::builder(path.as_ref()).build()
     }
-}
 
-/// A file that answers for others.
-#[derive(Debug)]
-pub(super) struct Page {
-    /// Its key in the cache. No request path begins like it.
-    pub(super) key: Box<[u8]>,
-    /// Its path beneath the root.
-    pub(super) path: CString,
+    /// Serves `path`, a directory or a regular file, as the builder is configured.
+    pub fn builder(path: impl Into<PathBuf>) -> ServeFilesBuilder {
+        ServeFilesBuilder::new(path.into())
+    }
 }
 
 /// Configures a [`ServeFiles`]; see [`ServeFiles::builder`].
@@ -81,7 +66,7 @@ pub struct ServeFilesBuilder {
     cache_control: Option<HeaderValue>,
     max_open_files: usize,
     direct: bool,
-    in_memory: u64,
+    in_memory_max_bytes: u64,
 }
 
 impl ServeFilesBuilder {
@@ -99,134 +84,135 @@ impl ServeFilesBuilder {
             cache_control: None,
             max_open_files: 1024,
             direct: false,
-            in_memory: SMALL,
+            in_memory_max_bytes: IN_MEMORY_FILE_MAX_BYTES,
         }
     }
 
-    /// The names to look for in a directory, the first that is there wins. None turns the look-up
-    /// off. Default: `index.html`.
+    /// The names of index files to look for in a directory. The first that exists is served. An
+    /// empty list turns the look-up off. Default: `index.html`.
     pub fn index(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.index = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Whether a directory without an index file is answered with a list of its files: as HTML, or
-    /// as JSON where `Accept` prefers `application/json`. Otherwise it is 404. Default: false.
+    /// Whether the response for a directory without an index file is a listing: as HTML, or as JSON
+    /// if `Accept` prefers `application/json`. Otherwise it is 404. Default: false.
     pub fn listing(mut self, on: bool) -> Self {
         self.listing = on;
         self
     }
 
-    /// Whether names with a dot in front are served. Otherwise they are 404, except for
+    /// Whether names that begin with a dot are served. Otherwise they are 404, except for
     /// `/.well-known`. Default: false.
     pub fn hidden(mut self, on: bool) -> Self {
         self.hidden = on;
         self
     }
 
-    /// Whether symbolic links are followed out of the root. Those that stay beneath it always are;
-    /// others are 404. Default: false.
+    /// Whether symbolic links that lead out of the root are followed. Otherwise they are 404. Links
+    /// that stay beneath the root are always followed. Default: false.
     pub fn follow_links(mut self, on: bool) -> Self {
         self.follow_links = on;
         self
     }
 
     /// Whether `name.br`, `name.zst` and `name.gz` are sent in place of `name` to clients that
-    /// accept the coding. Formats that are compressed already (images, video, archives) are not
-    /// looked up. Default: true.
+    /// accept the coding. They are not looked up for formats that are already compressed (images,
+    /// video, archives). Default: true.
     pub fn precompressed(mut self, on: bool) -> Self {
         self.precompressed = on;
         self
     }
 
-    /// The file, beneath the root, that answers with 200 where there is none, for single-page
-    /// applications: if the request names `text/html` in `Accept`, or if the last name in its path
-    /// has no dot, so that a missing script stays 404.
+    /// The file, beneath the root, that is served with 200 in place of a missing one, for
+    /// single-page applications. It is served if the request names `text/html` in `Accept`, or if
+    /// the last name in its path has no dot, so that a missing script remains 404.
     pub fn fallback(mut self, path: impl Into<PathBuf>) -> Self {
         self.fallback = Some(path.into());
         self
     }
 
-    /// The file, beneath the root, that is the body of answers with `status`, a client or server
+    /// The file, beneath the root, that is the body of responses with `status`, a client or server
     /// error.
     pub fn error_page(mut self, status: StatusCode, path: impl Into<PathBuf>) -> Self {
         self.error_pages.push((status, path.into()));
         self
     }
 
-    /// A field of every answer. May be repeated, also with the same name. It takes the place of a
-    /// field that the service would send by that name, except for `Vary`, which is extended.
+    /// Adds a header to every response. May be repeated, even with the same name. It replaces the
+    /// service's own header of that name, except for `Vary`, which is extended.
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.append(name, value);
         self
     }
 
-    /// `Cache-Control` of the answers that are files, 304 included.
+    /// The `Cache-Control` of responses that are files, including 304.
     pub fn cache_control(mut self, value: HeaderValue) -> Self {
         self.cache_control = Some(value);
         self
     }
 
-    /// How many files are kept open between requests. Those that responses are sending come on top.
-    /// A file that was removed keeps its space on the disk until it leaves the cache: at the next
-    /// request for it, or when others need its place. Default: 1024. With 0, none is kept.
+    /// How many files are kept open between requests. Files that are being sent are not counted. A
+    /// removed file uses disk space until it leaves the cache: at the next request for it, or when
+    /// others need its place. With 0, none is kept open. Default: 1024.
     pub fn max_open_files(mut self, count: usize) -> Self {
         self.max_open_files = count;
         self
     }
 
-    /// Promises that bodies go straight to a stream of this crate, nothing between reading their
-    /// bytes. Default: false.
+    /// Promises that bodies go directly to a stream of this crate, and that nothing in between
+    /// reads their bytes; see [`FileBody::direct`](crate::FileBody::direct). Default: false.
     pub fn direct(mut self, on: bool) -> Self {
         self.direct = on;
         self
     }
 
-    /// Up to how many bytes of length a file is kept in memory, so that it leaves in one system call
-    /// together with its head; 0 sends every file from the file itself. Together they take up to this
-    /// times [`max_open_files`](Self::max_open_files). Default: [`SMALL`].
-    pub fn in_memory(mut self, bytes: u64) -> Self {
-        self.in_memory = bytes;
+    /// Limit on the length of files that are kept in memory, so that they leave in one system call
+    /// together with their head. With 0, every file is sent from the file itself. Together these
+    /// files use up to this limit times [`max_open_files`](Self::max_open_files). Default:
+    /// [`IN_MEMORY_FILE_MAX_BYTES`].
+    pub fn in_memory_max_bytes(mut self, bytes: u64) -> Self {
+        self.in_memory_max_bytes = bytes;
         self
     }
 
     /// Opens the root and checks the configuration.
     ///
-    /// The root is opened once: if a symbolic link leads there and is changed, build anew.
+    /// The root is opened once. If the path is a symbolic link that is later changed, build the
+    /// service anew.
     ///
     /// # Errors
     ///
-    /// - What opening the path answers: [`NotFound`](io::ErrorKind::NotFound),
+    /// - Any error from opening the path: [`NotFound`](io::ErrorKind::NotFound),
     ///   [`PermissionDenied`](io::ErrorKind::PermissionDenied), …; the same for the files of
     ///   [`fallback`](Self::fallback) and [`error_page`](Self::error_page).
-    /// - [`InvalidInput`](io::ErrorKind::InvalidInput): the path is neither a directory nor a regular
-    ///   file; an index is not a plain name; an error page for a status that is no error; a fixed
-    ///   header that tells what an answer is, such as `Content-Length`.
+    /// - [`InvalidInput`](io::ErrorKind::InvalidInput) if the path is neither a directory nor a
+    ///   regular file, an index is not a plain name, an error page is given for a status that is
+    ///   not an error, or a configured header depends on the individual response, such as
+    ///   `Content-Length`.
     pub fn build(self) -> io::Result<ServeFiles> {
-        let named = |error: io::Error| {
+        let with_path = |error: io::Error| {
             io::Error::new(
                 error.kind(),
                 format!("cannot serve {}: {error}", self.path.display()),
             )
         };
-        let (dir, single) = self.locate().map_err(named)?;
-        // A single file was named by the operator, so it may be a link to anywhere; and only it,
-        // its side files and the configured pages can be asked for.
-        let links = match self.follow_links || single.is_some() {
-            true => Links::Anywhere,
-            false => Links::Beneath,
+        let (dir, single) = self.locate().map_err(with_path)?;
+        // The operator named the single file, so it may be a link to anywhere. Requests can reach
+        // only that file, its precompressed files and the configured pages.
+        let symlinks = match self.follow_links || single.is_some() {
+            true => SymlinkPolicy::Anywhere,
+            false => SymlinkPolicy::BeneathRoot,
         };
-        let root = Root::open_dir(&dir, links).map_err(named)?;
+        let root = Arc::new(Root::open_dir(&dir, symlinks).map_err(with_path)?);
         let config = self.check(&root)?;
         let cache = Cache::new(self.max_open_files);
-        Ok(ServeFiles {
-            shared: Arc::new(Shared {
-                config,
-                root,
-                single,
-                cache,
-            }),
-        })
+        Ok(ServeFiles::from(Site {
+            config,
+            root,
+            single,
+            cache,
+        }))
     }
 
     /// The directory to open, and the name in it if a single file is served.
@@ -251,21 +237,21 @@ impl ServeFilesBuilder {
     fn check(&self, root: &Root) -> io::Result<Config> {
         for name in &self.index {
             if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
-                return Err(invalid(format!("index {name:?}: give a plain file name")));
+                return Err(invalid(format!("index {name:?}: not a plain file name")));
             }
         }
-        if let Some(name) = NOT_FIXED
+        if let Some(name) = RESPONSE_SPECIFIC_HEADERS
             .iter()
             .find(|name| self.headers.contains_key(*name))
         {
             return Err(invalid(format!(
-                "header {name}: it differs from answer to answer"
+                "header {name}: its value depends on the response"
             )));
         }
         let page = |(status, path): &(StatusCode, PathBuf)| {
             if !(status.is_client_error() || status.is_server_error()) {
                 return Err(invalid(format!(
-                    "error page for {status}: give a status from 400 on"
+                    "error page for {status}: the status must be 400 or above"
                 )));
             }
             Ok((*status, check_page(root, path)?))
@@ -289,37 +275,40 @@ impl ServeFilesBuilder {
                 .iter()
                 .map(page)
                 .collect::<io::Result<_>>()?,
-            headers: self.headers.clone(),
-            cache_control: self
-                .cache_control
-                .clone()
-                .filter(|_| !self.headers.contains_key(CACHE_CONTROL)),
-            in_memory: self.in_memory,
+            headers: ConfiguredHeaders {
+                common: self.headers.clone(),
+                cache_control: self
+                    .cache_control
+                    .clone()
+                    .filter(|_| !self.headers.contains_key(CACHE_CONTROL)),
+            },
+            in_memory_max_bytes: self.in_memory_max_bytes,
             direct: self.direct,
         })
     }
 }
 
-/// Checks that a page is a file beneath the root now. It may be replaced later.
-fn check_page(root: &Root, path: &Path) -> io::Result<Page> {
+/// Checks that a page currently is a file beneath the root. It may be replaced later.
+fn check_page(root: &Root, path: &Path) -> io::Result<ConfiguredPage> {
     let bytes = path.as_os_str().as_bytes();
     let relative = bytes.strip_prefix(b"/").unwrap_or(bytes);
-    let wrong = |why: &str| invalid(format!("page {}: {why}", path.display()));
-    let c_path = path::c_path(relative.to_vec()).map_err(|_| wrong("it has a NUL in it"))?;
-    match root.open(&c_path, Wait::ForDisk) {
+    let invalid_page = |why: &str| invalid(format!("page {}: {why}", path.display()));
+    let c_path =
+        path::to_c_path(relative.to_vec()).map_err(|_| invalid_page("the path contains a NUL"))?;
+    match root.open(&c_path, DiskAccess::MayBlock) {
         Ok(file) if file.metadata()?.is_file() => {}
-        Ok(_) => return Err(wrong("it is not a regular file")),
+        Ok(_) => return Err(invalid_page("it is not a regular file")),
         Err(_) => {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
                 format!(
-                    "page {}: no such file can be read beneath the root",
+                    "page {}: no readable file at this path beneath the root",
                     path.display()
                 ),
             ));
         }
     }
-    Ok(Page {
+    Ok(ConfiguredPage {
         key: [b"page:", relative].concat().into(),
         path: c_path,
     })

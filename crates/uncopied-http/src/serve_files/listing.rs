@@ -1,4 +1,4 @@
-//! Lists of a directory's files, as HTML or JSON.
+//! Directory listings, as HTML or JSON.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -9,17 +9,19 @@ use http::header::{CONTENT_TYPE, VARY};
 use http::{HeaderName, HeaderValue};
 use rustix::fs::{AtFlags, Dir, FileType};
 
-use super::path::{Asked, escape, visible};
-use super::root::Root;
-use crate::file::{Facts, Wait};
+use super::cache::headers::MAX_HTTP_DATE_SECONDS;
+use super::resolve::path::{RequestPath, is_visible, percent_encode_name};
+use super::resolve::root::Root;
+use crate::file_stat::FileStat;
+use crate::open_file::DiskAccess;
 
-/// The most names that are listed: a directory of millions must not fill the memory.
-const MAX_ITEMS: usize = 100_000;
+/// The most names in a listing, so that a directory of millions does not fill the memory.
+const MAX_LISTED_NAMES: usize = 100_000;
 
-/// Says that names were left out, and after how many.
-const TRUNCATED: HeaderName = HeaderName::from_static("x-listing-truncated");
+/// The header that says that names were left out, and after how many.
+const TRUNCATED_HEADER: HeaderName = HeaderName::from_static("x-listing-truncated");
 
-/// A directory's files, written out.
+/// A listing, written out.
 #[derive(Debug)]
 pub(super) struct Listing {
     text: String,
@@ -28,45 +30,46 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// The headers that belong to it, and its text.
+    /// The headers of the listing, and its text.
     pub(super) fn into_parts(
         self,
     ) -> (impl IntoIterator<Item = (HeaderName, HeaderValue)>, String) {
-        let media = match self.json {
+        let media_type = match self.json {
             true => "application/json; charset=utf-8",
             false => "text/html; charset=utf-8",
         };
         let fields = [
-            Some((CONTENT_TYPE, HeaderValue::from_static(media))),
+            Some((CONTENT_TYPE, HeaderValue::from_static(media_type))),
             Some((VARY, HeaderValue::from_static("accept"))),
-            self.truncated.then(|| (TRUNCATED, MAX_ITEMS.into())),
+            self.truncated
+                .then(|| (TRUNCATED_HEADER, MAX_LISTED_NAMES.into())),
         ];
         (fields.into_iter().flatten(), self.text)
     }
 }
 
-/// One file or directory.
+/// One file or directory in a listing.
 #[derive(Debug)]
-struct Item {
+struct ListingEntry {
     name: Vec<u8>,
-    directory: bool,
+    is_directory: bool,
     len: u64,
     modified: i64,
 }
 
-/// Lists `dir`, which is the directory that was asked for. May wait for the disk.
-pub(super) fn make(
+/// Lists `dir`, the open directory at `path`. May wait for the disk.
+pub(super) fn list(
     root: &Root,
-    asked: &Asked,
+    path: &RequestPath,
     dir: File,
     hidden: bool,
     json: bool,
 ) -> io::Result<Listing> {
-    let (mut items, truncated) = read(root, asked, dir, hidden)?;
-    items.sort_unstable_by(|a, b| (!a.directory, &a.name).cmp(&(!b.directory, &b.name)));
+    let (mut entries, truncated) = read_entries(root, path, dir, hidden)?;
+    entries.sort_unstable_by(|a, b| (!a.is_directory, &a.name).cmp(&(!b.is_directory, &b.name)));
     let text = match json {
-        true => to_json(&items),
-        false => to_html(asked, &items, truncated),
+        true => to_json(&entries),
+        false => to_html(path, &entries, truncated),
     };
     Ok(Listing {
         text,
@@ -75,58 +78,65 @@ pub(super) fn make(
     })
 }
 
-/// What would be served of a directory, and whether more was left out.
-fn read(root: &Root, asked: &Asked, dir: File, hidden: bool) -> io::Result<(Vec<Item>, bool)> {
-    let mut items = Vec::new();
-    for entry in Dir::read_from(&dir)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name == b"." || name == b".." || !(hidden || visible(name, asked.is_root())) {
+/// The entries of a directory that would be served, and whether some were left out.
+fn read_entries(
+    root: &Root,
+    path: &RequestPath,
+    dir: File,
+    hidden: bool,
+) -> io::Result<(Vec<ListingEntry>, bool)> {
+    let mut entries = Vec::new();
+    for dir_entry in Dir::read_from(&dir)? {
+        let dir_entry = dir_entry?;
+        let name = dir_entry.file_name().to_bytes();
+        if name == b"." || name == b".." || !(hidden || is_visible(name, path.is_root())) {
             continue;
         }
-        // A file that vanishes while the directory is read is simply not there.
+        // A file that vanishes while the directory is read is left out.
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let facts = match entry.file_type() {
+        let stat = match dir_entry.file_type() {
             FileType::Fifo
             | FileType::Socket
             | FileType::CharacterDevice
             | FileType::BlockDevice => None,
-            FileType::Symlink => follow(root, asked, name),
-            _ => match Facts::at(&dir, entry.file_name(), flags) {
-                // Not every file system tells the kind with the name.
-                Ok(facts) if !facts.is_regular() && !facts.is_directory() => {
-                    follow(root, asked, name)
+            FileType::Symlink => follow_link(root, path, name),
+            _ => match FileStat::at(&dir, dir_entry.file_name(), flags) {
+                // Not every file system reports the file type with the name.
+                Ok(stat) if !stat.is_regular() && !stat.is_directory() => {
+                    follow_link(root, path, name)
                 }
-                facts => facts.ok(),
+                stat => stat.ok(),
             },
         };
-        let Some(facts) = facts.filter(|facts| facts.is_regular() || facts.is_directory()) else {
+        let Some(stat) = stat.filter(|stat| stat.is_regular() || stat.is_directory()) else {
             continue;
         };
-        if items.len() == MAX_ITEMS {
-            return Ok((items, true));
+        if entries.len() == MAX_LISTED_NAMES {
+            return Ok((entries, true));
         }
-        items.push(Item {
+        entries.push(ListingEntry {
             name: name.to_vec(),
-            directory: facts.is_directory(),
-            len: facts.len(),
-            modified: facts.modified().0,
+            is_directory: stat.is_directory(),
+            len: stat.len(),
+            modified: stat.modified().0,
         });
     }
-    Ok((items, false))
+    Ok((entries, false))
 }
 
-/// What a link leads to, if a request for it would be answered.
-fn follow(root: &Root, asked: &Asked, name: &[u8]) -> Option<Facts> {
-    let file = root.open(&asked.child(name).ok()?, Wait::ForDisk).ok()?;
-    Facts::of(&file).ok()
+/// The target of a link, if a request for the link would be served.
+fn follow_link(root: &Root, path: &RequestPath, name: &[u8]) -> Option<FileStat> {
+    let file = root
+        .open(&path.child(name).ok()?, DiskAccess::MayBlock)
+        .ok()?;
+    FileStat::of(&file).ok()
 }
 
-fn to_html(asked: &Asked, items: &[Item], truncated: bool) -> String {
-    let slash = if asked.is_root() { "" } else { "/" };
-    let title = html(&format!(
+fn to_html(path: &RequestPath, entries: &[ListingEntry], truncated: bool) -> String {
+    let slash = if path.is_root() { "" } else { "/" };
+    let title = escape_html(&format!(
         "/{}{slash}",
-        String::from_utf8_lossy(asked.relative())
+        String::from_utf8_lossy(path.relative())
     ));
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -134,47 +144,54 @@ fn to_html(asked: &Asked, items: &[Item], truncated: bool) -> String {
          <style>body{{font-family:sans-serif;margin:2em}}td{{padding:0 2em 0 0}}\
          td+td{{white-space:nowrap}}</style>\n</head>\n<body>\n<h1>Index of {title}</h1>\n<table>\n"
     );
-    if !asked.is_root() {
+    if !path.is_root() {
         page.push_str("<tr><td><a href=\"../\">../</a></td><td></td><td></td></tr>\n");
     }
-    for item in items {
-        let slash = if item.directory { "/" } else { "" };
-        let name = html(&String::from_utf8_lossy(&item.name));
-        let size = if item.directory {
+    for entry in entries {
+        let slash = if entry.is_directory { "/" } else { "" };
+        let name = escape_html(&String::from_utf8_lossy(&entry.name));
+        let size = if entry.is_directory {
             String::new()
         } else {
-            size(item.len)
+            size(entry.len)
         };
-        let date = date(item.modified).unwrap_or_default();
+        let date = date(entry.modified).unwrap_or_default();
         // Writing to a String cannot fail.
         let _ = writeln!(
             page,
             "<tr><td><a href=\"./{}{slash}\">{name}{slash}</a></td><td>{size}</td><td>{date}</td></tr>",
-            escape(&item.name)
+            percent_encode_name(&entry.name)
         );
     }
     page.push_str("</table>\n");
     if truncated {
-        let _ = writeln!(page, "<p>Only {MAX_ITEMS} of the names are shown.</p>");
+        let _ = writeln!(
+            page,
+            "<p>Only {MAX_LISTED_NAMES} of the names are shown.</p>"
+        );
     }
     page.push_str("</body>\n</html>\n");
     page
 }
 
-/// The shape of nginx's `autoindex_format json`.
-fn to_json(items: &[Item]) -> String {
+/// The format of nginx's `autoindex_format json`.
+fn to_json(entries: &[ListingEntry]) -> String {
     let mut text = String::from("[");
-    for (at, item) in items.iter().enumerate() {
+    for (at, entry) in entries.iter().enumerate() {
         let comma = if at == 0 { "" } else { "," };
-        let kind = if item.directory { "directory" } else { "file" };
-        let name = json(&String::from_utf8_lossy(&item.name));
-        let date = date(item.modified).map_or("null".to_owned(), |date| format!("\"{date}\""));
+        let kind = if entry.is_directory {
+            "directory"
+        } else {
+            "file"
+        };
+        let name = escape_json(&String::from_utf8_lossy(&entry.name));
+        let date = date(entry.modified).map_or("null".to_owned(), |date| format!("\"{date}\""));
         let _ = write!(
             text,
             "{comma}\n{{\"name\":{name},\"type\":\"{kind}\",\"mtime\":{date}"
         );
-        if !item.directory {
-            let _ = write!(text, ",\"size\":{}", item.len);
+        if !entry.is_directory {
+            let _ = write!(text, ",\"size\":{}", entry.len);
         }
         text.push('}');
     }
@@ -185,13 +202,13 @@ fn to_json(items: &[Item]) -> String {
 fn date(seconds: i64) -> Option<String> {
     let seconds = u64::try_from(seconds)
         .ok()
-        .filter(|at| *at <= super::cache::LAST_SECOND)?;
+        .filter(|at| *at <= MAX_HTTP_DATE_SECONDS)?;
     Some(httpdate::fmt_http_date(
         UNIX_EPOCH + Duration::from_secs(seconds),
     ))
 }
 
-/// A length for people: the exact bytes up to 1023, else three or four digits and a unit.
+/// A length for humans: the exact number of bytes up to 1023, then one decimal and a unit.
 fn size(len: u64) -> String {
     let mut scaled = len as f64;
     let mut unit = "B";
@@ -209,7 +226,7 @@ fn size(len: u64) -> String {
     }
 }
 
-fn html(text: &str) -> String {
+fn escape_html(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -224,7 +241,7 @@ fn html(text: &str) -> String {
     escaped
 }
 
-fn json(text: &str) -> String {
+fn escape_json(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 2);
     escaped.push('"');
     for c in text.chars() {
@@ -245,20 +262,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn html_has_no_live_character_left() {
+    fn html_special_characters_are_escaped() {
         assert_eq!(
-            html("<a href=\"x\">'&"),
+            escape_html("<a href=\"x\">'&"),
             "&lt;a href=&quot;x&quot;&gt;&#39;&amp;"
         );
     }
 
     #[test]
     fn json_strings_are_escaped() {
-        assert_eq!(json("a\"b\\c\n\u{7f}é"), "\"a\\\"b\\\\c\\u000a\\u007fé\"");
+        assert_eq!(
+            escape_json("a\"b\\c\n\u{7f}é"),
+            "\"a\\\"b\\\\c\\u000a\\u007fé\""
+        );
     }
 
     #[test]
-    fn sizes_are_exact_when_small() {
+    fn small_sizes_are_exact() {
         assert_eq!(size(0), "0 B");
         assert_eq!(size(1023), "1023 B");
         assert_eq!(size(1536), "1.5 KiB");
@@ -266,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_that_http_cannot_write_are_left_out() {
+    fn dates_that_http_cannot_express_are_left_out() {
         assert_eq!(date(0).as_deref(), Some("Thu, 01 Jan 1970 00:00:00 GMT"));
         assert_eq!(date(-1), None);
         assert!(date(253_402_300_799).is_some());

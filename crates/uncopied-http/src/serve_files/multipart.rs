@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::HeaderValue;
 
-use crate::body::{FileBody, Part};
-use crate::file::OpenFile;
+use crate::body::{BodyPart, FileBody};
+use crate::open_file::OpenFile;
 
 /// A body of several ranges of one file.
 #[derive(Debug)]
@@ -20,30 +20,34 @@ pub(super) struct Multipart {
 }
 
 impl Multipart {
-    /// Puts `ranges`, which lie within the file and are few, each under a head of its own.
+    /// Puts each of `ranges` under a head of its own. They are few, and lie within the file.
     ///
-    /// The boundary is 128 random bits, chosen for this one answer: that it stands in the file is
-    /// too unlikely to look for it.
-    pub(super) fn new(file: &Arc<OpenFile>, ranges: Vec<Range<u64>>, media: &HeaderValue) -> Self {
+    /// The boundary is 128 random bits, chosen for this response alone. It is so unlikely to occur
+    /// in the file that the file is not searched for it.
+    pub(super) fn new(
+        file: &Arc<OpenFile>,
+        ranges: Vec<Range<u64>>,
+        media_type: &HeaderValue,
+    ) -> Self {
         let boundary = format!("{:016x}{:016x}", random(), random());
-        let file_len = file.facts().len();
+        let file_len = file.stat().len();
         let mut parts = Vec::with_capacity(2 * ranges.len() + 1);
         let mut len = 0_u64;
         for range in ranges {
-            let lead = if parts.is_empty() { "" } else { "\r\n" };
-            let mut head = format!("{lead}--{boundary}\r\ncontent-type: ").into_bytes();
-            head.extend_from_slice(media.as_bytes());
+            let line_break = if parts.is_empty() { "" } else { "\r\n" };
+            let mut head = format!("{line_break}--{boundary}\r\ncontent-type: ").into_bytes();
+            head.extend_from_slice(media_type.as_bytes());
             let content_range = content_range(&range, file_len);
             head.extend_from_slice(
                 format!("\r\ncontent-range: {content_range}\r\n\r\n").as_bytes(),
             );
             len += head.len() as u64 + (range.end - range.start);
-            parts.push(Part::Memory(head.into()));
-            parts.push(Part::File(Arc::clone(file), range));
+            parts.push(BodyPart::Memory(head.into()));
+            parts.push(BodyPart::File(Arc::clone(file), range));
         }
         let end = Bytes::from(format!("\r\n--{boundary}--\r\n"));
         len += end.len() as u64;
-        parts.push(Part::Memory(end));
+        parts.push(BodyPart::Memory(end));
         Self {
             body: FileBody::from_parts(parts),
             len,
@@ -52,7 +56,7 @@ impl Multipart {
     }
 
     /// The value of `Content-Type`.
-    pub(super) fn media(&self) -> String {
+    pub(super) fn content_type(&self) -> String {
         format!("multipart/byteranges; boundary={}", self.boundary)
     }
 }

@@ -10,222 +10,181 @@ use http::header::{
     RETRY_AFTER,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 
-use super::basis::Basis;
-use super::cache::Entry;
-use super::conditional::{self, Verdict};
-use super::find::{Chosen, Target};
+use super::cache::entry::Entry;
+use super::listing;
 use super::multipart::{Multipart, content_range};
-use super::range::{self, Selected};
-use super::root::Stop;
-use super::{Shared, listing, negotiate};
-use crate::body::FileBody;
-use crate::file::Wait;
+use super::request::conditional::{self, PreconditionOutcome};
+use super::request::negotiate;
+use super::request::range::{self, RangeSelection};
+use super::resolve::root::ResolveError;
+use super::site::{Negotiation, ResolvedTarget, Site};
+use crate::body::{Basis, FileBody};
+use crate::open_file::DiskAccess;
 
-/// The methods that are answered.
-const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+/// The value of `Allow`.
+const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
-/// The disk would be needed, and the caller may not wait for it.
-pub(super) struct WouldBlock;
+/// The response needs the disk, and the caller may not wait for it.
+pub(super) struct NeedsDisk;
 
-/// The parts of a request that an answer depends on.
-#[derive(Clone, Copy)]
-pub(super) struct Ask<'a> {
-    pub(super) method: &'a Method,
-    pub(super) uri: &'a Uri,
-    pub(super) version: Version,
-    pub(super) headers: &'a HeaderMap,
+/// The response to a request. `current` is the file that its path leads to, if that is known.
+pub(super) fn respond(
+    site: &Site,
+    request: &Parts,
+    current: Option<Arc<Entry>>,
+    access: DiskAccess,
+) -> Result<Response<FileBody>, NeedsDisk> {
+    let responder = Responder {
+        site,
+        request,
+        is_head: request.method == Method::HEAD,
+        access,
+    };
+    responder.respond(current)
 }
 
-impl<'a> Ask<'a> {
-    pub(super) fn of(parts: &'a Parts) -> Self {
-        let Parts {
-            method,
-            uri,
-            version,
-            headers,
-            ..
-        } = parts;
-        Self {
-            method,
-            uri,
-            version: *version,
-            headers,
-        }
-    }
+/// Makes the response to one request.
+struct Responder<'a> {
+    site: &'a Site,
+    request: &'a Parts,
+    is_head: bool,
+    access: DiskAccess,
 }
 
 /// Which kinds of header fields a request has. One pass over them costs less than a look-up each.
 #[derive(Default)]
-struct Fields {
+struct FieldKinds {
     conditional: bool,
     range: bool,
     encoding: bool,
 }
 
-impl Fields {
+impl FieldKinds {
     fn of(headers: &HeaderMap) -> Self {
-        let mut fields = Self::default();
+        let mut kinds = Self::default();
         for name in headers.keys() {
             match *name {
-                ACCEPT_ENCODING => fields.encoding = true,
-                RANGE => fields.range = true,
+                ACCEPT_ENCODING => kinds.encoding = true,
+                RANGE => kinds.range = true,
                 IF_MATCH | IF_NONE_MATCH | IF_MODIFIED_SINCE | IF_UNMODIFIED_SINCE => {
-                    fields.conditional = true;
+                    kinds.conditional = true;
                 }
                 _ => {}
             }
         }
-        fields
+        kinds
     }
 }
 
-impl Shared {
-    /// The file in the cache that a request may be for. Whether that is still true is not known.
-    pub(super) fn cached(&self, parts: &Parts) -> Option<Arc<Entry>> {
-        let is_for_bytes = matches!(parts.method, Method::GET | Method::HEAD);
-        is_for_bytes.then(|| self.cache.peek(parts.uri.path().as_bytes()))?
-    }
-
-    /// The answer to a request. `current` is the file that its path leads to, if that is known.
-    pub(super) fn answer(
-        self: &Arc<Self>,
-        ask: Ask<'_>,
-        current: Option<Arc<Entry>>,
-        wait: Wait,
-    ) -> Result<Response<FileBody>, WouldBlock> {
-        let head = *ask.method == Method::HEAD;
-        let answer = if head || *ask.method == Method::GET {
-            self.target(ask, current, head, wait)
-        } else if *ask.method == Method::OPTIONS {
-            Ok(self.bare(StatusCode::NO_CONTENT, [(ALLOW, METHODS)]))
+impl Responder<'_> {
+    fn respond(&self, current: Option<Arc<Entry>>) -> Result<Response<FileBody>, NeedsDisk> {
+        let response = if self.is_head || self.request.method == Method::GET {
+            self.target(current)
+        } else if self.request.method == Method::OPTIONS {
+            Ok(self.without_body(StatusCode::NO_CONTENT, [(ALLOW, ALLOWED_METHODS)]))
         } else {
-            self.error(
-                StatusCode::METHOD_NOT_ALLOWED,
-                [(ALLOW, METHODS)],
-                head,
-                wait,
-            )
+            self.error(StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, ALLOWED_METHODS)])
         };
-        let answer = match answer {
-            Err(Stop::Status(status)) => {
-                let later = status == StatusCode::SERVICE_UNAVAILABLE;
-                let later = later.then_some((RETRY_AFTER, HeaderValue::from_static("1")));
-                self.error(status, later, head, wait)
+        let response = match response {
+            Err(ResolveError::Status(status)) => {
+                let is_temporary = status == StatusCode::SERVICE_UNAVAILABLE;
+                let retry = is_temporary.then_some((RETRY_AFTER, HeaderValue::from_static("1")));
+                self.error(status, retry)
             }
-            answer => answer,
+            response => response,
         };
-        // `error` answers with a status itself, so only one thing can have stopped it.
-        let answer = answer.map_err(|_| WouldBlock)?;
-        // What an HTTP/2 connection does with a body is not this server's promise to make.
-        let is_direct = self.config.direct && ask.version <= Version::HTTP_11;
+        // `error` turns every status into a response, so `NeedsDisk` is the only error left.
+        let response = response.map_err(|_| NeedsDisk)?;
+        // This service cannot promise what an HTTP/2 connection does with a body.
+        let is_direct = self.site.config.direct && self.request.version <= Version::HTTP_11;
         Ok(match is_direct {
-            true => answer.map(FileBody::direct),
-            false => answer,
+            true => response.map(FileBody::direct),
+            false => response,
         })
     }
 
-    fn target(
-        self: &Arc<Self>,
-        ask: Ask<'_>,
-        current: Option<Arc<Entry>>,
-        head: bool,
-        wait: Wait,
-    ) -> Result<Response<FileBody>, Stop> {
+    fn target(&self, current: Option<Arc<Entry>>) -> Result<Response<FileBody>, ResolveError> {
+        let uri = &self.request.uri;
         let target = match current {
-            Some(entry) => Ok(Target::File(entry)),
-            None => self.find(ask.uri.path(), wait),
+            Some(entry) => Ok(ResolvedTarget::File(entry)),
+            None => self.site.find(uri.path(), self.access),
         };
         match target {
-            Ok(Target::File(entry)) => self.file(entry, ask.headers, head, wait),
-            Ok(Target::NoSlash(asked)) => {
-                let location = HeaderValue::try_from(asked.with_slash(ask.uri.query()))
+            Ok(ResolvedTarget::File(entry)) => self.file(entry),
+            Ok(ResolvedTarget::MissingSlash(path)) => {
+                let location = HeaderValue::try_from(path.with_slash(uri.query()))
                     .map_err(|_| StatusCode::BAD_REQUEST)?;
                 let headers = [(LOCATION, location), (CONTENT_LENGTH, 0.into())];
-                Ok(self.bare(StatusCode::MOVED_PERMANENTLY, headers))
+                Ok(self.without_body(StatusCode::MOVED_PERMANENTLY, headers))
             }
-            Ok(Target::Listing(asked, dir)) => {
-                let json = negotiate::prefers_json(ask.headers.get_all(ACCEPT));
-                let listing = listing::make(&self.root, &asked, dir, self.config.hidden, json)
-                    .map_err(|error| Stop::of(&error, wait))?;
+            Ok(ResolvedTarget::Listing(path, dir)) => {
+                let json = negotiate::prefers_json(self.request.headers.get_all(ACCEPT));
+                let Site { root, config, .. } = self.site;
+                let listing = listing::list(root, &path, dir, config.hidden, json)
+                    .map_err(|error| ResolveError::from_io(&error, self.access))?;
                 let (headers, text) = listing.into_parts();
-                Ok(self.text(StatusCode::OK, headers, text.into(), head))
+                Ok(self.text(StatusCode::OK, headers, text.into()))
             }
-            Err(Stop::NOT_FOUND) => match &self.config.fallback {
-                Some(page) if wants_page(ask) => {
-                    let entry = self.page(page, wait)?;
-                    let answer = self.file(entry, ask.headers, head, wait)?;
-                    // It stands on a file that is not there.
-                    Ok(answer.map(|body| body.on_basis(None)))
+            Err(ResolveError::NOT_FOUND) => match &self.site.config.fallback {
+                Some(page) if self.wants_fallback() => {
+                    let entry = self.site.page(page, self.access)?;
+                    let response = self.file(entry)?;
+                    // The response depends on the absence of the file that was requested.
+                    Ok(response.map(|body| body.with_basis(None)))
                 }
-                _ => Err(Stop::NOT_FOUND),
+                _ => Err(ResolveError::NOT_FOUND),
             },
-            Err(stop) => Err(stop),
+            Err(error) => Err(error),
         }
     }
 
-    /// Answers with a file, or with what the preconditions and the range make of it.
-    fn file(
-        self: &Arc<Self>,
-        entry: Arc<Entry>,
-        headers: &HeaderMap,
-        head: bool,
-        wait: Wait,
-    ) -> Result<Response<FileBody>, Stop> {
-        let fields = Fields::of(headers);
-        let (entry, chosen) = if fields.encoding {
-            self.negotiated(entry, headers, wait)?
+    /// Whether the fallback page of a single-page application is served in place of a missing file.
+    fn wants_fallback(&self) -> bool {
+        let path = self.request.uri.path();
+        let name = path.rsplit('/').next().unwrap_or_default();
+        !name.contains('.') || negotiate::names_html(self.request.headers.get_all(ACCEPT))
+    }
+
+    /// The response for a file, after precompressed files, preconditions and ranges.
+    fn file(&self, entry: Arc<Entry>) -> Result<Response<FileBody>, ResolveError> {
+        let headers = &self.request.headers;
+        let kinds = FieldKinds::of(headers);
+        let (entry, negotiation) = if kinds.encoding {
+            self.site.negotiate(entry, headers, self.access)?
         } else {
-            (entry, Chosen::Itself)
+            (entry, Negotiation::NotNeeded)
         };
-        if fields.conditional {
+        if kinds.conditional {
             match conditional::check(headers, entry.validators()) {
-                Verdict::Send => {}
-                Verdict::NotModified => return Ok(not_modified(&entry)),
-                Verdict::Failed => return Err(StatusCode::PRECONDITION_FAILED.into()),
+                PreconditionOutcome::Proceed => {}
+                PreconditionOutcome::NotModified => return Ok(not_modified(&entry)),
+                PreconditionOutcome::Failed => return Err(StatusCode::PRECONDITION_FAILED.into()),
             }
         }
-        if fields.range && !head && conditional::range_counts(headers, entry.validators()) {
+        let validators = entry.validators();
+        if kinds.range && !self.is_head && conditional::range_applies(headers, validators) {
             let mut lines = headers.get_all(RANGE).iter();
             if let (Some(line), None) = (lines.next(), lines.next()) {
                 match range::select(line.as_bytes(), entry.len()) {
-                    Selected::Whole => {}
-                    Selected::One(range) => return Ok(self.one_range(&entry, range)),
-                    Selected::Several(ranges) => return Ok(self.several_ranges(&entry, ranges)),
-                    Selected::Unsatisfiable => return self.unsatisfiable(&entry, wait),
+                    RangeSelection::Whole => {}
+                    RangeSelection::One(range) => return Ok(one_range(&entry, range)),
+                    RangeSelection::Several(ranges) => return Ok(several_ranges(&entry, ranges)),
+                    RangeSelection::Unsatisfiable => return self.unsatisfiable(&entry),
                 }
             }
         }
-        let body = if head {
+        let body = if self.is_head {
             FileBody::empty()
         } else {
-            let basis = Basis::of(self, &entry, chosen);
-            body(&entry, 0..entry.len()).on_basis(basis)
+            let basis = Basis::of(&entry, negotiation);
+            file_body(&entry, 0..entry.len()).with_basis(basis)
         };
         Ok(response(StatusCode::OK, entry.headers.clone(), body))
     }
 
-    fn one_range(&self, entry: &Entry, range: Range<u64>) -> Response<FileBody> {
-        let mut headers = entry.headers.clone();
-        headers.insert(CONTENT_LENGTH, (range.end - range.start).into());
-        set(
-            &mut headers,
-            CONTENT_RANGE,
-            content_range(&range, entry.len()),
-        );
-        response(StatusCode::PARTIAL_CONTENT, headers, body(entry, range))
-    }
-
-    fn several_ranges(&self, entry: &Entry, ranges: Vec<Range<u64>>) -> Response<FileBody> {
-        let multipart = Multipart::new(&entry.file, ranges, &entry.media);
-        let mut headers = entry.headers.clone();
-        headers.insert(CONTENT_LENGTH, multipart.len.into());
-        set(&mut headers, CONTENT_TYPE, multipart.media());
-        response(StatusCode::PARTIAL_CONTENT, headers, multipart.body)
-    }
-
-    fn unsatisfiable(&self, entry: &Entry, wait: Wait) -> Result<Response<FileBody>, Stop> {
+    fn unsatisfiable(&self, entry: &Entry) -> Result<Response<FileBody>, ResolveError> {
         let mut headers = HeaderMap::new();
         set(
             &mut headers,
@@ -235,41 +194,36 @@ impl Shared {
         let headers = headers
             .remove(CONTENT_RANGE)
             .map(|value| (CONTENT_RANGE, value));
-        self.error(StatusCode::RANGE_NOT_SATISFIABLE, headers, false, wait)
+        self.error(StatusCode::RANGE_NOT_SATISFIABLE, headers)
     }
 
-    /// An error: with the body of its page if there is one, else with one line of text.
+    /// An error response: its body is the configured page, or else one line of text.
     fn error(
         &self,
         status: StatusCode,
         headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
-        head: bool,
-        wait: Wait,
-    ) -> Result<Response<FileBody>, Stop> {
-        let page = self
-            .config
-            .error_pages
-            .iter()
-            .find(|(for_status, _)| *for_status == status);
-        let entry = match page.map(|(_, page)| self.page(page, wait)) {
+    ) -> Result<Response<FileBody>, ResolveError> {
+        let pages = &self.site.config.error_pages;
+        let page = pages.iter().find(|(for_status, _)| *for_status == status);
+        let entry = match page.map(|(_, page)| self.site.page(page, self.access)) {
             Some(Ok(entry)) => entry,
-            Some(Err(Stop::WouldBlock)) => return Err(Stop::WouldBlock),
-            // A page that cannot be had must not hide the error that it is for.
-            Some(Err(Stop::Status(_))) | None => {
-                let media = HeaderValue::from_static("text/plain; charset=utf-8");
-                let headers = headers.into_iter().chain([(CONTENT_TYPE, media)]);
-                return Ok(self.text(status, headers, format!("{status}\n").into(), head));
+            Some(Err(ResolveError::NeedsDisk)) => return Err(ResolveError::NeedsDisk),
+            // If the page cannot be opened, the original error is reported without it.
+            Some(Err(ResolveError::Status(_))) | None => {
+                let media_type = HeaderValue::from_static("text/plain; charset=utf-8");
+                let headers = headers.into_iter().chain([(CONTENT_TYPE, media_type)]);
+                return Ok(self.text(status, headers, format!("{status}\n").into()));
             }
         };
         let of_page = [
-            (CONTENT_TYPE, entry.media.clone()),
+            (CONTENT_TYPE, entry.media_type.clone()),
             (CONTENT_LENGTH, entry.len().into()),
         ];
-        let mut answer = self.bare(status, headers.into_iter().chain(of_page));
-        if !head {
-            *answer.body_mut() = body(&entry, 0..entry.len());
+        let mut response = self.without_body(status, headers.into_iter().chain(of_page));
+        if !self.is_head {
+            *response.body_mut() = file_body(&entry, 0..entry.len());
         }
-        Ok(answer)
+        Ok(response)
     }
 
     fn text(
@@ -277,32 +231,47 @@ impl Shared {
         status: StatusCode,
         headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
         text: Bytes,
-        head: bool,
     ) -> Response<FileBody> {
-        let mut answer = self.bare(status, headers);
-        answer
+        let mut response = self.without_body(status, headers);
+        response
             .headers_mut()
             .insert(CONTENT_LENGTH, text.len().into());
-        if !head {
-            *answer.body_mut() = FileBody::from_bytes(text);
+        if !self.is_head {
+            *response.body_mut() = FileBody::from_bytes(text);
         }
-        answer
+        response
     }
 
-    /// An answer without a body, with the headers that all answers have.
-    fn bare(
+    /// A response without a body, with the headers that all responses have.
+    fn without_body(
         &self,
         status: StatusCode,
         headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
     ) -> Response<FileBody> {
         let mut headers: HeaderMap = headers.into_iter().collect();
-        self.config.decorate(&mut headers);
+        self.site.config.headers.apply(&mut headers);
         response(status, headers, FileBody::empty())
     }
 }
 
-fn body(entry: &Entry, range: Range<u64>) -> FileBody {
-    FileBody::from_file(Arc::clone(&entry.file), range)
+fn one_range(entry: &Entry, range: Range<u64>) -> Response<FileBody> {
+    let mut headers = entry.headers.clone();
+    headers.insert(CONTENT_LENGTH, (range.end - range.start).into());
+    set(
+        &mut headers,
+        CONTENT_RANGE,
+        content_range(&range, entry.len()),
+    );
+    let body = file_body(entry, range);
+    response(StatusCode::PARTIAL_CONTENT, headers, body)
+}
+
+fn several_ranges(entry: &Entry, ranges: Vec<Range<u64>>) -> Response<FileBody> {
+    let multipart = Multipart::new(&entry.file, ranges, &entry.media_type);
+    let mut headers = entry.headers.clone();
+    headers.insert(CONTENT_LENGTH, multipart.len.into());
+    set(&mut headers, CONTENT_TYPE, multipart.content_type());
+    response(StatusCode::PARTIAL_CONTENT, headers, multipart.body)
 }
 
 /// 304, with what a 200 would say about caching (RFC 9110 §15.4.5) and nothing about a body.
@@ -319,6 +288,10 @@ fn not_modified(entry: &Entry) -> Response<FileBody> {
     response(StatusCode::NOT_MODIFIED, headers, FileBody::empty())
 }
 
+fn file_body(entry: &Entry, range: Range<u64>) -> FileBody {
+    FileBody::from_file(Arc::clone(&entry.file), range)
+}
+
 fn response(status: StatusCode, headers: HeaderMap, body: FileBody) -> Response<FileBody> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -326,15 +299,10 @@ fn response(status: StatusCode, headers: HeaderMap, body: FileBody) -> Response<
     response
 }
 
-/// Sets a field to text that this module has put together from digits and media types.
+/// Sets a field to text that this module has composed of digits and media types, which is always a
+/// valid value.
 fn set(headers: &mut HeaderMap, name: HeaderName, text: String) {
     if let Ok(value) = HeaderValue::try_from(text) {
         headers.insert(name, value);
     }
-}
-
-/// Whether a missing file should be answered with the page of a single-page application.
-fn wants_page(ask: Ask<'_>) -> bool {
-    let name = ask.uri.path().rsplit('/').next().unwrap_or_default();
-    !name.contains('.') || negotiate::names_html(ask.headers.get_all(ACCEPT))
 }

@@ -1,8 +1,8 @@
-//! The connection under hyper or axum: ordinary reads and writes, except that bytes which live in the
-//! arena are sent from the file that they belong to, or lent as the pages that they are.
+//! The connection under hyper or axum: ordinary reads and writes, except that bytes in the arena
+//! are sent from the file that they belong to, or by zero copy if they are pages.
 
-mod file;
-mod pages;
+mod file_send;
+mod page_send;
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -19,94 +19,96 @@ use uncopied::policy::Mechanism;
 use uncopied::send_vectored;
 
 use crate::activity::Activity;
-use crate::options::Options;
-use crate::watch::recognise;
-use file::Sending;
-use pages::Lender;
+use crate::body::passthrough::confirm_passthrough;
+use crate::options::StreamOptions;
+use file_send::FileSend;
+use page_send::PageSender;
 
-/// A TCP or Unix connection that hyper and axum take as it is, and that sends files by `sendfile`, and
-/// pages of the arena by lending them.
+/// A TCP or Unix connection that hyper and axum accept unmodified, and that sends files by
+/// `sendfile` and pages of the arena by zero copy.
 ///
-/// Every slice that it is given to write is looked up in the [arena](uncopied::arena). What lies in
-/// a mapped file goes out from the file; 32 KiB or more of [frozen pages](Pages) go out by
-/// the [plan](uncopied::policy::plan_memory) for such memory; everything else, and shorter slices of
-/// pages, are written as ever. The [`Options`] may force mechanisms. What stands before a file's
-/// bytes or pages, such as the head of a response, waits for them to share the first packet.
+/// Every slice to write is looked up in the [arena](uncopied::arena). Slices of a mapped file go
+/// out from the file. Slices of 32 KiB or more of [frozen pages](Pages) go out by the
+/// [plan](uncopied::policy::plan_memory) for such memory. Everything else, including shorter slices
+/// of pages, is written as usual. The [`StreamOptions`] may force mechanisms. Bytes in front of a
+/// file's bytes or pages, such as the head of a response, wait for these to share the first packet.
 ///
-/// A file that is not in the page cache is loaded on tokio's blocking pool; other connections of the
-/// thread go on meanwhile.
+/// A file that is not in the page cache is loaded on tokio's blocking pool, while other connections
+/// of the thread continue.
 ///
 /// # Stability of the bytes
 ///
-/// See [`uncopied`]: a file's bytes may change until the peer has them. Pages are frozen, and kept for as
-/// long as the kernel reads them, also if the body, this stream, or the whole runtime is dropped.
+/// See [`uncopied`]: a file's bytes may change until the peer has them. Pages are frozen, and kept
+/// for as long as the kernel reads them, even if the body, this stream, or the whole runtime is
+/// dropped.
 pub struct Stream {
-    socket: Socket,
-    options: Options,
+    socket: ConnectionSocket,
+    options: StreamOptions,
     activity: Option<Arc<Activity>>,
-    sending: Option<Box<Sending>>,
-    /// Made for the first pages; it belongs to the socket, and is dropped with it.
-    lender: Option<Box<Lender>>,
-    /// Why bytes of a file, or pages, could not be sent. Whatever was written after that would land inside them.
+    file_send: Option<Box<FileSend>>,
+    /// Created for the first pages. It belongs to the socket, and is dropped with it.
+    page_sender: Option<Box<PageSender>>,
+    /// Why bytes of a file, or pages, could not be sent. Anything written after such an error would
+    /// take their place in the body, so every later write fails.
     failed: Option<io::Error>,
-    protocol: Protocol,
+    protocol: ConnectionProtocol,
 }
 
-/// What is spoken on the connection, as far as what it writes has told.
+/// The protocol of the connection, as far as the bytes written so far show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
+enum ConnectionProtocol {
     Unknown,
     /// Each frame of a body is passed on as it is.
     Http1,
-    /// HTTP/2 copies the first bytes of some frames next to their heads and passes others on as they
-    /// are: that one was seen proves nothing about the next.
+    /// HTTP/2 copies the first bytes of some frames next to their heads and passes others on as
+    /// they are. One frame that was passed on proves nothing about the next.
     Other,
 }
 
 #[derive(Debug)]
-enum Socket {
+enum ConnectionSocket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-/// So many bytes cost one unit of the task's budget. tokio gives a task 128 units each time that it is
-/// polled, and has every socket answer [`Poll::Pending`] once they are used up: after 4 MiB the task
-/// gives way to others, so that one fast peer cannot hold the thread.
+/// How many bytes cost one unit of the task's budget. tokio gives a task 128 units for each poll,
+/// and once they are used up every socket returns [`Poll::Pending`]. After 4 MiB the task therefore
+/// yields to others, so that one fast peer cannot hold the thread.
 ///
-/// The budget is the task's, and not a count of the stream's own, because hyper goes on to its next
-/// response when a write is pending, and would write again at once.
-const BYTES_PER_UNIT: usize = 32 << 10;
+/// This uses the budget of the task rather than a count in the stream, because hyper continues with
+/// its next response when a write is pending, and would write again at once.
+const BYTES_PER_BUDGET_UNIT: usize = 32 << 10;
 
-/// What one `sendmsg` takes (`IOV_MAX`).
-const SLICES: usize = 1024;
+/// The most slices that one `sendmsg` accepts (`IOV_MAX`).
+const MAX_SLICES_PER_CALL: usize = 1024;
 
 impl Stream {
-    /// A stream over a connected TCP socket. `TCP_NODELAY` should be set: the stream itself says when
-    /// more follows.
+    /// A stream over a connected TCP socket. `TCP_NODELAY` should be set: the stream itself tells
+    /// the kernel when more follows.
     #[must_use]
-    pub fn tcp(socket: TcpStream, options: Options) -> Self {
-        Self::new(Socket::Tcp(socket), options)
+    pub fn tcp(socket: TcpStream, options: StreamOptions) -> Self {
+        Self::new(ConnectionSocket::Tcp(socket), options)
     }
 
     /// A stream over a connected Unix socket.
     #[must_use]
-    pub fn unix(socket: UnixStream, options: Options) -> Self {
-        Self::new(Socket::Unix(socket), options)
+    pub fn unix(socket: UnixStream, options: StreamOptions) -> Self {
+        Self::new(ConnectionSocket::Unix(socket), options)
     }
 
-    fn new(socket: Socket, options: Options) -> Self {
+    fn new(socket: ConnectionSocket, options: StreamOptions) -> Self {
         Self {
             socket,
             options,
             activity: None,
-            sending: None,
-            lender: None,
+            file_send: None,
+            page_sender: None,
             failed: None,
-            protocol: Protocol::Unknown,
+            protocol: ConnectionProtocol::Unknown,
         }
     }
 
-    /// What this connection is waiting for, kept up to date from now on.
+    /// What this connection is waiting for. The value is kept up to date from the first call on.
     pub fn activity(&mut self) -> Arc<Activity> {
         Arc::clone(
             self.activity
@@ -114,34 +116,35 @@ impl Stream {
         )
     }
 
-    /// Ready when there is something to read, or the peer has closed: to wait for a request without a
-    /// buffer to read it into.
+    /// Ready when there is something to read, or the peer has closed. Use it to wait for a request
+    /// without holding a buffer to read it into.
     ///
     /// # Errors
     ///
     /// Only if the runtime is shutting down.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.socket {
-            Socket::Tcp(socket) => socket.poll_read_ready(cx),
-            Socket::Unix(socket) => socket.poll_read_ready(cx),
+            ConnectionSocket::Tcp(socket) => socket.poll_read_ready(cx),
+            ConnectionSocket::Unix(socket) => socket.poll_read_ready(cx),
         }
     }
 
     fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.socket {
-            Socket::Tcp(socket) => socket.poll_write_ready(cx),
-            Socket::Unix(socket) => socket.poll_write_ready(cx),
+            ConnectionSocket::Tcp(socket) => socket.poll_write_ready(cx),
+            ConnectionSocket::Unix(socket) => socket.poll_write_ready(cx),
         }
     }
 
     fn try_write<T>(&self, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         match &self.socket {
-            Socket::Tcp(socket) => socket.try_io(Interest::WRITABLE, write),
-            Socket::Unix(socket) => socket.try_io(Interest::WRITABLE, write),
+            ConnectionSocket::Tcp(socket) => socket.try_io(Interest::WRITABLE, write),
+            ConnectionSocket::Unix(socket) => socket.try_io(Interest::WRITABLE, write),
         }
     }
 
-    /// Repeats `write` whenever the socket is writable until it does something.
+    /// Calls `write` each time the socket is writable, until it returns something other than
+    /// `WouldBlock` or `Interrupted`.
     fn poll_when_writable<T>(
         &self,
         cx: &mut Context<'_>,
@@ -157,7 +160,7 @@ impl Stream {
         }
     }
 
-    /// Writes the slices up to the first that is not copied; that one's bytes go by themselves.
+    /// Writes the slices up to the first that is not copied, and sends that one by itself.
     fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
@@ -167,34 +170,36 @@ impl Stream {
             self.failed = Some(error.kind().into());
             return Poll::Ready(Err(error));
         }
-        let slices = &slices[..slices.len().min(SLICES)];
-        let (plain, found) = self.split_at_found(slices);
+        let slices = &slices[..slices.len().min(MAX_SLICES_PER_CALL)];
+        let (plain, arena_slice) = self.split_at_arena_slice(slices);
         self.note_protocol(plain);
-        // A body is told at once: hyper may ask it for more before this call has written anything.
-        let before_body = self.protocol == Protocol::Http1 && recognise(plain);
+        // The body must learn it now: hyper may poll it for more before this call has written
+        // anything.
+        let before_body = self.protocol == ConnectionProtocol::Http1 && confirm_passthrough(plain);
         let mut written = 0;
         if plain.iter().any(|slice| !slice.is_empty()) {
-            written = ready!(self.poll_send_plain(cx, plain, before_body || found.is_some()))?;
+            written =
+                ready!(self.poll_send_plain(cx, plain, before_body || arena_slice.is_some()))?;
             self.count(cx, Mechanism::Copy, written);
             if written < plain.iter().map(|slice| slice.len()).sum() {
                 return Poll::Ready(Ok(written));
             }
         }
-        let Some(found) = found else {
-            // Whoever writes has given up what was under way.
-            self.end_sending();
+        let Some(arena_slice) = arena_slice else {
+            // The caller no longer writes the bytes of the send in progress.
+            self.abandon_file_send();
             return Poll::Ready(Ok(written));
         };
-        let sent = match found {
-            Found::File(found) => self.poll_send_file(cx, found),
-            Found::Pages(pages) => {
-                self.end_sending();
+        let sent = match arena_slice {
+            ArenaSlice::File(slice) => self.poll_send_file(cx, slice),
+            ArenaSlice::Pages(pages) => {
+                self.abandon_file_send();
                 self.poll_send_pages(cx, &pages)
             }
         };
         match sent {
             Poll::Ready(Ok(sent)) => Poll::Ready(Ok(written + sent)),
-            // What has been written must be told first; the next call meets the rest again.
+            // The bytes already written must be reported first. The next call gets the rest again.
             Poll::Pending if written > 0 => Poll::Ready(Ok(written)),
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) if written > 0 => {
@@ -209,21 +214,23 @@ impl Stream {
     }
 
     /// The slices before the first that is not copied, and that one.
-    fn split_at_found<'a, 'b>(
+    fn split_at_arena_slice<'a, 'b>(
         &self,
         slices: &'a [IoSlice<'b>],
-    ) -> (&'a [IoSlice<'b>], Option<Found>) {
+    ) -> (&'a [IoSlice<'b>], Option<ArenaSlice>) {
         for (at, slice) in slices.iter().enumerate() {
-            let found = match locate(slice) {
-                Some(Located::File { mapping, offset }) => Found::File(InFile {
+            let arena_slice = match locate(slice) {
+                Some(Located::File { mapping, offset }) => ArenaSlice::File(FileSlice {
                     mapping,
                     offset,
                     len: slice.len(),
                 }),
-                Some(Located::Pages(pages)) if self.sends_alone(&pages) => Found::Pages(pages),
+                Some(Located::Pages(pages)) if self.sends_separately(&pages) => {
+                    ArenaSlice::Pages(pages)
+                }
                 _ => continue,
             };
-            return (&slices[..at], Some(found));
+            return (&slices[..at], Some(arena_slice));
         }
         (slices, None)
     }
@@ -243,19 +250,20 @@ impl Stream {
             return;
         };
         let switching = first.starts_with(b"HTTP/1.1 101");
-        if switching || self.protocol == Protocol::Unknown {
+        if switching || self.protocol == ConnectionProtocol::Unknown {
             self.protocol = if first.starts_with(b"HTTP/1.") && !switching {
-                Protocol::Http1
+                ConnectionProtocol::Http1
             } else {
-                Protocol::Other
+                ConnectionProtocol::Other
             };
         }
     }
 
     fn count(&self, cx: &mut Context<'_>, mechanism: Mechanism, bytes: usize) {
         self.options.totals.add(mechanism, bytes as u64);
-        for _ in 0..bytes / BYTES_PER_UNIT {
-            // To ask for a unit that is not there would wake the task, which may have nothing to do.
+        for _ in 0..bytes / BYTES_PER_BUDGET_UNIT {
+            // Requesting a unit when none is left would wake the task, which may have nothing to
+            // do.
             if coop::has_budget_remaining()
                 && let Poll::Ready(unit) = coop::poll_proceed(cx)
             {
@@ -269,30 +277,30 @@ impl Stream {
             return;
         };
         match write {
-            Poll::Ready(Ok(_)) => activity.sent(),
-            Poll::Pending if self.is_waiting_for_peer() => activity.blocked(),
-            Poll::Pending => activity.loading(),
+            Poll::Ready(Ok(_)) => activity.note_sent(),
+            Poll::Pending if self.is_waiting_for_peer() => activity.note_blocked(),
+            Poll::Pending => activity.note_loading(),
             Poll::Ready(Err(_)) => {}
         }
     }
 
     fn is_waiting_for_peer(&self) -> bool {
-        self.sending
+        self.file_send
             .as_ref()
-            .is_none_or(|sending| !sending.is_loading())
+            .is_none_or(|send| !send.is_loading())
     }
 }
 
-/// A slice that is not copied.
-enum Found {
-    File(InFile),
+/// A slice of the arena, which is not copied.
+enum ArenaSlice {
+    File(FileSlice),
     Pages(Pages),
 }
 
 /// A slice of a mapped file.
-struct InFile {
+struct FileSlice {
     mapping: FileMapping,
-    /// Where it begins, in bytes of the file.
+    /// Where the slice begins, in bytes from the start of the file.
     offset: u64,
     len: usize,
 }
@@ -300,8 +308,8 @@ struct InFile {
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
-            Socket::Tcp(socket) => socket.as_fd(),
-            Socket::Unix(socket) => socket.as_fd(),
+            ConnectionSocket::Tcp(socket) => socket.as_fd(),
+            ConnectionSocket::Unix(socket) => socket.as_fd(),
         }
     }
 }
@@ -320,13 +328,13 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = match &mut self.socket {
-            Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
-            Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+            ConnectionSocket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
+            ConnectionSocket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
         };
         if buffer.filled().len() > before
             && let Some(activity) = &self.activity
         {
-            activity.received();
+            activity.note_received();
         }
         read
     }
@@ -357,15 +365,15 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(activity) = &self.activity {
-            activity.flushed();
+            activity.note_flushed();
         }
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.socket {
-            Socket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            Socket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            ConnectionSocket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            ConnectionSocket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
         }
     }
 }

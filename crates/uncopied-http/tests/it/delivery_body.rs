@@ -1,4 +1,4 @@
-//! File bodies by themselves, polled by anything.
+//! File bodies by themselves, polled without a server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,21 +6,21 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use http_body::Body;
 use http_body_util::BodyExt;
-use uncopied_http::{FileBody, Part};
+use uncopied_http::{BodyPart, FileBody};
 
-use crate::delivery_rig::{Files, assert_same, soon};
+use crate::delivery_harness::{Files, assert_same, with_timeout};
 
-struct Count(AtomicUsize);
+struct WakeCounter(AtomicUsize);
 
-impl Wake for Count {
+impl Wake for WakeCounter {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Polls a body to its end, by nothing but its wakes.
+/// Polls a body to its end. Asserts that each pending poll has woken the task.
 fn drain(mut body: FileBody) -> std::io::Result<(Vec<u8>, usize)> {
-    let wakes = Arc::new(Count(AtomicUsize::new(0)));
+    let wakes = Arc::new(WakeCounter(AtomicUsize::new(0)));
     let waker = Waker::from(Arc::clone(&wakes));
     let mut bytes = Vec::new();
     let mut pending = 0;
@@ -31,7 +31,11 @@ fn drain(mut body: FileBody) -> std::io::Result<(Vec<u8>, usize)> {
             Poll::Ready(Some(frame)) => bytes.extend_from_slice(&frame?.into_data().unwrap()),
             Poll::Pending => {
                 pending += 1;
-                assert_eq!(wakes.0.load(Ordering::Relaxed), pending, "it would hang");
+                assert_eq!(
+                    wakes.0.load(Ordering::Relaxed),
+                    pending,
+                    "a pending poll must wake the task"
+                );
             }
         }
     }
@@ -45,11 +49,11 @@ fn a_body_needs_no_runtime_and_never_hangs() {
         let body = match mode {
             0 => body,
             1 => body.direct(),
-            _ => body.read(),
+            _ => body.buffered(),
         };
         let (bytes, pending) = drain(body).unwrap();
         assert_same(&bytes, &files.contents[0][3..300_000], "the body");
-        assert_eq!(pending, usize::from(mode == 0), "one chance to be flushed");
+        assert_eq!(pending, usize::from(mode == 0), "one chance to flush");
     }
 }
 
@@ -61,8 +65,8 @@ fn a_cold_body_needs_no_runtime() {
     assert_same(&drain(body).unwrap().0, &files.contents[0], "the body");
 }
 
-/// Ranges come from whoever makes the body. One that the file does not have is an error at the byte
-/// where it ends, in every mode.
+/// The creator of a body chooses its range. If the range reaches beyond the end of the file, every
+/// mode fails at the byte where the file ends.
 #[tokio::test]
 async fn a_range_beyond_the_end_is_an_error() {
     let files = Files::of(&[100_000]);
@@ -82,14 +86,17 @@ async fn a_range_beyond_the_end_is_an_error() {
             let mut body = match mode {
                 0 => body,
                 1 => body.direct(),
-                _ => body.read(),
+                _ => body.buffered(),
             };
             let mut got = 0;
             let error = loop {
-                match soon(body.frame()).await.expect("no clean end") {
+                match with_timeout(body.frame())
+                    .await
+                    .expect("the body must not end cleanly")
+                {
                     Ok(frame) => {
                         let len = frame.into_data().unwrap().len();
-                        assert!(len > 0, "an empty frame moves nothing on");
+                        assert!(len > 0, "an empty frame makes no progress");
                         got += len;
                     }
                     Err(error) => break error,
@@ -97,35 +104,36 @@ async fn a_range_beyond_the_end_is_an_error() {
             };
             assert_eq!(got, have, "{range:?} {mode}");
             assert!(!error.to_string().is_empty());
-            assert!(body.frame().await.is_none(), "an error is told once");
+            assert!(body.frame().await.is_none(), "the error is reported once");
         }
     }
 }
 
 #[tokio::test]
-async fn lengths_that_add_up_to_more_than_a_length_can_be() {
+async fn part_lengths_that_overflow_are_an_error() {
     let files = Files::of(&[10]);
-    let part = Part::File(Arc::clone(&files.open[0]), 0..u64::MAX);
+    let part = BodyPart::File(Arc::clone(&files.open[0]), 0..u64::MAX);
     let body = FileBody::from_parts([part.clone(), part]);
     assert_eq!(body.size_hint().exact(), Some(u64::MAX));
-    assert!(soon(body.collect()).await.is_err());
+    assert!(with_timeout(body.collect()).await.is_err());
 }
 
-/// What the file has gained since it was opened is there to be read, and what it has lost is an error.
+/// Bytes that were added since the file was opened can be read. Bytes that were removed are an
+/// error.
 #[tokio::test]
-async fn a_file_that_has_changed_its_length_since() {
+async fn a_file_that_changed_its_length_is_read_to_its_current_end() {
     let files = Files::of(&[100_000]);
     files.set_len(0, 150_000);
     for direct in [true, false] {
         let body = FileBody::from_file(Arc::clone(&files.open[0]), 90_000..150_000);
         let body = if direct { body.direct() } else { body };
-        let got = soon(body.collect()).await.unwrap().to_bytes();
+        let got = with_timeout(body.collect()).await.unwrap().to_bytes();
         assert_eq!(got.len(), 60_000);
         assert_eq!(got[..10_000], files.contents[0][90_000..]);
         assert!(got[10_000..].iter().all(|&byte| byte == 0));
     }
     files.set_len(0, 10_000);
     let body = FileBody::from_file(Arc::clone(&files.open[0]), 0..100_000);
-    let error = soon(body.collect()).await.unwrap_err();
+    let error = with_timeout(body.collect()).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
 }

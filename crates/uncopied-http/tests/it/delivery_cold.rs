@@ -1,7 +1,7 @@
-//! Files that are not in the page cache. The disk is waited for on tokio's blocking pool and nowhere
-//! else: with that pool held up, a cold file does not move, and everything else does. (A body that is
-//! read may move: trying to read without waiting makes the kernel read ahead by itself, and a fast disk
-//! can be done before the try is over.)
+//! Files that are not in the page cache. Only tokio's blocking pool waits for the disk: while that
+//! pool is held up, a cold file makes no progress, and everything else does. (A buffered body may
+//! make progress: an attempt to read without waiting makes the kernel read ahead, and a fast disk
+//! can be done before the attempt is over.)
 
 use std::fs::File;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use uncopied::{Mechanism, residency};
 
-use crate::delivery_rig::{Files, Plan, Server, assert_same, soon};
+use crate::delivery_harness::{Files, ServerConfig, TestServer, assert_same, with_timeout};
 
-/// A runtime of one thread, with another one that may block.
+/// A runtime of one thread, with one more thread that may block.
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -22,10 +22,10 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Holds the pool up until it is dropped.
+/// Holds up the blocking pool until the returned sender is dropped.
 fn hold_pool() -> mpsc::Sender<()> {
     let (release, held) = mpsc::channel::<()>();
-    // The error of a sender that is gone is what it waits for.
+    // It waits for the error that the sender was dropped.
     tokio::task::spawn_blocking(move || held.recv());
     release
 }
@@ -34,56 +34,56 @@ fn is_resident(files: &Files, at: usize, start: u64, len: u64) -> bool {
     residency::is_resident(File::open(files.path(at)).unwrap(), start, len)
 }
 
-const M: usize = 1 << 20;
+const MIB: usize = 1 << 20;
 
 #[test]
-fn a_cold_file_waits_on_the_pool_and_holds_up_nobody() {
+fn a_cold_file_waits_on_the_pool_and_holds_up_no_other_connection() {
     let mut fastest_head = Duration::MAX;
     runtime().block_on(async {
         for mechanism in Mechanism::FILE_TO_SOCKET {
-            for mode in ["default", "direct", "read"] {
-                let files = Files::of(&[6 * M, 100_000]);
-                let answering = Arc::clone(&files);
-                let plan = Plan {
+            for mode in ["default", "direct", "buffered"] {
+                let files = Files::of(&[6 * MIB, 100_000]);
+                let served = Arc::clone(&files);
+                let config = ServerConfig {
                     mechanisms: &[mechanism, Mechanism::Copy],
-                    ..Plan::default()
+                    ..ServerConfig::default()
                 };
-                let server = Server::start(&plan, move |parts| answering.answer(parts));
+                let server = TestServer::start(&config, move |parts| served.body_for(parts));
                 let (mut cold, mut warm) = (server.connect().await, server.connect().await);
                 files.evict_from(0, 0);
                 let held = hold_pool();
 
                 let start = Instant::now();
                 cold.request(&format!("/0/{mode}")).await;
-                soon(cold.head()).await.unwrap();
+                with_timeout(cold.head()).await.unwrap();
                 if mode == "direct" {
                     fastest_head = fastest_head.min(start.elapsed());
                 }
                 for _ in 0..5 {
-                    let body = soon(warm.get(&format!("/1/{mode}"))).await;
+                    let body = with_timeout(warm.get(&format!("/1/{mode}"))).await;
                     assert_same(&body, &files.contents[1], "the warm file");
                 }
                 let mut body = vec![0; files.contents[0].len()];
                 if mode == "direct" {
                     let pause = Duration::from_millis(30);
                     let read = tokio::time::timeout(pause, cold.io.read(&mut body)).await;
-                    assert!(read.is_err(), "{mechanism}: bytes without the pool");
+                    assert!(read.is_err(), "{mechanism}: bytes arrive without the pool");
                 }
 
                 drop(held);
-                soon(cold.io.read_exact(&mut body)).await.unwrap();
+                with_timeout(cold.io.read_exact(&mut body)).await.unwrap();
                 assert_same(&body, &files.contents[0], &format!("{mechanism} {mode}"));
-                assert!(is_resident(&files, 0, 0, 6 * M as u64));
+                assert!(is_resident(&files, 0, 0, 6 * MIB as u64));
             }
         }
     });
-    // What `MSG_MORE` holds back comes after 200 ms, each time.
+    // Bytes that `MSG_MORE` holds back arrive after 200 ms, each time.
     let limit = Duration::from_millis(150);
     assert!(fastest_head < limit, "{fastest_head:?}");
 }
 
-/// How many bytes come until nothing does.
-async fn bytes_until_quiet(client: &mut crate::delivery_rig::Client) -> usize {
+/// How many bytes arrive before none arrive for 150 ms.
+async fn bytes_until_quiet(client: &mut crate::delivery_harness::TestClient) -> usize {
     let mut buffer = vec![0; 64 << 10];
     let mut all = 0;
     let pause = Duration::from_millis(150);
@@ -93,58 +93,58 @@ async fn bytes_until_quiet(client: &mut crate::delivery_rig::Client) -> usize {
     all
 }
 
-/// A step of a transfer moves up to 2 MiB, and the socket takes them bit by bit: no step may reach
-/// into what has not been looked up.
+/// A step of a transfer moves up to 2 MiB, and the socket accepts them in pieces. No step may reach
+/// into bytes that have not been checked.
 #[test]
-fn no_step_reaches_beyond_what_is_known_to_be_warm() {
+fn no_step_reaches_beyond_the_bytes_known_to_be_cached() {
     runtime().block_on(async {
-        for warm in [2 * M, 5 * M] {
-            let files = Files::of(&[12 * M]);
-            let answering = Arc::clone(&files);
-            let plan = Plan {
+        for warm in [2 * MIB, 5 * MIB] {
+            let files = Files::of(&[12 * MIB]);
+            let served = Arc::clone(&files);
+            let config = ServerConfig {
                 buffers: Some(32 << 10),
-                ..Plan::default()
+                ..ServerConfig::default()
             };
-            let server = Server::start(&plan, move |parts| answering.answer(parts));
+            let server = TestServer::start(&config, move |parts| served.body_for(parts));
             let mut client = server.connect().await;
             files.evict_from(0, warm as u64);
             let held = hold_pool();
             client.request("/0/direct").await;
-            soon(client.head()).await.unwrap();
+            with_timeout(client.head()).await.unwrap();
             let got = bytes_until_quiet(&mut client).await;
             assert!(got <= warm, "{got} bytes of {warm}");
             drop(held);
-            let mut rest = vec![0; 12 * M - got];
-            soon(client.io.read_exact(&mut rest)).await.unwrap();
+            let mut rest = vec![0; 12 * MIB - got];
+            with_timeout(client.io.read_exact(&mut rest)).await.unwrap();
             assert_same(&rest, &files.contents[0][got..], "the rest");
         }
     });
 }
 
-/// That a file was warm when its transfer began says little once the peer has stalled.
+/// That a file was cached when its transfer began says little once the peer has stalled.
 #[test]
 fn a_file_that_goes_cold_while_the_peer_stalls_waits_on_the_pool() {
     runtime().block_on(async {
-        let files = Files::of(&[12 * M]);
-        let answering = Arc::clone(&files);
-        let plan = Plan {
+        let files = Files::of(&[12 * MIB]);
+        let served = Arc::clone(&files);
+        let config = ServerConfig {
             buffers: Some(32 << 10),
-            ..Plan::default()
+            ..ServerConfig::default()
         };
-        let server = Server::start(&plan, move |parts| answering.answer(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let mut client = server.connect().await;
         client.request("/0/direct").await;
-        soon(client.head()).await.unwrap();
+        with_timeout(client.head()).await.unwrap();
         let mut some = vec![0; 10_000];
-        soon(client.io.read_exact(&mut some)).await.unwrap();
+        with_timeout(client.io.read_exact(&mut some)).await.unwrap();
         tokio::time::sleep(Duration::from_millis(700)).await;
         files.evict_from(0, 0);
         let held = hold_pool();
         let got = some.len() + bytes_until_quiet(&mut client).await;
-        assert!(got < M, "no more than what the socket held: {got} bytes");
+        assert!(got < MIB, "no more than the socket held: {got} bytes");
         drop(held);
-        let mut rest = vec![0; 12 * M - got];
-        soon(client.io.read_exact(&mut rest)).await.unwrap();
+        let mut rest = vec![0; 12 * MIB - got];
+        with_timeout(client.io.read_exact(&mut rest)).await.unwrap();
         assert_same(&rest, &files.contents[0][got..], "the rest");
     });
 }
@@ -152,19 +152,21 @@ fn a_file_that_goes_cold_while_the_peer_stalls_waits_on_the_pool() {
 #[test]
 fn a_client_that_leaves_while_its_file_is_loaded_leaves_nothing_behind() {
     runtime().block_on(async {
-        let files = Files::of(&[6 * M]);
-        let answering = Arc::clone(&files);
-        let server = Server::start(&Plan::default(), move |parts| answering.answer(parts));
-        for mode in ["default", "direct", "read"] {
+        let files = Files::of(&[6 * MIB]);
+        let served = Arc::clone(&files);
+        let server = TestServer::start(&ServerConfig::default(), move |parts| {
+            served.body_for(parts)
+        });
+        for mode in ["default", "direct", "buffered"] {
             files.evict_from(0, 0);
             let held = hold_pool();
             let mut client = server.connect().await;
             client.request(&format!("/0/{mode}")).await;
-            soon(client.head()).await.unwrap();
+            with_timeout(client.head()).await.unwrap();
             drop(client);
             tokio::time::sleep(Duration::from_millis(20)).await;
             drop(held);
-            let body = soon(server.connect().await.get("/0/direct")).await;
+            let body = with_timeout(server.connect().await.get("/0/direct")).await;
             assert_same(&body, &files.contents[0], mode);
         }
     });

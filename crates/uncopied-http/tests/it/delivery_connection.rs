@@ -1,4 +1,4 @@
-//! What a connection does between and around its responses.
+//! What a connection does between its responses.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use uncopied_http::{Activity, FileBody, Options, Phase};
+use uncopied_http::{Activity, FileBody, Phase, StreamOptions};
 
-use crate::delivery_rig::{
-    Client, Files, Plan, Server, Stack, assert_same, serve_http1, soon, stream_pair,
+use crate::delivery_harness::{
+    Files, ServerConfig, Stack, TestClient, TestServer, assert_same, serve_http1, stream_pair,
+    with_timeout,
 };
 
 /// Counts the polls of what it wraps.
@@ -31,16 +32,19 @@ impl<F: Future> Future for Counted<F> {
 }
 
 /// A connection to a server of `files`, with its activity and the number of polls of its task.
-async fn connection(files: &Arc<Files>) -> (Client, Arc<Activity>, Arc<AtomicUsize>) {
-    let answering = Arc::clone(files);
-    connection_to(Options::default(), move |parts| answering.answer(parts)).await
+async fn connection(files: &Arc<Files>) -> (TestClient, Arc<Activity>, Arc<AtomicUsize>) {
+    let served = Arc::clone(files);
+    connection_to(StreamOptions::default(), move |parts| {
+        served.body_for(parts)
+    })
+    .await
 }
 
-/// The same, to a server that answers so.
+/// A connection to a server with these bodies, with its activity and the number of polls.
 pub(crate) async fn connection_to(
-    options: Options,
-    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
-) -> (Client, Arc<Activity>, Arc<AtomicUsize>) {
+    options: StreamOptions,
+    make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+) -> (TestClient, Arc<Activity>, Arc<AtomicUsize>) {
     let (mut stream, theirs) = stream_pair(options).await;
     SockRef::from(&stream)
         .set_send_buffer_size(64 << 10)
@@ -50,13 +54,13 @@ pub(crate) async fn connection_to(
         .unwrap();
     let activity = stream.activity();
     let polls = Arc::new(AtomicUsize::new(0));
-    let served = serve_http1(stream, answer);
+    let connection = serve_http1(stream, make_body);
     tokio::spawn(Counted {
-        inner: Box::pin(served),
+        inner: Box::pin(connection),
         polls: Arc::clone(&polls),
     });
-    let io: Box<dyn crate::delivery_rig::Io> = Box::new(theirs);
-    let client = Client {
+    let io: Box<dyn crate::delivery_harness::ClientIo> = Box::new(theirs);
+    let client = TestClient {
         io: BufReader::new(io),
     };
     (client, activity, polls)
@@ -69,12 +73,12 @@ pub(crate) async fn polls_in(polls: &AtomicUsize, time: Duration) -> usize {
 }
 
 #[tokio::test]
-async fn an_idle_connection_and_a_stalled_one_do_not_spin() {
+async fn idle_and_stalled_connections_do_not_spin() {
     let files = Files::of(&[100_000, 8 << 20]);
-    for mode in ["default", "direct", "read"] {
+    for mode in ["default", "direct", "buffered"] {
         let (mut client, _, polls) = connection(&files).await;
         for _ in 0..3 {
-            soon(client.get(&format!("/0/{mode}"))).await;
+            with_timeout(client.get(&format!("/0/{mode}"))).await;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
         let idle = polls_in(&polls, Duration::from_millis(300)).await;
@@ -84,13 +88,13 @@ async fn an_idle_connection_and_a_stalled_one_do_not_spin() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let stalled = polls_in(&polls, Duration::from_millis(300)).await;
         assert!(stalled <= 1, "{mode}, stalled: {stalled} polls");
-        let body = soon(client.response()).await.unwrap();
+        let body = with_timeout(client.response()).await.unwrap();
         assert_same(&body, &files.contents[1], mode);
     }
 }
 
-async fn until(activity: &Activity, phase: Phase) {
-    soon(async {
+async fn until_phase(activity: &Activity, phase: Phase) {
+    with_timeout(async {
         while activity.phase() != phase {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -98,12 +102,12 @@ async fn until(activity: &Activity, phase: Phase) {
     .await;
 }
 
-const STALLED: Duration = Duration::from_millis(150);
+const STALL: Duration = Duration::from_millis(150);
 
-/// Waits until nothing has gone out for a while.
-async fn stalled(activity: &Activity) {
-    soon(async {
-        while activity.phase() != Phase::Sending || activity.waiting() < STALLED {
+/// Waits until nothing has been sent for a while.
+async fn until_stalled(activity: &Activity) {
+    with_timeout(async {
+        while activity.phase() != Phase::Sending || activity.waiting() < STALL {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     })
@@ -111,9 +115,9 @@ async fn stalled(activity: &Activity) {
 }
 
 #[tokio::test]
-async fn the_phases_of_a_real_connection() {
+async fn a_real_connection_passes_through_the_phases() {
     let files = Files::of(&[8 << 20]);
-    for mode in ["default", "direct", "read"] {
+    for mode in ["default", "direct", "buffered"] {
         let (mut client, activity, _) = connection(&files).await;
         for _ in 0..2 {
             assert_eq!(activity.phase(), Phase::Idle);
@@ -127,40 +131,40 @@ async fn the_phases_of_a_real_connection() {
                     assert!(activity.waiting() >= Duration::from_millis(40));
                 }
             }
-            stalled(&activity).await;
+            until_stalled(&activity).await;
 
             let since = activity.since();
-            // Progress starts the time anew.
-            let head = soon(client.head()).await.unwrap();
-            let mut body = vec![0; crate::delivery_rig::content_length(&head)];
+            // Progress restarts the measured time.
+            let head = with_timeout(client.head()).await.unwrap();
+            let mut body = vec![0; crate::delivery_harness::content_length(&head)];
             let (some, rest) = body.split_at_mut(3 << 20);
-            soon(client.io.read_exact(some)).await.unwrap();
-            stalled(&activity).await;
+            with_timeout(client.io.read_exact(some)).await.unwrap();
+            until_stalled(&activity).await;
             assert!(activity.since() > since, "{mode}");
-            soon(client.io.read_exact(rest)).await.unwrap();
-            until(&activity, Phase::Idle).await;
+            with_timeout(client.io.read_exact(rest)).await.unwrap();
+            until_phase(&activity, Phase::Idle).await;
         }
     }
 }
 
-/// Bytes that are held back come after 200 ms. None may be.
+/// Bytes that are held back arrive after 200 ms. No bytes may be held back.
 #[tokio::test]
-async fn responses_come_without_delay() {
+async fn responses_arrive_without_delay() {
     let files = Files::of(&[1, 5000, 20_000, 100_000, 3_000_000]);
     for stack in [Stack::Http1, Stack::Axum] {
-        let answering = Arc::clone(&files);
-        let plan = Plan {
+        let served = Arc::clone(&files);
+        let config = ServerConfig {
             stack,
-            ..Plan::default()
+            ..ServerConfig::default()
         };
-        let server = Server::start(&plan, move |parts| answering.answer(parts));
-        for mode in ["default", "direct", "read"] {
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
+        for mode in ["default", "direct", "buffered"] {
             for at in 0..files.contents.len() {
                 let mut client = server.connect().await;
                 let mut times = Vec::new();
                 for _ in 0..9 {
                     let start = Instant::now();
-                    soon(client.get(&format!("/{at}/{mode}"))).await;
+                    with_timeout(client.get(&format!("/{at}/{mode}"))).await;
                     times.push(start.elapsed());
                 }
                 times.sort();
@@ -173,9 +177,10 @@ async fn responses_come_without_delay() {
     }
 }
 
-/// A file that fails behind its head leaves neither the head nor the end of the connection waiting.
+/// If a file fails after its head was written, neither the head nor the end of the connection
+/// waits.
 #[tokio::test]
-async fn a_head_without_its_body_comes_without_delay() {
+async fn a_head_without_its_body_arrives_without_delay() {
     let mut times = Vec::new();
     for _ in 0..9 {
         let files = Files::of(&[100_000]);
@@ -183,8 +188,8 @@ async fn a_head_without_its_body_comes_without_delay() {
         let (mut client, _, _) = connection(&files).await;
         let start = Instant::now();
         client.request("/0/direct").await;
-        soon(client.head()).await.unwrap();
-        assert_eq!(soon(client.rest()).await.len(), 0);
+        with_timeout(client.head()).await.unwrap();
+        assert_eq!(with_timeout(client.rest()).await.len(), 0);
         times.push(start.elapsed());
     }
     times.sort();
@@ -192,19 +197,19 @@ async fn a_head_without_its_body_comes_without_delay() {
 }
 
 #[tokio::test]
-async fn pipelined_requests_are_answered_in_order() {
+async fn pipelined_requests_get_responses_in_order() {
     let files = Files::of(&[0, 1, 100, 5000, 70_000, 2_500_000]);
     for stack in [Stack::Http1, Stack::Auto, Stack::Axum] {
-        let answering = Arc::clone(&files);
-        let plan = Plan {
+        let served = Arc::clone(&files);
+        let config = ServerConfig {
             stack,
             buffers: Some(64 << 10),
-            ..Plan::default()
+            ..ServerConfig::default()
         };
-        let server = Server::start(&plan, move |parts| answering.answer(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let mut client = server.connect().await;
         let order: Vec<_> = (0..20_usize)
-            .map(|at| (at * 5 % 6, ["default", "direct", "read"][at % 3]))
+            .map(|at| (at * 5 % 6, ["default", "direct", "buffered"][at % 3]))
             .collect();
         let requests: String = order
             .iter()
@@ -212,7 +217,7 @@ async fn pipelined_requests_are_answered_in_order() {
             .collect();
         client.io.write_all(requests.as_bytes()).await.unwrap();
         for (at, mode) in order {
-            let body = soon(client.response()).await.unwrap();
+            let body = with_timeout(client.response()).await.unwrap();
             assert_same(
                 &body,
                 &files.contents[at],
@@ -222,17 +227,17 @@ async fn pipelined_requests_are_answered_in_order() {
     }
 }
 
-/// The body of a request is not the next request.
+/// The body of a request must not be taken for the next request.
 #[tokio::test]
-async fn a_request_within_the_body_of_a_get_is_not_answered() {
+async fn a_request_within_the_body_of_a_get_gets_no_response() {
     let files = Files::of(&[70_001, 60_002, 80_003]);
     for stack in [Stack::Http1, Stack::Auto, Stack::Axum] {
-        let answering = Arc::clone(&files);
-        let plan = Plan {
+        let served = Arc::clone(&files);
+        let config = ServerConfig {
             stack,
-            ..Plan::default()
+            ..ServerConfig::default()
         };
-        let server = Server::start(&plan, move |parts| answering.answer(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let mut client = server.connect().await;
         let hidden = "GET /1 HTTP/1.1\r\nhost: x\r\n\r\n";
         let requests = format!(
@@ -241,10 +246,10 @@ async fn a_request_within_the_body_of_a_get_is_not_answered() {
             hidden.len()
         );
         client.io.write_all(requests.as_bytes()).await.unwrap();
-        let first = soon(client.response()).await.unwrap();
+        let first = with_timeout(client.response()).await.unwrap();
         assert_same(&first, &files.contents[0], "the first response");
-        // A server may as well close the connection rather than read the body.
-        let rest = soon(client.rest()).await;
+        // A server may close the connection instead of reading the body.
+        let rest = with_timeout(client.rest()).await;
         assert!(rest.is_empty() || rest.ends_with(&files.contents[2]));
         assert!(rest.len() < 80_003 + 200, "{} bytes", rest.len());
     }

@@ -1,4 +1,4 @@
-//! Many clients: slow ones, greedy ones, and those that vanish.
+//! Many clients: slow ones, greedy ones, and clients that disconnect.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -14,74 +14,76 @@ use bytes::Bytes;
 use rustix::net::RecvFlags;
 use tokio::io::AsyncReadExt;
 use uncopied::Mechanism;
-use uncopied_http::{FileBody, Listener, Options, Totals};
+use uncopied_http::{FileBody, Listener, StreamOptions, Totals};
 
-use crate::delivery_pages::{Frozen, answer, pages_of};
-use crate::delivery_rig::{
-    Files, Net, Plan, Random, Server, Stack, assert_same, content_length, in_own_process, runtime,
-    serve_http1, soon,
+use crate::delivery_harness::{
+    Files, Rng, ServerConfig, Stack, TestServer, Transport, assert_same, content_length,
+    in_own_process, runtime, serve_http1, with_timeout,
 };
+use crate::delivery_pages::{Freeze, pages_of, serve_bodies};
 
 #[tokio::test]
 async fn slow_readers_with_tiny_buffers_get_every_byte() {
     let files = Files::of(&[1_500_001]);
-    for net in [Net::Tcp, Net::Unix] {
+    for transport in [Transport::Tcp, Transport::Unix] {
         for (at, mechanism) in Mechanism::FILE_TO_SOCKET.into_iter().enumerate() {
-            for mode in ["default", "direct", "read"] {
-                let answering = Arc::clone(&files);
-                let plan = Plan {
-                    net,
+            for mode in ["default", "direct", "buffered"] {
+                let served = Arc::clone(&files);
+                let config = ServerConfig {
+                    transport,
                     mechanisms: &[mechanism, Mechanism::Copy],
                     buffers: Some(2048),
-                    ..Plan::default()
+                    ..ServerConfig::default()
                 };
-                let server = Server::start(&plan, move |parts| answering.answer(parts));
+                let server = TestServer::start(&config, move |parts| served.body_for(parts));
                 let mut client = server.connect().await;
-                let mut random = Random(at as u64);
+                let mut rng = Rng(at as u64);
                 client.request(&format!("/0/{mode}")).await;
-                let head = soon(client.head()).await.unwrap();
+                let head = with_timeout(client.head()).await.unwrap();
                 let mut body = vec![0; content_length(&head)];
                 let mut got = 0;
                 while got < body.len() {
-                    let most = (got + 1 + random.below(20_000)).min(body.len());
-                    got += soon(client.io.read(&mut body[got..most])).await.unwrap();
-                    if random.below(40) == 0 {
+                    let most = (got + 1 + rng.below(20_000)).min(body.len());
+                    got += with_timeout(client.io.read(&mut body[got..most]))
+                        .await
+                        .unwrap();
+                    if rng.below(40) == 0 {
                         tokio::time::sleep(Duration::from_micros(300)).await;
                     }
                 }
-                let what = format!("{net:?} {mechanism} {mode}");
+                let what = format!("{transport:?} {mechanism} {mode}");
                 assert_same(&body, &files.contents[0], &what);
             }
         }
     }
 }
 
-/// Everything of this process that could leak: descriptors by what they are open on, mappings of
-/// files beneath `dir`, threads.
-fn holdings(dir: &Path) -> BTreeMap<String, usize> {
-    let mut holdings = BTreeMap::new();
+/// What this process could leak: descriptors by the kind of what they refer to, and mappings of
+/// files beneath `dir`.
+fn resources(dir: &Path) -> BTreeMap<String, usize> {
+    let mut resources = BTreeMap::new();
     for link in std::fs::read_dir("/proc/self/fd").unwrap() {
         let Ok(to) = std::fs::read_link(link.unwrap().path()) else {
             continue;
         };
         let to = to.to_string_lossy();
         let kind = to.split(['[', ':']).next().unwrap().to_owned();
-        *holdings.entry(kind).or_default() += 1;
+        *resources.entry(kind).or_default() += 1;
     }
     let dir = dir.to_str().unwrap();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let of_files = maps.lines().filter(|line| line.contains(dir)).count();
-    holdings.insert("mappings".to_owned(), of_files);
-    holdings
+    resources.insert("mappings".to_owned(), of_files);
+    resources
 }
 
 #[test]
-fn clients_that_vanish_leave_nothing_behind() {
-    let test = "delivery_load::clients_that_vanish_leave_nothing_behind";
-    in_own_process(test, &[], || runtime().block_on(vanish()));
+fn clients_that_disconnect_leave_nothing_behind() {
+    let test = "delivery_load::clients_that_disconnect_leave_nothing_behind";
+    in_own_process(test, &[], || runtime().block_on(disconnect_many()));
 }
 
-async fn vanish() {
+async fn disconnect_many() {
     let files = Files::of(&[3_000_000, 100, 70_000]);
     let dir = files.path(0).parent().unwrap().to_owned();
     let tasks = || {
@@ -89,81 +91,83 @@ async fn vanish() {
             .metrics()
             .num_alive_tasks()
     };
-    let mut random = Random(3);
+    let mut rng = Rng(3);
     for (at, mechanism) in Mechanism::FILE_TO_SOCKET.into_iter().enumerate() {
-        for net in [Net::Tcp, Net::Unix] {
-            let answering = Arc::clone(&files);
-            let plan = Plan {
-                net,
+        for transport in [Transport::Tcp, Transport::Unix] {
+            let served = Arc::clone(&files);
+            let config = ServerConfig {
+                transport,
                 stack: [Stack::Http1, Stack::Auto][at % 2],
                 mechanisms: &[mechanism, Mechanism::Copy],
                 buffers: Some(16 << 10),
             };
-            let server = Server::start(&plan, move |parts| answering.answer(parts));
-            // What is opened once and kept, is open from now on.
+            let server = TestServer::start(&config, move |parts| served.body_for(parts));
+            // Descriptors that are opened once and kept are open from here on.
             for mode in ["default", "direct"] {
                 for file in 0..3 {
                     let mut client = server.connect().await;
-                    soon(client.get(&format!("/{file}/{mode}"))).await;
+                    with_timeout(client.get(&format!("/{file}/{mode}"))).await;
                 }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
-            let (before, tasks_before) = (holdings(&dir), tasks());
+            let (before, tasks_before) = (resources(&dir), tasks());
             let mut clients = Vec::new();
             for round in 0..120 {
                 let mut client = server.connect().await;
-                let mode = ["default", "direct", "read"][round % 3];
+                let mode = ["default", "direct", "buffered"][round % 3];
                 client.request(&format!("/{}/{mode}", round % 5 % 3)).await;
-                let mut some = vec![0; random.below(200_000)];
-                let patience = Duration::from_millis(random.below(4) as u64);
+                let mut some = vec![0; rng.below(200_000)];
+                let timeout = Duration::from_millis(rng.below(4) as u64);
                 let read = client.io.read_exact(&mut some);
-                let _ = tokio::time::timeout(patience, read).await;
+                let _ = tokio::time::timeout(timeout, read).await;
                 clients.push(client);
-                if clients.len() > random.below(20) {
+                if clients.len() > rng.below(20) {
                     clients.clear();
                 }
             }
             clients.clear();
-            let what = format!("{mechanism} {net:?}");
-            soon(async {
-                while holdings(&dir) != before || tasks() != tasks_before {
+            let what = format!("{mechanism} {transport:?}");
+            with_timeout(async {
+                while resources(&dir) != before || tasks() != tasks_before {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             })
             .await;
-            let body = soon(server.connect().await.get("/0/direct")).await;
+            let body = with_timeout(server.connect().await.get("/0/direct")).await;
             assert_same(&body, &files.contents[0], &what);
         }
     }
     let path = files.path(0);
     drop(files);
-    soon(async {
-        // The last server lets go of the files, and those of their mappings.
-        while path.exists() || holdings(&dir)["mappings"] > 0 {
+    with_timeout(async {
+        // The last server drops the files, and the files drop their mappings.
+        while path.exists() || resources(&dir)["mappings"] > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
 }
 
-/// The pipe of a body stays with its connection for as long as it holds bytes, and no longer: a thread keeps
-/// some empty ones, however many connections it has.
+/// A connection keeps the pipe of a body only while the pipe holds bytes. A thread caches a few
+/// empty pipes, regardless of its number of connections.
 #[test]
 fn idle_connections_keep_no_pipes() {
     let test = "delivery_load::idle_connections_keep_no_pipes";
-    in_own_process(test, &[], || runtime().block_on(keep_alive_and_vanish()));
+    in_own_process(test, &[], || {
+        runtime().block_on(keep_alive_and_disconnect())
+    });
 }
 
-async fn keep_alive_and_vanish() {
-    let content = crate::delivery_rig::bytes_of(2_000_000, 1);
-    let pages = Bytes::from(pages_of(&content, Frozen::ForGood));
-    let plan = Plan {
+async fn keep_alive_and_disconnect() {
+    let content = crate::delivery_harness::random_bytes(2_000_000, 1);
+    let pages = Bytes::from(pages_of(&content, Freeze::Permanent));
+    let config = ServerConfig {
         buffers: Some(32 << 10),
-        ..Plan::default()
+        ..ServerConfig::default()
     };
-    let server = Server::start(&plan, answer(vec![pages]));
+    let server = TestServer::start(&config, serve_bodies(vec![pages]));
     let pipes = || {
-        holdings(Path::new("/proc"))
+        resources(Path::new("/proc"))
             .get("pipe")
             .copied()
             .unwrap_or(0)
@@ -172,35 +176,35 @@ async fn keep_alive_and_vanish() {
     let mut clients = Vec::new();
     for _ in 0..40 {
         let mut client = server.connect().await;
-        let body = soon(client.get("/0")).await;
+        let body = with_timeout(client.get("/0")).await;
         assert_same(&body, &content, "the body");
         clients.push(client);
     }
     let idle = pipes() - before;
-    assert!((1..=16).contains(&idle), "{idle} ends of pipes");
+    assert!((1..=16).contains(&idle), "{idle} ends of pipes are open");
     for client in &mut clients {
         client.request("/0").await;
-        soon(client.head()).await.unwrap();
+        with_timeout(client.head()).await.unwrap();
     }
     assert!(pipes() - before >= 80, "every connection is within a body");
     clients.clear();
-    soon(async {
+    with_timeout(async {
         while pipes() - before > 16 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
-    let body = soon(server.connect().await.get("/0")).await;
+    let body = with_timeout(server.connect().await.get("/0")).await;
     assert_same(&body, &content, "the next client's body");
     assert_eq!(server.totals.bytes(Mechanism::SendZc), 0);
 }
 
-/// The bytes of files, or of pages.
+/// The bytes of files or of pages that were sent.
 fn sent(totals: &Totals) -> u64 {
     totals.bytes(Mechanism::Sendfile) + totals.bytes(Mechanism::Vmsplice)
 }
 
-/// Notes the most bytes that one poll of a connection sends.
+/// Records the most bytes that one poll of a connection sends.
 struct Metered {
     connection: Pin<Box<dyn Future<Output = ()> + Send>>,
     totals: Arc<Totals>,
@@ -219,18 +223,18 @@ impl Future for Metered {
     }
 }
 
-/// Answers each connection, and how much one poll of any of them has sent at most.
+/// Serves every connection, and records the most bytes that one poll of any of them has sent.
 async fn serve_metered(
     listener: std::net::TcpListener,
-    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+    make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
     totals: Arc<Totals>,
     most: Arc<AtomicU64>,
 ) {
-    let options = Options::default().totals(Arc::clone(&totals));
+    let options = StreamOptions::default().totals(Arc::clone(&totals));
     let listener = Listener::from_tcp(listener, options).unwrap();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
-        let connection = serve_http1(stream, answer.clone());
+        let connection = serve_http1(stream, make_body.clone());
         tokio::spawn(Metered {
             connection: Box::pin(connection),
             totals: Arc::clone(&totals),
@@ -239,19 +243,18 @@ async fn serve_metered(
     }
 }
 
-const GREEDY: usize = 3 << 20;
+const GREEDY_BODY_BYTES: usize = 3 << 20;
 
-/// A client that takes all it can get, faster than it can be sent, with the next requests always
-/// waiting.
-fn be_greedy(address: std::net::SocketAddr, path: &str, stop: &AtomicBool) {
+/// Reads faster than the server can send, and always has further requests waiting.
+fn run_greedy_client(address: std::net::SocketAddr, path: &str, stop: &AtomicBool) {
     let mut socket = std::net::TcpStream::connect(address).unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
     let mut buffer = vec![0; 4 << 20];
     while !stop.load(Ordering::Relaxed) {
         socket.write_all(request.repeat(8).as_bytes()).unwrap();
-        let mut left = 8 * GREEDY;
+        let mut left = 8 * GREEDY_BODY_BYTES;
         while left > 0 && !stop.load(Ordering::Relaxed) {
-            // The bytes are thrown away instead of being copied (`tcp(7)`).
+            // MSG_TRUNC discards the bytes instead of copying them (`tcp(7)`).
             let (_, read) = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::TRUNC).unwrap();
             assert!(read > 0);
             left = left.saturating_sub(read);
@@ -262,18 +265,18 @@ fn be_greedy(address: std::net::SocketAddr, path: &str, stop: &AtomicBool) {
 #[test]
 fn a_greedy_client_does_not_hold_up_the_others() {
     for path in ["/0/direct", "/0/default", "/pages"] {
-        let files = Files::of(&[GREEDY, 500]);
-        let pages = Bytes::from(pages_of(&files.contents[0], Frozen::ForGood));
-        let answering = Arc::clone(&files);
-        let answer = move |parts: &http::request::Parts| match parts.uri.path() {
+        let files = Files::of(&[GREEDY_BODY_BYTES, 500]);
+        let pages = Bytes::from(pages_of(&files.contents[0], Freeze::Permanent));
+        let served = Arc::clone(&files);
+        let make_body = move |parts: &http::request::Parts| match parts.uri.path() {
             "/pages" => FileBody::from_bytes(pages.clone()),
-            _ => answering.answer(parts),
+            _ => served.body_for(parts),
         };
         let (totals, most) = (Arc::new(Totals::default()), Arc::new(AtomicU64::new(0)));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
-        let serve = serve_metered(listener, answer, Arc::clone(&totals), Arc::clone(&most));
+        let serve = serve_metered(listener, make_body, Arc::clone(&totals), Arc::clone(&most));
         let server = std::thread::spawn(move || {
             runtime().block_on(async {
                 tokio::spawn(serve);
@@ -283,14 +286,14 @@ fn a_greedy_client_does_not_hold_up_the_others() {
         let stop = Arc::new(AtomicBool::new(false));
         let greedy = {
             let stop = Arc::clone(&stop);
-            std::thread::spawn(move || be_greedy(address, path, &stop))
+            std::thread::spawn(move || run_greedy_client(address, path, &stop))
         };
         let mut socket = std::net::TcpStream::connect(address).unwrap();
-        let patience = Some(Duration::from_secs(20));
-        socket.set_read_timeout(patience).unwrap();
-        let mut answers = 0;
-        while answers < 40 || sent(&totals) < 600 << 20 {
-            let request = b"GET /1/read HTTP/1.1\r\nhost: x\r\n\r\n";
+        let timeout = Some(Duration::from_secs(20));
+        socket.set_read_timeout(timeout).unwrap();
+        let mut responses = 0;
+        while responses < 40 || sent(&totals) < 600 << 20 {
+            let request = b"GET /1/buffered HTTP/1.1\r\nhost: x\r\n\r\n";
             socket.write_all(request).unwrap();
             let mut got = Vec::new();
             while !got.ends_with(&files.contents[1]) {
@@ -299,21 +302,22 @@ fn a_greedy_client_does_not_hold_up_the_others() {
                 assert!(read > 0);
                 got.extend_from_slice(&some[..read]);
             }
-            answers += 1;
+            responses += 1;
         }
         stop.store(true, Ordering::Relaxed);
         greedy.join().unwrap();
         drop(end);
         server.join().unwrap();
-        // It gives way after 4 MiB; the step that reaches them moves up to 2 MiB.
+        // A connection yields after 4 MiB. The step that reaches them moves up to 2 MiB.
         let most = most.load(Ordering::Relaxed);
-        assert!(most <= 6 << 20, "{path}: {most} bytes without giving way");
+        assert!(most <= 6 << 20, "{path}: {most} bytes without yielding");
     }
 }
 
-/// Connections of a runtime of many threads move between them, and a body's mark may stay behind.
+/// In a multi-threaded runtime, connections move between threads, and the mark of a body may stay
+/// behind.
 #[test]
-fn many_connections_on_many_threads() {
+fn many_connections_on_many_threads_get_every_byte() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .enable_all()
@@ -321,28 +325,28 @@ fn many_connections_on_many_threads() {
         .unwrap();
     let files = Files::of(&[0, 900, 4097, 30_000, 200_000, 1_200_000]);
     runtime.block_on(async {
-        for (net, stack) in [
-            (Net::Tcp, Stack::Http1),
-            (Net::Unix, Stack::Auto),
-            (Net::Tcp, Stack::Axum),
+        for (transport, stack) in [
+            (Transport::Tcp, Stack::Http1),
+            (Transport::Unix, Stack::Auto),
+            (Transport::Tcp, Stack::Axum),
         ] {
-            let answering = Arc::clone(&files);
-            let plan = Plan {
-                net,
+            let served = Arc::clone(&files);
+            let config = ServerConfig {
+                transport,
                 stack,
-                ..Plan::default()
+                ..ServerConfig::default()
             };
-            let server = Server::start(&plan, move |parts| answering.answer(parts));
+            let server = TestServer::start(&config, move |parts| served.body_for(parts));
             let mut clients = tokio::task::JoinSet::new();
             for number in 0..60 {
                 let mut client = server.connect().await;
                 let files = Arc::clone(&files);
                 clients.spawn(async move {
-                    let mut random = Random(number);
+                    let mut rng = Rng(number);
                     for _ in 0..12 {
-                        let at = random.below(6);
-                        let mode = ["default", "default", "direct", "read"][random.below(4)];
-                        let body = soon(client.get(&format!("/{at}/{mode}"))).await;
+                        let at = rng.below(6);
+                        let mode = ["default", "default", "direct", "buffered"][rng.below(4)];
+                        let body = with_timeout(client.get(&format!("/{at}/{mode}"))).await;
                         assert_same(&body, &files.contents[at], &format!("{at} {mode}"));
                         tokio::task::yield_now().await;
                     }

@@ -1,4 +1,4 @@
-//! Bodies made of pages of the arena: they arrive byte for byte, by the mechanism that the totals name.
+//! Bodies made of pages of the arena arrive byte for byte, by the mechanism that the totals show.
 
 use std::convert::Infallible;
 use std::io::IoSlice;
@@ -14,73 +14,80 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower_http::compression::CompressionLayer;
 use uncopied::Mechanism;
 use uncopied::arena::{PageBuffer, Pages};
-use uncopied_http::{FileBody, Listener, Options, Part, Totals};
+use uncopied_http::{BodyPart, FileBody, Listener, StreamOptions, Totals};
 
-use crate::delivery_cut::{ask_for_gzip, gunzip, unchunk, wordy};
-use crate::delivery_rig::{
-    Client, Files, Net, Plan, Random, Server, Stack, assert_same, bytes_of, in_own_process,
-    runtime, soon, stream_pair,
+use crate::delivery_cut::{compressible_text, gunzip, request_gzip, unchunk};
+use crate::delivery_harness::{
+    Files, Rng, ServerConfig, Stack, TestClient, TestServer, Transport, assert_same,
+    in_own_process, random_bytes, runtime, stream_pair, with_timeout,
 };
 
-const K: usize = 1 << 10;
+const KIB: usize = 1 << 10;
 
-/// Around every boundary that the path of the bytes has.
-const SIZES: [usize; 19] = [
+/// Sizes around every limit on the path of the bytes.
+const BODY_SIZES: [usize; 19] = [
     0,
     1,
-    4 * K - 1,
-    4 * K,
-    4 * K + 1,
-    16 * K,
-    32 * K - 1,
-    32 * K,
-    32 * K + 1,
-    64 * K - 1,
-    64 * K,
-    64 * K + 1,
-    K * K - 1,
-    K * K + 1,
-    2 * K * K,
-    2 * K * K + 1,
-    4 * K * K,
-    5 * K * K + 17,
-    8 * K * K,
+    4 * KIB - 1,
+    4 * KIB,
+    4 * KIB + 1,
+    16 * KIB,
+    32 * KIB - 1,
+    32 * KIB,
+    32 * KIB + 1,
+    64 * KIB - 1,
+    64 * KIB,
+    64 * KIB + 1,
+    KIB * KIB - 1,
+    KIB * KIB + 1,
+    2 * KIB * KIB,
+    2 * KIB * KIB + 1,
+    4 * KIB * KIB,
+    5 * KIB * KIB + 17,
+    8 * KIB * KIB,
 ];
 
-/// What the plan asks of a slice that goes by `vmsplice`: so many bytes, frozen for good.
-const SPLICED: usize = 64 * K;
+/// The least length of a slice of permanently frozen pages that the plan sends by `vmsplice`.
+const VMSPLICE_MIN_BYTES: usize = 64 * KIB;
 
+/// How pages are frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Frozen {
-    Once,
-    ForGood,
+pub(crate) enum Freeze {
+    /// The pages can be written to again.
+    Reusable,
+    Permanent,
 }
 
-pub(crate) fn pages_of(content: &[u8], frozen: Frozen) -> Pages {
+pub(crate) fn pages_of(content: &[u8], freeze: Freeze) -> Pages {
     let buffer = PageBuffer::copy_from_slice(content).unwrap();
-    match frozen {
-        Frozen::Once => buffer.freeze(),
-        Frozen::ForGood => buffer.freeze_permanently(),
+    match freeze {
+        Freeze::Reusable => buffer.freeze(),
+        Freeze::Permanent => buffer.freeze_permanently(),
     }
 }
 
-/// Answers `/N` with the Nth body.
-pub(crate) fn answer(bodies: Vec<Bytes>) -> impl Fn(&http::request::Parts) -> FileBody + Clone {
+/// Serves the Nth body at `/N`.
+pub(crate) fn serve_bodies(
+    bodies: Vec<Bytes>,
+) -> impl Fn(&http::request::Parts) -> FileBody + Clone {
     move |parts| {
         let at: usize = parts.uri.path()[1..].parse().unwrap();
         FileBody::from_bytes(bodies[at].clone())
     }
 }
 
-fn all_sizes(frozen: Frozen) -> (Vec<Vec<u8>>, Vec<Bytes>) {
-    let contents = SIZES.iter().zip(0..).map(|(&len, at)| bytes_of(len, at));
+fn all_sizes(freeze: Freeze) -> (Vec<Vec<u8>>, Vec<Bytes>) {
+    let contents = BODY_SIZES
+        .iter()
+        .zip(0..)
+        .map(|(&len, at)| random_bytes(len, at));
     let contents: Vec<_> = contents.collect();
-    let bodies = contents.iter().map(|content| pages_of(content, frozen));
+    let bodies = contents.iter().map(|content| pages_of(content, freeze));
     let bodies = bodies.map(Bytes::from).collect();
     (contents, bodies)
 }
 
-/// Everything that was sent is in one of the two.
+/// Asserts that the totals count `vmsplice` bytes as spliced, and all other bytes as copied.
 fn assert_totals(totals: &Totals, vmsplice: usize, bodies: usize, heads: usize, what: &str) {
     assert_eq!(totals.bytes(Mechanism::Vmsplice), vmsplice as u64, "{what}");
     let copied = totals.bytes(Mechanism::Copy) as usize;
@@ -93,89 +100,93 @@ fn assert_totals(totals: &Totals, vmsplice: usize, bodies: usize, heads: usize, 
         assert_eq!(totals.bytes(mechanism), 0, "{what}: {mechanism}");
     }
     assert_eq!(totals.bytes(Mechanism::MsgZerocopy), 0, "{what}");
-    assert_eq!(totals.kernel_copied(), 0, "nothing was lent: {what}");
+    assert_eq!(
+        totals.kernel_copied(),
+        0,
+        "no zero-copy sends with notifications: {what}"
+    );
 }
 
-async fn every_size(stack: Stack, net: Net, buffers: Option<usize>) {
-    for frozen in [Frozen::Once, Frozen::ForGood] {
-        let (contents, bodies) = all_sizes(frozen);
-        let plan = Plan {
+async fn assert_every_size_arrives(stack: Stack, transport: Transport, buffers: Option<usize>) {
+    for freeze in [Freeze::Reusable, Freeze::Permanent] {
+        let (contents, bodies) = all_sizes(freeze);
+        let config = ServerConfig {
             stack,
-            net,
+            transport,
             buffers,
-            ..Plan::default()
+            ..ServerConfig::default()
         };
-        let server = Server::start(&plan, answer(bodies));
+        let server = TestServer::start(&config, serve_bodies(bodies));
         let mut client = server.connect().await;
-        let what = format!("{stack:?} {net:?} {frozen:?}");
+        let what = format!("{stack:?} {transport:?} {freeze:?}");
         for (at, content) in contents.iter().enumerate() {
-            let body = soon(client.get(&format!("/{at}"))).await;
+            let body = with_timeout(client.get(&format!("/{at}"))).await;
             assert_same(&body, content, &format!("{what} {at}"));
         }
         if stack == Stack::Foreign {
             continue;
         }
-        let spliced = |len: &&usize| frozen == Frozen::ForGood && **len >= SPLICED;
-        let spliced = SIZES.iter().filter(spliced).sum();
-        let whole = SIZES.iter().sum();
-        assert_totals(&server.totals, spliced, whole, SIZES.len(), &what);
+        let spliced = |len: &&usize| freeze == Freeze::Permanent && **len >= VMSPLICE_MIN_BYTES;
+        let spliced = BODY_SIZES.iter().filter(spliced).sum();
+        let whole = BODY_SIZES.iter().sum();
+        assert_totals(&server.totals, spliced, whole, BODY_SIZES.len(), &what);
     }
 }
 
 #[tokio::test]
-async fn every_size_under_hyper() {
-    every_size(Stack::Http1, Net::Tcp, None).await;
+async fn every_size_arrives_under_hyper() {
+    assert_every_size_arrives(Stack::Http1, Transport::Tcp, None).await;
 }
 
 #[tokio::test]
-async fn every_size_through_small_buffers() {
-    every_size(Stack::Http1, Net::Tcp, Some(30_000)).await;
+async fn every_size_arrives_through_small_buffers() {
+    assert_every_size_arrives(Stack::Http1, Transport::Tcp, Some(30_000)).await;
 }
 
 #[tokio::test]
-async fn every_size_under_hyper_over_unix() {
-    every_size(Stack::Http1, Net::Unix, None).await;
+async fn every_size_arrives_under_hyper_over_unix() {
+    assert_every_size_arrives(Stack::Http1, Transport::Unix, None).await;
 }
 
 #[tokio::test]
-async fn every_size_under_hyper_util() {
-    every_size(Stack::Auto, Net::Tcp, None).await;
+async fn every_size_arrives_under_hyper_util() {
+    assert_every_size_arrives(Stack::Auto, Transport::Tcp, None).await;
 }
 
 #[tokio::test]
-async fn every_size_under_axum() {
-    every_size(Stack::Axum, Net::Tcp, None).await;
+async fn every_size_arrives_under_axum() {
+    assert_every_size_arrives(Stack::Axum, Transport::Tcp, None).await;
 }
 
 #[tokio::test]
-async fn every_size_behind_tokios_own_stream() {
-    every_size(Stack::Foreign, Net::Tcp, None).await;
+async fn every_size_arrives_behind_tokios_own_stream() {
+    assert_every_size_arrives(Stack::Foreign, Transport::Tcp, None).await;
 }
 
-const LARGE: usize = 8 << 20;
+const LARGE_BODY_BYTES: usize = 8 << 20;
 
 /// A listener with totals of its own, and its address.
 fn listener() -> (Listener, Arc<Totals>, String) {
     let totals = Arc::new(Totals::default());
-    let options = Options::default().totals(Arc::clone(&totals));
+    let options = StreamOptions::default().totals(Arc::clone(&totals));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let listener = Listener::from_tcp(listener, options).unwrap();
     (listener, totals, address)
 }
 
-async fn client(address: &str) -> Client {
+async fn client(address: &str) -> TestClient {
     let socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    Client {
+    TestClient {
         io: tokio::io::BufReader::new(Box::new(socket)),
     }
 }
 
-/// Nothing of ours but the listener and the bytes.
+/// Only the listener and the bytes are from this project.
 #[tokio::test]
-async fn the_body_of_an_axum_handler() {
-    let content = bytes_of(LARGE, 3);
-    let pages = Bytes::from(pages_of(&content, Frozen::ForGood));
+async fn the_body_of_an_axum_handler_is_spliced() {
+    let content = random_bytes(LARGE_BODY_BYTES, 3);
+    let pages = Bytes::from(pages_of(&content, Freeze::Permanent));
     let (listener, totals, address) = listener();
     let app = axum::Router::new()
         .route(
@@ -189,16 +200,22 @@ async fn the_body_of_an_axum_handler() {
     tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
     let mut client = client(&address).await;
     for path in ["/bytes", "/body", "/bytes"] {
-        let body = soon(client.get(path)).await;
+        let body = with_timeout(client.get(path)).await;
         assert_same(&body, &content, path);
     }
-    assert_totals(&totals, 3 * LARGE, 3 * LARGE, 3, "axum");
+    assert_totals(
+        &totals,
+        3 * LARGE_BODY_BYTES,
+        3 * LARGE_BODY_BYTES,
+        3,
+        "axum",
+    );
 }
 
 #[tokio::test]
-async fn the_body_of_a_hyper_service() {
-    let content = bytes_of(LARGE, 4);
-    let pages = Bytes::from(pages_of(&content, Frozen::ForGood));
+async fn the_body_of_a_hyper_service_is_spliced() {
+    let content = random_bytes(LARGE_BODY_BYTES, 4);
+    let pages = Bytes::from(pages_of(&content, Freeze::Permanent));
     let (listener, totals, address) = listener();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
@@ -212,43 +229,49 @@ async fn the_body_of_a_hyper_service() {
     });
     let mut client = client(&address).await;
     for _ in 0..2 {
-        let body = soon(client.get("/")).await;
+        let body = with_timeout(client.get("/")).await;
         assert_same(&body, &content, "hyper");
     }
-    assert_totals(&totals, 2 * LARGE, 2 * LARGE, 2, "hyper");
+    assert_totals(
+        &totals,
+        2 * LARGE_BODY_BYTES,
+        2 * LARGE_BODY_BYTES,
+        2,
+        "hyper",
+    );
 }
 
 #[tokio::test]
-async fn every_forced_list() {
+async fn every_forced_list_is_respected() {
     use Mechanism::{Copy, MsgZerocopy, SendZc, Sendfile, Vmsplice};
-    let content = bytes_of(5_000_017, 1);
-    let rows: [(&[Mechanism], Frozen, &[Mechanism]); 9] = [
-        (&[Vmsplice, Copy], Frozen::Once, &[Vmsplice]),
-        (&[Vmsplice], Frozen::ForGood, &[Vmsplice]),
-        // Where no ring is to be had it steps down.
-        (&[SendZc, Copy], Frozen::Once, &[SendZc, Copy]),
-        (&[Copy], Frozen::ForGood, &[Copy]),
-        (&[Sendfile, Copy], Frozen::ForGood, &[Copy]),
-        // There are none for memory: the plan's.
-        (&[Sendfile], Frozen::ForGood, &[Vmsplice]),
-        (&[Sendfile], Frozen::Once, &[Copy]),
-        // Never on tokio.
-        (&[MsgZerocopy, Copy], Frozen::ForGood, &[Copy]),
-        (&[MsgZerocopy], Frozen::ForGood, &[Vmsplice]),
+    let content = random_bytes(5_000_017, 1);
+    let rows: [(&[Mechanism], Freeze, &[Mechanism]); 9] = [
+        (&[Vmsplice, Copy], Freeze::Reusable, &[Vmsplice]),
+        (&[Vmsplice], Freeze::Permanent, &[Vmsplice]),
+        // Falls back to `copy` if the process cannot create a ring.
+        (&[SendZc, Copy], Freeze::Reusable, &[SendZc, Copy]),
+        (&[Copy], Freeze::Permanent, &[Copy]),
+        (&[Sendfile, Copy], Freeze::Permanent, &[Copy]),
+        // The list has none for memory, so the usual plan applies.
+        (&[Sendfile], Freeze::Permanent, &[Vmsplice]),
+        (&[Sendfile], Freeze::Reusable, &[Copy]),
+        // `msg_zerocopy` is never used on tokio.
+        (&[MsgZerocopy, Copy], Freeze::Permanent, &[Copy]),
+        (&[MsgZerocopy], Freeze::Permanent, &[Vmsplice]),
     ];
-    for (mechanisms, frozen, by) in rows {
+    for (mechanisms, freeze, by) in rows {
         for buffers in [None, Some(30_000)] {
-            let plan = Plan {
+            let config = ServerConfig {
                 mechanisms,
                 buffers,
-                ..Plan::default()
+                ..ServerConfig::default()
             };
-            let body = Bytes::from(pages_of(&content, frozen));
-            let server = Server::start(&plan, answer(vec![body]));
+            let body = Bytes::from(pages_of(&content, freeze));
+            let server = TestServer::start(&config, serve_bodies(vec![body]));
             let mut client = server.connect().await;
-            let what = format!("{mechanisms:?} {frozen:?} {buffers:?}");
+            let what = format!("{mechanisms:?} {freeze:?} {buffers:?}");
             for _ in 0..2 {
-                let body = soon(client.get("/0")).await;
+                let body = with_timeout(client.get("/0")).await;
                 assert_same(&body, &content, &what);
             }
             let sent = by.iter().map(|&it| server.totals.bytes(it)).sum::<u64>() as usize;
@@ -261,52 +284,59 @@ async fn every_forced_list() {
     }
 }
 
-/// A list for memory leaves files as they were.
+/// A list of mechanisms for memory does not affect files.
 #[tokio::test]
-async fn a_list_for_memory_is_none_for_files() {
+async fn a_forced_list_for_memory_does_not_affect_files() {
     let files = Files::of(&[300_000]);
-    let answering = Arc::clone(&files);
-    let plan = Plan {
+    let served = Arc::clone(&files);
+    let config = ServerConfig {
         mechanisms: &[Mechanism::Vmsplice],
-        ..Plan::default()
+        ..ServerConfig::default()
     };
-    let server = Server::start(&plan, move |parts| answering.answer(parts));
-    let body = soon(server.connect().await.get("/0/direct")).await;
+    let server = TestServer::start(&config, move |parts| served.body_for(parts));
+    let body = with_timeout(server.connect().await.get("/0/direct")).await;
     assert_same(&body, &files.contents[0], "the file");
     assert_eq!(server.totals.bytes(Mechanism::Sendfile), 300_000);
 }
 
 #[tokio::test]
-async fn files_and_pages_in_turn_on_one_connection() {
+async fn files_and_pages_alternate_on_one_connection() {
     let files = Files::of(&[200_000, 3_000_000]);
-    for frozen in [Frozen::Once, Frozen::ForGood] {
+    for freeze in [Freeze::Reusable, Freeze::Permanent] {
         for buffers in [None, Some(30_000)] {
-            let contents = [bytes_of(100_000, 7), bytes_of(2_000_003, 8)];
+            let contents = [random_bytes(100_000, 7), random_bytes(2_000_003, 8)];
             let bodies = contents
                 .each_ref()
-                .map(|it| Bytes::from(pages_of(it, frozen)));
-            let answering = Arc::clone(&files);
-            let plan = Plan {
+                .map(|it| Bytes::from(pages_of(it, freeze)));
+            let served = Arc::clone(&files);
+            let config = ServerConfig {
                 buffers,
-                ..Plan::default()
+                ..ServerConfig::default()
             };
-            let server = Server::start(&plan, move |parts| {
+            let server = TestServer::start(&config, move |parts| {
                 match parts.uri.path().strip_prefix("/pages/") {
                     Some(at) => FileBody::from_bytes(bodies[at.parse::<usize>().unwrap()].clone()),
-                    None => answering.answer(parts),
+                    None => served.body_for(parts),
                 }
             });
             let mut client = server.connect().await;
             for round in 0..6 {
                 let at = round % 2;
-                let body = soon(client.get(&format!("/{at}/direct"))).await;
+                let body = with_timeout(client.get(&format!("/{at}/direct"))).await;
                 assert_same(&body, &files.contents[at], "the file");
-                let body = soon(client.get(&format!("/pages/{}", round / 3))).await;
+                let body = with_timeout(client.get(&format!("/pages/{}", round / 3))).await;
                 assert_same(&body, &contents[round / 3], "the pages");
             }
             let whole = 3 * (contents[0].len() + contents[1].len()) as u64;
             let spliced = server.totals.bytes(Mechanism::Vmsplice);
-            assert_eq!(spliced, if frozen == Frozen::ForGood { whole } else { 0 });
+            assert_eq!(
+                spliced,
+                if freeze == Freeze::Permanent {
+                    whole
+                } else {
+                    0
+                }
+            );
             assert_eq!(server.totals.bytes(Mechanism::Sendfile), 3 * 3_200_000);
         }
     }
@@ -314,45 +344,46 @@ async fn files_and_pages_in_turn_on_one_connection() {
 
 /// Files, pages of both kinds, small and large, and other memory, in one body.
 #[tokio::test]
-async fn bodies_of_many_parts() {
-    let files = Files::of(&[300 * K]);
-    let mut random = Random(21);
-    let sources = [Frozen::Once, Frozen::ForGood].map(|frozen| {
-        let content = bytes_of(700 * K, frozen as u64);
-        Bytes::from(pages_of(&content, frozen))
+async fn bodies_of_many_parts_arrive_in_order() {
+    let files = Files::of(&[300 * KIB]);
+    let mut rng = Rng(21);
+    let sources = [Freeze::Reusable, Freeze::Permanent].map(|freeze| {
+        let content = random_bytes(700 * KIB, freeze as u64);
+        Bytes::from(pages_of(&content, freeze))
     });
     let (mut parts, mut expected) = (Vec::new(), Vec::new());
     for round in 0..60 {
-        let source = &sources[random.below(2)];
-        let most = [100, 5000, 40 * K, 400 * K][random.below(4)];
-        // Now and then at the start of a page.
-        let start = random.below(300 * K) / [1, 4 * K][round % 2] * [1, 4 * K][round % 2];
-        let slice = source.slice(start..start + random.below(most));
+        let source = &sources[rng.below(2)];
+        let most = [100, 5000, 40 * KIB, 400 * KIB][rng.below(4)];
+        // In every other round at the start of a page.
+        let start = rng.below(300 * KIB) / [1, 4 * KIB][round % 2] * [1, 4 * KIB][round % 2];
+        let slice = source.slice(start..start + rng.below(most));
         expected.extend_from_slice(&slice);
-        parts.push(Part::Memory(slice));
+        parts.push(BodyPart::Memory(slice));
         if round % 5 == 0 {
-            let start = random.below(200 * K);
-            let range = start as u64..(start + 90 * K) as u64;
-            expected.extend_from_slice(&files.contents[0][start..start + 90 * K]);
-            parts.push(Part::File(Arc::clone(&files.open[0]), range));
+            let start = rng.below(200 * KIB);
+            let range = start as u64..(start + 90 * KIB) as u64;
+            expected.extend_from_slice(&files.contents[0][start..start + 90 * KIB]);
+            parts.push(BodyPart::File(Arc::clone(&files.open[0]), range));
         }
-        let memory = bytes_of(random.below(90), round as u64);
+        let memory = random_bytes(rng.below(90), round as u64);
         expected.extend_from_slice(&memory);
-        parts.push(Part::Memory(memory.into()));
+        parts.push(BodyPart::Memory(memory.into()));
     }
     for stack in [Stack::Http1, Stack::Axum, Stack::Foreign] {
         for buffers in [None, Some(30_000)] {
             let parts = parts.clone();
-            let plan = Plan {
+            let config = ServerConfig {
                 stack,
                 buffers,
-                ..Plan::default()
+                ..ServerConfig::default()
             };
-            let server =
-                Server::start(&plan, move |_| FileBody::from_parts(parts.clone()).direct());
+            let server = TestServer::start(&config, move |_| {
+                FileBody::from_parts(parts.clone()).direct()
+            });
             let mut client = server.connect().await;
             for _ in 0..2 {
-                let body = soon(client.get("/")).await;
+                let body = with_timeout(client.get("/")).await;
                 assert_same(&body, &expected, &format!("{stack:?} {buffers:?}"));
             }
             let spliced = server.totals.bytes(Mechanism::Vmsplice);
@@ -361,43 +392,43 @@ async fn bodies_of_many_parts() {
     }
 }
 
-/// Slices that are not worth a call of their own go with what stands next to them: one call for all.
+/// Slices that are not worth a call of their own are written together with their neighbors.
 #[tokio::test]
-async fn small_slices_leave_together() {
-    for frozen in [Frozen::Once, Frozen::ForGood] {
-        let content = bytes_of(100_000, 9);
-        let pages = pages_of(&content, frozen);
+async fn small_slices_are_written_together() {
+    for freeze in [Freeze::Reusable, Freeze::Permanent] {
+        let content = random_bytes(100_000, 9);
+        let pages = pages_of(&content, freeze);
         let totals = Arc::new(Totals::default());
         let (mut stream, mut theirs) =
-            stream_pair(Options::default().totals(Arc::clone(&totals))).await;
+            stream_pair(StreamOptions::default().totals(Arc::clone(&totals))).await;
         let mut slices = vec![IoSlice::new(b"HTTP/1.1 200 OK\r\n\r\n")];
         let pieces: Vec<_> = (0..24)
             .map(|at| pages.slice(at * 4096..at * 4096 + 1000))
             .collect();
         slices.extend(pieces.iter().map(|piece| IoSlice::new(piece)));
         let expected: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
-        let written = soon(stream.write_vectored(&slices)).await.unwrap();
+        let written = with_timeout(stream.write_vectored(&slices)).await.unwrap();
         assert_eq!(written, expected.len());
         let mut got = vec![0; written];
-        soon(theirs.read_exact(&mut got)).await.unwrap();
+        with_timeout(theirs.read_exact(&mut got)).await.unwrap();
         assert_same(&got, &expected, "the slices");
         assert_totals(&totals, 0, written, 1, "small slices");
     }
 }
 
 #[tokio::test]
-async fn every_size_over_http_2() {
-    for frozen in [Frozen::Once, Frozen::ForGood] {
-        let (contents, bodies) = all_sizes(frozen);
-        let plan = Plan {
+async fn every_size_arrives_over_http_2() {
+    for freeze in [Freeze::Reusable, Freeze::Permanent] {
+        let (contents, bodies) = all_sizes(freeze);
+        let config = ServerConfig {
             stack: Stack::Auto,
-            ..Plan::default()
+            ..ServerConfig::default()
         };
-        let server = Server::start(&plan, answer(bodies));
+        let server = TestServer::start(&config, serve_bodies(bodies));
         let io = TokioIo::new(server.connect().await.io);
-        // Frames that are large enough to be sent by themselves, and the usual ones.
+        // Frames that are large enough to be sent by themselves, and frames of the usual size.
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-        if frozen == Frozen::ForGood {
+        if freeze == Freeze::Permanent {
             builder.max_frame_size(256 << 10);
         }
         let (mut sender, connection) = builder.handshake(io).await.unwrap();
@@ -405,28 +436,31 @@ async fn every_size_over_http_2() {
         for (at, content) in contents.iter().enumerate() {
             let request = http::Request::get(format!("http://x/{at}"));
             let request = request.body(Empty::<Bytes>::new()).unwrap();
-            let answer = soon(sender.send_request(request)).await.unwrap();
-            let body = soon(answer.into_body().collect()).await.unwrap().to_bytes();
-            assert_same(&body, content, &format!("{frozen:?} {at}"));
+            let response = with_timeout(sender.send_request(request)).await.unwrap();
+            let body = with_timeout(response.into_body().collect())
+                .await
+                .unwrap()
+                .to_bytes();
+            assert_same(&body, content, &format!("{freeze:?} {at}"));
         }
     }
 }
 
-/// Pages are immutable: whoever likes may read them.
+/// Pages are immutable, so a layer may read them.
 #[tokio::test]
 async fn a_compressor_gets_the_right_bytes() {
-    let text = wordy(1 << 20);
-    for frozen in [Frozen::Once, Frozen::ForGood] {
-        let body = Bytes::from(pages_of(&text, frozen));
+    let text = compressible_text(1 << 20);
+    for freeze in [Freeze::Reusable, Freeze::Permanent] {
+        let body = Bytes::from(pages_of(&text, freeze));
         let app = axum::Router::new()
             .route("/0", get(|| async { body }))
             .layer(CompressionLayer::new());
         let (listener, totals, address) = listener();
         tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
-        let mut client = ask_for_gzip(address.parse().unwrap()).await;
+        let mut client = request_gzip(address.parse().unwrap()).await;
         let mut raw = Vec::new();
         while !raw.ends_with(b"\r\n0\r\n\r\n") {
-            assert!(soon(client.io.read_buf(&mut raw)).await.unwrap() > 0);
+            assert!(with_timeout(client.io.read_buf(&mut raw)).await.unwrap() > 0);
         }
         let (compressed, is_whole) = unchunk(&raw);
         assert!(is_whole && compressed.len() < 700_000);
@@ -435,18 +469,19 @@ async fn a_compressor_gets_the_right_bytes() {
     }
 }
 
-/// The bytes that went by `vmsplice`, and by `copy`.
+/// Sends both kinds of pages. Returns the bytes sent by `vmsplice`, and by `copy`.
 async fn send_both(mechanisms: &[Mechanism]) -> (u64, u64) {
-    let content = bytes_of(3_000_001, 5);
-    let bodies = [Frozen::Once, Frozen::ForGood].map(|it| Bytes::from(pages_of(&content, it)));
-    let plan = Plan {
+    let content = random_bytes(3_000_001, 5);
+    let bodies =
+        [Freeze::Reusable, Freeze::Permanent].map(|it| Bytes::from(pages_of(&content, it)));
+    let config = ServerConfig {
         mechanisms,
-        ..Plan::default()
+        ..ServerConfig::default()
     };
-    let server = Server::start(&plan, answer(bodies.to_vec()));
+    let server = TestServer::start(&config, serve_bodies(bodies.to_vec()));
     let mut client = server.connect().await;
     for at in 0..2 {
-        let body = soon(client.get(&format!("/{at}"))).await;
+        let body = with_timeout(client.get(&format!("/{at}"))).await;
         assert_same(&body, &content, "the body");
     }
     assert_eq!(server.totals.bytes(Mechanism::SendZc), 0);
@@ -455,17 +490,21 @@ async fn send_both(mechanisms: &[Mechanism]) -> (u64, u64) {
 }
 
 #[test]
-fn switched_off_and_on() {
-    in_own_process("delivery_pages::switched_off_and_on", &[], || {
-        let on = runtime().block_on(send_both(&[]));
-        assert_eq!(on.0, 3_000_001);
-        uncopied::set_zero_copy_send(false);
-        for forced in [&[][..], &[Mechanism::Vmsplice], &[Mechanism::SendZc]] {
-            let (vmsplice, copied) = runtime().block_on(send_both(forced));
-            assert_eq!(vmsplice, 0, "{forced:?}");
-            assert!((6_000_002..6_000_402).contains(&copied), "{copied}");
-        }
-        uncopied::set_zero_copy_send(true);
-        assert_eq!(runtime().block_on(send_both(&[])), on);
-    });
+fn zero_copy_can_be_switched_off_and_on() {
+    in_own_process(
+        "delivery_pages::zero_copy_can_be_switched_off_and_on",
+        &[],
+        || {
+            let on = runtime().block_on(send_both(&[]));
+            assert_eq!(on.0, 3_000_001);
+            uncopied::set_zero_copy_send(false);
+            for forced in [&[][..], &[Mechanism::Vmsplice], &[Mechanism::SendZc]] {
+                let (vmsplice, copied) = runtime().block_on(send_both(forced));
+                assert_eq!(vmsplice, 0, "{forced:?}");
+                assert!((6_000_002..6_000_402).contains(&copied), "{copied}");
+            }
+            uncopied::set_zero_copy_send(true);
+            assert_eq!(runtime().block_on(send_both(&[])), on);
+        },
+    );
 }

@@ -1,5 +1,5 @@
-//! Bodies of pages that are cut off, given up, or read late: nobody ever gets other bytes, and the pages
-//! come back.
+//! Bodies of pages that are cut off, abandoned, or read late: no client ever gets other bytes, and
+//! the pages are released.
 
 use std::io::{ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -17,26 +17,27 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use uncopied::Mechanism;
 use uncopied::arena::{PageBuffer, Pages};
-use uncopied_http::{Options, Stream, Totals};
+use uncopied_http::{Stream, StreamOptions, Totals};
 
 use crate::delivery_connection::{connection_to, polls_in};
-use crate::delivery_pages::{Frozen, answer, pages_of};
-use crate::delivery_rig::{
-    Client, Files, assert_same, bytes_of, in_own_process, runtime, serve_http1, soon, stream_pair,
+use crate::delivery_harness::{
+    Files, TestClient, assert_same, in_own_process, random_bytes, runtime, serve_http1,
+    stream_pair, with_timeout,
 };
+use crate::delivery_pages::{Freeze, pages_of, serve_bodies};
 
-const LEN: usize = 6 << 20;
+const BODY_BYTES: usize = 6 << 20;
 
-/// How pages that can be written to again get to the socket.
-const RETURNING: [&[Mechanism]; 3] = [
+/// How pages that can be reused reach the socket.
+const WITH_REUSABLE_PAGES: [&[Mechanism]; 3] = [
     &[],
     &[Mechanism::SendZc, Mechanism::Copy],
     &[Mechanism::Copy],
 ];
 
-/// The buffer back, once nobody has the pages any more.
-async fn come_back(mut pages: Pages) -> PageBuffer {
-    soon(async {
+/// Waits until no other handle to the pages is left, and returns their buffer.
+async fn until_released(mut pages: Pages) -> PageBuffer {
+    with_timeout(async {
         loop {
             match pages.try_into_buffer() {
                 Ok(buffer) => return buffer,
@@ -48,8 +49,8 @@ async fn come_back(mut pages: Pages) -> PageBuffer {
     .await
 }
 
-async fn nothing_is_lent() {
-    soon(async {
+async fn until_nothing_is_in_flight() {
+    with_timeout(async {
         while uncopied::in_flight_bytes() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -57,69 +58,70 @@ async fn nothing_is_lent() {
     .await;
 }
 
-/// A connection served by hyper that answers everything with these pages, stalled within the body.
-async fn stalled(mechanisms: &[Mechanism], pages: &Pages) -> (Client, JoinHandle<()>) {
-    let (stream, theirs) = stream_pair(Options::default().force_mechanisms(mechanisms)).await;
+/// A connection that hyper serves with these pages as the body of every response, stalled within a
+/// body.
+async fn stalled(mechanisms: &[Mechanism], pages: &Pages) -> (TestClient, JoinHandle<()>) {
+    let (stream, theirs) = stream_pair(StreamOptions::default().force_mechanisms(mechanisms)).await;
     let body = Bytes::from(pages.clone());
-    let serving = tokio::spawn(serve_http1(stream, answer(vec![body])));
-    let mut client = Client {
+    let serving = tokio::spawn(serve_http1(stream, serve_bodies(vec![body])));
+    let mut client = TestClient {
         io: BufReader::with_capacity(16 << 10, Box::new(theirs)),
     };
     client.request("/0").await;
-    soon(client.head()).await.unwrap();
+    with_timeout(client.head()).await.unwrap();
     let mut some = vec![0; 100_000];
-    soon(client.io.read_exact(&mut some)).await.unwrap();
+    with_timeout(client.io.read_exact(&mut some)).await.unwrap();
     assert_same(&some, &pages[..some.len()], "the first bytes");
     tokio::time::sleep(Duration::from_millis(50)).await;
     (client, serving)
 }
 
 #[test]
-fn pages_come_back_from_a_client_that_leaves() {
-    let test = "delivery_pages_cut::pages_come_back_from_a_client_that_leaves";
+fn pages_are_released_by_a_client_that_leaves() {
+    let test = "delivery_pages_cut::pages_are_released_by_a_client_that_leaves";
     in_own_process(test, &[], || {
         runtime().block_on(async {
-            for mechanisms in RETURNING {
-                let pages = pages_of(&bytes_of(LEN, 1), Frozen::Once);
-                // What it has not read makes it a reset.
+            for mechanisms in WITH_REUSABLE_PAGES {
+                let pages = pages_of(&random_bytes(BODY_BYTES, 1), Freeze::Reusable);
+                // Because of the unread bytes, closing resets the connection.
                 let (client, serving) = stalled(mechanisms, &pages).await;
                 drop(client);
-                soon(serving).await.unwrap();
-                come_back(pages).await;
-                nothing_is_lent().await;
+                with_timeout(serving).await.unwrap();
+                until_released(pages).await;
+                until_nothing_is_in_flight().await;
             }
         });
     });
 }
 
 #[test]
-fn pages_come_back_from_a_connection_that_is_dropped() {
-    let test = "delivery_pages_cut::pages_come_back_from_a_connection_that_is_dropped";
+fn pages_are_released_by_a_connection_that_is_dropped() {
+    let test = "delivery_pages_cut::pages_are_released_by_a_connection_that_is_dropped";
     in_own_process(test, &[], || {
         runtime().block_on(async {
-            for mechanisms in RETURNING {
-                let content = bytes_of(LEN, 2);
-                let pages = pages_of(&content, Frozen::Once);
+            for mechanisms in WITH_REUSABLE_PAGES {
+                let content = random_bytes(BODY_BYTES, 2);
+                let pages = pages_of(&content, Freeze::Reusable);
                 let (mut client, serving) = stalled(mechanisms, &pages).await;
                 serving.abort();
-                assert!(soon(serving).await.unwrap_err().is_cancelled());
-                // What the socket had taken still arrives.
-                let rest = soon(client.rest()).await;
-                assert!(!rest.is_empty() && rest.len() < LEN - 100_000);
-                assert_same(&rest, &content[100_000..][..rest.len()], "what was sent");
-                come_back(pages).await;
-                nothing_is_lent().await;
+                assert!(with_timeout(serving).await.unwrap_err().is_cancelled());
+                // The bytes that the socket had accepted still arrive.
+                let rest = with_timeout(client.rest()).await;
+                assert!(!rest.is_empty() && rest.len() < BODY_BYTES - 100_000);
+                assert_same(&rest, &content[100_000..][..rest.len()], "the sent bytes");
+                until_released(pages).await;
+                until_nothing_is_in_flight().await;
             }
         });
     });
 }
 
 #[test]
-fn pages_come_back_from_a_runtime_that_is_shut_down() {
-    let test = "delivery_pages_cut::pages_come_back_from_a_runtime_that_is_shut_down";
+fn pages_are_released_by_a_runtime_that_is_shut_down() {
+    let test = "delivery_pages_cut::pages_are_released_by_a_runtime_that_is_shut_down";
     in_own_process(test, &[], || {
-        for mechanisms in RETURNING {
-            let pages = pages_of(&bytes_of(LEN, 3), Frozen::Once);
+        for mechanisms in WITH_REUSABLE_PAGES {
+            let pages = pages_of(&random_bytes(BODY_BYTES, 3), Freeze::Reusable);
             let (serving, outer) = (runtime(), runtime());
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
@@ -128,7 +130,8 @@ fn pages_come_back_from_a_runtime_that_is_shut_down() {
             ours.set_nonblocking(true).unwrap();
             serving.block_on(async {
                 let ours = TcpStream::from_std(ours).unwrap();
-                let mut stream = Stream::tcp(ours, Options::default().force_mechanisms(mechanisms));
+                let mut stream =
+                    Stream::tcp(ours, StreamOptions::default().force_mechanisms(mechanisms));
                 let body = Bytes::from(pages.clone());
                 tokio::spawn(async move { stream.write_all(&body).await });
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -136,20 +139,20 @@ fn pages_come_back_from_a_runtime_that_is_shut_down() {
             drop(serving);
             drop(client);
             outer.block_on(async {
-                come_back(pages).await;
-                nothing_is_lent().await;
+                until_released(pages).await;
+                until_nothing_is_in_flight().await;
             });
         }
     });
 }
 
-/// hyper drops what it has queued, and the connection.
+/// hyper drops the bytes that it has queued, and the connection.
 #[test]
-fn pages_come_back_from_a_body_that_fails() {
-    let test = "delivery_pages_cut::pages_come_back_from_a_body_that_fails";
+fn pages_are_released_by_a_body_that_fails() {
+    let test = "delivery_pages_cut::pages_are_released_by_a_body_that_fails";
     in_own_process(test, &[], || {
         runtime().block_on(async {
-            for mechanisms in RETURNING {
+            for mechanisms in WITH_REUSABLE_PAGES {
                 fail_midway(mechanisms).await;
             }
         });
@@ -157,9 +160,9 @@ fn pages_come_back_from_a_body_that_fails() {
 }
 
 async fn fail_midway(mechanisms: &[Mechanism]) {
-    let content = bytes_of(LEN, 4);
-    let pages = pages_of(&content, Frozen::Once);
-    let (stream, theirs) = stream_pair(Options::default().force_mechanisms(mechanisms)).await;
+    let content = random_bytes(BODY_BYTES, 4);
+    let pages = pages_of(&content, Freeze::Reusable);
+    let (stream, theirs) = stream_pair(StreamOptions::default().force_mechanisms(mechanisms)).await;
     let body = Bytes::from(pages.clone());
     let service = service_fn(move |_| {
         let body = Failing(Some(body.clone()));
@@ -170,22 +173,22 @@ async fn fail_midway(mechanisms: &[Mechanism]) {
             .serve_connection(TokioIo::new(stream), service)
             .await
     });
-    let mut client = Client {
+    let mut client = TestClient {
         io: BufReader::new(Box::new(theirs)),
     };
     client.request("/").await;
-    soon(client.head()).await.unwrap();
-    let rest = soon(client.rest()).await;
+    with_timeout(client.head()).await.unwrap();
+    let rest = with_timeout(client.rest()).await;
     assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "a clean end");
-    assert!(soon(serving).await.unwrap().is_err());
+    assert!(with_timeout(serving).await.unwrap().is_err());
     let begin = rest
         .iter()
         .position(|&byte| byte == b'\n')
         .map_or(0, |at| at + 1);
-    let got = &rest[begin..rest.len().min(begin + LEN)];
-    assert_same(got, &content[..got.len()], "what came");
-    come_back(pages).await;
-    nothing_is_lent().await;
+    let got = &rest[begin..rest.len().min(begin + BODY_BYTES)];
+    assert_same(got, &content[..got.len()], "the received bytes");
+    until_released(pages).await;
+    until_nothing_is_in_flight().await;
 }
 
 /// One frame, then an error.
@@ -206,41 +209,41 @@ impl Body for Failing {
     }
 }
 
-/// What was begun and not ended stands in the way of nothing, and keeps nothing.
+/// A send that was begun and abandoned blocks no later bytes, and keeps no pages.
 #[test]
 fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
     let test = "delivery_pages_cut::other_bytes_after_a_blocked_write_are_sent_as_they_are";
     in_own_process(test, &[], || {
         runtime().block_on(async {
-            for (mechanisms, frozen) in [
-                (RETURNING[0], Frozen::Once),
-                (RETURNING[1], Frozen::Once),
-                (&[], Frozen::ForGood),
-                (&[Mechanism::Vmsplice], Frozen::Once),
+            for (mechanisms, freeze) in [
+                (WITH_REUSABLE_PAGES[0], Freeze::Reusable),
+                (WITH_REUSABLE_PAGES[1], Freeze::Reusable),
+                (&[], Freeze::Permanent),
+                (&[Mechanism::Vmsplice], Freeze::Reusable),
             ] {
-                replace_midway(mechanisms, frozen).await;
+                replace_midway(mechanisms, freeze).await;
             }
         });
     });
 }
 
-async fn replace_midway(mechanisms: &[Mechanism], frozen: Frozen) {
+async fn replace_midway(mechanisms: &[Mechanism], freeze: Freeze) {
     let files = Files::of(&[300_000]);
     let file = uncopied::arena::FileMapping::new(
         Arc::new(std::fs::File::open(files.path(0)).unwrap()),
         0..300_000,
     );
     let file = file.unwrap().bytes();
-    let (content, other) = (bytes_of(8 << 20, 5), bytes_of(2 << 20, 6));
-    let (pages, others) = (pages_of(&content, frozen), pages_of(&other, frozen));
+    let (content, other) = (random_bytes(8 << 20, 5), random_bytes(2 << 20, 6));
+    let (pages, others) = (pages_of(&content, freeze), pages_of(&other, freeze));
     let (mut stream, mut theirs) =
-        stream_pair(Options::default().force_mechanisms(mechanisms)).await;
+        stream_pair(StreamOptions::default().force_mechanisms(mechanisms)).await;
     let mut at = 0;
-    // Until the window is shut.
+    // Until the window is closed.
     let pause = Duration::from_millis(100);
     while let Ok(written) = tokio::time::timeout(pause, stream.write(&pages[at..])).await {
         at += written.unwrap();
-        assert!(at < pages.len(), "no peer reads");
+        assert!(at < pages.len(), "the peer does not read");
     }
     let mut expected = content[..at].to_vec();
     for piece in [
@@ -250,7 +253,7 @@ async fn replace_midway(mechanisms: &[Mechanism], frozen: Frozen) {
         &file[7..],
         &pages[at..at + 500_000],
         &others[4096..90_000],
-        // As the pipe had it, long ago.
+        // The bytes that the pipe held earlier.
         &pages[at..at + 40_000],
     ] {
         expected.extend_from_slice(piece);
@@ -271,115 +274,118 @@ async fn replace_midway(mechanisms: &[Mechanism], frozen: Frozen) {
     stream.write_all(&others[4096..90_000]).await.unwrap();
     stream.write_all(&pages[at..at + 40_000]).await.unwrap();
     drop(stream);
-    let got = soon(reading).await.unwrap();
-    assert_same(&got, &expected, &format!("{mechanisms:?} {frozen:?}"));
-    if frozen == Frozen::Once && mechanisms != [Mechanism::Vmsplice] {
-        come_back(pages).await;
-        come_back(others).await;
+    let got = with_timeout(reading).await.unwrap();
+    assert_same(&got, &expected, &format!("{mechanisms:?} {freeze:?}"));
+    if freeze == Freeze::Reusable && mechanisms != [Mechanism::Vmsplice] {
+        until_released(pages).await;
+        until_released(others).await;
     }
-    nothing_is_lent().await;
+    until_nothing_is_in_flight().await;
 }
 
-/// The app has let go of the pages and fills new buffers, of the same addresses as like as not, while what
-/// it answered is still on its way.
+/// The app has dropped the pages and fills new buffers, which may well have the same addresses,
+/// while its response is still on its way.
 #[tokio::test]
-async fn a_client_that_reads_late_gets_what_was_answered() {
-    const LATE: usize = 256 << 10;
-    let rows: [(&[Mechanism], Frozen); 5] = [
-        (&[], Frozen::Once),
-        (&[], Frozen::ForGood),
-        (&[Mechanism::Vmsplice], Frozen::Once),
-        (&[Mechanism::SendZc, Mechanism::Copy], Frozen::Once),
-        (&[Mechanism::Copy], Frozen::ForGood),
+async fn a_client_that_reads_late_gets_the_original_bytes() {
+    const LATE_BODY_BYTES: usize = 256 << 10;
+    let rows: [(&[Mechanism], Freeze); 5] = [
+        (&[], Freeze::Reusable),
+        (&[], Freeze::Permanent),
+        (&[Mechanism::Vmsplice], Freeze::Reusable),
+        (&[Mechanism::SendZc, Mechanism::Copy], Freeze::Reusable),
+        (&[Mechanism::Copy], Freeze::Permanent),
     ];
-    for (mechanisms, frozen) in rows {
+    for (mechanisms, freeze) in rows {
         let mut seed = 0;
         for round in 0..12 {
             let totals = Arc::new(Totals::default());
-            let options = Options::default()
+            let options = StreamOptions::default()
                 .force_mechanisms(mechanisms)
                 .totals(Arc::clone(&totals));
             let (stream, theirs) = stream_pair(options).await;
-            // All of it fits, once the peer's window is open as well.
+            // The whole body fits into the send buffer and the peer's window.
             SockRef::from(&stream)
                 .set_send_buffer_size(4 << 20)
                 .unwrap();
-            let content = bytes_of(LATE, round);
-            let body = Arc::new(Mutex::new(Some(pages_of(&content, frozen))));
+            let content = random_bytes(LATE_BODY_BYTES, round);
+            let body = Arc::new(Mutex::new(Some(pages_of(&content, freeze))));
             let serving = tokio::spawn(serve_http1(stream, move |_: &http::request::Parts| {
                 let pages = body.lock().unwrap().take();
                 uncopied_http::FileBody::from_bytes(pages.map(Bytes::from).unwrap_or_default())
             }));
-            let mut client = Client {
+            let mut client = TestClient {
                 io: BufReader::with_capacity(1000, Box::new(theirs)),
             };
             client.request("/").await;
             let mut got = Vec::new();
-            let head = soon(client.head()).await.unwrap();
-            assert_eq!(crate::delivery_rig::content_length(&head), LATE);
-            while got.len() < LATE {
+            let head = with_timeout(client.head()).await.unwrap();
+            assert_eq!(
+                crate::delivery_harness::content_length(&head),
+                LATE_BODY_BYTES
+            );
+            while got.len() < LATE_BODY_BYTES {
                 let poison = std::iter::repeat_with(|| {
                     seed += 1;
-                    let mut buffer = PageBuffer::zeroed(LATE).unwrap();
+                    let mut buffer = PageBuffer::zeroed(LATE_BODY_BYTES).unwrap();
                     buffer.fill(seed as u8);
                     buffer.freeze()
                 });
                 let poison: Vec<_> = poison.take(4).collect();
-                let mut some = vec![0; 40_000.min(LATE - got.len())];
-                soon(client.io.read_exact(&mut some)).await.unwrap();
+                let mut some = vec![0; 40_000.min(LATE_BODY_BYTES - got.len())];
+                with_timeout(client.io.read_exact(&mut some)).await.unwrap();
                 got.extend(some);
                 drop(poison);
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            assert_same(&got, &content, &format!("{mechanisms:?} {frozen:?}"));
+            assert_same(&got, &content, &format!("{mechanisms:?} {freeze:?}"));
             serving.abort();
         }
     }
 }
 
 #[tokio::test]
-async fn an_idle_connection_and_a_stalled_one_do_not_spin() {
-    for (mechanisms, frozen) in [
-        (RETURNING[0], Frozen::Once),
-        (RETURNING[1], Frozen::Once),
-        (&[], Frozen::ForGood),
+async fn idle_and_stalled_connections_do_not_spin() {
+    for (mechanisms, freeze) in [
+        (WITH_REUSABLE_PAGES[0], Freeze::Reusable),
+        (WITH_REUSABLE_PAGES[1], Freeze::Reusable),
+        (&[], Freeze::Permanent),
     ] {
-        let contents = [bytes_of(100_000, 1), bytes_of(8 << 20, 2)];
+        let contents = [random_bytes(100_000, 1), random_bytes(8 << 20, 2)];
         let bodies = contents
             .each_ref()
-            .map(|it| Bytes::from(pages_of(it, frozen)));
-        let options = Options::default().force_mechanisms(mechanisms);
-        let (mut client, _, polls) = connection_to(options, answer(bodies.to_vec())).await;
+            .map(|it| Bytes::from(pages_of(it, freeze)));
+        let options = StreamOptions::default().force_mechanisms(mechanisms);
+        let (mut client, _, polls) = connection_to(options, serve_bodies(bodies.to_vec())).await;
         for _ in 0..3 {
-            soon(client.get("/0")).await;
+            with_timeout(client.get("/0")).await;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
         let idle = polls_in(&polls, Duration::from_millis(300)).await;
-        assert_eq!(idle, 0, "{mechanisms:?} {frozen:?}, idle");
+        assert_eq!(idle, 0, "{mechanisms:?} {freeze:?}, idle");
 
         client.request("/1").await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         let stalled = polls_in(&polls, Duration::from_millis(300)).await;
         assert!(
             stalled <= 1,
-            "{mechanisms:?} {frozen:?}, stalled: {stalled}"
+            "{mechanisms:?} {freeze:?}, stalled: {stalled}"
         );
-        let body = soon(client.response()).await.unwrap();
+        let body = with_timeout(client.response()).await.unwrap();
         assert_same(&body, &contents[1], "the body");
     }
 }
 
 #[tokio::test]
-async fn a_peer_that_is_gone_is_an_error_and_no_signal() {
+async fn a_peer_that_is_gone_causes_an_error_and_no_signal() {
     for mechanism in Mechanism::MEMORY_TO_SOCKET {
-        let pages = pages_of(&bytes_of(8 << 20, 1), Frozen::ForGood);
-        let options = Options::default().force_mechanisms(&[mechanism, Mechanism::Copy]);
+        let pages = pages_of(&random_bytes(8 << 20, 1), Freeze::Permanent);
+        let options = StreamOptions::default().force_mechanisms(&[mechanism, Mechanism::Copy]);
         let (mut stream, theirs) = stream_pair(options).await;
         drop(theirs);
-        let error = soon(stream.write_all(&pages)).await.unwrap_err();
+        let error = with_timeout(stream.write_all(&pages)).await.unwrap_err();
         let kinds = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
         assert!(kinds.contains(&error.kind()), "{mechanism}: {error}");
-        let error = soon(stream.write_vectored(&[IoSlice::new(b"more")])).await;
+        let error = with_timeout(stream.write_vectored(&[IoSlice::new(b"more")])).await;
         assert!(kinds.contains(&error.unwrap_err().kind()), "{mechanism}");
     }
 }

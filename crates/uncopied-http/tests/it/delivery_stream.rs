@@ -1,4 +1,4 @@
-//! The stream by itself: what it makes of the slices that it is given.
+//! The stream by itself: how it sends the slices that it is given.
 
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice};
@@ -11,39 +11,39 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use uncopied::Mechanism;
 use uncopied::arena::FileMapping;
-use uncopied_http::{FileBody, Listener, Options, Stream, Totals};
+use uncopied_http::{FileBody, Listener, Stream, StreamOptions, Totals};
 
-use crate::delivery_rig::{Files, Random, assert_same, bytes_of, soon, stream_pair};
+use crate::delivery_harness::{Files, Rng, assert_same, random_bytes, stream_pair, with_timeout};
 
-/// The whole file's bytes in the arena.
+/// The bytes of the whole file, in the arena.
 fn mapped(files: &Files, at: usize) -> Bytes {
     let file = File::open(files.path(at)).unwrap();
     let len = files.contents[at].len() as u64;
     FileMapping::new(Arc::new(file), 0..len).unwrap().bytes()
 }
 
-fn counting() -> (Options, Arc<Totals>) {
+fn counting() -> (StreamOptions, Arc<Totals>) {
     let totals = Arc::new(Totals::default());
-    (Options::default().totals(Arc::clone(&totals)), totals)
+    (StreamOptions::default().totals(Arc::clone(&totals)), totals)
 }
 
-/// Reads in pieces of random sizes, now and then after a pause.
-async fn read_at_leisure(mut io: impl AsyncRead + Unpin, mut random: Random) -> Vec<u8> {
+/// Reads in pieces of random sizes, with occasional pauses.
+async fn read_with_pauses(mut io: impl AsyncRead + Unpin, mut rng: Rng) -> Vec<u8> {
     let mut all = Vec::new();
     let mut piece = vec![0; 40_000];
     loop {
-        let most = 1 + random.below(piece.len());
+        let most = 1 + rng.below(piece.len());
         match io.read(&mut piece[..most]).await.unwrap() {
             0 => return all,
             read => all.extend_from_slice(&piece[..read]),
         }
-        if random.below(16) == 0 {
+        if rng.below(16) == 0 {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
     }
 }
 
-/// Writes everything by vectored writes of at most `most` slices, as hyper does.
+/// Writes all pieces by vectored writes of up to `most` slices, as hyper does.
 async fn write_all(stream: &mut Stream, pieces: &[Bytes], most: usize) {
     let mut left: Vec<Bytes> = pieces.to_vec();
     left.reverse();
@@ -54,7 +54,7 @@ async fn write_all(stream: &mut Stream, pieces: &[Bytes], most: usize) {
             left.truncate(left.len().saturating_sub(most));
             continue;
         }
-        let mut written = soon(stream.write_vectored(&slices)).await.unwrap();
+        let mut written = with_timeout(stream.write_vectored(&slices)).await.unwrap();
         assert!(written > 0);
         while let Some(piece) = left.pop() {
             if piece.len() > written {
@@ -68,22 +68,22 @@ async fn write_all(stream: &mut Stream, pieces: &[Bytes], most: usize) {
 }
 
 #[tokio::test]
-async fn slices_of_memory_and_of_files_in_every_order() {
+async fn slices_of_memory_and_of_files_arrive_in_every_order() {
     let files = Files::of(&[5000, 70_001, 3_000_000]);
     let maps: Vec<_> = (0..3).map(|at| mapped(&files, at)).collect();
-    let mut random = Random(5);
+    let mut rng = Rng(5);
     for round in 0..60 {
         let mut pieces = Vec::new();
         let mut of_files = 0;
-        for _ in 0..1 + random.below(12) {
-            let piece = match random.below(5) {
+        for _ in 0..1 + rng.below(12) {
+            let piece = match rng.below(5) {
                 0 => Bytes::new(),
-                1 | 2 => Bytes::from(bytes_of(random.below(3000), round)),
-                // Slices of one file stand next to each other now and then, the same one as well.
+                1 | 2 => Bytes::from(random_bytes(rng.below(3000), round)),
+                // Slices of one file are sometimes adjacent, even twice the same one.
                 _ => {
-                    let map = &maps[[0, 0, 1, 2][random.below(4)]];
-                    let start = random.below(map.len());
-                    let end = start + random.below(map.len() - start + 1);
+                    let map = &maps[[0, 0, 1, 2][rng.below(4)]];
+                    let start = rng.below(map.len());
+                    let end = start + rng.below(map.len() - start + 1);
                     of_files += end - start;
                     map.slice(start..end)
                 }
@@ -101,16 +101,16 @@ async fn slices_of_memory_and_of_files_in_every_order() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut stream, reader) = if round % 3 == 0 {
             SockRef::from(&ours).set_send_buffer_size(4096).unwrap();
-            let reading = read_at_leisure(theirs, Random(round));
+            let reading = read_with_pauses(theirs, Rng(round));
             (Stream::unix(ours, options), tokio::spawn(reading))
         } else {
             let (stream, theirs) = stream_pair(options).await;
-            let reading = read_at_leisure(theirs, Random(round));
+            let reading = read_with_pauses(theirs, Rng(round));
             (stream, tokio::spawn(reading))
         };
-        write_all(&mut stream, &pieces, [1, 2, 64][random.below(3)]).await;
+        write_all(&mut stream, &pieces, [1, 2, 64][rng.below(3)]).await;
         stream.shutdown().await.unwrap();
-        let got = soon(reader).await.unwrap();
+        let got = with_timeout(reader).await.unwrap();
         assert_same(&got, &expected, &format!("round {round}"));
         if mechanism != Mechanism::Copy {
             assert_eq!(totals.bytes(mechanism), of_files as u64, "{mechanism}");
@@ -126,43 +126,47 @@ async fn a_write_of_one_slice_is_sent_from_its_file() {
     let map = mapped(&files, 0);
     let (options, totals) = counting();
     let (mut stream, theirs) = stream_pair(options).await;
-    let reader = tokio::spawn(read_at_leisure(theirs, Random(1)));
+    let reader = tokio::spawn(read_with_pauses(theirs, Rng(1)));
     stream.write_all(&map[77..150_000]).await.unwrap();
     stream.write_all(b"").await.unwrap();
     stream.shutdown().await.unwrap();
-    let got = soon(reader).await.unwrap();
+    let got = with_timeout(reader).await.unwrap();
     assert_same(&got, &files.contents[0][77..150_000], "the slice");
     assert_eq!(totals.bytes(Mechanism::Sendfile), 150_000 - 77);
     assert_eq!(totals.bytes(Mechanism::Copy), 0);
 }
 
-/// `sendmsg` takes 1024 slices and answers `EMSGSIZE` to more.
+/// `sendmsg` accepts 1024 slices, and fails with `EMSGSIZE` for more.
 #[tokio::test]
-async fn more_slices_than_one_call_takes() {
+async fn more_slices_than_one_call_accepts_all_arrive() {
     let files = Files::of(&[50_000]);
     let mut pieces: Vec<_> = (0..3000)
-        .map(|at| Bytes::from(bytes_of(1 + at % 7, at as u64)))
+        .map(|at| Bytes::from(random_bytes(1 + at % 7, at as u64)))
         .collect();
     pieces.insert(2500, mapped(&files, 0));
     let expected: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_vec()).collect();
-    let (mut stream, theirs) = stream_pair(Options::default()).await;
-    let reader = tokio::spawn(read_at_leisure(theirs, Random(1)));
+    let (mut stream, theirs) = stream_pair(StreamOptions::default()).await;
+    let reader = tokio::spawn(read_with_pauses(theirs, Rng(1)));
     write_all(&mut stream, &pieces, usize::MAX).await;
     drop(stream);
-    assert_same(&soon(reader).await.unwrap(), &expected, "all slices");
+    assert_same(
+        &with_timeout(reader).await.unwrap(),
+        &expected,
+        "all slices",
+    );
 }
 
-/// The bytes owed are never followed by others: not even if whoever writes was told of the head only,
-/// and the file has grown back meanwhile.
+/// No other bytes are ever sent in place of those that failed: not even if the writer learned only
+/// that the head was written, and the file has grown back in between.
 #[tokio::test]
-async fn nothing_is_written_after_a_file_that_failed() {
+async fn nothing_is_written_after_a_file_fails() {
     for mechanism in Mechanism::FILE_TO_SOCKET {
         let files = Files::of(&[100_000]);
         let map = mapped(&files, 0);
         files.set_len(0, 0);
-        let options = Options::default().force_mechanisms(&[mechanism]);
+        let options = StreamOptions::default().force_mechanisms(&[mechanism]);
         let (mut stream, theirs) = stream_pair(options).await;
-        let reader = tokio::spawn(read_at_leisure(theirs, Random(1)));
+        let reader = tokio::spawn(read_with_pauses(theirs, Rng(1)));
         let slices = [IoSlice::new(b"head"), IoSlice::new(&map)];
         assert_eq!(stream.write_vectored(&slices).await.unwrap(), 4);
         files.set_len(0, 100_000);
@@ -174,26 +178,26 @@ async fn nothing_is_written_after_a_file_that_failed() {
             assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{mechanism}");
         }
         drop(stream);
-        assert_eq!(soon(reader).await.unwrap(), b"head");
+        assert_eq!(with_timeout(reader).await.unwrap(), b"head");
     }
 }
 
-/// What was begun and not ended stands in the way of nothing.
+/// A send that was begun and abandoned blocks no later bytes.
 #[tokio::test]
 async fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
     for mechanism in Mechanism::FILE_TO_SOCKET {
         let files = Files::of(&[8 << 20, 300_000]);
         let (map, other) = (mapped(&files, 0), mapped(&files, 1));
-        let options = Options::default().force_mechanisms(&[mechanism]);
+        let options = StreamOptions::default().force_mechanisms(&[mechanism]);
         let (mut stream, theirs) = stream_pair(options).await;
         let mut at = 0;
-        // Until the window is shut.
+        // Until the window is closed.
         let pause = std::time::Duration::from_millis(100);
         while let Ok(written) = tokio::time::timeout(pause, stream.write(&map[at..])).await {
             at += written.unwrap();
-            assert!(at < map.len(), "no peer reads");
+            assert!(at < map.len(), "the peer does not read");
         }
-        let reader = tokio::spawn(read_at_leisure(theirs, Random(3)));
+        let reader = tokio::spawn(read_with_pauses(theirs, Rng(3)));
         let pieces = [
             other.slice(5..100_000),
             map.slice(at + 1..at + 70_000),
@@ -204,26 +208,26 @@ async fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
         drop(stream);
         let mut expected = files.contents[0][..at].to_vec();
         expected.extend(pieces.iter().flat_map(|piece| piece.to_vec()));
-        let got = soon(reader).await.unwrap();
+        let got = with_timeout(reader).await.unwrap();
         assert_same(&got, &expected, &mechanism.to_string());
     }
 }
 
 #[tokio::test]
-async fn a_peer_that_is_gone_is_an_error_and_no_signal() {
+async fn a_peer_that_is_gone_causes_an_error_and_no_signal() {
     for mechanism in Mechanism::FILE_TO_SOCKET {
         let files = Files::of(&[8 << 20]);
         let map = mapped(&files, 0);
-        let options = Options::default().force_mechanisms(&[mechanism]);
+        let options = StreamOptions::default().force_mechanisms(&[mechanism]);
         let (mut stream, theirs) = stream_pair(options).await;
         drop(theirs);
-        let error = soon(stream.write_all(&map)).await.unwrap_err();
+        let error = with_timeout(stream.write_all(&map)).await.unwrap_err();
         let kinds = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
         assert!(kinds.contains(&error.kind()), "{mechanism}: {error}");
     }
 }
 
-/// A connection that idles costs its buffers in hyper, its socket in the kernel, and this.
+/// An idle connection costs its buffers in hyper, its socket in the kernel, and this memory.
 #[test]
 fn an_idle_stream_is_small() {
     assert!(size_of::<Stream>() <= 128, "{}", size_of::<Stream>());
@@ -231,7 +235,7 @@ fn an_idle_stream_is_small() {
 }
 
 #[tokio::test]
-async fn accepted_connections_do_not_wait_for_more_to_send() {
+async fn accepted_connections_have_nodelay_set() {
     let listener = Listener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (_client, accepted) =

@@ -1,29 +1,32 @@
-//! Zero-copy sending switched off: every byte is copied, counted as copied, and right.
+//! With zero-copy sending switched off, every byte is copied, counted as copied, and correct.
 
 use std::sync::Arc;
 
 use uncopied::Mechanism;
 
-use crate::delivery_rig::{Files, Plan, Server, Stack, assert_same, in_own_process, runtime, soon};
+use crate::delivery_harness::{
+    Files, ServerConfig, Stack, TestServer, assert_same, in_own_process, runtime, with_timeout,
+};
 
-const SIZES: [usize; 4] = [1, 5000, 70_001, 3_000_000];
+const FILE_SIZES: [usize; 4] = [1, 5000, 70_001, 3_000_000];
 
-/// The bytes sent by something else than `copy`, and by `copy`, for every file in every mode.
+/// Sends every file in every mode. Returns the bytes sent by other mechanisms than `copy`, and by
+/// `copy`.
 async fn send_all(mechanisms: &[Mechanism]) -> (u64, u64) {
-    let files = Files::of(&SIZES);
+    let files = Files::of(&FILE_SIZES);
     let (mut zero_copy, mut copied) = (0, 0);
     for stack in [Stack::Http1, Stack::Axum] {
-        let answering = Arc::clone(&files);
-        let plan = Plan {
+        let served = Arc::clone(&files);
+        let config = ServerConfig {
             stack,
             mechanisms,
-            ..Plan::default()
+            ..ServerConfig::default()
         };
-        let server = Server::start(&plan, move |parts| answering.answer(parts));
+        let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let mut client = server.connect().await;
-        for mode in ["default", "direct", "read"] {
+        for mode in ["default", "direct", "buffered"] {
             for (at, content) in files.contents.iter().enumerate() {
-                let body = soon(client.get(&format!("/{at}/{mode}"))).await;
+                let body = with_timeout(client.get(&format!("/{at}/{mode}"))).await;
                 assert_same(&body, content, &format!("{stack:?} {mode} {at}"));
             }
         }
@@ -38,30 +41,38 @@ async fn send_all(mechanisms: &[Mechanism]) -> (u64, u64) {
     (zero_copy, copied)
 }
 
-fn all_is_copied(mechanisms: &[Mechanism]) {
+fn assert_all_is_copied(mechanisms: &[Mechanism]) {
     let (zero_copy, copied) = runtime().block_on(send_all(mechanisms));
-    let bodies = 6 * SIZES.iter().sum::<usize>() as u64;
+    let bodies = 6 * FILE_SIZES.iter().sum::<usize>() as u64;
     assert_eq!(zero_copy, 0);
     assert!(copied > bodies && copied < bodies + 24 * 200, "{copied}");
 }
 
 #[test]
-fn by_the_environment() {
+fn the_environment_switches_zero_copy_off() {
     let off = [("UNCOPIED_SEND", "off")];
-    in_own_process("delivery_switch::by_the_environment", &off, || {
-        all_is_copied(&[]);
-        all_is_copied(&[Mechanism::Splice, Mechanism::MmapWrite]);
-    });
+    in_own_process(
+        "delivery_switch::the_environment_switches_zero_copy_off",
+        &off,
+        || {
+            assert_all_is_copied(&[]);
+            assert_all_is_copied(&[Mechanism::Splice, Mechanism::MmapWrite]);
+        },
+    );
 }
 
 #[test]
-fn by_a_call_and_back() {
-    in_own_process("delivery_switch::by_a_call_and_back", &[], || {
-        let on = runtime().block_on(send_all(&[]));
-        assert!(on.0 > on.1);
-        uncopied::set_zero_copy_send(false);
-        all_is_copied(&[]);
-        uncopied::set_zero_copy_send(true);
-        assert_eq!(runtime().block_on(send_all(&[])), on);
-    });
+fn a_call_switches_zero_copy_off_and_on() {
+    in_own_process(
+        "delivery_switch::a_call_switches_zero_copy_off_and_on",
+        &[],
+        || {
+            let on = runtime().block_on(send_all(&[]));
+            assert!(on.0 > on.1);
+            uncopied::set_zero_copy_send(false);
+            assert_all_is_copied(&[]);
+            uncopied::set_zero_copy_send(true);
+            assert_eq!(runtime().block_on(send_all(&[])), on);
+        },
+    );
 }

@@ -1,9 +1,9 @@
-//! The public face of `uncopied-http`, as its users see it. This list is the table of contents.
+//! Tests of the public API of `uncopied-http`. This list is the table of contents.
 
 #![allow(clippy::unwrap_used)]
 
-mod delivery_rig;
-mod site;
+mod delivery_harness;
+mod test_site;
 
 mod delivery;
 mod delivery_body;

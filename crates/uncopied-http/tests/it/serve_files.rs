@@ -4,27 +4,27 @@ use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, Head
 use http::{Method, StatusCode};
 use uncopied_http::ServeFiles;
 
-use crate::site::{Site, get, get_with, send};
+use crate::test_site::{TestSite, get, get_with, send};
 
 #[tokio::test]
 async fn a_file_is_sent_whole_with_its_headers() {
     let big = "0123456789abcdef".repeat(20_000);
-    let site = Site::new(&[("a.txt", "hello"), ("empty.html", ""), ("big.bin", &big)]);
+    let site = TestSite::new(&[("a.txt", "hello"), ("empty.html", ""), ("big.bin", &big)]);
     let service = site.serve();
 
-    let answer = get(&service, "/a.txt").await;
-    assert_eq!(answer.status, StatusCode::OK);
-    assert_eq!(answer.text(), "hello");
-    assert_eq!(answer.header("content-type"), "text/plain; charset=utf-8");
-    assert_eq!(answer.header("content-length"), "5");
-    assert_eq!(answer.header("accept-ranges"), "bytes");
-    assert!(answer.header("etag").starts_with("W/\""));
+    let response = get(&service, "/a.txt").await;
+    assert_eq!(response.status, StatusCode::OK);
+    assert_eq!(response.text(), "hello");
+    assert_eq!(response.header("content-type"), "text/plain; charset=utf-8");
+    assert_eq!(response.header("content-length"), "5");
+    assert_eq!(response.header("accept-ranges"), "bytes");
+    assert!(response.header("etag").starts_with("W/\""));
     let modified = std::fs::metadata(site.path("a.txt"))
         .unwrap()
         .modified()
         .unwrap();
     assert_eq!(
-        answer.header("last-modified"),
+        response.header("last-modified"),
         httpdate::fmt_http_date(modified)
     );
 
@@ -37,7 +37,7 @@ async fn a_file_is_sent_whole_with_its_headers() {
 
 #[tokio::test]
 async fn head_has_the_headers_of_get_and_no_body() {
-    let site = Site::new(&[
+    let site = TestSite::new(&[
         ("a.txt", "hello"),
         ("a.txt.gz", "packed"),
         ("dir/b", ""),
@@ -68,14 +68,14 @@ async fn head_has_the_headers_of_get_and_no_body() {
 }
 
 #[tokio::test]
-async fn options_and_other_methods_tell_what_is_allowed() {
-    let site = Site::new(&[("a.txt", "hello")]);
+async fn options_and_other_methods_list_the_allowed_methods() {
+    let site = TestSite::new(&[("a.txt", "hello")]);
     let service = site.serve();
     for uri in ["/a.txt", "/missing", "*"] {
-        let answer = send(&service, Method::OPTIONS, uri, &[]).await;
-        assert_eq!(answer.status, StatusCode::NO_CONTENT, "{uri}");
-        assert_eq!(answer.header("allow"), "GET, HEAD, OPTIONS");
-        assert!(answer.body.is_empty());
+        let response = send(&service, Method::OPTIONS, uri, &[]).await;
+        assert_eq!(response.status, StatusCode::NO_CONTENT, "{uri}");
+        assert_eq!(response.header("allow"), "GET, HEAD, OPTIONS");
+        assert!(response.body.is_empty());
     }
     for method in [
         Method::POST,
@@ -84,15 +84,15 @@ async fn options_and_other_methods_tell_what_is_allowed() {
         Method::TRACE,
         Method::CONNECT,
     ] {
-        let answer = send(&service, method, "/a.txt", &[]).await;
-        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
-        assert_eq!(answer.header("allow"), "GET, HEAD, OPTIONS");
+        let response = send(&service, method, "/a.txt", &[]).await;
+        assert_eq!(response.status, StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(response.header("allow"), "GET, HEAD, OPTIONS");
     }
 }
 
 #[tokio::test]
 async fn error_pages_are_the_body_and_keep_the_status() {
-    let site = Site::new(&[
+    let site = TestSite::new(&[
         ("404.html", "<h1>gone</h1>"),
         ("full.txt", "out of range"),
         ("a", "x"),
@@ -105,20 +105,20 @@ async fn error_pages_are_the_body_and_keep_the_status() {
         .unwrap();
 
     let conditions = [("range", "bytes=0-1"), ("if-none-match", "*")];
-    let answer = get_with(&service, "/missing", &conditions).await;
-    assert_eq!(answer.status, StatusCode::NOT_FOUND);
-    assert_eq!(answer.text(), "<h1>gone</h1>");
-    assert_eq!(answer.header("content-type"), "text/html; charset=utf-8");
-    assert_eq!(answer.header("content-length"), "13");
+    let response = get_with(&service, "/missing", &conditions).await;
+    assert_eq!(response.status, StatusCode::NOT_FOUND);
+    assert_eq!(response.text(), "<h1>gone</h1>");
+    assert_eq!(response.header("content-type"), "text/html; charset=utf-8");
+    assert_eq!(response.header("content-length"), "13");
     assert_eq!(
-        (answer.header("etag"), answer.header("accept-ranges")),
+        (response.header("etag"), response.header("accept-ranges")),
         ("", "")
     );
 
-    let answer = get_with(&service, "/a", &[("range", "bytes=7-")]).await;
-    assert_eq!(answer.status, StatusCode::RANGE_NOT_SATISFIABLE);
+    let response = get_with(&service, "/a", &[("range", "bytes=7-")]).await;
+    assert_eq!(response.status, StatusCode::RANGE_NOT_SATISFIABLE);
     assert_eq!(
-        (answer.text(), answer.header("content-range")),
+        (response.text(), response.header("content-range")),
         ("out of range", "bytes */1")
     );
 
@@ -126,29 +126,29 @@ async fn error_pages_are_the_body_and_keep_the_status() {
     assert_eq!((head.header("content-length"), head.body.len()), ("13", 0));
 
     std::fs::remove_file(site.path("404.html")).unwrap();
-    let answer = get(&service, "/missing").await;
+    let response = get(&service, "/missing").await;
     assert_eq!(
-        (answer.status, answer.text()),
+        (response.status, response.text()),
         (StatusCode::NOT_FOUND, "404 Not Found\n")
     );
 }
 
 #[tokio::test]
-async fn the_fallback_answers_pages_but_not_missing_assets() {
-    let site = Site::new(&[("app.html", "<app>"), ("a.txt", "a")]);
+async fn the_fallback_serves_pages_but_not_missing_assets() {
+    let site = TestSite::new(&[("app.html", "<app>"), ("a.txt", "a")]);
     let service = site.builder().fallback("app.html").build().unwrap();
     for (uri, accept) in [
         ("/users/7", "*/*"),
         ("/users/", "*/*"),
         ("/users/jane.doe", "text/html,*/*;q=0.8"),
     ] {
-        let answer = get_with(&service, uri, &[("accept", accept)]).await;
+        let response = get_with(&service, uri, &[("accept", accept)]).await;
         assert_eq!(
-            (answer.status, answer.text()),
+            (response.status, response.text()),
             (StatusCode::OK, "<app>"),
             "{uri}"
         );
-        assert_eq!(answer.header("content-type"), "text/html; charset=utf-8");
+        assert_eq!(response.header("content-type"), "text/html; charset=utf-8");
     }
     assert_eq!(
         send(&service, Method::HEAD, "/users/7", &[])
@@ -165,26 +165,26 @@ async fn the_fallback_answers_pages_but_not_missing_assets() {
 }
 
 #[tokio::test]
-async fn pages_may_be_hidden_files_that_nobody_else_gets() {
-    let site = Site::new(&[(".404.html", "gone")]);
+async fn pages_may_be_hidden_files_that_no_request_can_name() {
+    let site = TestSite::new(&[(".404.html", "gone")]);
     let service = site
         .builder()
         .error_page(StatusCode::NOT_FOUND, ".404.html")
         .build()
         .unwrap();
     for _ in 0..2 {
-        let answer = get(&service, "/.404.html").await;
+        let response = get(&service, "/.404.html").await;
         assert_eq!(
-            (answer.status, answer.text()),
+            (response.status, response.text()),
             (StatusCode::NOT_FOUND, "gone")
         );
     }
 }
 
 #[tokio::test]
-async fn configured_headers_are_on_every_answer() {
+async fn configured_headers_are_on_every_response() {
     let name = HeaderName::from_static("x-frame-options");
-    let site = Site::new(&[
+    let site = TestSite::new(&[
         ("a.txt", "hello"),
         ("dir/index.html", "index"),
         ("dir/x/y", ""),
@@ -209,53 +209,53 @@ async fn configured_headers_are_on_every_answer() {
         ("/missing", &[], 404),
         ("/%00", &[], 400),
     ] {
-        let answer = get_with(&service, uri, headers).await;
-        assert_eq!(answer.status.as_u16(), status, "{uri}");
-        assert_eq!(answer.header("x-frame-options"), "DENY", "{uri}");
-        let vary: Vec<_> = answer.headers.get_all("vary").iter().collect();
+        let response = get_with(&service, uri, headers).await;
+        assert_eq!(response.status.as_u16(), status, "{uri}");
+        assert_eq!(response.header("x-frame-options"), "DENY", "{uri}");
+        let vary: Vec<_> = response.headers.get_all("vary").iter().collect();
         assert!(vary.contains(&&HeaderValue::from_static("origin")), "{uri}");
-        let of_a_file = uri == "/a.txt" && status < 400;
+        let is_of_file = uri == "/a.txt" && status < 400;
         assert_eq!(
             vary.len(),
-            1 + usize::from(of_a_file || uri == "/dir/x/"),
+            1 + usize::from(is_of_file || uri == "/dir/x/"),
             "{uri}"
         );
         assert_eq!(
-            answer.headers.contains_key(CACHE_CONTROL),
-            of_a_file,
+            response.headers.contains_key(CACHE_CONTROL),
+            is_of_file,
             "{uri}"
         );
         if status == 200 {
-            assert_eq!(answer.header("content-type"), "text/x-own", "{uri}");
+            assert_eq!(response.header("content-type"), "text/x-own", "{uri}");
         }
     }
 }
 
 #[tokio::test]
-async fn not_modified_says_nothing_about_a_body() {
-    let site = Site::new(&[("a.txt", "hello")]);
+async fn not_modified_has_no_headers_about_a_body() {
+    let site = TestSite::new(&[("a.txt", "hello")]);
     let service = site.serve();
     let whole = get(&service, "/a.txt").await;
-    let answer = get_with(
+    let response = get_with(
         &service,
         "/a.txt",
         &[("if-none-match", whole.header("etag"))],
     )
     .await;
-    assert_eq!(answer.status, StatusCode::NOT_MODIFIED);
-    assert!(answer.body.is_empty());
+    assert_eq!(response.status, StatusCode::NOT_MODIFIED);
+    assert!(response.body.is_empty());
     for name in ["etag", "last-modified", "vary"] {
-        assert_eq!(answer.header(name), whole.header(name));
+        assert_eq!(response.header(name), whole.header(name));
     }
     for name in ["content-type", "content-length", "accept-ranges"] {
-        assert_eq!(answer.header(name), "", "{name}");
+        assert_eq!(response.header(name), "", "{name}");
     }
 }
 
 #[tokio::test]
-async fn dates_that_http_cannot_write_are_left_out() {
+async fn dates_that_http_cannot_express_are_left_out() {
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
-    let site = Site::new(&[("old", "x"), ("future", "x"), ("epoch", "x")]);
+    let site = TestSite::new(&[("old", "x"), ("future", "x"), ("epoch", "x")]);
     for (name, seconds) in [
         ("old", -1_000_000_000),
         ("future", 4_000_000_000),
@@ -292,8 +292,8 @@ async fn dates_that_http_cannot_write_are_left_out() {
 }
 
 #[tokio::test]
-async fn a_single_file_answers_at_the_root_and_at_its_name() {
-    let site = Site::new(&[
+async fn a_single_file_is_served_at_the_root_and_at_its_name() {
+    let site = TestSite::new(&[
         ("my file.iso", "image"),
         ("other", "no"),
         ("sub/index.html", "no"),
@@ -303,13 +303,13 @@ async fn a_single_file_answers_at_the_root_and_at_its_name() {
         let service = ServeFiles::new(site.path(name)).unwrap();
         let own = format!("/{}", name.replace(' ', "%20"));
         for uri in ["/", &own] {
-            let answer = get(&service, uri).await;
+            let response = get(&service, uri).await;
             assert_eq!(
-                (answer.status, answer.text()),
+                (response.status, response.text()),
                 (StatusCode::OK, "image"),
                 "{uri}"
             );
-            assert_eq!(answer.header("content-type"), "application/octet-stream");
+            assert_eq!(response.header("content-type"), "application/octet-stream");
         }
         let with_slash = format!("{own}/");
         for uri in ["/other", "/sub/", "/sub", "/../root/other", &with_slash] {
@@ -329,13 +329,13 @@ async fn a_single_file_answers_at_the_root_and_at_its_name() {
 }
 
 #[test]
-fn wrong_configurations_are_refused_with_a_reason() {
-    let site = Site::new(&[("a.txt", "hello"), ("dir/b", "")]);
+fn invalid_configurations_are_refused_with_a_reason() {
+    let site = TestSite::new(&[("a.txt", "hello"), ("dir/b", "")]);
     std::fs::write(site.root().join("../outside.html"), "").unwrap();
     let status = StatusCode::NOT_FOUND;
     let value = HeaderValue::from_static("0");
     let builder = || site.builder();
-    for (builder, kind, part) in [
+    for (builder, kind, reason) in [
         (
             ServeFiles::builder(site.path("no")),
             std::io::ErrorKind::NotFound,
@@ -389,6 +389,6 @@ fn wrong_configurations_are_refused_with_a_reason() {
     ] {
         let error = builder.build().unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
-        assert!(error.to_string().contains(part), "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
     }
 }

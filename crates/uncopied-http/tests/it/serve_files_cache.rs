@@ -1,4 +1,4 @@
-//! The cache: never stale, bounded.
+//! The cache of open files is never stale, and is bounded.
 
 use std::future::Future;
 use std::path::Path;
@@ -8,10 +8,10 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use uncopied_http::{Basis, FileBody, ServeFiles};
 
-use crate::site::{Site, get, get_with};
+use crate::test_site::{TestSite, get, get_with};
 
-/// How many descriptors of this process are open on files beneath `root`, removed ones included.
-fn open_beneath(root: &Path) -> usize {
+/// How many descriptors of this process refer to files beneath `root`, including removed ones.
+fn count_open_beneath(root: &Path) -> usize {
     let links = std::fs::read_dir("/proc/self/fd").unwrap();
     let is_beneath = |link: &Path| link.starts_with(root) && link != root;
     links
@@ -22,13 +22,13 @@ fn open_beneath(root: &Path) -> usize {
 
 #[tokio::test]
 async fn a_replaced_file_is_picked_up_by_the_next_request() {
-    let site = Site::new(&[("a.txt", "first"), ("dir/index.html", "first")]);
+    let site = TestSite::new(&[("a.txt", "first"), ("dir/index.html", "first")]);
     let service = site.serve();
-    // Once while the files are in motion, and once when they have settled.
-    for settle in [false, true] {
+    // Once while the files are not yet stable, and once when they are.
+    for is_stable in [false, true] {
         for (file, uri) in [("a.txt", "/a.txt"), ("dir/index.html", "/dir/")] {
-            if settle {
-                site.settle(file);
+            if is_stable {
+                site.wait_until_stable(file);
             }
             let before = get(&service, uri).await;
             site.replace(file, "other");
@@ -44,41 +44,41 @@ async fn a_replaced_file_is_picked_up_by_the_next_request() {
 
 #[tokio::test]
 async fn a_file_rewritten_in_place_is_picked_up_by_the_next_request() {
-    let site = Site::new(&[("a.txt", "aaaaa")]);
+    let site = TestSite::new(&[("a.txt", "aaaaa")]);
     let service = site.serve();
-    for settle in [true, false] {
-        if settle {
-            site.settle("a.txt");
+    for is_stable in [true, false] {
+        if is_stable {
+            site.wait_until_stable("a.txt");
         }
         for content in ["bbbbb", "ccccc", "longer", "", "aaaaa"] {
             assert_eq!(get(&service, "/a.txt").await.status, StatusCode::OK);
             site.write("a.txt", content);
-            let answer = get(&service, "/a.txt").await;
-            assert_eq!(answer.text(), content);
-            assert_eq!(answer.header("content-length"), content.len().to_string());
+            let response = get(&service, "/a.txt").await;
+            assert_eq!(response.text(), content);
+            assert_eq!(response.header("content-length"), content.len().to_string());
         }
     }
 }
 
 #[tokio::test]
-async fn a_removed_file_is_gone_and_its_descriptor_with_it() {
-    let site = Site::new(&[("a.txt", "x")]);
-    site.settle("a.txt");
-    let service = site.builder().in_memory(0).build().unwrap();
+async fn a_removed_file_is_not_found_and_its_descriptor_is_closed() {
+    let site = TestSite::new(&[("a.txt", "x")]);
+    site.wait_until_stable("a.txt");
+    let service = site.builder().in_memory_max_bytes(0).build().unwrap();
     assert_eq!(get(&service, "/a.txt").await.text(), "x");
-    assert_eq!(open_beneath(&site.root()), 1, "kept open");
+    assert_eq!(count_open_beneath(&site.root()), 1, "kept open");
     std::fs::remove_file(site.path("a.txt")).unwrap();
     assert_eq!(get(&service, "/a.txt").await.status, StatusCode::NOT_FOUND);
-    assert_eq!(open_beneath(&site.root()), 0);
+    assert_eq!(count_open_beneath(&site.root()), 0);
     site.write("a.txt", "back");
     assert_eq!(get(&service, "/a.txt").await.text(), "back");
 }
 
 #[tokio::test]
-async fn a_file_whose_permissions_change_is_asked_for_again() {
+async fn a_file_whose_permissions_change_gets_a_new_tag() {
     use std::os::unix::fs::PermissionsExt;
-    let site = Site::new(&[("a.txt", "x")]);
-    site.settle("a.txt");
+    let site = TestSite::new(&[("a.txt", "x")]);
+    site.wait_until_stable("a.txt");
     let service = site.serve();
     let before = get(&service, "/a.txt").await;
     let mode = std::fs::Permissions::from_mode(0o400);
@@ -88,62 +88,68 @@ async fn a_file_whose_permissions_change_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn open_files_are_bounded() {
+async fn the_number_of_open_files_is_bounded() {
     let names: Vec<_> = (0..300).map(|at| format!("{at}.txt")).collect();
     let files: Vec<_> = names
         .iter()
         .map(|name| (name.as_str(), name.as_str()))
         .collect();
-    let site = Site::new(&files);
-    site.settle("299.txt");
-    for (bound, floor) in [(0, 0), (1, 1), (10, 5), (100, 50)] {
+    let site = TestSite::new(&files);
+    site.wait_until_stable("299.txt");
+    for (max_open, min_open) in [(0, 0), (1, 1), (10, 5), (100, 50)] {
         let service = site
             .builder()
-            .max_open_files(bound)
-            .in_memory(0)
+            .max_open_files(max_open)
+            .in_memory_max_bytes(0)
             .build()
             .unwrap();
         for (at, name) in names.iter().chain(&names).enumerate() {
-            let answer = get(&service, &format!("/{name}")).await;
-            assert_eq!(answer.text(), name);
-            assert!(at % 25 > 0 || open_beneath(&site.root()) <= bound);
+            let response = get(&service, &format!("/{name}")).await;
+            assert_eq!(response.text(), name);
+            assert!(at % 25 > 0 || count_open_beneath(&site.root()) <= max_open);
         }
-        assert!(open_beneath(&site.root()) >= floor, "{bound} may stay open");
+        assert!(
+            count_open_beneath(&site.root()) >= min_open,
+            "{max_open} may stay open"
+        );
         drop(service);
-        assert_eq!(open_beneath(&site.root()), 0, "nothing is left open");
+        assert_eq!(count_open_beneath(&site.root()), 0, "nothing is left open");
     }
 }
 
 #[tokio::test]
-async fn an_answer_outlives_its_place_in_the_cache() {
+async fn a_response_outlives_its_place_in_the_cache() {
     use http_body_util::BodyExt;
     use tower::ServiceExt;
-    let site = Site::new(&[("a.txt", "the old bytes"), ("b.txt", "b")]);
-    site.settle("b.txt");
+    let site = TestSite::new(&[("a.txt", "the old bytes"), ("b.txt", "b")]);
+    site.wait_until_stable("b.txt");
     let service = site.builder().max_open_files(1).build().unwrap();
     let request = http::Request::get("/a.txt").body(String::new()).unwrap();
-    let answer = service.clone().oneshot(request).await.unwrap();
+    let response = service.clone().oneshot(request).await.unwrap();
     site.replace("a.txt", "new");
     assert_eq!(get(&service, "/b.txt").await.text(), "b");
     assert_eq!(get(&service, "/a.txt").await.text(), "new");
-    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, "the old bytes");
 }
 
 #[tokio::test]
-async fn spellings_of_a_path_do_not_mix() {
-    let site = Site::new(&[
+async fn keys_of_paths_pages_and_precompressed_files_do_not_collide() {
+    let site = TestSite::new(&[
         ("a.txt", "x"),
         ("page:a.txt", "page"),
-        ("side:a.txt.gz", "side"),
+        ("precompressed:a.txt.gz", "precompressed"),
     ]);
-    site.settle("a.txt");
+    site.wait_until_stable("a.txt");
     let service = site.builder().fallback("a.txt").build().unwrap();
     for _ in 0..2 {
         assert_eq!(get(&service, "/a.txt").await.text(), "x");
         assert_eq!(get(&service, "/%61.txt").await.text(), "x");
         assert_eq!(get(&service, "/page:a.txt").await.text(), "page");
-        assert_eq!(get(&service, "/side:a.txt.gz").await.text(), "side");
+        assert_eq!(
+            get(&service, "/precompressed:a.txt.gz").await.text(),
+            "precompressed"
+        );
         assert_eq!(get(&service, "/missing").await.text(), "x");
         let gzip = [("accept-encoding", "gzip")];
         assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "x");
@@ -151,28 +157,28 @@ async fn spellings_of_a_path_do_not_mix() {
 }
 
 #[test]
-fn it_works_outside_of_tokio() {
+fn the_service_works_outside_of_tokio() {
     use std::task::{Context, Poll, Waker};
-    let site = Site::new(&[("dir/a.txt", "x")]);
+    let site = TestSite::new(&[("dir/a.txt", "x")]);
     let service = site.builder().listing(true).build().unwrap();
     for uri in ["/dir/a.txt", "/dir/"] {
         let request = http::Request::get(uri).body(()).unwrap();
         let mut future = std::pin::pin!(service.respond(request));
-        let Poll::Ready(Ok(answer)) = future
+        let Poll::Ready(Ok(response)) = future
             .as_mut()
             .poll(&mut Context::from_waker(Waker::noop()))
         else {
             panic!("{uri} is not ready");
         };
-        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(response.status(), StatusCode::OK);
     }
 }
 
 #[test]
-fn listings_leave_the_event_loop_and_open_files_do_not() {
+fn listings_run_on_the_blocking_pool_and_open_files_do_not() {
     use std::sync::mpsc::channel;
     use std::task::{Context, Waker};
-    let site = Site::new(&[("dir/a.txt", "x")]);
+    let site = TestSite::new(&[("dir/a.txt", "x")]);
     let service = site.builder().listing(true).build().unwrap();
     // The only thread for blocking work is busy until `release` is dropped.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -188,20 +194,20 @@ fn listings_leave_the_event_loop_and_open_files_do_not() {
         assert!(listing.as_mut().poll(&mut context).is_pending());
         assert!(file.as_mut().poll(&mut context).is_ready());
         drop(release);
-        let Ok(answer) = listing.await;
-        assert_eq!(answer.status(), StatusCode::OK);
+        let Ok(response) = listing.await;
+        assert_eq!(response.status(), StatusCode::OK);
     });
 }
 
-/// On what the answer to this request stands.
+/// The basis of the response to this request.
 async fn basis(service: &ServeFiles, uri: &str, headers: &[(&str, &str)]) -> Option<Basis> {
     let mut request = Request::builder().uri(uri);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
     let request = request.body(Empty::<Bytes>::new()).unwrap();
-    let answer = service.respond(request).await.unwrap();
-    answer.body().basis().cloned()
+    let response = service.respond(request).await.unwrap();
+    response.body().basis().cloned()
 }
 
 async fn text(body: FileBody) -> Bytes {
@@ -209,10 +215,10 @@ async fn text(body: FileBody) -> Bytes {
 }
 
 #[tokio::test]
-async fn a_basis_holds_until_the_file_is_another() {
+async fn a_basis_is_valid_until_the_file_is_replaced() {
     let long = "long".repeat(10_000);
-    let site = Site::new(&[("a.txt", "first"), ("long", &long)]);
-    site.settle("long");
+    let site = TestSite::new(&[("a.txt", "first"), ("long", &long)]);
+    site.wait_until_stable("long");
     let service = site.serve();
     for (file, content) in [("a.txt", "first"), ("long", &long)] {
         let uri = format!("/{file}");
@@ -224,33 +230,33 @@ async fn a_basis_holds_until_the_file_is_another() {
         site.replace(file, "other");
         assert!(known.check().await.is_none(), "replaced");
         assert_eq!(get(&service, &uri).await.text(), "other");
-        assert!(known.check().await.is_none(), "and never again");
-        assert!(basis(&service, &uri, &[]).await.is_none(), "too new");
+        assert!(known.check().await.is_none(), "and stays invalid");
+        assert!(basis(&service, &uri, &[]).await.is_none(), "too recent");
     }
 }
 
 #[tokio::test]
 async fn a_basis_keeps_nothing_open() {
-    let site = Site::new(&[("a.txt", "x")]);
-    site.settle("a.txt");
-    let service = site.builder().in_memory(0).build().unwrap();
+    let site = TestSite::new(&[("a.txt", "x")]);
+    site.wait_until_stable("a.txt");
+    let service = site.builder().in_memory_max_bytes(0).build().unwrap();
     let known = basis(&service, "/a.txt", &[]).await.unwrap();
-    assert_eq!(open_beneath(&site.root()), 1);
+    assert_eq!(count_open_beneath(&site.root()), 1);
     drop(service);
-    assert_eq!(open_beneath(&site.root()), 0);
+    assert_eq!(count_open_beneath(&site.root()), 0);
     assert!(known.check().await.is_none());
 }
 
 #[tokio::test]
-async fn what_depends_on_more_than_its_file_has_no_basis() {
+async fn a_response_that_depends_on_more_than_its_file_has_no_basis() {
     let files = [
         ("a.txt", "text"),
         ("b.txt", "b"),
         ("b.txt.gz", "b"),
         ("page", "p"),
     ];
-    let site = Site::new(&files);
-    site.settle("page");
+    let site = TestSite::new(&files);
+    site.wait_until_stable("page");
     let service = site.builder().fallback("page").build().unwrap();
     let zipped = [("accept-encoding", "gzip")];
     for (uri, headers) in [
@@ -266,8 +272,9 @@ async fn what_depends_on_more_than_its_file_has_no_basis() {
     }
     assert!(basis(&service, "/b.txt", &[]).await.is_some());
 
-    // That there is no side file is found out by the first answer, and noted once the directory has settled.
-    site.settle(".");
+    // The first response finds that there is no precompressed file, and records it once the
+    // directory is stable.
+    site.wait_until_stable(".");
     assert!(basis(&service, "/a.txt", &zipped).await.is_none());
     let known = basis(&service, "/a.txt", &zipped).await.unwrap();
     assert!(known.check().await.is_some());

@@ -1,21 +1,21 @@
-//! Preconditions, as far as they show from outside. The whole table stands next to the pure code.
+//! Preconditions, as far as they show in responses. The complete table is next to the pure code.
 
 use http::StatusCode;
 
-use crate::site::{Site, get, get_with};
+use crate::test_site::{TestSite, get, get_with};
 
 const LONG_AGO: &str = "Thu, 01 Jan 1970 00:00:01 GMT";
 
 #[tokio::test]
-async fn each_step_gives_its_status() {
-    let site = Site::new(&[("a.txt", "hello")]);
-    site.settle("a.txt");
+async fn each_precondition_gives_its_status() {
+    let site = TestSite::new(&[("a.txt", "hello")]);
+    site.wait_until_stable("a.txt");
     let service = site.serve();
     let whole = get(&service, "/a.txt").await;
     let (etag, date) = (whole.header("etag"), whole.header("last-modified"));
     assert!(
         etag.starts_with('"'),
-        "the tag of a settled file is strong: {etag}"
+        "the tag of a stable file is strong: {etag}"
     );
     let weak = format!("W/{etag}");
     let some = ("range", "bytes=1-2");
@@ -52,47 +52,47 @@ async fn each_step_gives_its_status() {
         (&[("if-range", "\"x\""), ("range", "bytes=9-")], 200),
         (&[("if-range", etag), ("range", "bytes=9-")], 416),
     ] {
-        let answer = get_with(&service, "/a.txt", headers).await;
-        assert_eq!(answer.status.as_u16(), status, "{headers:?}");
+        let response = get_with(&service, "/a.txt", headers).await;
+        assert_eq!(response.status.as_u16(), status, "{headers:?}");
     }
 }
 
 #[tokio::test]
-async fn a_missing_file_stays_missing() {
-    let site = Site::new(&[]);
+async fn a_precondition_does_not_hide_that_a_file_is_missing() {
+    let site = TestSite::new(&[]);
     let service = site.serve();
-    let answer = get_with(&service, "/no", &[("if-match", "*")]).await;
-    assert_eq!(answer.status, StatusCode::NOT_FOUND);
+    let response = get_with(&service, "/no", &[("if-match", "*")]).await;
+    assert_eq!(response.status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
-async fn a_tag_is_weak_until_the_file_has_settled_and_then_another() {
-    let site = Site::new(&[("a.txt", "hello")]);
+async fn a_tag_is_weak_until_the_file_is_stable_and_then_changes() {
+    let site = TestSite::new(&[("a.txt", "hello")]);
     let service = site.serve();
     let moving = get(&service, "/a.txt").await;
     assert!(moving.header("etag").starts_with("W/\""));
     let some = ("range", "bytes=1-2");
     for validator in [moving.header("etag"), moving.header("last-modified")] {
-        let answer = get_with(&service, "/a.txt", &[("if-range", validator), some]).await;
-        assert_eq!(answer.status, StatusCode::OK, "{validator} is not strong");
+        let response = get_with(&service, "/a.txt", &[("if-range", validator), some]).await;
+        assert_eq!(response.status, StatusCode::OK, "{validator} is not strong");
     }
 
-    site.settle("a.txt");
-    let settled = get(&service, "/a.txt").await;
-    assert!(settled.header("etag").starts_with('"'));
-    // What was got while the file may have been in motion is asked for once more.
-    let answer = get_with(
+    site.wait_until_stable("a.txt");
+    let stable = get(&service, "/a.txt").await;
+    assert!(stable.header("etag").starts_with('"'));
+    // A client that got the file before it was stable requests it once more.
+    let response = get_with(
         &service,
         "/a.txt",
         &[("if-none-match", moving.header("etag"))],
     )
     .await;
-    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(response.status, StatusCode::OK);
 }
 
 #[tokio::test]
 async fn a_change_that_sets_the_time_back_has_another_tag() {
-    let site = Site::new(&[("a.txt", "hello")]);
+    let site = TestSite::new(&[("a.txt", "hello")]);
     let service = site.serve();
     let before = get(&service, "/a.txt").await;
     let modified = std::fs::metadata(site.path("a.txt"))

@@ -6,20 +6,20 @@ use std::os::unix::fs::symlink;
 
 use http::StatusCode;
 
-use crate::site::{Site, get, get_with};
+use crate::test_site::{TestSite, get, get_with};
 
 #[tokio::test]
-async fn the_first_index_that_is_there_answers() {
-    let site = Site::new(&[("dir/b.html", "b"), ("dir/c.html", "c"), ("dir/file", "")]);
+async fn the_first_index_that_exists_is_served() {
+    let site = TestSite::new(&[("dir/b.html", "b"), ("dir/c.html", "c"), ("dir/file", "")]);
     std::fs::create_dir(site.path("dir/a.html")).unwrap();
     let service = site
         .builder()
         .index(["a.html", "b.html", "c.html"])
         .build()
         .unwrap();
-    let answer = get(&service, "/dir/").await;
-    assert_eq!((answer.status, answer.text()), (StatusCode::OK, "b"));
-    assert_eq!(answer.header("content-type"), "text/html; charset=utf-8");
+    let response = get(&service, "/dir/").await;
+    assert_eq!((response.status, response.text()), (StatusCode::OK, "b"));
+    assert_eq!(response.header("content-type"), "text/html; charset=utf-8");
     assert_eq!(
         get(&site.serve(), "/dir/").await.status,
         StatusCode::NOT_FOUND
@@ -29,9 +29,9 @@ async fn the_first_index_that_is_there_answers() {
 }
 
 #[tokio::test]
-async fn an_earlier_index_takes_over_at_once() {
-    let site = Site::new(&[("b.html", "b")]);
-    site.settle("b.html");
+async fn a_new_index_of_higher_precedence_is_served_at_once() {
+    let site = TestSite::new(&[("b.html", "b")]);
+    site.wait_until_stable("b.html");
     let service = site.builder().index(["a.html", "b.html"]).build().unwrap();
     for _ in 0..2 {
         assert_eq!(get(&service, "/").await.text(), "b");
@@ -44,19 +44,19 @@ async fn an_earlier_index_takes_over_at_once() {
 
 #[tokio::test]
 async fn a_directory_without_its_slash_is_redirected() {
-    let site = Site::new(&[("dir/sub/index.html", "x"), ("bare/file", "")]);
+    let site = TestSite::new(&[("dir/sub/index.html", "x"), ("bare/file", "")]);
     let service = site.serve();
     for (uri, location) in [
         ("/dir/sub", "./sub/"),
         ("/dir/sub?a=b&c=/d", "./sub/?a=b&c=/d"),
         ("/dir/%73ub", "./sub/"),
     ] {
-        let answer = get(&service, uri).await;
-        assert_eq!(answer.status, StatusCode::MOVED_PERMANENTLY, "{uri}");
-        assert_eq!(answer.header("location"), location);
-        assert_eq!(answer.header("content-length"), "0");
+        let response = get(&service, uri).await;
+        assert_eq!(response.status, StatusCode::MOVED_PERMANENTLY, "{uri}");
+        assert_eq!(response.header("location"), location);
+        assert_eq!(response.header("content-length"), "0");
     }
-    // What would not answer with its slash does not tell that it is there.
+    // A directory that would be 404 with its slash does not reveal that it exists.
     assert_eq!(get(&service, "/bare").await.status, StatusCode::NOT_FOUND);
     let listing = site.builder().listing(true).build().unwrap();
     assert_eq!(get(&listing, "/bare").await.header("location"), "./bare/");
@@ -64,7 +64,7 @@ async fn a_directory_without_its_slash_is_redirected() {
 
 #[tokio::test]
 async fn no_redirect_leads_to_another_host() {
-    let site = Site::new(&[("evil.example/index.html", ""), ("a:b/index.html", "")]);
+    let site = TestSite::new(&[("evil.example/index.html", ""), ("a:b/index.html", "")]);
     symlink("evil.example", site.path("\\evil.example")).unwrap();
     let service = site.serve();
     for (uri, location) in [
@@ -73,15 +73,15 @@ async fn no_redirect_leads_to_another_host() {
         ("/%5Cevil.example", "./%5Cevil.example/"),
         ("/a:b", "./a%3Ab/"),
     ] {
-        let answer = get(&service, uri).await;
-        assert_eq!(answer.status, StatusCode::MOVED_PERMANENTLY, "{uri}");
-        assert_eq!(answer.header("location"), location);
+        let response = get(&service, uri).await;
+        assert_eq!(response.status, StatusCode::MOVED_PERMANENTLY, "{uri}");
+        assert_eq!(response.header("location"), location);
     }
 }
 
 #[tokio::test]
-async fn listings_show_what_would_answer() {
-    let site = Site::new(&[("b.txt", "12345"), ("a/x", ""), ("z/x", ""), (".env", "")]);
+async fn listings_show_what_would_be_served() {
+    let site = TestSite::new(&[("b.txt", "12345"), ("a/x", ""), ("z/x", ""), (".env", "")]);
     std::fs::write(site.root().join("../secret"), "").unwrap();
     symlink("../secret", site.path("outer")).unwrap();
     symlink("b.txt", site.path("inner")).unwrap();
@@ -147,7 +147,7 @@ async fn listings_are_escaped_and_their_links_work() {
         b"new\nline",
         b"c:d",
     ];
-    let site = Site::new(&[]);
+    let site = TestSite::new(&[]);
     for name in names {
         std::fs::write(site.root().join(OsStr::from_bytes(name)), name).unwrap();
     }
@@ -159,8 +159,8 @@ async fn listings_are_escaped_and_their_links_work() {
     let links: Vec<_> = page.text().split("href=\".").skip(1).collect();
     assert_eq!(links.len(), names.len() + 1);
     for link in links {
-        let answer = get(&service, link.split('"').next().unwrap()).await;
-        assert_eq!(answer.status, StatusCode::OK, "{link}");
+        let response = get(&service, link.split('"').next().unwrap()).await;
+        assert_eq!(response.status, StatusCode::OK, "{link}");
     }
     assert!(
         get(&service, "/%3Cb%3E/")
@@ -173,8 +173,8 @@ async fn listings_are_escaped_and_their_links_work() {
 }
 
 #[tokio::test]
-async fn an_index_goes_before_a_listing() {
-    let site = Site::new(&[("index.html", "index")]);
+async fn an_index_takes_precedence_over_a_listing() {
+    let site = TestSite::new(&[("index.html", "index")]);
     let service = site.builder().listing(true).build().unwrap();
     assert_eq!(get(&service, "/").await.text(), "index");
     assert_eq!(

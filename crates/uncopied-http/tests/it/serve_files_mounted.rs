@@ -1,4 +1,4 @@
-//! Under axum and under plain hyper, over a real socket.
+//! The service under axum, and under plain hyper over a real socket.
 
 use axum::Router;
 use axum::routing::get as route;
@@ -8,9 +8,10 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
-use crate::site::Site;
+use crate::test_site::TestSite;
 
-/// One request over a connection of its own: status, `Location`, `Content-Length` and body.
+/// Sends one request over a connection of its own. Returns status, `Location`, `Content-Length` and
+/// body.
 async fn fetch(
     address: std::net::SocketAddr,
     method: &str,
@@ -26,10 +27,10 @@ async fn fetch(
         .uri(uri)
         .header("host", "localhost");
     let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
-    let answer = sender.send_request(request).await.unwrap();
-    let status = answer.status().as_u16();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status().as_u16();
     let header = |name| {
-        answer
+        response
             .headers()
             .get(name)
             .map_or("", |value| value.to_str().unwrap())
@@ -38,7 +39,7 @@ async fn fetch(
         header("location").to_owned(),
         header("content-length").to_owned(),
     );
-    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
     drop(sender);
     connection.await.unwrap().unwrap();
     (
@@ -50,8 +51,8 @@ async fn fetch(
 }
 
 #[tokio::test]
-async fn axum_takes_it_as_a_fallback_and_nested() {
-    let site = Site::new(&[("a.txt", "hello"), ("dir/index.html", "index")]);
+async fn axum_serves_it_as_a_fallback_and_nested() {
+    let site = TestSite::new(&[("a.txt", "hello"), ("dir/index.html", "index")]);
     let app = Router::new()
         .route("/dynamic", route(|| async { "dynamic" }))
         .nest_service("/static", site.serve())
@@ -60,8 +61,8 @@ async fn axum_takes_it_as_a_fallback_and_nested() {
         let request = http::Request::get(uri)
             .body(axum::body::Body::empty())
             .unwrap();
-        let answer = app.clone().oneshot(request).await.unwrap();
-        answer.into_body().collect().await.unwrap().to_bytes()
+        let response = app.clone().oneshot(request).await.unwrap();
+        response.into_body().collect().await.unwrap().to_bytes()
     };
     assert_eq!(body("/dynamic").await, "dynamic");
     assert_eq!(body("/a.txt").await, "hello");
@@ -70,15 +71,15 @@ async fn axum_takes_it_as_a_fallback_and_nested() {
     let request = http::Request::get("/static/dir")
         .body(axum::body::Body::empty())
         .unwrap();
-    let answer = app.clone().oneshot(request).await.unwrap();
-    // Relative to the URL that the client asked for, so the prefix stays.
-    assert_eq!(answer.headers()["location"], "./dir/");
+    let response = app.clone().oneshot(request).await.unwrap();
+    // The reference is relative to the URL of the request, so the prefix remains.
+    assert_eq!(response.headers()["location"], "./dir/");
 }
 
 #[tokio::test]
-async fn plain_hyper_takes_it() {
+async fn plain_hyper_serves_it() {
     let big = "0123456789".repeat(100_000);
-    let site = Site::new(&[
+    let site = TestSite::new(&[
         ("a.txt", "hello"),
         ("big", &big),
         ("dir/index.html", "index"),

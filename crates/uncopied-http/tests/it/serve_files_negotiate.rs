@@ -1,13 +1,13 @@
-//! Compressed side files.
+//! Precompressed files.
 
 use std::os::unix::fs::symlink;
 
 use http::{Method, StatusCode};
 
-use crate::site::{Site, get, get_with, send};
+use crate::test_site::{TestSite, get, get_with, send};
 
-fn site() -> Site {
-    Site::new(&[
+fn site() -> TestSite {
+    TestSite::new(&[
         ("app.js", "plain"),
         ("app.js.br", "brotli"),
         ("app.js.zst", "zstd"),
@@ -22,7 +22,7 @@ fn site() -> Site {
 }
 
 #[tokio::test]
-async fn the_client_s_weights_choose_the_side_file() {
+async fn the_weights_of_the_client_choose_the_precompressed_file() {
     let site = site();
     let service = site.serve();
     for (uri, accept, chosen) in [
@@ -41,18 +41,22 @@ async fn the_client_s_weights_choose_the_side_file() {
         ("/dir/index.html", "br", "br"),
     ] {
         for _ in 0..2 {
-            let answer = get_with(&service, uri, &[("accept-encoding", accept)]).await;
-            assert_eq!(answer.status, StatusCode::OK);
-            assert_eq!(answer.header("content-encoding"), chosen, "{uri} {accept}");
+            let response = get_with(&service, uri, &[("accept-encoding", accept)]).await;
+            assert_eq!(response.status, StatusCode::OK);
+            assert_eq!(
+                response.header("content-encoding"),
+                chosen,
+                "{uri} {accept}"
+            );
             let content = match chosen {
                 "" => "plain",
                 "br" => "brotli",
                 chosen => chosen,
             };
-            assert_eq!(answer.text(), content);
-            assert_eq!(answer.header("content-length"), content.len().to_string());
-            assert_eq!(answer.header("vary"), "accept-encoding");
-            let media = answer.header("content-type");
+            assert_eq!(response.text(), content);
+            assert_eq!(response.header("content-length"), content.len().to_string());
+            assert_eq!(response.header("vary"), "accept-encoding");
+            let media = response.header("content-type");
             assert!(
                 media.starts_with("text/"),
                 "the original's type, not {media}"
@@ -62,41 +66,41 @@ async fn the_client_s_weights_choose_the_side_file() {
 }
 
 #[tokio::test]
-async fn vary_is_there_also_for_clients_that_accept_nothing() {
+async fn vary_is_sent_also_to_clients_that_accept_no_coding() {
     let site = site();
     let service = site.serve();
-    let answer = get(&service, "/app.js").await;
+    let response = get(&service, "/app.js").await;
     assert_eq!(
-        (answer.header("vary"), answer.header("content-encoding")),
+        (response.header("vary"), response.header("content-encoding")),
         ("accept-encoding", "")
     );
-    let etag = answer.header("etag").to_owned();
+    let etag = response.header("etag").to_owned();
     let not_modified = get_with(&service, "/app.js", &[("if-none-match", &etag)]).await;
     assert_eq!(not_modified.status, StatusCode::NOT_MODIFIED);
     assert_eq!(not_modified.header("vary"), "accept-encoding");
 }
 
 #[tokio::test]
-async fn formats_that_are_compressed_already_are_not_looked_up() {
+async fn precompressed_files_of_compressed_formats_are_not_looked_up() {
     let site = site();
     let service = site.serve();
-    let answer = get_with(&service, "/photo.png", &[("accept-encoding", "gzip")]).await;
-    assert_eq!((answer.text(), answer.header("vary")), ("plain", ""));
-    let answer = get_with(&service, "/app.js.gz", &[("accept-encoding", "gzip")]).await;
-    assert_eq!(answer.text(), "gzip");
+    let response = get_with(&service, "/photo.png", &[("accept-encoding", "gzip")]).await;
+    assert_eq!((response.text(), response.header("vary")), ("plain", ""));
+    let response = get_with(&service, "/app.js.gz", &[("accept-encoding", "gzip")]).await;
+    assert_eq!(response.text(), "gzip");
     assert_eq!(
-        (answer.header("content-encoding"), answer.header("vary")),
+        (response.header("content-encoding"), response.header("vary")),
         ("", "")
     );
-    assert_eq!(answer.header("content-type"), "application/gzip");
+    assert_eq!(response.header("content-type"), "application/gzip");
 }
 
 #[tokio::test]
-async fn it_can_be_turned_off() {
+async fn the_look_up_can_be_turned_off() {
     let site = site();
     let service = site.builder().precompressed(false).build().unwrap();
-    let answer = get_with(&service, "/app.js", &[("accept-encoding", "br")]).await;
-    assert_eq!((answer.text(), answer.header("vary")), ("plain", ""));
+    let response = get_with(&service, "/app.js", &[("accept-encoding", "br")]).await;
+    assert_eq!((response.text(), response.header("vary")), ("plain", ""));
 }
 
 #[tokio::test]
@@ -118,17 +122,17 @@ async fn each_representation_has_its_own_tag() {
         StatusCode::OK
     );
     let headers = [("accept-encoding", "br"), ("if-none-match", &brotli)];
-    let answer = send(&service, Method::GET, "/app.js", &headers).await;
-    assert_eq!(answer.status, StatusCode::NOT_MODIFIED);
+    let response = send(&service, Method::GET, "/app.js", &headers).await;
+    assert_eq!(response.status, StatusCode::NOT_MODIFIED);
     assert_eq!(
-        (answer.header("etag"), answer.header("content-encoding")),
+        (response.header("etag"), response.header("content-encoding")),
         (&*brotli, "")
     );
 }
 
 #[tokio::test]
-async fn side_files_that_may_not_be_served_are_ignored() {
-    let site = Site::new(&[
+async fn precompressed_files_that_may_not_be_served_are_ignored() {
+    let site = TestSite::new(&[
         ("a.txt", "plain"),
         ("a.txt.zst/file", ""),
         ("b.txt.gz", "alone"),
@@ -139,7 +143,7 @@ async fn side_files_that_may_not_be_served_are_ignored() {
     let service = site.serve();
     let all = [("accept-encoding", "br, zstd, gzip")];
     assert_eq!(get_with(&service, "/a.txt", &all).await.text(), "plain");
-    // No file, no coding of it.
+    // Without the original, its precompressed file is not served.
     assert_eq!(
         get_with(&service, "/b.txt", &all).await.status,
         StatusCode::NOT_FOUND
@@ -147,14 +151,14 @@ async fn side_files_that_may_not_be_served_are_ignored() {
 }
 
 #[tokio::test]
-async fn side_files_come_and_go_between_requests() {
-    let site = Site::new(&[("a.txt", "plain")]);
+async fn precompressed_files_are_added_and_removed_between_requests() {
+    let site = TestSite::new(&[("a.txt", "plain")]);
     let service = site.serve();
     let gzip = [("accept-encoding", "gzip")];
-    // Once in a directory in motion, and once in one that has settled.
-    for settle in [false, true] {
-        if settle {
-            site.settle(".");
+    // Once in a directory that is not yet stable, and once in one that is.
+    for is_stable in [false, true] {
+        if is_stable {
+            site.wait_until_stable(".");
         }
         for _ in 0..3 {
             assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "plain");
@@ -172,10 +176,10 @@ async fn side_files_come_and_go_between_requests() {
 }
 
 #[tokio::test]
-async fn a_side_file_behind_a_link_may_appear_without_the_directory_s_knowledge() {
-    let site = Site::new(&[("a.txt", "plain"), ("packed/other", "")]);
+async fn a_precompressed_file_behind_a_link_may_appear_without_a_change_to_its_directory() {
+    let site = TestSite::new(&[("a.txt", "plain"), ("packed/other", "")]);
     symlink("packed/a.gz", site.path("a.txt.gz")).unwrap();
-    site.settle(".");
+    site.wait_until_stable(".");
     let service = site.serve();
     let gzip = [("accept-encoding", "gzip")];
     for _ in 0..2 {

@@ -1,18 +1,18 @@
-//! What a request may reach, and what not.
+//! Which paths a request may reach.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::site::{Site, get};
+use crate::test_site::{TestSite, get};
 
 async fn status(service: &uncopied_http::ServeFiles, uri: &str) -> u16 {
     get(service, uri).await.status.as_u16()
 }
 
-fn site() -> Site {
-    let site = Site::new(&[
+fn site() -> TestSite {
+    let site = TestSite::new(&[
         ("a b/é.txt", "spaced"),
         ("100%.txt", "percent"),
         ("back\\slash", "back"),
@@ -46,7 +46,7 @@ async fn names_are_decoded_once() {
 }
 
 #[tokio::test]
-async fn nothing_outside_of_the_root_is_reached() {
+async fn no_path_outside_of_the_root_is_reached() {
     let site = site();
     for hidden in [false, true] {
         let service = site.builder().hidden(hidden).build().unwrap();
@@ -111,10 +111,10 @@ async fn links_are_followed_within_the_root_only() {
 }
 
 #[tokio::test]
-async fn a_link_that_is_swapped_to_lead_out_is_not_followed_by_the_cache() {
+async fn the_cache_does_not_follow_a_link_that_is_replaced_by_one_out_of_the_root() {
     let site = site();
     let service = site.serve();
-    site.settle("dir/inside.txt");
+    site.wait_until_stable("dir/inside.txt");
     for _ in 0..2 {
         assert_eq!(get(&service, "/inner").await.text(), "inside");
     }
@@ -124,7 +124,7 @@ async fn a_link_that_is_swapped_to_lead_out_is_not_followed_by_the_cache() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_regular_file_is_not_found_and_does_not_block() {
+async fn special_files_are_not_found_and_do_not_block() {
     let site = site();
     rustix::fs::mkfifoat(rustix::fs::CWD, site.path("fifo"), 0o644.into()).unwrap();
     let _listener = std::os::unix::net::UnixListener::bind(site.path("socket")).unwrap();
@@ -132,8 +132,12 @@ async fn what_is_not_a_regular_file_is_not_found_and_does_not_block() {
     symlink("/proc/self/fd/0", site.path("magic")).unwrap();
     let service = site.builder().follow_links(true).build().unwrap();
     for uri in ["/fifo", "/socket", "/zero", "/magic"] {
-        let answer = tokio::time::timeout(Duration::from_secs(5), get(&service, uri));
-        assert_eq!(answer.await.unwrap().status, StatusCode::NOT_FOUND, "{uri}");
+        let response = tokio::time::timeout(Duration::from_secs(5), get(&service, uri));
+        assert_eq!(
+            response.await.unwrap().status,
+            StatusCode::NOT_FOUND,
+            "{uri}"
+        );
     }
 }
 
@@ -158,7 +162,7 @@ async fn a_file_that_may_not_be_read_is_forbidden() {
     let site = site();
     let path = site.path("dir/inside.txt");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
-    // Who may read it regardless, as root may, gets it: the check is the kernel's.
+    // A user who may read it regardless, such as root, gets it: the kernel makes the check.
     let expected = if std::fs::File::open(&path).is_ok() {
         200
     } else {

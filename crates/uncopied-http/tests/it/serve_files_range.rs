@@ -1,13 +1,13 @@
-//! Ranges: the bytes on the wire. What counts as a range is tested next to the pure code.
+//! The bytes of ranges. The syntax of ranges is tested next to the pure code.
 
 use http::StatusCode;
 
-use crate::site::{Answer, Site, get, get_with};
+use crate::test_site::{TestResponse, TestSite, get, get_with};
 
 const TEXT: &str = "abcdefghijklmnopqrstuvwxyz";
 
-async fn range(value: &str) -> Answer {
-    let site = Site::new(&[("a.txt", TEXT)]);
+async fn range(value: &str) -> TestResponse {
+    let site = TestSite::new(&[("a.txt", TEXT)]);
     let service = site.serve();
     get_with(&service, "/a.txt", &[("range", value)]).await
 }
@@ -23,26 +23,30 @@ async fn a_single_range_is_partial_content() {
         ("bytes=-99", TEXT, "bytes 0-25/26"),
         ("bytes=3-5,4-8", "defghi", "bytes 3-8/26"),
     ] {
-        let answer = range(value).await;
-        assert_eq!(answer.status, StatusCode::PARTIAL_CONTENT, "{value}");
-        assert_eq!(answer.text(), content, "{value}");
-        assert_eq!(answer.header("content-range"), content_range);
-        assert_eq!(answer.header("content-length"), content.len().to_string());
-        assert_eq!(answer.header("content-type"), "text/plain; charset=utf-8");
+        let response = range(value).await;
+        assert_eq!(response.status, StatusCode::PARTIAL_CONTENT, "{value}");
+        assert_eq!(response.text(), content, "{value}");
+        assert_eq!(response.header("content-range"), content_range);
+        assert_eq!(response.header("content-length"), content.len().to_string());
+        assert_eq!(response.header("content-type"), "text/plain; charset=utf-8");
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_satisfied_says_how_long_the_file_is() {
+async fn an_unsatisfiable_range_gets_the_length_of_the_file() {
     for value in ["bytes=26-", "bytes=-0", "bytes=99999999999999999999-"] {
-        let answer = range(value).await;
-        assert_eq!(answer.status, StatusCode::RANGE_NOT_SATISFIABLE, "{value}");
-        assert_eq!(answer.header("content-range"), "bytes */26");
+        let response = range(value).await;
+        assert_eq!(
+            response.status,
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            "{value}"
+        );
+        assert_eq!(response.header("content-range"), "bytes */26");
     }
 }
 
 #[tokio::test]
-async fn what_is_no_range_gets_the_whole_file() {
+async fn an_invalid_range_gets_the_whole_file() {
     let too_many = format!("bytes={}", ["0-0"; 17].join(","));
     for value in [
         "lines=0-1",
@@ -51,15 +55,15 @@ async fn what_is_no_range_gets_the_whole_file() {
         "bytes=0-,0-,0-",
         &too_many,
     ] {
-        let answer = range(value).await;
+        let response = range(value).await;
         assert_eq!(
-            (answer.status, answer.text()),
+            (response.status, response.text()),
             (StatusCode::OK, TEXT),
             "{value}"
         );
-        assert_eq!(answer.header("content-range"), "");
+        assert_eq!(response.header("content-range"), "");
     }
-    let site = Site::new(&[("a.txt", TEXT), ("empty", "")]);
+    let site = TestSite::new(&[("a.txt", TEXT), ("empty", "")]);
     let service = site.serve();
     let twice = [("range", "bytes=0-0"), ("range", "bytes=1-1")];
     assert_eq!(
@@ -71,10 +75,10 @@ async fn what_is_no_range_gets_the_whole_file() {
 }
 
 #[tokio::test]
-async fn several_ranges_are_multipart_to_the_byte() {
-    let answer = range("bytes=20-21,0-2,-1").await;
-    assert_eq!(answer.status, StatusCode::PARTIAL_CONTENT);
-    let media = answer.header("content-type");
+async fn several_ranges_are_sent_as_multipart() {
+    let response = range("bytes=20-21,0-2,-1").await;
+    assert_eq!(response.status, StatusCode::PARTIAL_CONTENT);
+    let media = response.header("content-type");
     let boundary = media
         .strip_prefix("multipart/byteranges; boundary=")
         .unwrap();
@@ -86,16 +90,16 @@ async fn several_ranges_are_multipart_to_the_byte() {
         )
     };
     let parts = [part("20-21", "uv"), part("0-2", "abc"), part("25-25", "z")].concat();
-    assert_eq!(answer.text(), format!("{parts}--{boundary}--\r\n"));
+    assert_eq!(response.text(), format!("{parts}--{boundary}--\r\n"));
     assert_eq!(
-        answer.header("content-length"),
-        answer.body.len().to_string()
+        response.header("content-length"),
+        response.body.len().to_string()
     );
-    assert_eq!(answer.header("content-range"), "");
+    assert_eq!(response.header("content-range"), "");
 }
 
 #[tokio::test]
-async fn no_two_answers_share_a_boundary() {
+async fn no_two_responses_share_a_boundary() {
     let boundaries = [range("bytes=0-0,2-2").await, range("bytes=0-0,2-2").await];
     assert_ne!(
         boundaries[0].header("content-type"),
@@ -104,8 +108,8 @@ async fn no_two_answers_share_a_boundary() {
 }
 
 #[tokio::test]
-async fn ranges_reach_beyond_four_gib() {
-    let site = Site::new(&[("huge", "")]);
+async fn ranges_may_lie_beyond_four_gib() {
+    let site = TestSite::new(&[("huge", "")]);
     let len = (5_u64 << 30) + 7;
     let file = std::fs::File::options()
         .write(true)
@@ -114,10 +118,10 @@ async fn ranges_reach_beyond_four_gib() {
     file.set_len(len).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"the end", len - 7).unwrap();
     let service = site.serve();
-    let answer = get_with(&service, "/huge", &[("range", "bytes=-7")]).await;
-    assert_eq!(answer.text(), "the end");
+    let response = get_with(&service, "/huge", &[("range", "bytes=-7")]).await;
+    assert_eq!(response.text(), "the end");
     let expected = format!("bytes {}-{}/{len}", len - 7, len - 1);
-    assert_eq!(answer.header("content-range"), expected);
+    assert_eq!(response.header("content-range"), expected);
     let several = get_with(
         &service,
         "/huge",
@@ -136,15 +140,15 @@ async fn ranges_reach_beyond_four_gib() {
 }
 
 #[tokio::test]
-async fn ranges_are_of_the_representation_that_was_chosen() {
-    let site = Site::new(&[("a.txt", TEXT), ("a.txt.gz", "PACKED")]);
+async fn ranges_apply_to_the_negotiated_representation() {
+    let site = TestSite::new(&[("a.txt", TEXT), ("a.txt.gz", "PACKED")]);
     let service = site.serve();
     let headers = [("range", "bytes=1-2"), ("accept-encoding", "gzip")];
-    let answer = get_with(&service, "/a.txt", &headers).await;
+    let response = get_with(&service, "/a.txt", &headers).await;
     assert_eq!(
-        (answer.text(), answer.header("content-range")),
+        (response.text(), response.header("content-range")),
         ("AC", "bytes 1-2/6")
     );
-    assert_eq!(answer.header("content-encoding"), "gzip");
+    assert_eq!(response.header("content-encoding"), "gzip");
     assert_eq!(get(&service, "/a.txt").await.text(), TEXT);
 }

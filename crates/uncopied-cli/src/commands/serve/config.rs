@@ -90,7 +90,7 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         .direct(true);
     if flags.mechanism.0.is_some() {
         // None of the mechanisms that can be forced sends files cached in memory.
-        builder = builder.in_memory(0);
+        builder = builder.in_memory_max_bytes(0);
     }
     if let Some(file) = &flags.spa {
         check_inside(path, "--spa", file)?;

@@ -520,7 +520,7 @@ mod tests {
     use std::task::Waker;
 
     use http::Request;
-    use uncopied_http::{Options, ServeFiles, Stream};
+    use uncopied_http::{ServeFiles, Stream, StreamOptions};
 
     use super::*;
 
@@ -598,7 +598,7 @@ mod tests {
         let runtime = runtime.expect("a runtime");
         let _entered = runtime.enter();
         let ours = tokio::net::UnixStream::from_std(ours).expect("registered");
-        let activity = Stream::unix(ours, Options::default()).activity();
+        let activity = Stream::unix(ours, StreamOptions::default()).activity();
         let connection = Arc::new(ConnectionState::new(activity, false));
         let stats = Some(Arc::new(WorkerStats::default()));
         let mut replay_stream = ReplayStream::new(ScriptedStream::default(), connection, stats);

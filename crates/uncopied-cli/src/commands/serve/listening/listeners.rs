@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::sockopt::set_tcp_user_timeout;
 use socket2::{Domain, Socket, Type};
-use uncopied_http::{Listener, Options};
+use uncopied_http::{Listener, StreamOptions};
 
 use crate::error::Error;
 use crate::flags::ListenAddress;
@@ -35,7 +35,7 @@ pub(crate) enum BoundListener {
 impl BoundListener {
     /// Registers the socket with one more event loop, and returns its listener. Needs tokio's
     /// runtime.
-    pub(crate) fn register(&self, options: Options) -> io::Result<Listener> {
+    pub(crate) fn register(&self, options: StreamOptions) -> io::Result<Listener> {
         match self {
             Self::Tcp(listener) => Listener::from_tcp(listener.try_clone()?, options),
             Self::Unix { listener, .. } => Listener::from_unix(listener.try_clone()?, options),

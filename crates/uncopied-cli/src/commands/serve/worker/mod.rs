@@ -7,7 +7,7 @@ use std::thread;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
-use uncopied_http::Options;
+use uncopied_http::StreamOptions;
 
 use crate::error::Error;
 
@@ -74,7 +74,7 @@ impl Worker {
             .build()
             .map_err(Error::setup("start the event loop"))?;
         let stats = Arc::new(WorkerStats::default());
-        let mut options = Options::default().totals(Arc::clone(&stats.totals));
+        let mut options = StreamOptions::default().totals(Arc::clone(&stats.totals));
         if let Some(plan) = forced_plan {
             options = options.force_mechanisms(plan.mechanisms());
         }

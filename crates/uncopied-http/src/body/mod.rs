@@ -1,5 +1,9 @@
 //! Response bodies made of files.
 
+mod basis;
+mod part;
+pub(crate) mod passthrough;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::future::Future;
@@ -16,57 +20,41 @@ use rustix::io::ReadWriteFlags;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use crate::file::OpenFile;
-use crate::serve_files::Basis;
-use crate::watch::{Proof, watch};
+use crate::open_file::OpenFile;
 
-/// One stretch of a body: bytes in memory, or a range of a file.
-#[derive(Clone, Debug)]
-pub enum Part {
-    /// Bytes in memory.
-    Memory(Bytes),
-    /// A range of a file, in bytes from its start.
-    File(Arc<OpenFile>, Range<u64>),
-}
+pub use basis::Basis;
+pub use part::BodyPart;
+use passthrough::{PassthroughProof, mark_frame};
 
-impl Part {
-    fn len(&self) -> u64 {
-        match self {
-            Self::Memory(bytes) => bytes.len() as u64,
-            Self::File(_, range) => range.end.saturating_sub(range.start),
-        }
-    }
-}
-
-/// A response body: nothing, bytes in memory, a range of a file, or several of these in a row.
+/// A response body: nothing, bytes in memory, a range of a file, or a sequence of these.
 ///
-/// Under a [`Stream`](crate::Stream) the file's bytes go out by `sendfile`; the body's frames are
-/// then only addresses, which nobody reads. It finds that out by itself: the first few KiB are read
-/// from the file, and only once the stream has been seen to write them from the very same memory do
-/// the frames become slices of the mapped file. Behind any other I/O object, under HTTP/2, or a layer
-/// that replaces the bytes (compression), every frame is read from the file.
+/// Under a [`Stream`](crate::Stream), the file's bytes go out by `sendfile`, and the body's frames
+/// are then only addresses that nothing reads. The body detects this by itself: it reads the first
+/// few KiB from the file, and once the stream writes them from the same memory, the frames become
+/// slices of the mapped file. Behind any other I/O object, under HTTP/2, or behind a layer that
+/// replaces the bytes (compression), every frame is read from the file.
 ///
-/// A file that turns out shorter than the range ends the body with
+/// If the file turns out to be shorter than the range, the body ends with
 /// [`io::ErrorKind::UnexpectedEof`], and hyper closes the connection.
 ///
 /// # Stability of the bytes
 ///
-/// What is written to the file until the peer has acknowledged the bytes may reach it; see
-/// [`uncopied`].
+/// Bytes that are written to the file before the peer has acknowledged the response may reach the
+/// peer; see [`uncopied`].
 ///
-/// A layer that both *reads* the frames and passes them on as they are, such as one that computes a
-/// digest, reads the mapped file, and is killed by SIGBUS if the file is cut short that very moment.
-/// Give such a layer bodies that are [`read`](Self::read).
+/// A layer that both *reads* the frames and passes them on unchanged, such as one that computes a
+/// digest, reads the mapped file. If the file is truncated at that moment, the process is killed by
+/// SIGBUS. Give such a layer bodies that are [`buffered`](Self::buffered).
 #[derive(Debug, Default)]
 pub struct FileBody {
-    part: Option<Part>,
+    part: Option<BodyPart>,
     /// The parts after it. Most bodies have none, and then nothing is allocated.
     #[expect(
         clippy::box_collection,
-        reason = "a body is small, and moved often, while it has none"
+        reason = "a body without further parts is small, and moved often"
     )]
-    rest: Option<Box<VecDeque<Part>>>,
-    left: u64,
+    rest: Option<Box<VecDeque<BodyPart>>>,
+    remaining: u64,
     delivery: Delivery,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
     basis: Option<Basis>,
@@ -78,23 +66,23 @@ enum Delivery {
     /// Nothing is known yet: the first frame is read, marked and yielded.
     #[default]
     Unproven,
-    /// A marked frame is on its way, and the connection gets one chance to flush it.
-    Flushing(Proof),
-    /// A marked frame was on its way at the last look.
-    Watching(Proof),
+    /// A marked frame has been yielded, and the connection gets one chance to flush it.
+    Flushing(PassthroughProof),
+    /// A marked frame has been yielded, and is not known to have reached the stream.
+    Watching(PassthroughProof),
     /// Nothing reads the frames: they are slices of the mapped file.
     Direct,
     /// Every frame is read from the file.
-    Read,
+    Buffered,
 }
 
-/// How much is read from a file for one frame, in bytes.
-const CHUNK: u64 = 64 << 10;
+/// The most bytes that are read from a file for one frame.
+const READ_FRAME_MAX_BYTES: u64 = 64 << 10;
 
-/// The first frame ends on a page boundary at least so many bytes on, so that the pages that
-/// `sendfile` then sends are whole.
-const FIRST: u64 = 1 << 10;
-const PAGE: u64 = 4 << 10;
+/// The least length of the first frame, which ends on the next page boundary of the file so that
+/// the pages that `sendfile` then sends are whole.
+const FIRST_FRAME_MIN_BYTES: u64 = 1 << 10;
+const PAGE_BYTES: u64 = 4 << 10;
 
 impl FileBody {
     /// A body of no bytes.
@@ -106,68 +94,69 @@ impl FileBody {
     /// A body of bytes in memory.
     #[must_use]
     pub fn from_bytes(bytes: Bytes) -> Self {
-        Self::from_part(Part::Memory(bytes))
+        Self::from_part(BodyPart::Memory(bytes))
     }
 
-    /// A body that is the bytes `range` of `file`.
+    /// A body that consists of the bytes `range` of `file`.
     #[must_use]
     pub fn from_file(file: Arc<OpenFile>, range: Range<u64>) -> Self {
-        Self::from_part(Part::File(file, range))
+        Self::from_part(BodyPart::File(file, range))
     }
 
-    fn from_part(part: Part) -> Self {
-        let left = part.len();
+    fn from_part(part: BodyPart) -> Self {
+        let remaining = part.len();
         Self {
-            part: (left > 0).then_some(part),
-            left,
+            part: (remaining > 0).then_some(part),
+            remaining,
             ..Self::default()
         }
     }
 
     /// A body of several parts, one after the other.
     #[must_use]
-    pub fn from_parts(parts: impl IntoIterator<Item = Part>) -> Self {
+    pub fn from_parts(parts: impl IntoIterator<Item = BodyPart>) -> Self {
         let mut parts = parts.into_iter().filter(|part| part.len() > 0);
         let part = parts.next();
         let rest: VecDeque<_> = parts.collect();
-        let left = part
+        let remaining = part
             .iter()
             .chain(&rest)
-            .fold(0, |left: u64, part| left.saturating_add(part.len()));
+            .fold(0, |sum: u64, part| sum.saturating_add(part.len()));
         Self {
             part,
             rest: (!rest.is_empty()).then(|| Box::new(rest)),
-            left,
+            remaining,
             ..Self::default()
         }
     }
 
-    /// Says that nothing reads the frames between this body and a [`Stream`](crate::Stream), so that
-    /// even the first bytes need not be read.
+    /// Promises that nothing reads the frames between this body and a [`Stream`](crate::Stream), so
+    /// that even the first bytes need not be read.
     ///
-    /// That is for HTTP/1 only: HTTP/2 copies the first bytes of its frames, and a file that is cut
-    /// short that very moment then kills the process by SIGBUS.
+    /// Use it for HTTP/1 only: HTTP/2 copies the first bytes of its frames, and if a file is
+    /// truncated at that moment, the process is killed by SIGBUS.
     #[must_use]
     pub fn direct(mut self) -> Self {
         self.delivery = Delivery::Direct;
         self
     }
 
-    /// Says that something reads the frames: each is read from the file, and none is mapped.
+    /// Declares that something reads the frames: each is read from the file into a buffer, and none
+    /// is mapped.
     #[must_use]
-    pub fn read(mut self) -> Self {
-        self.delivery = Delivery::Read;
+    pub fn buffered(mut self) -> Self {
+        self.delivery = Delivery::Buffered;
         self
     }
 
-    /// On what the answer with this body stands, if the same request may be given the same answer again;
-    /// see [`Basis`].
+    /// What keeps the response with this body valid, if an identical request may be given the same
+    /// response again; see [`Basis`].
     #[must_use]
     pub fn basis(&self) -> Option<&Basis> {
         self.basis.as_ref()
     }
 
-    pub(crate) fn on_basis(mut self, basis: Option<Basis>) -> Self {
+    pub(crate) fn with_basis(mut self, basis: Option<Basis>) -> Self {
         self.basis = basis;
         self
     }
@@ -193,20 +182,20 @@ impl FileBody {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if matches!(&self.delivery, Delivery::Watching(proof) if proof.is_given()) {
+        if matches!(&self.delivery, Delivery::Watching(proof) if proof.is_confirmed()) {
             self.delivery = Delivery::Direct;
         }
         if matches!(self.delivery, Delivery::Direct) {
             if let Some(bytes) = file.mapped(range) {
                 return Poll::Ready(Ok(bytes));
             }
-            self.delivery = Delivery::Read;
+            self.delivery = Delivery::Buffered;
         }
         let bytes = ready!(self.poll_read(cx, file, range))?;
-        if !matches!(self.delivery, Delivery::Read) {
+        if !matches!(self.delivery, Delivery::Buffered) {
             let next = range.start + bytes.len() as u64;
-            let at_hand = next < range.end && file.is_at_hand(next..range.end);
-            let proof = watch(&bytes, at_hand);
+            let more_follows = next < range.end && file.is_cached(next..range.end);
+            let proof = mark_frame(&bytes, more_follows);
             self.delivery = match self.delivery {
                 Delivery::Unproven => Delivery::Flushing(proof),
                 _ => Delivery::Watching(proof),
@@ -215,7 +204,7 @@ impl FileBody {
         Poll::Ready(Ok(bytes))
     }
 
-    /// Reads a frame from the file; on the blocking pool if it is not in the page cache.
+    /// Reads a frame from the file, on the blocking pool if the bytes are not in the page cache.
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -231,22 +220,23 @@ impl FileBody {
         let end = match self.delivery {
             Delivery::Unproven => range
                 .start
-                .saturating_add(FIRST)
-                .checked_next_multiple_of(PAGE)
+                .saturating_add(FIRST_FRAME_MIN_BYTES)
+                .checked_next_multiple_of(PAGE_BYTES)
                 .unwrap_or(range.end),
-            _ => range.start.saturating_add(CHUNK),
+            _ => range.start.saturating_add(READ_FRAME_MAX_BYTES),
         };
         let end = end.min(range.end);
         let (start, len) = (range.start, (end - range.start) as usize);
         let mut buffer = vec![0; len];
         let slices = &mut [IoSliceMut::new(&mut buffer)];
-        // A short read is a frame as well. Whatever else is in the way, the pool's thread meets it.
+        // A short read makes a frame, too. After an error or the end of the file, a thread of the
+        // pool reads again, and reports the outcome.
         if let Ok(read @ 1..) = rustix::io::preadv2(file, slices, start, ReadWriteFlags::NOWAIT) {
             buffer.truncate(read);
             return Poll::Ready(Ok(buffer.into()));
         }
         let Ok(runtime) = Handle::try_current() else {
-            // Outside of a runtime there is no pool: the disk is waited for here.
+            // There is no pool outside of a runtime, so this thread waits for the disk.
             return Poll::Ready(read_some(file, buffer, start));
         };
         let file = Arc::clone(file);
@@ -285,19 +275,19 @@ impl Body for FileBody {
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let bytes = match self.part.take() {
             None => return Poll::Ready(None),
-            Some(Part::Memory(bytes)) => bytes,
-            Some(Part::File(file, range)) => match self.poll_file(cx, &file, &range) {
+            Some(BodyPart::Memory(bytes)) => bytes,
+            Some(BodyPart::File(file, range)) => match self.poll_file(cx, &file, &range) {
                 Poll::Pending => {
-                    self.part = Some(Part::File(file, range));
+                    self.part = Some(BodyPart::File(file, range));
                     return Poll::Pending;
                 }
                 Poll::Ready(Err(error)) => {
-                    (self.rest, self.left) = (None, 0);
+                    (self.rest, self.remaining) = (None, 0);
                     return Poll::Ready(Some(Err(error)));
                 }
                 Poll::Ready(Ok(bytes)) => {
                     let start = range.start + bytes.len() as u64;
-                    self.part = (start < range.end).then(|| Part::File(file, start..range.end));
+                    self.part = (start < range.end).then(|| BodyPart::File(file, start..range.end));
                     bytes
                 }
             },
@@ -307,15 +297,15 @@ impl Body for FileBody {
         {
             self.part = rest.pop_front();
         }
-        self.left -= bytes.len() as u64;
+        self.remaining -= bytes.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0
+        self.remaining == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        SizeHint::with_exact(self.remaining)
     }
 }

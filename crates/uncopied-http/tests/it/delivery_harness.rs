@@ -1,4 +1,4 @@
-//! Servers, files and a plain client for the delivery tests.
+//! Servers, files and a simple client for the delivery tests.
 
 use std::fs::File;
 use std::future::Future;
@@ -17,10 +17,12 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, UnixStream};
 use tokio::task::JoinHandle;
-use uncopied_http::{Address, Facts, FileBody, Listener, OpenFile, Options, Stream, Totals, Wait};
+use uncopied_http::{
+    Address, DiskAccess, FileBody, FileStat, Listener, OpenFile, Stream, StreamOptions, Totals,
+};
 
-/// `len` bytes that look random, the same ones for the same seed. No two pages are alike.
-pub(crate) fn bytes_of(len: usize, seed: u64) -> Vec<u8> {
+/// `len` pseudo-random bytes, the same ones for the same seed. No two pages are alike.
+pub(crate) fn random_bytes(len: usize, seed: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 8);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     while bytes.len() < len {
@@ -33,10 +35,11 @@ pub(crate) fn bytes_of(len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Numbers that look random, below a bound.
-pub(crate) struct Random(pub(crate) u64);
+/// A generator of pseudo-random numbers.
+pub(crate) struct Rng(pub(crate) u64);
 
-impl Random {
+impl Rng {
+    /// The next number below `bound`.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.0 = self
             .0
@@ -46,8 +49,8 @@ impl Random {
     }
 }
 
-/// Files on the disk that the target directory is on, so that they have a page cache to be thrown
-/// out of; and what is in them.
+/// Files and their contents. They are on the disk of the target directory, so that they can be
+/// evicted from the page cache.
 pub(crate) struct Files {
     dir: tempfile::TempDir,
     pub(crate) contents: Vec<Vec<u8>>,
@@ -60,7 +63,7 @@ impl Files {
         let contents = sizes
             .iter()
             .enumerate()
-            .map(|(at, &size)| bytes_of(size, at as u64 + 1))
+            .map(|(at, &size)| random_bytes(size, at as u64 + 1))
             .collect();
         Self::with(contents)
     }
@@ -90,9 +93,10 @@ impl Files {
         file.set_len(len).unwrap();
     }
 
-    /// Throws the file out of the page cache from `start` on. Pages in use are not given up at once, and
-    /// the question whether they are gone starts to read ahead: where this thread rests before the answer,
-    /// they can be back. So it is asked again after each eviction.
+    /// Evicts the file from the page cache from `start` on. The kernel does not evict pages in use
+    /// at once, and the check whether they are gone starts to read ahead: if this thread is
+    /// preempted before it has the result, they can be back. So each eviction is followed by a new
+    /// check.
     pub(crate) fn evict_from(&self, at: usize, start: u64) {
         let file = File::open(self.path(at)).unwrap();
         let len = self.contents[at].len() as u64 - start;
@@ -108,20 +112,20 @@ impl Files {
         );
     }
 
-    /// Answers `/FILE`, `/FILE/MODE` and `/FILE/MODE/START/END`. The modes are `default`, `direct`
-    /// and `read`.
-    pub(crate) fn answer(&self, parts: &http::request::Parts) -> FileBody {
+    /// The body for `/FILE`, `/FILE/MODE` or `/FILE/MODE/START/END`. The modes are `default`,
+    /// `direct` and `buffered`.
+    pub(crate) fn body_for(&self, parts: &http::request::Parts) -> FileBody {
         let mut words = parts.uri.path().trim_start_matches('/').split('/');
         let at: usize = words.next().unwrap().parse().unwrap();
         let mode = words.next().unwrap_or("default");
         let start = words.next().map_or(0, |word| word.parse().unwrap());
-        let end = words.next().map_or(self.open[at].facts().len(), |word| {
+        let end = words.next().map_or(self.open[at].stat().len(), |word| {
             word.parse::<u64>().unwrap()
         });
         let body = FileBody::from_file(Arc::clone(&self.open[at]), start..end);
         match mode {
             "direct" => body.direct(),
-            "read" => body.read(),
+            "buffered" => body.buffered(),
             "default" => body,
             other => panic!("no mode {other}"),
         }
@@ -130,131 +134,131 @@ impl Files {
 
 pub(crate) fn open_file(path: &Path) -> Arc<OpenFile> {
     let file = File::open(path).unwrap();
-    let facts = Facts::of(&file).unwrap();
-    Arc::new(OpenFile::in_memory_up_to(0, file, facts, Wait::ForDisk).unwrap())
+    let stat = FileStat::of(&file).unwrap();
+    Arc::new(OpenFile::with_memory_limit(0, file, stat, DiskAccess::MayBlock).unwrap())
 }
 
-/// Who speaks HTTP on top of the stream.
+/// What serves HTTP on top of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stack {
     /// `hyper::server::conn::http1`.
     Http1,
-    /// hyper-util's `auto`: HTTP/1 or HTTP/2, as the client likes.
+    /// hyper-util's `auto`: HTTP/1 or HTTP/2, as the client chooses.
     Auto,
     /// `axum::serve`.
     Axum,
-    /// `hyper::server::conn::http1` on tokio's own `TcpStream`: nothing of ours but the body.
+    /// `hyper::server::conn::http1` on tokio's own `TcpStream`. Only the body is from this crate.
     Foreign,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Net {
+pub(crate) enum Transport {
     Tcp,
     Unix,
 }
 
-pub(crate) struct Server {
-    at: Place,
+pub(crate) struct TestServer {
+    address: ServerAddress,
     pub(crate) totals: Arc<Totals>,
     task: JoinHandle<()>,
     buffers: Option<usize>,
 }
 
-enum Place {
+enum ServerAddress {
     Tcp(SocketAddr),
     Unix(tempfile::TempDir),
 }
 
-/// Everything that a server may be told.
-pub(crate) struct Plan<'a> {
+/// The settings of a server.
+pub(crate) struct ServerConfig<'a> {
     pub(crate) stack: Stack,
-    pub(crate) net: Net,
+    pub(crate) transport: Transport,
     pub(crate) mechanisms: &'a [uncopied::Mechanism],
     /// `SO_SNDBUF` of the server's sockets and `SO_RCVBUF` of the client's.
     pub(crate) buffers: Option<usize>,
 }
 
-impl Default for Plan<'_> {
+impl Default for ServerConfig<'_> {
     fn default() -> Self {
         Self {
             stack: Stack::Http1,
-            net: Net::Tcp,
+            transport: Transport::Tcp,
             mechanisms: &[],
             buffers: None,
         }
     }
 }
 
-impl Server {
+impl TestServer {
     pub(crate) fn start(
-        plan: &Plan<'_>,
-        answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+        config: &ServerConfig<'_>,
+        make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
     ) -> Self {
         let totals = Arc::new(Totals::default());
-        let options = Options::default()
-            .force_mechanisms(plan.mechanisms)
+        let options = StreamOptions::default()
+            .force_mechanisms(config.mechanisms)
             .totals(Arc::clone(&totals));
-        let (listener, at) = match plan.net {
-            Net::Tcp => {
+        let (listener, address) = match config.transport {
+            Transport::Tcp => {
                 let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-                if let Some(bytes) = plan.buffers {
+                if let Some(bytes) = config.buffers {
                     // Connections inherit it.
                     SockRef::from(&listener)
                         .set_send_buffer_size(bytes)
                         .unwrap();
                 }
-                let at = Place::Tcp(listener.local_addr().unwrap());
-                if plan.stack == Stack::Foreign {
-                    let task = tokio::spawn(accept_foreign(listener, answer));
+                let address = ServerAddress::Tcp(listener.local_addr().unwrap());
+                if config.stack == Stack::Foreign {
+                    let task = tokio::spawn(accept_foreign(listener, make_body));
                     return Self {
-                        at,
+                        address,
                         totals,
                         task,
-                        buffers: plan.buffers,
+                        buffers: config.buffers,
                     };
                 }
-                (Listener::from_tcp(listener, options).unwrap(), at)
+                (Listener::from_tcp(listener, options).unwrap(), address)
             }
-            Net::Unix => {
+            Transport::Unix => {
                 let dir = tempfile::tempdir().unwrap();
                 let listener = Listener::bind_unix(dir.path().join("socket")).unwrap();
-                (listener.options(options), Place::Unix(dir))
+                (listener.options(options), ServerAddress::Unix(dir))
             }
         };
-        let task = match plan.stack {
-            Stack::Axum => tokio::spawn(serve_axum(listener, answer)),
-            stack => tokio::spawn(accept(stack, listener, plan.buffers, answer)),
+        let task = match config.stack {
+            Stack::Axum => tokio::spawn(serve_axum(listener, make_body)),
+            stack => tokio::spawn(accept(stack, listener, config.buffers, make_body)),
         };
         Self {
-            at,
+            address,
             totals,
             task,
-            buffers: plan.buffers,
+            buffers: config.buffers,
         }
     }
 
-    pub(crate) async fn connect(&self) -> Client {
-        let io: Box<dyn Io> = match &self.at {
-            Place::Tcp(address) => {
+    pub(crate) async fn connect(&self) -> TestClient {
+        let io: Box<dyn ClientIo> = match &self.address {
+            ServerAddress::Tcp(address) => {
                 let socket = TcpSocket::new_v4().unwrap();
                 if let Some(bytes) = self.buffers {
                     socket.set_recv_buffer_size(bytes as u32).unwrap();
                 }
                 Box::new(socket.connect(*address).await.unwrap())
             }
-            Place::Unix(dir) => Box::new(
+            ServerAddress::Unix(dir) => Box::new(
                 UnixStream::connect(dir.path().join("socket"))
                     .await
                     .unwrap(),
             ),
         };
-        Client {
+        TestClient {
             io: BufReader::with_capacity(16 << 10, io),
         }
     }
 }
 
-impl Drop for Server {
+impl Drop for TestServer {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -262,13 +266,13 @@ impl Drop for Server {
 
 async fn accept_foreign(
     listener: std::net::TcpListener,
-    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+    make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
 ) {
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     loop {
         let (socket, _) = listener.accept().await.unwrap();
-        tokio::spawn(serve_http1(socket, answer.clone()));
+        tokio::spawn(serve_http1(socket, make_body.clone()));
     }
 }
 
@@ -276,7 +280,7 @@ async fn accept(
     stack: Stack,
     listener: Listener,
     buffers: Option<usize>,
-    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+    make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
 ) {
     loop {
         let (stream, peer) = listener.accept().await.unwrap();
@@ -285,68 +289,68 @@ async fn accept(
         }
         match stack {
             Stack::Auto => {
-                let answer = answer.clone();
+                let make_body = make_body.clone();
                 tokio::spawn(async move {
-                    let service = service_fn(move |request| respond(&answer, request));
+                    let service = service_fn(move |request| respond(&make_body, request));
                     let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
                         .serve_connection(TokioIo::new(stream), service)
                         .await;
                 });
             }
             _ => {
-                tokio::spawn(serve_http1(stream, answer.clone()));
+                tokio::spawn(serve_http1(stream, make_body.clone()));
             }
         }
     }
 }
 
-/// Serves one connection by hyper's HTTP/1, as it is.
+/// Serves one connection with hyper's HTTP/1, unmodified.
 pub(crate) async fn serve_http1(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+    make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
 ) {
-    let service = service_fn(move |request| respond(&answer, request));
-    // A connection that ends in an error is the client's to judge.
+    let service = service_fn(move |request| respond(&make_body, request));
+    // The client decides whether an error of the connection is expected.
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(io), service)
         .await;
 }
 
 fn respond(
-    answer: &impl Fn(&http::request::Parts) -> FileBody,
+    make_body: &impl Fn(&http::request::Parts) -> FileBody,
     request: Request<Incoming>,
 ) -> std::future::Ready<Result<Response<FileBody>, std::convert::Infallible>> {
     let (parts, _) = request.into_parts();
-    let response = Response::new(answer(&parts));
+    let response = Response::new(make_body(&parts));
     std::future::ready(Ok(response))
 }
 
 async fn serve_axum(
     listener: Listener,
-    answer: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
+    make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
 ) {
     let app = axum::Router::new().fallback(move |request: axum::extract::Request| {
-        let body = axum::body::Body::new(answer(&request.into_parts().0));
+        let body = axum::body::Body::new(make_body(&request.into_parts().0));
         async { Response::new(body) }
     });
     axum::serve(listener, app).await.unwrap();
 }
 
-pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+pub(crate) trait ClientIo: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ClientIo for T {}
 
-/// A client that shows every byte.
-pub(crate) struct Client {
-    pub(crate) io: BufReader<Box<dyn Io>>,
+/// A client that exposes every byte of a response.
+pub(crate) struct TestClient {
+    pub(crate) io: BufReader<Box<dyn ClientIo>>,
 }
 
-impl Client {
+impl TestClient {
     pub(crate) async fn request(&mut self, path: &str) {
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
         self.io.write_all(request.as_bytes()).await.unwrap();
     }
 
-    /// The head of the next response, with the empty line.
+    /// The head of the next response, including the empty line.
     pub(crate) async fn head(&mut self) -> io::Result<String> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -355,7 +359,7 @@ impl Client {
         Ok(String::from_utf8(head).unwrap())
     }
 
-    /// The next response's body, by its `Content-Length`.
+    /// The body of the next response, by its `Content-Length`.
     pub(crate) async fn response(&mut self) -> io::Result<Vec<u8>> {
         let head = self.head().await?;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -369,7 +373,7 @@ impl Client {
         self.response().await.unwrap()
     }
 
-    /// Whatever comes until the connection ends, be it by a reset.
+    /// All bytes until the connection ends, even if by a reset.
     pub(crate) async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let mut buffer = vec![0; 64 << 10];
@@ -387,7 +391,7 @@ pub(crate) fn content_length(head: &str) -> usize {
     line.expect("a Content-Length").parse().unwrap()
 }
 
-/// Fails by name, rather than in a flood of bytes.
+/// Fails with a short message instead of all the bytes.
 pub(crate) fn assert_same(got: &[u8], expected: &[u8], what: &str) {
     assert_eq!(got.len(), expected.len(), "length of {what}");
     if got != expected {
@@ -396,15 +400,15 @@ pub(crate) fn assert_same(got: &[u8], expected: &[u8], what: &str) {
     }
 }
 
-/// Waits for what must come soon.
-pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+/// Waits for a future that must complete within 20 seconds.
+pub(crate) async fn with_timeout<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future)
         .await
-        .expect("it hangs")
+        .expect("the future must complete in time")
 }
 
-/// A connected TCP stream of ours, with tokio's at the other end.
-pub(crate) async fn stream_pair(options: Options) -> (Stream, tokio::net::TcpStream) {
+/// A connected TCP stream of this crate, with tokio's at the other end.
+pub(crate) async fn stream_pair(options: StreamOptions) -> (Stream, tokio::net::TcpStream) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (ours, theirs) = tokio::join!(
         tokio::net::TcpStream::connect(listener.local_addr().unwrap()),
@@ -415,7 +419,7 @@ pub(crate) async fn stream_pair(options: Options) -> (Stream, tokio::net::TcpStr
     (Stream::tcp(ours, options), theirs.unwrap().0)
 }
 
-/// Runs `body` in a process of its own: this very test, started again. For what is process-wide.
+/// Runs `body` in a process of its own, by starting this test again. For process-wide state.
 pub(crate) fn in_own_process(test: &str, environment: &[(&str, &str)], body: impl FnOnce()) {
     const CHILD: &str = "DELIVERY_TEST_IN_OWN_PROCESS";
     if std::env::var_os(CHILD).is_some() {
@@ -427,10 +431,10 @@ pub(crate) fn in_own_process(test: &str, environment: &[(&str, &str)], body: imp
         .envs(environment.iter().copied())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&child.stdout);
+    let stdout = String::from_utf8_lossy(&child.stdout);
     assert!(
-        child.status.success() && said.contains("1 passed"),
-        "{}\n{said}\n{}",
+        child.status.success() && stdout.contains("1 passed"),
+        "{}\n{stdout}\n{}",
         child.status,
         String::from_utf8_lossy(&child.stderr)
     );

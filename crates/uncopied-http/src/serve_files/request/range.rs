@@ -2,61 +2,63 @@
 
 use std::ops::Range;
 
-/// More ranges than this in one request are answered with the whole file, as nginx does.
-pub(super) const MAX_RANGES: usize = 16;
+/// The most ranges in one request. With more, the response is the whole file, as with nginx.
+pub(crate) const MAX_RANGES: usize = 16;
 
-/// Which bytes of a file to answer with.
+/// Which bytes of a file to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Selected {
-    /// All of them: 200.
+pub(crate) enum RangeSelection {
+    /// The whole file: 200.
     Whole,
-    /// One range, not empty and within the file: 206.
+    /// One range, which is not empty and lies within the file: 206.
     One(Range<u64>),
-    /// Two or more, in the order of the request, none touching another: 206, multipart.
+    /// Two or more ranges that neither overlap nor touch, in the order of the request: 206,
+    /// multipart.
     Several(Vec<Range<u64>>),
-    /// None that the file has: 416.
+    /// No range that lies within the file: 416.
     Unsatisfiable,
 }
 
-/// Reads the value of a `Range` field for a file of `len` bytes.
+/// Applies the value of a `Range` field to a file of `len` bytes.
 ///
-/// - Another unit than bytes, or any syntax error, and the field is ignored.
-/// - Ranges that overlap or touch are merged, so no byte is sent twice.
-/// - Ranges that ask for more bytes than the file has, together, are an attack or a mistake: the
-///   whole file costs less. So is one of an empty file, where nginx and Go answer 200 as well.
-pub(super) fn select(value: &[u8], len: u64) -> Selected {
+/// - A field with another unit than bytes, or with any syntax error, is ignored.
+/// - Ranges that overlap or touch are merged, so that no byte is sent twice.
+/// - Ranges that together ask for more bytes than the file has are an attack or a mistake, and the
+///   whole file costs less. The same goes for a range of an empty file, for which nginx and Go
+///   respond with 200 as well.
+pub(crate) fn select(value: &[u8], len: u64) -> RangeSelection {
     let Some(specs) = parse(value) else {
-        return Selected::Whole;
+        return RangeSelection::Whole;
     };
     if len == 0 {
-        return Selected::Whole;
+        return RangeSelection::Whole;
     }
     let mut ranges: Vec<_> = specs.iter().filter_map(|spec| spec.within(len)).collect();
     let sum = ranges
         .iter()
         .try_fold(0_u64, |sum, range| sum.checked_add(range.end - range.start));
     if sum.is_none_or(|sum| sum > len) {
-        return Selected::Whole;
+        return RangeSelection::Whole;
     }
     merge(&mut ranges);
     match ranges.len() {
-        0 => Selected::Unsatisfiable,
-        1 => Selected::One(ranges.swap_remove(0)),
-        _ => Selected::Several(ranges),
+        0 => RangeSelection::Unsatisfiable,
+        1 => RangeSelection::One(ranges.swap_remove(0)),
+        _ => RangeSelection::Several(ranges),
     }
 }
 
-/// One element of the list, as it was written. Numbers too large for 64 bits count as the largest:
-/// no file reaches there.
+/// One element of the list, as it was written. A number that does not fit into 64 bits becomes the
+/// largest that does, which is beyond the end of every file.
 #[derive(Clone, Copy, Debug)]
-enum Spec {
+enum RangeSpec {
     From(u64),
     Between(u64, u64),
     Last(u64),
 }
 
-impl Spec {
-    /// The bytes of a file of `len` bytes, if it has any of them.
+impl RangeSpec {
+    /// The bytes that this element selects in a file of `len` bytes, if any.
     fn within(self, len: u64) -> Option<Range<u64>> {
         let range = match self {
             Self::From(first) => first..len,
@@ -67,7 +69,7 @@ impl Spec {
     }
 }
 
-fn parse(value: &[u8]) -> Option<Vec<Spec>> {
+fn parse(value: &[u8]) -> Option<Vec<RangeSpec>> {
     let (unit, list) = value.split_at_checked(b"bytes=".len())?;
     if !unit.eq_ignore_ascii_case(b"bytes=") {
         return None;
@@ -87,16 +89,16 @@ fn parse(value: &[u8]) -> Option<Vec<Spec>> {
     (!specs.is_empty()).then_some(specs)
 }
 
-fn parse_spec(element: &[u8]) -> Option<Spec> {
+fn parse_spec(element: &[u8]) -> Option<RangeSpec> {
     let dash = element.iter().position(|byte| *byte == b'-')?;
     let (first, last) = (&element[..dash], &element[dash + 1..]);
     match (first.is_empty(), last.is_empty()) {
         (true, true) => None,
-        (true, false) => Some(Spec::Last(number(last)?)),
-        (false, true) => Some(Spec::From(number(first)?)),
+        (true, false) => Some(RangeSpec::Last(number(last)?)),
+        (false, true) => Some(RangeSpec::From(number(first)?)),
         (false, false) => {
             let (first, last) = (number(first)?, number(last)?);
-            (first <= last).then_some(Spec::Between(first, last))
+            (first <= last).then_some(RangeSpec::Between(first, last))
         }
     }
 }
@@ -110,24 +112,24 @@ fn number(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// Merges ranges that overlap or touch. Ranges that do neither keep the client's order, which it
-/// may have chosen to get the most useful bytes first.
+/// Merges ranges that overlap or touch. If none do, the ranges keep the client's order, which may
+/// put the most useful bytes first.
 fn merge(ranges: &mut Vec<Range<u64>>) {
     let touches = |a: &Range<u64>, b: &Range<u64>| a.start <= b.end && b.start <= a.end;
-    let apart = ranges
+    let are_apart = ranges
         .iter()
         .enumerate()
         .all(|(at, range)| ranges[at + 1..].iter().all(|other| !touches(range, other)));
-    if apart {
+    if are_apart {
         return;
     }
     ranges.sort_by_key(|range| range.start);
     ranges.dedup_by(|next, kept| {
-        let merged = next.start <= kept.end;
-        if merged {
+        let is_merged = next.start <= kept.end;
+        if is_merged {
             kept.end = kept.end.max(next.end);
         }
-        merged
+        is_merged
     });
 }
 
@@ -137,15 +139,15 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::Selected::{One, Several, Unsatisfiable, Whole};
+    use super::RangeSelection::{One, Several, Unsatisfiable, Whole};
     use super::*;
 
-    fn of(value: &str, len: u64) -> Selected {
+    fn of(value: &str, len: u64) -> RangeSelection {
         select(value.as_bytes(), len)
     }
 
     #[test]
-    fn single_ranges() {
+    fn a_single_range_is_clipped_to_the_file() {
         assert_eq!(of("bytes=0-0", 10), One(0..1));
         assert_eq!(of("bytes=2-5", 10), One(2..6));
         assert_eq!(of("bytes=2-", 10), One(2..10));
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_or_another_unit_is_ignored() {
+    fn malformed_fields_and_other_units_are_ignored() {
         for value in [
             "",
             "bytes",
@@ -244,24 +246,24 @@ mod tests {
         assert_eq!(of("bytes=-99999999999999999999999999", 1000), One(0..1000));
     }
 
-    /// lighttpd went on with the ranges before an invalid one.
+    /// lighttpd used the ranges before an invalid one.
     #[test]
-    fn lighttpd_2899_an_invalid_range_spoils_the_whole_field() {
+    fn lighttpd_2899_an_invalid_range_invalidates_the_field() {
         assert_eq!(of("bytes=0-1,bad", 10), Whole);
         assert_eq!(of("bytes=0-1,3-2,5-6", 10), Whole);
         assert_eq!(of("bytes=20-,5-4", 10), Whole);
     }
 
-    /// What a client may ask for, written the naive way: a set of byte positions.
+    /// The naive implementation: the selected bytes as a set of positions.
     fn model(specs: &[(u8, u64, u64)], len: u64) -> BTreeSet<u64> {
-        let asked = |at: &u64| {
+        let is_selected = |at: &u64| {
             specs.iter().any(|(kind, a, b)| match kind {
                 0 => at >= a,
                 1 => at >= a && *at <= a + b,
                 _ => at + a >= len,
             })
         };
-        (0..len).filter(asked).collect()
+        (0..len).filter(is_selected).collect()
     }
 
     proptest! {
@@ -278,7 +280,7 @@ mod tests {
             let expected = model(&specs, len);
             let ranges = match of(&format!("bytes={}", list.join(", ")), len) {
                 Whole => {
-                    // Only for an empty file or for more bytes than it has.
+                    // Only for an empty file, or for more bytes than the file has.
                     let sum: u64 = specs.iter().map(|spec| model(&[*spec], len).len() as u64).sum();
                     prop_assert!(len == 0 || sum > len);
                     return Ok(());
@@ -294,7 +296,7 @@ mod tests {
         }
 
         #[test]
-        fn no_input_gives_a_range_outside_the_file(value in "(bytes=)?[-0-9, x]{0,60}", len: u64) {
+        fn no_input_selects_bytes_outside_the_file(value in "(bytes=)?[-0-9, x]{0,60}", len: u64) {
             let ranges = match of(&value, len) {
                 One(range) => vec![range],
                 Several(ranges) => ranges,

@@ -2,20 +2,20 @@
 
 use http::HeaderValue;
 
-/// A content coding that a side file may have.
+/// A content coding that a precompressed file may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Coding {
+pub(crate) enum Coding {
     Brotli,
     Zstd,
     Gzip,
 }
 
 impl Coding {
-    /// All, the one that usually makes the smallest file first.
-    pub(super) const ALL: [Self; 3] = [Self::Brotli, Self::Zstd, Self::Gzip];
+    /// All codings, in the order of preference: the one that usually makes the smallest file first.
+    pub(crate) const ALL: [Self; 3] = [Self::Brotli, Self::Zstd, Self::Gzip];
 
     /// The name in `Accept-Encoding` and `Content-Encoding`.
-    pub(super) fn token(self) -> &'static str {
+    pub(crate) fn token(self) -> &'static str {
         match self {
             Self::Brotli => "br",
             Self::Zstd => "zstd",
@@ -23,8 +23,8 @@ impl Coding {
         }
     }
 
-    /// What a side file's name ends in.
-    pub(super) fn suffix(self) -> &'static str {
+    /// How the name of a precompressed file ends.
+    pub(crate) fn suffix(self) -> &'static str {
         match self {
             Self::Brotli => ".br",
             Self::Zstd => ".zst",
@@ -39,13 +39,14 @@ impl Coding {
 }
 
 /// A weight of 1, in thousandths.
-const FULL: u16 = 1000;
+const FULL_WEIGHT: u16 = 1000;
 
-/// The codings to look for, best first; what comes after them is the file as it is.
+/// The codings to look for, best first. If there is no precompressed file for any of them, the file
+/// is sent as it is.
 ///
-/// A client that refuses `identity` and for which there is no side file still gets the file as it
-/// is, as from every common server: 406 helps nobody.
-pub(super) fn codings<'a>(
+/// That also holds for a client that refuses `identity`, as with every common server: a 406 would
+/// help no client.
+pub(crate) fn codings<'a>(
     lines: impl IntoIterator<Item = &'a HeaderValue>,
 ) -> impl Iterator<Item = Coding> {
     let (mut named, mut others, mut identity) = ([None; 3], None, None);
@@ -58,37 +59,37 @@ pub(super) fn codings<'a>(
             named[at] = Some(weight);
         }
     }
-    let least = identity.unwrap_or(0).max(1);
+    let min_weight = identity.unwrap_or(0).max(1);
     let mut ranked = [0, 1, 2].map(|at| (named[at].or(others).unwrap_or(0), Coding::ALL[at]));
-    // The sort is stable: equal weights keep our own order.
+    // The sort is stable, so equal weights keep the order of `Coding::ALL`.
     ranked.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
     ranked
         .into_iter()
-        .filter(move |(weight, _)| *weight >= least)
+        .filter(move |(weight, _)| *weight >= min_weight)
         .map(|(_, coding)| coding)
 }
 
-/// Whether `Accept` puts `application/json` before `text/html`. For each of them, the most specific
-/// range that covers it decides.
-pub(super) fn prefers_json<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
+/// Whether `Accept` prefers `application/json` to `text/html`. For each of the two, the most
+/// specific range that covers it decides.
+pub(crate) fn prefers_json<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
     let (mut json, mut html) = ((0, 0), (0, 0));
     for (range, weight) in lines.into_iter().flat_map(elements) {
-        json = json.max(covered(range, weight, "application", "json"));
-        html = html.max(covered(range, weight, "text", "html"));
+        json = json.max(coverage(range, weight, "application", "json"));
+        html = html.max(coverage(range, weight, "text", "html"));
     }
     json.1 > html.1
 }
 
 /// Whether `Accept` names `text/html`.
-pub(super) fn names_html<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
+pub(crate) fn names_html<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
     lines
         .into_iter()
         .flat_map(elements)
         .any(|(range, weight)| weight > 0 && range.eq_ignore_ascii_case("text/html"))
 }
 
-/// How closely a media range covers a media type, and with which weight; zeros if not at all.
-fn covered(range: &str, weight: u16, main: &str, sub: &str) -> (u8, u16) {
+/// How specifically a media range covers a media type, and with which weight. Zeros if it does not.
+fn coverage(range: &str, weight: u16, main: &str, sub: &str) -> (u8, u16) {
     match range.split_once('/') {
         Some(("*", "*")) => (1, weight),
         Some((a, "*")) if a.eq_ignore_ascii_case(main) => (2, weight),
@@ -97,7 +98,7 @@ fn covered(range: &str, weight: u16, main: &str, sub: &str) -> (u8, u16) {
     }
 }
 
-/// The elements of a list with their weights. One whose weight is malformed is left out.
+/// The elements of a list with their weights. Elements with a malformed weight are left out.
 fn elements(line: &HeaderValue) -> impl Iterator<Item = (&str, u16)> {
     line.to_str()
         .unwrap_or_default()
@@ -110,13 +111,13 @@ fn elements(line: &HeaderValue) -> impl Iterator<Item = (&str, u16)> {
                     .filter(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
             });
             match weight {
-                None => Some((token, FULL)),
+                None => Some((token, FULL_WEIGHT)),
                 Some((_, value)) => Some((token, thousandths(value.trim())?)),
             }
         })
 }
 
-/// `qvalue`: 0 to 1 with up to three decimals.
+/// Parses a `qvalue`, 0 to 1 with up to three decimals, into thousandths.
 fn thousandths(value: &str) -> Option<u16> {
     let (whole, decimals) = value.split_once('.').unwrap_or((value, ""));
     if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -126,7 +127,7 @@ fn thousandths(value: &str) -> Option<u16> {
     let decimals = decimals.fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'));
     match (whole, decimals) {
         ("0", decimals) => Some(decimals),
-        ("1", 0) => Some(FULL),
+        ("1", 0) => Some(FULL_WEIGHT),
         _ => None,
     }
 }
@@ -145,27 +146,27 @@ mod tests {
     }
 
     #[test]
-    fn equal_weights_take_our_order() {
+    fn equal_weights_keep_the_default_order() {
         assert_eq!(order(&["gzip, deflate, br, zstd"]), [Brotli, Zstd, Gzip]);
         assert_eq!(order(&["gzip", "br"]), [Brotli, Gzip]);
     }
 
     #[test]
-    fn weights_order_and_zero_refuses() {
+    fn higher_weights_come_first_and_zero_excludes() {
         assert_eq!(order(&["br;q=0.5, gzip;q=0.8, zstd;q=0"]), [Gzip, Brotli]);
         assert_eq!(order(&["br;q=0.001 , gzip ; q=1.000"]), [Gzip, Brotli]);
         assert_eq!(order(&["X-GZIP;Q=0.2"]), [Gzip]);
     }
 
     #[test]
-    fn the_star_stands_for_what_is_not_named() {
+    fn the_wildcard_covers_codings_that_are_not_named() {
         assert_eq!(order(&["*"]), [Brotli, Zstd, Gzip]);
         assert_eq!(order(&["br;q=0, *;q=0.5"]), [Zstd, Gzip]);
         assert_eq!(order(&["gzip, *;q=0"]), [Gzip]);
     }
 
     #[test]
-    fn identity_comes_last_unless_it_weighs_more() {
+    fn identity_excludes_codings_of_lower_weight() {
         assert_eq!(order(&["identity"]), []);
         assert_eq!(order(&["identity;q=0.9, gzip;q=0.5, br"]), [Brotli]);
         assert_eq!(order(&["identity;q=0, gzip;q=0.1"]), [Gzip]);

@@ -1,4 +1,4 @@
-//! Media types by file name.
+//! Media types by file name extension.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -6,31 +6,32 @@ use std::path::Path;
 
 use http::HeaderValue;
 
-/// A media type, ready to be sent.
+/// A media type, as it is sent.
 #[derive(Clone, Debug)]
-pub(super) struct Media {
+pub(crate) struct MediaType {
     /// The value of `Content-Type`.
-    pub(super) value: HeaderValue,
-    /// Whether a compressed side file is worth a look-up: not where the format compresses already.
-    pub(super) compressible: bool,
+    pub(crate) value: HeaderValue,
+    /// Whether a precompressed file is worth a look-up. It is not if the format is compressed
+    /// already.
+    pub(crate) is_compressible: bool,
 }
 
-impl Media {
-    /// The media type that the extension of `path` stands for.
-    pub(super) fn of(path: &[u8]) -> Self {
+impl MediaType {
+    /// The media type of the extension of `path`.
+    pub(crate) fn of(path: &[u8]) -> Self {
         let path = Path::new(OsStr::from_bytes(path));
         let essence = mime_guess::from_path(path)
             .first_raw()
             .unwrap_or("application/octet-stream");
         Self {
             value: with_charset(essence),
-            compressible: compressible(essence),
+            is_compressible: is_compressible(essence),
         }
     }
 }
 
-/// Adds the charset to what is text. The common types need no allocation, so that their values are
-/// cloned without a count that threads share.
+/// Adds the charset to text types. The values of the common types are static, so cloning them does
+/// not touch a reference count that threads share.
 fn with_charset(essence: &'static str) -> HeaderValue {
     let common = match essence {
         "text/html" => "text/html; charset=utf-8",
@@ -59,7 +60,7 @@ fn is_text(essence: &str) -> bool {
         )
 }
 
-fn compressible(essence: &str) -> bool {
+fn is_compressible(essence: &str) -> bool {
     match essence.split_once('/') {
         Some(("image", kind)) => {
             matches!(kind, "svg+xml" | "bmp" | "x-icon" | "vnd.microsoft.icon")
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn types_follow_the_extension() {
+    fn the_extension_determines_the_type() {
         for (path, value) in [
             ("index.html", "text/html; charset=utf-8"),
             ("a/style.CSS", "text/css; charset=utf-8"),
@@ -108,12 +109,12 @@ mod tests {
             ("noextension", "application/octet-stream"),
             ("odd.zzzz", "application/octet-stream"),
         ] {
-            assert_eq!(Media::of(path.as_bytes()).value, value, "{path}");
+            assert_eq!(MediaType::of(path.as_bytes()).value, value, "{path}");
         }
     }
 
     #[test]
-    fn compressed_formats_are_not_looked_up_again() {
+    fn compressed_formats_are_not_compressible() {
         for (path, expected) in [
             ("a.html", true),
             ("a.svg", true),
@@ -126,7 +127,11 @@ mod tests {
             ("a.zip", false),
             ("a.gz", false),
         ] {
-            assert_eq!(Media::of(path.as_bytes()).compressible, expected, "{path}");
+            assert_eq!(
+                MediaType::of(path.as_bytes()).is_compressible,
+                expected,
+                "{path}"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A directory of files, and requests to a [`ServeFiles`] that serves it.
+//! A directory of files, and requests to a [`ServeFiles`] of it.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -7,14 +7,14 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use tower::ServiceExt;
-use uncopied_http::{Facts, ServeFiles, ServeFilesBuilder};
+use uncopied_http::{FileStat, ServeFiles, ServeFilesBuilder};
 
-/// A directory that goes away with it. The root is one below, so that there is an outside.
-pub(crate) struct Site {
+/// A temporary directory. The root is a directory in it, so that paths outside of the root exist.
+pub(crate) struct TestSite {
     dir: tempfile::TempDir,
 }
 
-impl Site {
+impl TestSite {
     /// A site with these files: path and content.
     pub(crate) fn new(files: &[(&str, &str)]) -> Self {
         let site = Self {
@@ -41,16 +41,16 @@ impl Site {
         std::fs::write(path, content).unwrap();
     }
 
-    /// Puts a new file in the place of `path`, as careful deployments do.
+    /// Replaces `path` by renaming a new file over it, as careful deployments do.
     pub(crate) fn replace(&self, path: &str, content: &str) {
         self.write("new", content);
         std::fs::rename(self.path("new"), self.path(path)).unwrap();
     }
 
-    /// Waits until a further change of `path` is sure to show.
-    pub(crate) fn settle(&self, path: &str) {
+    /// Waits until any further change of `path` is certain to show in its stat.
+    pub(crate) fn wait_until_stable(&self, path: &str) {
         let file = std::fs::File::open(self.path(path)).unwrap();
-        while !Facts::of(&file).unwrap().settled(SystemTime::now()) {
+        while !FileStat::of(&file).unwrap().is_stable(SystemTime::now()) {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -64,20 +64,20 @@ impl Site {
     }
 }
 
-/// An answer, read to its end.
+/// A response, read to its end.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Answer {
+pub(crate) struct TestResponse {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Answer {
-    /// A header that is there at most once, empty if it is not.
+impl TestResponse {
+    /// The value of a header, empty if it is absent. Fails if it is repeated.
     pub(crate) fn header(&self, name: &str) -> &str {
         let mut values = self.headers.get_all(name).iter();
         let value = values.next().map_or("", |value| value.to_str().unwrap());
-        assert!(values.next().is_none(), "{name} is there more than once");
+        assert!(values.next().is_none(), "{name} is repeated");
         value
     }
 
@@ -91,7 +91,7 @@ pub(crate) async fn send(
     method: Method,
     uri: &str,
     headers: &[(&str, &str)],
-) -> Answer {
+) -> TestResponse {
     let mut request = Request::builder().method(method).uri(uri);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -99,17 +99,21 @@ pub(crate) async fn send(
     let request = request.body(Empty::<Bytes>::new()).unwrap();
     let (parts, body) = service.clone().oneshot(request).await.unwrap().into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    Answer {
+    TestResponse {
         status: parts.status,
         headers: parts.headers,
         body,
     }
 }
 
-pub(crate) async fn get(service: &ServeFiles, uri: &str) -> Answer {
+pub(crate) async fn get(service: &ServeFiles, uri: &str) -> TestResponse {
     send(service, Method::GET, uri, &[]).await
 }
 
-pub(crate) async fn get_with(service: &ServeFiles, uri: &str, headers: &[(&str, &str)]) -> Answer {
+pub(crate) async fn get_with(
+    service: &ServeFiles,
+    uri: &str,
+    headers: &[(&str, &str)],
+) -> TestResponse {
     send(service, Method::GET, uri, headers).await
 }

@@ -5,32 +5,32 @@ use std::time::UNIX_EPOCH;
 use http::header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE};
 use http::{HeaderMap, HeaderName};
 
-/// What tells one version of a file from another.
+/// What distinguishes one version of a file from another.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Validators<'a> {
+pub(crate) struct Validators<'a> {
     /// The entity tag as it is sent: `"…"` or `W/"…"`.
-    pub(super) etag: &'a [u8],
-    /// `Last-Modified` in seconds since 1970, if that is a date that HTTP can write.
-    pub(super) modified: Option<u64>,
-    /// Whether the last change lies so far back that a further one shows.
-    pub(super) settled: bool,
+    pub(crate) etag: &'a [u8],
+    /// `Last-Modified` in seconds since 1970, if the time can be written as an HTTP date.
+    pub(crate) last_modified: Option<u64>,
+    /// Whether the last change is old enough that a further one would show.
+    pub(crate) is_stable: bool,
 }
 
-/// What the preconditions of a GET or HEAD come to.
+/// The outcome of the preconditions of a GET or HEAD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Answer as if there were none.
-    Send,
+pub(crate) enum PreconditionOutcome {
+    /// Respond as if there were none.
+    Proceed,
     /// 304.
     NotModified,
     /// 412.
     Failed,
 }
 
-/// Steps 1 to 4: everything but `If-Range`.
-pub(super) fn check(headers: &HeaderMap, validators: Validators<'_>) -> Verdict {
+/// Steps 1 to 4: all but `If-Range`.
+pub(crate) fn check(headers: &HeaderMap, validators: Validators<'_>) -> PreconditionOutcome {
     let unmodified_since = |name| {
-        let modified = validators.modified?;
+        let modified = validators.last_modified?;
         date(headers, name).map(|date| modified <= date)
     };
     let passed = match matches(headers, IF_MATCH, validators.etag, strong) {
@@ -38,25 +38,25 @@ pub(super) fn check(headers: &HeaderMap, validators: Validators<'_>) -> Verdict 
         None => unmodified_since(IF_UNMODIFIED_SINCE).unwrap_or(true),
     };
     if !passed {
-        return Verdict::Failed;
+        return PreconditionOutcome::Failed;
     }
-    let known = match matches(headers, IF_NONE_MATCH, validators.etag, weak) {
+    let is_known = match matches(headers, IF_NONE_MATCH, validators.etag, weak) {
         Some(matched) => matched,
         None => unmodified_since(IF_MODIFIED_SINCE).unwrap_or(false),
     };
-    if known {
-        Verdict::NotModified
+    if is_known {
+        PreconditionOutcome::NotModified
     } else {
-        Verdict::Send
+        PreconditionOutcome::Proceed
     }
 }
 
-/// Step 5: whether the `Range` field counts. It does without an `If-Range`, and with one whose
-/// validator is strong and the file's own (§13.1.5).
+/// Step 5: whether the `Range` field applies. It does if there is no `If-Range`, or if the
+/// validator in `If-Range` is strong and matches the file's (§13.1.5).
 ///
-/// A date is strong only if the file cannot have changed twice within its second (§8.8.2.2), which
-/// is unknown while that second is not well over.
-pub(super) fn range_counts(headers: &HeaderMap, validators: Validators<'_>) -> bool {
+/// A date is strong only if the file cannot have changed twice within its second (§8.8.2.2). That
+/// is unknown until the file is stable.
+pub(crate) fn range_applies(headers: &HeaderMap, validators: Validators<'_>) -> bool {
     let mut lines = headers.get_all(IF_RANGE).iter();
     let Some(line) = lines.next() else {
         return true;
@@ -68,10 +68,10 @@ pub(super) fn range_counts(headers: &HeaderMap, validators: Validators<'_>) -> b
         return strong(tag, validators.etag);
     }
     let date = date(headers, IF_RANGE);
-    validators.settled && date.is_some() && date == validators.modified
+    validators.is_stable && date.is_some() && date == validators.last_modified
 }
 
-/// Whether a list of entity tags, or `*`, has `etag`. Nothing if the field is not there.
+/// Whether a list of entity tags, or `*`, matches `etag`. `None` if the field is absent.
 fn matches(
     headers: &HeaderMap,
     name: HeaderName,
@@ -86,7 +86,7 @@ fn matches(
     }))
 }
 
-/// The entity tags of a list, up to the first that is malformed. A tag may have commas in it.
+/// The entity tags of a list, up to the first malformed one. A tag may contain commas.
 fn tags(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         while let [b',' | b' ' | b'\t', rest @ ..] = list {
@@ -102,7 +102,7 @@ fn tags(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Splits off the entity tag in front.
+/// Splits off the entity tag at the start.
 fn split_tag(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let quote = if text.starts_with(b"W/") { 2 } else { 0 };
     let opaque = text.get(quote..)?.strip_prefix(b"\"")?;
@@ -124,7 +124,7 @@ fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// The date of a field, in seconds since 1970. One that is malformed, or there twice, is ignored.
+/// The date of a field, in seconds since 1970. A field that is malformed or repeated is ignored.
 fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
     let mut lines = headers.get_all(name).iter();
     let (line, None) = (lines.next()?, lines.next()) else {
@@ -142,7 +142,7 @@ mod tests {
 
     use http::header::HeaderValue;
 
-    use super::Verdict::{Failed, NotModified, Send};
+    use super::PreconditionOutcome::{Failed, NotModified, Proceed};
     use super::*;
 
     const BEFORE: &str = "Thu, 01 Jan 1970 00:00:09 GMT";
@@ -151,13 +151,13 @@ mod tests {
 
     const STRONG: Validators<'_> = Validators {
         etag: b"\"tag\"",
-        modified: Some(10),
-        settled: true,
+        last_modified: Some(10),
+        is_stable: true,
     };
     const WEAK: Validators<'_> = Validators {
         etag: b"W/\"tag\"",
-        modified: Some(10),
-        settled: false,
+        last_modified: Some(10),
+        is_stable: false,
     };
 
     fn headers(lines: &[(&str, &str)]) -> HeaderMap {
@@ -169,34 +169,34 @@ mod tests {
         headers
     }
 
-    fn verdict(lines: &[(&str, &str)]) -> Verdict {
+    fn verdict(lines: &[(&str, &str)]) -> PreconditionOutcome {
         check(&headers(lines), STRONG)
     }
 
     #[test]
     fn if_match_compares_strongly() {
-        assert_eq!(verdict(&[("if-match", "\"tag\"")]), Send);
-        assert_eq!(verdict(&[("if-match", "*")]), Send);
+        assert_eq!(verdict(&[("if-match", "\"tag\"")]), Proceed);
+        assert_eq!(verdict(&[("if-match", "*")]), Proceed);
         assert_eq!(verdict(&[("if-match", "\"x\", W/\"tag\"")]), Failed);
-        assert_eq!(verdict(&[("if-match", "\"x\",\"tag\"")]), Send);
+        assert_eq!(verdict(&[("if-match", "\"x\",\"tag\"")]), Proceed);
         assert_eq!(
             verdict(&[("if-match", "\"x\""), ("if-match", "\"tag\"")]),
-            Send
+            Proceed
         );
         assert_eq!(verdict(&[("if-match", "tag")]), Failed);
         assert_eq!(check(&headers(&[("if-match", "W/\"tag\"")]), WEAK), Failed);
-        assert_eq!(check(&headers(&[("if-match", "*")]), WEAK), Send);
+        assert_eq!(check(&headers(&[("if-match", "*")]), WEAK), Proceed);
     }
 
     #[test]
-    fn if_unmodified_since_counts_without_if_match() {
+    fn if_unmodified_since_applies_without_if_match() {
         assert_eq!(verdict(&[("if-unmodified-since", BEFORE)]), Failed);
-        assert_eq!(verdict(&[("if-unmodified-since", SAME)]), Send);
-        assert_eq!(verdict(&[("if-unmodified-since", AFTER)]), Send);
-        assert_eq!(verdict(&[("if-unmodified-since", "yesterday")]), Send);
+        assert_eq!(verdict(&[("if-unmodified-since", SAME)]), Proceed);
+        assert_eq!(verdict(&[("if-unmodified-since", AFTER)]), Proceed);
+        assert_eq!(verdict(&[("if-unmodified-since", "yesterday")]), Proceed);
         assert_eq!(
             verdict(&[("if-unmodified-since", BEFORE), ("if-match", "\"tag\"")]),
-            Send
+            Proceed
         );
         assert_eq!(
             verdict(&[("if-unmodified-since", AFTER), ("if-match", "\"x\"")]),
@@ -217,8 +217,8 @@ mod tests {
             verdict(&[("if-none-match", "\"x\""), ("if-none-match", "\"tag\"")]),
             NotModified
         );
-        assert_eq!(verdict(&[("if-none-match", "\"x\"")]), Send);
-        assert_eq!(verdict(&[("if-none-match", "tag")]), Send);
+        assert_eq!(verdict(&[("if-none-match", "\"x\"")]), Proceed);
+        assert_eq!(verdict(&[("if-none-match", "tag")]), Proceed);
         assert_eq!(
             check(&headers(&[("if-none-match", "\"tag\"")]), WEAK),
             NotModified
@@ -226,18 +226,18 @@ mod tests {
     }
 
     #[test]
-    fn if_modified_since_counts_without_if_none_match() {
-        assert_eq!(verdict(&[("if-modified-since", BEFORE)]), Send);
+    fn if_modified_since_applies_without_if_none_match() {
+        assert_eq!(verdict(&[("if-modified-since", BEFORE)]), Proceed);
         assert_eq!(verdict(&[("if-modified-since", SAME)]), NotModified);
         assert_eq!(verdict(&[("if-modified-since", AFTER)]), NotModified);
-        assert_eq!(verdict(&[("if-modified-since", "0")]), Send);
+        assert_eq!(verdict(&[("if-modified-since", "0")]), Proceed);
         assert_eq!(
             verdict(&[("if-modified-since", SAME), ("if-modified-since", SAME)]),
-            Send
+            Proceed
         );
         assert_eq!(
             verdict(&[("if-modified-since", AFTER), ("if-none-match", "\"x\"")]),
-            Send
+            Proceed
         );
         assert_eq!(
             verdict(&[("if-modified-since", BEFORE), ("if-none-match", "\"tag\"")]),
@@ -269,23 +269,24 @@ mod tests {
     }
 
     #[test]
-    fn dates_do_not_count_for_a_file_without_one() {
+    fn date_conditions_are_ignored_for_a_file_without_a_date() {
         let undated = Validators {
-            modified: None,
+            last_modified: None,
             ..STRONG
         };
         for name in ["if-unmodified-since", "if-modified-since"] {
-            assert_eq!(check(&headers(&[(name, BEFORE)]), undated), Send);
-            assert_eq!(check(&headers(&[(name, AFTER)]), undated), Send);
+            assert_eq!(check(&headers(&[(name, BEFORE)]), undated), Proceed);
+            assert_eq!(check(&headers(&[(name, AFTER)]), undated), Proceed);
         }
     }
 
     #[test]
-    fn if_range_wants_a_strong_validator() {
-        let counts = |value, validators| range_counts(&headers(&[("if-range", value)]), validators);
-        assert!(range_counts(&HeaderMap::new(), WEAK));
-        assert!(counts("\"tag\"", STRONG));
-        assert!(counts(SAME, STRONG));
+    fn if_range_requires_a_strong_validator() {
+        let applies =
+            |value, validators| range_applies(&headers(&[("if-range", value)]), validators);
+        assert!(range_applies(&HeaderMap::new(), WEAK));
+        assert!(applies("\"tag\"", STRONG));
+        assert!(applies(SAME, STRONG));
         for value in [
             "\"x\"",
             "W/\"tag\"",
@@ -296,20 +297,20 @@ mod tests {
             AFTER,
             "",
         ] {
-            assert!(!counts(value, STRONG), "{value}");
+            assert!(!applies(value, STRONG), "{value}");
         }
         for value in ["\"tag\"", "W/\"tag\"", SAME] {
-            assert!(!counts(value, WEAK), "{value}");
+            assert!(!applies(value, WEAK), "{value}");
         }
-        assert!(!counts(
+        assert!(!applies(
             SAME,
             Validators {
-                modified: None,
+                last_modified: None,
                 ..STRONG
             }
         ));
         let twice = headers(&[("if-range", "\"tag\""), ("if-range", "\"tag\"")]);
-        assert!(!range_counts(&twice, STRONG));
+        assert!(!range_applies(&twice, STRONG));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Request path → path beneath the root. Pure: no descriptor, no look at the file system.
+//! Request path → path beneath the root. Pure: no descriptor, no file system.
 
 use std::borrow::Cow;
 use std::ffi::CString;
@@ -6,11 +6,11 @@ use std::ffi::CString;
 use http::StatusCode;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
 
-/// The one name with a dot in front that is served by default (RFC 8615), at the root only.
+/// The only name beginning with a dot that is served by default (RFC 8615), and only at the root.
 const WELL_KNOWN: &[u8] = b".well-known";
 
-/// Everything but what RFC 3986 calls unreserved.
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+/// All characters except those that RFC 3986 calls unreserved.
+const ESCAPED_CHARACTERS: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
@@ -18,26 +18,26 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 
 /// A checked request path.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Asked {
-    /// The decoded names with one `/` between them: no empty name, no `.`, no `..`, no NUL, and no
-    /// `/` in front. Empty for the root.
+pub(crate) struct RequestPath {
+    /// The decoded names, separated by one `/` each: no empty name, no `.`, no `..`, no NUL, and no
+    /// leading `/`. Empty for the root.
     relative: Vec<u8>,
     /// Whether the request's path ended in a slash.
-    pub(super) directory: bool,
+    pub(crate) is_directory: bool,
 }
 
-impl Asked {
+impl RequestPath {
     /// Checks and decodes the path of a request, exactly once.
     ///
-    /// What is malformed (a broken percent escape, an encoded `/` or NUL) is 400; what nobody may
-    /// reach (`..`, names with a dot in front unless `hidden`) is 404.
-    pub(super) fn check(path: &str, hidden: bool) -> Result<Self, StatusCode> {
+    /// A malformed path (a broken percent escape, an encoded `/` or NUL) is 400. A path that no
+    /// request may reach (`..`, or names that begin with a dot unless `hidden`) is 404.
+    pub(crate) fn parse(path: &str, hidden: bool) -> Result<Self, StatusCode> {
         let segments = path.strip_prefix('/').ok_or(StatusCode::BAD_REQUEST)?;
         let mut relative = Vec::with_capacity(segments.len());
         for segment in segments.split('/').filter(|segment| !segment.is_empty()) {
             let name = decode(segment)?;
-            let upward = matches!(&*name, b"." | b"..");
-            if upward || !(hidden || visible(&name, relative.is_empty())) {
+            let is_dots = matches!(&*name, b"." | b"..");
+            if is_dots || !(hidden || is_visible(&name, relative.is_empty())) {
                 return Err(StatusCode::NOT_FOUND);
             }
             if !relative.is_empty() {
@@ -45,32 +45,31 @@ impl Asked {
             }
             relative.extend_from_slice(&name);
         }
-        let directory = path.ends_with('/');
         Ok(Self {
             relative,
-            directory,
+            is_directory: path.ends_with('/'),
         })
     }
 
-    /// Whether the root itself was asked for.
-    pub(super) fn is_root(&self) -> bool {
+    /// Whether this is the root itself.
+    pub(crate) fn is_root(&self) -> bool {
         self.relative.is_empty()
     }
 
     /// The path beneath the root, without a slash at either end.
-    pub(super) fn relative(&self) -> &[u8] {
+    pub(crate) fn relative(&self) -> &[u8] {
         &self.relative
     }
 
     /// The path of `name` in this directory.
-    pub(super) fn child(&self, name: &[u8]) -> Result<CString, StatusCode> {
+    pub(crate) fn child(&self, name: &[u8]) -> Result<CString, StatusCode> {
         let slash: &[u8] = if self.is_root() { b"" } else { b"/" };
-        c_path([&self.relative, slash, name].concat())
+        to_c_path([&self.relative, slash, name].concat())
     }
 
-    /// This path as the kernel takes it.
-    pub(super) fn to_c_path(&self) -> Result<CString, StatusCode> {
-        c_path(if self.is_root() {
+    /// This path in the form that system calls take.
+    pub(crate) fn to_c_path(&self) -> Result<CString, StatusCode> {
+        to_c_path(if self.is_root() {
             b".".to_vec()
         } else {
             self.relative.clone()
@@ -79,16 +78,16 @@ impl Asked {
 
     /// Where a client that left out the trailing slash finds the directory.
     ///
-    /// The reference is relative to the request's own URL (RFC 3986 §5.2), so it stays right where
-    /// a router or a proxy has taken a prefix off the path, and it cannot name another host, which
+    /// The reference is relative to the request's own URL (RFC 3986 §5.2), so it remains correct
+    /// if a router or a proxy has removed a prefix from the path. It cannot name another host, as
     /// `//evil.example/` would.
-    pub(super) fn with_slash(&self, query: Option<&str>) -> String {
+    pub(crate) fn with_slash(&self, query: Option<&str>) -> String {
         let name = self
             .relative
             .rsplit(|byte| *byte == b'/')
             .next()
             .unwrap_or_default();
-        let name = escape(name);
+        let name = percent_encode_name(name);
         match query {
             Some(query) => format!("./{name}/?{query}"),
             None => format!("./{name}/"),
@@ -96,30 +95,30 @@ impl Asked {
     }
 }
 
-/// Whether a name may be served when hidden ones are not.
-pub(super) fn visible(name: &[u8], at_root: bool) -> bool {
+/// Whether a name is served even if hidden ones are not.
+pub(crate) fn is_visible(name: &[u8], at_root: bool) -> bool {
     name.first() != Some(&b'.') || (at_root && name == WELL_KNOWN)
 }
 
 /// A file name as it is written in a URL.
-pub(super) fn escape(name: &[u8]) -> String {
-    percent_encode(name, ESCAPED).to_string()
+pub(crate) fn percent_encode_name(name: &[u8]) -> String {
+    percent_encode(name, ESCAPED_CHARACTERS).to_string()
 }
 
-/// A path as the kernel takes it. [`Asked::check`] has refused NUL already.
-pub(super) fn c_path(path: Vec<u8>) -> Result<CString, StatusCode> {
+/// A path in the form that system calls take. [`RequestPath::parse`] has already refused NUL.
+pub(crate) fn to_c_path(path: Vec<u8>) -> Result<CString, StatusCode> {
     CString::new(path).map_err(|_| StatusCode::BAD_REQUEST)
 }
 
 fn decode(segment: &str) -> Result<Cow<'_, [u8]>, StatusCode> {
     let bytes = segment.as_bytes();
-    let whole = |(at, byte): (usize, &u8)| {
+    let is_whole = |(at, byte): (usize, &u8)| {
         *byte != b'%'
             || bytes
                 .get(at + 1..at + 3)
                 .is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit))
     };
-    if !bytes.iter().enumerate().all(whole) {
+    if !bytes.iter().enumerate().all(is_whole) {
         return Err(StatusCode::BAD_REQUEST);
     }
     let name = Cow::from(percent_decode(bytes));
@@ -138,8 +137,8 @@ mod tests {
     use super::*;
 
     fn check(path: &str) -> Result<Vec<u8>, u16> {
-        Asked::check(path, false)
-            .map(|asked| asked.relative)
+        RequestPath::parse(path, false)
+            .map(|request_path| request_path.relative)
             .map_err(|status| status.as_u16())
     }
 
@@ -149,12 +148,12 @@ mod tests {
         assert_eq!(check("/a/b.txt"), Ok(b"a/b.txt".to_vec()));
         assert_eq!(check("/a%20b/%C3%A9"), Ok("a b/é".as_bytes().to_vec()));
         assert_eq!(check("/a\\b"), Ok(b"a\\b".to_vec()));
-        assert!(Asked::check("/a/", false).unwrap().directory);
-        assert!(!Asked::check("/a", false).unwrap().directory);
+        assert!(RequestPath::parse("/a/", false).unwrap().is_directory);
+        assert!(!RequestPath::parse("/a", false).unwrap().is_directory);
     }
 
     #[test]
-    fn slashes_in_a_row_count_as_one() {
+    fn consecutive_slashes_count_as_one() {
         assert_eq!(check("//a///b//"), Ok(b"a/b".to_vec()));
     }
 
@@ -202,14 +201,17 @@ mod tests {
 
     #[test]
     fn hidden_files_pass_when_allowed_but_parents_never() {
-        assert!(Asked::check("/.git/config", true).is_ok());
-        assert_eq!(Asked::check("/a/..", true), Err(StatusCode::NOT_FOUND));
-        assert_eq!(Asked::check("/.", true), Err(StatusCode::NOT_FOUND));
+        assert!(RequestPath::parse("/.git/config", true).is_ok());
+        assert_eq!(
+            RequestPath::parse("/a/..", true),
+            Err(StatusCode::NOT_FOUND)
+        );
+        assert_eq!(RequestPath::parse("/.", true), Err(StatusCode::NOT_FOUND));
     }
 
     #[test]
     fn redirects_stay_on_the_host_and_keep_the_query() {
-        let redirect = |path, query| Asked::check(path, false).unwrap().with_slash(query);
+        let redirect = |path, query| RequestPath::parse(path, false).unwrap().with_slash(query);
         assert_eq!(redirect("/dir", None), "./dir/");
         assert_eq!(redirect("/a/dir", Some("x=1&y=/2")), "./dir/?x=1&y=/2");
         assert_eq!(redirect("//evil.example", None), "./evil.example/");
@@ -222,15 +224,15 @@ mod tests {
     proptest! {
         #[test]
         fn no_path_escapes_the_root(path in "(/|\\.|%2e|%2E|%2f|%5c|%00|%25|a|b|\\\\){0,24}", hidden: bool) {
-            if let Ok(asked) = Asked::check(&format!("/{path}"), hidden) {
-                prop_assert!(!asked.relative.starts_with(b"/"));
-                prop_assert!(!asked.relative.contains(&0));
-                for name in asked.relative.split(|byte| *byte == b'/') {
+            if let Ok(request_path) = RequestPath::parse(&format!("/{path}"), hidden) {
+                prop_assert!(!request_path.relative.starts_with(b"/"));
+                prop_assert!(!request_path.relative.contains(&0));
+                for name in request_path.relative.split(|byte| *byte == b'/') {
                     prop_assert!(name != b".." && name != b".");
-                    prop_assert!(!name.is_empty() || asked.is_root());
+                    prop_assert!(!name.is_empty() || request_path.is_root());
                     prop_assert!(hidden || !name.starts_with(b"."));
                 }
-                let location = asked.with_slash(None);
+                let location = request_path.with_slash(None);
                 prop_assert!(location.starts_with("./") && !location.contains("\\"));
             }
         }
@@ -238,8 +240,8 @@ mod tests {
         #[test]
         fn every_name_survives_escaping(name in proptest::collection::vec(1..=255_u8, 1..20)) {
             prop_assume!(!name.contains(&b'/') && name != b"." && name != b"..");
-            let asked = Asked::check(&format!("/{}", escape(&name)), true).unwrap();
-            prop_assert_eq!(asked.relative, name);
+            let request_path = RequestPath::parse(&format!("/{}", percent_encode_name(&name)), true).unwrap();
+            prop_assert_eq!(request_path.relative, name);
         }
     }
 }

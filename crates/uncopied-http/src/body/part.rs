@@ -1,0 +1,26 @@
+//! The parts of a body.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::open_file::OpenFile;
+
+/// One part of a body: bytes in memory, or a range of a file.
+#[derive(Clone, Debug)]
+pub enum BodyPart {
+    /// Bytes in memory.
+    Memory(Bytes),
+    /// A range of a file, in bytes from its start.
+    File(Arc<OpenFile>, Range<u64>),
+}
+
+impl BodyPart {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File(_, range) => range.end.saturating_sub(range.start),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The headers of responses that are files.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG,
+    LAST_MODIFIED, VARY,
+};
+use http::{HeaderMap, HeaderValue};
+
+use crate::file_stat::FileStat;
+use crate::serve_files::request::negotiate::Coding;
+
+/// 9999-12-31 23:59:59, the last second that an HTTP date can name, in seconds since 1970.
+pub(crate) const MAX_HTTP_DATE_SECONDS: u64 = 253_402_300_799;
+
+/// The headers that the configuration adds.
+#[derive(Debug)]
+pub(crate) struct ConfiguredHeaders {
+    /// The headers of every response.
+    pub(crate) common: HeaderMap,
+    /// The `Cache-Control` of responses that are files.
+    pub(crate) cache_control: Option<HeaderValue>,
+}
+
+impl ConfiguredHeaders {
+    /// Adds the headers of every response. They replace those that are there already, except for
+    /// `Vary`, which they extend.
+    pub(crate) fn apply(&self, headers: &mut HeaderMap) {
+        for name in self.common.keys().filter(|name| **name != VARY) {
+            headers.remove(name);
+        }
+        for (name, value) in &self.common {
+            headers.append(name, value.clone());
+        }
+    }
+}
+
+/// What the headers of a file depend on.
+pub(super) struct FileHeaders<'a> {
+    pub(super) media_type: &'a HeaderValue,
+    pub(super) len: u64,
+    pub(super) etag: &'a HeaderValue,
+    pub(super) last_modified: Option<u64>,
+    /// Whether the response depends on `Accept-Encoding`.
+    pub(super) is_negotiable: bool,
+    pub(super) coding: Option<Coding>,
+    pub(super) configured: &'a ConfiguredHeaders,
+}
+
+/// The complete headers of a 200.
+pub(super) fn of_file(file: &FileHeaders<'_>) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(8 + file.configured.common.len());
+    headers.insert(CONTENT_TYPE, file.media_type.clone());
+    headers.insert(CONTENT_LENGTH, file.len.into());
+    headers.insert(ETAG, file.etag.clone());
+    if let Some(seconds) = file.last_modified {
+        let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds));
+        headers.extend(HeaderValue::try_from(date).map(|date| (LAST_MODIFIED, date)));
+    }
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if file.is_negotiable {
+        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+    }
+    if let Some(coding) = file.coding {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.token()));
+    }
+    if let Some(value) = &file.configured.cache_control {
+        headers.insert(CACHE_CONTROL, value.clone());
+    }
+    file.configured.apply(&mut headers);
+    headers
+}
+
+/// The entity tag, made of everything that differs after the bytes change. It includes the time of
+/// the last status change, because the modification time can be set back.
+///
+/// A tag is strong only if it will never name other bytes. A weak one is spelled differently, so
+/// that it stops matching once the file is stable: a client that got the file while it was being
+/// written then requests it again.
+pub(super) fn etag(stat: &FileStat, is_stable: bool, coding: Option<Coding>) -> HeaderValue {
+    let ((modified, modified_nanos), (changed, changed_nanos)) = (stat.modified(), stat.changed());
+    let (weak, moving) = if is_stable { ("", "") } else { ("W/", "-m") };
+    let suffix = coding.map_or("", Coding::suffix);
+    let len = stat.len();
+    let tag = format!(
+        "{weak}\"{modified:x}.{modified_nanos:x}-{len:x}-{changed:x}.{changed_nanos:x}{moving}{suffix}\""
+    );
+    HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("W/\"\""))
+}
+
+/// `Last-Modified` in seconds since 1970, if the time is not in the future (RFC 9110 §8.8.2.1) and
+/// can be written as an HTTP date.
+pub(super) fn last_modified(stat: &FileStat, now: SystemTime) -> Option<u64> {
+    let now = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
+    let seconds = u64::try_from(stat.modified().0).ok()?;
+    (seconds <= now.min(MAX_HTTP_DATE_SECONDS)).then_some(seconds)
+}

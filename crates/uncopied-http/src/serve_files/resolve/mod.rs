@@ -1,0 +1,4 @@
+//! Request path → open file beneath the root.
+
+pub(crate) mod path;
+pub(crate) mod root;

@@ -1,0 +1,311 @@
+//! Opens paths beneath one directory, never outside of it.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use http::StatusCode;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::file_stat::FileStat;
+use crate::open_file::DiskAccess;
+
+/// How often an open is tried if concurrent renames or signals make it fail.
+const MAX_OPEN_ATTEMPTS: usize = 16;
+
+/// Why a path leads to no file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ResolveError {
+    /// The disk is needed, and the caller may not wait for it.
+    NeedsDisk,
+    /// The response has this status.
+    Status(StatusCode),
+}
+
+impl From<StatusCode> for ResolveError {
+    fn from(status: StatusCode) -> Self {
+        Self::Status(status)
+    }
+}
+
+impl ResolveError {
+    pub(crate) const NOT_FOUND: Self = Self::Status(StatusCode::NOT_FOUND);
+
+    /// What an error from opening, querying or reading a file means for the request.
+    ///
+    /// | errno | outcome |
+    /// |---|---|
+    /// | EAGAIN, and the caller may not wait | `NeedsDisk`: try again on a thread that may block |
+    /// | ENOENT, ENOTDIR | 404 |
+    /// | EXDEV (`RESOLVE_BENEATH`), ELOOP, ENAMETOOLONG, EILSEQ | 404 |
+    /// | ENXIO, ENODEV (a socket, a device without a driver) | 404 |
+    /// | EACCES, EPERM | 403 |
+    /// | EMFILE, ENFILE, ENOMEM, EAGAIN, EBUSY (it is being written) | 503: may succeed later |
+    /// | any other | 500 |
+    pub(crate) fn from_io(error: &io::Error, access: DiskAccess) -> Self {
+        if error.kind() == io::ErrorKind::WouldBlock && access == DiskAccess::CachedOnly {
+            return Self::NeedsDisk;
+        }
+        Self::Status(match Errno::from_io_error(error) {
+            Some(
+                Errno::NOENT
+                | Errno::NOTDIR
+                | Errno::XDEV
+                | Errno::LOOP
+                | Errno::NAMETOOLONG
+                | Errno::ILSEQ
+                | Errno::NXIO
+                | Errno::NODEV,
+            ) => StatusCode::NOT_FOUND,
+            Some(Errno::ACCESS | Errno::PERM) => StatusCode::FORBIDDEN,
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::BUSY) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        })
+    }
+}
+
+/// Which symbolic links are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SymlinkPolicy {
+    /// Those that stay beneath the root.
+    BeneathRoot,
+    /// All.
+    Anywhere,
+}
+
+/// The directory beneath which all paths are looked up. It is opened once.
+#[derive(Debug)]
+pub(crate) struct Root {
+    dir: OwnedFd,
+    symlinks: SymlinkPolicy,
+    has_openat2: bool,
+}
+
+impl Root {
+    pub(crate) fn open_dir(path: &Path, symlinks: SymlinkPolicy) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self {
+            dir,
+            symlinks,
+            has_openat2: has_openat2(),
+        })
+    }
+
+    /// The stat of what `path` leads to. One system call. Links are followed wherever they lead, so
+    /// use the result only to compare it with a file that [`Root::open`] has opened.
+    pub(crate) fn stat(&self, path: &CStr) -> io::Result<FileStat> {
+        FileStat::at(&self.dir, path, AtFlags::NO_AUTOMOUNT)
+    }
+
+    /// Whether nothing exists at `path`, not even a link. One system call.
+    pub(crate) fn is_absent(&self, path: &CStr) -> bool {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let stat = FileStat::at(&self.dir, path, flags);
+        stat.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Opens `path` for reading, whatever its type. The caller checks what it got.
+    ///
+    /// `O_NONBLOCK` keeps a FIFO without a writer from blocking the thread. `O_NOCTTY` keeps a
+    /// terminal from becoming the controlling terminal of this process.
+    pub(crate) fn open(&self, path: &CStr, access: DiskAccess) -> Result<File, ResolveError> {
+        for _ in 0..MAX_OPEN_ATTEMPTS {
+            let opened = match (self.has_openat2, access) {
+                (true, _) => self.open_by_openat2(path, access),
+                // Only openat2 can be restricted to the kernel's caches.
+                (false, DiskAccess::CachedOnly) => return Err(ResolveError::NeedsDisk),
+                (false, DiskAccess::MayBlock) => self.open_by_names(path),
+            };
+            match opened {
+                Ok(file) => return Ok(file.into()),
+                Err(Errno::INTR) => {}
+                // A concurrent rename or mount kept the kernel from proving that the path stays
+                // beneath the root. `openat2(2)` says to try again.
+                Err(Errno::AGAIN) if access == DiskAccess::MayBlock => {}
+                // Linux before 5.12 has no RESOLVE_CACHED.
+                Err(Errno::INVAL) if access == DiskAccess::CachedOnly => {
+                    return Err(ResolveError::NeedsDisk);
+                }
+                Err(errno) => return Err(ResolveError::from_io(&errno.into(), access)),
+            }
+        }
+        Err(StatusCode::SERVICE_UNAVAILABLE.into())
+    }
+
+    fn open_by_openat2(&self, path: &CStr, access: DiskAccess) -> rustix::io::Result<OwnedFd> {
+        let mut resolve = ResolveFlags::NO_MAGICLINKS;
+        if self.symlinks == SymlinkPolicy::BeneathRoot {
+            resolve |= ResolveFlags::BENEATH;
+        }
+        if access == DiskAccess::CachedOnly {
+            resolve |= ResolveFlags::CACHED;
+        }
+        rustix::fs::openat2(&self.dir, path, OPEN_FLAGS, Mode::empty(), resolve)
+    }
+
+    /// Opens without openat2, name by name. Unless the policy allows every link, none is followed.
+    /// `path` contains no `..`, so without links it stays beneath the root.
+    fn open_by_names(&self, path: &CStr) -> rustix::io::Result<OwnedFd> {
+        if self.symlinks == SymlinkPolicy::Anywhere {
+            return rustix::fs::openat(&self.dir, path, OPEN_FLAGS, Mode::empty());
+        }
+        let parent_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let path = path.to_bytes();
+        let (parents, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&b""[..], path),
+        };
+        let mut at: Option<OwnedFd> = None;
+        for parent in parents
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty())
+        {
+            let from = at.as_ref().map_or(self.dir.as_fd(), AsFd::as_fd);
+            at = Some(rustix::fs::openat(
+                from,
+                parent,
+                parent_flags,
+                Mode::empty(),
+            )?);
+        }
+        let from = at.as_ref().map_or(self.dir.as_fd(), AsFd::as_fd);
+        rustix::fs::openat(from, name, OPEN_FLAGS | OFlags::NOFOLLOW, Mode::empty())
+    }
+}
+
+const OPEN_FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::LARGEFILE);
+
+/// Whether this process may call openat2, learned by trying once. It fails with ENOSYS on kernels
+/// before 5.6, and with EPERM under some seccomp filters.
+fn has_openat2() -> bool {
+    static HAS_OPENAT2: OnceLock<bool> = OnceLock::new();
+    *HAS_OPENAT2.get_or_init(|| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let tried = rustix::fs::openat2(CWD, c"/", flags, Mode::empty(), ResolveFlags::empty());
+        !matches!(tried, Err(Errno::NOSYS | Errno::PERM))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Read;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn tree() -> tempfile::TempDir {
+        let outer = tempfile::tempdir().unwrap();
+        let root = outer.path().join("root");
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        std::fs::write(outer.path().join("secret"), "secret").unwrap();
+        std::fs::write(root.join("a/b/file"), "inside").unwrap();
+        symlink("a/b/file", root.join("inner")).unwrap();
+        symlink("a", root.join("inner-dir")).unwrap();
+        symlink("../secret", root.join("outer")).unwrap();
+        symlink("../..", root.join("a/up")).unwrap();
+        outer
+    }
+
+    fn root(outer: &tempfile::TempDir, symlinks: SymlinkPolicy, has_openat2: bool) -> Root {
+        let mut root = Root::open_dir(&outer.path().join("root"), symlinks).unwrap();
+        root.has_openat2 &= has_openat2;
+        root
+    }
+
+    fn read(root: &Root, path: &CStr) -> Result<String, ResolveError> {
+        let mut text = String::new();
+        root.open(path, DiskAccess::MayBlock)?
+            .read_to_string(&mut text)
+            .unwrap();
+        Ok(text)
+    }
+
+    #[test]
+    fn links_beneath_the_root_are_followed_and_others_are_not_found() {
+        let outer = tree();
+        let root = root(&outer, SymlinkPolicy::BeneathRoot, true);
+        assert_eq!(read(&root, c"a/b/file").unwrap(), "inside");
+        assert_eq!(read(&root, c"inner").unwrap(), "inside");
+        assert_eq!(read(&root, c"outer"), Err(ResolveError::NOT_FOUND));
+        assert_eq!(read(&root, c"a/up/secret"), Err(ResolveError::NOT_FOUND));
+        assert_eq!(read(&root, c"../secret"), Err(ResolveError::NOT_FOUND));
+    }
+
+    #[test]
+    fn without_openat2_no_link_is_followed() {
+        let outer = tree();
+        let root = root(&outer, SymlinkPolicy::BeneathRoot, false);
+        assert_eq!(read(&root, c"a/b/file").unwrap(), "inside");
+        for link in [c"inner", c"inner-dir/b/file", c"outer", c"a/up/secret"] {
+            assert_eq!(read(&root, link), Err(ResolveError::NOT_FOUND), "{link:?}");
+        }
+        assert!(
+            root.open(c".", DiskAccess::MayBlock)
+                .unwrap()
+                .metadata()
+                .unwrap()
+                .is_dir()
+        );
+        assert_eq!(
+            root.open(c"a/b/file", DiskAccess::CachedOnly).unwrap_err(),
+            ResolveError::NeedsDisk
+        );
+    }
+
+    #[test]
+    fn links_out_of_the_root_are_followed_if_allowed() {
+        let outer = tree();
+        for has_openat2 in [true, false] {
+            let root = root(&outer, SymlinkPolicy::Anywhere, has_openat2);
+            assert_eq!(read(&root, c"outer").unwrap(), "secret");
+        }
+    }
+
+    #[test]
+    fn every_errno_has_its_outcome() {
+        let of = |errno: Errno, access| ResolveError::from_io(&errno.into(), access);
+        for (errno, status) in [
+            (Errno::NOENT, 404),
+            (Errno::NOTDIR, 404),
+            (Errno::XDEV, 404),
+            (Errno::LOOP, 404),
+            (Errno::NAMETOOLONG, 404),
+            (Errno::ILSEQ, 404),
+            (Errno::NXIO, 404),
+            (Errno::NODEV, 404),
+            (Errno::ACCESS, 403),
+            (Errno::PERM, 403),
+            (Errno::MFILE, 503),
+            (Errno::NFILE, 503),
+            (Errno::NOMEM, 503),
+            (Errno::AGAIN, 503),
+            (Errno::IO, 500),
+        ] {
+            let status = ResolveError::Status(StatusCode::from_u16(status).unwrap());
+            assert_eq!(of(errno, DiskAccess::MayBlock), status, "{errno:?}");
+        }
+        assert_eq!(
+            of(Errno::AGAIN, DiskAccess::CachedOnly),
+            ResolveError::NeedsDisk
+        );
+        let no_errno = io::Error::from(io::ErrorKind::UnexpectedEof);
+        let status = StatusCode::INTERNAL_SERVER_ERROR.into();
+        assert_eq!(
+            ResolveError::from_io(&no_errno, DiskAccess::MayBlock),
+            status
+        );
+    }
+}

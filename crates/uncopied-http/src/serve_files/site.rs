@@ -1,0 +1,271 @@
+//! What a service serves, and the look-up of a request path in it.
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Method, StatusCode};
+
+use super::cache::Cache;
+use super::cache::entry::{Entry, EntrySource};
+use super::config::{Config, ConfiguredPage};
+use super::request::negotiate::{self, Coding};
+use super::resolve::path::RequestPath;
+use super::resolve::root::{ResolveError, Root};
+use crate::file_stat::FileStat;
+use crate::open_file::{DiskAccess, OpenFile};
+
+/// A directory or a single file that is served, with its configuration and its open files.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) config: Config,
+    pub(super) root: Arc<Root>,
+    /// If a single file is served: its name in the root.
+    pub(super) single: Option<CString>,
+    pub(super) cache: Cache,
+}
+
+/// What a request path leads to.
+pub(super) enum ResolvedTarget {
+    /// A file, perhaps the index of a directory.
+    File(Arc<Entry>),
+    /// A directory that would be served, but the path lacks the slash at its end.
+    MissingSlash(RequestPath),
+    /// A directory to list.
+    Listing(RequestPath, File),
+}
+
+/// What a path that could be opened leads to.
+enum Opened {
+    File(Arc<Entry>),
+    Directory,
+}
+
+/// What the choice between a file and its precompressed files depended on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Negotiation {
+    /// The request alone.
+    NotNeeded,
+    /// The absence of precompressed files.
+    NoPrecompressed,
+    /// Which precompressed files there are, or that some cannot be opened.
+    AmongPrecompressed,
+}
+
+/// How to make an entry of an opened file.
+#[derive(Default)]
+struct EntryOptions {
+    /// The index files that take precedence over it.
+    earlier_index: Vec<CString>,
+    /// For a precompressed file: its coding, and the media type of the original.
+    coding: Option<(Coding, HeaderValue)>,
+}
+
+impl Site {
+    /// The cached file that a request may be for. The entry may be out of date.
+    pub(super) fn peek_cached(&self, request: &Parts) -> Option<Arc<Entry>> {
+        let gets_bytes = matches!(request.method, Method::GET | Method::HEAD);
+        gets_bytes.then(|| self.cache.peek(request.uri.path().as_bytes()))?
+    }
+
+    /// Finds what `path` leads to, in the cache if the entry there is still current.
+    pub(super) fn find(
+        &self,
+        path: &str,
+        access: DiskAccess,
+    ) -> Result<ResolvedTarget, ResolveError> {
+        // The keys of pages and precompressed files do not begin with a slash, so that no request
+        // can name them.
+        if !path.starts_with('/') {
+            return Err(StatusCode::BAD_REQUEST.into());
+        }
+        if let Some(entry) = self.cache.get(path.as_bytes()) {
+            return Ok(ResolvedTarget::File(entry));
+        }
+        if let Some(name) = &self.single {
+            return self.find_single(path, name, access);
+        }
+        let request_path = RequestPath::parse(path, self.config.hidden)?;
+        if request_path.is_directory {
+            return match self.index(path.as_bytes(), &request_path, access)? {
+                Some(entry) => Ok(ResolvedTarget::File(entry)),
+                None => self.listing(request_path, access),
+            };
+        }
+        let c_path = request_path.to_c_path()?;
+        match self.open(path.as_bytes(), c_path, EntryOptions::default(), access)? {
+            Opened::File(entry) => Ok(ResolvedTarget::File(entry)),
+            Opened::Directory => {
+                let key = [path.as_bytes(), b"/"].concat();
+                if self.config.listing || self.index(&key, &request_path, access)?.is_some() {
+                    return Ok(ResolvedTarget::MissingSlash(request_path));
+                }
+                Err(ResolveError::NOT_FOUND)
+            }
+        }
+    }
+
+    /// The file of a fallback or error page.
+    pub(super) fn page(
+        &self,
+        page: &ConfiguredPage,
+        access: DiskAccess,
+    ) -> Result<Arc<Entry>, ResolveError> {
+        self.get_or_open(&page.key, &page.path, EntryOptions::default(), access)
+    }
+
+    /// The best precompressed file that the client accepts, or the file itself.
+    pub(super) fn negotiate(
+        &self,
+        entry: Arc<Entry>,
+        headers: &HeaderMap,
+        access: DiskAccess,
+    ) -> Result<(Arc<Entry>, Negotiation), ResolveError> {
+        let Some(precompressed) = entry.precompressed.as_ref() else {
+            return Ok((entry, Negotiation::NotNeeded));
+        };
+        let mut codings = negotiate::codings(headers.get_all(ACCEPT_ENCODING)).peekable();
+        if codings.peek().is_none() {
+            return Ok((entry, Negotiation::NotNeeded));
+        }
+        if precompressed.is_known_absent(&self.root) {
+            return Ok((entry, Negotiation::NoPrecompressed));
+        }
+        for coding in codings {
+            let mut files = precompressed.files.iter();
+            let Some(file) = files.find(|file| file.coding == coding) else {
+                continue;
+            };
+            let options = EntryOptions {
+                coding: Some((coding, entry.media_type.clone())),
+                ..EntryOptions::default()
+            };
+            match self.get_or_open(&file.key, &file.path, options, access) {
+                Ok(file) => return Ok((file, Negotiation::AmongPrecompressed)),
+                Err(ResolveError::NeedsDisk) => return Err(ResolveError::NeedsDisk),
+                // A precompressed file that cannot be opened is treated as absent.
+                Err(ResolveError::Status(_)) => {}
+            }
+        }
+        precompressed.record_if_absent(&self.root);
+        Ok((entry, Negotiation::AmongPrecompressed))
+    }
+
+    /// Finds the single file that is served, at `/` or at its own name.
+    fn find_single(
+        &self,
+        path: &str,
+        name: &CStr,
+        access: DiskAccess,
+    ) -> Result<ResolvedTarget, ResolveError> {
+        let request_path = RequestPath::parse(path, true)?;
+        let is_other = request_path.is_directory || request_path.relative() != name.to_bytes();
+        if !request_path.is_root() && is_other {
+            return Err(ResolveError::NOT_FOUND);
+        }
+        self.get_or_open(path.as_bytes(), name, EntryOptions::default(), access)
+            .map(ResolvedTarget::File)
+    }
+
+    /// The index file of a directory. Its key in the cache is `key`, the path of the directory.
+    fn index(
+        &self,
+        key: &[u8],
+        directory: &RequestPath,
+        access: DiskAccess,
+    ) -> Result<Option<Arc<Entry>>, ResolveError> {
+        let mut earlier_index = Vec::new();
+        for name in &self.config.index {
+            let path = directory.child(name)?;
+            let options = EntryOptions {
+                earlier_index: earlier_index.clone(),
+                ..EntryOptions::default()
+            };
+            match self.open(key, path.clone(), options, access) {
+                Ok(Opened::File(entry)) => return Ok(Some(entry)),
+                Ok(Opened::Directory) | Err(ResolveError::NOT_FOUND) => earlier_index.push(path),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    fn listing(
+        &self,
+        directory: RequestPath,
+        access: DiskAccess,
+    ) -> Result<ResolvedTarget, ResolveError> {
+        if !self.config.listing {
+            return Err(ResolveError::NOT_FOUND);
+        }
+        // A listing queries every file in the directory, which would hold up an event loop.
+        if access == DiskAccess::CachedOnly {
+            return Err(ResolveError::NeedsDisk);
+        }
+        let dir = self.root.open(&directory.to_c_path()?, access)?;
+        let stat = FileStat::of(&dir).map_err(|error| ResolveError::from_io(&error, access))?;
+        if !stat.is_directory() {
+            return Err(ResolveError::NOT_FOUND);
+        }
+        Ok(ResolvedTarget::Listing(directory, dir))
+    }
+
+    /// The file at `path`, from the cache if the entry there is still current.
+    fn get_or_open(
+        &self,
+        key: &[u8],
+        path: &CStr,
+        options: EntryOptions,
+        access: DiskAccess,
+    ) -> Result<Arc<Entry>, ResolveError> {
+        if let Some(entry) = self.cache.get(key) {
+            return Ok(entry);
+        }
+        match self.open(key, path.to_owned(), options, access)? {
+            Opened::File(entry) => Ok(entry),
+            Opened::Directory => Err(ResolveError::NOT_FOUND),
+        }
+    }
+
+    /// Opens `path`, and caches it under `key` if it is a regular file. What is neither a regular
+    /// file nor a directory is not found.
+    fn open(
+        &self,
+        key: &[u8],
+        path: CString,
+        options: EntryOptions,
+        access: DiskAccess,
+    ) -> Result<Opened, ResolveError> {
+        let to_error = |error: io::Error| ResolveError::from_io(&error, access);
+        let file = self.root.open(&path, access)?;
+        let before_stat = SystemTime::now();
+        let stat = FileStat::of(&file).map_err(to_error)?;
+        if stat.is_directory() {
+            return Ok(Opened::Directory);
+        }
+        if !stat.is_regular() {
+            return Err(ResolveError::NOT_FOUND);
+        }
+        let limit = self.config.in_memory_max_bytes;
+        let file = OpenFile::with_memory_limit(limit, file, stat, access).map_err(to_error)?;
+        let source = EntrySource {
+            file,
+            path,
+            earlier_index: options.earlier_index,
+            coding: options.coding,
+            before_stat,
+        };
+        let Config {
+            headers,
+            precompressed,
+            ..
+        } = &self.config;
+        let entry = Arc::new(Entry::new(source, &self.root, headers, *precompressed));
+        self.cache.put(key, &entry);
+        Ok(Opened::File(entry))
+    }
+}

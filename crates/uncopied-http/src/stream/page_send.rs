@@ -1,0 +1,107 @@
+//! Pages of the arena on their way: sent to the socket by zero copy.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use uncopied::arena::Pages;
+use uncopied::policy::{Driver, Mechanism};
+use uncopied::{Channel, SendOptions, Sent, zero_copy_send_enabled};
+
+use super::Stream;
+use crate::options::StreamOptions;
+use crate::totals::Totals;
+
+/// The least length of a slice of pages that is sent by a call of its own, by the plan for it.
+/// Shorter ones are written together with the slices next to them.
+///
+/// The plan uses zero copy from 16 KiB on. But the slices in front of this one then need a call of
+/// their own. HTTP/2 would make that extra call for each of its frames of 16 KiB, even where the
+/// plan then copies the frame.
+const PAGE_SEND_MIN_BYTES: usize = 32 << 10;
+
+/// What this connection knows about its socket, and has in flight on it.
+#[derive(Debug)]
+pub(super) struct PageSender {
+    channel: Channel,
+    /// How many of the bytes that the kernel copied have been added to the totals.
+    counted_kernel_copied: u64,
+    totals: Arc<Totals>,
+}
+
+impl PageSender {
+    fn new(socket: BorrowedFd<'_>, options: &StreamOptions) -> Self {
+        let mut send = SendOptions::default();
+        if let Some(plan) = &options.forced_for_pages {
+            send = send.force_mechanisms(plan.mechanisms());
+        }
+        Self {
+            channel: Channel::new(socket, Driver::Tokio, send),
+            counted_kernel_copied: 0,
+            totals: Arc::clone(&options.totals),
+        }
+    }
+
+    /// Makes one try. A socket that accepts nothing is reported as `WouldBlock`, so that tokio
+    /// clears its readiness.
+    fn try_send(&mut self, pages: &Pages, socket: BorrowedFd<'_>) -> io::Result<Sent> {
+        let sent = self.channel.try_send(pages, socket)?;
+        match sent.bytes() {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            _ => Ok(sent),
+        }
+    }
+
+    fn update_totals(&mut self) {
+        let known = self.channel.report().kernel_copied();
+        self.totals
+            .add_kernel_copied(known.saturating_sub(self.counted_kernel_copied));
+        self.counted_kernel_copied = known;
+    }
+}
+
+impl Drop for PageSender {
+    fn drop(&mut self) {
+        self.update_totals();
+    }
+}
+
+impl Stream {
+    /// Whether this slice of pages is sent by a call of its own.
+    pub(super) fn sends_separately(&self, pages: &Pages) -> bool {
+        let is_rest = || {
+            let sender = self.page_sender.as_ref();
+            sender.is_some_and(|sender| sender.channel.goes_on_with(pages))
+        };
+        let is_forced_to_copy = || {
+            let plan = self.options.forced_for_pages.as_ref();
+            plan.is_some_and(|plan| plan.mechanisms() == [Mechanism::Copy])
+        };
+        (pages.len() >= PAGE_SEND_MIN_BYTES || is_rest())
+            && zero_copy_send_enabled()
+            && !is_forced_to_copy()
+    }
+
+    /// Sends some of the pages. The channel keeps what the socket holds by reference, even if the
+    /// slices, the body and this stream are dropped.
+    pub(super) fn poll_send_pages(
+        &mut self,
+        cx: &mut Context<'_>,
+        pages: &Pages,
+    ) -> Poll<io::Result<usize>> {
+        let mut sender = match self.page_sender.take() {
+            Some(sender) => sender,
+            None => Box::new(PageSender::new(self.as_fd(), &self.options)),
+        };
+        let socket = self.as_fd();
+        let sent = self.poll_when_writable(cx, || sender.try_send(pages, socket));
+        sender.update_totals();
+        self.page_sender = Some(sender);
+        let sent = ready!(sent)?;
+        for mechanism in Mechanism::MEMORY_TO_SOCKET {
+            self.count(cx, mechanism, sent.report().by(mechanism) as usize);
+        }
+        Poll::Ready(Ok(sent.bytes() as usize))
+    }
+}
