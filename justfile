@@ -1,13 +1,13 @@
-# The chores of this repository. `just` lists them.
+# Shortcuts for common tasks in this repository. `just` lists them.
 
 _default:
     @just --list
 
-# Everything that must hold before a merge, as the gate runs it.
+# Runs the gate: every check that must pass before a merge.
 ci:
     bash .ci/run
 
-# All tests, doc tests and examples.
+# Runs all tests, including doc tests, and builds the examples.
 test *ARGS:
     cargo test --workspace {{ ARGS }}
 
@@ -15,35 +15,37 @@ test *ARGS:
 fmt:
     cargo fmt --all
 
-# Clippy with warnings denied.
+# Runs clippy with warnings denied.
 lint:
     cargo clippy --workspace --all-targets --all-features -- -D warnings
 
-# The libraries' documentation, in target/doc.
+# Builds the documentation of the libraries, in target/doc.
 doc *ARGS:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --lib --no-deps --all-features {{ ARGS }}
 
-# Licences, duplicates and origin of dependencies (needs cargo-deny).
+# Checks the licences, duplicates and origin of dependencies (needs cargo-deny).
 deny:
     cargo deny check bans licenses sources
 
-# Serves PATH by a release build.
+# Serves PATH with a release build.
 serve PATH=".":
     cargo run --release -- serve {{ PATH }}
 
-# The server next to nginx, axum and a plain sendfile loop: medians and ratios.
+# Compares the server with nginx, axum and a plain sendfile loop.
 compare *ARGS:
     cargo run --release -p compare -- serve {{ ARGS }}
 
-# Mechanisms from memory to a socket next to write, tokio and iperf3.
+# Compares the mechanisms that send memory with write, tokio and iperf3.
 compare-memory *ARGS:
     cargo run --release -p compare -- memory {{ ARGS }}
 
-# A file to a socket next to the copies of tokio and std.
+# Compares sending a file with the copy functions of tokio and std.
 compare-copy *ARGS:
     cargo run --release -p compare -- copy {{ ARGS }}
 
-# Overwrites buffers as soon as their completions allow it, and regions at any time, for SECONDS each; the
+# The tests overwrite buffers as soon as the completions allow it, and regions at any time, while the
 # receivers check every byte.
+#
+# Runs the tests that reuse buffers and overwrite regions, for SECONDS each.
 soak SECONDS="600":
     UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it -- buffer_reuse regions --show-output
