@@ -1,4 +1,5 @@
-//! What a connection is waiting for, and since when, so that deadlines need no timer per request.
+//! Records what a connection is waiting for, and since when, so that a server can enforce deadlines
+//! without a timer per request.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,26 +7,28 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// What a connection is waiting for.
+/// The state of a connection: what it is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The next request, of which no byte has arrived.
+    /// The connection waits for its next request. No byte of that request has arrived.
     Idle,
-    /// A request has begun to arrive, and nothing has been sent since its first byte.
+    /// A request has begun to arrive, and nothing has been sent since: the connection waits for the
+    /// rest of the request, or for the service.
     Head,
-    /// The peer, to accept bytes: its window has been closed since the last progress.
+    /// The connection waits for the peer to accept more bytes: the socket's send buffer is full.
     Sending,
-    /// Nothing: bytes are moving, or the service is at work.
+    /// The connection does not wait for the peer: bytes are moving, or the service is at work.
     Active,
 }
 
-/// What a connection is waiting for, and since when. The [`Stream`](crate::Stream) writes it; code
-/// that enforces deadlines reads it at an interval of its choice.
+/// The [`Phase`] of a connection, and when it began. The [`Stream`](crate::Stream) keeps this up to
+/// date. Code that enforces deadlines reads it at an interval of its choice.
 ///
 /// Times come from the kernel's coarse clock, which is accurate to a few milliseconds.
 #[derive(Debug)]
 pub struct Activity {
-    /// The phase in the lowest two bits, above it milliseconds since the epoch of this process.
+    /// The lowest two bits hold the phase. The bits above them hold the time at which it began, in
+    /// milliseconds on the clock of [`coarse_now`].
     state: AtomicU64,
 }
 
@@ -38,7 +41,7 @@ impl Activity {
         activity
     }
 
-    /// What the connection is waiting for.
+    /// Returns what the connection is waiting for.
     #[must_use]
     pub fn phase(&self) -> Phase {
         match self.state.load(Ordering::Relaxed) & 3 {
@@ -49,22 +52,24 @@ impl Activity {
         }
     }
 
-    /// How long the connection has been waiting. In [`Phase::Sending`] and [`Phase::Active`], the
-    /// time since the last byte moved.
+    /// Returns how long the connection has been waiting. In [`Phase::Sending`] and
+    /// [`Phase::Active`], this is the time since bytes of the response were last sent, or since the
+    /// phase began if none have been sent yet.
     #[must_use]
     pub fn waiting(&self) -> Duration {
         coarse_now().saturating_sub(self.entered())
     }
 
-    /// When the connection began to wait.
+    /// Returns when the connection began to wait.
     #[must_use]
     pub fn since(&self) -> Instant {
         let now = Instant::now();
         now.checked_sub(self.waiting()).unwrap_or(now)
     }
 
-    /// Like [`since`](Self::since), as a time on a clock of this process. Reading it does not read
-    /// the system clock. Compare it with the value of another connection.
+    /// Returns when the connection began to wait, as the time since an arbitrary epoch of this
+    /// process. Cheaper than [`since`](Self::since), because it does not read the clock. Only
+    /// meaningful when compared with the value of another connection in the same process.
     #[must_use]
     pub fn entered(&self) -> Duration {
         Duration::from_millis(self.state.load(Ordering::Relaxed) >> 2)
@@ -82,14 +87,14 @@ impl Activity {
         self.enter(Phase::Active);
     }
 
-    /// Records that there is more to send, which waits for the disk.
+    /// Records that the next bytes to send must first be read from disk.
     pub(crate) fn note_loading(&self) {
         if self.phase() == Phase::Idle {
             self.enter(Phase::Active);
         }
     }
 
-    /// Records that the peer accepts no more for now.
+    /// Records that the socket accepts no more bytes for now, because the peer is not reading them.
     pub(crate) fn note_blocked(&self) {
         let since = self.state.load(Ordering::Relaxed) & !3;
         if self.phase() == Phase::Active {
@@ -102,8 +107,8 @@ impl Activity {
 
     /// Records that everything written has been sent.
     pub(crate) fn note_flushed(&self) {
-        // The last write sent it, a moment ago at most. So the time of that write is kept, and the
-        // clock is not read.
+        // Keep the time of the last write instead of reading the clock: that write sent the last of
+        // the bytes, at most a moment ago.
         let since = self.state.load(Ordering::Relaxed) & !3;
         if self.phase() == Phase::Active {
             self.state
@@ -111,7 +116,7 @@ impl Activity {
         }
     }
 
-    /// Sets the phase, and the time at which it began.
+    /// Enters `phase`, and records the current time as its beginning.
     fn enter(&self, phase: Phase) {
         let millis = u64::try_from(coarse_now().as_millis()).unwrap_or(u64::MAX >> 2);
         self.state
@@ -119,7 +124,8 @@ impl Activity {
     }
 }
 
-/// The time since the first call in this process, by the kernel's coarse clock.
+/// Returns the time since the first call of this function in the process, on the kernel's coarse
+/// clock.
 fn coarse_now() -> Duration {
     static EPOCH: OnceLock<Duration> = OnceLock::new();
     let time = clock_gettime(ClockId::MonotonicCoarse);

@@ -1,4 +1,4 @@
-//! What `statx` reports about a file.
+//! The metadata of a file.
 
 use std::fs::File;
 use std::io;
@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Statx, StatxFlags};
 
-/// What `statx` reports about a file: enough to tell whether it is still the same file with the
-/// same bytes.
+/// The metadata that `statx` reports about a file: enough to tell whether it is still the same file
+/// with the same content.
 ///
-/// Two equal values mean equal bytes, unless a later change falls into the same tick of the file
-/// system's clock; see [`FileStat::is_stable`].
+/// If two values are equal, the content has not changed in between, unless the later change
+/// happened within the same tick of the file system's clock as the one before it; see
+/// [`FileStat::is_stable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileStat {
     device: (u32, u32),
@@ -21,14 +22,15 @@ pub struct FileStat {
     changed: (i64, u32),
 }
 
-/// How long after a file's last change a further change is certain to get a different time stamp.
+/// The time that must pass after a change to a file so that any further change is certain to get a
+/// different timestamp.
 ///
-/// Linux takes time stamps from a clock that ticks every 1 to 10 ms; FAT stores them in steps of
-/// 2 s.
+/// Linux takes timestamps from a clock that ticks every 1 to 10 ms, and FAT stores them with a
+/// resolution of 2 s.
 const TIMESTAMP_GRANULARITY: Duration = Duration::from_secs(3);
 
 impl FileStat {
-    /// Queries an open file. One system call.
+    /// Queries an open file. Makes one system call.
     ///
     /// # Errors
     ///
@@ -37,7 +39,8 @@ impl FileStat {
         Self::at(file, "", AtFlags::EMPTY_PATH)
     }
 
-    /// Queries `path` beneath the directory `dir`. One system call.
+    /// Queries `path`, relative to the directory `dir`. Makes one system call. `flags` are those of
+    /// `statx(2)`.
     ///
     /// # Errors
     ///
@@ -75,25 +78,27 @@ impl FileStat {
         rustix::fs::FileType::from_raw_mode(self.mode.into()).is_dir()
     }
 
-    /// When the bytes last changed, in seconds and nanoseconds since 1970.
+    /// Returns when the content was last modified, in seconds and nanoseconds since 1970. Any
+    /// program may set this time.
     #[must_use]
     pub fn modified(&self) -> (i64, u32) {
         self.modified
     }
 
-    /// When the file or its attributes last changed. Unlike [`modified`](Self::modified), no
-    /// program can set this time back.
+    /// Returns when the content or the attributes last changed, in seconds and nanoseconds since
+    /// 1970. Unlike [`modified`](Self::modified), programs cannot set this time.
     #[must_use]
     pub fn changed(&self) -> (i64, u32) {
         self.changed
     }
 
-    /// Whether the last change is old enough that any further change gets a different time stamp.
-    /// Only then do equal values prove equal bytes, and only then is an `ETag` strong.
+    /// Whether the file last changed long enough ago that any later change would get a different
+    /// timestamp. Only in that case do two equal `FileStat`s prove that the content is unchanged,
+    /// so only in that case may the `ETag` be strong.
     #[must_use]
     pub fn is_stable(&self, now: SystemTime) -> bool {
-        // Any program may set the modification time, even to a time in the future. No program can
-        // set the change time.
+        // Ignore times in the future: any program may set the modification time to one. If both
+        // times are in the future, use the change time, which programs cannot set.
         let last = [self.modified, self.changed]
             .into_iter()
             .map(since_1970)

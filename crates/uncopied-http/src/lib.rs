@@ -1,4 +1,4 @@
-//! Files by `sendfile`, and memory without a copy, under an unmodified hyper or axum.
+//! Sends files with `sendfile`, and memory without a copy, under an unmodified hyper or axum.
 //!
 //! ```text
 //! ServeFiles --> FileBody --> Bytes in the arena --> hyper, axum, layers --> &[u8] --> Stream
@@ -9,11 +9,12 @@
 //!                                            anywhere else: an ordinary write         <--+
 //! ```
 //!
-//! hyper passes only byte slices to its I/O layer. But a slice has an address, and the bodies of
-//! this crate are slices of mapped files at addresses that identify the file. The [`Stream`] looks
-//! each slice up and sends the file instead. Neither hyper nor axum needs to know. The same goes
-//! for a `Bytes` made of [pages of the arena](uncopied::arena::PageBuffer), which any handler may
-//! return:
+//! hyper passes only byte slices to its I/O layer. But every slice has an address, and the bodies
+//! of this crate are slices of mapped files, so their addresses identify a file and a position in
+//! it. The [`Stream`] looks up the address of each slice that it is asked to write. If the slice
+//! belongs to a mapped file, the stream sends the bytes from the file instead. Neither hyper nor
+//! axum needs to know. The same works for a `Bytes` made of [pages of the
+//! arena](uncopied::arena::PageBuffer), which any handler may return:
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -49,14 +50,15 @@
 //!
 //! # When there is no gain
 //!
-//! Behind another I/O object (TLS in user space, tokio's own `TcpStream`), or through a layer that
-//! reads the bytes (compression), a body detects that its addresses are not looked up, and reads
-//! the file instead: the responses are the same, and the bytes are copied. See [`FileBody`].
+//! If the connection is another I/O object (TLS in user space, tokio's own `TcpStream`), or if a
+//! layer reads the bytes (compression), the addresses are never looked up. A body detects this and
+//! reads the file into memory instead. The responses are the same, but their bytes are copied. See
+//! [`FileBody`].
 //!
 //! # Features
 //!
-//! - `axum` (on by default): `axum::serve` accepts the [`Listener`], and [`Address`] is its connect
-//!   info.
+//! - `axum` (on by default): implements axum's traits, so that `axum::serve` accepts the
+//!   [`Listener`], and handlers can extract the peer's [`Address`] as connect info.
 #![forbid(unsafe_code)]
 
 mod activity;

@@ -1,4 +1,4 @@
-//! Accepting connections as [`Stream`]s.
+//! Accepts connections as [`Stream`]s.
 
 use std::fmt;
 use std::io;
@@ -11,9 +11,9 @@ use tokio::net::{TcpListener, ToSocketAddrs, UnixListener};
 use crate::options::StreamOptions;
 use crate::stream::Stream;
 
-/// A TCP or Unix listener whose connections send files by `sendfile`. `axum::serve` accepts it
-/// directly (feature `axum`). For hyper, [`accept`](Self::accept) streams and wrap them in
-/// `TokioIo`.
+/// A TCP or Unix listener whose connections send files with `sendfile`. `axum::serve` accepts the
+/// listener directly (feature `axum`). With hyper, call [`accept`](Self::accept) and wrap each
+/// stream in hyper-util's `TokioIo`.
 ///
 /// ```no_run
 /// # async fn serve() -> std::io::Result<()> {
@@ -44,7 +44,7 @@ enum ListeningSocket {
 pub enum Address {
     /// An IP address and port.
     Tcp(SocketAddr),
-    /// A Unix socket. Its peers rarely have a name.
+    /// A Unix socket. Its path is left out, because peers rarely have one.
     Unix,
 }
 
@@ -80,7 +80,7 @@ impl Listener {
         })
     }
 
-    /// Converts a TCP listener of the standard library. Must be called within a tokio runtime.
+    /// Converts a TCP listener from the standard library. Must be called within a tokio runtime.
     ///
     /// # Errors
     ///
@@ -90,7 +90,7 @@ impl Listener {
         Self::tcp(TcpListener::from_std(listener)?, options)
     }
 
-    /// Converts a Unix listener of the standard library. Must be called within a tokio runtime.
+    /// Converts a Unix listener from the standard library. Must be called within a tokio runtime.
     ///
     /// # Errors
     ///
@@ -104,7 +104,8 @@ impl Listener {
     }
 
     fn tcp(listener: TcpListener, options: StreamOptions) -> io::Result<Self> {
-        // Connections inherit the option (`tcp(7)`), so that none needs a call of its own.
+        // Accepted connections inherit this option (`tcp(7)`), which saves a system call per
+        // connection.
         rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
         Ok(Self {
             socket: ListeningSocket::Tcp(listener),
@@ -112,14 +113,14 @@ impl Listener {
         })
     }
 
-    /// Sets how the connections send.
+    /// Sets the options of connections accepted from now on.
     #[must_use]
     pub fn options(mut self, options: StreamOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// The address of this listener.
+    /// Returns the address of this listener.
     ///
     /// # Errors
     ///
@@ -135,12 +136,13 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// Any error from `accept(2)`. Most concern one connection only, and the next call may succeed.
-    /// `EMFILE` persists until descriptors are closed: wait before the next call.
+    /// Any error from `accept(2)`. Most errors concern only one connection, so the next call may
+    /// succeed. `EMFILE` (the process has no file descriptor left) persists until descriptors are
+    /// closed, so wait before the next call.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future loses no connection.
+    /// Dropping the future does not lose a connection.
     pub async fn accept(&self) -> io::Result<(Stream, Address)> {
         match &self.socket {
             ListeningSocket::Tcp(listener) => {
@@ -168,7 +170,8 @@ impl axum::serve::Listener for Listener {
             match Self::accept(self).await {
                 Ok(accepted) => return accepted,
                 Err(error) if concerns_one_connection(&error) => {}
-                // Descriptors or memory have run out: connections that end release some.
+                // File descriptors or memory have run out. Wait for connections to end and release
+                // some.
                 Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
             }
         }
@@ -188,7 +191,7 @@ fn concerns_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// The peer's address, for axum's `into_make_service_with_connect_info::<Address>()`.
+/// Lets axum's `into_make_service_with_connect_info::<Address>()` give handlers the peer's address.
 #[cfg(feature = "axum")]
 impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, Listener>> for Address {
     fn connect_info(stream: axum::serve::IncomingStream<'_, Listener>) -> Self {

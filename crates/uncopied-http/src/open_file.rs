@@ -16,21 +16,22 @@ use crate::file_stat::FileStat;
 /// Whether a call may wait for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskAccess {
-    /// Only what the kernel has cached is used. A call that needs the disk fails with
+    /// The call may use only what the kernel has cached. If it needs the disk, it fails with
     /// [`io::ErrorKind::WouldBlock`]. For event loops.
     CachedOnly,
     /// The call may wait for the disk. For threads that may block.
     MayBlock,
 }
 
-/// Default limit on the length of files that are kept in memory. Such a short body leaves in one
-/// system call together with its head, which costs less than `sendfile`.
+/// The default limit on the length of files that are kept in memory, in bytes. The body of such a
+/// file is sent together with the response head in one system call, which costs less than a
+/// separate `sendfile`.
 pub const IN_MEMORY_FILE_MAX_BYTES: u64 = 16 << 10;
 
-/// A regular file open for serving, shared by every response that sends it.
+/// A regular file that is open for serving. All responses that send the file share this object.
 ///
-/// A small file is held as a copy of its bytes at the time it was opened, without a descriptor. A
-/// larger one is held as the open file.
+/// A small file is held as a copy of the bytes that it had when it was opened, without a file
+/// descriptor. A larger file is held as an open file.
 #[derive(Debug)]
 pub struct OpenFile {
     stat: FileStat,
@@ -42,24 +43,28 @@ enum Content {
     Memory(Bytes),
     File {
         file: Arc<File>,
-        /// The mapping of the whole file, made on first use. `None` inside if mapping fails.
+        /// The mapping of the whole file, created on first use. The inner `None` means that the
+        /// file could not be mapped. Files longer than [`MAPPING_WINDOW_BYTES`] do not use this
+        /// field.
         mapped: OnceLock<Option<MappedFile>>,
     },
 }
 
-/// A mapping and its bytes.
+/// A mapping, and a `Bytes` that covers all of it.
 #[derive(Clone, Debug)]
 struct MappedFile(FileMapping, Bytes);
 
-/// How often a file that changes while it is read into memory is read again.
+/// How many times a file is read into memory if it keeps changing while it is read.
 const MAX_READ_ATTEMPTS: usize = 4;
 
-/// The most bytes that one mapping covers. A mapping uses address space, not memory.
+/// The maximum length of one mapping. Longer files are mapped one window at a time. A mapping uses
+/// address space, not memory.
 const MAPPING_WINDOW_BYTES: u64 = 1 << 30;
 
 impl OpenFile {
-    /// Creates an `OpenFile` from an open regular file and its [`FileStat::of`]. A file of up to
-    /// [`IN_MEMORY_FILE_MAX_BYTES`] is read at once.
+    /// Creates an `OpenFile` from an open regular file and its metadata, as returned by
+    /// [`FileStat::of`]. If the file is no longer than [`IN_MEMORY_FILE_MAX_BYTES`], this call
+    /// reads it into memory.
     ///
     /// # Errors
     ///
@@ -89,7 +94,8 @@ impl OpenFile {
                 return Ok(Self { stat, content });
             }
             let bytes = read_whole(&file, stat.len(), access)?;
-            // The bytes must be the ones that `stat` describes.
+            // Accept the bytes only if the metadata is still the same, so that `stat` describes
+            // exactly these bytes.
             let now = FileStat::of(&file)?;
             match bytes {
                 Some(bytes) if now == stat => {
@@ -104,13 +110,13 @@ impl OpenFile {
         Err(Errno::BUSY.into())
     }
 
-    /// The file's stat at the time it was opened.
+    /// The metadata that the file had when it was opened.
     #[must_use]
     pub fn stat(&self) -> &FileStat {
         &self.stat
     }
 
-    /// The bytes, if they are kept in memory.
+    /// Returns the bytes of the file, if they are kept in memory.
     pub(crate) fn in_memory(&self) -> Option<&Bytes> {
         match &self.content {
             Content::Memory(bytes) => Some(bytes),
@@ -118,7 +124,7 @@ impl OpenFile {
         }
     }
 
-    /// The open file, if the bytes are not kept in memory.
+    /// Returns the open file, unless its bytes are kept in memory.
     pub(crate) fn file(&self) -> Option<&Arc<File>> {
         match &self.content {
             Content::Memory(_) => None,
@@ -126,8 +132,9 @@ impl OpenFile {
         }
     }
 
-    /// The bytes of `range` as a slice of the arena, from its start to the end of the range or of
-    /// the mapping. `None` if the file cannot be mapped.
+    /// Returns a slice of the arena that begins at the start of `range`, and ends at the end of the
+    /// range or of the mapping, whichever comes first. Returns `None` if there is no such mapping:
+    /// the file is kept in memory, was too short when it was opened, or cannot be mapped.
     pub(crate) fn mapped(&self, range: &Range<u64>) -> Option<Bytes> {
         let mapped = self.mapping(range.start)?;
         let MappedFile(mapping, bytes) = &*mapped;
@@ -136,12 +143,13 @@ impl OpenFile {
         Some(bytes.slice((range.start - start) as usize..(end - start) as usize))
     }
 
-    /// The mapping that holds the byte at `offset`.
+    /// Returns the mapping that contains the byte at `offset`.
     fn mapping(&self, offset: u64) -> Option<Cow<'_, MappedFile>> {
         let Content::File { file, mapped } = &self.content else {
             return None;
         };
-        // There is nothing to map past the former end: reading shows whether the file has grown.
+        // Bytes past the length in `stat` are not mapped. The caller then reads them from the file
+        // instead, which shows whether the file has grown.
         let len = self.stat.len();
         if offset >= len {
             return None;
@@ -159,14 +167,15 @@ impl OpenFile {
         map(start..len.min(start + MAPPING_WINDOW_BYTES)).map(Cow::Owned)
     }
 
-    /// Whether the bytes of `wanted`, or the first 2 MiB of them, are in the page cache.
+    /// Whether the bytes of `wanted` are in the page cache. Checks at most the first 2 MiB of them.
+    /// Returns false if the file is not mapped.
     pub(crate) fn is_cached(&self, wanted: Range<u64>) -> bool {
         self.mapping(wanted.start)
             .is_some_and(|mapped| residency::first_uncached(&mapped.0, wanted).is_none())
     }
 }
 
-/// The first `len` bytes, or `None` if the file has become shorter.
+/// Reads the first `len` bytes. Returns `None` if the file has become shorter.
 fn read_whole(file: &File, len: u64, access: DiskAccess) -> io::Result<Option<Bytes>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?];
     let mut filled = 0;
@@ -180,7 +189,8 @@ fn read_whole(file: &File, len: u64, access: DiskAccess) -> io::Result<Option<By
             Ok(0) => return Ok(None),
             Ok(read) => filled += read,
             Err(Errno::INTR) => {}
-            // The file system does not support RWF_NOWAIT: only a caller that may block can read.
+            // The file system does not support `RWF_NOWAIT`, so only a caller that may block can
+            // read.
             Err(Errno::OPNOTSUPP) if access == DiskAccess::CachedOnly => {
                 return Err(io::ErrorKind::WouldBlock.into());
             }

@@ -1,4 +1,4 @@
-//! Settings that the streams of a server share.
+//! Settings that all streams of a server share.
 
 use std::sync::Arc;
 
@@ -7,27 +7,27 @@ use uncopied::policy::Plan;
 
 use crate::totals::Totals;
 
-/// How streams send.
+/// Configures which mechanisms the streams send with, and where they count the bytes.
 #[derive(Clone, Debug, Default)]
 pub struct StreamOptions {
-    /// The forced plan for the bytes of files.
+    /// The forced plan for file data. If `None`, the usual plan applies.
     pub(crate) forced_for_files: Option<Plan>,
-    /// The forced plan for pages.
+    /// The forced plan for pages of the arena. If `None`, the usual plan applies.
     pub(crate) forced_for_pages: Option<Plan>,
     pub(crate) totals: Arc<Totals>,
 }
 
 impl StreamOptions {
-    /// Forces these mechanisms, in this order. Bytes of files go by those that send
-    /// [files](Mechanism::FILE_TO_SOCKET), pages of the arena by those that send
-    /// [memory](Mechanism::MEMORY_TO_SOCKET), and `copy` sends both. If the list has none for files
-    /// or none for pages, these follow the usual plan:
-    /// [`plan_file`](uncopied::policy::plan_file) or
-    /// [`plan_memory`](uncopied::policy::plan_memory). Slices of pages below 32 KiB are always
-    /// copied.
+    /// Forces the streams to use these mechanisms, in this order. File data is sent with those in
+    /// the list that can send [files](Mechanism::FILE_TO_SOCKET), and pages of the arena with those
+    /// that can send [memory](Mechanism::MEMORY_TO_SOCKET); `copy` can send both. If the list has
+    /// no mechanism for files, file data follows the usual plan,
+    /// [`plan_file`](uncopied::policy::plan_file). If the list has no mechanism for memory, pages
+    /// follow [`plan_memory`](uncopied::policy::plan_memory). Slices of pages shorter than 32 KiB
+    /// are always copied, unless they are the rest of a longer slice.
     ///
-    /// `msg_zerocopy` is ignored: its notifications arrive on the socket's error queue, which tokio
-    /// takes for a broken connection.
+    /// `msg_zerocopy` is ignored, because its notifications arrive on the socket's error queue, and
+    /// tokio mistakes an event on that queue for a broken connection.
     #[must_use]
     pub fn force_mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
         let forced = |can_send: &dyn Fn(&Mechanism) -> bool| {
@@ -40,7 +40,7 @@ impl StreamOptions {
         self
     }
 
-    /// Where the streams count the bytes that they send.
+    /// Sets the totals to which the streams add the bytes that they send.
     #[must_use]
     pub fn totals(mut self, totals: Arc<Totals>) -> Self {
         self.totals = totals;

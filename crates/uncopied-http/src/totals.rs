@@ -1,11 +1,12 @@
-//! Bytes by mechanism, over many connections.
+//! Counts the bytes sent by each mechanism, across many connections.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use uncopied::Mechanism;
 
-/// How many bytes a set of connections has sent by each mechanism. Response heads, and bodies that
-/// are neither files nor pages of the arena, are copied, and are counted as copied.
+/// The number of bytes that a set of connections has sent with each mechanism. Response heads, and
+/// bodies that are neither file data nor pages of the arena, are sent with `copy` and counted as
+/// copied.
 #[derive(Debug, Default)]
 pub struct Totals {
     bytes: [AtomicU64; Mechanism::ALL.len()],
@@ -13,16 +14,17 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// How many bytes the sockets have accepted by `mechanism`.
+    /// Returns the number of bytes that the sockets have accepted through `mechanism`.
     #[must_use]
     pub fn bytes(&self, mechanism: Mechanism) -> u64 {
         self.bytes[mechanism as usize].load(Ordering::Relaxed)
     }
 
-    /// How many bytes of zero-copy sends the kernel reports to have copied after all; see
-    /// [`Report::kernel_copied`](uncopied::Report::kernel_copied). A connection adds what it knows
-    /// when it next sends pages, and when it is dropped; what the kernel reports after that is not
-    /// included.
+    /// Returns how many of the bytes sent with a zero-copy mechanism the kernel has copied after
+    /// all, according to its own reports; see
+    /// [`Report::kernel_copied`](uncopied::Report::kernel_copied). A connection adds to this total
+    /// each time it sends pages, and once more when it is dropped. Copies that the kernel reports
+    /// after the drop are not included.
     #[must_use]
     pub fn kernel_copied(&self) -> u64 {
         self.kernel_copied.load(Ordering::Relaxed)

@@ -1,25 +1,29 @@
-//! What keeps a response valid, in the form in which its body carries it.
+//! The condition under which a response remains valid, as the body of the response carries it.
 
 use std::any::Any;
 use std::sync::Weak;
 
-/// What keeps a cached response of [`ServeFiles`](crate::ServeFiles) valid: one whole file at the
-/// path of the request. The response depends on nothing else but the request.
+/// The condition under which a response of [`ServeFiles`](crate::ServeFiles) remains valid: the
+/// request path still leads to the same, unchanged file. The response depends on nothing else but
+/// the request.
 ///
-/// As long as a [check](Self::check) succeeds, a request with the same bytes has a response with
-/// the same bytes, except for its `Date`. A server that keeps the head of the response can
-/// therefore send it again without making it again. Such a response is never stale: the check
-/// queries the kernel, as a look-up in the cache of open files does.
+/// As long as a [check](Self::check) succeeds, a request with the same bytes gets a response with
+/// the same bytes, except for its `Date`. So a server that has kept the response head can send it
+/// again without calling the service. Such a response is never stale, because the check queries the
+/// kernel, as the service itself does for each request.
 ///
-/// Only a whole file has a basis, and only if it was not chosen among precompressed files, is not
-/// served in place of a missing one, and did not change a moment ago.
+/// A response has a basis only if its body is a whole file. That file must not have been chosen
+/// among precompressed files, must not be served in place of a missing one, and must not have
+/// changed within the last few seconds.
 ///
-/// A basis keeps neither the file nor the service alive. Once either is gone, its checks fail.
+/// A basis keeps neither the file nor the service alive. Once either is gone, checks fail.
 #[derive(Clone, Debug)]
 pub struct Basis {
-    /// The entry in the cache of open files from which the response was made. Its type belongs to
-    /// the service, which is the only one to look inside: bodies do not depend on it.
+    /// The entry in the service's cache of open files from which the response was made. Its
+    /// concrete type is hidden so that bodies do not depend on the service. Only the service
+    /// downcasts it.
     pub(crate) entry: Weak<dyn Any + Send + Sync>,
-    /// Whether the response also depends on the absence of precompressed files.
+    /// Whether the response also depends on the absence of precompressed files: it would change if
+    /// one were created.
     pub(crate) without_precompressed: bool,
 }

@@ -28,30 +28,32 @@ use passthrough::{PassthroughProof, mark_frame};
 
 /// A response body: nothing, bytes in memory, a range of a file, or a sequence of these.
 ///
-/// Under a [`Stream`](crate::Stream), the file's bytes go out by `sendfile`, and the body's frames
-/// are then only addresses that nothing reads. The body detects this by itself: it reads the first
-/// few KiB from the file, and once the stream writes them from the same memory, the frames become
-/// slices of the mapped file. Behind any other I/O object, under HTTP/2, or behind a layer that
-/// replaces the bytes (compression), every frame is read from the file.
+/// Under a [`Stream`](crate::Stream), the file's bytes are sent with `sendfile`. The stream then
+/// needs only the addresses of the body's frames, and nothing reads the memory behind them. The
+/// body detects by itself whether this is the case. It reads the first few KiB from the file into
+/// memory. If the stream is then asked to write from that same memory, nothing in between has
+/// replaced the bytes, so the following frames can be slices of the mapped file. Behind any other
+/// I/O object, under HTTP/2, or behind a layer that replaces the bytes (compression), every frame
+/// is read from the file.
 ///
 /// If the file turns out to be shorter than the range, the body ends with
 /// [`io::ErrorKind::UnexpectedEof`], and hyper closes the connection.
 ///
 /// # Stability of the bytes
 ///
-/// Bytes that are written to the file before the peer has acknowledged the response may reach the
-/// peer; see [`uncopied`].
+/// If a program writes to the file before the peer has acknowledged the response, the peer may
+/// receive the new bytes; see [`uncopied`].
 ///
-/// A layer that both *reads* the frames and passes them on unchanged, such as one that computes a
-/// digest, reads the mapped file. If the file is truncated at that moment, the process is killed by
-/// SIGBUS. Give such a layer bodies that are [`buffered`](Self::buffered).
+/// The body cannot detect a layer that both *reads* the frames and passes them on unchanged, such
+/// as one that computes a digest. Such a layer reads the mapped file, and if the file is truncated
+/// meanwhile, SIGBUS kills the process. Use [`buffered`](Self::buffered) bodies with such a layer.
 #[derive(Debug, Default)]
 pub struct FileBody {
     part: Option<BodyPart>,
-    /// The parts after it. Most bodies have none, and then nothing is allocated.
+    /// The parts after `part`. Most bodies have none, and for these nothing is allocated.
     #[expect(
         clippy::box_collection,
-        reason = "a body without further parts is small, and moved often"
+        reason = "keeps a body small, because bodies are moved often"
     )]
     rest: Option<Box<VecDeque<BodyPart>>>,
     remaining: u64,
@@ -60,44 +62,46 @@ pub struct FileBody {
     basis: Option<Basis>,
 }
 
-/// How the bytes of files become frames.
+/// How file data becomes frames. [`passthrough`] explains how a frame is marked and confirmed.
 #[derive(Debug, Default)]
 enum Delivery {
-    /// Nothing is known yet: the first frame is read, marked and yielded.
+    /// No frame has been yielded. The first frame will be read from the file and marked.
     #[default]
     Unproven,
-    /// A marked frame has been yielded, and the connection gets one chance to flush it.
+    /// A marked frame has been yielded. The next poll returns [`Poll::Pending`] once, so that the
+    /// connection flushes that frame and the stream can confirm it.
     Flushing(PassthroughProof),
-    /// A marked frame has been yielded, and is not known to have reached the stream.
+    /// A marked frame has been yielded, but the stream is not known to have received it unread.
+    /// Until it is, further frames are read from the file and marked.
     Watching(PassthroughProof),
-    /// Nothing reads the frames: they are slices of the mapped file.
+    /// Nothing reads the frames, so they are slices of the mapped file.
     Direct,
     /// Every frame is read from the file.
     Buffered,
 }
 
-/// The most bytes that are read from a file for one frame.
+/// The maximum length of a frame that is read from a file.
 const READ_FRAME_MAX_BYTES: u64 = 64 << 10;
 
-/// The least length of the first frame, which ends on the next page boundary of the file so that
-/// the pages that `sendfile` then sends are whole.
+/// The minimum length of the first frame. The frame is extended to the next page boundary of the
+/// file, so that `sendfile` continues with whole pages.
 const FIRST_FRAME_MIN_BYTES: u64 = 1 << 10;
 const PAGE_BYTES: u64 = 4 << 10;
 
 impl FileBody {
-    /// A body of no bytes.
+    /// Creates a body without bytes.
     #[must_use]
     pub fn empty() -> Self {
         Self::default()
     }
 
-    /// A body of bytes in memory.
+    /// Creates a body from bytes in memory.
     #[must_use]
     pub fn from_bytes(bytes: Bytes) -> Self {
         Self::from_part(BodyPart::Memory(bytes))
     }
 
-    /// A body that consists of the bytes `range` of `file`.
+    /// Creates a body that consists of the bytes `range` of `file`.
     #[must_use]
     pub fn from_file(file: Arc<OpenFile>, range: Range<u64>) -> Self {
         Self::from_part(BodyPart::File(file, range))
@@ -112,7 +116,7 @@ impl FileBody {
         }
     }
 
-    /// A body of several parts, one after the other.
+    /// Creates a body of several parts, one after the other.
     #[must_use]
     pub fn from_parts(parts: impl IntoIterator<Item = BodyPart>) -> Self {
         let mut parts = parts.into_iter().filter(|part| part.len() > 0);
@@ -130,27 +134,27 @@ impl FileBody {
         }
     }
 
-    /// Promises that nothing reads the frames between this body and a [`Stream`](crate::Stream), so
-    /// that even the first bytes need not be read.
+    /// Promises that nothing between this body and a [`Stream`](crate::Stream) reads the frames. In
+    /// that case, not even the first bytes of the file need to be read into memory.
     ///
-    /// Use it for HTTP/1 only: HTTP/2 copies the first bytes of its frames, and if a file is
-    /// truncated at that moment, the process is killed by SIGBUS.
+    /// Use this for HTTP/1 only. HTTP/2 copies the first bytes of its frames, and if the file is
+    /// truncated meanwhile, SIGBUS kills the process.
     #[must_use]
     pub fn direct(mut self) -> Self {
         self.delivery = Delivery::Direct;
         self
     }
 
-    /// Declares that something reads the frames: each is read from the file into a buffer, and none
-    /// is mapped.
+    /// Declares that something reads the frames. Every frame is then read from the file into a
+    /// buffer, and none is a slice of the mapped file.
     #[must_use]
     pub fn buffered(mut self) -> Self {
         self.delivery = Delivery::Buffered;
         self
     }
 
-    /// What keeps the response with this body valid, if an identical request may be given the same
-    /// response again; see [`Basis`].
+    /// Returns the condition under which the same response may be sent again for an identical
+    /// request; see [`Basis`]. Returns `None` if the response must not be sent again.
     #[must_use]
     pub fn basis(&self) -> Option<&Basis> {
         self.basis.as_ref()
@@ -204,7 +208,8 @@ impl FileBody {
         Poll::Ready(Ok(bytes))
     }
 
-    /// Reads a frame from the file, on the blocking pool if the bytes are not in the page cache.
+    /// Reads a frame from the file. If the bytes are not in the page cache, the blocking pool reads
+    /// them.
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -229,8 +234,8 @@ impl FileBody {
         let (start, len) = (range.start, (end - range.start) as usize);
         let mut buffer = vec![0; len];
         let slices = &mut [IoSliceMut::new(&mut buffer)];
-        // A short read makes a frame, too. After an error or the end of the file, a thread of the
-        // pool reads again, and reports the outcome.
+        // A short read makes a shorter frame. If this read fails, or reaches the end of the file, a
+        // thread of the blocking pool reads again, and the result of that read counts.
         if let Ok(read @ 1..) = rustix::io::preadv2(file, slices, start, ReadWriteFlags::NOWAIT) {
             buffer.truncate(read);
             return Poll::Ready(Ok(buffer.into()));

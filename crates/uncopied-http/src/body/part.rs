@@ -12,7 +12,7 @@ use crate::open_file::OpenFile;
 pub enum BodyPart {
     /// Bytes in memory.
     Memory(Bytes),
-    /// A range of a file, in bytes from its start.
+    /// A range of a file, in bytes from the start of the file.
     File(Arc<OpenFile>, Range<u64>),
 }
 

@@ -1,13 +1,13 @@
-//! How a body learns that its bytes reach a [`Stream`](crate::Stream) unread.
+//! Lets a body find out whether its bytes reach a [`Stream`](crate::Stream) unread.
 //!
-//! A body cannot see what consumes its frames: hyper itself, which only passes their addresses on,
-//! or a layer that compresses them. So the body marks its first frame here, whose bytes were read
-//! into memory. If the stream is then asked to write from the same address, nothing in between has
-//! replaced the bytes.
+//! A body cannot see what consumes its frames. The consumer may be hyper, which only passes their
+//! addresses on, or a layer that compresses the bytes. So the body reads its first frame into
+//! memory and marks the frame here. If the stream is then asked to write from the same address,
+//! nothing in between has replaced the bytes.
 //!
-//! There is one slot for a mark per thread, because the body and the stream of a connection are
-//! polled by the same task, one after the other. A mark that is overwritten in between proves
-//! nothing, and its body continues to read: slower, but still correct.
+//! Each thread has one slot for a mark. One is enough, because the same task polls the body and the
+//! stream of a connection, one after the other. If another body overwrites the mark in between, the
+//! first body gets no proof and continues to read from the file: slower, but still correct.
 
 use std::cell::RefCell;
 use std::io::IoSlice;
@@ -21,13 +21,15 @@ thread_local! {
 }
 
 struct MarkedFrame {
-    /// Kept alive so that other bytes cannot get its address.
+    /// Keeps the memory allocated, so that no other bytes can get the same address.
     bytes: Bytes,
     proof: PassthroughProof,
+    /// Whether the body can yield its next bytes at once.
     more_follows: bool,
 }
 
-/// Becomes true once the stream writes the marked bytes from where the body left them.
+/// A flag that becomes true once the stream is asked to write the marked bytes from their original
+/// address.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PassthroughProof(Arc<AtomicBool>);
 
@@ -37,7 +39,8 @@ impl PassthroughProof {
     }
 }
 
-/// Marks `bytes`. `more_follows` says that the body can yield its next bytes at once.
+/// Marks `bytes`, and replaces the previous mark of this thread. `more_follows` says that the body
+/// can yield its next bytes at once.
 pub(crate) fn mark_frame(bytes: &Bytes, more_follows: bool) -> PassthroughProof {
     let proof = PassthroughProof::default();
     let marked = MarkedFrame {
@@ -49,8 +52,9 @@ pub(crate) fn mark_frame(bytes: &Bytes, more_follows: bool) -> PassthroughProof 
     proof
 }
 
-/// Confirms the proof of the marked frame if the frame is among the slices that the stream is about
-/// to write. Returns whether it is the last of them and more follows at once.
+/// Confirms the proof of the marked frame if that frame is among the slices that the stream is
+/// about to write. Returns whether the frame is the last slice and the body can yield more bytes at
+/// once.
 pub(crate) fn confirm_passthrough(slices: &[IoSlice<'_>]) -> bool {
     MARKED_FRAME.with(|slot| {
         let mut slot = slot.borrow_mut();

@@ -1,4 +1,4 @@
-//! Checks whether a response that was sent before is still valid.
+//! Checks whether a response that was sent earlier is still valid.
 
 use std::any::Any;
 use std::future::Future;
@@ -12,7 +12,9 @@ use super::site::Negotiation;
 use crate::body::{Basis, FileBody};
 
 impl Basis {
-    /// Returns `None` for a file that has changed so recently that its tag will change soon.
+    /// Returns the basis of a response that sends the whole of `entry`. Returns `None` if the file
+    /// changed so recently that its `ETag` is still weak, or if the response depends on which
+    /// precompressed files exist.
     pub(super) fn of(entry: &Arc<Entry>, negotiation: Negotiation) -> Option<Self> {
         let has_basis = entry.is_stable && negotiation != Negotiation::AmongPrecompressed;
         has_basis.then(|| Self {
@@ -21,7 +23,7 @@ impl Basis {
         })
     }
 
-    /// Checks whether the response is still valid for a request that has already arrived.
+    /// Checks whether the response is still valid. Call this after the request has arrived.
     pub fn check(&self) -> Check {
         let entry = self.entry.upgrade();
         let entry = entry.and_then(|entry| entry.downcast::<Entry>().ok());
@@ -33,8 +35,9 @@ impl Basis {
     }
 }
 
-/// The result of [`Basis::check`]: the body again, as [`FileBody::from_file`] makes it, if the
-/// response is still valid. It is ready at once, or after the tasks that are ready have run.
+/// The future that [`Basis::check`] returns. If the response is still valid, it resolves to a new
+/// body for the whole file, made with [`FileBody::from_file`], and otherwise to `None`. It is ready
+/// at once, or after the task has yielded once to other tasks that are ready.
 ///
 /// # Cancellation
 ///

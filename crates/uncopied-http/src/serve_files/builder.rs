@@ -1,4 +1,4 @@
-//! The builder of a service: checks its settings, and opens its root.
+//! Builds a [`ServeFiles`]: checks its settings, and opens its root.
 
 use std::ffi::CString;
 use std::io;
@@ -21,7 +21,8 @@ use super::service::ServeFiles;
 use super::site::Site;
 use crate::open_file::{DiskAccess, IN_MEMORY_FILE_MAX_BYTES};
 
-/// Headers that depend on the individual response, so that a fixed value would be wrong.
+/// Headers whose value depends on the individual response, so that a configured value would be
+/// wrong.
 const RESPONSE_SPECIFIC_HEADERS: [HeaderName; 8] = [
     ALLOW,
     CONNECTION,
@@ -34,7 +35,7 @@ const RESPONSE_SPECIFIC_HEADERS: [HeaderName; 8] = [
 ];
 
 impl ServeFiles {
-    /// Serves `path`, a directory or a regular file, with the defaults of
+    /// Creates a service for `path`, a directory or a regular file, with the defaults of
     /// [`builder`](Self::builder).
     ///
     /// # Errors
@@ -44,7 +45,7 @@ impl ServeFiles {
         Self::builder(path.as_ref()).build()
     }
 
-    /// Serves `path`, a directory or a regular file, as the builder is configured.
+    /// Returns a builder for a service that serves `path`, a directory or a regular file.
     pub fn builder(path: impl Into<PathBuf>) -> ServeFilesBuilder {
         ServeFilesBuilder::new(path.into())
     }
@@ -88,88 +89,92 @@ impl ServeFilesBuilder {
         }
     }
 
-    /// The names of index files to look for in a directory. The first that exists is served. An
-    /// empty list turns the look-up off. Default: `index.html`.
+    /// Sets the names of the index files to look for in a directory. The first one that exists is
+    /// served. An empty list turns index files off. Default: `index.html`.
     pub fn index(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.index = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Whether the response for a directory without an index file is a listing: as HTML, or as JSON
-    /// if `Accept` prefers `application/json`. Otherwise it is 404. Default: false.
+    /// Sets whether a directory without an index file is listed: as HTML, or as JSON if `Accept`
+    /// prefers `application/json`. If not, the response is 404. Default: false.
     pub fn listing(mut self, on: bool) -> Self {
         self.listing = on;
         self
     }
 
-    /// Whether names that begin with a dot are served. Otherwise they are 404, except for
+    /// Sets whether names that begin with a dot are served. If not, the response is 404, except for
     /// `/.well-known`. Default: false.
     pub fn hidden(mut self, on: bool) -> Self {
         self.hidden = on;
         self
     }
 
-    /// Whether symbolic links that lead out of the root are followed. Otherwise they are 404. Links
-    /// that stay beneath the root are always followed. Default: false.
+    /// Sets whether symbolic links that lead out of the root are followed. If not, the response is
+    /// 404, and only links that stay beneath the root are followed. Where `openat2(2)` is not
+    /// available, these are not followed either. Default: false.
     pub fn follow_links(mut self, on: bool) -> Self {
         self.follow_links = on;
         self
     }
 
-    /// Whether `name.br`, `name.zst` and `name.gz` are sent in place of `name` to clients that
-    /// accept the coding. They are not looked up for formats that are already compressed (images,
-    /// video, archives). Default: true.
+    /// Sets whether `name.br`, `name.zst` and `name.gz` are sent in place of `name` to clients that
+    /// accept the coding. They are not looked for if the format of `name` is already compressed
+    /// (images, video, archives). Default: true.
     pub fn precompressed(mut self, on: bool) -> Self {
         self.precompressed = on;
         self
     }
 
-    /// The file, beneath the root, that is served with 200 in place of a missing one, for
-    /// single-page applications. It is served if the request names `text/html` in `Accept`, or if
-    /// the last name in its path has no dot, so that a missing script remains 404.
+    /// Sets the file, beneath the root, that is served with status 200 in place of a missing file.
+    /// This is meant for single-page applications. The fallback is served only if the request names
+    /// `text/html` in `Accept`, or if the last name in the request path has no dot, so that a
+    /// missing script is still 404.
     pub fn fallback(mut self, path: impl Into<PathBuf>) -> Self {
         self.fallback = Some(path.into());
         self
     }
 
-    /// The file, beneath the root, that is the body of responses with `status`, a client or server
-    /// error.
+    /// Sets the file, beneath the root, that is the body of responses with `status`, which must be
+    /// a client or server error.
     pub fn error_page(mut self, status: StatusCode, path: impl Into<PathBuf>) -> Self {
         self.error_pages.push((status, path.into()));
         self
     }
 
-    /// Adds a header to every response. May be repeated, even with the same name. It replaces the
-    /// service's own header of that name, except for `Vary`, which is extended.
+    /// Adds a header to every response. May be called several times, even with the same name. The
+    /// header replaces the service's own header of that name, except for `Vary`, which it extends.
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.append(name, value);
         self
     }
 
-    /// The `Cache-Control` of responses that are files, including 304.
+    /// Sets the `Cache-Control` header of responses that send a file, and of 304 responses.
     pub fn cache_control(mut self, value: HeaderValue) -> Self {
         self.cache_control = Some(value);
         self
     }
 
-    /// How many files are kept open between requests. Files that are being sent are not counted. A
-    /// removed file uses disk space until it leaves the cache: at the next request for it, or when
-    /// others need its place. With 0, none is kept open. Default: 1024.
+    /// Sets how many files are kept open between requests. Files that are being sent may stay open
+    /// beyond this limit. A removed file takes up disk space until it leaves the cache, which
+    /// happens at the next request for it, or when other files need its place. With 0, no file is
+    /// kept open. Default: 1024.
     pub fn max_open_files(mut self, count: usize) -> Self {
         self.max_open_files = count;
         self
     }
 
-    /// Promises that bodies go directly to a stream of this crate, and that nothing in between
-    /// reads their bytes; see [`FileBody::direct`](crate::FileBody::direct). Default: false.
+    /// Promises, if `on` is true, that bodies go directly to a [`Stream`](crate::Stream), and that
+    /// nothing in between reads their bytes; see [`FileBody::direct`](crate::FileBody::direct). Has
+    /// no effect on HTTP/2 responses. Default: false.
     pub fn direct(mut self, on: bool) -> Self {
         self.direct = on;
         self
     }
 
-    /// Limit on the length of files that are kept in memory, so that they leave in one system call
-    /// together with their head. With 0, every file is sent from the file itself. Together these
-    /// files use up to this limit times [`max_open_files`](Self::max_open_files). Default:
+    /// Sets the maximum length of files that are kept in memory. Such a file is sent together with
+    /// the response head in one system call. With 0, no file is kept in memory. The files in memory
+    /// use at most this many bytes times [`max_open_files`](Self::max_open_files). Default:
     /// [`IN_MEMORY_FILE_MAX_BYTES`].
     pub fn in_memory_max_bytes(mut self, bytes: u64) -> Self {
         self.in_memory_max_bytes = bytes;
@@ -178,18 +183,19 @@ impl ServeFilesBuilder {
 
     /// Opens the root and checks the configuration.
     ///
-    /// The root is opened once. If the path is a symbolic link that is later changed, build the
-    /// service anew.
+    /// The path is resolved only here. If it is a symbolic link that is later changed, build a new
+    /// service.
     ///
     /// # Errors
     ///
-    /// - Any error from opening the path: [`NotFound`](io::ErrorKind::NotFound),
-    ///   [`PermissionDenied`](io::ErrorKind::PermissionDenied), …; the same for the files of
-    ///   [`fallback`](Self::fallback) and [`error_page`](Self::error_page).
+    /// - Any error from opening the path, such as [`NotFound`](io::ErrorKind::NotFound) or
+    ///   [`PermissionDenied`](io::ErrorKind::PermissionDenied).
+    /// - [`NotFound`](io::ErrorKind::NotFound) if the file of a [`fallback`](Self::fallback) or
+    ///   [`error_page`](Self::error_page) cannot be opened.
     /// - [`InvalidInput`](io::ErrorKind::InvalidInput) if the path is neither a directory nor a
-    ///   regular file, an index is not a plain name, an error page is given for a status that is
-    ///   not an error, or a configured header depends on the individual response, such as
-    ///   `Content-Length`.
+    ///   regular file, a fallback or error page is not a regular file, an index is not a plain
+    ///   name, an error page is given for a status that is not an error, or a configured header
+    ///   depends on the individual response, such as `Content-Length`.
     pub fn build(self) -> io::Result<ServeFiles> {
         let with_path = |error: io::Error| {
             io::Error::new(
@@ -198,8 +204,9 @@ impl ServeFilesBuilder {
             )
         };
         let (dir, single) = self.locate().map_err(with_path)?;
-        // The operator named the single file, so it may be a link to anywhere. Requests can reach
-        // only that file, its precompressed files and the configured pages.
+        // A single file may be a link to anywhere, because the operator named it. Following every
+        // link is safe here: requests can reach only that file, its precompressed files and the
+        // configured pages.
         let symlinks = match self.follow_links || single.is_some() {
             true => SymlinkPolicy::Anywhere,
             false => SymlinkPolicy::BeneathRoot,
@@ -215,7 +222,8 @@ impl ServeFilesBuilder {
         }))
     }
 
-    /// The directory to open, and the name in it if a single file is served.
+    /// Returns the directory to open. If a single file is served, also returns its name in that
+    /// directory.
     fn locate(&self) -> io::Result<(PathBuf, Option<CString>)> {
         let kind = std::fs::metadata(&self.path)?.file_type();
         if kind.is_dir() {
@@ -288,7 +296,8 @@ impl ServeFilesBuilder {
     }
 }
 
-/// Checks that a page currently is a file beneath the root. It may be replaced later.
+/// Checks that `path` is currently a readable, regular file beneath the root. The file may be
+/// replaced later.
 fn check_page(root: &Root, path: &Path) -> io::Result<ConfiguredPage> {
     let bytes = path.as_os_str().as_bytes();
     let relative = bytes.strip_prefix(b"/").unwrap_or(bytes);

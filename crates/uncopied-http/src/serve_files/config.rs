@@ -6,7 +6,8 @@ use http::StatusCode;
 
 use super::cache::headers::ConfiguredHeaders;
 
-/// What responses depend on besides the files and the request.
+/// The settings that responses depend on, besides the files and the request.
+/// [`ServeFilesBuilder`](super::ServeFilesBuilder) describes each of them.
 #[derive(Debug)]
 pub(super) struct Config {
     pub(super) index: Vec<Vec<u8>>,
@@ -20,11 +21,12 @@ pub(super) struct Config {
     pub(super) in_memory_max_bytes: u64,
 }
 
-/// A file that is served in place of others.
+/// A fallback or error page: a file that is served in place of the requested one.
 #[derive(Debug)]
 pub(super) struct ConfiguredPage {
-    /// Its key in the cache. No request path begins like it.
+    /// The page's key in the cache. It cannot equal a request path, because it does not begin with
+    /// a slash.
     pub(super) key: Box<[u8]>,
-    /// Its path beneath the root.
+    /// The page's path beneath the root.
     pub(super) path: CString,
 }

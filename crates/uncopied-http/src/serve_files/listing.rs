@@ -15,13 +15,14 @@ use super::resolve::root::Root;
 use crate::file_stat::FileStat;
 use crate::open_file::DiskAccess;
 
-/// The most names in a listing, so that a directory of millions does not fill the memory.
+/// The maximum number of entries in a listing, so that a directory with millions of files does not
+/// exhaust the memory.
 const MAX_LISTED_NAMES: usize = 100_000;
 
-/// The header that says that names were left out, and after how many.
+/// The header that marks an incomplete listing. Its value is the number of entries in the listing.
 const TRUNCATED_HEADER: HeaderName = HeaderName::from_static("x-listing-truncated");
 
-/// A listing, written out.
+/// A listing, rendered as HTML or JSON.
 #[derive(Debug)]
 pub(super) struct Listing {
     text: String,
@@ -30,7 +31,7 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// The headers of the listing, and its text.
+    /// Returns the headers of the listing, and its text.
     pub(super) fn into_parts(
         self,
     ) -> (impl IntoIterator<Item = (HeaderName, HeaderValue)>, String) {
@@ -78,7 +79,8 @@ pub(super) fn list(
     })
 }
 
-/// The entries of a directory that would be served, and whether some were left out.
+/// Returns the entries of a directory that requests can reach, and whether some of these were left
+/// out because there are more than [`MAX_LISTED_NAMES`].
 fn read_entries(
     root: &Root,
     path: &RequestPath,
@@ -92,7 +94,7 @@ fn read_entries(
         if name == b"." || name == b".." || !(hidden || is_visible(name, path.is_root())) {
             continue;
         }
-        // A file that vanishes while the directory is read is left out.
+        // Special files are left out, and so are files that vanish while the directory is read.
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let stat = match dir_entry.file_type() {
             FileType::Fifo
@@ -101,7 +103,8 @@ fn read_entries(
             | FileType::BlockDevice => None,
             FileType::Symlink => follow_link(root, path, name),
             _ => match FileStat::at(&dir, dir_entry.file_name(), flags) {
-                // Not every file system reports the file type with the name.
+                // Not every file system reports the file type along with the name, so this may
+                // still be a symbolic link.
                 Ok(stat) if !stat.is_regular() && !stat.is_directory() => {
                     follow_link(root, path, name)
                 }
@@ -124,7 +127,7 @@ fn read_entries(
     Ok((entries, false))
 }
 
-/// The target of a link, if a request for the link would be served.
+/// Returns the metadata of a link's target, if a request for the link would be served.
 fn follow_link(root: &Root, path: &RequestPath, name: &[u8]) -> Option<FileStat> {
     let file = root
         .open(&path.child(name).ok()?, DiskAccess::MayBlock)
@@ -174,7 +177,7 @@ fn to_html(path: &RequestPath, entries: &[ListingEntry], truncated: bool) -> Str
     page
 }
 
-/// The format of nginx's `autoindex_format json`.
+/// Renders the entries in the format of nginx's `autoindex_format json`.
 fn to_json(entries: &[ListingEntry]) -> String {
     let mut text = String::from("[");
     for (at, entry) in entries.iter().enumerate() {
@@ -208,7 +211,8 @@ fn date(seconds: i64) -> Option<String> {
     ))
 }
 
-/// A length for humans: the exact number of bytes up to 1023, then one decimal and a unit.
+/// Formats a length for humans: the exact number of bytes up to 1023, and otherwise one decimal and
+/// a unit.
 fn size(len: u64) -> String {
     let mut scaled = len as f64;
     let mut unit = "B";

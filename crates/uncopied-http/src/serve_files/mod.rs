@@ -1,9 +1,14 @@
-//! A directory, or one file, as a `tower` service.
+//! Serves a directory, or one file, as a `tower` service.
 //!
-//! A request passes through `service` (now, or on the blocking pool) → `respond` (method,
-//! preconditions, range, response) → `site` (the file that its path leads to) → `cache` (open
-//! files and their headers), or `resolve` (opens a path beneath the root). `request` parses header
-//! fields. It and `resolve::path` are pure, and do no I/O.
+//! A request passes through these modules:
+//!
+//! 1. `service` responds at once, or hands the request to the blocking pool.
+//! 2. `respond` checks the method, the preconditions and the ranges, and makes the response.
+//! 3. `site` finds the file that the request path leads to.
+//! 4. `cache` keeps open files and their headers between requests.
+//! 5. `resolve` opens the path beneath the root, if the file is not in the cache.
+//!
+//! `request` parses header fields. `request` and `resolve::path` do no I/O.
 
 mod basis_check;
 mod builder;

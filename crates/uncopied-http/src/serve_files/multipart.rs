@@ -1,4 +1,4 @@
-//! `multipart/byteranges` (RFC 9110 §14.6).
+//! Bodies of type `multipart/byteranges` (RFC 9110 §14.6).
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
@@ -10,7 +10,7 @@ use http::HeaderValue;
 use crate::body::{BodyPart, FileBody};
 use crate::open_file::OpenFile;
 
-/// A body of several ranges of one file.
+/// A body with several ranges of one file.
 #[derive(Debug)]
 pub(super) struct Multipart {
     pub(super) body: FileBody,
@@ -20,10 +20,11 @@ pub(super) struct Multipart {
 }
 
 impl Multipart {
-    /// Puts each of `ranges` under a head of its own. They are few, and lie within the file.
+    /// Creates a body in which each of `ranges` follows a head of its own. The ranges must be few,
+    /// and must lie within the file.
     ///
-    /// The boundary is 128 random bits, chosen for this response alone. It is so unlikely to occur
-    /// in the file that the file is not searched for it.
+    /// The boundary consists of 128 random bits, chosen anew for each response. It is so unlikely
+    /// to occur in the file that the file is not searched for it.
     pub(super) fn new(
         file: &Arc<OpenFile>,
         ranges: Vec<Range<u64>>,
@@ -61,7 +62,7 @@ impl Multipart {
     }
 }
 
-/// The value of `Content-Range` for a range that is not empty.
+/// Returns the value of `Content-Range` for a non-empty range of a file of `len` bytes.
 pub(super) fn content_range(range: &Range<u64>, len: u64) -> String {
     format!("bytes {}-{}/{len}", range.start, range.end - 1)
 }

@@ -1,4 +1,4 @@
-//! Method → preconditions → range → response.
+//! Makes responses: checks the method, then the preconditions, then the range.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,10 +26,11 @@ use crate::open_file::DiskAccess;
 /// The value of `Allow`.
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
-/// The response needs the disk, and the caller may not wait for it.
+/// The error if a response needs the disk and the caller may not wait for it.
 pub(super) struct NeedsDisk;
 
-/// The response to a request. `current` is the file that its path leads to, if that is known.
+/// Returns the response to a request. `current` is the file that the request path leads to, if that
+/// is already known.
 pub(super) fn respond(
     site: &Site,
     request: &Parts,
@@ -53,7 +54,8 @@ struct Responder<'a> {
     access: DiskAccess,
 }
 
-/// Which kinds of header fields a request has. One pass over them costs less than a look-up each.
+/// The kinds of header fields that a request has. One pass over all fields finds them, which costs
+/// less than looking up each field.
 #[derive(Default)]
 struct FieldKinds {
     conditional: bool,
@@ -97,7 +99,8 @@ impl Responder<'_> {
         };
         // `error` turns every status into a response, so `NeedsDisk` is the only error left.
         let response = response.map_err(|_| NeedsDisk)?;
-        // This service cannot promise what an HTTP/2 connection does with a body.
+        // An HTTP/2 connection reads the first bytes of some frames, so the promise of
+        // `FileBody::direct` cannot be made for it.
         let is_direct = self.site.config.direct && self.request.version <= Version::HTTP_11;
         Ok(match is_direct {
             true => response.map(FileBody::direct),
@@ -131,7 +134,8 @@ impl Responder<'_> {
                 Some(page) if self.wants_fallback() => {
                     let entry = self.site.page(page, self.access)?;
                     let response = self.file(entry)?;
-                    // The response depends on the absence of the file that was requested.
+                    // The body gets no basis, because a basis does not check that the requested
+                    // file is still missing.
                     Ok(response.map(|body| body.with_basis(None)))
                 }
                 _ => Err(ResolveError::NOT_FOUND),
@@ -140,14 +144,15 @@ impl Responder<'_> {
         }
     }
 
-    /// Whether the fallback page of a single-page application is served in place of a missing file.
+    /// Whether this request, whose file is missing, gets the fallback page instead of 404.
     fn wants_fallback(&self) -> bool {
         let path = self.request.uri.path();
         let name = path.rsplit('/').next().unwrap_or_default();
         !name.contains('.') || negotiate::names_html(self.request.headers.get_all(ACCEPT))
     }
 
-    /// The response for a file, after precompressed files, preconditions and ranges.
+    /// Returns the response for a file: chooses a precompressed file, checks the preconditions, and
+    /// applies the range.
     fn file(&self, entry: Arc<Entry>) -> Result<Response<FileBody>, ResolveError> {
         let headers = &self.request.headers;
         let kinds = FieldKinds::of(headers);
@@ -197,7 +202,8 @@ impl Responder<'_> {
         self.error(StatusCode::RANGE_NOT_SATISFIABLE, headers)
     }
 
-    /// An error response: its body is the configured page, or else one line of text.
+    /// Returns an error response. Its body is the page that is configured for `status`, or else one
+    /// line of text.
     fn error(
         &self,
         status: StatusCode,
@@ -242,7 +248,8 @@ impl Responder<'_> {
         response
     }
 
-    /// A response without a body, with the headers that all responses have.
+    /// Returns a response without a body. It has the given headers, and those that are configured
+    /// for all responses.
     fn without_body(
         &self,
         status: StatusCode,
@@ -274,7 +281,8 @@ fn several_ranges(entry: &Entry, ranges: Vec<Range<u64>>) -> Response<FileBody> 
     response(StatusCode::PARTIAL_CONTENT, headers, multipart.body)
 }
 
-/// 304, with what a 200 would say about caching (RFC 9110 §15.4.5) and nothing about a body.
+/// Returns 304 with the headers that a 200 would have (RFC 9110 §15.4.5), except for those that
+/// describe the body.
 fn not_modified(entry: &Entry) -> Response<FileBody> {
     let mut headers = entry.headers.clone();
     for name in [
@@ -299,8 +307,8 @@ fn response(status: StatusCode, headers: HeaderMap, body: FileBody) -> Response<
     response
 }
 
-/// Sets a field to text that this module has composed of digits and media types, which is always a
-/// valid value.
+/// Sets a header to `text`. The text is always a valid value, because this module composes it from
+/// fixed text, numbers and media types.
 fn set(headers: &mut HeaderMap, name: HeaderName, text: String) {
     if let Ok(value) = HeaderValue::try_from(text) {
         headers.insert(name, value);

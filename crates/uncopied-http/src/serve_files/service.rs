@@ -21,9 +21,9 @@ use crate::open_file::DiskAccess;
 
 /// Serves the files of a directory, or one file, over HTTP.
 ///
-/// It is a `tower` service whose bodies go out by zero copy if the stream under the server is one
-/// of this crate, and as ordinary bytes everywhere else. Clones are cheap and share their open
-/// files.
+/// This is a `tower` service. Its bodies are sent without a copy if the server's connection is a
+/// [`Stream`](crate::Stream), and as ordinary bytes otherwise. Clones are cheap, and share the
+/// files that are open.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -44,35 +44,35 @@ use crate::open_file::DiskAccess;
 ///
 /// | request | response |
 /// |---|---|
-/// | GET, HEAD | the file, by RFC 9110: preconditions in its order, then ranges |
+/// | GET, HEAD | the file; preconditions first, then ranges, as in RFC 9110 |
 /// | OPTIONS | 204 with `Allow` |
 /// | any other method | 405 with `Allow` |
-/// | a directory | its index file; else a listing if enabled; else 404, as Caddy does |
-/// | a directory without its slash at the end | 301 to `./name/`, relative to the request |
+/// | a directory | its index file; or else a listing, if enabled; or else 404, as with Caddy |
+/// | a directory, without the trailing slash | 301 to `./name/`, relative to the request |
 /// | a path that is malformed, or has an encoded `/` or NUL | 400 |
 /// | `..`, dotfiles, links out of the root, FIFOs, sockets, devices | 404 |
-/// | a file that may not be read | 403 |
-/// | no descriptor or memory left | 503 with `Retry-After` |
+/// | a file that the process may not read | 403 |
+/// | any file, while no descriptor or memory is left to open it | 503 with `Retry-After` |
 /// | several ranges | `multipart/byteranges`; ranges that overlap or touch are merged |
-/// | more than 16 ranges, or more bytes than the file has | 200 with the whole file |
+/// | more than 16 ranges, or ranges longer in total than the file | 200 with the whole file |
 ///
-/// An `ETag` is strong once the file's last change is old enough that a further one would show.
-/// Until then it is weak.
+/// An `ETag` is weak at first. It is strong once the file's last change is so old that any further
+/// change would get a different timestamp.
 ///
 /// A single file is served at `/` and at its own name.
 ///
 /// # Never stale
 ///
-/// Files are kept open between requests. For each request, one `statx` asks the kernel whether the
-/// path still leads to the same unchanged file, so the next request after a file is replaced,
-/// changed or removed sees that. Requests that wait at the same time for the same file share the
-/// `statx`, which is made after the last of them has arrived.
+/// Files are kept open between requests. For each request, one `statx` checks whether the path
+/// still leads to the same, unchanged file. So when a file is replaced, changed or removed, the
+/// very next request sees it. Requests for the same file that wait at the same time share one
+/// `statx`, which is made after the last of these requests has arrived.
 ///
 /// # Stability of the bytes
 ///
-/// The bytes of a large file are those that it has when they are *sent*: if it is rewritten in
-/// place during a response, the client can receive some old and some new bytes. Replace files by
-/// renaming over them.
+/// The bytes of a large file are read when they are *sent*. If the file is rewritten in place
+/// during a response, the client can receive some old and some new bytes. To avoid that, replace a
+/// file by renaming a new one over it.
 #[derive(Clone, Debug)]
 pub struct ServeFiles {
     site: Arc<Site>,
@@ -86,15 +86,17 @@ impl From<Site> for ServeFiles {
 }
 
 impl ServeFiles {
-    /// Responds to one request. The same as the service's `call`, without `&mut`.
+    /// Responds to one request. Like the service's `call`, but without `&mut self`.
     ///
-    /// If the page cache has all that is needed, the response is ready at once, or after the tasks
-    /// that are ready have run. Work that needs the disk, and directory listings, run on tokio's
-    /// blocking pool; outside of a tokio runtime, they run on this thread.
+    /// If everything that is needed is cached, the response is ready at once, or after the task has
+    /// yielded once to other tasks that are ready. Work that needs the disk, and directory
+    /// listings, run on tokio's blocking pool, or on the calling thread if there is no tokio
+    /// runtime.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future drops the response. Work on a blocking thread runs to its end.
+    /// Dropping the future drops the response. Work that has begun on a blocking thread still runs
+    /// to its end.
     pub fn respond<B>(&self, request: Request<B>) -> ResponseFuture {
         let (parts, _) = request.into_parts();
         let cached = self.site.peek_cached(&parts);
@@ -125,7 +127,8 @@ impl<B> Service<Request<B>> for ServeFiles {
     }
 }
 
-/// Resolves to the response of [`ServeFiles`], which usually is ready already.
+/// The future that [`ServeFiles`] returns for a request. The response is usually ready at the first
+/// poll.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture {
@@ -139,7 +142,8 @@ enum ResponseState {
     Revalidating(Option<PendingRevalidation>),
 }
 
-/// A request whose file is in the cache, before the check that the entry is still current.
+/// A request whose file was found in the cache. Whether the cached entry is still current has not
+/// been checked yet.
 #[derive(Debug)]
 struct PendingRevalidation {
     site: Arc<Site>,
@@ -149,7 +153,8 @@ struct PendingRevalidation {
 }
 
 impl ResponseState {
-    /// Responds now if the disk is not needed. `current` is the file, if it is known.
+    /// Responds at once if that does not need the disk, and otherwise on the blocking pool.
+    /// `current` is the file that the request path leads to, if that is already known.
     fn start(site: &Arc<Site>, parts: Parts, current: Option<Arc<Entry>>) -> Self {
         if let Ok(response) = respond(site, &parts, current, DiskAccess::CachedOnly) {
             return Self::Ready(ready(response));
@@ -180,7 +185,7 @@ impl Future for ResponseFuture {
         loop {
             match &mut self.state {
                 ResponseState::Ready(response) => return Pin::new(response).poll(cx).map(Ok),
-                // The work is lost only if the runtime shuts down before it begins.
+                // The work fails only if the runtime shuts down before the work begins.
                 ResponseState::OnBlockingPool(work) => {
                     let response = poll_ready!(Pin::new(work).poll(cx));
                     return Poll::Ready(Ok(response.unwrap_or_else(|_| internal_error())));
@@ -193,7 +198,8 @@ impl Future for ResponseFuture {
                 ResponseState::Revalidating(pending) => {
                     let next = pending.take().map(PendingRevalidation::finish);
                     self.state = next.unwrap_or_else(|| {
-                        // `finish` always leaves another state behind.
+                        // Unreachable: `pending` is taken only once, because `finish` returns the
+                        // next state.
                         ResponseState::Ready(ready(internal_error()))
                     });
                 }

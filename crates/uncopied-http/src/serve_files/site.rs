@@ -1,4 +1,4 @@
-//! What a service serves, and the look-up of a request path in it.
+//! The directory or file that a service serves, and the look-up of request paths in it.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -24,62 +24,65 @@ use crate::open_file::{DiskAccess, OpenFile};
 pub(super) struct Site {
     pub(super) config: Config,
     pub(super) root: Arc<Root>,
-    /// If a single file is served: its name in the root.
+    /// The name of the file in `root`, if a single file is served.
     pub(super) single: Option<CString>,
     pub(super) cache: Cache,
 }
 
-/// What a request path leads to.
+/// The target of a request path.
 pub(super) enum ResolvedTarget {
     /// A file, perhaps the index of a directory.
     File(Arc<Entry>),
-    /// A directory that would be served, but the path lacks the slash at its end.
+    /// A directory that would be served if the path ended with a slash.
     MissingSlash(RequestPath),
     /// A directory to list.
     Listing(RequestPath, File),
 }
 
-/// What a path that could be opened leads to.
+/// The result of opening a path successfully.
 enum Opened {
     File(Arc<Entry>),
     Directory,
 }
 
-/// What the choice between a file and its precompressed files depended on.
+/// The facts that determined the choice between a file and its precompressed files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Negotiation {
-    /// The request alone.
+    /// Only the request.
     NotNeeded,
-    /// The absence of precompressed files.
+    /// The request, and that no precompressed file exists.
     NoPrecompressed,
-    /// Which precompressed files there are, or that some cannot be opened.
+    /// The request, and which precompressed files exist and can be opened. A
+    /// [`Basis`](crate::Basis) cannot check this.
     AmongPrecompressed,
 }
 
-/// How to make an entry of an opened file.
+/// Options for making a cache entry from an opened file.
 #[derive(Default)]
 struct EntryOptions {
-    /// The index files that take precedence over it.
+    /// The paths of the index files that take precedence over this file. If any of them exists, the
+    /// entry is out of date.
     earlier_index: Vec<CString>,
     /// For a precompressed file: its coding, and the media type of the original.
     coding: Option<(Coding, HeaderValue)>,
 }
 
 impl Site {
-    /// The cached file that a request may be for. The entry may be out of date.
+    /// Returns the cached entry for a GET or HEAD request, without checking that the entry is
+    /// current.
     pub(super) fn peek_cached(&self, request: &Parts) -> Option<Arc<Entry>> {
         let gets_bytes = matches!(request.method, Method::GET | Method::HEAD);
         gets_bytes.then(|| self.cache.peek(request.uri.path().as_bytes()))?
     }
 
-    /// Finds what `path` leads to, in the cache if the entry there is still current.
+    /// Finds what `path` leads to. Uses the cached entry if that is still current.
     pub(super) fn find(
         &self,
         path: &str,
         access: DiskAccess,
     ) -> Result<ResolvedTarget, ResolveError> {
-        // The keys of pages and precompressed files do not begin with a slash, so that no request
-        // can name them.
+        // The cache keys of pages and precompressed files do not begin with a slash. Requiring one
+        // here keeps requests from naming such keys.
         if !path.starts_with('/') {
             return Err(StatusCode::BAD_REQUEST.into());
         }
@@ -109,7 +112,7 @@ impl Site {
         }
     }
 
-    /// The file of a fallback or error page.
+    /// Returns the file of a fallback or error page.
     pub(super) fn page(
         &self,
         page: &ConfiguredPage,
@@ -118,7 +121,7 @@ impl Site {
         self.get_or_open(&page.key, &page.path, EntryOptions::default(), access)
     }
 
-    /// The best precompressed file that the client accepts, or the file itself.
+    /// Returns the best precompressed file that the client accepts, or else the file itself.
     pub(super) fn negotiate(
         &self,
         entry: Arc<Entry>,
@@ -171,7 +174,8 @@ impl Site {
             .map(ResolvedTarget::File)
     }
 
-    /// The index file of a directory. Its key in the cache is `key`, the path of the directory.
+    /// Returns the index file of a directory, if there is one. In the cache, the key of the index
+    /// file is `key`, the request path of the directory.
     fn index(
         &self,
         key: &[u8],
@@ -214,7 +218,8 @@ impl Site {
         Ok(ResolvedTarget::Listing(directory, dir))
     }
 
-    /// The file at `path`, from the cache if the entry there is still current.
+    /// Returns the file at `path`: from the cache if the entry under `key` is still current, or
+    /// else by opening the file.
     fn get_or_open(
         &self,
         key: &[u8],
@@ -231,8 +236,8 @@ impl Site {
         }
     }
 
-    /// Opens `path`, and caches it under `key` if it is a regular file. What is neither a regular
-    /// file nor a directory is not found.
+    /// Opens `path`, and caches the file under `key` if it is a regular file. Fails with 404 if it
+    /// is neither a regular file nor a directory.
     fn open(
         &self,
         key: &[u8],

@@ -1,4 +1,4 @@
-//! A file's bytes on their way: sent from the file, loaded first if they are not in memory.
+//! Sends file data from the file, after loading it into the page cache if necessary.
 
 use std::future::Future;
 use std::io;
@@ -15,21 +15,21 @@ use uncopied::{Errno, Progress, Side, Support, Transfer, residency, zero_copy_se
 
 use super::{ConnectionSocket, FileSlice, Stream};
 
-/// A send of a file's bytes, in progress.
+/// An in-progress send of bytes from a file.
 #[derive(Debug)]
 pub(super) struct FileSend {
     mapping: FileMapping,
     transfer: Transfer,
     loading: Option<JoinHandle<()>>,
-    /// Whether partial packets are held back until the end.
+    /// Whether partial packets are held back until the end of the send; see [`CORK_MIN_BYTES`].
     is_corked: bool,
 }
 
-/// The least length of a file's bytes that are sent corked (`tcp(7)`: TCP_CORK), in full packets up
-/// to the last. `sendfile` moves 64 KiB at a time, and where the socket is full in between, the
-/// rest of a packet would be sent by itself. In runs at separate times, each against nginx, corking
-/// saves about a tenth of the CPU time at 16 MiB and some at 1 MiB; at 256 KiB the gain is within
-/// noise.
+/// The minimum length of file data that is sent corked. A corked socket (`TCP_CORK`, see `tcp(7)`)
+/// sends only full packets until it is uncorked at the end. `sendfile` moves 64 KiB at a time.
+/// Without the cork, whenever the socket is full in between, an incomplete packet is sent on its
+/// own. In benchmark runs at separate times, each against nginx, corking saves about a tenth of the
+/// CPU time at 16 MiB and some at 1 MiB; at 256 KiB the gain is within the noise.
 const CORK_MIN_BYTES: usize = 512 << 10;
 
 impl Stream {
@@ -48,8 +48,8 @@ impl Stream {
         sent
     }
 
-    /// The send of these bytes: the one in progress if it is at exactly this position, else a new
-    /// one.
+    /// Returns the send in progress, if it is for this file and its remaining bytes are exactly
+    /// those of `slice`. Otherwise starts a new send.
     fn resume_or_start_send(&mut self, slice: FileSlice) -> FileSend {
         let FileSlice {
             mapping,
@@ -77,7 +77,7 @@ impl Stream {
         }
     }
 
-    /// Drops the send in progress, and sends the packet that was held back for it.
+    /// Drops the send in progress, if there is one, and sends the partial packet that it held back.
     pub(super) fn abandon_file_send(&mut self) {
         if let Some(send) = self.file_send.take() {
             self.uncork(&send);
@@ -90,7 +90,7 @@ impl Stream {
         }
     }
 
-    /// Returns whether the socket accepted the option. Only TCP has it.
+    /// Sets `TCP_CORK`. Returns whether the socket accepted the option, which only TCP has.
     fn set_cork(&self, on: bool) -> bool {
         match &self.socket {
             ConnectionSocket::Tcp(socket) => rustix::net::sockopt::set_tcp_cork(socket, on).is_ok(),
@@ -118,7 +118,7 @@ impl Stream {
         plan.without(|mechanism| mapping.has_refused(mechanism))
     }
 
-    /// Steps until bytes have moved.
+    /// Steps the transfer until a step has moved bytes.
     fn poll_steps(&mut self, cx: &mut Context<'_>, send: &mut FileSend) -> Poll<io::Result<usize>> {
         loop {
             if send.poll_cached(cx).is_pending() {
@@ -132,8 +132,8 @@ impl Stream {
                 other => Ok(other),
             };
             match ready!(self.poll_when_writable(cx, step))? {
-                // The error carries the transfer's total: the bytes moved before the failure belong
-                // to this call.
+                // `error.moved()` counts all bytes of the transfer. Those moved by earlier steps
+                // have already been counted.
                 Err(error) => {
                     self.count(cx, mechanism, (error.moved() - before) as usize);
                     return Poll::Ready(Err(error.into()));
@@ -150,24 +150,25 @@ impl Stream {
         }
     }
 
-    /// Sends at once the bytes that were held back to share a packet with those of a file, because
-    /// the disk takes its time.
+    /// Flushes bytes that were held back so that they could share a packet with file data. Called
+    /// when the file data must first be read from disk.
     fn push(&self) {
         if let ConnectionSocket::Tcp(socket) = &self.socket {
-            // Setting the option pushes, even if it is already set (`tcp(7)`). A failure costs
-            // 200 ms, but no byte.
+            // Setting this option flushes the socket, even if the option is already set (`tcp(7)`).
+            // If setting it fails, the bytes arrive up to 200 ms later, but none is lost.
             let _ = socket.set_nodelay(true);
         }
     }
 }
 
 impl FileSend {
-    /// Whether this send waits for the disk.
+    /// Whether this send is waiting for the disk.
     pub(super) fn is_loading(&self) -> bool {
         self.loading.is_some()
     }
 
-    /// Ready once the next bytes are in the page cache, as far as the kernel reports it.
+    /// Becomes ready once the next bytes are in the page cache: at once if the kernel reports them
+    /// as cached, otherwise after loading them on the blocking pool.
     fn poll_cached(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.loading.is_none() {
             let offset = self.transfer.offset();
@@ -186,15 +187,16 @@ impl FileSend {
             self.loading = Some(runtime.spawn_blocking(load));
         }
         if let Some(loading) = &mut self.loading {
-            // If the runtime shuts down and cancels the load, the step waits for the disk.
+            // The load fails only if the runtime is shutting down. The next step then waits for the
+            // disk instead.
             let _ = ready!(Pin::new(loading).poll(cx));
             self.loading = None;
         }
         Poll::Ready(())
     }
 
-    /// Records which mechanisms this kind of file does not support, so that later transfers do not
-    /// try them.
+    /// Records which mechanisms have failed as unsupported for this file, so that later transfers
+    /// of the file do not try them.
     fn note_refusals(&self) {
         for fallback in self.transfer.report().fallbacks() {
             if matches!(

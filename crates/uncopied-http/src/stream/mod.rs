@@ -1,5 +1,5 @@
-//! The connection under hyper or axum: ordinary reads and writes, except that bytes in the arena
-//! are sent from the file that they belong to, or by zero copy if they are pages.
+//! The I/O object under hyper or axum. It reads and writes like a socket, except that it sends
+//! slices of mapped files from the file, and slices of pages without a copy.
 
 mod file_send;
 mod page_send;
@@ -24,44 +24,47 @@ use crate::options::StreamOptions;
 use file_send::FileSend;
 use page_send::PageSender;
 
-/// A TCP or Unix connection that hyper and axum accept unmodified, and that sends files by
-/// `sendfile` and pages of the arena by zero copy.
+/// A TCP or Unix connection for an unmodified hyper or axum. It sends files with `sendfile`, and
+/// pages of the arena without a copy.
 ///
-/// Every slice to write is looked up in the [arena](uncopied::arena). Slices of a mapped file go
-/// out from the file. Slices of 32 KiB or more of [frozen pages](Pages) go out by the
-/// [plan](uncopied::policy::plan_memory) for such memory. Everything else, including shorter slices
-/// of pages, is written as usual. The [`StreamOptions`] may force mechanisms. Bytes in front of a
-/// file's bytes or pages, such as the head of a response, wait for these to share the first packet.
+/// The stream looks up every slice that it is asked to write in the [arena](uncopied::arena). It
+/// sends slices of a mapped file from the file. It sends slices of [frozen pages](Pages) of 32 KiB
+/// or more according to the [plan](uncopied::policy::plan_memory) for such memory. It writes
+/// everything else as usual, including shorter slices of pages. The [`StreamOptions`] may force
+/// mechanisms. Bytes in front of file data or pages, such as the head of a response, are held back
+/// so that they can share a packet with the data that follows.
 ///
-/// A file that is not in the page cache is loaded on tokio's blocking pool, while other connections
-/// of the thread continue.
+/// A file that is not in the page cache is loaded on tokio's blocking pool, so that other
+/// connections of the thread can continue.
 ///
 /// # Stability of the bytes
 ///
-/// See [`uncopied`]: a file's bytes may change until the peer has them. Pages are frozen, and kept
-/// for as long as the kernel reads them, even if the body, this stream, or the whole runtime is
-/// dropped.
+/// A file's bytes may change until the peer has received them; see [`uncopied`]. Pages are frozen,
+/// and are kept for as long as the kernel reads them, even if the body, this stream, or the whole
+/// runtime is dropped.
 pub struct Stream {
     socket: ConnectionSocket,
     options: StreamOptions,
     activity: Option<Arc<Activity>>,
     file_send: Option<Box<FileSend>>,
-    /// Created for the first pages. It belongs to the socket, and is dropped with it.
+    /// Created when pages are first sent. It belongs to `socket`, and must be dropped along with
+    /// it.
     page_sender: Option<Box<PageSender>>,
-    /// Why bytes of a file, or pages, could not be sent. Anything written after such an error would
-    /// take their place in the body, so every later write fails.
+    /// The error with which sending file data or pages failed. Any bytes written after such an
+    /// error would take the place of the missing bytes in the body, so every later write fails too.
     failed: Option<io::Error>,
     protocol: ConnectionProtocol,
 }
 
-/// The protocol of the connection, as far as the bytes written so far show it.
+/// The protocol of the connection, as recognised from the bytes written so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ConnectionProtocol {
     Unknown,
-    /// Each frame of a body is passed on as it is.
+    /// HTTP/1, which passes on each frame of a body as it is.
     Http1,
-    /// HTTP/2 copies the first bytes of some frames next to their heads and passes others on as
-    /// they are. One frame that was passed on proves nothing about the next.
+    /// Anything else, such as HTTP/2. HTTP/2 copies the first bytes of some frames next to their
+    /// frame heads, and passes other frames on as they are. So if one frame was passed on unread,
+    /// that proves nothing about the next.
     Other,
 }
 
@@ -71,26 +74,27 @@ enum ConnectionSocket {
     Unix(UnixStream),
 }
 
-/// How many bytes cost one unit of the task's budget. tokio gives a task 128 units for each poll,
-/// and once they are used up every socket returns [`Poll::Pending`]. After 4 MiB the task therefore
-/// yields to others, so that one fast peer cannot hold the thread.
+/// The number of sent bytes that cost one unit of the task's cooperative budget
+/// ([`tokio::task::coop`](coop)). tokio grants a task 128 units per poll. Once they are used up,
+/// every socket returns [`Poll::Pending`]. So a task yields after 4 MiB, and one fast peer cannot
+/// monopolise the thread.
 ///
-/// This uses the budget of the task rather than a count in the stream, because hyper continues with
-/// its next response when a write is pending, and would write again at once.
+/// A counter in this stream would not be enough: when a write returns [`Poll::Pending`], hyper
+/// moves on to its next response and writes again within the same poll.
 const BYTES_PER_BUDGET_UNIT: usize = 32 << 10;
 
-/// The most slices that one `sendmsg` accepts (`IOV_MAX`).
+/// The maximum number of slices that one `sendmsg` accepts (`IOV_MAX`).
 const MAX_SLICES_PER_CALL: usize = 1024;
 
 impl Stream {
-    /// A stream over a connected TCP socket. `TCP_NODELAY` should be set: the stream itself tells
-    /// the kernel when more follows.
+    /// Creates a stream over a connected TCP socket. `TCP_NODELAY` should be set, because the
+    /// stream itself tells the kernel when more bytes follow.
     #[must_use]
     pub fn tcp(socket: TcpStream, options: StreamOptions) -> Self {
         Self::new(ConnectionSocket::Tcp(socket), options)
     }
 
-    /// A stream over a connected Unix socket.
+    /// Creates a stream over a connected Unix socket.
     #[must_use]
     pub fn unix(socket: UnixStream, options: StreamOptions) -> Self {
         Self::new(ConnectionSocket::Unix(socket), options)
@@ -108,7 +112,8 @@ impl Stream {
         }
     }
 
-    /// What this connection is waiting for. The value is kept up to date from the first call on.
+    /// Returns what this connection is waiting for. The first call starts the recording; from then
+    /// on, the stream keeps the value up to date.
     pub fn activity(&mut self) -> Arc<Activity> {
         Arc::clone(
             self.activity
@@ -116,8 +121,8 @@ impl Stream {
         )
     }
 
-    /// Ready when there is something to read, or the peer has closed. Use it to wait for a request
-    /// without holding a buffer to read it into.
+    /// Becomes ready when there is something to read, or the peer has closed the connection. Use it
+    /// to wait for a request before allocating a buffer for that request.
     ///
     /// # Errors
     ///
@@ -143,7 +148,7 @@ impl Stream {
         }
     }
 
-    /// Calls `write` each time the socket is writable, until it returns something other than
+    /// Calls `write` whenever the socket is writable, until `write` returns something other than
     /// `WouldBlock` or `Interrupted`.
     fn poll_when_writable<T>(
         &self,
@@ -160,7 +165,8 @@ impl Stream {
         }
     }
 
-    /// Writes the slices up to the first that is not copied, and sends that one by itself.
+    /// Writes the slices in front of the first [`ArenaSlice`] together, and then sends that slice
+    /// separately.
     fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
@@ -173,8 +179,9 @@ impl Stream {
         let slices = &slices[..slices.len().min(MAX_SLICES_PER_CALL)];
         let (plain, arena_slice) = self.split_at_arena_slice(slices);
         self.note_protocol(plain);
-        // The body must learn it now: hyper may poll it for more before this call has written
-        // anything.
+        // Confirm the marked frame before writing. Even if this call writes nothing, hyper may poll
+        // the body for its next frame, and the body must already know that its first frame has
+        // arrived unread.
         let before_body = self.protocol == ConnectionProtocol::Http1 && confirm_passthrough(plain);
         let mut written = 0;
         if plain.iter().any(|slice| !slice.is_empty()) {
@@ -186,7 +193,7 @@ impl Stream {
             }
         }
         let Some(arena_slice) = arena_slice else {
-            // The caller no longer writes the bytes of the send in progress.
+            // The caller is no longer writing the bytes of an earlier file send, if there was one.
             self.abandon_file_send();
             return Poll::Ready(Ok(written));
         };
@@ -199,7 +206,8 @@ impl Stream {
         };
         match sent {
             Poll::Ready(Ok(sent)) => Poll::Ready(Ok(written + sent)),
-            // The bytes already written must be reported first. The next call gets the rest again.
+            // Report the bytes already written first. The caller will pass the rest again in its
+            // next call.
             Poll::Pending if written > 0 => Poll::Ready(Ok(written)),
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) if written > 0 => {
@@ -213,7 +221,7 @@ impl Stream {
         }
     }
 
-    /// The slices before the first that is not copied, and that one.
+    /// Returns the slices in front of the first [`ArenaSlice`], and that slice.
     fn split_at_arena_slice<'a, 'b>(
         &self,
         slices: &'a [IoSlice<'b>],
@@ -262,8 +270,7 @@ impl Stream {
     fn count(&self, cx: &mut Context<'_>, mechanism: Mechanism, bytes: usize) {
         self.options.totals.add(mechanism, bytes as u64);
         for _ in 0..bytes / BYTES_PER_BUDGET_UNIT {
-            // Requesting a unit when none is left would wake the task, which may have nothing to
-            // do.
+            // If no unit is left, requesting one would wake the task even if it has nothing to do.
             if coop::has_budget_remaining()
                 && let Poll::Ready(unit) = coop::poll_proceed(cx)
             {
@@ -291,7 +298,7 @@ impl Stream {
     }
 }
 
-/// A slice of the arena, which is not copied.
+/// A slice of the arena that is sent separately, because it need not be copied.
 enum ArenaSlice {
     File(FileSlice),
     Pages(Pages),
@@ -300,7 +307,7 @@ enum ArenaSlice {
 /// A slice of a mapped file.
 struct FileSlice {
     mapping: FileMapping,
-    /// Where the slice begins, in bytes from the start of the file.
+    /// The position of the slice, in bytes from the start of the file.
     offset: u64,
     len: usize,
 }

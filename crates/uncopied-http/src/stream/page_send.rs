@@ -1,4 +1,4 @@
-//! Pages of the arena on their way: sent to the socket by zero copy.
+//! Sends pages of the arena to the socket without a copy.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,19 +13,20 @@ use super::Stream;
 use crate::options::StreamOptions;
 use crate::totals::Totals;
 
-/// The least length of a slice of pages that is sent by a call of its own, by the plan for it.
-/// Shorter ones are written together with the slices next to them.
+/// The minimum length of a slice of pages that is sent with a call of its own, following the plan
+/// for pages. Shorter slices are written together with the slices next to them.
 ///
-/// The plan uses zero copy from 16 KiB on. But the slices in front of this one then need a call of
-/// their own. HTTP/2 would make that extra call for each of its frames of 16 KiB, even where the
-/// plan then copies the frame.
+/// The plan uses zero copy for 16 KiB or more. But the slices in front of the pages then need a
+/// separate call, too. Over HTTP/2, this would add a call for each frame of 16 KiB, even if the
+/// plan then copied the frame.
 const PAGE_SEND_MIN_BYTES: usize = 32 << 10;
 
-/// What this connection knows about its socket, and has in flight on it.
+/// The state for sending pages over this connection: what is known about its socket, and which
+/// memory the kernel may still read.
 #[derive(Debug)]
 pub(super) struct PageSender {
     channel: Channel,
-    /// How many of the bytes that the kernel copied have been added to the totals.
+    /// How many of the bytes that the kernel copied have already been added to `totals`.
     counted_kernel_copied: u64,
     totals: Arc<Totals>,
 }
@@ -43,8 +44,8 @@ impl PageSender {
         }
     }
 
-    /// Makes one try. A socket that accepts nothing is reported as `WouldBlock`, so that tokio
-    /// clears its readiness.
+    /// Tries once to send. If the socket accepts nothing, fails with `WouldBlock`, so that tokio
+    /// clears the socket's readiness.
     fn try_send(&mut self, pages: &Pages, socket: BorrowedFd<'_>) -> io::Result<Sent> {
         let sent = self.channel.try_send(pages, socket)?;
         match sent.bytes() {
@@ -68,7 +69,7 @@ impl Drop for PageSender {
 }
 
 impl Stream {
-    /// Whether this slice of pages is sent by a call of its own.
+    /// Whether this slice of pages is sent with a call of its own.
     pub(super) fn sends_separately(&self, pages: &Pages) -> bool {
         let is_rest = || {
             let sender = self.page_sender.as_ref();
@@ -83,7 +84,7 @@ impl Stream {
             && !is_forced_to_copy()
     }
 
-    /// Sends some of the pages. The channel keeps what the socket holds by reference, even if the
+    /// Sends some of the pages. Pages that the kernel may still read stay allocated, even if the
     /// slices, the body and this stream are dropped.
     pub(super) fn poll_send_pages(
         &mut self,

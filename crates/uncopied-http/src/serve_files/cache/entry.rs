@@ -1,4 +1,4 @@
-//! A file that is open for serving, with what its responses need.
+//! An open file, together with what its responses need.
 
 use std::ffi::CString;
 use std::sync::Arc;
@@ -14,34 +14,37 @@ use crate::serve_files::request::conditional::Validators;
 use crate::serve_files::request::negotiate::Coding;
 use crate::serve_files::resolve::root::Root;
 
-/// A file that is open for serving, and everything about its responses that can be prepared.
+/// An open file, together with everything about its responses that can be prepared in advance.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) file: Arc<OpenFile>,
-    /// The complete headers of a 200.
+    /// The complete headers of a 200 response.
     pub(crate) headers: HeaderMap,
-    /// Where its precompressed files would be, if they are to be looked up.
+    /// The paths at which precompressed files may exist. `None` if they are not looked for.
     pub(crate) precompressed: Option<Precompressed>,
     /// The media type, even if a configured header replaces `Content-Type`.
     pub(crate) media_type: HeaderValue,
     root: Arc<Root>,
     path: CString,
-    /// The index files that take precedence over this one. None of them may exist.
+    /// The paths of the index files that take precedence over this one. If any of them exists, this
+    /// entry is out of date.
     earlier_index: Box<[CString]>,
     etag: HeaderValue,
     last_modified: Option<u64>,
+    /// Whether the file was [stable](crate::FileStat::is_stable) when it was opened.
     pub(crate) is_stable: bool,
 }
 
-/// What an [`Entry`] is made of.
+/// The values from which an [`Entry`] is made.
 pub(crate) struct EntrySource {
     pub(crate) file: OpenFile,
     pub(crate) path: CString,
     pub(crate) earlier_index: Vec<CString>,
     /// For a precompressed file: its coding, and the media type of the original.
     pub(crate) coding: Option<(Coding, HeaderValue)>,
-    /// A time *before* the `statx` of the file. Only then does "stable" mean that no change after
-    /// the `statx` can fall into the same tick of the clock.
+    /// A time taken *before* the `statx` of the file. If it were taken afterwards, the file might
+    /// count as stable although it changed again right after the `statx`, within the same tick of
+    /// the clock as the change that `statx` reported.
     pub(crate) before_stat: SystemTime,
 }
 
@@ -96,7 +99,7 @@ impl Entry {
         }
     }
 
-    /// The length in bytes.
+    /// The length of the file in bytes.
     pub(crate) fn len(&self) -> u64 {
         self.file.stat().len()
     }
@@ -109,15 +112,17 @@ impl Entry {
         }
     }
 
-    /// Whether `path` still leads to this very file with the same bytes. One system call, and one
-    /// more for each index file that takes precedence.
+    /// Whether the entry's path still leads to this very file, with unchanged content. Makes one
+    /// system call, and one more for each index file that takes precedence.
     ///
-    /// The look-up follows links without checking that they stay beneath the root. This is safe.
-    /// The entry's own descriptor keeps its inode from being used for another file; if the bytes
-    /// are in memory instead, another file with that inode number has a later change time. So an
-    /// equal stat means that the path leads to the unchanged *file that was opened*, when the check
-    /// was made. A link that was replaced since then can at worst lead to the same file in another
-    /// way. For any other file the stat differs, and the request goes through the checked open.
+    /// The look-up follows symbolic links without checking that they stay beneath the root. This is
+    /// safe, because the result is only compared with the metadata of the file that was opened, and
+    /// *that* file was checked. No other file can have equal metadata: while the entry holds a
+    /// descriptor, the inode number is not reused, and if the entry holds the bytes in memory
+    /// instead, a newer file with the same inode number has a later change time. So a link that has
+    /// been replaced in the meantime can at worst lead to the same file in another way. For any
+    /// other file, this function returns false, and the request then goes through [`Root::open`],
+    /// which checks links.
     pub(crate) fn is_current(&self) -> bool {
         self.root
             .stat(&self.path)
@@ -128,7 +133,7 @@ impl Entry {
                 .all(|path| self.root.is_absent(path))
     }
 
-    /// Whether the file is known to have no precompressed files. At most one system call.
+    /// Whether the file is known to have no precompressed files. Makes at most one system call.
     pub(crate) fn has_no_precompressed(&self) -> bool {
         let precompressed = self.precompressed.as_ref();
         precompressed.is_none_or(|precompressed| precompressed.is_known_absent(&self.root))
@@ -136,14 +141,16 @@ impl Entry {
 
     /// Whether this entry may serve later requests.
     ///
-    /// While the last change is so recent that another would not show in the stat, bytes that were
-    /// read into memory may silently be out of date. The bytes of an open descriptor are read when
-    /// they are sent, and its tag is weak.
+    /// An entry may not if its bytes were read into memory when the file was not yet
+    /// [stable](crate::FileStat::is_stable). A further change might not show in the metadata, so
+    /// the bytes could be out of date without any sign of it. An open file has no such problem: its
+    /// bytes are read when they are sent, and its `ETag` is weak until the file is stable.
     pub(super) fn is_cacheable(&self) -> bool {
         self.is_stable || self.file.in_memory().is_none()
     }
 
-    /// Whether the tag is weak, but could be strong by the current time.
+    /// Whether the `ETag` of this entry is weak, but the file has become stable since it was
+    /// opened, so that a new entry would have a strong one.
     pub(super) fn has_become_stable(&self) -> bool {
         !self.is_stable && self.file.stat().is_stable(SystemTime::now())
     }

@@ -1,4 +1,4 @@
-//! The headers of responses that are files.
+//! The headers of responses that send a file.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,15 +17,15 @@ pub(crate) const MAX_HTTP_DATE_SECONDS: u64 = 253_402_300_799;
 /// The headers that the configuration adds.
 #[derive(Debug)]
 pub(crate) struct ConfiguredHeaders {
-    /// The headers of every response.
+    /// The headers that are added to every response.
     pub(crate) common: HeaderMap,
-    /// The `Cache-Control` of responses that are files.
+    /// The `Cache-Control` header of responses that send a file.
     pub(crate) cache_control: Option<HeaderValue>,
 }
 
 impl ConfiguredHeaders {
-    /// Adds the headers of every response. They replace those that are there already, except for
-    /// `Vary`, which they extend.
+    /// Adds the headers for every response. Each of them replaces an existing header of the same
+    /// name, except for `Vary`, which is extended.
     pub(crate) fn apply(&self, headers: &mut HeaderMap) {
         for name in self.common.keys().filter(|name| **name != VARY) {
             headers.remove(name);
@@ -36,7 +36,7 @@ impl ConfiguredHeaders {
     }
 }
 
-/// What the headers of a file depend on.
+/// The values on which the headers of a file depend.
 pub(super) struct FileHeaders<'a> {
     pub(super) media_type: &'a HeaderValue,
     pub(super) len: u64,
@@ -48,7 +48,7 @@ pub(super) struct FileHeaders<'a> {
     pub(super) configured: &'a ConfiguredHeaders,
 }
 
-/// The complete headers of a 200.
+/// Returns the complete headers of a 200 response.
 pub(super) fn of_file(file: &FileHeaders<'_>) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8 + file.configured.common.len());
     headers.insert(CONTENT_TYPE, file.media_type.clone());
@@ -72,12 +72,14 @@ pub(super) fn of_file(file: &FileHeaders<'_>) -> HeaderMap {
     headers
 }
 
-/// The entity tag, made of everything that differs after the bytes change. It includes the time of
-/// the last status change, because the modification time can be set back.
+/// Returns the entity tag. It contains the values that differ after the content changes: the
+/// length, the modification time, and the time of the last status change. The modification time
+/// alone is not enough, because a program may set it back.
 ///
-/// A tag is strong only if it will never name other bytes. A weak one is spelled differently, so
-/// that it stops matching once the file is stable: a client that got the file while it was being
-/// written then requests it again.
+/// A tag is strong only if it can never denote different content, that is, if the file is stable. A
+/// weak tag is spelled differently from the later strong one, so that it stops matching once the
+/// file is stable. A client that received the file while it was being written then requests it
+/// again.
 pub(super) fn etag(stat: &FileStat, is_stable: bool, coding: Option<Coding>) -> HeaderValue {
     let ((modified, modified_nanos), (changed, changed_nanos)) = (stat.modified(), stat.changed());
     let (weak, moving) = if is_stable { ("", "") } else { ("W/", "-m") };
@@ -89,8 +91,8 @@ pub(super) fn etag(stat: &FileStat, is_stable: bool, coding: Option<Coding>) -> 
     HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("W/\"\""))
 }
 
-/// `Last-Modified` in seconds since 1970, if the time is not in the future (RFC 9110 §8.8.2.1) and
-/// can be written as an HTTP date.
+/// Returns `Last-Modified` in seconds since 1970. Returns `None` if the time is in the future (RFC
+/// 9110 §8.8.2.1) or cannot be written as an HTTP date.
 pub(super) fn last_modified(stat: &FileStat, now: SystemTime) -> Option<u64> {
     let now = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
     let seconds = u64::try_from(stat.modified().0).ok()?;

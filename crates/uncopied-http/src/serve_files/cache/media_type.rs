@@ -6,18 +6,18 @@ use std::path::Path;
 
 use http::HeaderValue;
 
-/// A media type, as it is sent.
+/// The media type of a file.
 #[derive(Clone, Debug)]
 pub(crate) struct MediaType {
     /// The value of `Content-Type`.
     pub(crate) value: HeaderValue,
-    /// Whether a precompressed file is worth a look-up. It is not if the format is compressed
-    /// already.
+    /// Whether it is worthwhile to look for precompressed files. This is false for formats that are
+    /// already compressed.
     pub(crate) is_compressible: bool,
 }
 
 impl MediaType {
-    /// The media type of the extension of `path`.
+    /// Returns the media type for the extension of `path`.
     pub(crate) fn of(path: &[u8]) -> Self {
         let path = Path::new(OsStr::from_bytes(path));
         let essence = mime_guess::from_path(path)
@@ -30,8 +30,8 @@ impl MediaType {
     }
 }
 
-/// Adds the charset to text types. The values of the common types are static, so cloning them does
-/// not touch a reference count that threads share.
+/// Adds `charset=utf-8` to text types. The values of common types are static, because cloning a
+/// static value does not modify a reference count that threads share.
 fn with_charset(essence: &'static str) -> HeaderValue {
     let common = match essence {
         "text/html" => "text/html; charset=utf-8",

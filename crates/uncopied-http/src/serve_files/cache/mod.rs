@@ -1,4 +1,4 @@
-//! Open files between requests, never stale.
+//! Keeps files open between requests, and checks at each request that they are current.
 
 pub(crate) mod entry;
 pub(crate) mod headers;
@@ -13,20 +13,23 @@ use quick_cache::sync::Cache as QuickCache;
 
 use self::entry::Entry;
 
-/// Entries by key: the path of a request as it was received, or `precompressed:` or `page:` and a
+/// The open files, by key. The key of a file is the request path as it was received. For
+/// precompressed files and configured pages, the key is `precompressed:` or `page:` followed by the
 /// path beneath the root.
 pub(crate) struct Cache {
     entries: Option<QuickCache<Box<[u8]>, Arc<Entry>>>,
 }
 
-/// The least number of entries in a shard of the cache.
+/// The minimum number of entries in a shard of the cache.
 const SHARD_MIN_ENTRIES: usize = 32;
 
 impl Cache {
-    /// A cache with room for at most `files` entries, none if 0.
+    /// Creates a cache with room for at most `files` entries. With 0, nothing is cached.
     pub(crate) fn new(files: usize) -> Self {
-        // Each shard holds an equal share of at least 32 entries: quick_cache halves the number of
-        // shards until that is so. Rounding down keeps the sum within the bound.
+        // quick_cache gives every shard the same number of entries, and halves the number of shards
+        // until there are at least 32 entries in each. So choose a number of shards that needs no
+        // halving, and round `files` down to a multiple of it, so that the total does not exceed
+        // the limit.
         let shards = [16, 8, 4, 2]
             .into_iter()
             .find(|shards| files / shards >= SHARD_MIN_ENTRIES);
@@ -44,21 +47,22 @@ impl Cache {
         Self { entries }
     }
 
-    /// The entry of `key`, if a look-up would find the same file now. See [`Entry::is_current`] for
-    /// the system calls that it makes.
+    /// Returns the entry of `key` if it is current: a look-up of the path would find the same,
+    /// unchanged file now. [`Entry::is_current`] describes the system calls that this makes. An
+    /// entry that is out of date is removed.
     pub(crate) fn get(&self, key: &[u8]) -> Option<Arc<Entry>> {
         let entries = self.entries.as_ref()?;
         let entry = entries.get(key)?;
         if entry.is_current() && !entry.has_become_stable() {
             return Some(entry);
         }
-        // Another thread may have put a newer entry there in between. Then that one is looked up
-        // again as well.
+        // If another thread has just put a newer entry there, this removes the newer one. That
+        // costs only one more look-up of the file.
         entries.remove(key);
         None
     }
 
-    /// The entry of `key`, which may be out of date. No system call.
+    /// Returns the entry of `key`, which may be out of date. Makes no system call.
     pub(crate) fn peek(&self, key: &[u8]) -> Option<Arc<Entry>> {
         let entry = self.entries.as_ref()?.get(key)?;
         (!entry.has_become_stable()).then_some(entry)

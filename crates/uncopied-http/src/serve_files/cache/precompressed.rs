@@ -1,4 +1,4 @@
-//! The precompressed files of a file, and whether there are any.
+//! Finds out whether a file has precompressed files.
 
 use std::ffi::CString;
 use std::sync::{Mutex, PoisonError};
@@ -8,26 +8,28 @@ use crate::file_stat::FileStat;
 use crate::serve_files::request::negotiate::Coding;
 use crate::serve_files::resolve::root::Root;
 
-/// Where the precompressed files of a file would be.
+/// The paths at which the precompressed files of one file may exist.
 ///
-/// Most files have none, and most clients accept three codings: trying all three each time would
-/// cost more than the file itself. So the service remembers the stat of a directory in which none
-/// of them exists. The directory's own times change with every name that is added or removed.
+/// Most files have none, but most clients accept three codings, and looking for all three at each
+/// request would cost more than sending the file itself. So once none has been found, the service
+/// remembers the metadata of the directory. Adding a file to the directory would change the
+/// directory's times, so as long as the metadata stays equal, there is still no precompressed file.
 #[derive(Debug)]
 pub(crate) struct Precompressed {
     pub(crate) files: Box<[PrecompressedFile]>,
     dir: CString,
-    /// The stat of the directory when none of the files was in it.
+    /// The metadata that the directory had when none of `files` existed in it.
     dir_without_files: Mutex<Option<FileStat>>,
 }
 
-/// Where one precompressed file would be.
+/// The path at which one precompressed file may exist.
 #[derive(Debug)]
 pub(crate) struct PrecompressedFile {
     pub(crate) coding: Coding,
-    /// Its key in the cache. No request path begins like it.
+    /// The file's key in the cache. It cannot equal a request path, because it does not begin with
+    /// a slash.
     pub(crate) key: Box<[u8]>,
-    /// Its path beneath the root.
+    /// The file's path beneath the root.
     pub(crate) path: CString,
 }
 
@@ -47,20 +49,21 @@ impl Precompressed {
         }
     }
 
-    /// Whether it is known that there are none. At most one system call.
+    /// Whether it is known that none of the files exists. Makes at most one system call.
     pub(crate) fn is_known_absent(&self, root: &Root) -> bool {
         let dir = &self.dir_without_files;
         let known = *dir.lock().unwrap_or_else(PoisonError::into_inner);
         known.is_some_and(|known| root.stat(&self.dir).is_ok_and(|stat| stat == known))
     }
 
-    /// Records that there are none, if that is so and the directory is stable. Only then do its
-    /// times show a file that is created later.
+    /// Records that none of the files exists, if that is so. The directory must be
+    /// [stable](FileStat::is_stable), because otherwise a file that is created right afterwards
+    /// might leave the directory's times unchanged.
     pub(crate) fn record_if_absent(&self, root: &Root) {
         let now = SystemTime::now();
         let stat = root.stat(&self.dir).ok().filter(|stat| stat.is_stable(now));
-        // A dangling link counts as present: its target may be created without a change to this
-        // directory.
+        // A dangling link counts as present, because its target may be created without a change to
+        // this directory.
         let absent = stat.filter(|_| self.files.iter().all(|file| root.is_absent(&file.path)));
         let dir = &self.dir_without_files;
         *dir.lock().unwrap_or_else(PoisonError::into_inner) = absent;

@@ -1,25 +1,29 @@
-//! One `statx` for all the requests that wait for it.
+//! Shares one `statx` among requests that wait for it at the same time.
 //!
-//! A response must reflect what its path leads to at some moment after the request arrived. The
-//! `statx` need not be made for this request alone: any that is made later will do. So under load,
-//! requests form groups. Each request joins the open group of its thread, and then lets the tasks
-//! that are ready run first, which brings in requests of other connections. The first member to run
-//! again closes the group and asks the kernel. The other members that want the same file use its
-//! result, because all of them had arrived before the call.
+//! A response must reflect what its path leads to at some moment after the request arrived. So a
+//! request can use the result of any `statx` of its path that is made after its arrival, even one
+//! that is made for another request. Under load, requests therefore form groups. Each request joins
+//! the open group of its thread, and then yields once to other tasks that are ready, so that
+//! requests of other connections can join. The first member to run again closes the group and makes
+//! its `statx`. Other members that want the same file use that result, because all of them had
+//! arrived before the call.
 //!
-//! The eighth member to join does not wait, and closes the group at once. So some responses of a
-//! busy turn go out early, and their clients work while the others are served.
+//! The eighth member to join does not yield, but runs at once and closes the group. So when many
+//! requests are waiting, some responses are sent early, and their clients can work while the server
+//! handles the other requests.
 //!
-//! Joining costs each request a turn of the run queue, about a tenth of a `statx`. It pays off only
-//! where requests for the same file arrive together, and [`GroupingCredit`] learns whether they do.
+//! Joining costs each request one turn of the run queue, which is about a tenth of the cost of a
+//! `statx`. This pays off only if requests for the same file arrive together, and
+//! [`GroupingCredit`] learns whether they do.
 
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::entry::Entry;
 
-/// The most requests in a group. Measured with 32 connections and files of 1 KiB: 8 and 16 are the
-/// fastest. Without a limit, the server and its clients take turns idling.
+/// The maximum number of requests in a group. Measured with 32 connections and files of 1 KiB, 8
+/// and 16 are the fastest. Without a limit, the clients idle while the server works, and the other
+/// way round.
 const GROUP_MAX_MEMBERS: usize = 8;
 
 thread_local! {
@@ -44,19 +48,22 @@ pub(crate) struct GroupMember {
 struct GroupState {
     members: usize,
     is_closed: bool,
-    /// Whether the entries at these addresses are current. Every member has held its entry since
-    /// before the group was closed, so no other entry can have the same address.
+    /// The addresses of the entries checked so far, and whether each of these entries is current.
+    /// An address identifies an entry: every member has held its entry since before the group was
+    /// closed, so no two of these entries can have had the same address.
     results: Vec<(usize, bool)>,
 }
 
 impl RevalidationGroup {
-    /// Joins the open group of this thread, unless grouping has not paid off lately.
+    /// Joins the open group of this thread, or opens one. Returns `None` if grouping has not paid
+    /// off lately.
     pub(crate) fn join() -> Option<GroupMember> {
         if !GROUPING_CREDIT.with(GroupingCredit::spend) {
             return None;
         }
         OPEN_GROUP.with_borrow_mut(|open| {
-            // Another thread closes the group if its first task has moved there.
+            // A member may have closed the group, even on another thread, if its task has moved
+            // there.
             if let Some(group) = open
                 && let Some(must_yield) = group.add_member()
             {
@@ -86,8 +93,9 @@ impl RevalidationGroup {
         Some(state.members < GROUP_MAX_MEMBERS)
     }
 
-    /// Whether the entry's path still leads to it, at some moment after the caller joined. Closes
-    /// the group. Queries the kernel at most once for each entry.
+    /// Closes the group, and returns whether the entry's path still led to the same, unchanged file
+    /// at some moment after the caller joined. Each group queries the kernel at most once per
+    /// entry.
     pub(crate) fn is_current(&self, entry: &Arc<Entry>) -> bool {
         let mut state = self.lock();
         state.is_closed = true;
@@ -103,15 +111,17 @@ impl RevalidationGroup {
     }
 
     fn lock(&self) -> MutexGuard<'_, GroupState> {
-        // After a panic the list is consistent, whether or not the last result was added.
+        // A poisoned lock does no harm: the list is consistent after a panic, whether or not the
+        // last result was added.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether grouping pays off on this thread. A result that served a second request pays for
-/// [`Self::REQUESTS_PER_HIT`] requests to join. Once the credit is used up,
-/// [`Self::TRIAL_REQUESTS`] in a row try again after every [`Self::PAUSE_REQUESTS`], because a
-/// single one would find no other.
+/// Decides whether requests on this thread join groups, depending on whether that has paid off
+/// lately. Each time a request uses a result that was obtained for another request, the next
+/// [`Self::REQUESTS_PER_HIT`] requests may join. Once this credit is used up, requests do not join,
+/// except that after every [`Self::PAUSE_REQUESTS`] requests, [`Self::TRIAL_REQUESTS`] in a row try
+/// again. A single request would find no other to share with.
 struct GroupingCredit(Cell<i32>);
 
 impl GroupingCredit {

@@ -1,33 +1,34 @@
-//! Preconditions, in the order of RFC 9110 §13.2.2. Pure.
+//! Evaluates preconditions in the order of RFC 9110 §13.2.2. Does no I/O.
 
 use std::time::UNIX_EPOCH;
 
 use http::header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE};
 use http::{HeaderMap, HeaderName};
 
-/// What distinguishes one version of a file from another.
+/// The values that distinguish one version of a file from another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Validators<'a> {
     /// The entity tag as it is sent: `"…"` or `W/"…"`.
     pub(crate) etag: &'a [u8],
-    /// `Last-Modified` in seconds since 1970, if the time can be written as an HTTP date.
+    /// `Last-Modified` in seconds since 1970, if the response has this header.
     pub(crate) last_modified: Option<u64>,
-    /// Whether the last change is old enough that a further one would show.
+    /// Whether the file last changed long enough ago that any later change would get a different
+    /// timestamp.
     pub(crate) is_stable: bool,
 }
 
 /// The outcome of the preconditions of a GET or HEAD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PreconditionOutcome {
-    /// Respond as if there were none.
+    /// Respond as if there were no preconditions.
     Proceed,
-    /// 304.
+    /// Respond with 304.
     NotModified,
-    /// 412.
+    /// Respond with 412.
     Failed,
 }
 
-/// Steps 1 to 4: all but `If-Range`.
+/// Evaluates steps 1 to 4 of RFC 9110 §13.2.2: all preconditions except for `If-Range`.
 pub(crate) fn check(headers: &HeaderMap, validators: Validators<'_>) -> PreconditionOutcome {
     let unmodified_since = |name| {
         let modified = validators.last_modified?;
@@ -51,11 +52,12 @@ pub(crate) fn check(headers: &HeaderMap, validators: Validators<'_>) -> Precondi
     }
 }
 
-/// Step 5: whether the `Range` field applies. It does if there is no `If-Range`, or if the
-/// validator in `If-Range` is strong and matches the file's (§13.1.5).
+/// Evaluates step 5 of RFC 9110 §13.2.2: returns whether the `Range` field applies. It applies if
+/// there is no `If-Range`, or if the validator in `If-Range` is strong and matches that of the file
+/// (§13.1.5).
 ///
-/// A date is strong only if the file cannot have changed twice within its second (§8.8.2.2). That
-/// is unknown until the file is stable.
+/// A date is a strong validator only if the file cannot have changed twice within that second
+/// (§8.8.2.2). As long as the file is not stable, this is not known.
 pub(crate) fn range_applies(headers: &HeaderMap, validators: Validators<'_>) -> bool {
     let mut lines = headers.get_all(IF_RANGE).iter();
     let Some(line) = lines.next() else {
@@ -71,7 +73,8 @@ pub(crate) fn range_applies(headers: &HeaderMap, validators: Validators<'_>) -> 
     validators.is_stable && date.is_some() && date == validators.last_modified
 }
 
-/// Whether a list of entity tags, or `*`, matches `etag`. `None` if the field is absent.
+/// Returns whether the field `name`, which is a list of entity tags or `*`, matches `etag`. Tags
+/// are compared with `equal`. Returns `None` if the field is absent.
 fn matches(
     headers: &HeaderMap,
     name: HeaderName,
@@ -86,7 +89,7 @@ fn matches(
     }))
 }
 
-/// The entity tags of a list, up to the first malformed one. A tag may contain commas.
+/// Returns the entity tags of a list, up to the first malformed one. A tag may contain commas.
 fn tags(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         while let [b',' | b' ' | b'\t', rest @ ..] = list {
@@ -102,7 +105,7 @@ fn tags(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Splits off the entity tag at the start.
+/// Splits `text` after the entity tag at its start. Returns `None` if there is no tag.
 fn split_tag(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let quote = if text.starts_with(b"W/") { 2 } else { 0 };
     let opaque = text.get(quote..)?.strip_prefix(b"\"")?;
@@ -124,7 +127,8 @@ fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// The date of a field, in seconds since 1970. A field that is malformed or repeated is ignored.
+/// Returns the date of a field, in seconds since 1970. Returns `None` if the field is absent,
+/// malformed or repeated.
 fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
     let mut lines = headers.get_all(name).iter();
     let (line, None) = (lines.next()?, lines.next()) else {

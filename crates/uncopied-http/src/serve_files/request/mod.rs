@@ -1,4 +1,4 @@
-//! What the header fields of a request ask for. Pure: no descriptor, no file system.
+//! Evaluates the header fields of a request. Does no I/O.
 
 pub(crate) mod conditional;
 pub(crate) mod negotiate;

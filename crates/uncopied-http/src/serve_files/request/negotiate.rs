@@ -1,4 +1,4 @@
-//! `Accept-Encoding` and `Accept` (RFC 9110 §12.5). Pure.
+//! Evaluates `Accept-Encoding` and `Accept` (RFC 9110 §12.5). Does no I/O.
 
 use http::HeaderValue;
 
@@ -11,7 +11,8 @@ pub(crate) enum Coding {
 }
 
 impl Coding {
-    /// All codings, in the order of preference: the one that usually makes the smallest file first.
+    /// All codings in order of preference, starting with the one that usually makes the smallest
+    /// file.
     pub(crate) const ALL: [Self; 3] = [Self::Brotli, Self::Zstd, Self::Gzip];
 
     /// The name in `Accept-Encoding` and `Content-Encoding`.
@@ -23,7 +24,7 @@ impl Coding {
         }
     }
 
-    /// How the name of a precompressed file ends.
+    /// The suffix of the names of precompressed files with this coding.
     pub(crate) fn suffix(self) -> &'static str {
         match self {
             Self::Brotli => ".br",
@@ -41,11 +42,12 @@ impl Coding {
 /// A weight of 1, in thousandths.
 const FULL_WEIGHT: u16 = 1000;
 
-/// The codings to look for, best first. If there is no precompressed file for any of them, the file
-/// is sent as it is.
+/// Returns the codings of the precompressed files to look for, best first: those that the client
+/// accepts and does not rank below `identity`. If none of these files exists, the original file is
+/// sent.
 ///
-/// That also holds for a client that refuses `identity`, as with every common server: a 406 would
-/// help no client.
+/// The original file is sent even to a client that refuses `identity`. Every common server does
+/// this, because a 406 would help no client.
 pub(crate) fn codings<'a>(
     lines: impl IntoIterator<Item = &'a HeaderValue>,
 ) -> impl Iterator<Item = Coding> {
@@ -69,8 +71,8 @@ pub(crate) fn codings<'a>(
         .map(|(_, coding)| coding)
 }
 
-/// Whether `Accept` prefers `application/json` to `text/html`. For each of the two, the most
-/// specific range that covers it decides.
+/// Whether `Accept` prefers `application/json` to `text/html`. The weight of each of these types is
+/// that of the most specific media range that covers it.
 pub(crate) fn prefers_json<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
     let (mut json, mut html) = ((0, 0), (0, 0));
     for (range, weight) in lines.into_iter().flat_map(elements) {
@@ -80,7 +82,7 @@ pub(crate) fn prefers_json<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>)
     json.1 > html.1
 }
 
-/// Whether `Accept` names `text/html`.
+/// Whether `Accept` names `text/html` explicitly, with a weight above 0.
 pub(crate) fn names_html<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
     lines
         .into_iter()
@@ -88,7 +90,8 @@ pub(crate) fn names_html<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -
         .any(|(range, weight)| weight > 0 && range.eq_ignore_ascii_case("text/html"))
 }
 
-/// How specifically a media range covers a media type, and with which weight. Zeros if it does not.
+/// Returns how specifically a media range covers the type `main/sub`, from 1 to 3, and with which
+/// weight. Returns zeros if the range does not cover the type.
 fn coverage(range: &str, weight: u16, main: &str, sub: &str) -> (u8, u16) {
     match range.split_once('/') {
         Some(("*", "*")) => (1, weight),
@@ -98,7 +101,8 @@ fn coverage(range: &str, weight: u16, main: &str, sub: &str) -> (u8, u16) {
     }
 }
 
-/// The elements of a list with their weights. Elements with a malformed weight are left out.
+/// Returns the elements of a list with their weights. Elements with a malformed weight are left
+/// out.
 fn elements(line: &HeaderValue) -> impl Iterator<Item = (&str, u16)> {
     line.to_str()
         .unwrap_or_default()

@@ -1,31 +1,32 @@
-//! `Range` (RFC 9110 §14). Pure.
+//! Evaluates the `Range` field (RFC 9110 §14). Does no I/O.
 
 use std::ops::Range;
 
-/// The most ranges in one request. With more, the response is the whole file, as with nginx.
+/// The maximum number of ranges in one request. If there are more, the response is the whole file,
+/// as with nginx.
 pub(crate) const MAX_RANGES: usize = 16;
 
-/// Which bytes of a file to send.
+/// The bytes of a file to send, and the status of the response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RangeSelection {
     /// The whole file: 200.
     Whole,
     /// One range, which is not empty and lies within the file: 206.
     One(Range<u64>),
-    /// Two or more ranges that neither overlap nor touch, in the order of the request: 206,
-    /// multipart.
+    /// Two or more ranges that neither overlap nor touch: 206, multipart. They are in the order of
+    /// the request, unless some of them had to be merged.
     Several(Vec<Range<u64>>),
-    /// No range that lies within the file: 416.
+    /// No range lies within the file: 416.
     Unsatisfiable,
 }
 
 /// Applies the value of a `Range` field to a file of `len` bytes.
 ///
-/// - A field with another unit than bytes, or with any syntax error, is ignored.
+/// - A field with a unit other than bytes, or with any syntax error, is ignored.
 /// - Ranges that overlap or touch are merged, so that no byte is sent twice.
-/// - Ranges that together ask for more bytes than the file has are an attack or a mistake, and the
-///   whole file costs less. The same goes for a range of an empty file, for which nginx and Go
-///   respond with 200 as well.
+/// - If the ranges together ask for more bytes than the file has, the response is the whole file.
+///   Such a request is an attack or a mistake, and the whole file costs less to send.
+/// - If the file is empty, the response is the whole file, as with nginx and Go.
 pub(crate) fn select(value: &[u8], len: u64) -> RangeSelection {
     let Some(specs) = parse(value) else {
         return RangeSelection::Whole;
@@ -48,8 +49,8 @@ pub(crate) fn select(value: &[u8], len: u64) -> RangeSelection {
     }
 }
 
-/// One element of the list, as it was written. A number that does not fit into 64 bits becomes the
-/// largest that does, which is beyond the end of every file.
+/// One element of the list, as it was written. A number that does not fit into 64 bits is replaced
+/// with the largest 64-bit number, which is beyond the end of every file.
 #[derive(Clone, Copy, Debug)]
 enum RangeSpec {
     From(u64),
@@ -58,7 +59,7 @@ enum RangeSpec {
 }
 
 impl RangeSpec {
-    /// The bytes that this element selects in a file of `len` bytes, if any.
+    /// Returns the bytes that this element selects in a file of `len` bytes, if any.
     fn within(self, len: u64) -> Option<Range<u64>> {
         let range = match self {
             Self::From(first) => first..len,
@@ -112,8 +113,8 @@ fn number(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// Merges ranges that overlap or touch. If none do, the ranges keep the client's order, which may
-/// put the most useful bytes first.
+/// Merges ranges that overlap or touch, and sorts the result. If there is nothing to merge, the
+/// ranges keep the client's order, which may put the most useful bytes first.
 fn merge(ranges: &mut Vec<Range<u64>>) {
     let touches = |a: &Range<u64>, b: &Range<u64>| a.start <= b.end && b.start <= a.end;
     let are_apart = ranges
@@ -215,7 +216,7 @@ mod tests {
         assert_eq!(of("bytes=0-5,4-9", 10), Whole);
     }
 
-    /// nginx added up suffix lengths until the sum turned negative.
+    /// In nginx, the sum of the suffix lengths overflowed and became negative.
     #[test]
     fn cve_2017_7529_sums_do_not_overflow() {
         assert_eq!(
@@ -238,7 +239,7 @@ mod tests {
         );
     }
 
-    /// dufs subtracted a suffix longer than the file.
+    /// dufs subtracted the suffix length from the length of a shorter file.
     #[test]
     fn dufs_690_long_suffixes_do_not_underflow() {
         assert_eq!(of("bytes=-1001", 1000), One(0..1000));
@@ -246,7 +247,7 @@ mod tests {
         assert_eq!(of("bytes=-99999999999999999999999999", 1000), One(0..1000));
     }
 
-    /// lighttpd used the ranges before an invalid one.
+    /// lighttpd used the ranges in front of an invalid one.
     #[test]
     fn lighttpd_2899_an_invalid_range_invalidates_the_field() {
         assert_eq!(of("bytes=0-1,bad", 10), Whole);
@@ -280,7 +281,7 @@ mod tests {
             let expected = model(&specs, len);
             let ranges = match of(&format!("bytes={}", list.join(", ")), len) {
                 Whole => {
-                    // Only for an empty file, or for more bytes than the file has.
+                    // Allowed only for an empty file, or for more bytes than the file has.
                     let sum: u64 = specs.iter().map(|spec| model(&[*spec], len).len() as u64).sum();
                     prop_assert!(len == 0 || sum > len);
                     return Ok(());

@@ -1,4 +1,4 @@
-//! Request path → open file beneath the root.
+//! Resolves a request path to an open file beneath the root.
 
 pub(crate) mod path;
 pub(crate) mod root;

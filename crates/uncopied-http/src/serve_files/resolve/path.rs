@@ -1,4 +1,4 @@
-//! Request path → path beneath the root. Pure: no descriptor, no file system.
+//! Checks and decodes request paths. Does no I/O.
 
 use std::borrow::Cow;
 use std::ffi::CString;
@@ -6,31 +6,33 @@ use std::ffi::CString;
 use http::StatusCode;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
 
-/// The only name beginning with a dot that is served by default (RFC 8615), and only at the root.
+/// The only name beginning with a dot that is served by default (RFC 8615). It is served only
+/// directly beneath the root.
 const WELL_KNOWN: &[u8] = b".well-known";
 
-/// All characters except those that RFC 3986 calls unreserved.
+/// The characters that are escaped in a URL: all except those that RFC 3986 calls unreserved.
 const ESCAPED_CHARACTERS: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// A checked request path.
+/// A request path that has been checked and decoded.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct RequestPath {
-    /// The decoded names, separated by one `/` each: no empty name, no `.`, no `..`, no NUL, and no
-    /// leading `/`. Empty for the root.
+    /// The decoded names, separated by single slashes, without a leading slash. No name is empty,
+    /// `.` or `..`, and none contains a NUL. Empty for the root.
     relative: Vec<u8>,
     /// Whether the request's path ended in a slash.
     pub(crate) is_directory: bool,
 }
 
 impl RequestPath {
-    /// Checks and decodes the path of a request, exactly once.
+    /// Checks the path of a request, and decodes its percent escapes exactly once.
     ///
-    /// A malformed path (a broken percent escape, an encoded `/` or NUL) is 400. A path that no
-    /// request may reach (`..`, or names that begin with a dot unless `hidden`) is 404.
+    /// Fails with 400 if the path is malformed (a broken percent escape, an encoded `/` or NUL).
+    /// Fails with 404 if no request may reach the path (`.`, `..`, or a name that begins with a dot
+    /// unless `hidden` is true).
     pub(crate) fn parse(path: &str, hidden: bool) -> Result<Self, StatusCode> {
         let segments = path.strip_prefix('/').ok_or(StatusCode::BAD_REQUEST)?;
         let mut relative = Vec::with_capacity(segments.len());
@@ -56,18 +58,18 @@ impl RequestPath {
         self.relative.is_empty()
     }
 
-    /// The path beneath the root, without a slash at either end.
+    /// Returns the path beneath the root, without a slash at either end.
     pub(crate) fn relative(&self) -> &[u8] {
         &self.relative
     }
 
-    /// The path of `name` in this directory.
+    /// Returns the path of `name` in this directory.
     pub(crate) fn child(&self, name: &[u8]) -> Result<CString, StatusCode> {
         let slash: &[u8] = if self.is_root() { b"" } else { b"/" };
         to_c_path([&self.relative, slash, name].concat())
     }
 
-    /// This path in the form that system calls take.
+    /// Returns this path as a C string for system calls.
     pub(crate) fn to_c_path(&self) -> Result<CString, StatusCode> {
         to_c_path(if self.is_root() {
             b".".to_vec()
@@ -76,11 +78,11 @@ impl RequestPath {
         })
     }
 
-    /// Where a client that left out the trailing slash finds the directory.
+    /// Returns the redirect target for a request that left out the trailing slash of a directory.
     ///
-    /// The reference is relative to the request's own URL (RFC 3986 §5.2), so it remains correct
-    /// if a router or a proxy has removed a prefix from the path. It cannot name another host, as
-    /// `//evil.example/` would.
+    /// The target is relative to the request's own URL (RFC 3986 §5.2), so it remains correct if a
+    /// router or a proxy has removed a prefix from the path. It begins with `./`, so it cannot name
+    /// another host, as `//evil.example/` would.
     pub(crate) fn with_slash(&self, query: Option<&str>) -> String {
         let name = self
             .relative
@@ -95,17 +97,18 @@ impl RequestPath {
     }
 }
 
-/// Whether a name is served even if hidden ones are not.
+/// Whether `name` is served even if hidden files are not.
 pub(crate) fn is_visible(name: &[u8], at_root: bool) -> bool {
     name.first() != Some(&b'.') || (at_root && name == WELL_KNOWN)
 }
 
-/// A file name as it is written in a URL.
+/// Escapes a file name for use in a URL.
 pub(crate) fn percent_encode_name(name: &[u8]) -> String {
     percent_encode(name, ESCAPED_CHARACTERS).to_string()
 }
 
-/// A path in the form that system calls take. [`RequestPath::parse`] has already refused NUL.
+/// Converts a path to a C string for system calls. Fails with 400 if the path contains a NUL, which
+/// cannot happen for a path from [`RequestPath::parse`].
 pub(crate) fn to_c_path(path: Vec<u8>) -> Result<CString, StatusCode> {
     CString::new(path).map_err(|_| StatusCode::BAD_REQUEST)
 }

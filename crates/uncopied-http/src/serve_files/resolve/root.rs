@@ -14,15 +14,15 @@ use rustix::io::Errno;
 use crate::file_stat::FileStat;
 use crate::open_file::DiskAccess;
 
-/// How often an open is tried if concurrent renames or signals make it fail.
+/// How many times opening a path is tried if concurrent renames or signals make it fail.
 const MAX_OPEN_ATTEMPTS: usize = 16;
 
-/// Why a path leads to no file.
+/// The reason why a path could not be resolved to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ResolveError {
     /// The disk is needed, and the caller may not wait for it.
     NeedsDisk,
-    /// The response has this status.
+    /// The response to the request has this status.
     Status(StatusCode),
 }
 
@@ -35,7 +35,7 @@ impl From<StatusCode> for ResolveError {
 impl ResolveError {
     pub(crate) const NOT_FOUND: Self = Self::Status(StatusCode::NOT_FOUND);
 
-    /// What an error from opening, querying or reading a file means for the request.
+    /// Maps an error from opening, querying or reading a file to the outcome of the request.
     ///
     /// | errno | outcome |
     /// |---|---|
@@ -44,7 +44,7 @@ impl ResolveError {
     /// | EXDEV (`RESOLVE_BENEATH`), ELOOP, ENAMETOOLONG, EILSEQ | 404 |
     /// | ENXIO, ENODEV (a socket, a device without a driver) | 404 |
     /// | EACCES, EPERM | 403 |
-    /// | EMFILE, ENFILE, ENOMEM, EAGAIN, EBUSY (it is being written) | 503: may succeed later |
+    /// | EMFILE, ENFILE, ENOMEM, EAGAIN, EBUSY (file being written) | 503: may succeed later |
     /// | any other | 500 |
     pub(crate) fn from_io(error: &io::Error, access: DiskAccess) -> Self {
         if error.kind() == io::ErrorKind::WouldBlock && access == DiskAccess::CachedOnly {
@@ -70,12 +70,12 @@ impl ResolveError {
     }
 }
 
-/// Which symbolic links are followed.
+/// The symbolic links that are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SymlinkPolicy {
-    /// Those that stay beneath the root.
+    /// Only those that stay beneath the root. Without `openat2(2)`, none.
     BeneathRoot,
-    /// All.
+    /// All links.
     Anywhere,
 }
 
@@ -98,20 +98,21 @@ impl Root {
         })
     }
 
-    /// The stat of what `path` leads to. One system call. Links are followed wherever they lead, so
-    /// use the result only to compare it with a file that [`Root::open`] has opened.
+    /// Returns the metadata of the file that `path` leads to. Makes one system call. Follows links
+    /// wherever they lead, so the result may only be compared with other metadata. To use the file
+    /// itself, open it with [`Root::open`].
     pub(crate) fn stat(&self, path: &CStr) -> io::Result<FileStat> {
         FileStat::at(&self.dir, path, AtFlags::NO_AUTOMOUNT)
     }
 
-    /// Whether nothing exists at `path`, not even a link. One system call.
+    /// Whether nothing exists at `path`, not even a link. Makes one system call.
     pub(crate) fn is_absent(&self, path: &CStr) -> bool {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let stat = FileStat::at(&self.dir, path, flags);
         stat.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Opens `path` for reading, whatever its type. The caller checks what it got.
+    /// Opens `path` for reading, whatever the type of the file. The caller must check the type.
     ///
     /// `O_NONBLOCK` keeps a FIFO without a writer from blocking the thread. `O_NOCTTY` keeps a
     /// terminal from becoming the controlling terminal of this process.
@@ -127,7 +128,7 @@ impl Root {
                 Ok(file) => return Ok(file.into()),
                 Err(Errno::INTR) => {}
                 // A concurrent rename or mount kept the kernel from proving that the path stays
-                // beneath the root. `openat2(2)` says to try again.
+                // beneath the root. `openat2(2)` advises trying again.
                 Err(Errno::AGAIN) if access == DiskAccess::MayBlock => {}
                 // Linux before 5.12 has no RESOLVE_CACHED.
                 Err(Errno::INVAL) if access == DiskAccess::CachedOnly => {
@@ -150,8 +151,9 @@ impl Root {
         rustix::fs::openat2(&self.dir, path, OPEN_FLAGS, Mode::empty(), resolve)
     }
 
-    /// Opens without openat2, name by name. Unless the policy allows every link, none is followed.
-    /// `path` contains no `..`, so without links it stays beneath the root.
+    /// Opens `path` without `openat2`, one name at a time. With [`SymlinkPolicy::Anywhere`],
+    /// follows all links, and otherwise none. Without links, `path` stays beneath the root, because
+    /// it contains no `..`.
     fn open_by_names(&self, path: &CStr) -> rustix::io::Result<OwnedFd> {
         if self.symlinks == SymlinkPolicy::Anywhere {
             return rustix::fs::openat(&self.dir, path, OPEN_FLAGS, Mode::empty());
@@ -186,8 +188,8 @@ const OPEN_FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC)
     .union(OFlags::LARGEFILE);
 
-/// Whether this process may call openat2, learned by trying once. It fails with ENOSYS on kernels
-/// before 5.6, and with EPERM under some seccomp filters.
+/// Whether this process may call `openat2`, determined by calling it once. The call fails with
+/// ENOSYS on kernels before 5.6, and with EPERM under some seccomp filters.
 fn has_openat2() -> bool {
     static HAS_OPENAT2: OnceLock<bool> = OnceLock::new();
     *HAS_OPENAT2.get_or_init(|| {
