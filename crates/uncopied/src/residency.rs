@@ -1,8 +1,9 @@
-//! Whether the bytes of a file are in the page cache, and how to load them into it.
+//! Checks whether the bytes of a file are in the page cache, and loads them into the page cache.
 //!
 //! If a file is not in the page cache, `sendfile` waits for the disk inside the call, even if the
-//! socket is non-blocking. An event loop calls [`is_resident`] first. If that returns `false`, it
-//! calls [`prefetch_blocking`] on a thread that may block, before it sends.
+//! socket is non-blocking. An event loop should therefore call [`is_resident`] first. If that
+//! returns `false`, the event loop should call [`prefetch_blocking`] on another thread, one that
+//! may block, and send the bytes once they have been loaded.
 
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -13,32 +14,33 @@ use rustix::io::{Errno, ReadWriteFlags};
 use crate::arena::FileMapping;
 use crate::sys::cached_pages;
 
-/// The distance between two bytes that are probed. The kernel reads ahead in units of 128 KiB by
-/// default, so that one page of each unit is a fair sample.
+/// The distance between the bytes that are probed. By default the kernel reads ahead 128 KiB at a
+/// time, so one page out of every 128 KiB is a fair sample.
 const PROBE_INTERVAL_BYTES: u64 = 128 << 10;
 
 /// Returns whether all of `len` bytes of `file`, starting at byte `offset`, are in the page cache.
 ///
-/// Bytes past the end of the file are not counted.
+/// Bytes past the end of the file are ignored.
 ///
 /// # How it is determined
 ///
-/// One call of `cachestat(2)` (Linux 6.5) counts the cached pages. In three cases one byte of every
-/// 128 KiB is read with `RWF_NOWAIT` (`preadv2(2)`) instead, which is only a sample, and one call
-/// for each byte:
+/// One call to `cachestat(2)` (Linux 6.5) counts the cached pages. In three cases the range is
+/// probed instead: `preadv2(2)` with `RWF_NOWAIT` tries to read one byte out of every 128 KiB. That
+/// is only a sample, and it takes one system call per probed byte. The three cases are:
 ///
 /// - The kernel has no `cachestat`.
-/// - The kernel refuses it to a process that may not write to the file.
-/// - It counts no page at all. It does so, wrongly, if the pages belong to another file underneath
-///   (overlayfs), and for the holes of a file in memory.
+/// - The kernel refuses `cachestat`, because the process neither owns the file nor may write to it.
+/// - `cachestat` counts no cached pages at all. That can be wrong: on overlayfs the pages belong to
+///   a file of the underlying file system, and in an in-memory file (tmpfs) holes are not counted.
 ///
 /// If the file system supports neither of the two calls, the bytes count as resident, because there
 /// is no way to know.
 ///
 /// # Accuracy
 ///
-/// The result can be stale as soon as it is returned. A page that is being read counts as cached.
-/// The probe itself may start read-ahead. A wrong result costs only time.
+/// The result can be out of date as soon as it is returned. A page that is still being read from
+/// disk may count as cached, and probing may itself start read-ahead. The only consequence of a
+/// wrong result is lost time.
 ///
 /// ```
 /// use std::fs::File;
@@ -83,10 +85,10 @@ fn is_byte_resident(file: std::os::fd::BorrowedFd<'_>, at: u64) -> bool {
 
 /// Loads `len` bytes of `file`, starting at byte `offset`, into the page cache.
 ///
-/// It blocks until they are there: call it on a thread that may block. It reads the bytes and
-/// discards them, because the system calls that only request read-ahead do not wait.
+/// Blocks until the bytes are loaded, so call it on a thread that may block. It reads the bytes and
+/// discards them, because the system calls that request read-ahead return without waiting for it.
 ///
-/// Errors are not reported: sending the bytes fails with them again.
+/// Errors are not reported, because sending the bytes afterwards will fail with the same error.
 pub fn prefetch_blocking(file: impl AsFd, offset: u64, len: u64) {
     let file = file.as_fd();
     let end = offset.saturating_add(len);
@@ -108,15 +110,17 @@ pub fn prefetch_blocking(file: impl AsFd, offset: u64, len: u64) {
 }
 
 /// Returns the range of a mapped file that must be [loaded](prefetch_mapping_blocking) before the
-/// next 2 MiB of `wanted` can be sent without waiting for the disk.
+/// first 2 MiB of `wanted` can be sent without waiting for the disk. Returns `None` if these 2 MiB
+/// are already in the page cache.
 ///
-/// Both ranges are in bytes of the file. `None` means that these 2 MiB are in the page cache. The
-/// returned range starts with bytes that are not, and may contain some that are.
+/// Both ranges are byte offsets in the file. The returned range may contain some bytes that are in
+/// the page cache, and may extend beyond these 2 MiB.
 ///
-/// The mapping remembers which of its units of 2 MiB were found in the page cache, and for half a
-/// second they are assumed to stay there. Pages that were just in use are the last to be reclaimed,
-/// so that a file that is sent a thousand times a second need not be checked each time. If at least
-/// half of a unit is wanted, the whole unit is checked.
+/// A mapping is divided into units of 2 MiB, and remembers which whole units were found in the page
+/// cache. For half a second, such a unit is assumed to stay there and is not checked again, because
+/// the kernel reclaims recently used pages last. So a file that is sent a thousand times per second
+/// is not checked each time. If `wanted` covers at least half of a unit, the whole unit is checked,
+/// so that it can be remembered.
 ///
 /// ```
 /// use std::fs::File;
@@ -141,8 +145,8 @@ pub fn first_uncached(mapping: &FileMapping, wanted: Range<u64>) -> Option<Range
         let is_most = 2 * (part.end - part.start) >= unit_range.end - unit_range.start;
         let checked = if is_most { unit_range.clone() } else { part };
         match &mut uncached {
-            // What follows uncached bytes is loaded with them, in one visit to a thread that may
-            // block.
+            // Once uncached bytes have been found, the bytes after them are added to the range
+            // without a check. A single call on a thread that may block then loads all of them.
             Some(uncached) => uncached.end = checked.end,
             None if mapping.was_resident_within(unit, ASSUMED_RESIDENT_FOR) => {}
             None if is_resident(mapping.file(), checked.start, checked.end - checked.start) => {
@@ -156,10 +160,10 @@ pub fn first_uncached(mapping: &FileMapping, wanted: Range<u64>) -> Option<Range
     uncached
 }
 
-/// Loads a range of a mapped file, in bytes of the file, into the page cache.
+/// Loads a range of a mapped file into the page cache. The range is in byte offsets in the file.
 ///
-/// It is like [`prefetch_blocking`], and blocks as well. [`first_uncached`] assumes for half a
-/// second that the units of the mapping that it has loaded stay in the page cache.
+/// Blocks like [`prefetch_blocking`]. For half a second afterwards, [`first_uncached`] assumes that
+/// the 2 MiB units that lie completely within `range` are in the page cache.
 pub fn prefetch_mapping_blocking(mapping: &FileMapping, range: Range<u64>) {
     let len = range.end.saturating_sub(range.start);
     prefetch_blocking(mapping.file(), range.start, len);
@@ -170,7 +174,8 @@ pub fn prefetch_mapping_blocking(mapping: &FileMapping, range: Range<u64>) {
     }
 }
 
-/// The units that hold these bytes of the file: the index of each, and its bytes of the file.
+/// Returns the units of the mapping that contain any of these bytes of the file. Each item is the
+/// index of the unit and the range of its bytes in the file.
 fn units(mapping: &FileMapping, bytes: Range<u64>) -> impl Iterator<Item = (usize, Range<u64>)> {
     let (base, end) = (mapping.offset(), mapping.offset() + mapping.len() as u64);
     let first = bytes.start.clamp(base, end) - base;
@@ -186,19 +191,19 @@ fn units(mapping: &FileMapping, bytes: Range<u64>) -> impl Iterator<Item = (usiz
     })
 }
 
-/// The size of the units of a mapping whose residency is remembered.
+/// The size of the units into which a mapping is divided to remember what is in the page cache.
 const UNIT_BYTES: u64 = FileMapping::RESIDENCY_UNIT_BYTES;
 
-/// How long a unit that was in the page cache is assumed to stay there.
+/// How long a unit that was found in the page cache is assumed to stay there.
 const ASSUMED_RESIDENT_FOR: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A file in memory never waits for a disk. But `cachestat` counts no page in its holes: if the
-    /// bytes were not probed as well, each step of a transfer would load them again, on another
-    /// thread, and in vain.
+    /// Reading an in-memory file never waits for a disk, but `cachestat` does not count pages for
+    /// its holes. If such bytes were not probed as well, each step of a transfer would try in vain
+    /// to load them, on another thread.
     #[test]
     fn holes_of_a_file_in_memory_are_resident() {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
@@ -240,7 +245,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// For any range, the units are those that it touches, in order and without a gap.
+        /// For any range, `units` returns exactly the units that the range touches, in order and
+        /// without gaps.
         #[test]
         fn units_cover_the_range_that_is_wanted(start in 0..5 * UNIT_BYTES, len in 1..3 * UNIT_BYTES) {
             let mapping = mapping_of(4 * UNIT_BYTES + 5);
@@ -262,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_past_the_end_of_the_file_are_not_counted() {
+    fn bytes_past_the_end_of_the_file_are_ignored() {
         let file = tempfile::tempfile().expect("a temporary file");
         assert!(is_resident(&file, 0, u64::MAX));
         file.set_len(10).expect("grown");

@@ -1,8 +1,8 @@
-//! Memory sent by `vmsplice` to a peer on another machine, which is free once the peer has
-//! acknowledged the bytes.
+//! Tracks memory that was sent with `vmsplice` to a peer on another machine. The memory can be
+//! reused once the peer has acknowledged the bytes.
 //!
-//! The peer must be on another machine: on this one, its receive queue refers to the same pages
-//! long after the acknowledgement.
+//! This does not work for a peer on the same machine: its receive queue keeps referring to the same
+//! pages long after the acknowledgement.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,10 +19,10 @@ use super::registry::NotificationSource;
 use crate::sys::fork::{self, OwnerProcess};
 use crate::sys::{Kernel, Linux};
 
-/// The sends that the peer of a socket has not acknowledged.
+/// The `vmsplice` sends of a socket that the peer has not acknowledged yet.
 ///
-/// It has a descriptor of its own, because completions may outlive the sender's socket for a
-/// moment.
+/// Owns a duplicate of the socket's descriptor, because a [`Completion`](super::Completion) that
+/// refers to this value may briefly outlive the sender's socket.
 #[derive(Debug)]
 pub(crate) struct Acknowledgements {
     owner_process: OwnerProcess,
@@ -32,13 +32,14 @@ pub(crate) struct Acknowledgements {
 
 #[derive(Debug)]
 struct UnacknowledgedSend {
-    /// The memory is free once this many bytes of the connection have been acknowledged.
+    /// The memory can be reused once the peer has acknowledged this number of bytes, counted from
+    /// the start of the connection.
     acknowledged_at: u64,
     lease: Lease,
     part: SendPart,
 }
 
-/// How often acknowledgements are polled: the kernel does not report them.
+/// The interval at which acknowledgements are polled, because the kernel does not report them.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 impl Acknowledgements {
@@ -50,11 +51,14 @@ impl Acknowledgements {
         })
     }
 
-    /// Keeps the memory of a send that the socket has just accepted, until it is acknowledged.
+    /// Keeps the lease of a send that the socket has just accepted, until the peer has acknowledged
+    /// the bytes. If the number of acknowledged bytes cannot be read or the connection is closed,
+    /// the memory is gifted instead: left to the kernel, and never written to again.
     pub(crate) fn push(&self, kernel: &impl Kernel, lease: Lease, part: SendPart) {
         match kernel.acknowledged(self.socket.as_fd()) {
-            // Bytes that were acknowledged between the two system calls are counted twice: that
-            // frees the memory late, but never early.
+            // Two system calls read `outstanding` and then `bytes`. Bytes that are acknowledged in
+            // between are included in both, so the sum may be too large. The memory is then kept
+            // longer than necessary, but never reused too early.
             Ok(now) if !now.is_closed => self.lock().push_back(UnacknowledgedSend {
                 acknowledged_at: now.bytes + now.outstanding,
                 lease,
@@ -64,7 +68,9 @@ impl Acknowledgements {
         }
     }
 
-    /// Completes the sends that have been acknowledged, and frees their memory.
+    /// Drops the leases of the sends that the peer has acknowledged, and completes these sends. If
+    /// the connection is closed, nothing more will be acknowledged, so all remaining memory is
+    /// gifted.
     fn complete_acknowledged(&self, kernel: &impl Kernel) {
         if self.belongs_to_parent() {
             return;
@@ -87,7 +93,8 @@ impl Acknowledgements {
             false => unacknowledged.drain(..count).collect(),
         };
         drop(unacknowledged);
-        // Completing a send runs wakers, which may call this again: the lock is released first.
+        // The lock is released first, because completing a send runs wakers, which may call this
+        // function again.
         for UnacknowledgedSend { lease, part, .. } in free {
             let bytes = lease.memory().len() as u64;
             drop(lease);
@@ -98,7 +105,8 @@ impl Acknowledgements {
         }
     }
 
-    /// Gifts the memory that is not acknowledged, and may never be: it is never written to again.
+    /// Gifts the memory of all sends that have not been acknowledged: it is never written to again.
+    /// Called when no further acknowledgement will arrive, or none will be read.
     pub(crate) fn gift_all(&self) {
         if self.belongs_to_parent() {
             return;
@@ -109,8 +117,9 @@ impl Acknowledgements {
         }
     }
 
-    /// Whether the caller is a child of the process that sent. The lock may be held forever: a
-    /// child leaves it alone.
+    /// Whether the caller is a forked child of the process that created this value. A child must
+    /// not take the lock: if a thread of the parent held the lock during the fork, the child's copy
+    /// of the lock is never released.
     fn belongs_to_parent(&self) -> bool {
         !self.owner_process.is_current()
     }

@@ -1,4 +1,4 @@
-//! The completion of a zero-copy send: when its memory is free again, and for what reason.
+//! The completion of a zero-copy send: reports when the memory of the send can be reused, and why.
 
 use std::fmt;
 use std::future::Future;
@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use super::notification_stats::NotificationStats;
 use super::registry::NotificationSource;
 
-/// Reports when the kernel is done with the pages of one send, and whether it copied them after
-/// all.
+/// A handle that reports when the kernel is done with the pages of one send, and how many of the
+/// bytes were copied.
 ///
 /// Poll it with [`outcome`](Self::outcome), block on it with [`wait`](Self::wait), or `.await` it.
-/// All clones report the same send.
+/// All clones refer to the same send.
 ///
-/// Dropping it changes nothing: the pages are kept for as long as the kernel may read them.
+/// Dropping a completion does not affect the send: the pages stay allocated for as long as the
+/// kernel may read them.
 ///
 /// ```
 /// use std::net::{TcpListener, TcpStream};
@@ -40,35 +41,38 @@ use super::registry::NotificationSource;
 #[derive(Clone)]
 pub struct Completion(Arc<CompletionState>);
 
-/// The outcome of a send, once the kernel is done with its pages.
+/// The outcome of a send. It is known once the kernel is done with the pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendOutcome {
-    /// How many bytes the socket accepted.
+    /// The number of bytes that the socket accepted.
     pub bytes: u64,
-    /// How many of these bytes the CPU copied: those sent by `copy`, and those sent by zero copy
-    /// that the kernel reports as copied.
+    /// The number of these bytes that the CPU copied: all bytes sent with the `copy` mechanism, and
+    /// the bytes of zero-copy sends that the kernel reports as copied.
     pub copied: u64,
-    /// Why the pages are free.
+    /// Why the send no longer needs the pages.
     pub reason: FreeReason,
-    /// The time from the start of the send until its pages were known to be free.
+    /// The time from the start of the send until it was known that the send no longer needs the
+    /// pages.
     pub elapsed: Duration,
 }
 
-/// Why the pages of a send are free.
+/// Why a send no longer needs its pages.
 ///
-/// A later variant is a weaker reason than an earlier one. A send that used several mechanisms has
-/// the weakest of their reasons.
+/// The variants are ordered from the strongest guarantee to the weakest. If a send used several
+/// mechanisms, its outcome has the weakest of their reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FreeReason {
-    /// The send copied the bytes: the pages were free when it returned.
+    /// The send copied the bytes, so the pages could be reused as soon as it returned.
     Copied,
-    /// The kernel's notification has arrived: nothing refers to the pages any more.
+    /// The kernel's notification has arrived: nothing in the kernel refers to the pages any longer.
     Notification,
     /// The peer, on another host, has acknowledged the bytes.
     Acknowledged,
-    /// The page frames were gifted to the kernel, and are never written to again.
+    /// The page frames were gifted to the kernel: they are never written to again, because nothing
+    /// reports when the kernel is done with them.
     ///
-    /// The handle can be dropped at any time, but the pages never become a buffer again.
+    /// The handle to the pages can be dropped at any time, but the pages can never be turned back
+    /// into a buffer.
     Gifted,
 }
 
@@ -80,15 +84,17 @@ struct CompletionState {
 
 #[derive(Default)]
 struct SendProgress {
-    /// How many parts are not complete, plus one until the send itself has returned.
+    /// The number of [`SendPart`]s that are not complete, plus one until the send itself has
+    /// returned. The send is complete when this reaches 0.
     open_parts: usize,
     bytes: u64,
     copied: u64,
     reason: Option<FreeReason>,
-    /// Set once the send is complete.
+    /// The duration of the send; `None` until the send is complete.
     elapsed: Option<Duration>,
     wakers: Vec<Waker>,
-    /// How many threads are blocked on `completed`. A needless `notify_all` costs a system call.
+    /// The number of threads that wait on [`CompletionState::completed`]. If there are none,
+    /// `notify_all` is skipped, because it costs a system call.
     blocked_threads: usize,
     source: Option<Arc<dyn NotificationSource>>,
 }
@@ -96,7 +102,7 @@ struct SendProgress {
 impl Completion {
     /// Returns the outcome of the send, or `None` if the kernel may still read the pages.
     ///
-    /// It processes the notifications that have arrived, and never waits.
+    /// Processes the notifications that have arrived, and never blocks.
     #[must_use]
     pub fn outcome(&self) -> Option<SendOutcome> {
         let outcome = self.0.outcome(&self.0.lock());
@@ -114,8 +120,8 @@ impl Completion {
     ///
     /// # Errors
     ///
-    /// - [`io::ErrorKind::TimedOut`] if the pages are not free after `limit`. The send goes on, and
-    ///   the completion can be used again.
+    /// - [`io::ErrorKind::TimedOut`] if the kernel may still read the pages after `limit`. The send
+    ///   is not affected, and the completion can still be used.
     /// - [`io::ErrorKind::Unsupported`] in a child process that was forked after the send, because
     ///   only the parent receives the notification.
     /// - The errno of `poll(2)`, such as `ENOMEM`.
@@ -158,19 +164,21 @@ impl Completion {
     }
 }
 
-/// The longest time to wait before the outcome is checked again, because another thread may have
-/// processed the notification meanwhile.
+/// The longest time for which [`Completion::wait`] waits before it checks the outcome again.
+/// Another thread may have processed the notification in the meantime, which does not always wake
+/// this thread.
 const MAX_SINGLE_WAIT: Duration = Duration::from_millis(50);
 
-/// Is ready once the kernel is done with the pages.
+/// Resolves once the kernel is done with the pages.
 ///
-/// A send by `send_zc` on tokio wakes the task as soon as its notification arrives. A send by
-/// `MSG_ZEROCOPY` wakes it when the sender's notifications are processed, for example by
-/// [`Sender::reap`](crate::Sender::reap).
+/// If the send used `send_zc` on tokio, the task is woken as soon as the notification arrives. If
+/// the send used `MSG_ZEROCOPY`, the task is only woken when the sender's notifications are
+/// processed, for example by [`Sender::reap`](crate::Sender::reap).
 ///
 /// # Cancellation
 ///
-/// Dropping the future changes nothing: the pages are kept for as long as the kernel may read them.
+/// Dropping the future does not affect the send: the pages stay allocated for as long as the kernel
+/// may read them.
 impl Future for Completion {
     type Output = SendOutcome;
 
@@ -212,8 +220,8 @@ impl CompletionState {
         })
     }
 
-    /// Closes one part. If it was the last one, the send is complete, and those that wait are
-    /// woken.
+    /// Decrements the number of open parts. If that was the last open part, marks the send as
+    /// complete and wakes the tasks and threads that wait for it.
     fn close_part(&self, mut progress: MutexGuard<'_, SendProgress>) {
         progress.open_parts -= 1;
         if progress.open_parts > 0 {
@@ -239,8 +247,8 @@ impl SendProgress {
     }
 }
 
-/// The sender's side of a [`Completion`], for as long as the send has not returned. Dropping it
-/// ends the send; the completion then waits only for the parts.
+/// The sender's side of a [`Completion`]. The sender drops the tracker when the send returns. From
+/// then on no more parts are added, so the send is complete once all its parts are.
 pub(crate) struct SendTracker(Arc<CompletionState>);
 
 impl SendTracker {
@@ -260,13 +268,16 @@ impl SendTracker {
         Completion(Arc::clone(&self.0))
     }
 
-    /// Counts bytes that need no notification: their pages are free, or gifted, at once.
+    /// Counts bytes that need no notification, because they were copied or because their pages were
+    /// gifted (see [`FreeReason::Gifted`]).
     pub(crate) fn count_finished(&self, bytes: u64, copied: u64, reason: FreeReason) {
         self.0.lock().add(bytes, copied, reason);
     }
 
-    /// Adds a part that a notification will complete, which is counted in `stats` as well. `source`
-    /// is where the notification arrives, if the completion can wait there.
+    /// Adds a part to the send. A notification will complete the part, and is then also counted in
+    /// `stats`. `source` is where the notification arrives. Without a `source`,
+    /// [`Completion::wait`] cannot process the notification itself, and waits until another thread
+    /// has done so.
     pub(crate) fn part(
         &self,
         stats: &Arc<NotificationStats>,
@@ -289,16 +300,17 @@ impl Drop for SendTracker {
     }
 }
 
-/// A part of a send that a notification will complete.
+/// A part of a send: the bytes of one zero-copy call, which a notification will complete.
 ///
-/// Dropping it removes it from the send without counting anything: for a call that failed.
+/// Dropping a part that is not complete removes the part from the send without counting any bytes.
+/// That is what happens if the call fails.
 pub(crate) struct SendPart {
     completion: Option<Arc<CompletionState>>,
     stats: Arc<NotificationStats>,
 }
 
 impl SendPart {
-    /// Declares that the kernel is done with `bytes`, of which it copied `copied`.
+    /// Completes the part: the kernel is done with `bytes` bytes, of which it copied `copied`.
     pub(crate) fn complete(mut self, bytes: u64, copied: u64, reason: FreeReason) {
         self.stats.note(bytes, copied);
         if let Some(completion) = self.completion.take() {

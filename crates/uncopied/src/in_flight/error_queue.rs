@@ -1,5 +1,5 @@
-//! The sends of a socket by `MSG_ZEROCOPY` that are in flight, and the error queue of the socket,
-//! whose notifications complete them.
+//! Tracks the `MSG_ZEROCOPY` sends of a socket that are in flight, and completes them when their
+//! notifications arrive on the socket's error queue.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,10 +19,10 @@ use super::registry::NotificationSource;
 use crate::sys::fork::{self, OwnerProcess};
 use crate::sys::{ErrorQueueEntry, Kernel, Linux, Notification};
 
-/// The error queue of a socket, and the sends that its notifications will complete.
+/// The error queue of a socket, with the sends that the notifications on this queue will complete.
 ///
-/// It has a descriptor of its own: once the last descriptor of a socket is closed, its
-/// notifications can no longer be read, although the kernel may still read the pages.
+/// Owns a duplicate of the socket's descriptor. If all descriptors of the socket were closed, its
+/// notifications could no longer be read, although the kernel may still be reading the pages.
 #[derive(Debug)]
 pub(crate) struct ErrorQueue {
     owner_process: OwnerProcess,
@@ -39,10 +39,12 @@ impl ErrorQueue {
         })
     }
 
-    /// Makes a zero-copy call. If it sends bytes, `sent` is kept under the kernel's next number
-    /// until the notification for that number arrives.
+    /// Runs `call`, which makes one zero-copy send. If the socket accepts any bytes, the kernel
+    /// gives the send the next number of its sequence, and `sent` is kept until the notification
+    /// for that number arrives. Otherwise `sent` is dropped.
     ///
-    /// The lock is held during the call, because its notification can arrive before it returns.
+    /// The lock is held while `call` runs, because the notification can arrive before `call`
+    /// returns, and another thread must not read that notification before `sent` is in the list.
     pub(crate) fn send(
         &self,
         mut sent: SentLease,
@@ -57,18 +59,20 @@ impl ErrorQueue {
         Ok(moved)
     }
 
-    /// Whether the caller is a child of the process that sent. The notifications are the parent's,
-    /// and the lock may be held forever: a child leaves both alone.
+    /// Whether the caller is a forked child of the process that created this queue. A child must
+    /// not read the notifications, which are for the parent. Nor may it take the lock: if a thread
+    /// of the parent held the lock during the fork, the child's copy of the lock is never released.
     pub(crate) fn belongs_to_parent(&self) -> bool {
         !self.owner_process.is_current()
     }
 
-    /// How many sends are outstanding, including those that completed before an earlier one.
+    /// Returns the number of outstanding sends. A send whose notification has arrived still counts
+    /// while an earlier send is outstanding.
     pub(crate) fn len(&self) -> usize {
         self.lock().sends.len()
     }
 
-    /// Whether no send is outstanding.
+    /// Whether all sends have been completed.
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().sends.is_empty()
     }
@@ -86,24 +90,27 @@ impl ErrorQueue {
                     outstanding.take_notified(notification, &mut ended)
                 }
                 Ok(Some(ErrorQueueEntry::Other)) | Err(Errno::INTR) => {}
-                // An error of the connection is not handled here: the next call on the socket
+                // A connection error needs no handling here, because the next call on the socket
                 // reports it.
                 Ok(None) | Err(_) => break,
             }
         }
         drop(outstanding);
-        // Completing a send runs wakers, which may call this again: the lock is released first.
+        // The lock is released first, because completing a send runs wakers, which may call `drain`
+        // again.
         let count = ended.len();
         complete_all(ended);
         count
     }
 
-    /// Resets the connection, which makes all notifications arrive (`connect(2)`: AF_UNSPEC).
+    /// Resets the connection with `connect(2)` to `AF_UNSPEC`. The kernel then discards the bytes
+    /// that it has queued, so that all outstanding notifications arrive.
     pub(crate) fn abort(&self) {
         let _ = rustix::net::connect_unspec(&self.socket);
     }
 
-    /// Tells the peer that no more bytes follow, as closing the last descriptor would.
+    /// Shuts down the sending direction, so that the peer sees the end of the stream. Closing the
+    /// sender's own descriptor does not have that effect while this queue holds a duplicate.
     pub(crate) fn shut_down(&self) {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
     }
@@ -134,7 +141,7 @@ impl NotificationSource for ErrorQueue {
         let began = Instant::now();
         let left = || limit.saturating_sub(began.elapsed());
         loop {
-            // poll(2) always reports a non-empty error queue, as POLLERR.
+            // No events are requested: poll(2) always reports a non-empty error queue, as POLLERR.
             let mut ready = [PollFd::new(&self.socket, PollFlags::empty())];
             let timeout = Timespec::try_from(left()).ok();
             match poll(&mut ready, timeout.as_ref()) {
@@ -151,15 +158,15 @@ impl NotificationSource for ErrorQueue {
     }
 }
 
-/// Back-off when the socket is ready but has no notification: a connection that is gone is always
-/// ready, and its last notifications still take a moment.
+/// The delay before the next poll(2) if the socket is ready but has no notification. The socket of
+/// a broken connection is always ready, even while the last notifications have yet to arrive.
 const NO_NOTIFICATION_BACKOFF: Duration = Duration::from_millis(2);
 
-/// An error queue whose sender is gone.
+/// An error queue whose sender was dropped while sends were in flight.
 pub(crate) struct OrphanedErrorQueue {
     pub(crate) queue: Arc<ErrorQueue>,
-    /// Whether the socket was closed with the sender. If so, the connection may be reset when the
-    /// peer stops reading.
+    /// Whether dropping the sender closed its socket. If so, nothing else uses the connection, and
+    /// the reaper may reset it if the peer stops reading.
     pub(crate) is_closed: bool,
 }
 
@@ -187,7 +194,8 @@ impl Orphan for OrphanedErrorQueue {
     }
 }
 
-/// The memory that one call has sent, and the part of the send that its notification completes.
+/// The memory that one `MSG_ZEROCOPY` call has sent, and the [`SendPart`] that the notification for
+/// this call completes.
 pub(crate) struct SentLease {
     pub(crate) lease: Lease,
     pub(crate) part: SendPart,
@@ -196,8 +204,8 @@ pub(crate) struct SentLease {
 impl SentLease {
     fn complete(self, copied: bool) {
         let bytes = self.lease.memory().len() as u64;
-        // The lease is dropped first: a task that learns that the pages are free may want them at
-        // once.
+        // The lease is dropped first, because completing the part may wake a task that wants to
+        // reuse the pages at once.
         drop(self.lease);
         self.part.complete(
             bytes,
@@ -207,7 +215,9 @@ impl SentLease {
     }
 }
 
-/// Completes all of these sends, even if a waker, which is foreign code, panics for one of them.
+/// Completes all of these sends. The flag of each says whether the kernel copied its bytes. If a
+/// waker, which is foreign code, panics, the other sends are completed all the same, and the panic
+/// is resumed at the end.
 fn complete_all(ended: Vec<(SentLease, bool)>) {
     let mut panicked = None;
     for (sent, copied) in ended {
@@ -225,20 +235,22 @@ impl fmt::Debug for SentLease {
     }
 }
 
-/// The sends whose notifications have not arrived, by the kernel's numbers.
+/// The sends whose notifications have not arrived yet. The kernel numbers the zero-copy calls of a
+/// socket that send bytes consecutively, and its notifications refer to these numbers.
 #[derive(Debug, Default)]
 struct OutstandingSends {
-    /// The number of the first send in the list.
+    /// The kernel's number of the first entry of `sends`. Each further entry has the next number.
     first_number: u32,
-    /// `None` for a send whose notification arrived before that of an earlier one.
+    /// An entry is `None` if its notification has arrived but that of an earlier entry has not.
     sends: VecDeque<Option<SentLease>>,
 }
 
 impl OutstandingSends {
-    /// Moves the sends of a notification to `ended`, with whether the kernel copied them. Numbers
-    /// that are not outstanding are ignored.
+    /// Moves the sends that `notification` covers to `ended`, each with a flag that says whether
+    /// the kernel copied its bytes. Numbers of sends that are not outstanding are ignored.
     fn take_notified(&mut self, notification: Notification, ended: &mut Vec<(SentLease, bool)>) {
-        // Numbers wrap around, so that only their distances from the first one are compared.
+        // The kernel's numbers wrap around, so compare their distances from `first_number` instead
+        // of the numbers themselves.
         let count = notification.last.wrapping_sub(notification.first) as usize + 1;
         let start = notification.first.wrapping_sub(self.first_number) as usize;
         let end = start.saturating_add(count).min(self.sends.len());
@@ -254,8 +266,9 @@ impl OutstandingSends {
 
 impl Drop for OutstandingSends {
     fn drop(&mut self) {
-        // The notifications of these sends will not be read. The memory is leaked rather than freed
-        // early, and the completions never report an outcome.
+        // Nothing will read the notifications of the remaining sends, so it can never be known when
+        // the kernel is done with their memory. Leak the memory rather than free it early. The
+        // completions of these sends never report an outcome.
         self.sends.drain(..).for_each(std::mem::forget);
     }
 }
@@ -285,7 +298,7 @@ mod tests {
         }
     }
 
-    /// Completes the sends of a notification. Returns how many there were.
+    /// Completes the sends that `notification` covers, and returns their number.
     fn process(outstanding: &mut OutstandingSends, notification: Notification) -> usize {
         let mut ended = Vec::new();
         outstanding.take_notified(notification, &mut ended);
@@ -295,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn notifications_cover_ranges_arrive_out_of_order_and_wrap_around() {
+    fn notifications_of_ranges_may_arrive_out_of_order_and_wrap_around() {
         let quota = Quota::new(1 << 30);
         let mut outstanding = OutstandingSends {
             first_number: u32::MAX - 1,
@@ -314,7 +327,8 @@ mod tests {
                 .map(|completion| completion.outcome().is_some())
                 .collect()
         };
-        // As after a reset, the later sends first. Their numbers are MAX, 0 and 1.
+        // Sends may complete before an earlier one, as after a reset. Here, the second to fourth
+        // send (numbers `u32::MAX`, 0 and 1) complete before the first.
         assert_eq!(
             process(&mut outstanding, notification(u32::MAX, 1, true)),
             3
@@ -332,7 +346,8 @@ mod tests {
             1
         );
         assert_eq!((outstanding.first_number, outstanding.sends.len()), (2, 1));
-        // Numbers that were never used, and ranges that extend past the last one.
+        // Numbers that were never used or are no longer outstanding are ignored, and so is the part
+        // of a range past the last send.
         assert_eq!(process(&mut outstanding, notification(3, 900, false)), 0);
         assert_eq!(process(&mut outstanding, notification(0, 1, false)), 0);
         assert_eq!(process(&mut outstanding, notification(2, 900, false)), 1);
@@ -348,7 +363,8 @@ mod tests {
     }
 
     proptest! {
-        /// In whatever order the notifications arrive, each completes its own sends, once.
+        /// Each notification completes exactly its own sends, whatever the order in which the
+        /// notifications arrive.
         #[test]
         fn every_notification_completes_its_sends_once(
             first in prop_oneof![any::<u32>(), Just(u32::MAX - 3)],

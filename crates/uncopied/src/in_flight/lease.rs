@@ -1,31 +1,34 @@
 //! Leases on the memory that the kernel may still read.
 //!
-//! A sender takes a [`Lease`] before the kernel sees the address of the pages, and keeps it until a
-//! notification says that the kernel is done with them. While the lease exists, the memory can be
-//! neither written to nor freed. If the notification will not be seen, the lease is leaked: it is
-//! never dropped early.
+//! A sender takes a [`Lease`] before the kernel sees the address of the pages, and keeps the lease
+//! until a notification says that the kernel is done with these pages. While the lease exists, the
+//! page frames can be neither written to nor freed. If the notification can never be read, the
+//! lease is leaked: dropping the lease early would allow the memory to change while the kernel
+//! reads it.
 
 use std::sync::Arc;
 
 use super::limits::Quota;
 use crate::arena::Memory;
 
-/// Memory in flight, counted against a [`Quota`]. Dropping it declares that the kernel is done with
-/// the memory.
+/// A lease on memory in flight, which counts against a [`Quota`]. Dropping the lease declares that
+/// the kernel is done with the memory.
 #[derive(Debug)]
 #[must_use = "dropping a lease frees the memory"]
 pub(crate) struct Lease {
     memory: Memory,
-    /// How many bytes are counted: those of all pages that the memory touches.
+    /// The number of bytes that count against the quota: the total size of the pages that the
+    /// memory touches.
     bytes: u64,
     quota: Arc<Quota>,
 }
 
 impl Lease {
-    /// Takes a lease of `memory`. Returns `None` if that would exceed the limit of the sender or of
+    /// Takes a lease on `memory`. Returns `None` if that would exceed the limit of the sender or of
     /// the process.
     ///
-    /// While nothing else is in flight it always succeeds, so that no send is too long forever.
+    /// Always succeeds while nothing else is in flight, so that even a send that is longer than the
+    /// limit can be made.
     pub(crate) fn take(memory: Memory, quota: &Arc<Quota>) -> Option<Self> {
         let bytes = bytes_of_touched_pages(&memory);
         quota.reserve(bytes).then(|| Self {
@@ -39,8 +42,9 @@ impl Lease {
         &self.memory
     }
 
-    /// Frees everything after the first `len` bytes: the kernel accepted no more. It may be called
-    /// while the [prepared call](Memory::prepare) still lives.
+    /// Shortens the lease to the first `len` bytes, because the kernel accepted no more than these.
+    /// The pages after these bytes no longer count against the quota. May be called while the
+    /// [prepared call](Memory::prepare) still exists.
     pub(crate) fn shorten(&mut self, len: usize) {
         self.memory.shorten(len);
         let bytes = bytes_of_touched_pages(&self.memory);
@@ -55,7 +59,8 @@ impl Drop for Lease {
     }
 }
 
-/// The bytes of all pages that hold some of the memory, because the kernel keeps whole pages.
+/// Returns the total size of all pages that the memory touches. A page that the memory covers only
+/// in part counts in full, because the kernel holds references to whole pages.
 fn bytes_of_touched_pages(memory: &Memory) -> u64 {
     let page = rustix::param::page_size();
     let start = memory.address() / page * page;
@@ -63,7 +68,7 @@ fn bytes_of_touched_pages(memory: &Memory) -> u64 {
     (end - start) as u64
 }
 
-/// The leases of one send: at least one, and usually no more.
+/// The leases of one send: always at least one, and usually only one.
 #[derive(Debug)]
 pub(crate) struct Leases {
     first: Lease,
@@ -71,7 +76,8 @@ pub(crate) struct Leases {
 }
 
 impl Leases {
-    /// Collects leases, in their order. Returns `None` if there are none.
+    /// Collects the leases of a send, in the order in which their bytes are sent. Returns `None` if
+    /// there are no leases.
     pub(crate) fn of(leases: impl IntoIterator<Item = Lease>) -> Option<Self> {
         let mut leases = leases.into_iter();
         let first = leases.next()?;
@@ -83,7 +89,8 @@ impl Leases {
         std::iter::once(&self.first).chain(&self.rest)
     }
 
-    /// Frees everything after the first `len` bytes of all leases together.
+    /// Shortens the leases to the first `len` bytes of the whole send, because the kernel accepted
+    /// no more than these.
     pub(crate) fn shorten(&mut self, len: usize) {
         let mut left = len;
         for lease in std::iter::once(&mut self.first).chain(&mut self.rest) {

@@ -1,4 +1,4 @@
-//! Limits on the memory in flight, for each sender and for the process.
+//! Limits on the memory in flight, per sender and per process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,8 +20,8 @@ static PROCESS_IN_FLIGHT_LIMIT: AtomicU64 = AtomicU64::new(DEFAULT_PROCESS_IN_FL
 
 /// Returns how many bytes of memory this process has in flight.
 ///
-/// That is the memory of zero-copy sends that the kernel may still read. Each send counts every
-/// page that it touches as a whole page.
+/// This is the memory of zero-copy sends that the kernel may still read. Each send counts in whole
+/// pages: a page that the send covers only in part counts in full.
 ///
 /// ```
 /// println!("{} bytes in flight", uncopied::in_flight_bytes());
@@ -31,11 +31,11 @@ pub fn in_flight_bytes() -> u64 {
     PROCESS_IN_FLIGHT_BYTES.load(Ordering::Relaxed)
 }
 
-/// Limits how many bytes all senders of this process together may have in flight.
+/// Limits the number of bytes that all senders of this process together may have in flight.
 ///
-/// The limit applies to sends from now on. A send that would exceed it is copied or waits, as its
-/// sender's [`at_limit`](crate::SendOptions::at_limit) option says. While nothing is in flight, one
-/// send is allowed however long it is.
+/// The limit applies to future sends. A send that would exceed it is copied or waits, depending on
+/// the [`at_limit`](crate::SendOptions::at_limit) option of its sender. While nothing is in flight,
+/// a send of any length is allowed.
 ///
 /// ```
 /// uncopied::set_process_in_flight_limit(64 << 20);
@@ -56,12 +56,12 @@ pub enum LimitAction {
     /// The send is copied.
     #[default]
     Copy,
-    /// The send waits until enough of the memory in flight is free. A peer that does not read can
-    /// delay that indefinitely.
+    /// The send waits until the kernel is done with enough of the memory in flight. A peer that
+    /// does not read can delay the send indefinitely.
     Wait,
 }
 
-/// How many bytes one sender has in flight, and the limit on them.
+/// The number of bytes that one sender has in flight, and the limit on this number.
 #[derive(Debug)]
 pub(crate) struct Quota {
     in_flight: AtomicU64,
@@ -76,16 +76,16 @@ impl Quota {
         })
     }
 
-    /// How many bytes the sender has in flight.
+    /// Returns the number of bytes that the sender has in flight.
     pub(crate) fn in_flight_bytes(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Counts `bytes` against the limits of the sender and of the process. Returns whether both
-    /// allow it; if not, nothing is counted.
+    /// Counts `bytes` as in flight for the sender and for the process, and returns true. If that
+    /// would exceed either limit, counts nothing and returns false.
     ///
-    /// A limit allows anything while nothing is in flight, so that every send is possible at some
-    /// time, however long it is.
+    /// A limit allows a send of any length while nothing is in flight, so that even a send that is
+    /// longer than the limit can be made.
     pub(super) fn reserve(&self, bytes: u64) -> bool {
         if !add_within(&self.in_flight, bytes, self.limit) {
             return false;
@@ -93,7 +93,8 @@ impl Quota {
         if reserve_of_process(bytes) {
             return true;
         }
-        // Other senders may have unread notifications: process them and try again.
+        // Notifications of other senders may be waiting to be processed: process them and try
+        // again.
         registry::reap_all();
         let is_reserved = reserve_of_process(bytes);
         if !is_reserved {
@@ -102,7 +103,7 @@ impl Quota {
         is_reserved
     }
 
-    /// Takes back what [`reserve`](Self::reserve) has counted.
+    /// Subtracts bytes that [`reserve`](Self::reserve) has counted.
     pub(super) fn release(&self, bytes: u64) {
         self.in_flight.fetch_sub(bytes, Ordering::Relaxed);
         PROCESS_IN_FLIGHT_BYTES.fetch_sub(bytes, Ordering::Relaxed);
@@ -115,7 +116,7 @@ fn reserve_of_process(bytes: u64) -> bool {
 }
 
 /// Adds `bytes` to `count`, unless `count` is above 0 and the sum would exceed `limit`. Returns
-/// whether it did.
+/// whether `bytes` was added.
 fn add_within(count: &AtomicU64, bytes: u64, limit: u64) -> bool {
     let before = count.fetch_add(bytes, Ordering::Relaxed);
     let is_within = before == 0 || before + bytes <= limit;

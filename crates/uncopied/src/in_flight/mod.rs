@@ -1,5 +1,5 @@
-//! Memory that the kernel may still read: leases on it, limits on how much there may be, and how to
-//! learn that it is free again.
+//! Tracks the memory that the kernel may still read: the leases that keep this memory allocated,
+//! the limits on its size, and the notifications after which it can be reused.
 
 mod acknowledgements;
 mod completion;

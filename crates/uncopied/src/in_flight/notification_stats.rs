@@ -1,4 +1,4 @@
-//! What the notifications of one sender have said, in total.
+//! Totals over all notifications of one sender.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,8 @@ use std::task::Waker;
 #[cfg(feature = "tokio")]
 use std::task::{Context, Poll};
 
-/// Counts what the notifications of a sender say, and wakes the task that waits for the next one.
+/// Counts the notifications of a sender and the bytes that they report as copied. Wakes the task
+/// that waits for the next notification.
 #[derive(Debug, Default)]
 pub(crate) struct NotificationStats {
     copied_bytes: AtomicU64,
@@ -16,7 +17,7 @@ pub(crate) struct NotificationStats {
 }
 
 impl NotificationStats {
-    /// Counts a notification: the kernel is done with `bytes`, of which it copied `copied`.
+    /// Counts a notification for a send of `bytes` bytes, of which the kernel copied `copied`.
     pub(super) fn note(&self, bytes: u64, copied: u64) {
         self.copied_bytes.fetch_add(copied, Ordering::Relaxed);
         if copied < bytes {
@@ -37,13 +38,14 @@ impl NotificationStats {
         self.waker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many notifications have been counted.
+    /// Returns the number of notifications counted so far.
     #[cfg(feature = "tokio")]
     pub(crate) fn notifications(&self) -> u64 {
         self.notifications.load(Ordering::Acquire)
     }
 
-    /// Is ready once more than `seen` notifications have been counted.
+    /// Returns `Ready` once more than `seen` notifications have been counted. Only the task that
+    /// polled last is woken.
     #[cfg(feature = "tokio")]
     pub(crate) fn poll_notification(&self, cx: &mut Context<'_>, seen: u64) -> Poll<()> {
         *self.waker() = Some(cx.waker().clone());
@@ -54,18 +56,20 @@ impl NotificationStats {
         }
     }
 
-    /// How many bytes the kernel copied although they were sent by zero copy.
+    /// Returns the number of bytes that the kernel copied although they were sent with a zero-copy
+    /// call.
     pub(crate) fn copied_bytes(&self) -> u64 {
         self.copied_bytes.load(Ordering::Relaxed)
     }
 
-    /// How many of the latest notifications in a row said that the kernel copied everything.
+    /// Returns the number of consecutive notifications, up to the latest, that reported every byte
+    /// as copied.
     pub(crate) fn copied_notifications_in_a_row(&self) -> u32 {
         self.copied_notifications_in_a_row.load(Ordering::Relaxed)
     }
 
-    /// Starts the count of [`copied_notifications_in_a_row`](Self::copied_notifications_in_a_row)
-    /// from 0 again.
+    /// Resets the count of [`copied_notifications_in_a_row`](Self::copied_notifications_in_a_row)
+    /// to 0.
     pub(crate) fn reset_copied_in_a_row(&self) {
         self.copied_notifications_in_a_row
             .store(0, Ordering::Relaxed);

@@ -1,9 +1,10 @@
 //! The reaper: a thread that processes notifications for sockets and rings whose owner is gone.
 //!
-//! If a sender is dropped, or a thread with a ring ends, while memory is in flight, the memory must
-//! be kept until its notifications arrive. The owner therefore hands its socket or ring to the
-//! reaper, as an [`Orphan`]. There is one reaper thread per process, and only while it has orphans.
-//! It sleeps until a notification arrives.
+//! If a sender is dropped, or a thread that has a ring ends, while memory is in flight, the memory
+//! must stay allocated until its notifications arrive. So the socket or the ring is handed to the
+//! reaper, as an [`Orphan`]. A process has at most one reaper thread: it starts with the first
+//! orphan, and ends when the kernel is done with the memory of the last one. In between it sleeps
+//! until a notification arrives, except for a timeout check every second.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,34 +19,40 @@ use crate::sys::fork::PerProcess;
 
 /// A socket or ring that has memory in flight, and whose owner is gone.
 pub(crate) trait Orphan: Send {
-    /// The descriptor that becomes ready when a notification has arrived.
+    /// Returns the descriptor to poll. It becomes ready when a notification arrives.
     fn descriptor(&self) -> BorrowedFd<'_>;
 
-    /// The events to poll the descriptor for.
+    /// Returns the events to poll the descriptor for. Empty for an error queue, because poll(2)
+    /// reports `POLLERR` even if it is not requested.
     fn ready_for(&self) -> PollFlags;
 
     /// Processes the notifications that have arrived. Returns how many sends they completed.
     fn reap(&self) -> usize;
 
-    /// Whether no memory is in flight any more.
+    /// Whether the kernel is done with all of the orphan's memory. The reaper then drops the
+    /// orphan.
     fn is_done(&self) -> bool;
 
-    /// Makes the notifications arrive, if that is possible. It is called once, when there was no
-    /// notification for [`UNRESPONSIVE_PEER_TIMEOUT`].
+    /// Forces the remaining notifications to arrive if that is possible, for example by resetting
+    /// the connection. Called at most once, after [`UNRESPONSIVE_PEER_TIMEOUT`] without a
+    /// notification.
     fn give_up(&self);
 }
 
-/// The name of the thread in `ps` and debuggers: at most 15 bytes.
+/// The name of the reaper thread in `ps` and debuggers. Linux allows at most 15 bytes.
 pub(crate) const REAPER_THREAD_NAME: &str = "uncopied-reaper";
 
-/// How long the peer of an orphan may acknowledge nothing before the reaper gives up on it.
+/// The time without a notification after which the reaper [gives up](Orphan::give_up) on an orphan,
+/// because the orphan's peer no longer acknowledges anything.
 const UNRESPONSIVE_PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often the orphans are checked for that timeout.
+/// The interval at which the orphans are checked for [`UNRESPONSIVE_PEER_TIMEOUT`].
 const TIMEOUT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Back-off when a descriptor is ready but has no notification, as that of a broken connection, or
-/// when the kernel cannot wait for this number of descriptors.
+/// The delay before the reaper polls again after a poll(2) that returned without a notification.
+/// That happens if a descriptor is ready although it has no notification (the socket of a broken
+/// connection is always ready), or if poll(2) fails, for example because there are too many
+/// descriptors.
 const NO_NOTIFICATION_BACKOFF: Duration = Duration::from_millis(5);
 
 static REAPER: PerProcess<Reaper> = PerProcess::new();
@@ -53,24 +60,25 @@ static REAPER: PerProcess<Reaper> = PerProcess::new();
 #[derive(Default)]
 struct Reaper(Mutex<Handover>);
 
-/// What other threads hand over to the reaper thread.
+/// The state through which other threads hand orphans over to the reaper thread.
 #[derive(Default)]
 struct Handover {
-    /// Orphans that the thread has not taken over yet.
+    /// Orphans that the reaper thread has not yet taken from this list.
     adopted: Vec<AdoptedOrphan>,
-    /// The eventfd that wakes the thread; `None` while there is no thread.
+    /// The eventfd that wakes the reaper thread; `None` while no such thread runs.
     wakeup: Option<Arc<OwnedFd>>,
 }
 
 struct AdoptedOrphan {
     orphan: Box<dyn Orphan>,
-    /// When the last notification arrived.
+    /// When the last notification arrived or, if none has arrived yet, when the orphan was adopted.
     last_notified_at: Instant,
     has_given_up: bool,
 }
 
-/// Hands `orphan` to the reaper, which processes its notifications from now on. If the thread
-/// cannot be started, the orphan and its memory in flight are leaked.
+/// Hands `orphan` to the reaper, which then processes the orphan's notifications. If the reaper
+/// thread does not run and cannot be started, the orphan is leaked, together with its memory in
+/// flight.
 pub(crate) fn adopt(orphan: Box<dyn Orphan>) {
     let reaper = REAPER.get();
     let mut handover = reaper.lock();
@@ -80,7 +88,8 @@ pub(crate) fn adopt(orphan: Box<dyn Orphan>) {
         has_given_up: false,
     });
     if let Some(wakeup) = &handover.wakeup {
-        // It fails only if the counter is full, and then the thread has been woken already.
+        // The write fails only if the eventfd's counter is at its maximum. In that case an earlier
+        // write has already woken the thread.
         let _ = rustix::io::write(wakeup, &1_u64.to_ne_bytes());
         return;
     }
@@ -130,8 +139,9 @@ impl Reaper {
     }
 }
 
-/// Waits for a notification, a new orphan, or the next check for the timeout. Returns whether an
-/// orphan was ready, or the kernel could not wait.
+/// Waits for a notification, a new orphan, or the next timeout check. Returns true if an orphan's
+/// descriptor was ready or poll(2) failed. Unless that was due to a notification, the next call
+/// would return at once too, so the caller must pause before it.
 fn wait(orphans: &[AdoptedOrphan], wakeup: &OwnedFd) -> bool {
     let mut ready = vec![PollFd::new(wakeup, PollFlags::IN)];
     for AdoptedOrphan { orphan, .. } in orphans {
@@ -147,17 +157,19 @@ fn wait(orphans: &[AdoptedOrphan], wakeup: &OwnedFd) -> bool {
     };
     let is_woken = !ready[0].revents().is_empty();
     if is_woken {
-        // The counter is above 0, so that the read does not block. It resets the counter.
+        // Reading the eventfd resets its counter to 0, so that it is no longer ready.
         let _ = rustix::io::read(wakeup, &mut [0; 8]);
     }
     count > usize::from(is_woken)
 }
 
 impl AdoptedOrphan {
-    /// Processes the notifications that have arrived, or gives up if there were none for too long.
-    /// Returns how many sends were completed.
+    /// Processes the notifications that have arrived. If none has arrived for
+    /// [`UNRESPONSIVE_PEER_TIMEOUT`], gives up on the orphan. Returns the number of sends that were
+    /// completed, or 1 if a waker panicked.
     fn reap(&mut self) -> usize {
-        // The wakers of completions are foreign code: one that panics must not end the thread.
+        // Completing a send runs the wakers of the tasks that wait for it. They are foreign code,
+        // and a panic in one of them must not end the reaper thread.
         let reap = AssertUnwindSafe(|| self.orphan.reap());
         let completed = catch_unwind(reap).unwrap_or(1);
         if completed > 0 {

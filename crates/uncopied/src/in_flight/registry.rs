@@ -1,7 +1,8 @@
-//! The sources of notifications in this process.
+//! Registers all notification sources of this process.
 //!
-//! A sender that may not put more memory in flight, because others have reached the limit of the
-//! process, has all sources process their notifications: an idle sender would not.
+//! If the process has reached its limit on memory in flight, part of that memory may belong to idle
+//! senders, which do not process the notifications that have arrived for them. So a sender that
+//! needs room calls [`reap_all`], which makes every source process its notifications.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,26 +12,28 @@ use std::time::Duration;
 use crate::sys::coarse_millis;
 use crate::sys::fork::PerProcess;
 
-/// Where notifications arrive: the error queue of a socket, or a ring. The acknowledgements of a
-/// peer, which have to be polled, are a source as well.
+/// A source of notifications: the error queue of a socket, or a ring.
+/// [`Acknowledgements`](super::Acknowledgements) is a source too. The kernel sends no notification
+/// of an acknowledgement, so this source polls the number of acknowledged bytes.
 pub(crate) trait NotificationSource: Send + Sync {
     /// Processes the notifications that have arrived, without waiting.
     fn reap(&self);
 
-    /// Waits until there is a notification, for at most `limit`. It may return early.
+    /// Waits for a notification, for at most `limit`. May return earlier without a notification.
     fn wait(&self, limit: Duration) -> io::Result<()>;
 }
 
-/// The registered sources. Those that are gone are removed before the list grows.
+/// The registered sources. Before the list has to grow, sources that have been dropped are removed
+/// from it.
 static SOURCES: PerProcess<Mutex<Vec<Weak<dyn NotificationSource>>>> = PerProcess::new();
 
 /// When [`reap_all`] last ran, in milliseconds of the coarse clock.
 static REAPED_AT_MS: AtomicU64 = AtomicU64::new(0);
 
-/// The least time between two runs of [`reap_all`], which makes a system call for each source.
+/// The minimum time between two runs of [`reap_all`], because a run costs a system call per source.
 const MIN_REAP_INTERVAL_MS: u64 = 4;
 
-/// Adds a source that [`reap_all`] reaps until it is dropped.
+/// Registers a source, so that [`reap_all`] includes it until the source is dropped.
 pub(crate) fn register(source: Weak<dyn NotificationSource>) {
     let mut sources = lock();
     if sources.len() == sources.capacity() {
@@ -39,8 +42,8 @@ pub(crate) fn register(source: Weak<dyn NotificationSource>) {
     sources.push(source);
 }
 
-/// Has every source process the notifications that have arrived. It does nothing if that happened
-/// in the last few milliseconds.
+/// Makes every registered source process the notifications that have arrived. Does nothing if the
+/// last run was less than [`MIN_REAP_INTERVAL_MS`] ago.
 pub(crate) fn reap_all() {
     let now = coarse_millis();
     let reaped_at = REAPED_AT_MS.load(Ordering::Relaxed);

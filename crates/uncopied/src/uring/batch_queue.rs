@@ -1,4 +1,4 @@
-//! The sends of a thread that wait to be made in one system call.
+//! The queue of sends that wait to be submitted together, in one system call.
 
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,17 +7,17 @@ use rustix::io::Result;
 
 use super::ring::{QueuedSend, Ring};
 
-/// The sends of a thread that wait for the next batch.
+/// The sends of one ring that wait for the next batch.
 #[derive(Default)]
 pub(super) struct BatchQueue(Mutex<Vec<Arc<BatchEntry>>>);
 
-/// A send in the queue, which the queue shares with its future.
+/// A send in the queue. The queue and the future of the send share it.
 pub(super) struct BatchEntry(Mutex<EntryState>);
 
 enum EntryState {
     Queued(QueuedSend),
     Finished(Result<usize>),
-    /// The send is being made, or was cancelled, or its result has been returned.
+    /// The send is being submitted, or has been cancelled, or its result has been returned.
     Taken,
 }
 
@@ -30,7 +30,7 @@ impl BatchQueue {
         self.lock().push(entry);
     }
 
-    /// Makes all queued sends by `ring`.
+    /// Submits all queued sends to `ring`, and stores the results in their entries.
     pub(super) fn send_all(&self, ring: &Ring) {
         let queued = mem::take(&mut *self.lock());
         let mut entries = Vec::with_capacity(queued.len());
@@ -43,7 +43,8 @@ impl BatchQueue {
         }
         let mut entries = entries.into_iter();
         ring.send_all(sends, |result| {
-            // Every future woke itself when it was queued, so that none is woken here.
+            // The futures need not be woken here: each of them woke its task when it was queued, so
+            // it will be polled again.
             if let Some(entry) = entries.next() {
                 *entry.lock() = EntryState::Finished(result);
             }
@@ -64,7 +65,8 @@ impl BatchEntry {
         matches!(*self.lock(), EntryState::Queued(_))
     }
 
-    /// Takes the result out of the entry, if the send has been made.
+    /// Takes the result out of the entry. Returns `None` if there is no result yet, or if it has
+    /// already been taken.
     pub(super) fn take_result(&self) -> Option<Result<usize>> {
         let mut state = self.lock();
         let EntryState::Finished(result) = *state else {
@@ -74,7 +76,7 @@ impl BatchEntry {
         Some(result)
     }
 
-    /// Takes the send out of the entry, unless that has happened before.
+    /// Takes the send out of the entry. Returns `None` if it has been taken before.
     pub(super) fn take(&self) -> Option<QueuedSend> {
         let mut state = self.lock();
         match mem::replace(&mut *state, EntryState::Taken) {

@@ -1,4 +1,5 @@
-//! Rings of io_uring: each thread has one, which all its connections share.
+//! Sends with io_uring. Each thread has a ring (an io_uring instance), which all connections of the
+//! thread share.
 
 #[cfg(feature = "tokio")]
 pub(crate) mod batch;

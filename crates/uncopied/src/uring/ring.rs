@@ -1,8 +1,10 @@
-//! A ring that sends memory to sockets, and keeps the memory until the kernel is done with it.
+//! A ring that sends memory to sockets, and keeps the memory allocated until the kernel is done
+//! with it.
 //!
-//! [`Ring`] takes over the leases of a send before the kernel sees an address, and releases them
-//! when the kernel's notification has arrived. A send returns at once: the kernel tries it within
-//! the call. Only notifications arrive later.
+//! [`Ring`] takes ownership of the leases of a send before the kernel sees the address of the
+//! memory, and drops these leases when the kernel's notification has arrived. A send does not
+//! block: the kernel tries it within the system call, so its result is known when the call returns.
+//! Only the notification arrives later.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,24 +21,25 @@ use crate::in_flight::{Leases, NotificationSource, SendPart};
 use crate::sys::fork::{self, OwnerProcess};
 use crate::sys::uring::Uring;
 
-/// The error of a send by a ring that cannot be used any more: its thread or runtime is gone, it
-/// belongs to the parent process, or the kernel has failed it. This send is copied; the next one
-/// can use a new ring.
+/// The error of a send whose ring can no longer be used, because the ring's thread or runtime has
+/// ended, the process has forked since the ring was created, or a system call on the ring has
+/// failed. The bytes of such a send are copied instead; the next send can use a new ring.
 pub(crate) const RING_RETIRED: Errno = Errno::CANCELED;
 
-/// Entries of the submission queue, which is how many sends one call makes. 64 bytes each.
+/// The number of entries in the submission queue, and therefore the maximum number of sends per
+/// system call. Each entry takes 64 bytes.
 const SUBMISSION_ENTRIES: u32 = 64;
 
-/// Entries of the completion queue. If more notifications than this arrive before they are
-/// processed, the kernel allocates memory for them. 16 bytes each.
+/// The number of entries in the completion queue. If more notifications than this are waiting to be
+/// processed, the kernel allocates memory for the rest. Each entry takes 16 bytes.
 const COMPLETION_ENTRIES: u32 = 1024;
 
-/// A ring and the memory that it has in flight. It works best for the thread that created it, but
-/// other threads may use it as well.
+/// A ring and the sends that it has in flight. Threads other than the one that created the ring may
+/// use it too, but less efficiently: see [`RingState::without_signals`].
 pub(crate) struct Ring {
     owner_process: OwnerProcess,
     owner_thread: ThreadId,
-    /// A duplicate of the ring's descriptor, which can be polled without the lock.
+    /// A duplicate of the ring's descriptor, which can be polled without taking the lock.
     descriptor: OwnedFd,
     is_retired: AtomicBool,
     state: Mutex<RingState>,
@@ -45,11 +48,11 @@ pub(crate) struct Ring {
 struct RingState {
     uring: Uring,
     sends: Sends,
-    /// Results that have arrived and have not been returned yet.
+    /// Results of sends that have arrived but have not been returned to the caller yet.
     results: Vec<(SendToken, Result<usize>)>,
-    /// Whether threads other than the owner have sent by this ring.
+    /// Whether a thread other than `owner_thread` has ever sent with this ring.
     has_foreign_sends: bool,
-    /// Whether the ring has failed, so that nothing more is submitted.
+    /// Whether the ring has failed. Nothing more is submitted to a ring that has failed.
     is_broken: bool,
 }
 
@@ -82,20 +85,21 @@ impl Ring {
         })
     }
 
-    /// Sends the memory of these leases, and returns at once how many bytes the socket accepted.
+    /// Sends the memory held by `leases`, and returns at once with the number of bytes that the
+    /// socket accepted.
     ///
-    /// The leases are kept until the kernel is done with the memory, and then `part` is completed.
-    /// After an error, `part` does not count.
+    /// The leases are held until the kernel is done with the memory; then `part` is completed. If
+    /// the send fails, `part` is dropped and does not count in the outcome.
     ///
     /// # Errors
     ///
-    /// No byte was sent, except possibly with `EIO`.
+    /// If this returns an error other than `EIO`, no byte was sent.
     ///
     /// - The errno of the send, such as `EAGAIN` if the socket's buffer is full.
-    /// - `ENOMEM` also if the kernel could not even accept the request.
-    /// - [`RING_RETIRED`] if the ring cannot be used any more.
-    /// - `EIO` if the ring itself failed after the kernel had accepted the request. It is unknown
-    ///   how many bytes were sent, so that the connection is unusable.
+    /// - `ENOMEM` also if the kernel could not accept the request in the first place.
+    /// - [`RING_RETIRED`] if the ring can no longer be used.
+    /// - `EIO` if the ring itself failed after the kernel had accepted the request. It is then
+    ///   unknown how many bytes were sent, so the connection can no longer be used.
     pub(crate) fn send(
         &self,
         sink: BorrowedFd<'_>,
@@ -111,9 +115,9 @@ impl Ring {
         result
     }
 
-    /// Makes these sends, in their order, in as few calls as possible, and reports the result of
-    /// each. There must not be two sends to the same socket: the second one would be made even if
-    /// the first one was cut short.
+    /// Submits these sends in order, with as few system calls as possible, and passes the result of
+    /// each to `report`. No two of the sends may be to the same socket: if the socket accepted only
+    /// part of the first send, the second would follow anyway, and the stream would have a gap.
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
     pub(crate) fn send_all(
         &self,
@@ -160,12 +164,13 @@ impl Ring {
         complete_ended(state);
     }
 
-    /// Waits until there is a notification to process, for at most `limit`. It may return early.
+    /// Waits for a notification to process, for at most `limit`. May return earlier without a
+    /// notification.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::Unsupported`] if the ring belongs to the parent process, whose
-    /// notifications never arrive here, and the errno of `poll(2)`.
+    /// [`io::ErrorKind::Unsupported`] in a forked child if the ring was created before the fork,
+    /// because only the parent receives the notifications. Otherwise the errno of `poll(2)`.
     pub(crate) fn wait(&self, limit: Duration) -> io::Result<()> {
         if self.belongs_to_parent() {
             return Err(fork::owned_by_parent());
@@ -178,8 +183,10 @@ impl Ring {
         }
     }
 
-    /// Creates an eventfd that counts notifications, but not the results of sends, which are
-    /// processed at once. It is never read: the caller waits for it edge-triggered.
+    /// Creates an eventfd that the kernel signals at each notification. Results of sends are
+    /// processed at once and need no signal. They signal the eventfd only if a thread other than
+    /// the owner has sent with the ring (see [`RingState::without_signals`]). Nothing reads the
+    /// eventfd, so the caller must wait for it edge-triggered.
     #[cfg(feature = "tokio")]
     pub(crate) fn notification_eventfd(&self) -> Result<OwnedFd> {
         use rustix::event::{EventfdFlags, eventfd};
@@ -188,36 +195,37 @@ impl Ring {
         Ok(signal)
     }
 
-    /// How many sends are in flight.
+    /// Returns the number of sends in flight.
     pub(crate) fn in_flight(&self) -> usize {
         self.lock().sends.len()
     }
 
-    /// Whether the caller is a child of the process that created the ring. The lock may be held
-    /// forever, and the state under it may be half written: a child leaves both alone.
+    /// Whether the caller is a forked child of the process that created the ring. A child must not
+    /// take the lock: if a thread of the parent held the lock during the fork, the child's copy of
+    /// the lock is never released, and the state under it may be half-written.
     pub(crate) fn belongs_to_parent(&self) -> bool {
         !self.owner_process.is_current()
     }
 
-    /// Refuses every send from now on.
+    /// Stops the ring from accepting further sends.
     pub(crate) fn retire(&self) {
         self.is_retired.store(true, Ordering::Relaxed);
     }
 
-    /// Whether every send is refused.
+    /// Whether the ring no longer accepts sends.
     pub(crate) fn is_retired(&self) -> bool {
         self.is_retired.load(Ordering::Relaxed) || self.belongs_to_parent()
     }
 
     fn lock(&self) -> MutexGuard<'_, RingState> {
-        // The code under the lock drops no lease and calls no foreign code, so that a panic cannot
-        // have left the state inconsistent.
+        // The code that changes the state calls no foreign code, so a panic while the lock was held
+        // cannot have left the state inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl AsFd for Ring {
-    /// Readable while there is a completion to process.
+    /// Returns a descriptor that is readable while there are completions to process.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
@@ -238,8 +246,10 @@ impl Drop for Ring {
         let belongs_to_parent = self.belongs_to_parent();
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let sends = std::mem::take(&mut state.sends);
-        // The kernel still reads the memory in flight, and its notifications will not be seen: the
-        // memory is leaked. A child does not even look at the sends, which may be half written.
+        // The kernel may still read the memory in flight, and nothing will process its
+        // notifications, so the memory is leaked. A forked child does not even look at the sends:
+        // another thread of the parent may have been changing them during the fork, so the child's
+        // copy may be half-written.
         if belongs_to_parent || sends.len() > 0 {
             std::mem::forget(sends);
         }
@@ -253,7 +263,7 @@ fn complete_ended(mut state: MutexGuard<'_, RingState>) {
     ended.into_iter().for_each(EndedSend::complete);
 }
 
-/// A send that is made in one call together with others.
+/// A send that [`Ring::send_all`] submits together with others.
 #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
 pub(crate) struct QueuedSend {
     pub(crate) sink: Arc<dyn AsFd + Send + Sync>,
@@ -275,8 +285,8 @@ impl RingState {
         })
     }
 
-    /// Makes these sends in one call. There are at most as many as the submission queue has
-    /// entries.
+    /// Submits these sends in one system call, and returns their results in the same order. `sends`
+    /// must not be longer than the submission queue.
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
     fn send_all(&mut self, sends: Vec<QueuedSend>) -> Vec<Result<usize>> {
         if self.is_broken {
@@ -300,24 +310,28 @@ impl RingState {
         })
     }
 
-    /// Runs `make`, whose results arrive within it, with the signals to the eventfd switched off.
+    /// Runs `make`, which submits sends and takes their results. Signals to the eventfd are
+    /// switched off meanwhile, because the results need no signal.
     fn without_signals<T>(&mut self, make: impl FnOnce(&mut Self) -> T) -> T {
-        // The kernel posts notifications on the thread that sent. If only this thread has sent,
-        // they are posted during `make`, and processed below, or after this function, with a
-        // signal. Those of another thread could be posted just as the signals are switched on
-        // again, and be missed by both.
+        // The kernel posts the notification of a send on the thread that made the send. If only
+        // this thread has sent, each notification is posted either during `make`, in which case the
+        // `reap` below processes it, or after this function has returned, in which case it is
+        // signalled. But the notification of another thread's send could be posted just as the
+        // signals are switched on again, and then it might neither be signalled nor be seen by
+        // `reap`. So once another thread has sent, the signals stay on.
         if self.has_foreign_sends {
             return make(self);
         }
         self.uring.set_signalling(false);
         let made = make(self);
         self.uring.set_signalling(true);
-        // What arrived during `make` has not signalled.
+        // Process the notifications that arrived during `make`, because they were not signalled.
         self.reap();
         made
     }
 
-    /// Ends the sends that the kernel did not accept: the last ones of `tokens`.
+    /// If the kernel did not accept all sends, ends the ones that it rejected, which are the last
+    /// ones in `tokens`, and records the error as their result.
     fn withdraw_rejected(
         &mut self,
         tokens: &[SendToken],
@@ -334,8 +348,8 @@ impl RingState {
         }
     }
 
-    /// Returns the result of a send that the kernel has accepted. It has arrived with the call; if
-    /// it ever has not, this waits for it.
+    /// Returns the result of a send that has been submitted. The result should have arrived during
+    /// the system call that submitted the send. If it has not, this waits for it.
     fn result_of(&mut self, token: SendToken) -> Result<usize> {
         loop {
             if let Some(index) = self.results.iter().position(|(it, _)| *it == token) {
@@ -349,7 +363,8 @@ impl RingState {
             match self.uring.wait(1) {
                 Ok(()) | Err(Errno::INTR | Errno::AGAIN | Errno::BUSY) => {}
                 Err(_) => {
-                    // The leases are kept, and nothing more is sent by this ring.
+                    // The result is unknown, so keep the leases, and send nothing more with this
+                    // ring.
                     self.is_broken = true;
                     return Err(Errno::IO);
                 }

@@ -1,8 +1,8 @@
-//! The sends of a ring that are in flight, and what the kernel's completions say about them.
+//! Tracks the sends of a ring that are in flight, and processes the kernel's completions for them.
 //!
-//! Each send has one or two completions: its result and, if the result carries `F_MORE`, a
-//! notification once nothing refers to the pages any more. Nothing in here makes a system call, so
-//! that tests can play the kernel's part.
+//! Each send has one or two completions: its result and, if the result has the flag
+//! `IORING_CQE_F_MORE`, a notification once nothing in the kernel refers to the pages any longer.
+//! This module makes no system calls, so tests can pass in any sequence of completions.
 
 use std::os::fd::BorrowedFd;
 
@@ -11,7 +11,8 @@ use rustix::io::{Errno, Result};
 use crate::in_flight::{FreeReason, Leases, SendPart};
 use crate::sys::uring::{Completion, FLAG_MORE, FLAG_NOTIFICATION, RESULT_COPIED, SendRequest};
 
-/// Identifies a send in its completions: the index of its slot, and the generation of the slot.
+/// Identifies a send in its completions. The token consists of the index of the send's slot, and
+/// the generation of the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SendToken(u64);
 
@@ -29,22 +30,25 @@ impl SendToken {
     }
 }
 
-/// A send that has ended: its result, its memory, or both.
+/// The resources of an ended send: its [`SendPart`], its memory, or both. A send that fails
+/// releases its part with the result, and its memory only with the notification.
 ///
-/// [`complete`](Self::complete) may run foreign code (wakers), so it is called after the ring's
-/// lock is released.
+/// [`complete`](Self::complete) may run foreign code (wakers), so call it after the ring's lock has
+/// been released.
 #[must_use = "the send is not complete until `complete` is called"]
 pub(super) struct EndedSend {
-    /// The memory, if the kernel is done with it.
+    /// The leases on the memory; `None` if the kernel may still read the memory.
     leases: Option<Leases>,
-    /// What to complete, unless the send has failed before.
+    /// The part to complete, or to drop if the send failed. `None` if the send failed earlier and
+    /// its part has already been dropped.
     part: Option<SendPart>,
-    /// How many bytes were sent, and how many of them were copied; `None` if the send failed.
+    /// The number of bytes that were sent, and the number of these that the kernel copied; `None`
+    /// if the send failed.
     sent: Option<(u64, u64)>,
 }
 
 impl EndedSend {
-    /// Frees the memory, and then completes the part.
+    /// Drops the leases on the memory, and then completes the part, or drops it if the send failed.
     pub(super) fn complete(self) {
         drop(self.leases);
         if let (Some(part), Some((bytes, copied))) = (self.part, self.sent) {
@@ -55,18 +59,19 @@ impl EndedSend {
 
 struct RingSend {
     leases: Leases,
-    /// `None` once the send has failed: it does not count.
+    /// `None` once the send has failed: the part is then dropped, so that the failed send does not
+    /// count in the outcome.
     part: Option<SendPart>,
-    /// How many bytes the socket accepted; `None` until the result has arrived.
+    /// The number of bytes that the socket accepted; `None` until the result has arrived.
     accepted: Option<u64>,
-    /// Whether the kernel copied; `None` until the notification has arrived.
+    /// Whether the kernel copied the bytes; `None` until the notification has arrived.
     is_copied: Option<bool>,
 }
 
 #[derive(Default)]
 struct SendSlot {
-    /// How many sends have used this slot before. It keeps a late completion of one of them from
-    /// being mistaken for one of the current send.
+    /// The number of earlier sends that have used this slot. Distinguishes a late completion of an
+    /// earlier send from a completion of the current one.
     generation: u32,
     send: Option<RingSend>,
 }
@@ -77,7 +82,7 @@ pub(super) struct Sends {
     slots: Vec<SendSlot>,
     /// The indices of the slots without a send.
     free: Vec<usize>,
-    /// What [`take_ended`](Self::take_ended) returns next.
+    /// The ended sends that the next call to [`take_ended`](Self::take_ended) returns.
     ended: Vec<EndedSend>,
 }
 
@@ -98,7 +103,8 @@ impl Sends {
         SendToken::new(index, slot.generation)
     }
 
-    /// The request that makes the kernel try this send.
+    /// Builds the request that submits this send to the kernel. Returns `None` if there is no such
+    /// send.
     pub(super) fn request<'a>(
         &'a self,
         token: SendToken,
@@ -114,7 +120,7 @@ impl Sends {
         })
     }
 
-    /// Removes a send that the kernel never received.
+    /// Removes a send that the kernel did not accept.
     pub(super) fn withdraw(&mut self, token: SendToken) {
         if let Some(send) = self.end(token) {
             self.ended.push(EndedSend {
@@ -125,8 +131,9 @@ impl Sends {
         }
     }
 
-    /// Processes one completion. If it is a result, returns the send that it belongs to and the
-    /// result. A completion of an unknown send is ignored.
+    /// Processes one completion. If it is the result of a send, returns the token of this send and
+    /// the result; if it is a notification, returns `None`. A completion of an unknown send is
+    /// ignored.
     pub(super) fn process(&mut self, completion: Completion) -> Option<(SendToken, Result<usize>)> {
         let Completion { result, flags, .. } = completion;
         let token = SendToken(completion.token);
@@ -148,8 +155,8 @@ impl Sends {
                 Ok(bytes)
             }
             Err(_) => {
-                // The send does not count any more, but a notification may still follow: until
-                // then its memory is kept.
+                // A failed send does not count, so its part is released now. But a notification may
+                // still follow, so the memory is kept until then.
                 self.ended.push(EndedSend {
                     leases: None,
                     part: send.part.take(),
@@ -169,7 +176,8 @@ impl Sends {
     fn finish(&mut self, token: SendToken) {
         if let Some(send) = self.end(token) {
             let bytes = send.accepted.unwrap_or(0);
-            // If there was no notification, the kernel copied the bytes.
+            // If there was no notification, the kernel kept no reference to the pages, so it must
+            // have copied the bytes.
             let is_copied = send.is_copied.unwrap_or(true);
             self.ended.push(EndedSend {
                 leases: Some(send.leases),
@@ -179,7 +187,7 @@ impl Sends {
         }
     }
 
-    /// Removes a send from its slot, which becomes free.
+    /// Removes a send from its slot, so that another send can use the slot.
     fn end(&mut self, token: SendToken) -> Option<RingSend> {
         let slot = self.slots.get_mut(token.index())?;
         let send = slot.send.take()?;
@@ -188,13 +196,13 @@ impl Sends {
         Some(send)
     }
 
-    /// The sends that have ended since the last call.
+    /// Returns the sends that have ended since the last call.
     #[must_use = "the sends are not complete until `complete` is called"]
     pub(super) fn take_ended(&mut self) -> Vec<EndedSend> {
         std::mem::take(&mut self.ended)
     }
 
-    /// How many sends are in flight.
+    /// Returns the number of sends in flight.
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
@@ -223,7 +231,7 @@ mod tests {
             }
         }
 
-        /// Begins a send of several buffers, whose sizes are given in pages.
+        /// Begins a send of several buffers. `pages` has the length of each buffer in pages.
         fn begin(&mut self, pages: &[usize]) -> (SendToken, in_flight::Completion) {
             let leases = pages.iter().map(|pages| {
                 let buffer = PageBuffer::zeroed(pages * 4096).expect("allocated");
@@ -256,12 +264,13 @@ mod tests {
         }
     }
 
-    /// The bytes sent and the bytes copied, once the send is complete.
+    /// Returns the number of bytes sent and the number of bytes copied; `None` while the send is
+    /// not complete.
     fn outcome(completion: &in_flight::Completion) -> Option<(u64, u64)> {
         completion.outcome().map(|it| (it.bytes, it.copied))
     }
 
-    /// The result of a notification that says that the kernel copied.
+    /// The result field of a notification that reports that the kernel copied the bytes.
     const COPIED: i32 = RESULT_COPIED.cast_signed();
 
     #[test]

@@ -1,5 +1,5 @@
-//! What the tests of this folder share: connections over loopback, pages with a recognizable
-//! pattern, and a ledger of what is in flight.
+//! Helpers for the tests of this module: connections over loopback, pages with a recognisable
+//! pattern, and a ledger of the memory in flight.
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -17,8 +17,8 @@ use crate::in_flight::{
 /// How long a test waits for a completion.
 pub(super) const COMPLETION_TIMEOUT: Option<Duration> = Some(Duration::from_secs(20));
 
-/// Connects a non-blocking sender to a receiver over loopback, with buffers of about these sizes in
-/// bytes.
+/// Connects a non-blocking sender to a receiver over loopback, and returns both. The buffer sizes
+/// are in bytes and approximate.
 pub(super) fn connect(send_buffer: usize, receive_buffer: usize) -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     sockopt::set_socket_recv_buffer_size(&listener, receive_buffer).expect("set");
@@ -32,7 +32,7 @@ pub(super) fn connect(send_buffer: usize, receive_buffer: usize) -> (TcpStream, 
     (sender, receiver)
 }
 
-/// Pages with a pattern that differs for every `seed`.
+/// Returns pages with `len` bytes of a pattern that differs for every `seed`.
 pub(super) fn pattern(seed: u64, len: usize) -> Pages {
     let mut buffer = PageBuffer::with_capacity(len).expect("allocated");
     buffer.set_len(len);
@@ -47,7 +47,7 @@ fn pattern_word(seed: u64, index: u64) -> u64 {
     (seed << 32 | index).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Whether `bytes` are the start of the pattern of `seed`.
+/// Whether `bytes` equal the start of the pattern for `seed`.
 pub(super) fn is_pattern(bytes: &[u8], seed: u64) -> bool {
     bytes
         .chunks(8)
@@ -55,7 +55,7 @@ pub(super) fn is_pattern(bytes: &[u8], seed: u64) -> bool {
         .all(|(index, word)| word == &pattern_word(seed, index as u64).to_le_bytes()[..word.len()])
 }
 
-/// What a sender keeps in addition to the ring.
+/// The quota and the statistics of a test's sends.
 pub(super) struct TestLedger {
     pub(super) quota: Arc<Quota>,
     pub(super) stats: Arc<NotificationStats>,
@@ -73,7 +73,7 @@ impl TestLedger {
         Lease::take(Memory::Pages(pages.clone()), &self.quota).expect("within the limit")
     }
 
-    /// A send of one part.
+    /// Begins a send with a single part, and returns this part and the completion of the send.
     pub(super) fn part(&self, source: Arc<dyn NotificationSource>) -> (SendPart, Completion) {
         let tracker = SendTracker::new();
         let part = tracker.part(&self.stats, Some(source));
@@ -81,10 +81,12 @@ impl TestLedger {
     }
 }
 
-/// A send that a socket has accepted: how many bytes of it, and its completion.
+/// A send that a socket has accepted at least in part: the number of accepted bytes, and the
+/// completion of the send.
 pub(super) type AcceptedSend = (usize, Completion);
 
-/// Receives the bytes of these sends, and checks that each is the pattern of its index.
+/// Receives the bytes of these sends, and checks that each send has the pattern whose seed is the
+/// index of the send.
 pub(super) fn receive_and_check(mut receiver: &TcpStream, sends: &[AcceptedSend]) {
     for (index, (bytes, _)) in sends.iter().enumerate() {
         let mut received = vec![0; *bytes];
@@ -96,7 +98,7 @@ pub(super) fn receive_and_check(mut receiver: &TcpStream, sends: &[AcceptedSend]
     }
 }
 
-/// Waits until the memory of these sends is free.
+/// Waits until all of these sends are complete, and checks their outcomes.
 pub(super) fn wait_for_all(sends: &[AcceptedSend]) {
     for (bytes, completion) in sends {
         let outcome = completion.wait(COMPLETION_TIMEOUT).expect("complete");

@@ -1,12 +1,13 @@
-//! One ring for all connections of a thread.
+//! Gives each thread one ring, which all connections of the thread share.
 //!
-//! On tokio, each thread of a runtime has a ring, and a task of the runtime processes its
-//! notifications as they arrive, which wakes the tasks that await [completions](crate::Completion).
-//! Elsewhere each thread has a ring as well, but no task: its notifications are processed when a
-//! completion is polled or waited for.
+//! On tokio, each thread of a runtime has a ring. A task of the runtime processes the ring's
+//! notifications as they arrive, and thus wakes the tasks that await
+//! [completions](crate::Completion). Outside of tokio, each thread has a ring too, but there is no
+//! such task: the notifications are processed when a completion is polled or waited for.
 //!
-//! A send is one system call, and returns at once, as `AsyncWrite` requires. A caller that can wait
-//! for the event loop to come round again can batch its sends into one call.
+//! A send takes one system call and returns at once, as `AsyncWrite` requires. A caller that can
+//! wait until its task is polled again can have its send batched with those of other connections,
+//! in one system call.
 
 use std::cell::RefCell;
 use std::mem;
@@ -27,10 +28,10 @@ use owner_runtime::OwnerRuntime;
 #[cfg(feature = "tokio")]
 mod owner_runtime;
 
-/// The ring of a thread. Every sender of the thread has a handle to it.
+/// The ring of a thread. All senders on the thread use it.
 ///
-/// If the thread or the runtime ends while memory is in flight, the ring is handed to the
-/// [reaper], which keeps the memory until the notifications have arrived.
+/// If the thread or the runtime ends while memory is in flight, the ring is handed to the [reaper],
+/// which keeps the memory allocated until the notifications have arrived.
 pub(crate) struct ThreadRing {
     ring: Arc<Ring>,
     owner_runtime: OwnerRuntime,
@@ -39,23 +40,25 @@ pub(crate) struct ThreadRing {
 }
 
 thread_local! {
-    /// The rings of this thread: one for each runtime that runs on it.
+    /// The rings of this thread: one for each tokio runtime that has run senders on it, and one for
+    /// senders outside of any runtime.
     static RINGS: RefCell<Vec<Arc<ThreadRing>>> = const { RefCell::new(Vec::new()) };
 }
 
 impl ThreadRing {
-    /// Returns the ring of this thread for the current tokio runtime, or for no runtime. It is
-    /// created if there is none.
+    /// Returns the ring of this thread for the current tokio runtime or, if there is no current
+    /// runtime, for use outside of any runtime. Creates the ring if the thread has none yet.
     ///
     /// # Errors
     ///
     /// - Those of [`Ring::new`].
     /// - On tokio, those of `eventfd(2)` and `epoll_ctl(2)`.
-    /// - [`RING_RETIRED`] while the thread ends.
+    /// - [`RING_RETIRED`] if the thread is ending and its thread-local values have been dropped.
     ///
     /// # Panics
     ///
-    /// If the runtime was built without its I/O driver, in which case it has no sockets either.
+    /// Panics if the runtime was built without tokio's I/O driver. Such a runtime cannot have
+    /// sockets either.
     pub(crate) fn of_thread() -> Result<Arc<Self>> {
         RINGS
             .try_with(Self::find_or_create)
@@ -74,7 +77,8 @@ impl ThreadRing {
             .partition(|it| it.ring.is_retired());
         kept.push(Arc::clone(&new));
         rings.replace(kept);
-        // Dropped while nothing is borrowed, because this ends their tasks.
+        // Dropping a ring aborts its notification task, which may run code that uses `rings`. So
+        // the retired rings are dropped only now, when `rings` is not borrowed.
         drop(retired);
         Ok(new)
     }
@@ -92,15 +96,16 @@ impl ThreadRing {
         })
     }
 
-    /// Where the notifications of sends by this ring arrive.
+    /// Returns the source of the notifications for sends with this ring.
     pub(crate) fn notification_source(&self) -> Arc<dyn NotificationSource> {
         Arc::clone(&self.ring) as Arc<dyn NotificationSource>
     }
 
-    /// Sends from these leases, and returns at once how many bytes the socket accepted.
+    /// Sends the memory held by `leases`, and returns at once with the number of bytes that the
+    /// socket accepted.
     ///
-    /// The leases are kept until the kernel is done with the memory, and then `part` is completed.
-    /// After an error, `part` does not count.
+    /// The leases are held until the kernel is done with the memory; then `part` is completed. If
+    /// the send fails, `part` is dropped and does not count in the outcome.
     ///
     /// # Errors
     ///
@@ -114,13 +119,13 @@ impl ThreadRing {
         self.ring.send(sink, leases.into(), part)
     }
 
-    /// The sends of this thread that wait for the next batch.
+    /// Returns the queue of sends that wait for the next batch.
     #[cfg(feature = "tokio")]
     pub(super) fn batch_queue(&self) -> &BatchQueue {
         &self.batch_queue
     }
 
-    /// Makes the sends that wait for the next batch, in as few calls as possible.
+    /// Submits the sends that wait for the next batch, with as few system calls as possible.
     #[cfg(feature = "tokio")]
     pub(super) fn send_batch(&self) {
         self.batch_queue.send_all(&self.ring);
@@ -136,7 +141,8 @@ impl Drop for ThreadRing {
     }
 }
 
-/// Refuses further sends by the ring. If memory is in flight, hands the ring to the reaper.
+/// Stops the ring from accepting further sends. If memory is in flight, hands the ring to the
+/// reaper.
 fn retire(ring: &Arc<Ring>) {
     ring.retire();
     if !ring.belongs_to_parent() && ring.in_flight() > 0 {
@@ -166,12 +172,14 @@ impl Orphan for OrphanedRing {
         self.0.in_flight() == 0
     }
 
-    /// Does nothing: the sockets are closed or belong to others. The kernel itself gives up on the
-    /// closed ones.
+    /// Does nothing, because a ring has no sockets of its own to reset. The sockets that it sent to
+    /// either are still open and belong to other code, or have been closed, in which case the
+    /// kernel itself gives up on an unresponsive peer.
     fn give_up(&self) {}
 }
 
-/// Without tokio, no ring belongs to a runtime.
+/// Stands in for the `OwnerRuntime` of tokio: without the `tokio` feature, no ring belongs to a
+/// runtime.
 #[cfg(not(feature = "tokio"))]
 struct OwnerRuntime;
 

@@ -30,7 +30,8 @@ impl TestLedger {
         (ring.send(sink.as_fd(), leases, part), completion)
     }
 
-    /// Sends the pattern of each send's index until the socket accepts no more.
+    /// Sends until the socket accepts no more. Each send has the pattern whose seed is the index of
+    /// the send.
     fn fill(&self, ring: &Arc<Ring>, sink: impl AsFd, len: usize) -> Vec<AcceptedSend> {
         let mut accepted = Vec::new();
         loop {
@@ -63,7 +64,7 @@ fn a_send_returns_at_once_and_its_notification_completes_it() {
         (outcome.bytes, outcome.reason),
         (65_536, FreeReason::Notification)
     );
-    // Over loopback the kernel copies, and reports it.
+    // Over loopback the kernel copies the bytes, and the notification reports that.
     assert_eq!(
         (outcome.copied, ledger.stats.copied_bytes()),
         (65_536, 65_536)
@@ -94,7 +95,7 @@ fn several_buffers_go_out_in_one_send() {
 #[test]
 fn a_batch_to_many_sockets_has_a_result_for_each_send() {
     let (ring, ledger) = (new_ring(), TestLedger::new());
-    // More sends than the submission queue has entries.
+    // The batch has more sends than the submission queue has entries.
     let connections: Vec<_> = (0..150).map(|_| connect(1 << 20, 1 << 20)).collect();
     let (closed, peer) = connect(1 << 20, 1 << 20);
     drop(peer);
@@ -156,7 +157,7 @@ fn a_full_socket_fails_at_once_and_only_accepted_bytes_stay_in_flight() {
     assert!(started_at.elapsed() < Duration::from_secs(5), "it waited");
     let (last, _) = accepted.last().expect("at least one");
     assert!(*last < 1 << 20, "the last send was not cut short");
-    // What is in flight is what the socket accepted, not what it was offered.
+    // Only the bytes that the socket accepted are in flight, not all bytes that were passed to it.
     let sent: usize = accepted.iter().map(|(bytes, _)| bytes).sum();
     assert!(ledger.quota.in_flight_bytes() <= (sent + 2 * 4096 * accepted.len()) as u64);
     receive_and_check(&receiver, &accepted);
@@ -182,7 +183,7 @@ fn a_reset_by_the_peer_frees_all_memory() {
     let (sender, receiver) = connect(1 << 20, 4 << 10);
     let accepted = ledger.fill(&ring, &sender, 32 << 10);
     assert!(ring.in_flight() > 0);
-    // Because there are unread bytes in its queue, closing it sends a reset.
+    // Closing the receiver sends a reset, because there are unread bytes in its queue.
     drop(receiver);
     wait_for_all(&accepted);
     assert_eq!(ledger.quota.in_flight_bytes(), 0);
@@ -240,7 +241,7 @@ fn a_ring_that_is_dropped_with_memory_in_flight_leaks_it() {
     assert!(leased > 0);
     drop(ring);
     assert_eq!(ledger.quota.in_flight_bytes(), leased);
-    // New buffers do not use the leaked pages.
+    // New buffers must not use the leaked pages, or the receiver would see other bytes.
     let _others: Vec<_> = (100..200).map(|seed| pattern(seed, 64 << 10)).collect();
     receive_and_check(&receiver, &accepted);
 }
@@ -257,7 +258,7 @@ fn another_thread_can_process_notifications_and_send() {
         });
     });
     assert_eq!(ledger.quota.in_flight_bytes(), 0);
-    // Now the thread ends before the notifications of its sends arrive.
+    // This time, the sending thread ends before the notifications of its sends arrive.
     let sent = thread::scope(|scope| {
         let sending = scope.spawn(|| ledger.fill(&ring, &sender, 32 << 10));
         sending.join().expect("no panic")
@@ -284,7 +285,8 @@ fn a_child_process_leaves_the_ring_of_its_parent_alone() {
         let cannot_wait = last
             .wait(Some(Duration::from_secs(5)))
             .is_err_and(|error| error.kind() == io::ErrorKind::Unsupported);
-        // The ring is dropped, and its memory stays in flight.
+        // Dropping the child's copy of the ring must not release the memory that the parent has in
+        // flight.
         // SAFETY: this is the only thread of the child, which ends without using the ring again.
         unsafe { std::ptr::drop_in_place(Arc::as_ptr(&ring).cast_mut()) };
         let stays_in_flight = before > 0 && ledger.quota.in_flight_bytes() == before;
@@ -300,13 +302,14 @@ fn a_child_process_leaves_the_ring_of_its_parent_alone() {
             .position(|is_passed| !is_passed)
             .map_or(100, |first| first as u8)
     });
-    assert_eq!(failed_check, 100, "the left value is the check that failed");
+    assert_eq!(failed_check, 100, "left: the index of the failed check");
     receive_and_check(&receiver, &accepted);
     wait_for_all(&accepted);
     assert_eq!(ledger.quota.in_flight_bytes(), 0);
 }
 
-/// Makes this system call fail with `errno` from now on, in the whole process.
+/// Makes the system call `call` fail with `errno` from now on, by installing a seccomp filter for
+/// the calling thread. The filter cannot be removed, so this must run in a child process.
 fn refuse(call: libc::c_long, errno: Errno) {
     let instruction = |code: u32, jt, jf, k| libc::sock_filter {
         code: code as u16,
@@ -330,7 +333,7 @@ fn refuse(call: libc::c_long, errno: Errno) {
         len: instructions.len() as u16,
         filter: instructions.as_mut_ptr(),
     };
-    // SAFETY: takes numbers only.
+    // SAFETY: the call takes only numbers, no pointers.
     let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
     assert_eq!(result, 0);
     let mode = libc::SECCOMP_MODE_FILTER;
@@ -339,8 +342,8 @@ fn refuse(call: libc::c_long, errno: Errno) {
     assert_eq!(result, 0);
 }
 
-/// Returns the errno of a send in a child process in which `call` fails with `errno`; 0 if anything
-/// is wrong.
+/// Makes a send in a child process in which the system call `call` fails with `errno`. Returns the
+/// errno of the send; 0 if the send succeeds, leaves memory in flight, or does not retire the ring.
 fn result_under_filter(call: libc::c_long, errno: Errno) -> u8 {
     let pages = [pattern(0, 8192)];
     in_child(|| {
@@ -389,12 +392,13 @@ fn a_send_that_the_ring_cannot_submit_never_goes_out() {
     }
 }
 
-/// The limit applies to processes without CAP_IPC_LOCK.
+/// `RLIMIT_MEMLOCK` applies only to processes without `CAP_IPC_LOCK`, so the child process gives up
+/// the privileges of root.
 #[test]
 fn a_send_over_the_limit_on_locked_memory_is_copied() {
     let pages = [pattern(0, 256 << 10)];
     let result = in_child(|| {
-        // Enough for the queues of the ring, which count as well.
+        // Enough for the queues of the ring, which count against the limit too.
         let limit = libc::rlimit {
             rlim_cur: 128 << 10,
             rlim_max: 128 << 10,
@@ -402,8 +406,8 @@ fn a_send_over_the_limit_on_locked_memory_is_copied() {
         // SAFETY: the limit is a local that lives until the call returns.
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) }, 0);
         if rustix::process::geteuid().is_root() {
-            // SAFETY: takes numbers only. It changes only this thread, which is the only one of the
-            // child.
+            // SAFETY: the call takes only numbers, no pointers. It changes only the calling thread,
+            // which is the only thread of the child.
             let result = unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) };
             assert_eq!(result, 0);
         }
@@ -422,8 +426,8 @@ fn a_send_over_the_limit_on_locked_memory_is_copied() {
     assert_eq!(i32::from(result), Errno::NOMEM.raw_os_error());
 }
 
-/// Every buffer has a pattern of its own, and is overwritten once its sends are complete. The
-/// receiver reads late, and checks every byte.
+/// Fills every buffer with a different pattern, and overwrites the buffer once its sends are
+/// complete. The receiver falls behind by pausing between reads, and checks every byte.
 #[test]
 fn overwriting_a_buffer_after_its_completion_does_not_change_what_was_sent() {
     const SENDS: u64 = 3000;
@@ -476,7 +480,8 @@ fn overwriting_a_buffer_after_its_completion_does_not_change_what_was_sent() {
                     buffer.spare_mut().fill(0xa5);
                     overwritten += 1;
                 }
-                // A try that found the socket full has a lease as well, until its notification.
+                // The pages are still leased: a send that failed because the socket was full also
+                // holds a lease, until its notification arrives. Try again after the next send.
                 Err(pages) => in_flight.push((pages, Vec::new())),
             }
         }

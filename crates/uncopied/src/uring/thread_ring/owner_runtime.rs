@@ -1,4 +1,4 @@
-//! The tokio runtime that a ring belongs to, and the task of it that processes the ring's
+//! The tokio runtime that a ring belongs to, and the task on this runtime that processes the ring's
 //! notifications.
 
 use std::os::fd::OwnedFd;
@@ -15,12 +15,13 @@ use super::retire;
 use crate::sys::uring::register_with_tokio;
 use crate::uring::ring::Ring;
 
-/// The runtime that a ring belongs to, with the task that processes its notifications; `None` for a
-/// ring that was created outside of a runtime.
+/// The runtime that a ring belongs to, and the task that processes the ring's notifications; `None`
+/// for a ring that was created outside of any runtime.
 pub(super) struct OwnerRuntime(Option<(Id, AbortHandle)>);
 
 impl OwnerRuntime {
-    /// Makes the runtime of the caller, if there is one, the owner of `ring`, and starts its task.
+    /// If the caller is in a runtime, makes this runtime the owner of `ring`, and spawns the task
+    /// that processes the ring's notifications.
     pub(super) fn of(ring: &Arc<Ring>) -> Result<Self> {
         let Ok(runtime) = Handle::try_current() else {
             return Ok(Self(None));
@@ -31,13 +32,14 @@ impl OwnerRuntime {
         Ok(Self(Some((runtime.id(), task.abort_handle()))))
     }
 
-    /// Whether the caller runs in this runtime, or in none if there is none.
+    /// Whether the caller is in the owner runtime. If the ring has no owner runtime, whether the
+    /// caller is outside of any runtime.
     pub(super) fn is_current(&self) -> bool {
         let current = Handle::try_current().ok().map(|runtime| runtime.id());
         current == self.0.as_ref().map(|(id, _)| *id)
     }
 
-    /// Ends the task.
+    /// Aborts the task that processes the ring's notifications, if there is one.
     pub(super) fn stop_task(&self) {
         if let Some((_, task)) = &self.0 {
             task.abort();
@@ -45,12 +47,13 @@ impl OwnerRuntime {
     }
 }
 
-/// How often the tasks of all rings have been woken.
+/// The number of times that the notification tasks of all rings have been woken, in total.
 #[cfg(test)]
 pub(super) static WAKEUPS: AtomicU64 = AtomicU64::new(0);
 
 /// Processes the notifications of a ring until the runtime shuts down, or the last handle to the
-/// ring is dropped. It then retires the ring.
+/// [`ThreadRing`](super::ThreadRing) is dropped. In both cases tokio drops this value, which
+/// retires the ring.
 struct NotificationTask(Arc<Ring>);
 
 impl NotificationTask {
@@ -59,7 +62,8 @@ impl NotificationTask {
             #[cfg(test)]
             WAKEUPS.fetch_add(1, Ordering::Relaxed);
             self.0.reap();
-            // This does not clear the readiness of a notification that has arrived since.
+            // If another notification has arrived since `readable` returned, tokio keeps the
+            // eventfd ready, so that no notification is missed.
             ready.clear_ready();
         }
     }

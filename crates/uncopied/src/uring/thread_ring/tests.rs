@@ -13,7 +13,8 @@ use super::super::testing::{
 use super::*;
 use crate::arena::Pages;
 
-/// Sends the pattern of each send's index until the socket accepts no more.
+/// Sends until the socket accepts no more. Each send has the pattern whose seed is the index of the
+/// send.
 fn fill(ledger: &TestLedger, sink: impl AsFd) -> Vec<AcceptedSend> {
     fill_with(ledger, sink, |index| pattern(index, 32 << 10))
 }
@@ -36,7 +37,8 @@ fn fill_with(
     }
 }
 
-/// Waits until another thread has made `condition` true.
+/// Waits until another thread's work makes `is_met` return true. `condition` describes the expected
+/// state, for the panic message.
 fn wait_until(condition: &str, mut is_met: impl FnMut() -> bool) {
     let started_at = Instant::now();
     while !is_met() {
@@ -56,10 +58,11 @@ fn has_reaper() -> bool {
     })
 }
 
-/// How long a test waits for another thread.
+/// The longest time that a test waits for another thread.
 const CONDITION_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Held by each test, because the process has one reaper, which these tests observe.
+/// Held by each test, so that only one runs at a time: the tests observe the reaper, and the
+/// process has only one.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -82,7 +85,7 @@ fn a_thread_has_one_ring_and_hands_it_to_the_reaper_when_it_ends() {
     wait_until("the reaper starts", has_reaper);
     assert!(ledger.quota.in_flight_bytes() > 0);
     receive_and_check(&receiver, &accepted);
-    // No thread uses the completions: only the reaper processes the notifications.
+    // No thread has polled the completions yet, so only the reaper can process the notifications.
     wait_until("all memory is free", || ledger.quota.in_flight_bytes() == 0);
     assert!(accepted.iter().all(|(bytes, completion)| {
         completion
@@ -146,7 +149,7 @@ mod on_tokio {
             .expect("a runtime")
     }
 
-    /// How many descriptors of rings this process has open.
+    /// Returns the number of open descriptors of this process that refer to a ring.
     fn ring_descriptors() -> usize {
         let open = std::fs::read_dir("/proc/self/fd").expect("readable");
         let is_ring = |link: std::path::PathBuf| link.as_os_str() == "anon_inode:[io_uring]";
@@ -164,7 +167,7 @@ mod on_tokio {
             let accepted = fill(&ledger, &sender);
             let (_, last) = accepted.last().expect("at least one").clone();
             let waiting = tokio::spawn(last);
-            // A future that is dropped while it waits changes nothing.
+            // Dropping a future that waits for a completion has no effect on the send.
             let (_, first) = accepted.first().expect("at least one").clone();
             let dropped = tokio::time::timeout(Duration::from_millis(5), first).await;
             assert!(dropped.is_err());
@@ -194,7 +197,7 @@ mod on_tokio {
         assert!(Arc::ptr_eq(&one, &ring_of(&first)));
         drop(first);
         assert!(one.is_retired() && !other.is_retired());
-        // Creating the next ring drops those that are retired.
+        // Creating a ring drops the thread's handles to its retired rings.
         let third = runtime();
         ring_of(&third);
         assert_eq!(Arc::strong_count(&one), 1);
@@ -225,11 +228,12 @@ mod on_tokio {
         wait_for_all(&first);
     }
 
-    /// The rings are counted in a child process, in which no other test opens any.
+    /// Counts the rings in a child process, in which no other test can create a ring.
     #[test]
     fn a_thousand_connections_share_one_ring() {
         let _guard = ONE_AT_A_TIME.lock();
-        // Allocated before the fork: another thread may hold the lock of the pool during it.
+        // Allocate the pages before the fork: if another thread holds the lock of the page pool
+        // during the fork, the child's copy of the lock is never released.
         let pages = pattern(0, 32 << 10);
         let rings = in_child(|| {
             let ledger = TestLedger::new();
@@ -240,16 +244,17 @@ mod on_tokio {
                     assert!(!accepted.is_empty());
                 };
                 send(&connections[0]);
-                // One ring has a few descriptors.
+                // The first send has created the ring, which has more than one descriptor.
                 let of_one_ring = ring_descriptors();
                 connections[1..].iter().for_each(send);
                 u8::try_from(ring_descriptors() - of_one_ring).expect("few")
             })
         });
-        assert_eq!(rings, 0, "more rings than one");
+        assert_eq!(rings, 0, "more than one ring");
     }
 
-    /// Measures the wake-ups of notification tasks, and the CPU time, while the peer does not read.
+    /// Checks that the notification tasks are hardly ever woken, and that the thread uses hardly
+    /// any CPU time, while the peers do not read.
     #[test]
     fn sends_in_flight_cost_nothing_while_no_notification_arrives() {
         let _guard = ONE_AT_A_TIME.lock();
@@ -266,7 +271,7 @@ mod on_tokio {
                 "{} in flight",
                 ring.ring.in_flight()
             );
-            // Loopback may still deliver bytes and delayed acknowledgements.
+            // Wait, because loopback may still be delivering bytes and delayed acknowledgements.
             tokio::time::sleep(Duration::from_millis(500)).await;
 
             let (wakeups, cpu) = (WAKEUPS.load(Ordering::Relaxed), cpu_time_of_thread());
@@ -294,7 +299,7 @@ mod on_tokio {
         Duration::try_from(time).expect("not negative")
     }
 
-    /// Like [`wait_until`], without blocking the runtime.
+    /// Like [`wait_until`], but without blocking the thread of the runtime.
     async fn wait_until_async(condition: &str, mut is_met: impl FnMut() -> bool) {
         let started_at = Instant::now();
         while !is_met() {
