@@ -1,49 +1,50 @@
-//! The failures of the command, and what the user can do about them.
+//! Errors that the command reports to the user, with advice on what to do about them.
 
 use std::io;
 use std::path::PathBuf;
 
 use http::StatusCode;
 
-/// A failure of the command. Its text is the one line that is printed.
+/// An error that ends the command. Its `Display` text is the one line that is printed on standard
+/// error.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The path to serve cannot be opened.
+    /// The path to serve cannot be opened, or is neither a directory nor a regular file.
     #[error("cannot serve {path}: {}{}", kernel_text(.source), path_hint(.source))]
     Path {
-        /// As given by the user.
+        /// The path, as the user gave it.
         path: String,
-        /// The error of the kernel.
+        /// The underlying I/O error.
         source: io::Error,
     },
-    /// A file named by a flag cannot be used.
+    /// A file named by `--spa` or `--error-page` cannot be used.
     #[error("{flag} {path}: {}; name a regular file inside the directory served", kernel_text(.source))]
     NamedFile {
-        /// The flag that names it.
+        /// The flag that names the file.
         flag: &'static str,
-        /// As given by the user.
+        /// The path, as the user gave it.
         path: String,
-        /// The error of the kernel.
+        /// The underlying I/O error.
         source: io::Error,
     },
-    /// No socket could be opened at an address.
+    /// The server cannot listen on an address.
     #[error("cannot listen on {address}: {}{}", kernel_text(.source), listen_hint(.source))]
     Listen {
-        /// As given by the user.
+        /// The address, as the user gave it.
         address: String,
-        /// The error of the kernel.
+        /// The underlying I/O error.
         source: io::Error,
     },
-    /// The path for the Unix socket exists and is not a socket.
+    /// The path given for a Unix socket exists, but is not a socket.
     #[error("cannot listen on unix:{}: the path exists and is not a socket; choose another path or remove it", .0.display())]
     NotASocket(PathBuf),
-    /// LISTEN_FDS names descriptors that are not listening sockets.
+    /// `LISTEN_FDS` is not a valid number, or a passed descriptor is not a listening stream socket.
     #[error("LISTEN_FDS: {0}; pass listening stream sockets, starting at descriptor 3")]
     PassedSockets(String),
-    /// An error page for a status that is not an error status.
+    /// `--error-page` names a status that is not an error (4xx or 5xx).
     #[error("--error-page {}: only 4xx and 5xx statuses have error pages", .0.as_str())]
     NotAnErrorStatus(StatusCode),
-    /// More connections than the descriptor limit allows.
+    /// `--max-connections` needs more descriptors than the limit allows.
     #[error(
         "--max-connections {requested} needs a descriptor limit of at least {needed}, but the limit is {limit}; \
          raise it (ulimit -n, LimitNOFILE=) or lower --max-connections"
@@ -51,34 +52,35 @@ pub(crate) enum Error {
     TooManyConnections {
         /// The value of the flag.
         requested: usize,
-        /// The number of descriptors that it needs.
+        /// The descriptor limit that this number of connections needs.
         needed: usize,
-        /// RLIMIT_NOFILE, after the soft limit has been raised to the hard one.
+        /// The descriptor limit (`RLIMIT_NOFILE`), after the soft limit has been raised to the hard
+        /// limit.
         limit: usize,
     },
-    /// A thread, event loop or signal handler could not be set up.
+    /// A part of the server, such as a thread, an event loop or a signal handler, cannot be set up.
     #[error("cannot {what}: {}", kernel_text(.source))]
     Setup {
-        /// The step that failed.
+        /// The step that failed, worded to follow "cannot" in the message.
         what: &'static str,
-        /// The error of the kernel.
+        /// The underlying I/O error.
         source: io::Error,
     },
-    /// A worker thread has panicked.
+    /// A worker thread panicked.
     #[error("a worker thread stopped unexpectedly; this is a bug, please report it")]
     WorkerLost,
-    /// Standard output cannot be written.
+    /// Writing to standard output failed.
     #[error("cannot write to standard output: {}", kernel_text(.0))]
     Output(io::Error),
 }
 
 impl Error {
-    /// Wraps the error of a step of the setup, for `map_err`.
+    /// Returns a closure for `map_err` that wraps an I/O error in [`Error::Setup`].
     pub(crate) fn setup(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Setup { what, source }
     }
 
-    /// The exit status: 2 for wrong usage, 1 for any other failure.
+    /// Returns the exit status: 2 for wrong usage, 1 for any other failure.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::NotAnErrorStatus(_) => 2,
@@ -87,7 +89,8 @@ impl Error {
     }
 }
 
-/// The kernel's message in lower case, without "(os error 98)".
+/// Returns the kernel's message for an error, in lower case and without a suffix such as "(os error
+/// 98)".
 pub(crate) fn kernel_text(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => "the address is in use".into(),

@@ -1,7 +1,7 @@
 //! The `uncopied` command.
 //!
-//! Exit status: 0 for success, 1 for a failure with one line on standard error, 2 for wrong usage.
-//! A closed pipe on standard output is a success.
+//! Exit status: 0 for success, 1 for a failure (reported in one line on standard error), 2 for
+//! wrong usage. If the reader of standard output closes the pipe, that is not a failure.
 
 #![forbid(unsafe_code)]
 
@@ -21,8 +21,9 @@ use crate::flags::{Cli, Command};
 use crate::output::{print, say};
 
 fn main() -> ExitCode {
-    // Must come before the process opens a descriptor or starts a thread: passed sockets are known
-    // by their descriptor numbers, and the environment is changed.
+    // Must run before the process opens a descriptor, because passed sockets are identified by
+    // their descriptor numbers, and before it starts a thread, because this changes the
+    // environment.
     let passed = serve::PassedSockets::from_environment();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

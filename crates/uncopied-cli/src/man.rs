@@ -19,7 +19,7 @@ pub(crate) fn completions(shell: Shell) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// None in practice: the page is written to memory.
+/// Never fails in practice, because the page is written to memory.
 pub(crate) fn manual() -> io::Result<Vec<u8>> {
     let mut command = Cli::command();
     command.build();
@@ -40,7 +40,8 @@ pub(crate) fn manual() -> io::Result<Vec<u8>> {
         if subcommand.get_after_help().is_some() {
             man.render_extra_section(&mut part)?;
         }
-        // Section names must be unique in the page: "SERVE OPTIONS", not a second "OPTIONS".
+        // Adds the subcommand to the names of its sections ("SERVE OPTIONS"), so that they differ
+        // from the sections of the command itself ("OPTIONS").
         for line in String::from_utf8_lossy(&part).lines() {
             // Skips roff definitions that the top of the page already contains.
             if line.starts_with(".ie") || line.starts_with(".el") {

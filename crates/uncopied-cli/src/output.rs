@@ -5,8 +5,8 @@ use std::io::{self, Write as _};
 
 /// Writes one line to standard error: `uncopied: ` and the message.
 ///
-/// Control characters are escaped, so that one message is one line even if it contains a file name
-/// with a line feed. A closed standard error is ignored.
+/// Control characters are escaped, so that a message stays on one line even if it contains a file
+/// name with a line feed. Errors are ignored, because there is nowhere else to report them.
 pub(crate) fn say(message: &dyn fmt::Display) {
     let mut line = String::from("uncopied: ");
     for character in message.to_string().chars() {
@@ -20,7 +20,8 @@ pub(crate) fn say(message: &dyn fmt::Display) {
     let _ = io::stderr().lock().write_all(line.as_bytes());
 }
 
-/// Writes to standard output. A closed pipe is not an error: its reader needs no more.
+/// Writes to standard output. A closed pipe is not an error: the reader does not want any more
+/// output.
 pub(crate) fn print(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {

@@ -1,4 +1,4 @@
-//! The command line: definitions of all flags with their help, and the parsing of their values.
+//! The command line: the definitions of all flags with their help, and the parsing of their values.
 
 mod serve;
 mod usage;
@@ -13,7 +13,7 @@ pub(crate) use values::ListenAddress;
 
 use serve::SERVE_HELP;
 
-/// Move bytes between files and sockets without the CPU copying them, and report how each was sent
+/// Move bytes between files and sockets without copying them, and report how they were sent
 #[derive(Debug, Parser)]
 #[command(name = "uncopied", version, arg_required_else_help = true)]
 #[command(

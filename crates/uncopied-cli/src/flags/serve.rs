@@ -21,13 +21,13 @@ Totals, in bytes, printed on standard error at exit and on SIGUSR1:
 
 Socket activation:
   Sockets passed with LISTEN_FDS and LISTEN_PID (TCP or Unix, starting at
-  descriptor 3) replace the default address, and are served in addition to
-  those of --listen.
+  descriptor 3) replace the default address. Addresses given with --listen
+  are served as well.
 
 Environment:
   A flag on the command line overrides its environment variable. Separate
-  several values in one variable by commas (LISTEN, INDEX) or line feeds
-  (HEADER, ERROR_PAGE). UNCOPIED_SEND=off sends every byte by copying,
+  several values in one variable with commas (LISTEN, INDEX) or line feeds
+  (HEADER, ERROR_PAGE). With UNCOPIED_SEND=off, every byte is copied,
   regardless of --mechanism.
 
 Times:
@@ -40,8 +40,8 @@ const LISTEN_LONG_HELP: &str = "\
 Address to listen on: IP:PORT, [IPv6]:PORT, PORT (on 127.0.0.1), :PORT (on all addresses), unix:PATH; repeatable \
 [default: 127.0.0.1:8080]
 
-Port 0 selects a free port. A Unix socket on which no process listens any more is replaced. The socket is \
-removed at exit.";
+Port 0 selects a free port. An existing Unix socket is replaced if no process listens on it. The socket is removed \
+at exit.";
 
 /// The flags of `uncopied serve`.
 #[derive(Args, Debug)]
@@ -50,7 +50,8 @@ pub(crate) struct ServeFlags {
     #[arg(env = "UNCOPIED_PATH", default_value = ".")]
     pub(crate) path: PathBuf,
 
-    // An attribute instead of a doc comment, because rustdoc would read [IPv6] as a link.
+    // The help is in attributes instead of a doc comment, because rustdoc would read [IPv6] as a
+    // link.
     #[arg(
         long,
         short,
@@ -67,7 +68,7 @@ pub(crate) struct ServeFlags {
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 
-    /// Mechanism that sends the bytes of files to the socket
+    /// Mechanism used to send file data to the socket
     #[arg(
         long,
         value_name = "HOW",
@@ -76,7 +77,7 @@ pub(crate) struct ServeFlags {
     )]
     pub(crate) mechanism: MechanismChoice,
 
-    /// Name of the index file of a directory; repeatable, the first that exists is sent
+    /// Name of a directory's index file; repeatable: the first that exists is sent
     #[arg(
         long,
         value_name = "NAME",
@@ -121,7 +122,7 @@ pub(crate) struct ServeFlags {
     )]
     pub(crate) header: Vec<HeaderLine>,
 
-    /// Cache-Control header of files, for example "public, max-age=3600" [default: none]
+    /// Cache-Control header for files, for example "public, max-age=3600" [default: none]
     #[arg(long, value_name = "VALUE", env = "UNCOPIED_CACHE_CONTROL", value_parser = header_value)]
     pub(crate) cache_control: Option<HeaderValue>,
 
@@ -131,14 +132,14 @@ pub(crate) struct ServeFlags {
 
     /// Write one line per request to standard output
     ///
-    /// A slow reader never delays a connection: lines that do not fit into a buffer of 4 MiB are
-    /// dropped, and their number is reported with the totals.
+    /// A slow reader of the log never delays a connection: lines that do not fit into a buffer of 4
+    /// MiB are dropped, and their number is reported with the totals.
     ///
-    /// "bytes" is the number of bytes of the body that the socket took, also for a response that
-    /// was cut short. JSON lines also report whether the socket took the whole response
-    /// ("complete") and the time from the request's head to the last byte of the response
-    /// ("seconds"). The client may not have read every byte that the socket took. Status 499 means
-    /// that the request was given up before there was a response.
+    /// "bytes" is the number of body bytes that the socket accepted, even if the response was cut
+    /// short. The client may not have read all of them. JSON lines also report whether the socket
+    /// accepted the whole response ("complete") and the time from the end of the request's head to
+    /// the last byte of the response ("seconds"). Status 499 means that the connection ended before
+    /// there was a response.
     #[arg(
         long,
         value_name = "FORMAT",
@@ -147,8 +148,8 @@ pub(crate) struct ServeFlags {
     )]
     pub(crate) access_log: LogFormat,
 
-    /// Maximum number of concurrent connections; further ones wait to be accepted [default: 10000,
-    /// or less if the descriptor limit (ulimit -n) is low]
+    /// Maximum number of concurrent connections; further connections wait to be accepted [default:
+    /// 10000, or less if the descriptor limit (ulimit -n) is low]
     #[arg(long, value_name = "N", env = "UNCOPIED_MAX_CONNECTIONS",
           value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub(crate) max_connections: Option<u32>,
@@ -162,10 +163,10 @@ pub(crate) struct ServeFlags {
     )]
     pub(crate) header_timeout: TimeSpan,
 
-    /// Close a connection whose client has taken no byte of the response for this time
+    /// Close a connection whose client has accepted no byte of a response for this long
     ///
-    /// The time runs from the last byte that the client acknowledged. A slow client that keeps
-    /// reading is never disconnected, however long it takes.
+    /// The time counts from the last byte that the client acknowledged. A slow client that keeps
+    /// reading is never disconnected, however long the response takes.
     #[arg(
         long,
         value_name = "TIME",
@@ -174,7 +175,7 @@ pub(crate) struct ServeFlags {
     )]
     pub(crate) send_timeout: TimeSpan,
 
-    /// Close a connection that has been idle between two requests for this time
+    /// Close a connection that has been idle between two requests for this long
     #[arg(
         long,
         value_name = "TIME",
@@ -183,7 +184,7 @@ pub(crate) struct ServeFlags {
     )]
     pub(crate) keepalive_timeout: TimeSpan,
 
-    /// Maximum age of a connection; it is closed after the current request
+    /// Maximum age of a connection; an older one is closed after its current request
     #[arg(
         long,
         value_name = "TIME",
@@ -192,7 +193,8 @@ pub(crate) struct ServeFlags {
     )]
     pub(crate) keepalive_time: TimeSpan,
 
-    /// Time that requests in progress have to finish after SIGTERM or SIGINT; 0 closes them at once
+    /// How long requests in progress may take to finish after SIGTERM or SIGINT; 0 closes all
+    /// connections at once
     #[arg(
         long,
         value_name = "TIME",
@@ -202,7 +204,7 @@ pub(crate) struct ServeFlags {
     pub(crate) grace: TimeSpan,
 }
 
-/// The preferred mechanism for the bytes of files. `None` leaves the choice to the plan.
+/// The preferred mechanism for sending file data. `None` lets the library choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MechanismChoice(pub(crate) Option<Mechanism>);
 
@@ -227,7 +229,7 @@ impl ValueEnum for MechanismChoice {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         let name = self.0.map_or("auto", Mechanism::name);
         let help = match self.0 {
-            None => "The best mechanism that works for each file, sendfile first",
+            None => "The first mechanism that works for each file, starting with sendfile",
             Some(Mechanism::Sendfile) => "From file to socket inside the kernel",
             Some(Mechanism::Splice) => "From file to socket through a pipe",
             Some(Mechanism::MmapWrite) => "write from the mapped file: one copy",

@@ -6,12 +6,13 @@ use clap::error::ErrorKind;
 
 use crate::output::say;
 
-/// Prints help and version to standard output with status 0, and a usage error as one line with
-/// status 2.
+/// Prints what clap reports, and returns the exit status: 0 for help and version, which go to
+/// standard output, and 2 for a usage error, which becomes one line on standard error. Without any
+/// arguments, the help goes to standard error, with status 2.
 pub(crate) fn report_usage_error(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // Fails only if the output is closed.
+            // Printing fails only if the output is closed, which is not an error here.
             let _ = error.print();
             ExitCode::SUCCESS
         }

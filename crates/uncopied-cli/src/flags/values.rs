@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-/// Longest accepted time. It keeps arithmetic on instants from overflowing.
+/// The longest accepted time. The limit keeps arithmetic on `Instant`s from overflowing.
 const MAX_TIME_SPAN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// A time on the command line. For most flags, 0 means "no limit".
+/// A duration given on the command line. For most flags, 0 means "no limit".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TimeSpan(pub(crate) Duration);
 
 impl TimeSpan {
-    /// Returns the time as a limit: `None` if it is 0.
+    /// Returns the duration as a limit: `None`, which means "no limit", if the duration is 0.
     pub(crate) fn limit(self) -> Option<Duration> {
         (!self.0.is_zero()).then_some(self.0)
     }
@@ -46,14 +46,14 @@ impl FromStr for TimeSpan {
     }
 }
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ListenAddress {
     /// One TCP address.
     Tcp(SocketAddr),
-    /// All addresses of this machine, IPv6 and IPv4, with one socket.
+    /// A port on all addresses of this machine, IPv6 and IPv4, with a single socket.
     AllInterfaces(u16),
-    /// A Unix socket.
+    /// A Unix socket at a path.
     Unix(PathBuf),
 }
 
@@ -101,7 +101,7 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// A header for every response: `Name: value`.
+/// A header to add to every response, given as `Name: value`.
 #[derive(Clone, Debug)]
 pub(crate) struct HeaderLine(pub(crate) HeaderName, pub(crate) HeaderValue);
 
@@ -115,8 +115,8 @@ impl FromStr for HeaderLine {
         let name: HeaderName = name
             .parse()
             .map_err(|_| format!("'{name}' is not a header name"))?;
-        // The server owns the framing of the connection: a wrong length or coding would make one
-        // response run into the next.
+        // The server itself sets the headers that frame a response. With a wrong length or transfer
+        // coding, a client would take part of one response for the next.
         if ["content-length", "transfer-encoding", "connection"].contains(&name.as_str()) {
             return Err(format!("{name} is set by the server"));
         }
@@ -125,14 +125,14 @@ impl FromStr for HeaderLine {
     }
 }
 
-/// Parses the value of a header: visible characters, spaces and tabs.
+/// Parses the value of a header, which may contain only visible characters, spaces and tabs.
 pub(crate) fn header_value(value: &str) -> Result<HeaderValue, String> {
     HeaderValue::from_str(value).map_err(|_| {
         "a header value may contain only visible characters, spaces and tabs".to_owned()
     })
 }
 
-/// The page for an error status: `CODE=FILE`.
+/// The file to send with an error status, given as `CODE=FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorPage(pub(crate) StatusCode, pub(crate) PathBuf);
 

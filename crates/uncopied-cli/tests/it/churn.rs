@@ -1,7 +1,8 @@
-//! Clients that come, read at any speed, and vanish at any point: every body is complete, and
-//! nothing leaks.
+//! Tests with clients that connect, read at different speeds, and vanish at any point. Every body
+//! must be complete, and nothing may leak.
 //!
-//! `UNCOPIED_CHURN_SECONDS` sets the duration, `UNCOPIED_CHURN_SEED` reproduces a run.
+//! `UNCOPIED_CHURN_SECONDS` sets the duration. Each run prints its seed; to reproduce the run, set
+//! `UNCOPIED_CHURN_SEED` to that seed.
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -19,10 +20,10 @@ use crate::process::{ProcessResources, anonymous_memory};
 use crate::rng::{Rng, seed};
 use crate::server::Server;
 
-/// The number of clients of each of the two servers.
+/// The number of clients per server. There are two servers.
 const CLIENTS_PER_SERVER: u64 = 100;
-/// Names and lengths: files cached in memory, files around the limit between memory and sendfile,
-/// and one larger than a socket's buffer. Small files are requested more often.
+/// The names and lengths of the files: some are cached in memory, `kept` is as large as such a file
+/// can be, `sent` is larger, and `large` is larger than a socket's buffer.
 const FILES: [(&str, usize); 6] = [
     ("empty", 0),
     ("tiny", 700),
@@ -31,10 +32,10 @@ const FILES: [(&str, usize); 6] = [
     ("sent", 70_001),
     ("large", 3_000_000),
 ];
-/// Memory growth allowed at the end: the allocator keeps some memory for the next busy period.
+/// The memory growth allowed at the end of the test. The allocator keeps some memory for later use.
 const MAX_MEMORY_GROWTH_BYTES: u64 = 32 << 20;
-/// How long to wait for resources to be freed. Abandoned connections end within seconds, idle
-/// threads for disk reads after ten.
+/// The maximum time to wait until resources have been released. Abandoned connections end within
+/// seconds. Threads that read from the disk end after being idle for ten seconds.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Default)]
@@ -50,7 +51,7 @@ fn increment(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// What all clients share.
+/// The data that all clients share.
 struct Workload {
     contents: Vec<Vec<u8>>,
     until: Instant,
@@ -71,10 +72,10 @@ fn churn_leaks_nothing_and_every_body_is_complete() {
     for ((name, _), content) in FILES.iter().zip(&contents) {
         fs::write(site.path().join(name), content).unwrap();
     }
-    // A stable file is opened once and stays open.
+    // Once a file is stable, the server opens it once and keeps it open.
     wait_until_files_are_stable();
     let flags = ["--threads", "2", "--mechanism"];
-    // A forced mechanism also applies to small files, so none is cached in memory.
+    // With a forced mechanism, no file is cached in memory, so small files stay open as well.
     let servers = [("auto", 16 << 10), ("splice", 0)].map(|(mechanism, max_in_memory)| {
         let server = Server::start(site.path(), &[&flags[..], &[mechanism]].concat());
         let open = FILES.iter().filter(|(_, len)| *len > max_in_memory).count();
@@ -121,9 +122,10 @@ fn churn_leaks_nothing_and_every_body_is_complete() {
     }
 }
 
-/// Runs a few clients. Returns the resources and the memory that the server may hold at the end.
+/// Runs a few clients, so that the server fills its caches. Returns the resources and the memory
+/// that the server may hold at the end of the test.
 ///
-/// The cache keeps `open` files, each with a descriptor and a mapping.
+/// `open` is the number of files that the server keeps open, each with a descriptor and a mapping.
 fn warm_up(
     server: &Server,
     site: &Path,
@@ -149,7 +151,7 @@ fn warm_up(
     (limit, anonymous_memory(server.id()))
 }
 
-/// Runs clients until the end of the workload. Returns their errors.
+/// Runs `clients` clients per address until the end of the workload. Returns their errors.
 fn run(workload: &Workload, addresses: &[SocketAddr], clients: u64, seed: u64) -> Vec<String> {
     scope(|threads| {
         let each = (0..clients).flat_map(|number| {
@@ -160,7 +162,7 @@ fn run(workload: &Workload, addresses: &[SocketAddr], clients: u64, seed: u64) -
                 client.spawn_scoped(threads, run).unwrap()
             })
         });
-        // Starts all clients before waiting for the first.
+        // Starts all clients before it waits for the first to end.
         let running: Vec<_> = each.collect();
         let ended = running.into_iter().map(|client| client.join().unwrap());
         ended.filter_map(Result::err).collect()
@@ -183,11 +185,11 @@ fn run_client(workload: &Workload, address: SocketAddr, mut rng: Rng) -> Result<
 enum Departure {
     /// Closes after the last response.
     Regular,
-    /// Closes in the middle of something.
+    /// Closes in the middle of a request or a response.
     Vanish,
     /// Resets the connection (SO_LINGER of 0).
     Reset,
-    /// Closes its sending side after the last request, and keeps reading.
+    /// Closes its sending side after the last request, but keeps reading.
     HalfClose,
 }
 
@@ -196,9 +198,9 @@ struct ChurnClient {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// Maximum pause after each read.
+    /// The maximum pause after each read.
     max_pause_millis: usize,
-    /// When bytes last arrived.
+    /// The time at which bytes last arrived.
     last_read: Instant,
 }
 
@@ -222,7 +224,8 @@ impl ChurnClient {
         })
     }
 
-    /// Sends requests on one connection. An error is a failure of the server.
+    /// Sends requests on one connection and checks the responses. An error means that the server is
+    /// at fault.
     fn visit(&mut self, workload: &Workload, rng: &mut Rng) -> Result<(), String> {
         let departure = [
             Departure::Regular,
@@ -233,7 +236,7 @@ impl ChurnClient {
         let rounds = rng.below(5);
         for round in 0..=rounds {
             let is_last = round == rounds;
-            // Pipelined requests: the responses arrive in this order.
+            // The requests are pipelined. Their responses must arrive in this order.
             let files: Vec<_> = (0..=rng.below(3)).map(|_| pick(rng)).collect();
             let requests: String = files.iter().map(|file| request(*file)).collect();
             let leaves = is_last && matches!(departure, Departure::Vanish | Departure::Reset);
@@ -284,7 +287,8 @@ impl ChurnClient {
         }
     }
 
-    /// Reads one response and compares it. Returns false if the time is over before its end.
+    /// Reads one response, and checks it against `content`. Returns false if the workload ends
+    /// before the whole body has arrived.
     fn check_response(
         &mut self,
         content: &[u8],
@@ -293,7 +297,7 @@ impl ChurnClient {
     ) -> Result<bool, String> {
         let length = self.read_head()?;
         if length != content.len() {
-            return Err(format!("a length of {length}"));
+            return Err(format!("wrong length: {length}"));
         }
         let mut at = 0;
         while at < length {
@@ -339,7 +343,8 @@ impl ChurnClient {
         length.ok_or_else(|| format!("no length in {head:?}"))
     }
 
-    /// Returns the number of buffered bytes, at least one.
+    /// Reads from the connection if the buffer is empty. Returns the number of buffered bytes,
+    /// which is at least 1.
     fn fill_buffer(&mut self) -> io::Result<usize> {
         if self.start == self.end {
             self.start = 0;
@@ -355,7 +360,7 @@ impl ChurnClient {
         Ok(self.end - self.start)
     }
 
-    /// Reads up to this number of bytes, or fewer if no more arrive for a moment.
+    /// Reads `point` bytes, or fewer if no more bytes arrive for 20 ms.
     fn read_up_to(&mut self, point: usize) -> io::Result<()> {
         let timeout = Duration::from_millis(20);
         self.stream.set_read_timeout(Some(timeout))?;
@@ -375,7 +380,8 @@ impl ChurnClient {
     }
 }
 
-/// Picks a file. Each is picked about half as often as the one before, the empty one rarely.
+/// Picks a file, and returns its index. Larger files are picked less often; the empty file is rare
+/// too.
 fn pick(rng: &mut Rng) -> usize {
     let number = rng.below(64);
     match number {

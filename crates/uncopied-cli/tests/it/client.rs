@@ -1,4 +1,4 @@
-//! A client that does exactly what a test asks for.
+//! An HTTP client that sends and reads exactly the bytes that a test asks for.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
-/// Upper bound on the time that any step of a test takes, unless something is wrong.
+/// The maximum time that any step of a test may take. A step that takes longer has failed.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
@@ -16,7 +16,7 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Connects with a small receive buffer, so that the server soon sees that the client stops
+/// Connects with a small receive buffer, so that the server is soon blocked if the client stops
 /// reading.
 pub(crate) fn connect_with_small_window(address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
@@ -62,8 +62,8 @@ pub(crate) fn read_response(stream: &mut impl Read) -> io::Result<Response> {
     Ok(Response { status, head, body })
 }
 
-/// Reads the head of a response. Returns it and the length of the body. Reads byte by byte, so that
-/// the body stays unread.
+/// Reads the head of a response byte by byte, so that the body stays unread. Returns the head and
+/// the length of the body.
 pub(crate) fn read_head(stream: &mut impl Read) -> io::Result<(String, usize)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -94,7 +94,7 @@ pub(crate) fn read_to_close(stream: &mut impl Read) -> Vec<u8> {
     }
 }
 
-/// Whether no byte arrives within `time`.
+/// Waits for `time`. Returns true if no byte has arrived by then.
 pub(crate) fn receives_nothing(stream: &mut TcpStream, time: Duration) -> bool {
     stream.set_read_timeout(Some(time)).unwrap();
     let outcome = stream.peek(&mut [0]);

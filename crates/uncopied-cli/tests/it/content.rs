@@ -1,4 +1,4 @@
-//! Bytes, headers, index, fallback and error pages.
+//! Tests of the content of responses: bytes, headers, index files, fallback and error pages.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ fn every_mechanism_sends_the_same_bytes() {
         let server = Server::start(site.path(), &["--mechanism", mechanism]);
         let mut stream = connect(server.address());
         let response = get(&mut stream, "/bytes");
-        assert!(response.body == bytes, "{mechanism}: other bytes");
+        assert!(response.body == bytes, "{mechanism}: wrong bytes");
         let exit = server.stop();
         let totals = exit.stderr.last().unwrap();
         let sent = bytes.len() + response.head.len();

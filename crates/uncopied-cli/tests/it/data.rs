@@ -1,13 +1,14 @@
-//! The bytes of test files.
+//! The content of test files.
 
 use std::thread::sleep;
 use std::time::Duration;
 
-/// Returns `len` bytes that do not repeat at any distance that a kernel path could mix up.
+/// Returns `len` bytes without any repeating pattern, so that bytes from a wrong position never
+/// look right.
 pub(crate) fn test_bytes(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = std::iter::repeat_with(|| {
-        // xorshift64: no two words of a file are alike.
+        // xorshift64: all words of a file differ.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -16,8 +17,8 @@ pub(crate) fn test_bytes(len: usize) -> Vec<u8> {
     words.flatten().take(len).collect()
 }
 
-/// Waits until the files of a test count as stable: the server trusts the time stamps of a file
-/// that has not changed for three seconds, and caches it.
+/// Waits until the server considers the files of a test to be stable. Once a file has not changed
+/// for three seconds, the server trusts the file's timestamps and caches it.
 pub(crate) fn wait_until_files_are_stable() {
     sleep(Duration::from_millis(3500));
 }

@@ -1,4 +1,4 @@
-//! The timeouts, and that none of them affects a slow but healthy client.
+//! Tests of the timeouts, none of which may affect a slow but healthy client.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -11,9 +11,10 @@ use crate::data::test_bytes;
 use crate::server::{BIG_FILE_BYTES, Server, site};
 use crate::trace::{TracedServer, can_trace};
 
-/// Half a second, the timeout of most tests.
+/// The timeout that most tests set with `500ms`.
 const TIMEOUT: Duration = Duration::from_millis(500);
-/// Upper bound on how late a deadline is enforced. The next sweep is at most a second away.
+/// The maximum time until a deadline is enforced. The server checks deadlines at least once a
+/// second; the rest is for slow test machines.
 const MAX_DELAY: Duration = Duration::from_secs(4);
 
 #[test]
@@ -41,7 +42,7 @@ fn an_incomplete_head_closes_the_connection_after_the_header_timeout() {
         let mut stream = connect(server.address());
         let began = Instant::now();
         stream.write_all(first.as_bytes()).unwrap();
-        // Sending further bytes slowly does not extend the timeout.
+        // Sending further bytes slowly must not extend the timeout.
         let mut write = stream.try_clone().unwrap();
         let sender = std::thread::spawn(move || {
             while !rest.is_empty()
@@ -62,8 +63,8 @@ fn an_incomplete_head_closes_the_connection_after_the_header_timeout() {
     }
 }
 
-/// The body waits for the disk between two of its parts. Everything written so far has been sent,
-/// but the connection is not idle.
+/// The body waits for the disk between two of its parts. At that time, everything written so far
+/// has been sent, but the connection must not count as idle.
 #[test]
 fn a_connection_whose_response_waits_for_the_disk_is_not_idle() {
     let name = "a_connection_whose_response_waits_for_the_disk_is_not_idle";
@@ -74,7 +75,8 @@ fn a_connection_whose_response_waits_for_the_disk_is_not_idle() {
     let bytes = test_bytes(200_000);
     std::fs::write(site.path().join("large"), &bytes).unwrap();
     let path = site.path().join("large").display().to_string();
-    // The file cannot be mapped, so each part is read from the slow disk.
+    // strace makes `mmap` fail, so that each part is read from the disk, and makes those reads
+    // slow.
     let refused = ["mmap:error=ENOMEM", "preadv2:error=EAGAIN"].map(|it| format!("inject={it}"));
     let slow = "inject=pread64:delay_enter=1500000";
     let options = [
@@ -93,11 +95,11 @@ fn a_connection_whose_response_waits_for_the_disk_is_not_idle() {
     assert!(response.body == bytes, "{} bytes", response.body.len());
 }
 
-/// The same in the last part of a response: hyper has the whole body, and the stream waits for the
-/// disk.
+/// Like the test above, but for the last part of a response: hyper has already written the whole
+/// body, and the stream waits for the disk.
 #[test]
 fn a_connection_whose_last_body_part_waits_for_the_disk_is_not_idle() {
-    /// The size of the window of a file that is mapped at a time.
+    /// The size of the part of a file that the server maps at a time.
     const WINDOW_BYTES: u64 = 1 << 30;
     let name = "a_connection_whose_last_body_part_waits_for_the_disk_is_not_idle";
     if !can_trace(name) {
@@ -107,7 +109,8 @@ fn a_connection_whose_last_body_part_waits_for_the_disk_is_not_idle() {
     let path = site.path().join("large");
     let file = File::create_new(&path).unwrap();
     file.set_len(WINDOW_BYTES + 300_000).unwrap();
-    // Everything but the end of the file is in the page cache.
+    // Loads everything but the end of the file into the page cache. `Advice::Random` turns
+    // readahead off, which would load the end too.
     let mut warm = vec![0; 4 << 20];
     let read = File::open(&path).unwrap();
     rustix::fs::fadvise(&read, 0, None, rustix::fs::Advice::Random).unwrap();
@@ -136,7 +139,7 @@ fn a_connection_whose_last_body_part_waits_for_the_disk_is_not_idle() {
 }
 
 #[test]
-fn a_later_head_has_the_same_deadline() {
+fn the_header_timeout_applies_to_later_requests_too() {
     let site = site();
     let server = Server::start(site.path(), &["--header-timeout", "500ms"]);
     let mut stream = connect(server.address());
@@ -172,7 +175,7 @@ fn a_pause_shorter_than_the_send_timeout_is_allowed() {
     stream.read_exact(&mut vec![0; BIG_FILE_BYTES]).unwrap();
 }
 
-/// A deadline for the whole body would disconnect this client, as in Caddy.
+/// A deadline for the whole body, which Caddy has, would disconnect this client.
 #[test]
 fn a_slow_client_that_keeps_reading_is_not_disconnected() {
     let site = site();
@@ -196,8 +199,9 @@ fn a_slow_client_that_keeps_reading_is_not_disconnected() {
     assert_eq!(get(&mut stream, "/").status, 200);
 }
 
-/// The server's socket holds megabytes and accepts more only once a third of them has been read,
-/// which takes this client longer than the timeout. Meanwhile its host acknowledges bytes.
+/// The send buffer of the server's socket holds megabytes. The socket becomes writable again only
+/// once a third of the buffer is free, which takes this client longer than the timeout. But the
+/// client's host keeps acknowledging bytes, so the connection must stay open.
 #[test]
 fn a_slow_client_behind_large_buffers_is_not_disconnected() {
     let site = site();

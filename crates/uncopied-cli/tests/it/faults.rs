@@ -1,4 +1,5 @@
-//! Errors of the kernel: the same bytes arrive, and the totals report the mechanism.
+//! Tests of kernel errors: all bytes must arrive, and the totals must report the mechanism that
+//! sent them.
 
 use std::fs;
 
@@ -10,8 +11,8 @@ use crate::data::test_bytes;
 use crate::server::{Server, Totals};
 use crate::trace::{Trace, TracedServer, can_trace};
 
-/// The sizes of the files of the site. The third request is for the other file, so that it shows
-/// whether an error disables a mechanism for one file or for the whole process.
+/// The sizes of the two files. Tests request `large` twice and then `other`. The mechanism that
+/// sends `other` shows whether an error disables a mechanism for one file or for the whole process.
 const LARGE_FILE_BYTES: u64 = 1 << 20;
 const OTHER_FILE_BYTES: u64 = 100_000;
 const ALL_BODY_BYTES: u64 = LARGE_FILE_BYTES + LARGE_FILE_BYTES + OTHER_FILE_BYTES;
@@ -57,8 +58,8 @@ fn serve_under(mechanism: &str, options: &[&str]) -> (Totals, Trace) {
     (exit.totals(), trace)
 }
 
-/// Asserts the number of bytes sent by sendfile, splice and mmap_write. The rest, including the
-/// heads, must have been copied.
+/// Asserts that sendfile, splice and mmap_write have sent the `expected` numbers of bytes, in this
+/// order. All other bytes, including the heads, must have been copied.
 fn assert_mechanisms(mechanism: &str, options: &[&str], expected: [u64; 3]) {
     let (totals, trace) = serve_under(mechanism, options);
     let actual = [totals.sendfile, totals.splice, totals.mmap_write];
@@ -78,8 +79,9 @@ fn errors_of_sendfile_fall_back_to_splice() {
     if !can_trace("errors_of_sendfile_fall_back_to_splice") {
         return;
     }
-    // A mechanism that is refused for a pair of descriptors is disabled for the file. One that a
-    // filter refuses is disabled for the process. A temporary shortage disables nothing.
+    // If the kernel refuses a mechanism for a pair of descriptors, the mechanism is disabled for
+    // that file. If the kernel or a filter refuses the system call as such, the mechanism is
+    // disabled for the process. A temporary shortage disables nothing.
     for errno in ["EINVAL", "EOPNOTSUPP", "ESPIPE"] {
         let inject = format!("inject=sendfile:error={errno}:when=1");
         assert_mechanisms(
@@ -108,8 +110,8 @@ fn errors_of_sendfile_fall_back_to_splice() {
 }
 
 #[test]
-fn errors_in_the_middle_of_a_file_lose_and_repeat_no_byte() {
-    if !can_trace("errors_in_the_middle_of_a_file_lose_and_repeat_no_byte") {
+fn errors_in_the_middle_of_a_file_neither_lose_nor_repeat_bytes() {
+    if !can_trace("errors_in_the_middle_of_a_file_neither_lose_nor_repeat_bytes") {
         return;
     }
     let bytes = test_bytes(12 << 20);
@@ -121,7 +123,7 @@ fn errors_in_the_middle_of_a_file_lose_and_repeat_no_byte() {
         ("splice", "inject=splice:error=EINVAL:when=2"),
         ("splice", "inject=splice:error=EINVAL:when=5"),
         ("splice", "inject=splice:error=ENOMEM:when=8"),
-        // The first call sends the head.
+        // The first `sendto` sends the head.
         ("mmap_write", "inject=sendto:error=EFAULT:when=3"),
     ] {
         let flags = ["--mechanism", mechanism];
@@ -137,7 +139,8 @@ fn errors_in_the_middle_of_a_file_lose_and_repeat_no_byte() {
             "splice" => (totals.splice, totals.copy),
             _ => (totals.mmap_write, totals.copy),
         };
-        // The contents of a pipe may be dropped before any of its bytes has been sent.
+        // With splice, the error may occur before any byte has left the pipe. The pipe's bytes are
+        // then dropped, and sent with `copy` instead.
         assert!(first > 0 || mechanism == "splice", "{inject}: {totals:?}");
         assert!(rest > 0, "{inject}: {totals:?}");
     }
@@ -153,7 +156,8 @@ fn errors_of_every_mechanism_fall_back_to_copy() {
         &["-e", "inject=sendfile:error=EINVAL"],
         [0, 0, 0],
     );
-    // The large file is already mapped, which saves one of the two copies.
+    // The large file is already mapped, so `mmap_write` can send it, which saves one of the two
+    // copies.
     assert_mechanisms(
         "auto",
         &["-e", "inject=sendfile,splice:error=EPERM"],
@@ -176,7 +180,7 @@ fn a_file_that_cannot_be_mapped_is_read() {
         return;
     }
     for mechanism in ["auto", "mmap_write"] {
-        // Only calls on this path are traced and fail.
+        // With -P, strace affects only calls that use this path.
         let options = ["-P", "LARGE_FILE_PATH", "-e", "inject=mmap:error=ENOMEM"];
         let (totals, _) = serve_under(mechanism, &options);
         let sent_without_reading = totals.sendfile + totals.mmap_write;
@@ -191,7 +195,8 @@ fn a_file_that_cannot_be_mapped_is_read() {
     }
 }
 
-/// Runs the server in a sandbox in which these calls fail with `errno`, as in a container.
+/// Runs the server with a filter that makes these calls fail with `errno`, as a container may do.
+/// Returns the totals.
 fn serve_filtered(calls: &[i64], errno: i32) -> Totals {
     let site = site();
     let rules = calls.iter().map(|&call| (call, vec![])).collect();
@@ -199,7 +204,8 @@ fn serve_filtered(calls: &[i64], errno: i32) -> Totals {
     let errno = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, arch).unwrap();
     let filter: BpfProgram = filter.try_into().unwrap();
-    // A filter applies to a thread and to the processes that it starts.
+    // A filter applies to the thread that installs it, and to the processes that this thread
+    // starts. So another thread starts the server.
     let server = std::thread::scope(|scope| {
         let start = || {
             seccompiler::apply_filter(&filter).unwrap();
@@ -224,7 +230,8 @@ fn serve_filtered(calls: &[i64], errno: i32) -> Totals {
 
 #[test]
 fn old_kernels_and_filters_lose_no_byte() {
-    /// Missing in libc. The number is the same on every architecture.
+    /// The system call `cachestat`, which the libc crate does not define. It has the same number on
+    /// every architecture.
     const CACHESTAT: i64 = 451;
     let (sendfile, splice) = (libc::SYS_sendfile, libc::SYS_splice);
     for errno in [libc::ENOSYS, libc::EPERM] {
@@ -244,8 +251,8 @@ fn old_kernels_and_filters_lose_no_byte() {
 }
 
 #[test]
-fn a_file_that_cannot_be_examined_fails_only_its_own_request() {
-    if !can_trace("a_file_that_cannot_be_examined_fails_only_its_own_request") {
+fn an_error_when_a_file_is_opened_or_examined_fails_only_that_request() {
+    if !can_trace("an_error_when_a_file_is_opened_or_examined_fails_only_that_request") {
         return;
     }
     for (inject, status) in [
@@ -257,7 +264,8 @@ fn a_file_that_cannot_be_examined_fails_only_its_own_request() {
     ] {
         let site = site();
         let large = site.path().join("large").display().to_string();
-        // statx gets the open file, openat2 the path relative to the directory.
+        // statx uses the descriptor of the open file, openat2 the path relative to the directory.
+        // -P must match both.
         let traced = TracedServer::start(
             site.path(),
             &[],
@@ -294,7 +302,8 @@ fn a_broken_disk_and_a_file_that_ends_early_close_the_connection() {
         let traced = TracedServer::start(site.path(), &[], &["-e", inject]);
         let mut stream = connect(traced.server.address());
         send_get(&mut stream, "/large");
-        // This request is already waiting. Its response must not appear inside the first one.
+        // The server receives this request while it sends the first response. The second response
+        // must not appear inside the first.
         send_get(&mut stream, "/other");
         let (_, length) = read_head(&mut stream).unwrap();
         assert_eq!(length, bytes.len());

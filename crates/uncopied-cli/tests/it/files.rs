@@ -1,4 +1,4 @@
-//! Which files are served, how changes to them appear, and the switch for zero copy.
+//! Tests of which files are served, how changes to them appear, and the variable `UNCOPIED_SEND`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -25,8 +25,9 @@ fn without_a_path_the_current_directory_is_served() {
     assert_eq!(get(&mut connect(server.address()), "/").body, b"hello\n");
 }
 
-/// Changes files in place and by a rename, removes and restores them, and restores their time
-/// stamps. Small files are cached in memory, larger ones stay open.
+/// Changes files in place, replaces them by a rename, removes and creates them again, and gives a
+/// replacement the timestamp of its predecessor. Small files are cached in memory, and larger ones
+/// stay open, so both sizes are tested.
 #[test]
 fn the_next_request_sees_a_changed_file() {
     let site = tempfile::tempdir().unwrap();
@@ -38,7 +39,7 @@ fn the_next_request_sees_a_changed_file() {
             let response = get(stream, "/file");
             assert_eq!(response.status == 200, expected.is_some(), "{what}");
             let same = expected.is_none_or(|expected| response.body == expected);
-            assert!(same, "{what}: {} wrong bytes", response.body.len());
+            assert!(same, "{what}: wrong content, {} bytes", response.body.len());
         }
     };
     for len in [10, 5000, 16_384, 16_385, 300_000] {
@@ -71,7 +72,7 @@ fn the_next_request_sees_a_changed_file() {
     }
 }
 
-/// A file is considered stable after three seconds without a change.
+/// The server considers a file to be stable after three seconds without a change.
 #[test]
 fn the_next_request_sees_a_change_to_a_stable_file() {
     let site = tempfile::tempdir().unwrap();
@@ -109,7 +110,7 @@ fn a_file_truncated_while_it_is_sent_closes_the_connection() {
         let big = OpenOptions::new().write(true).open(site.path().join("big"));
         big.unwrap().set_len(BIG_FILE_BYTES as u64 - 1).unwrap();
         let body = read_to_close(&mut stream);
-        // The next response must not replace the missing byte.
+        // The bytes of the next response must not take the place of the missing byte.
         assert!(
             body.len() < BIG_FILE_BYTES,
             "{mechanism}: {} bytes",
@@ -186,7 +187,7 @@ fn listings_and_precompressed_files_follow_their_flags() {
 }
 
 #[test]
-fn the_switch_makes_every_byte_copied() {
+fn uncopied_send_off_copies_every_byte() {
     let site = site();
     let mut command = program();
     command.args([

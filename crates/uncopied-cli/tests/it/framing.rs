@@ -1,4 +1,4 @@
-//! Ambiguous requests are refused, and a body is never parsed as a request.
+//! Tests that ambiguous requests are refused, and that a body is never parsed as a request.
 
 use std::io::Write as _;
 
@@ -20,7 +20,7 @@ fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
     read_to_close(&mut stream)
 }
 
-/// What makes each request ambiguous or malformed, and the request.
+/// Ambiguous or malformed requests. Each has a description of its fault.
 const AMBIGUOUS_REQUESTS: &[(&str, &str)] = &[
     (
         "two lengths",
@@ -107,7 +107,7 @@ fn ambiguous_requests_are_refused_byte_by_byte_and_when_pipelined() {
     for byte in b"GET / HTTP/1.1\r\nHost: a\n" {
         stream.write_all(&[*byte]).unwrap();
     }
-    // The server does not wait for the end of the head.
+    // The server must refuse the head before its end has arrived.
     assert_eq!(
         head_of(&read_to_close(&mut stream)),
         "HTTP/1.1 400 Bad Request"
@@ -196,7 +196,7 @@ fn heads_have_limits() {
     assert_eq!(read_response(&mut stream).unwrap().status, 200);
 }
 
-/// `nc -N` and some health checks close their sending side.
+/// `nc -N` and some health checks close their sending side after the request.
 #[test]
 fn a_client_that_closes_its_sending_side_gets_its_responses() {
     let site = site();

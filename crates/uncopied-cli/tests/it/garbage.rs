@@ -1,6 +1,6 @@
-//! Bytes that are not requests: the program keeps running, and nothing leaks.
+//! Sends bytes that are not requests. The program must keep running, and nothing may leak.
 //!
-//! `UNCOPIED_GARBAGE_SEED` reproduces a run.
+//! Each run prints its seed. To reproduce the run, set `UNCOPIED_GARBAGE_SEED` to that seed.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -13,11 +13,11 @@ use crate::rng::{Rng, seed};
 use crate::server::Server;
 
 const ROUNDS: usize = 2000;
-/// A valid request, which is then corrupted.
+/// A valid request, which the test then corrupts.
 const REQUEST: &[u8] = b"GET /file?a=b HTTP/1.1\r\nHost: garbage\r\nRange: bytes=0-4,7-9\r\n\
     If-None-Match: \"a\", W/\"b\"\r\nAccept-Encoding: gzip;q=0.5, br\r\n\r\n";
 
-/// Returns bytes that are nearly a request, or nothing like one.
+/// Returns bytes that are almost a valid request, or nothing like one.
 fn garbage(rng: &mut Rng) -> Vec<u8> {
     let mut request = REQUEST.to_vec();
     match rng.below(9) {
@@ -29,7 +29,7 @@ fn garbage(rng: &mut Rng) -> Vec<u8> {
             request.truncate(rng.below(REQUEST.len()));
             request
         }
-        // Some bytes are changed.
+        // Changes some bytes.
         2 => {
             for _ in 0..=rng.below(8) {
                 let at = rng.below(request.len());
@@ -37,7 +37,7 @@ fn garbage(rng: &mut Rng) -> Vec<u8> {
             }
             request
         }
-        // NULs, line feeds, spaces and colons in the wrong places.
+        // Inserts NULs, line feeds, spaces and colons in the wrong places.
         3 => {
             for _ in 0..=rng.below(4) {
                 let at = rng.below(request.len());
@@ -45,23 +45,25 @@ fn garbage(rng: &mut Rng) -> Vec<u8> {
             }
             request
         }
-        // A head without an end, and a head with too many lines.
+        // A head without an end.
         4 => [
             &b"GET / HTTP/1.1\r\nHost: a\r\nX: "[..],
             &vec![b'a'; rng.below(100_000)],
         ]
         .concat(),
+        // A head with too many lines.
         5 => {
             let lines = b"a: b\r\n".repeat(rng.below(3000));
             [&b"GET / HTTP/1.1\r\nHost: a\r\n"[..], &lines, b"\r\n"].concat()
         }
-        // Random paths and ranges.
+        // A random path.
         6 => {
             let len = rng.below(300);
             let path = rng.bytes(len);
             let escaped: String = path.iter().map(|byte| format!("%{byte:02x}")).collect();
             format!("GET /{escaped} HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes()
         }
+        // Random ranges.
         7 => {
             let number = |rng: &mut Rng| rng.next_u64() >> rng.below(64);
             let ranges: Vec<_> = (0..=rng.below(20))
@@ -70,7 +72,7 @@ fn garbage(rng: &mut Rng) -> Vec<u8> {
             let ranges = ranges.join(",");
             format!("GET /file HTTP/1.1\r\nHost: a\r\nRange: bytes={ranges}\r\n\r\n").into_bytes()
         }
-        // A body that does not arrive, or that is a request itself.
+        // A body that is itself a request, and longer than its Content-Length.
         _ => {
             let len = rng.below(100);
             let head = format!("POST /file HTTP/1.1\r\nHost: a\r\nContent-Length: {len}\r\n\r\n");
@@ -79,7 +81,7 @@ fn garbage(rng: &mut Rng) -> Vec<u8> {
     }
 }
 
-/// Sends garbage in pieces, reads the response, and disconnects.
+/// Sends garbage in pieces, and then either disconnects at once or reads the response.
 fn send_garbage(address: SocketAddr, rng: &mut Rng) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
@@ -121,7 +123,7 @@ fn garbage_ends_only_its_own_connection() {
     fs::write(site.path().join("file"), "0123456789").unwrap();
     let mut server = Server::start(site.path(), &["--list", "--access-log", "json"]);
     server.collect_stdout();
-    // Ignores threads: those that have waited for the disk stay for a while.
+    // Ignores the number of threads, because threads that read from the disk stay for a while.
     let before = ProcessResources {
         threads: usize::MAX,
         ..ProcessResources::of(server.id(), site.path())

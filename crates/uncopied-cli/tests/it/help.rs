@@ -1,4 +1,4 @@
-//! Help, completions, the manual page.
+//! Tests of the help, the shell completions and the manual page.
 
 use std::io::Read as _;
 use std::process::Stdio;

@@ -1,26 +1,26 @@
-//! Runs the command as its users do: the real program, real sockets, real signals.
+//! Tests the command the way its users run it: the real program, real sockets, real signals.
 //!
 //! | module | what it checks |
 //! |---|---|
 //! | `start` | addresses, passed sockets, limits, mistakes on the command line |
 //! | `content` | bytes, headers, index, fallback and error pages |
-//! | `files` | which files are served, changes to them, the switch for zero copy |
+//! | `files` | which files are served, how changes to them appear, `UNCOPIED_SEND=off` |
 //! | `replay` | identical requests: the recorded response is replayed only while it is valid |
 //! | `framing` | ambiguous requests, unexpected request bodies |
 //! | `deadlines` | the timeouts, and that none of them affects a slow but healthy client |
 //! | `shutdown` | signals, the grace period, the totals |
-//! | `access_log` | formats, escapes, readers that are slow or gone |
-//! | `parking` | the cost of idle connections, and that they serve requests again |
+//! | `access_log` | formats, escapes, readers of the log that are slow or gone |
+//! | `parking` | the memory of idle connections, and that they still serve requests |
 //! | `help` | help, completions, the manual page |
-//! | `system_calls` | the system calls of each mechanism, of a cache hit and of a cold file |
-//! | `faults` | errors of the kernel: the same bytes arrive, and the totals report the mechanism |
+//! | `system_calls` | the system calls of each mechanism, for a cache hit and an uncached file |
+//! | `faults` | kernel errors: all bytes arrive, and the totals name the mechanism that sent them |
 //! | `real_clients` | curl, wget and a browser receive the right content |
-//! | `garbage` | bytes that are not requests end nothing but their own connection |
-//! | `churn` | 200 clients that come and vanish: bodies are complete, nothing leaks |
+//! | `garbage` | bytes that are not requests affect only their own connection |
+//! | `churn` | 200 clients that connect and vanish: bodies are complete, nothing leaks |
 //!
 //! Helpers: `server` starts and stops the program, `trace` does so under strace, `client` speaks
-//! HTTP over a plain socket, `process` reads the resources of a process, `data` generates the bytes
-//! of files, `rng` generates random numbers from a seed, `skip` reports skipped tests.
+//! HTTP over a plain socket, `process` reads the resources of a process, `data` generates the
+//! content of files, `rng` generates random numbers from a seed, `skip` reports skipped tests.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Idle connections cost little memory, and serve requests again.
+//! Tests that idle connections take little memory and still serve requests afterwards.
 
 use std::net::TcpStream;
 
@@ -8,7 +8,7 @@ use crate::client::{connect, get};
 use crate::server::{Server, site};
 use crate::skip::skip;
 
-/// More than the 1,024 idle connections that keep their buffers.
+/// More than the 1,024 idle connections per thread that keep their buffers.
 const IDLE_CONNECTIONS: usize = 3000;
 
 #[test]
@@ -39,7 +39,7 @@ fn idle_connections_cost_little_memory_and_serve_requests_again() {
     idle.extend((0..IDLE_CONNECTIONS).map(|_| open_connection()));
     let kib_each = (server.resident_kib() - before) / IDLE_CONNECTIONS as f64;
     assert!(kib_each <= 10.0, "{kib_each} KiB per idle connection");
-    // The oldest connections have been parked, the youngest have not.
+    // The oldest connections have been parked, and the youngest have not, so both kinds are tested.
     for stream in &mut idle {
         for _ in 0..2 {
             assert_eq!(get(stream, "/").body, b"hello\n");

@@ -47,8 +47,8 @@ impl ProcessResources {
             && self.threads <= other.threads
     }
 
-    /// Waits until a process holds no more than `limit`, up to a timeout. Returns its resources at
-    /// the end.
+    /// Waits until a process holds no more than `limit`, or until the timeout. Returns the
+    /// resources that the process holds at the end.
     pub(crate) fn wait_until_within(
         process: u32,
         site: &Path,
@@ -66,7 +66,7 @@ impl ProcessResources {
     }
 }
 
-/// The memory of a process that is not backed by a file, in bytes.
+/// Returns the size of a process's resident memory that is not backed by a file, in bytes.
 pub(crate) fn anonymous_memory(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("RssAnon:"));

@@ -1,4 +1,4 @@
-//! The clients that people use: curl, wget, a browser.
+//! Tests with the clients that people use: curl, wget, and a browser.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -11,7 +11,8 @@ use crate::data::{test_bytes, wait_until_files_are_stable};
 use crate::server::{Server, clean};
 use crate::skip::{skip, skip_optional};
 
-/// Realistic names, and lengths around every boundary.
+/// The names and lengths of the files: names that need escaping, and lengths around the limits at
+/// which the server changes its behaviour.
 const FILES: [(&str, usize); 11] = [
     ("empty", 0),
     ("one", 1),
@@ -44,7 +45,7 @@ fn url_path(name: &str) -> String {
     name.bytes().map(escaped).collect()
 }
 
-/// Whether a program is installed. If not, the test `name` is skipped.
+/// Whether a program is installed. If not, reports that the test `name` is skipped.
 fn is_installed(program: &str, name: &str) -> bool {
     let version = Command::new(program).arg("--version").output();
     let is_installed = version.is_ok_and(|output| output.status.success());
@@ -103,7 +104,7 @@ fn curl_gets_every_file() {
             let body = curl(&["--fail", &url(&server, name)]);
             assert!(body == test_bytes(len), "{mechanism}: {name}");
         }
-        // Once more, all over one connection.
+        // Gets all files once more, over a single connection.
         let urls: Vec<_> = FILES.iter().map(|(name, _)| url(&server, name)).collect();
         let urls: Vec<_> = urls.iter().map(String::as_str).collect();
         let bodies = curl(&[&["--fail"], &urls[..]].concat());
@@ -131,7 +132,7 @@ fn wget_mirrors_the_directory() {
             .current_dir(copy.path()),
     );
     for (name, len) in FILES {
-        // wget decodes the names of the files that it creates twice.
+        // wget decodes the name twice when it creates the file, so "%25" becomes "%".
         let got = fs::read(copy.path().join(name.replace("%25", "%")));
         let got = got.unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(got == test_bytes(len), "{name}");
@@ -185,7 +186,7 @@ fn curl_sends_head_requests_and_conditions() {
 
     let saved = |name: &str| site.path().join(name).display().to_string();
     let (tag, body) = (saved("tag"), saved("body"));
-    // A stable file has a strong entity tag that does not change.
+    // Once a file is stable, its entity tag is strong and does not change.
     wait_until_files_are_stable();
     let code = ["-w", "%{http_code} %{size_download}", "-o", &body];
     let code = |more: &[&str]| curl_text(&[&code[..], more, &[&url]].concat());
@@ -240,7 +241,9 @@ fn curl_receives_precompressed_files() {
     assert_eq!(sent, text.len().to_string());
 }
 
-/// 5 GiB that take no space, with marks where 32 bits end, where mappings meet, and at the end.
+/// Creates a sparse file of 5 GiB, which takes almost no space, and returns its length. The file
+/// contains marks at its start and end, and around each multiple of 1 GiB, because mapped windows
+/// of the file meet there, and 32-bit offsets overflow at some of them.
 fn huge(path: &Path) -> u64 {
     let length = 5 << 30;
     let file = File::create(path).unwrap();
@@ -264,7 +267,8 @@ fn curl_gets_five_gibibytes() {
     if !is_installed("curl", "curl_gets_five_gibibytes") {
         return;
     }
-    // Holes of a file in memory are all the same page, which is much quicker to read.
+    // An in-memory file system uses the same page for all holes of a file, so reading them is much
+    // faster.
     let memory = Path::new("/dev/shm");
     let site = match memory.is_dir() {
         true => tempfile::tempdir_in(memory),
@@ -277,7 +281,7 @@ fn curl_gets_five_gibibytes() {
     let url = url(&server, "huge");
     let size = ["--fail", "-w", "%{size_download}", "-o", "/dev/null", &url];
     assert_eq!(curl_text(&size), length.to_string());
-    // Every byte around the 4 GiB boundary, where a 32-bit count would wrap around.
+    // Compares every byte around the 4 GiB boundary, where a 32-bit count would wrap around.
     let start = (1_u64 << 32) - (100 << 20);
     let end = (1_u64 << 32) + (100 << 20);
     let mut curl = client("curl")
@@ -304,7 +308,7 @@ fn curl_gets_five_gibibytes() {
     assert!(totals.sendfile >= length + (end - start), "{totals:?}");
 }
 
-/// Returns the page as a browser has it after running its scripts.
+/// Opens a page in a browser, and returns the page as it is after running its scripts.
 fn browse(url: &str) -> String {
     let profile = tempfile::tempdir().unwrap();
     let data = format!("--user-data-dir={}", profile.path().display());

@@ -1,4 +1,4 @@
-//! Identical requests: the recorded response is replayed only while it is valid.
+//! Tests of identical requests: the recorded response is replayed only while it is valid.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -19,22 +19,22 @@ use crate::data::{test_bytes, wait_until_files_are_stable};
 use crate::server::Server;
 use crate::trace::{Call, TracedServer, can_trace};
 
-/// The number of identical requests after which responses are replayed.
+/// The number of identical requests after which responses are certainly replayed.
 const REQUESTS_UNTIL_REPLAY: usize = 3;
 
-/// The number of requests after which a connection is certainly parked, so that it is served
-/// without hyper.
+/// The number of identical requests after which a connection is certainly parked, so that it is
+/// served without hyper.
 const REQUESTS_UNTIL_PARKED: usize = 12;
 
 const SMALL_FILE_BYTES: usize = 1000;
 const LARGE_FILE_BYTES: usize = 100_000;
 
-/// More than the kernel buffers for a connection that is read slowly.
+/// More bytes than the kernel buffers for a connection with a small window.
 const BIG_FILE_BYTES: usize = 12 << 20;
 
 const SMALL_FILE_REQUEST: &str = "GET /small HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Creates files and waits until the server trusts their time stamps.
+/// Creates files, and waits until they are stable, so that the server trusts their timestamps.
 fn stable_site(make: impl FnOnce(&Path)) -> TempDir {
     let site = tempfile::tempdir().unwrap();
     fs::write(site.path().join("small"), test_bytes(SMALL_FILE_BYTES)).unwrap();
@@ -48,7 +48,8 @@ fn serve(site: &TempDir, flags: &[&str]) -> Server {
     Server::start(site.path(), &[&["--threads", "1"], flags].concat())
 }
 
-/// Sends `request` until its response is replayed, and returns the response.
+/// Sends `request` [`REQUESTS_UNTIL_REPLAY`] times, so that its response is replayed. Asserts that
+/// all responses are equal, and returns the first.
 fn request_until_replayed(stream: &mut TcpStream, request: &str) -> Response {
     let mut responses = (0..REQUESTS_UNTIL_REPLAY).map(|_| {
         stream.write_all(request.as_bytes()).unwrap();
@@ -62,7 +63,8 @@ fn request_until_replayed(stream: &mut TcpStream, request: &str) -> Response {
     first
 }
 
-/// Shows that responses are replayed at all, and what a replay of a larger file costs.
+/// Checks that responses are replayed at all, and which system calls a replay of a larger file
+/// makes.
 #[test]
 fn a_replay_costs_one_statx_and_the_calls_that_send() {
     if !can_trace("a_replay_costs_one_statx_and_the_calls_that_send") {
@@ -91,7 +93,7 @@ fn a_replay_costs_one_statx_and_the_calls_that_send() {
             work.map(|call| call.name.as_str()).collect()
         })
         .collect();
-    // The calls after the last request belong to the shutdown. The first request opens the file.
+    // The calls after the last request belong to the shutdown.
     costs.pop();
     let replays = &costs[REQUESTS_UNTIL_REPLAY..];
     assert!(replays.len() > REQUESTS_UNTIL_PARKED / 2, "{costs:?}");
@@ -218,11 +220,11 @@ fn every_header_of_a_repeated_request_is_respected() {
             );
         }
     }
-    // The fallback page does not hide a new file.
+    // The fallback page must not hide a new file.
     fs::write(site.path().join("nowhere"), "here").unwrap();
     let found = request_until_replayed(&mut stream, "GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(found.body, b"here");
-    // The connection closes if the request says so.
+    // The connection must close if the request says so.
     let old = "GET /small HTTP/1.0\r\n\r\n".to_owned();
     for request in [of("Connection: close\r\n"), of("connection:close\r\n"), old] {
         for _ in 0..2 * REQUESTS_UNTIL_REPLAY {
@@ -235,7 +237,7 @@ fn every_header_of_a_repeated_request_is_respected() {
     }
 }
 
-/// Each request gets one response, in order, however its bytes are split into packets.
+/// Each request must get one response, in order, however the bytes are split into packets.
 #[test]
 fn split_and_pipelined_requests_get_one_response_each() {
     let site = stable_site(|site| {
@@ -251,11 +253,12 @@ fn split_and_pipelined_requests_get_one_response_each() {
         };
         requests.split_inclusive("\r\n\r\n").map(of).collect()
     };
-    // On a connection with hyper, and on a parked one.
+    // Tests a connection that hyper serves, and a parked one.
     for repeats in [REQUESTS_UNTIL_REPLAY, REQUESTS_UNTIL_PARKED] {
         let mut stream = connect(server.address());
         let check = |stream: &mut TcpStream, pieces: &[&str]| {
-            // Only the responses to known requests are replayed.
+            // Makes `/small` known to the server, because only responses to known requests are
+            // replayed.
             for _ in 0..repeats {
                 assert!(get(stream, "/small").body == test_bytes(SMALL_FILE_BYTES));
             }
@@ -277,7 +280,8 @@ fn split_and_pipelined_requests_get_one_response_each() {
             check(&mut stream, &[&[other, first].concat(), last, known]);
             check(&mut stream, &[known, other, first, last]);
         }
-        // Often enough that several requests in one packet would be known, if they could be.
+        // Sends these packets so often that they would be replayed if the server mistook several
+        // requests in one packet for a single request.
         for _ in 0..=REQUESTS_UNTIL_REPLAY {
             check(&mut stream, &[&[known, known].concat()]);
             check(&mut stream, &[&[known, other, known].concat()]);
@@ -286,13 +290,13 @@ fn split_and_pipelined_requests_get_one_response_each() {
             check(&mut stream, &[&["\r\n", known].concat()]);
             check(&mut stream, &[known; 50]);
         }
-        // A known request is the rest of another one.
+        // The bytes of a known request arrive as the rest of another request.
         check(&mut stream, &[]);
         stream.write_all(b"GET /other HTTP/1.1\r\nX: ").unwrap();
         sleep(Duration::from_millis(20));
         stream.write_all(known.as_bytes()).unwrap();
         assert_eq!(read_response(&mut stream).unwrap().body, b"other");
-        // Bytes that end like a known request but are not one.
+        // Sends bytes that end like a known request but are a different request.
         for _ in 0..REQUESTS_UNTIL_REPLAY {
             let mut stream = connect(server.address());
             check(&mut stream, &[]);
@@ -305,8 +309,8 @@ fn split_and_pipelined_requests_get_one_response_each() {
     }
 }
 
-/// Requests a big file until its response is replayed, then once more. Returns once that replay has
-/// begun.
+/// Requests a big file `repeats` times, so that the next response is a replay. Then requests it
+/// once more, and returns once that replay has begun.
 fn begin_replay(server: &Server, path: &str, repeats: usize) -> TcpStream {
     let mut stream = connect_with_small_window(server.address());
     let mut buffer = vec![0; BIG_FILE_BYTES];
@@ -325,7 +329,7 @@ fn make_big(path: &Path) {
     big.set_len(BIG_FILE_BYTES as u64).unwrap();
 }
 
-/// The file is truncated during a replay. No other bytes may replace the missing ones.
+/// The file is truncated during a replay. No other bytes may take the place of the missing ones.
 #[test]
 fn a_replay_of_a_truncated_file_closes_the_connection() {
     const CASES: [(&str, usize, &str); 4] = [
@@ -342,7 +346,8 @@ fn a_replay_of_a_truncated_file_closes_the_connection() {
     for (mechanism, repeats, name) in CASES {
         let server = serve(&site, &["--mechanism", mechanism]);
         let mut stream = begin_replay(&server, &format!("/{name}"), repeats);
-        // This request is already waiting. Its response must not appear inside the first one.
+        // The server receives this request during the replay. Its response must not appear inside
+        // the first one.
         send_get(&mut stream, "/small");
         let big = OpenOptions::new().write(true).open(site.path().join(name));
         big.unwrap().set_len(1 << 20).unwrap();
@@ -362,7 +367,7 @@ fn a_replay_in_progress_finishes_when_the_server_stops() {
         let server = serve(&site, &[]);
         let mut stream = begin_replay(&server, "/big", repeats);
         server.signal(Signal::TERM);
-        // The server is draining, and the client has not read the response.
+        // Now the server is draining, and the client has not read the response.
         sleep(Duration::from_millis(300));
         stream.read_exact(&mut vec![0; BIG_FILE_BYTES]).unwrap();
         assert_eq!(read_to_close(&mut stream), b"");
@@ -372,8 +377,9 @@ fn a_replay_in_progress_finishes_when_the_server_stops() {
     }
 }
 
-/// A connection has sent no request when the server begins to stop. Its first request, known or
-/// not, may be on its way and gets a response. Then the connection closes.
+/// A connection has not yet sent a request when the server is told to stop. Its first request may
+/// be on its way, so it must get a response, whether it is known or not. Then the connection
+/// closes.
 #[test]
 fn a_first_request_gets_a_response_while_the_server_stops() {
     let site = stable_site(|_| ());
@@ -406,8 +412,8 @@ fn the_date_of_a_replay_is_current() {
     while began.elapsed() < Duration::from_millis(3500) {
         let response = get(&mut stream, "/small");
         let date = httpdate::parse_http_date(response.header("date").unwrap()).unwrap();
-        // The date has a resolution of one second. hyper reuses it for a second, a replay for half
-        // a second more.
+        // A date has a resolution of one second. hyper reuses it for a second, and a replay for up
+        // to half a second more.
         let age = SystemTime::now().duration_since(date).unwrap();
         assert!(age < Duration::from_millis(3000), "{age:?}");
         dates.insert(date);

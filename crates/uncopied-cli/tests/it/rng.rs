@@ -1,8 +1,8 @@
-//! Random numbers that are reproducible from a seed.
+//! Random numbers that can be reproduced from a seed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Returns the seed in this environment variable, or a new one.
+/// Returns the seed in this environment variable, or a new seed if the variable is not set.
 pub(crate) fn seed(variable: &str) -> u64 {
     let given = std::env::var(variable).ok();
     given.map_or_else(
@@ -19,7 +19,7 @@ pub(crate) fn seed(variable: &str) -> u64 {
 pub(crate) struct Rng(u64);
 
 impl Rng {
-    /// Returns one of several independent generators that share a seed.
+    /// Returns generator `number` of several independent generators that use the same seed.
     pub(crate) fn new(seed: u64, number: u64) -> Self {
         let mut rng = Self(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
         rng.next_u64();
@@ -39,7 +39,7 @@ impl Rng {
         usize::try_from(self.next_u64() % end as u64).unwrap()
     }
 
-    /// Returns true with this probability.
+    /// Returns true with a probability of `percent` in 100.
     pub(crate) fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }

@@ -1,4 +1,5 @@
-//! The program under test: started on a free port, stopped when dropped at the latest.
+//! The program under test. Tests run it on a free port. Dropping a [`Server`] that still runs kills
+//! the program.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -16,12 +17,13 @@ use crate::client::TEST_TIMEOUT;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_uncopied");
 
-/// The program, without environment variables for its flags.
+/// Returns a command that runs the program without environment variables for its flags.
 pub(crate) fn program() -> Command {
     clean(Command::new(PROGRAM))
 }
 
-/// Removes the variables that the program reads from the environment of a command.
+/// Prepares the environment of a command: unsets all variables that the program reads, and connects
+/// standard input to /dev/null.
 pub(crate) fn clean(mut command: Command) -> Command {
     let is_read = |name: &str| name.starts_with("UNCOPIED_") || name.starts_with("LISTEN_");
     for (name, _) in std::env::vars().filter(|(name, _)| is_read(name)) {
@@ -31,7 +33,7 @@ pub(crate) fn clean(mut command: Command) -> Command {
     command
 }
 
-/// The size of `big`: more than the kernel buffers for a connection.
+/// The size of the file `big`: more bytes than the kernel buffers for a connection.
 pub(crate) const BIG_FILE_BYTES: usize = 40 << 20;
 
 /// Creates a directory with `index.html` ("hello\n") and `big` (a sparse file of 40 MiB).
@@ -50,7 +52,7 @@ pub(crate) struct Server {
     child: Child,
     stderr: Receiver<String>,
     stdout: Option<Receiver<Vec<u8>>>,
-    /// The lines of standard error that have been read.
+    /// The lines of standard error that have been read so far.
     seen_stderr: Vec<String>,
     pub(crate) urls: Vec<String>,
     has_exited: bool,
@@ -65,7 +67,7 @@ pub(crate) struct ProgramExit {
 }
 
 impl ProgramExit {
-    /// The totals in the last line of standard error.
+    /// Returns the totals, which are in the last line of standard error.
     pub(crate) fn totals(&self) -> Totals {
         Totals::parse(self.stderr.last().unwrap())
     }
@@ -114,7 +116,7 @@ impl Server {
         )
     }
 
-    /// Runs `command` and waits until it has printed this number of URLs.
+    /// Runs `command`, and waits until it has printed the given number of URLs.
     pub(crate) fn spawn(mut command: Command, urls: usize) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
@@ -216,7 +218,8 @@ impl Server {
         };
         self.has_exited = true;
         let mut stderr = std::mem::take(&mut self.seen_stderr);
-        // The thread that reads standard error ends with the program.
+        // The iteration ends when the thread that reads standard error does, which is when the
+        // program has exited.
         stderr.extend(self.stderr.iter());
         let stdout = self.stdout.take().map_or_else(Vec::new, |stdout| {
             stdout.recv_timeout(TEST_TIMEOUT).unwrap()
@@ -238,7 +241,8 @@ impl Drop for Server {
     }
 }
 
-/// Runs a command that exits by itself. Returns its status, standard output and standard error.
+/// Runs the program with arguments that make it exit by itself. Returns the exit status, standard
+/// output and standard error.
 pub(crate) fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = program().args(arguments).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -249,7 +253,8 @@ pub(crate) fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     )
 }
 
-/// Asserts that a command fails with this status and one line that contains every one of `words`.
+/// Asserts that the program fails with this exit status, and prints a single line that contains
+/// every one of `words`.
 pub(crate) fn assert_fails(arguments: &[&str], status: i32, words: &[&str]) {
     let (code, _, stderr) = run(arguments);
     assert_eq!(code, Some(status), "{arguments:?}: {stderr}");
@@ -261,7 +266,7 @@ pub(crate) fn assert_fails(arguments: &[&str], status: i32, words: &[&str]) {
 }
 
 impl Server {
-    /// The resident memory of the process, in KiB.
+    /// Returns the resident memory of the process, in KiB.
     pub(crate) fn resident_kib(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status

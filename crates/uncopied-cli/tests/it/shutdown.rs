@@ -1,4 +1,4 @@
-//! Signals, the grace period, the totals.
+//! Tests of signals, the grace period and the totals.
 
 use std::io::Read as _;
 use std::net::TcpStream;
@@ -32,7 +32,8 @@ fn requests_in_progress_finish_and_idle_connections_close_at_once() {
             "{:?}",
             began.elapsed()
         );
-        // Each worker closes its own listener, so the last one may take a moment.
+        // Each worker closes its own duplicate of the listener, so the port may stay open for a
+        // moment.
         while TcpStream::connect(address).is_ok() {
             assert!(
                 began.elapsed() < Duration::from_secs(5),
@@ -117,7 +118,7 @@ fn totals_are_printed_on_request_and_at_the_end() {
         sent += response.head.len() + response.body.len();
     }
     let expected = format!("uncopied: 3 requests, {sent} bytes sent: sendfile ");
-    // A response is counted after it has been sent.
+    // The server counts a response after sending it, so the client may receive the response first.
     sleep(Duration::from_millis(100));
     server.signal(Signal::USR1);
     let line = server.wait_for_line(" requests, ");

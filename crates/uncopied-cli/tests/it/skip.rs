@@ -1,10 +1,11 @@
-//! A skip is a third result: printed and counted, never a silent pass.
+//! Reports skipped tests, so that a test that could not run is not mistaken for one that passed.
 
-/// Reports that the test `name` cannot run here. Fails where skips are forbidden.
+/// Reports that the test `name` cannot run here.
 ///
 /// # Panics
 ///
-/// If `UNCOPIED_TEST_FORBID_SKIPS` is set. The gate sets it after installing what the tests need.
+/// If `UNCOPIED_TEST_FORBID_SKIPS` is set. The gate (`.ci/run`) sets it after installing the tools
+/// that the tests need.
 pub(crate) fn skip(name: &str, why: &str) {
     println!("SKIP {name}: {why}");
     assert!(
@@ -13,7 +14,7 @@ pub(crate) fn skip(name: &str, why: &str) {
     );
 }
 
-/// Reports that the test `name`, which the gate does not require, cannot run here. Never fails.
+/// Reports that a test that the gate does not require cannot run here. Never panics.
 pub(crate) fn skip_optional(name: &str, why: &str) {
     println!("LEFT OUT {name}: {why}");
 }

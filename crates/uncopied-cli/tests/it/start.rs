@@ -1,4 +1,4 @@
-//! Addresses, passed sockets, limits, mistakes on the command line.
+//! Tests of addresses, passed sockets, limits, and mistakes on the command line.
 
 use std::fs::File;
 use std::net::{TcpListener, UdpSocket};
@@ -71,10 +71,10 @@ fn several_addresses_are_served_by_several_threads() {
 }
 
 #[test]
-fn ipv6_takes_brackets() {
+fn an_ipv6_address_is_given_in_brackets() {
     let site = site();
     if TcpListener::bind("[::1]:0").is_err() {
-        // Not a silent pass: checks the message for a machine without IPv6.
+        // This machine has no IPv6, so only the error message can be checked.
         assert_fails(&["serve", "--listen", "[::1]:0"], 1, &["[::1]:0"]);
         return;
     }
@@ -126,8 +126,9 @@ fn a_stale_socket_is_replaced_but_a_live_one_is_an_error() {
     assert!(file.exists());
 }
 
-/// Starts the program like a service manager: sockets from descriptor 3 on, LISTEN_PID set to its
-/// own process id.
+/// Returns a command that starts the program as a service manager does: with `sockets` as the
+/// descriptors starting at 3, and with `LISTEN_PID` set to `pid`. A shell expands `pid`, so `$$` is
+/// the process ID of the program.
 fn socket_activated(sockets: Vec<OwnedFd>, pid: &str) -> Command {
     let mut command = clean(Command::new("sh"));
     command.args([
@@ -293,7 +294,7 @@ fn connections_beyond_the_maximum_wait_to_be_accepted() {
     let second = server.urls[1]
         .trim_start_matches("http://")
         .trim_end_matches('/');
-    // Both listeners accept, although there are few permits.
+    // Both listeners must accept connections, although there are only two permits.
     let mut first = connect(server.address());
     assert_eq!(get(&mut first, "/").status, 200);
     let mut other = connect(second.parse().unwrap());
@@ -322,7 +323,7 @@ fn the_descriptor_limit_is_raised() {
 fn accepting_pauses_and_resumes_when_descriptors_run_out() {
     let site = site();
     let mut command = clean(Command::new("sh"));
-    // Fewer than the event loops, the listener and 16 connections need.
+    // 24 descriptors are fewer than the event loops, the listener and 16 connections need.
     command.args(["-c", "ulimit -n 24; exec \"$0\" \"$@\"", PROGRAM, "serve"]);
     command
         .arg(site.path())

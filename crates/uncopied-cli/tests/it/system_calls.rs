@@ -1,4 +1,5 @@
-//! The system calls of each mechanism, of a cache hit and of a cold file.
+//! Tests of the system calls of each mechanism, for a cache hit, and for a file that is not in the
+//! page cache.
 
 use std::fs::{self, File};
 use std::io::IoSliceMut;
@@ -17,8 +18,8 @@ use crate::trace::{Call, Trace, TracedServer, bytes_moved, can_trace};
 
 const FILE_BYTES: u64 = 1 << 20;
 
-/// Serves a file of 1 MiB once. Returns the trace, the exit of the program and the length of the
-/// response's head.
+/// Serves a file of 1 MiB once, under strace with `options`. Returns the trace, the exit of the
+/// program, and the length of the response's head.
 fn serve_once(mechanism: &str, options: &[&str]) -> (Trace, ProgramExit, u64) {
     let site = tempfile::tempdir().unwrap();
     let bytes = test_bytes(FILE_BYTES as usize);
@@ -30,7 +31,8 @@ fn serve_once(mechanism: &str, options: &[&str]) -> (Trace, ProgramExit, u64) {
     (trace, exit, response.head.len() as u64)
 }
 
-/// Asserts that no system call used the file except to open it, and those in `allowed`.
+/// Asserts that the only system calls that use the file are those in `allowed` and those that open,
+/// examine and close it.
 fn assert_only(trace: &Trace, allowed: &[&str]) {
     let always = ["openat2", "statx", "fstat", "close", "fcntl"];
     for call in trace.calls_on_file("mebibyte") {
@@ -42,15 +44,15 @@ fn assert_only(trace: &Trace, allowed: &[&str]) {
     }
 }
 
-/// Returns the calls of this name that use the file.
+/// Returns the calls with this name that use the file.
 fn of_file<'a>(trace: &'a Trace, name: &str) -> Vec<&'a Call> {
     let mut calls = trace.calls_on_file("mebibyte");
     calls.retain(|call| call.name == name);
     calls
 }
 
-/// Returns the addresses at which the file is mapped. It is mapped at any address first, and then
-/// moved.
+/// Returns the range of addresses at which the file is mapped. The server first maps the file at
+/// any address, and then moves the mapping with `mremap`.
 fn mapping(trace: &Trace) -> std::ops::Range<u64> {
     let maps = of_file(trace, "mmap");
     let [map] = maps[..] else {
@@ -70,7 +72,8 @@ fn auto_and_sendfile_send_the_file_without_reading_it() {
     }
     for mechanism in ["auto", "sendfile"] {
         let (trace, exit, head) = serve_once(mechanism, &[]);
-        // The mapping is only an address. Neither the program nor the kernel reads from it.
+        // `mmap` is allowed, because the mapping only provides addresses. Neither the program nor
+        // the kernel reads from them.
         assert_only(&trace, &["mmap", "sendfile"]);
         let sent = of_file(&trace, "sendfile");
         assert_eq!(bytes_moved(sent), FILE_BYTES, "{mechanism}");
@@ -111,8 +114,8 @@ fn splice_uses_a_pipe_and_does_not_read_the_file() {
     assert_eq!((totals.sendfile, totals.mmap_write), (0, 0));
 }
 
-/// Returns the calls that send from `memory`. Needs strace's `raw` option, which prints addresses
-/// instead of strings.
+/// Returns the calls that send from `memory`. Needs strace's `raw` option, which makes strace print
+/// addresses instead of strings.
 fn sends_from<'a>(trace: &'a Trace, memory: &std::ops::Range<u64>) -> Vec<&'a Call> {
     let address = |call: &Call| {
         let digits = call.argument(1).trim_start_matches("0x");
@@ -152,7 +155,8 @@ fn copy_reads_and_sends() {
     assert_only(&trace, &["mmap", "pread64"]);
     assert_eq!(bytes_moved(of_file(&trace, "pread64")), FILE_BYTES);
     assert_eq!(bytes_moved(sends_from(&trace, &mapping(&trace))), 0);
-    // Other sends may forward a signal, so only those to the accepted socket count.
+    // Only sends to the accepted socket count: when a signal arrives, the runtime also sends a byte
+    // to itself.
     let accepted = trace.calls_named(&["accept4"]).find(|call| call.result > 0);
     let socket = format!("{:#x}", accepted.unwrap().result);
     let sends = trace.calls_named(&["sendto"]);
@@ -170,7 +174,7 @@ fn a_hit_on_a_small_file_is_one_statx_and_one_send() {
     let site = tempfile::tempdir().unwrap();
     let bytes = test_bytes(1000);
     fs::write(site.path().join("small"), &bytes).unwrap();
-    // Only stable files are cached in memory.
+    // Small files are cached in memory only once they are stable.
     wait_until_files_are_stable();
     let traced = TracedServer::start(site.path(), &[], &[]);
     let mut stream = connect(traced.server.address());
@@ -190,11 +194,13 @@ fn a_hit_on_a_small_file_is_one_statx_and_one_send() {
             work.map(|call| call.name.as_str()).collect()
         })
         .collect();
-    // The first request opened the file. The calls after the last one belong to the shutdown.
+    // The first request opens the file, so it is skipped above. The calls after the last request
+    // belong to the shutdown.
     let [hits @ .., _] = &costs[..] else {
         panic!("no request was seen");
     };
-    // hyper sends head and body of the first hit as two slices, a replay sends them as one.
+    // For the first hit, hyper sends the head and the body as two slices (`sendmsg`). A replay
+    // sends them as one (`sendto`).
     let [by_hyper, replays @ ..] = hits else {
         panic!("no hit was seen");
     };
@@ -202,8 +208,8 @@ fn a_hit_on_a_small_file_is_one_statx_and_one_send() {
     assert_eq!(replays, [["statx", "sendto"]; 3]);
 }
 
-/// Evicts a file from the page cache. Needs a file system on a disk. The kernel may not evict
-/// recently used pages at once, so this tries several times.
+/// Evicts a file from the page cache. Works only on a disk's file system. Tries several times,
+/// because the kernel may not evict recently used pages at once.
 fn evict(path: &Path) {
     let file = File::open(path).unwrap();
     for _ in 0..5 {
@@ -213,8 +219,9 @@ fn evict(path: &Path) {
     }
 }
 
-/// Whether files in this directory can be evicted from the page cache, which is not the case on a
-/// file system in memory. The kernel may not evict recently used pages at once.
+/// Whether files in this directory can be evicted from the page cache, which is impossible on an
+/// in-memory file system. Tries repeatedly, because the kernel may not evict recently used pages at
+/// once.
 fn can_evict(directory: &Path) -> bool {
     let probe = directory.join("probe");
     fs::write(&probe, test_bytes(4096)).unwrap();
@@ -234,7 +241,8 @@ fn a_cold_file_is_loaded_by_another_thread_while_the_worker_continues() {
     if !can_trace(name) {
         return;
     }
-    // The build directory is on a disk. The system's temporary directory may be in memory.
+    // Uses the build directory, which is on a disk. The system's temporary directory may be in
+    // memory.
     let site = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     if !can_evict(site.path()) {
         skip(name, "files here cannot be evicted from the page cache");
@@ -245,9 +253,9 @@ fn a_cold_file_is_loaded_by_another_thread_while_the_worker_continues() {
     fs::write(site.path().join("other"), test_bytes(100_000)).unwrap();
     // The disk of a test machine is fast, so each read is delayed by a tenth of a second.
     let slow = "inject=pread64:delay_enter=100000";
-    // A read with RWF_NOWAIT starts readahead. If the thread is descheduled before the call
-    // returns, the disk may finish first, and the file is no longer cold. So the call is made to
-    // fail.
+    // The server uses a read with RWF_NOWAIT to find out whether a file is cached, but that read
+    // also starts readahead. If the thread is descheduled before the call returns, the disk may
+    // finish first, and the file appears to be cached. So strace makes this call fail.
     let cold = "inject=preadv2:error=EAGAIN";
     let traced = TracedServer::start(site.path(), &[], &["-e", slow, "-e", cold]);
     let mut other = connect(traced.server.address());

@@ -1,4 +1,4 @@
-//! The system calls of the program, recorded by strace.
+//! Runs the program under strace, and parses the system calls that it makes.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,8 @@ use crate::client::TEST_TIMEOUT;
 use crate::server::{PROGRAM, ProgramExit, Server, clean};
 use crate::skip::skip;
 
-/// Whether strace is installed and permitted to trace. If not, the test `name` is skipped.
+/// Whether strace is installed and permitted to trace. If not, reports that the test `name` is
+/// skipped.
 pub(crate) fn can_trace(name: &str) -> bool {
     static WHY_NOT: OnceLock<Option<&str>> = OnceLock::new();
     let why_not = WHY_NOT.get_or_init(|| {
@@ -32,19 +33,20 @@ pub(crate) fn can_trace(name: &str) -> bool {
     why_not.is_none()
 }
 
-/// A server under strace. Its process id is that of the program, not of strace.
+/// A server under strace. The process ID of `server` is that of the program, not of strace.
 pub(crate) struct TracedServer {
     pub(crate) server: Server,
     directory: TempDir,
 }
 
 impl TracedServer {
-    /// Serves `path` with one worker on a free port of 127.0.0.1, under strace with additional
-    /// options.
+    /// Serves `path` with one worker, on a free port of 127.0.0.1, under strace. `options` are
+    /// additional options of strace.
     pub(crate) fn start(path: &Path, flags: &[&str], options: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = clean(Command::new("strace"));
-        // -D makes the tracer a grandchild, so that this process's child is the program itself.
+        // With -D, strace runs as a grandchild, so that the child of this process is the program
+        // itself.
         command
             .args(["-D", "-f", "-q", "-y", "-o"])
             .arg(directory.path().join("trace"))
@@ -59,7 +61,7 @@ impl TracedServer {
         }
     }
 
-    /// Stops the server. Returns every system call that it made.
+    /// Stops the server. Returns its exit and every system call that it made.
     pub(crate) fn stop(self) -> (ProgramExit, Trace) {
         let id = self.server.id().to_string();
         let is_last = |line: &str| {
@@ -96,7 +98,7 @@ pub(crate) struct Call {
     pub(crate) name: String,
     /// The arguments and the result, as printed by strace.
     pub(crate) text: String,
-    /// The return value: -1 for an error, 0 if it was not a number.
+    /// The return value: -1 for an error, 0 if strace did not print a number.
     pub(crate) result: i64,
     /// The lines of the trace on which the call began and returned.
     pub(crate) lines: (usize, usize),
@@ -136,7 +138,7 @@ impl Trace {
             .filter(|call| names.contains(&call.name.as_str()))
     }
 
-    /// Returns the calls that have a descriptor of the file `name` among their arguments.
+    /// Returns the calls with a descriptor of the file `name` among their arguments.
     pub(crate) fn calls_on_file(&self, name: &str) -> Vec<&Call> {
         let descriptor = format!("/{name}>");
         let is_on_file = |call: &&Call| call.arguments().contains(&descriptor);
@@ -168,14 +170,16 @@ impl Call {
             .map_or(&self.text, |(arguments, _)| arguments)
     }
 
-    /// Returns an argument by its index. No argument before it may contain a comma.
+    /// Returns the argument at this index. The text is split at commas, so no argument before it
+    /// may contain a comma.
     pub(crate) fn argument(&self, index: usize) -> &str {
         let argument = self.arguments().split(", ").nth(index).unwrap();
         argument.trim_end().trim_end_matches(')')
     }
 }
 
-/// Returns the number of bytes that the calls moved.
+/// Returns the number of bytes that the calls moved, which is the sum of their results. Failed
+/// calls count as 0.
 pub(crate) fn bytes_moved<'a>(calls: impl IntoIterator<Item = &'a Call>) -> u64 {
     calls
         .into_iter()

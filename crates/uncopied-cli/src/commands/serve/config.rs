@@ -1,4 +1,4 @@
-//! Turns the flags into a configuration that has been checked against this machine.
+//! Turns the flags into a configuration, and checks it against this machine's files and limits.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,11 @@ use super::listening::DescriptorBudget;
 pub(crate) struct Config {
     pub(crate) path: PathBuf,
     pub(crate) files: ServeFiles,
-    /// If empty, the default address, unless sockets were passed.
+    /// The addresses to listen on. If there are none, the server listens on the default address,
+    /// unless sockets were passed to it.
     pub(crate) listen: Vec<ListenAddress>,
     pub(crate) threads: usize,
-    /// If `None`, the library chooses.
+    /// The plan for sending every file. `None` lets the library choose.
     pub(crate) forced_plan: Option<Plan>,
     pub(crate) log_format: Option<LineFormat>,
     pub(crate) max_connections: usize,
@@ -89,7 +90,8 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         .max_open_files(max_open_files)
         .direct(true);
     if flags.mechanism.0.is_some() {
-        // None of the mechanisms that can be forced sends files cached in memory.
+        // The chosen mechanism sends from an open file. Files cached in memory would bypass that
+        // mechanism, so no file is cached in memory.
         builder = builder.in_memory_max_bytes(0);
     }
     if let Some(file) = &flags.spa {
@@ -112,8 +114,8 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
     builder.build().map_err(cannot_serve)
 }
 
-/// Checks that a file named by a flag exists below the served path, so that a mistake is reported
-/// at startup and not to the first client.
+/// Checks that a file named by a flag is a regular file below the served path, so that a mistake is
+/// reported at startup and not only when a client needs the file.
 fn check_inside(root: &Path, flag: &'static str, file: &Path) -> Result<(), Error> {
     let checked = root
         .join(file)

@@ -8,8 +8,8 @@
 //!      accept -> connections          every listener on every worker
 //! ```
 //!
-//! Workers share nothing that a request touches: each has its own event loop, counters and
-//! connection table. Deadlines cost a busy connection nothing; see [`control`].
+//! Each worker has its own event loop, counters and connection table, so that workers do not
+//! contend for them. Enforcing deadlines costs a busy connection nothing; see [`control`].
 
 mod access_log;
 mod config;
@@ -34,7 +34,7 @@ use worker::{Worker, WorkerSetup};
 
 pub(crate) use listening::PassedSockets;
 
-/// The largest accepted request head. A larger one gets status 431.
+/// The maximum size of a request head. A larger head gets status 431.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Serves until SIGTERM or SIGINT, then prints the totals.
@@ -93,7 +93,7 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
         log: log.as_deref(),
     };
     let outcome = runtime.block_on(control.run());
-    // The access log writes its last lines before the totals are printed.
+    // Lets the access log write its last lines before the totals are printed.
     if let Some(log) = &log {
         log.close();
     }
@@ -101,15 +101,18 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     outcome
 }
 
-/// Configures hyper. Everything that a peer can make grow has a limit. The limit of 100 headers is
-/// hyper's default: setting it explicitly would cost an allocation per request.
+/// Configures hyper so that everything that a peer can make grow has a limit. The number of headers
+/// is limited to 100 by hyper's default; setting the limit explicitly would cost an allocation per
+/// request.
 fn http_builder() -> http1::Builder {
     let mut http = http1::Builder::new();
     http.max_header_size(MAX_HEAD_BYTES);
-    // The control thread enforces deadlines, without a timer per connection.
+    // Turns off hyper's timer, because the control thread enforces the deadlines without a timer
+    // per connection.
     http.header_read_timeout(None);
-    // A client may close its sending side after its last request, as `nc -N` does, and still gets
-    // its responses. The host of a client that has exited resets the connection at the next bytes.
+    // A client may close its sending side after its last request, as `nc -N` does, and must still
+    // get its responses. A client that has exited looks the same at first, but its host resets the
+    // connection when the next bytes arrive.
     http.half_close(true);
     http
 }

@@ -1,14 +1,15 @@
-//! Tracks which responses were written completely.
+//! Tracks which responses have been sent completely, so that they can be logged.
 //!
-//! hyper asks a body for its frames long before the socket takes their bytes: the body of a large
-//! file is a single frame, an address. So a log line waits here until its response has been
-//! written, to the last byte.
+//! hyper takes the frames of a body long before the socket accepts their bytes: the whole body of a
+//! large file is a single frame that refers to the mapped file. So a log line waits here until the
+//! socket has accepted the last byte of its response.
 //!
-//! Everything that a connection sends is one stream of bytes, response after response. At each
-//! write, hyper offers all bytes of that stream that it still holds. So the end of the stream so
-//! far is the number of bytes taken plus the number offered. Of the responses that hyper holds,
-//! only the last can have yielded a body, because hyper encodes a head only once no body is
-//! pending. Hence that body begins at this end minus the number of bytes that it has yielded.
+//! A connection sends one stream of bytes, response after response. In each write, hyper offers all
+//! bytes of that stream that it holds, which are those that the socket has not yet accepted. The
+//! end of the stream so far is therefore the number of bytes accepted before the write plus the
+//! number of bytes offered. Of the responses in the offered bytes, only the last can have a body,
+//! because hyper encodes the next head only once no body is pending. That body thus begins at the
+//! end of the stream minus the number of bytes that the body has yielded.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,22 +22,23 @@ use uncopied_http::Address;
 use super::line::LogRecord;
 use super::queue::AccessLog;
 
-/// The responses of one connection that the socket has not taken completely.
+/// The responses of one connection that the socket has not yet accepted completely.
 ///
-/// A response is logged once the socket has taken it. The remaining ones are logged when the
-/// tracker is dropped together with the connection.
+/// A response is logged once the socket has accepted all of it. When the connection ends, the
+/// tracker is dropped and logs the remaining responses.
 pub(crate) struct DeliveryTracker {
     log: Arc<AccessLog>,
     client: Address,
     outgoing: Mutex<OutgoingBytes>,
 }
 
-/// The stream of bytes that a connection sends. Positions count from the start of the connection.
+/// The stream of bytes that a connection sends. Positions in the stream are counted from the start
+/// of the connection.
 #[derive(Default)]
 struct OutgoingBytes {
-    /// The number of bytes that the socket has taken.
+    /// The number of bytes that the socket has accepted.
     taken: u64,
-    /// The end of the bytes that hyper has offered.
+    /// The position after the last byte that hyper has offered.
     end: u64,
     responses: VecDeque<PendingResponse>,
 }
@@ -45,11 +47,12 @@ struct OutgoingBytes {
 pub(super) struct PendingResponse {
     started: Instant,
     record: LogRecord,
-    /// Whether the body has no more bytes to yield.
+    /// Whether the body has yielded all its bytes.
     has_body_ended: bool,
-    /// The number of bytes that the body has yielded.
+    /// The number of bytes that the body has yielded to hyper.
     yielded: u64,
-    /// The position of the body, known after the first write.
+    /// The position of the body's first byte. `None` until the first write that includes the
+    /// response.
     body_position: Option<u64>,
 }
 
@@ -64,7 +67,7 @@ impl PendingResponse {
         }
     }
 
-    /// Updates and returns the log record, given the number of bytes that the socket has taken.
+    /// Updates and returns the log record, given the number of bytes that the socket has accepted.
     fn update_record(&mut self, taken: u64) -> &LogRecord {
         let record = &mut self.record;
         if let Some(body_position) = self.body_position {
@@ -100,7 +103,8 @@ impl DeliveryTracker {
         self.outgoing().responses.push_back(response);
     }
 
-    /// Records that the body of the last response has yielded `bytes`, and whether it has ended.
+    /// Records that the body of the last response has yielded another `bytes` bytes, and whether it
+    /// has ended.
     pub(super) fn note_body_bytes(&self, bytes: usize, has_body_ended: bool) {
         if let Some(response) = self.outgoing().responses.back_mut() {
             response.yielded += bytes as u64;
@@ -109,7 +113,7 @@ impl DeliveryTracker {
     }
 
     /// Records the outcome of a write in which hyper offered `offered` bytes, which is everything
-    /// that it held.
+    /// that it held. Logs the responses that are now complete.
     pub(super) fn note_write(&self, offered: usize, outcome: &Poll<io::Result<usize>>) {
         let taken = match outcome {
             Poll::Ready(Ok(taken)) => *taken,
@@ -122,7 +126,7 @@ impl DeliveryTracker {
         }
     }
 
-    /// Whether the socket has taken everything that hyper has offered.
+    /// Whether the socket has accepted everything that hyper has offered.
     pub(super) fn is_all_taken(&self) -> bool {
         let outgoing = self.outgoing();
         outgoing.taken == outgoing.end
@@ -153,14 +157,16 @@ impl OutgoingBytes {
             if response.body_position.is_some() {
                 break;
             }
-            // The responses before the last have no body. Where their heads end is unknown, but it
-            // is before the body of the last one.
+            // Responses before the last one have no body. The exact end of their heads is unknown,
+            // so they count as complete once the socket has accepted everything before the body of
+            // the last response.
             response.body_position = Some(self.end.saturating_sub(last));
         }
         self.taken += taken;
     }
 
-    /// Removes the first response if the socket has taken all of it, and returns its log record.
+    /// Removes the first response and returns its log record, if the socket has accepted all of the
+    /// response.
     fn pop_complete(&mut self) -> Option<LogRecord> {
         let first = self.responses.front_mut()?;
         if !first.update_record(self.taken).is_complete {
@@ -210,7 +216,7 @@ mod tests {
             self.tracker.note_write(offered, &Poll::Ready(Ok(taken)));
         }
 
-        /// The lines so far, reduced to status, bytes and completeness.
+        /// Returns the log lines so far, reduced to status, bytes and completeness.
         fn lines(&self) -> Vec<String> {
             let text = String::from_utf8(self.log.buffered_lines()).unwrap();
             let reduce = |line: &str| {

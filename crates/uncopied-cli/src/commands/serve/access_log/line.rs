@@ -1,5 +1,5 @@
-//! The formats of a line. Bytes from the peer are escaped, so that a client can neither forge a
-//! line nor send commands to a terminal.
+//! The formats of a log line. Bytes from the peer are escaped, so that a client can neither forge a
+//! line nor send control sequences to a terminal that shows the log.
 
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
 use uncopied_http::Address;
 
-/// The format of lines.
+/// The format of the log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LineFormat {
     /// The combined format of Apache and nginx, in UTC.
@@ -16,18 +16,19 @@ pub(crate) enum LineFormat {
     Json,
 }
 
-/// One request and its response.
+/// The data of one log line: a request and its response.
 pub(super) struct LogRecord {
     pub(super) at: SystemTime,
-    /// The time from the request's head to the last byte that the socket took.
+    /// The time from the end of the request's head until the socket accepted the last byte of the
+    /// response. If the response was cut short, the time until the connection ended.
     pub(super) took: Duration,
     pub(super) client: Address,
     /// `None` if hyper could not parse the request.
     pub(super) request: Option<RequestLine>,
     pub(super) status: StatusCode,
-    /// The number of bytes of the body that the socket took.
+    /// The number of body bytes that the socket accepted.
     pub(super) body_bytes: u64,
-    /// Whether the socket took the whole response, head and body.
+    /// Whether the socket accepted the whole response, head and body.
     pub(super) is_complete: bool,
 }
 
@@ -45,7 +46,7 @@ const MONTHS: [&str; 12] = [
 ];
 
 impl LogRecord {
-    /// Appends the line, including its line feed.
+    /// Appends the log line to `out`, including its line feed.
     pub(super) fn write(&self, format: LineFormat, out: &mut Vec<u8>) {
         match format {
             LineFormat::Text => self.text(out),
@@ -57,7 +58,7 @@ impl LogRecord {
     fn text(&self, out: &mut Vec<u8>) {
         let time = CalendarTime::of(self.at);
         let month = MONTHS[usize::from(time.month - 1)];
-        // This format has addresses without a port.
+        // The combined format has addresses without ports.
         match &self.client {
             Address::Tcp(address) => put(out, format_args!("{}", address.ip())),
             client => put(out, format_args!("{client}")),
@@ -185,14 +186,15 @@ impl CalendarTime {
     fn of(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-        // Years that begin on 1 March have the leap day at their end. There are 719,468 days
-        // between 0000-03-01 and 1970-01-01. An era is 400 years, or 146,097 days.
+        // Counts in years that begin on 1 March, so that a leap day is the last day of its year.
+        // There are 719,468 days between 0000-03-01 and 1970-01-01. An era is 400 years, or 146,097
+        // days.
         let shifted = days + 719_468;
         let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
         let year_of_era =
             (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
         let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        // From March on, every five months have 153 days.
+        // Starting in March, each group of five months has 153 days.
         let month_from_march = (5 * day_of_year + 2) / 153;
         let month = (month_from_march + 2) % 12 + 1;
         Self {
@@ -267,7 +269,7 @@ mod tests {
         assert!(!written(&record, LineFormat::Json).contains("method"));
     }
 
-    /// Compares every day of 150 years.
+    /// Compares every day of 150 years, starting in 1970.
     #[test]
     fn the_calendar_agrees_with_httpdate() {
         for day in 0..55_000 {

@@ -1,12 +1,12 @@
 //! The access log: one line per request on standard output.
 //!
 //! ```text
-//! socket has taken a response -> line -> buffer, up to 4 MiB -> writer thread -> standard output
+//! socket has accepted a response -> line -> buffer (4 MiB) -> writer thread -> standard output
 //! ```
 //!
-//! An event loop only copies its line into the buffer. If standard output is slower than the
-//! requests, the buffer fills up, and further lines are dropped and counted. If the reader of
-//! standard output goes away, logging stops and serving continues.
+//! An event loop only copies its lines into the buffer. If standard output is too slow, the buffer
+//! fills up, and further lines are dropped and counted. If the reader of standard output goes away,
+//! logging stops, but the server continues.
 
 mod delivery;
 mod line;

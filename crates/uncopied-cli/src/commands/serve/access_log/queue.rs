@@ -1,4 +1,4 @@
-//! The buffer of lines, and the thread that writes them to standard output.
+//! The buffer of log lines, and the thread that writes them to standard output.
 
 use std::cell::RefCell;
 use std::io;
@@ -10,12 +10,12 @@ use crate::output::say;
 
 use super::line::{LineFormat, LogRecord};
 
-/// Size limit of the buffer of lines that wait for standard output.
+/// The maximum size of the buffer of lines that wait to be written to standard output.
 const MAX_BUFFERED_BYTES: usize = 4 << 20;
-/// How long [`AccessLog::close`] waits for the last lines to be written.
+/// The maximum time that [`AccessLog::close`] waits for the last lines to be written.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The access log. A thread of its own writes the lines to standard output.
+/// The access log. A dedicated thread writes the lines to standard output.
 pub(crate) struct AccessLog {
     format: LineFormat,
     queue: Mutex<LineQueue>,
@@ -26,7 +26,7 @@ pub(crate) struct AccessLog {
 }
 
 thread_local! {
-    /// Reused memory for formatting a line.
+    /// A buffer for formatting a line. Every line of this thread reuses its memory.
     static LINE_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -70,7 +70,7 @@ impl AccessLog {
         }
     }
 
-    /// The number of lines that did not fit into the buffer.
+    /// Returns the number of lines that were dropped because they did not fit into the buffer.
     pub(crate) fn dropped_lines(&self) -> u64 {
         self.lock().dropped_lines
     }
@@ -101,7 +101,8 @@ impl AccessLog {
         }
     }
 
-    /// Waits until the writer thread has written the buffered lines, up to a timeout.
+    /// Closes the log. Waits until the writer thread has written the buffered lines, but not longer
+    /// than [`CLOSE_TIMEOUT`].
     pub(crate) fn close(&self) {
         let mut queue = self.lock();
         queue.is_closed = true;
@@ -111,7 +112,7 @@ impl AccessLog {
             .wait_timeout_while(queue, CLOSE_TIMEOUT, |queue| !queue.has_writer_ended);
     }
 
-    /// Writes lines until the log is closed and the buffer is empty.
+    /// Writes the buffered lines to `out` until the log is closed and the buffer is empty.
     fn write_to(&self, out: &mut dyn io::Write) -> io::Result<()> {
         let mut lines = Vec::new();
         loop {

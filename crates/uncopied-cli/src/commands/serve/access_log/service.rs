@@ -1,4 +1,4 @@
-//! The logging service around [`FileService`]. Used only if there is an access log.
+//! A service that wraps [`FileService`] and logs its requests. Used only if there is an access log.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -22,7 +22,8 @@ use crate::commands::serve::connection::{
     ConnectionObserver, FileService, FileServiceBody, FileServiceFuture,
 };
 
-/// The status logged for a request that ended without a response, as in nginx.
+/// The status that is logged if the connection ends before there is a response. nginx logs the same
+/// status.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// Serves requests and adds the responses to the connection's tracker.
@@ -69,7 +70,8 @@ impl Service<Request<Incoming>> for LoggedService {
     }
 }
 
-/// A request that waits for its response. If it is dropped before, it is logged without one.
+/// A request that waits for its response. If this is dropped before there is a response, the
+/// request is logged with status 499.
 struct PendingRequest {
     tracker: Arc<DeliveryTracker>,
     started: Instant,
@@ -86,7 +88,8 @@ impl Drop for PendingRequest {
 }
 
 pin_project! {
-    /// The future of the response, and the log record of the request.
+    /// The future of a response that is to be logged. When the response is ready, it is added to
+    /// the tracker.
     pub(crate) struct LoggedFuture {
         #[pin]
         response: FileServiceFuture,
@@ -123,7 +126,7 @@ impl Future for LoggedFuture {
 }
 
 pin_project! {
-    /// A body whose frames are reported to the tracker.
+    /// A body that reports the bytes that it yields to the tracker.
     pub(crate) struct LoggedBody {
         #[pin]
         body: FileServiceBody,
@@ -148,7 +151,7 @@ impl Body for LoggedBody {
                     .note_body_bytes(bytes, this.body.is_end_stream());
             }
             None => this.tracker.note_body_bytes(0, true),
-            // The body does not end, so the response is never complete.
+            // After an error the body never ends, so the response is never marked as complete.
             Some(Err(_)) => {}
         }
         Poll::Ready(frame)
@@ -163,7 +166,7 @@ impl Body for LoggedBody {
     }
 }
 
-/// Reports writes to the tracker, and logs requests that hyper refuses before the service sees
+/// Reports writes to the tracker, and logs requests that hyper rejects before the service sees
 /// them.
 #[derive(Clone)]
 pub(crate) struct AccessLogObserver {

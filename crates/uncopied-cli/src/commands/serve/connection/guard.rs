@@ -1,4 +1,4 @@
-//! The registration of a connection, undone when it ends.
+//! Registers a connection with its worker, until the connection ends.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use tokio::sync::Semaphore;
 use super::state::ConnectionState;
 use super::stats::WorkerStats;
 
-/// An entry in the connection table and one permit of `--max-connections`. Dropping the guard
-/// releases both, however the connection ends.
+/// A connection's entry in the connection table, and its permit (see `--max-connections`). Dropping
+/// the guard releases both, however the connection ends.
 pub(crate) struct ConnectionGuard {
     pub(crate) connection: Arc<ConnectionState>,
     stats: Arc<WorkerStats>,
@@ -17,8 +17,8 @@ pub(crate) struct ConnectionGuard {
 }
 
 impl ConnectionGuard {
-    /// Adds the connection to the table. The caller has taken a permit from `permits` and
-    /// forgotten it.
+    /// Adds the connection to the table. The caller must have acquired a permit from `permits` and
+    /// called `forget` on that permit, because the guard adds a permit when it is dropped.
     pub(crate) fn register(
         connection: ConnectionState,
         stats: &Arc<WorkerStats>,

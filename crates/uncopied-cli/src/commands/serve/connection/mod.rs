@@ -1,15 +1,16 @@
 //! One connection: its task, its state, and the layers between hyper and the socket.
 //!
 //! ```text
-//!   FileService        resolves the request (inside LoggedService if there is an access log)
+//!   FileService        responds to a request (inside LoggedService if there is an access log)
 //!   hyper              parses the request, encodes the response
 //!   StrictHeads        refuses ambiguous request heads
 //!   ReplayStream       replays responses to identical requests
-//!   Stream             recognizes bytes of files and sends them by zero copy
+//!   Stream             recognizes file data and sends it without copying it
 //! ```
 //!
-//! [`ConnectionTask`] polls all of them. [`ConnectionState`] is what the layers and the control
-//! thread share. Apart from what `uncopied-http` allocates, a request costs no allocation here.
+//! [`ConnectionTask`] polls all of these layers. They share a [`ConnectionState`] with the control
+//! thread. The layers in this module usually allocate nothing per request; only recording a
+//! response for replay does.
 
 mod guard;
 mod observer;

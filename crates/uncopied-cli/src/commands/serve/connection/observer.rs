@@ -5,14 +5,15 @@ use std::task::Poll;
 
 /// Receives the writes of a connection and the error that ends it.
 pub(crate) trait ConnectionObserver: Unpin {
-    /// hyper has offered `offered` bytes, which is everything that it held.
+    /// Called after each write, with its outcome. hyper offered `offered` bytes, which is
+    /// everything that it held.
     fn wrote(&self, offered: usize, outcome: &Poll<io::Result<usize>>);
 
-    /// The connection ends with an error. Most errors are peers that went away.
+    /// Called when an error ends the connection. In most cases, the peer has disconnected.
     fn failed(&self, error: &hyper::Error);
 }
 
-/// Ignores every event: there is no access log.
+/// Ignores every event. Used if there is no access log.
 impl ConnectionObserver for () {
     fn wrote(&self, _offered: usize, _outcome: &Poll<io::Result<usize>>) {}
 

@@ -1,14 +1,16 @@
-//! Which idle connections keep their buffers.
+//! Decides which idle connections keep their buffers.
 //!
-//! hyper holds two buffers of 8 KiB for each connection, busy or not. A connection that has been
-//! idle for a while needs neither. It is *parked*: hyper's part is dropped, and the stream, the
-//! service and one readiness registration remain. Once bytes arrive, hyper's part is rebuilt.
+//! hyper holds two buffers of 8 KiB for each connection, even while the connection is idle. To save
+//! this memory, a connection that has been idle for a while is *parked*: hyper's part is dropped,
+//! and only the stream, the service and the registration with the event loop remain. When bytes
+//! arrive that need hyper, hyper's part is created again.
 //!
-//! "For a while" is counted in connections, not in time, so no timer is needed and memory is
-//! bounded at every moment. Each thread has a list of [`MAX_UNPARKED_IDLE_CONNECTIONS`]. A
-//! connection that becomes idle is appended. When the list is full, its first connection is
-//! removed: if it has served a request since it was listed, it is appended again, otherwise it is
-//! parked. A busy connection is already listed, so the list costs it nothing.
+//! "For a while" is measured by the number of other connections that have become idle since, not by
+//! time. So no timer is needed, and memory is always bounded. Each thread has a list of up to
+//! [`MAX_UNPARKED_IDLE_CONNECTIONS`]. A connection that becomes idle is appended to the list. If
+//! the list is then too long, its first connection is removed. If that connection has received a
+//! request since it was listed, it is appended again; otherwise, it is parked. A busy connection
+//! stays in the list, so becoming idle again costs it nothing.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -16,18 +18,20 @@ use std::sync::Arc;
 
 use super::state::{ConnectionCommand, ConnectionState};
 
-/// The number of idle connections per thread that keep their buffers: about 11 MiB of buffers.
+/// The maximum number of idle connections per thread that keep their buffers, which take about 11
+/// MiB in total.
 const MAX_UNPARKED_IDLE_CONNECTIONS: usize = 1024;
 
-/// A connection that has buffers, and the number of its latest request when it was listed.
+/// A connection that has buffers, and the number of its latest request at the time when it was
+/// listed.
 type IdleEntry = (Arc<ConnectionState>, u32);
 
 thread_local! {
     static IDLE_CONNECTIONS: RefCell<VecDeque<IdleEntry>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// Lists a connection of this thread that has just become idle, and parks the one that has been
-/// idle longest if the list is full.
+/// Adds a connection of this thread that has just become idle to the list. If the list is then too
+/// long, parks the connection that has been idle longest.
 pub(crate) fn note_idle(connection: &Arc<ConnectionState>) {
     if connection.enter_idle_list() {
         IDLE_CONNECTIONS.with_borrow_mut(|list| {

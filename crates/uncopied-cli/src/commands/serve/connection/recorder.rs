@@ -1,4 +1,4 @@
-//! The link between the service above hyper and the replaying stream below it.
+//! Passes information from the service above hyper to the replaying stream below hyper.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,21 +6,24 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use http_body::Body as _;
 use uncopied_http::{Basis, FileBody};
 
-/// The number of consecutive repeats after which a connection is parked and served without hyper.
+/// The number of consecutive replayed requests after which a connection is parked, so that it is
+/// served without hyper.
 const REPEATS_BEFORE_PARKING: u8 = 8;
 
-/// Carries what a response depends on from the service, which knows it, to the stream, which
-/// records the head that hyper writes. Also counts consecutive repeats.
+/// Passes the [`Basis`] of a response, which can tell whether the response is still valid, from the
+/// service to the stream. The stream stores the basis together with the head that hyper writes.
+/// Also counts consecutive repeats, which are requests whose responses were replayed.
 #[derive(Default)]
 pub(crate) struct ReplayRecorder {
     is_recording: AtomicBool,
-    /// What the response depends on, and the length of its body.
+    /// The basis of the current response, and the length of the response's body.
     basis: Mutex<Option<(Basis, u64)>>,
     consecutive_repeats: AtomicU8,
 }
 
 impl ReplayRecorder {
-    /// Whether all recent requests were repeats, so that parking hyper's part pays.
+    /// Whether all recent requests were repeats, so that the connection should be parked: repeats
+    /// do not need hyper.
     pub(crate) fn receives_only_repeats(&self) -> bool {
         self.consecutive_repeats.load(Ordering::Relaxed) >= REPEATS_BEFORE_PARKING
     }
@@ -35,7 +38,8 @@ impl ReplayRecorder {
         self.consecutive_repeats.store(0, Ordering::Relaxed);
     }
 
-    /// Records what the response about to be written depends on, if a recording is in progress.
+    /// If a recording is in progress, records the basis of the response that is about to be
+    /// written.
     pub(crate) fn record_basis(&self, body: &FileBody) {
         if self.is_recording.load(Ordering::Relaxed) {
             let length = body.size_hint().exact();
@@ -54,7 +58,7 @@ impl ReplayRecorder {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<(Basis, u64)>> {
-        // The value is consistent between any two statements that could panic.
+        // Ignores poisoning: a panic cannot leave the value half updated.
         self.basis.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

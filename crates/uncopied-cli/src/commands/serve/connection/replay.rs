@@ -1,10 +1,10 @@
-//! Replays the response to a request that is byte-for-byte identical to a recent one, without
-//! hyper.
+//! Replays recorded responses, without hyper, to requests that are byte-for-byte identical to
+//! recent ones.
 //!
-//! For a small response, parsing the request and writing the head, in hyper and here, takes a third
-//! of the total time. Clients of a busy server send identical requests. So [`ReplayStream`], below
-//! hyper, records the heads of hyper's responses, each with the bytes of its request, and sends
-//! them again:
+//! For a small response, a third of the total time is spent on parsing the request and writing the
+//! head, in hyper and in this crate. Clients of a busy server often send identical requests. So
+//! [`ReplayStream`], which is below hyper, records the head of each suitable response together with
+//! the bytes of its request, and sends the head again when the same bytes arrive:
 //!
 //! ```text
 //!   bytes of a request --> known? -- no --> hyper --> FileService --> head, body --> stream
@@ -16,15 +16,18 @@
 //!                   recorded head, body from the file --> stream
 //! ```
 //!
-//! Nothing is parsed here: equal bytes are equal requests. Nothing is stale: each time, the kernel
-//! is asked whether the file is still the one that was sent ([`Basis`]). A head is replayed for at
-//! most [`MAX_REPLAY_AGE`], so that its `Date` is right. hyper handles every other case: responses
-//! that depend on more than one file (precompressed variants, a fallback page, a request body),
-//! responses that are not a whole file (ranges, failed preconditions), and every request if there
-//! is an access log, because its lines report what hyper has parsed.
+//! Requests are compared byte by byte and not parsed: equal bytes are equal requests. A replayed
+//! response is never stale: for each request, the kernel is asked whether the file is still the one
+//! that was recorded (see [`Basis`]). A head is replayed for at most [`MAX_REPLAY_AGE`], so that
+//! its `Date` is correct. hyper handles all other cases:
 //!
-//! The connection must be between two requests. Then hyper holds no bytes and waits for exactly
-//! these.
+//! - Responses that depend on more than one file (precompressed variants, a fallback page) or on a
+//!   request body.
+//! - Responses that are not a whole file (ranges, failed preconditions).
+//! - Every request if there is an access log, because its lines report what hyper has parsed.
+//!
+//! Responses are replayed only while the connection is between two requests. In that state, hyper
+//! holds no unprocessed bytes, so the bytes that arrive are the beginning of a request.
 
 use std::cell::RefCell;
 use std::collections::hash_map::RandomState;
@@ -46,10 +49,12 @@ use uncopied_http::{Basis, Check, FileBody};
 use super::state::ConnectionState;
 use super::stats::WorkerStats;
 
-/// How long a recorded head is replayed. hyper itself reuses a `Date` for up to a second.
+/// The maximum age of a recorded head that is replayed. hyper itself reuses a `Date` for up to a
+/// second.
 const MAX_REPLAY_AGE: Duration = Duration::from_millis(500);
 
-/// Slots of each thread's cache. With requests and inline bodies they take less than 5 MiB.
+/// The number of slots in each thread's cache. A full cache, with requests and inline bodies, takes
+/// less than 5 MiB.
 const CACHE_SLOTS: usize = 256;
 
 /// The longest request that is considered for replay.
@@ -60,34 +65,35 @@ const MAX_INLINE_BODY_BYTES: usize = 16 << 10;
 
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
-/// A stream that responds to repeated requests itself.
+/// A stream that responds to repeated requests itself, and leaves the others to hyper.
 pub(crate) struct ReplayStream<S> {
     stream: S,
     connection: Arc<ConnectionState>,
-    /// Counts replayed responses. `None` leaves all requests to hyper.
+    /// Counts replayed responses. `None` turns replay off, so that hyper handles all requests.
     stats: Option<Arc<WorkerStats>>,
     state: ReplayState,
 }
 
 enum ReplayState {
-    /// Bytes pass through.
+    /// Bytes pass through unchanged.
     PassThrough,
-    /// The head of the response to this request is recorded when hyper writes it.
+    /// hyper has read this request. The head of its response is recorded when hyper writes it.
     Recording(Box<[u8]>),
-    /// This request has arrived, and the validity of its recorded response is being checked.
+    /// A request with a recorded response has arrived. Whether that response is still valid is
+    /// being checked.
     Validating(Arc<RecordedResponse>, Check),
     /// A recorded response is being sent.
     Sending(ReplayInProgress),
-    /// These bytes are passed to hyper.
+    /// hyper must read these bytes before any bytes from the socket.
     Forwarding(BufferedRequest),
-    /// A response was cut short, or the connection failed: nothing may follow.
+    /// A response was cut short, or the connection failed. Nothing more may be sent.
     Failed(io::ErrorKind),
 }
 
-/// Bytes that were read before hyper asked for them.
+/// Bytes for hyper that have already been read from the socket.
 struct BufferedRequest {
     bytes: Box<[u8]>,
-    /// The number of bytes that hyper has read.
+    /// The number of bytes that hyper has already taken from `bytes`.
     consumed: usize,
     /// Whether the bytes are a request whose response is to be recorded.
     is_recordable: bool,
@@ -117,14 +123,15 @@ impl<S> ReplayStream<S> {
         }
     }
 
-    /// Records the head of the response to this request, if it turns out to be replayable.
+    /// Starts to record the response to this request. The recording is discarded if the response
+    /// turns out not to be replayable.
     fn start_recording(&mut self, request: Box<[u8]>) {
         self.connection.recorder.start_recording();
         self.state = ReplayState::Recording(request);
     }
 
-    /// Takes back bytes that hyper has read but not used, because hyper's part of the connection
-    /// is dropped. No response is in progress.
+    /// Takes back bytes that hyper has read but not used, so that hyper's part of the connection
+    /// can be dropped. No response may be in progress.
     pub(crate) fn put_back(&mut self, bytes: &[u8]) {
         self.connection.recorder.stop_recording();
         if !matches!(self.state, ReplayState::Failed(_)) {
@@ -132,7 +139,8 @@ impl<S> ReplayStream<S> {
         }
     }
 
-    /// Finishes a recording. The first slice is the head of the response, the others its body.
+    /// Finishes the recording, if one is in progress. The first slice is the head of the response,
+    /// and the others are its body.
     fn finish_recording(&mut self, slices: &[IoSlice<'_>]) {
         let ReplayState::Recording(request) = &mut self.state else {
             return;
@@ -149,7 +157,8 @@ impl<S> ReplayStream<S> {
         if body_bytes as u64 != length || !is_replayable(head) {
             return;
         }
-        // Slices of a file mapping are sent from the file, so they are not recorded.
+        // A body that refers to a mapped file is not recorded, because a replay sends it from the
+        // file.
         let is_inline =
             body_bytes <= MAX_INLINE_BODY_BYTES && body.iter().all(|slice| locate(slice).is_none());
         let parts = if is_inline { slices } else { &slices[..1] };
@@ -164,7 +173,7 @@ impl<S> ReplayStream<S> {
 }
 
 impl<S: AsyncWrite + Unpin> ReplayStream<S> {
-    /// Ready once no replay is in progress.
+    /// Continues a replay. Ready once no replay is in progress.
     fn poll_replay(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             match &mut self.state {
@@ -212,14 +221,16 @@ struct ReplayInProgress {
     sent: usize,
     /// Bytes of the body that have been produced but not sent.
     frame: Bytes,
-    /// The rest of the body, unless it is inline.
+    /// The rest of the body, which is sent from the file. `None` if the body is recorded inline or
+    /// has been sent.
     body: Option<FileBody>,
 }
 
 impl ReplayInProgress {
     fn new(response: Arc<RecordedResponse>, body: FileBody) -> Self {
         Self {
-            // `direct` is right here: nothing between this body and the stream reads its bytes.
+            // `direct` is allowed here, because nothing between this body and the stream reads its
+            // bytes.
             body: (!response.has_inline_body).then(|| body.direct()),
             response,
             sent: 0,
@@ -266,7 +277,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplayStream<S> {
     /// Replays responses while the connection is parked. Ready once hyper is needed.
     pub(crate) fn poll_without_hyper(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            // hyper reports errors, so it is needed for them too.
+            // After an error, hyper is needed as well, because it reports the error.
             if ready!(self.poll_replay(cx)).is_err()
                 || matches!(self.state, ReplayState::Forwarding(_))
             {
@@ -291,8 +302,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplayStream<S> {
         }
     }
 
-    /// Reads bytes that may be a request. If its response can be replayed, removes the request
-    /// from `buf` again and starts the replay.
+    /// Reads bytes that may be a request. If they are a request whose response is recorded, removes
+    /// them from `buf` again, and starts to check whether the recorded response is still valid.
     fn poll_request(
         &mut self,
         cx: &mut Context<'_>,
@@ -319,13 +330,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplayStream<S> {
     }
 }
 
-/// Where bytes that were read go.
+/// The destination of the bytes that were read.
 enum Route {
-    /// They were a request whose response may be replayed here.
+    /// The bytes are a request whose response may be replayed here.
     Replay,
-    /// They go to hyper, and its response is recorded.
+    /// The bytes go to hyper, and hyper's response is recorded.
     Record,
-    /// They go to hyper.
+    /// The bytes go to hyper, and nothing is recorded.
     PassThrough,
 }
 
@@ -399,7 +410,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReplayStream<S> {
         }
     }
 
-    /// Shuts the stream down once a replay in progress is complete.
+    /// Finishes a replay that is in progress, and then shuts the stream down.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_replay(cx))?;
@@ -407,17 +418,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReplayStream<S> {
     }
 }
 
-/// A request and the response to it.
+/// A recorded request and its response.
 struct RecordedResponse {
     request: Box<[u8]>,
-    /// The head, followed by the body if `has_inline_body`.
+    /// The head of the response, followed by the body if `has_inline_body` is true.
     bytes: Box<[u8]>,
     has_inline_body: bool,
     basis: Basis,
+    /// The time of the recording, as returned by [`uncopied_http::Activity::entered`].
     recorded_at: Duration,
 }
 
-/// The requests that a thread has seen, each in the one slot that its hash selects.
+/// The requests that a thread has seen. Each is in the one slot that its hash selects.
 struct ReplayCache {
     hasher: RandomState,
     slots: Box<[CacheSlot]>,
@@ -433,7 +445,7 @@ enum CacheSlot {
 }
 
 enum CacheLookup {
-    /// The response is recorded.
+    /// A recent response to the request is recorded.
     Hit(Arc<RecordedResponse>),
     /// The request has arrived before, but no recent response is recorded.
     Seen,
@@ -448,8 +460,8 @@ thread_local! {
 }
 
 impl ReplayCache {
-    /// Looks up bytes that arrived at time `now`. If they are exactly one request, marks it as
-    /// seen.
+    /// Looks up bytes that arrived at time `now`. If they are exactly one request that has not been
+    /// seen yet, marks the request as seen, unless its slot is in use.
     fn find(bytes: &[u8], now: Duration) -> CacheLookup {
         if bytes.len() > MAX_REQUEST_BYTES || !bytes.ends_with(END_OF_HEAD) {
             return CacheLookup::Miss;
@@ -464,8 +476,8 @@ impl ReplayCache {
                         false => CacheLookup::Seen,
                     }
                 }
-                // A usable entry keeps its slot; otherwise two requests with the same slot would
-                // evict each other all the time.
+                // A recent entry keeps its slot. Otherwise, two requests that share a slot would
+                // keep evicting each other.
                 CacheSlot::Recorded(response) if response.is_recent(now) => CacheLookup::Miss,
                 CacheSlot::Seen(seen) if *seen == hash => CacheLookup::Seen,
                 _ if is_single_get(bytes) => {
@@ -495,7 +507,7 @@ impl RecordedResponse {
     }
 }
 
-/// Whether these bytes are exactly one complete head of a GET.
+/// Whether these bytes are exactly one GET request, from its first byte to the end of its head.
 fn is_single_get(bytes: &[u8]) -> bool {
     let mut windows = bytes.windows(END_OF_HEAD.len());
     let first_end = windows.position(|window| window == END_OF_HEAD);
@@ -503,7 +515,7 @@ fn is_single_get(bytes: &[u8]) -> bool {
 }
 
 /// Whether this is the complete head of a 200 response without a Connection header. A head with
-/// one is valid only for its own connection.
+/// such a header is valid only for the connection on which it was sent.
 fn is_replayable(head: &[u8]) -> bool {
     let name = b"connection:";
     let mut lines = head.split(|&byte| byte == b'\n');
@@ -528,8 +540,8 @@ mod tests {
     const BODY: &[u8] = include_bytes!("../../../../Cargo.toml");
     const REQUEST: &[u8] = b"GET /Cargo.toml HTTP/1.1\r\nHost: a\r\n\r\n";
 
-    /// A peer that sends `packets`, and a socket that accepts `accepts` bytes per write, then
-    /// everything.
+    /// A scripted stream. Each read returns one of `packets`. Each write accepts the number of
+    /// bytes that is next in `accepts`, or all bytes once `accepts` is empty.
     #[derive(Default)]
     struct ScriptedStream {
         packets: VecDeque<&'static [u8]>,
@@ -576,7 +588,7 @@ mod tests {
 
     fn body() -> FileBody {
         let files = ServeFiles::builder(env!("CARGO_MANIFEST_DIR")).build();
-        // Leaked, so that its files stay open as in a server.
+        // Leaked, so that the file stays open, as it does in a server.
         let files = Box::leak(Box::new(files.expect("a directory")));
         let request = Request::builder().uri("/Cargo.toml").body(());
         let mut response = files.respond(request.expect("a request"));
@@ -588,7 +600,8 @@ mod tests {
         }
     }
 
-    /// A connection whose thread has recorded the response to [`REQUEST`].
+    /// Returns a stream that has recorded the response to [`REQUEST`], so that the next such
+    /// request is replayed.
     fn replay_stream() -> ReplayStream<ScriptedStream> {
         let ours = std::os::unix::net::UnixStream::pair().expect("a pair").0;
         ours.set_nonblocking(true).expect("non-blocking");
@@ -618,7 +631,7 @@ mod tests {
     fn read(replay_stream: &mut ReplayStream<ScriptedStream>, room: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; room];
         let mut buf = ReadBuf::new(&mut bytes);
-        // A validity check may yield to other tasks.
+        // A `Check` may yield to other tasks, so this polls more than once.
         for _ in 0..3 {
             let cx = &mut Context::from_waker(Waker::noop());
             if let Poll::Ready(read) = Pin::new(&mut *replay_stream).poll_read(cx, &mut buf) {
@@ -667,7 +680,7 @@ mod tests {
         let ready = (0..3).any(|_| replay_stream.poll_without_hyper(cx).is_ready());
         assert!(ready, "an unknown request needs hyper");
         assert_eq!(replay_stream.stream.written, [HEAD, BODY].concat());
-        // A write before the read loses none of them.
+        // A write before the read must not lose any of these bytes.
         let written = Pin::new(&mut replay_stream).poll_write(cx, b"early");
         assert!(matches!(written, Poll::Ready(Ok(5))), "{written:?}");
         let mut all = Vec::new();
@@ -711,7 +724,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_for_one_connection_are_not_replayed() {
+    fn only_complete_200_heads_without_a_connection_header_are_replayable() {
         assert!(is_replayable(HEAD));
         for head in [
             "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n",

@@ -1,4 +1,4 @@
-//! The service under hyper: serves files and counts requests.
+//! The service that hyper calls: serves files and counts requests.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,8 +21,9 @@ use super::stats::WorkerStats;
 
 /// Serves the files of one connection and counts its requests.
 ///
-/// A request with a body is the last of its connection. No file needs a body, so none is read, and
-/// bytes that are not read cannot be mistaken for the next request.
+/// A request with a body is the last one of its connection. The body is not read, because no
+/// response depends on it, and closing the connection ensures that unread bytes are not mistaken
+/// for the next request.
 pub(crate) struct FileService {
     files: ServeFiles,
     connection: Arc<ConnectionState>,
@@ -60,7 +61,8 @@ impl Service<Request<Incoming>> for FileService {
 }
 
 pin_project! {
-    /// The future of [`ServeFiles`], and whether its response is the last of the connection.
+    /// The future of a response from [`ServeFiles`]. Adds `Connection: close` if the response is
+    /// the last one of its connection.
     pub(crate) struct FileServiceFuture {
         #[pin]
         response: ResponseFuture,
@@ -69,7 +71,8 @@ pin_project! {
     }
 }
 
-/// Marks the connection as responding, from the call to the end of the body.
+/// While this exists, the connection is marked as responding: from the call of the service until
+/// the body is dropped.
 struct ResponseInProgress(Arc<ConnectionState>);
 
 impl ResponseInProgress {
@@ -108,7 +111,8 @@ impl Future for FileServiceFuture {
 }
 
 pin_project! {
-    /// The body of [`ServeFiles`]. Dropping it marks the response as finished.
+    /// The body of a response from [`ServeFiles`]. Dropping the body marks the response as
+    /// finished.
     pub(crate) struct FileServiceBody {
         #[pin]
         body: FileBody,

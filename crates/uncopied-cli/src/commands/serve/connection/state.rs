@@ -9,21 +9,21 @@ use uncopied_http::{Activity, Phase};
 
 use super::recorder::ReplayRecorder;
 
-/// What a connection has been told to do. A greater command replaces a lesser one.
+/// A command that a connection has received. A greater command replaces a lesser one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum ConnectionCommand {
     /// Keep serving.
     None = 0,
-    /// Release the buffers if the connection is idle.
+    /// Drop hyper's buffers if the connection is idle.
     Park = 1,
-    /// Close at the next boundary between two requests.
+    /// Close as soon as no request is in progress.
     Drain = 2,
     /// Close now.
     Abort = 3,
 }
 
-/// The state of one connection, as its task, its layers and the control thread see it.
+/// The state of one connection, which its task, its layers and the control thread share.
 pub(crate) struct ConnectionState {
     pub(crate) activity: Arc<Activity>,
     pub(crate) accepted: Instant,
@@ -59,13 +59,14 @@ impl ConnectionState {
 
     /// Records that a whole request head has arrived.
     pub(crate) fn note_request(&self) {
-        // Only the connection's own task writes this number, so no read-modify-write is needed.
-        // Readers only compare two values for equality, so it may wrap.
+        // Only the connection's own task writes this number, so no atomic read-modify-write is
+        // needed. Readers compare two values only for equality, so the number may wrap. The number
+        // skips 0, which means that there has been no request.
         let next = self.request_number().wrapping_add(1).max(1);
         self.request_number.store(next, Ordering::Relaxed);
     }
 
-    /// The number of the latest request, counted from 1; 0 before the first.
+    /// Returns the number of the latest request, counted from 1, or 0 before the first request.
     pub(crate) fn request_number(&self) -> u32 {
         self.request_number.load(Ordering::Relaxed)
     }
@@ -74,7 +75,7 @@ impl ConnectionState {
         self.request_number() > 0
     }
 
-    /// Records whether a request head has arrived in part.
+    /// Records whether a request head is incomplete: part of it has arrived, but not all.
     pub(crate) fn set_reading_head(&self, is_reading_head: bool) {
         self.is_reading_head
             .store(is_reading_head, Ordering::Relaxed);
@@ -84,13 +85,14 @@ impl ConnectionState {
         self.is_reading_head.load(Ordering::Relaxed)
     }
 
-    /// Records whether a response is in progress, from its request to the end of its body.
+    /// Records whether a response is in progress. A response is in progress from its request until
+    /// its body is dropped.
     pub(crate) fn set_responding(&self, is_responding: bool) {
         self.is_responding.store(is_responding, Ordering::Relaxed);
     }
 
-    /// What the connection is waiting for. A connection with the rest of a response still to come
-    /// is not waiting for a request.
+    /// Returns what the connection is waiting for. If everything written has been sent but the
+    /// response is not complete, the connection is active, and not waiting for a request.
     pub(crate) fn phase(&self) -> Phase {
         match self.activity.phase() {
             Phase::Idle if self.is_responding.load(Ordering::Relaxed) => Phase::Active,
@@ -99,14 +101,14 @@ impl ConnectionState {
     }
 
     /// Whether the connection is between two requests: the last response has been written
-    /// completely, and no byte of the next request has arrived. Exact for the connection's own
-    /// task.
+    /// completely, and no byte of the next request has arrived. Exact only when called by the
+    /// connection's own task.
     pub(crate) fn is_idle(&self) -> bool {
         self.phase() == Phase::Idle && !self.is_reading_head()
     }
 
-    /// Marks the connection as listed in its thread's idle list. Returns whether it was not listed
-    /// before.
+    /// Marks the connection as a member of its thread's idle list. Returns false if it already is a
+    /// member.
     pub(crate) fn enter_idle_list(&self) -> bool {
         let was_listed = self.is_in_idle_list.load(Ordering::Relaxed);
         self.is_in_idle_list.store(true, Ordering::Relaxed);
@@ -117,7 +119,7 @@ impl ConnectionState {
         self.is_in_idle_list.store(false, Ordering::Relaxed);
     }
 
-    /// The greatest command received so far.
+    /// Returns the greatest command received so far.
     pub(crate) fn command(&self) -> ConnectionCommand {
         match self.command.load(Ordering::Acquire) {
             0 => ConnectionCommand::None,
@@ -127,8 +129,8 @@ impl ConnectionState {
         }
     }
 
-    /// Sends a command and wakes the connection to carry it out. A lesser command after a greater
-    /// one is ignored.
+    /// Sends a command and wakes the connection's task to carry it out. Ignored if the connection
+    /// has already received this command or a greater one.
     pub(crate) fn send(&self, command: ConnectionCommand) {
         if self.command.fetch_max(command as u8, Ordering::AcqRel) < command as u8
             && let Some(waker) = &*lock(&self.waker)
@@ -137,7 +139,7 @@ impl ConnectionState {
         }
     }
 
-    /// Clears the command to park once it has been carried out. Any greater command stays.
+    /// Clears the command to park after it has been carried out. A greater command is not cleared.
     pub(crate) fn clear_park(&self) {
         let (park, none) = (ConnectionCommand::Park as u8, ConnectionCommand::None as u8);
         let _ = self
@@ -145,15 +147,16 @@ impl ConnectionState {
             .compare_exchange(park, none, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Registers the waker for commands. Read [`ConnectionState::command`] afterwards, not before:
-    /// a command sent in between found no waker to call.
+    /// Registers the waker that [`ConnectionState::send`] calls. Read [`ConnectionState::command`]
+    /// after this call, not before it: a command sent between the two would find no waker, and the
+    /// task would miss it.
     pub(crate) fn register_waker(&self, waker: &Waker) {
         *lock(&self.waker) = Some(waker.clone());
     }
 }
 
-/// Locks a mutex and ignores poisoning: no code under these locks can leave the value half
-/// updated, so a panic elsewhere does not matter.
+/// Locks a mutex and ignores poisoning. No code that holds such a lock can leave the value half
+/// updated, so the value is valid even after a panic.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! What the control thread reads of a worker: its connections and its counters.
+//! The data of a worker that the control thread reads: connections and counters.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,8 +7,8 @@ use uncopied_http::Totals;
 
 use super::table::ConnectionTable;
 
-/// The connections and counters of one worker thread. The worker writes them, the control thread
-/// reads them.
+/// The connections and counters of one worker thread. The worker updates them, and the control
+/// thread reads them.
 #[derive(Default)]
 pub(crate) struct WorkerStats {
     pub(crate) connections: ConnectionTable,
@@ -17,14 +17,14 @@ pub(crate) struct WorkerStats {
 }
 
 impl WorkerStats {
-    /// Counts a request. Only the worker itself may call this: with one writer, no
-    /// read-modify-write is needed.
+    /// Counts a request. Only the worker itself may call this: with a single writer, a load and a
+    /// store are enough, and no atomic read-modify-write is needed.
     pub(crate) fn count_request(&self) {
         let before = self.requests.load(Ordering::Relaxed);
         self.requests.store(before + 1, Ordering::Relaxed);
     }
 
-    /// The number of requests so far.
+    /// Returns the number of requests so far.
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }

@@ -1,15 +1,16 @@
 //! Refuses request heads that two programs could parse differently, before hyper sees them.
 //!
-//! hyper accepts what RFC 9112 allows a lenient parser to accept: lines that end with a bare LF, a
-//! Content-Length next to a Transfer-Encoding, the same Content-Length twice, no Host. A proxy in
-//! front of this server may parse the same bytes differently, and then a request can be smuggled
-//! past it. So each of these gets status 400, and the connection is closed.
+//! hyper accepts everything that RFC 9112 allows a lenient parser to accept: lines that end with a
+//! bare LF, a Content-Length next to a Transfer-Encoding, the same Content-Length twice, a missing
+//! Host. A proxy in front of this server may parse the same bytes differently, so that an attacker
+//! could smuggle a request past the proxy. So each of these heads gets status 400, and the
+//! connection is closed.
 //!
 //! [`StrictHeads`] inspects the bytes on their way to hyper. It overwrites the line feed of a bad
-//! line with a NUL byte, which no head may contain, and ends the head there. hyper then sends 400
-//! and closes the connection, as for any malformed request. Only heads are inspected. Bytes after
-//! the head of a request with a body are not, because such a request is the last of its connection
-//! (see [`FileService`]).
+//! line with a NUL byte, which no head may contain. From then on, hyper reads only empty lines,
+//! which end the head. hyper then sends 400 and closes the connection, as for any malformed
+//! request. Bodies are not inspected: a request with a body is the last one of its connection (see
+//! [`FileService`]), so none of the bytes after its head is parsed as a request.
 //!
 //! [`FileService`]: super::service::FileService
 
@@ -23,20 +24,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::observer::ConnectionObserver;
 use super::state::ConnectionState;
 
-/// Bytes kept of each line: enough for the name of every header that matters and the value of a
-/// Content-Length.
+/// The number of bytes kept of each line: enough for the name of every header that is checked, and
+/// for the value of a Content-Length.
 const MAX_LINE_PREFIX_BYTES: usize = 40;
-/// What hyper reads after a refused head.
+/// The bytes that hyper reads after a refused head.
 const EMPTY_LINES: &[u8] = b"\n\n";
 
 /// A stream that checks request heads.
 pub(crate) struct StrictHeads<S, O> {
     stream: S,
     heads: HeadScanner,
-    /// Learns whether a head is incomplete: only then does a deadline run, not while the response
-    /// is prepared.
+    /// Told whether a head is incomplete, because the deadline for heads applies only to an
+    /// incomplete head, and not while a response is being prepared.
     connection: Arc<ConnectionState>,
-    /// Learns how many bytes the socket takes.
+    /// Told how many bytes the socket accepts.
     observer: O,
 }
 
@@ -50,7 +51,7 @@ impl<S, O> StrictHeads<S, O> {
         }
     }
 
-    /// The stream below, for requests that bypass hyper.
+    /// Returns the stream below, for requests that bypass hyper.
     pub(crate) fn get_mut(&mut self) -> &mut S {
         &mut self.stream
     }
@@ -63,7 +64,8 @@ impl<S: AsyncRead + Unpin, O: ConnectionObserver> AsyncRead for StrictHeads<S, O
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.heads.next == NextBytes::Discarded {
-            // hyper parses a head that arrived in pieces once it sees an empty line.
+            // If a head arrives in several reads, hyper parses it only after an empty line. So
+            // these empty lines make hyper parse, and reject, the corrupted head.
             let count = buf.remaining().min(EMPTY_LINES.len());
             buf.put_slice(&EMPTY_LINES[..count]);
             return Poll::Ready(Ok(()));
@@ -113,7 +115,7 @@ where
     }
 }
 
-/// Scans the request heads of one connection, across reads.
+/// Scans the request heads of one connection. A head may arrive in several reads.
 struct HeadScanner {
     line: PartialLine,
     head: HeadFields,
@@ -131,15 +133,15 @@ enum NextBytes {
     Discarded,
 }
 
-/// The line that is being read. It may arrive in several reads.
+/// The current line, which may arrive in several reads.
 struct PartialLine {
     prefix: [u8; MAX_LINE_PREFIX_BYTES],
     len: usize,
-    /// The last two bytes so far.
+    /// The last two bytes of the line so far.
     tail: [u8; 2],
 }
 
-/// What is known of the head from its lines so far.
+/// What the lines of the current head have shown so far.
 #[derive(Clone, Copy, Default)]
 struct HeadFields {
     has_request_line: bool,
@@ -150,7 +152,7 @@ struct HeadFields {
     has_body: bool,
 }
 
-/// The head can be parsed in more than one way.
+/// The error for a head that can be parsed in more than one way.
 #[derive(Debug)]
 struct AmbiguousHead;
 
@@ -170,7 +172,7 @@ impl Default for HeadScanner {
 }
 
 impl HeadScanner {
-    /// Scans the bytes of the next read, and corrupts a head that is to be refused.
+    /// Scans the bytes of the next read. Corrupts a head that must be refused.
     fn check(&mut self, mut bytes: &mut [u8]) {
         while self.next == NextBytes::Head && !bytes.is_empty() {
             let Some(at) = bytes.iter().position(|&byte| byte == b'\n') else {
@@ -189,7 +191,7 @@ impl HeadScanner {
         }
     }
 
-    /// Whether a head has arrived in part.
+    /// Whether a head is incomplete: part of it has arrived, but not all.
     fn is_incomplete(&self) -> bool {
         self.next == NextBytes::Head && (self.head.has_request_line || self.line.len > 0)
     }
@@ -205,10 +207,13 @@ impl HeadScanner {
                 return head.add_line(&self.line);
             }
             head.has_request_line = true;
+            // The request line of an HTTP/1.0 request ends with a 0. HTTP/1.0 does not require a
+            // Host.
             head.needs_host = before != b'0';
             return Ok(());
         }
-        // An empty line ends a head. Before a head it is ignored (RFC 9112, 2.2).
+        // An empty line ends the head. Empty lines before a head are ignored (RFC 9112, section
+        // 2.2).
         if head.has_request_line {
             if head.host_count > 1 || head.needs_host && head.host_count == 0 {
                 return Err(AmbiguousHead);
@@ -240,7 +245,8 @@ impl PartialLine {
 impl HeadFields {
     /// Processes one header line.
     fn add_line(&mut self, line: &PartialLine) -> Result<(), AmbiguousHead> {
-        // Every name that matters begins with one of three letters, so most lines end here.
+        // The names that are checked begin with one of three letters, so most lines need no further
+        // work.
         if !matches!(line.prefix[0] | 0x20, b'c' | b't' | b'h') {
             return Ok(());
         }
@@ -255,7 +261,8 @@ impl HeadFields {
             self.has_coding = true;
             self.has_body = true;
         } else if name.eq_ignore_ascii_case(b"content-length") {
-            // A value that continues beyond the prefix cannot be compared with what hyper parses.
+            // A value that does not fit into the prefix cannot be checked completely, so it is
+            // refused.
             if self.has_length || line.len > MAX_LINE_PREFIX_BYTES {
                 return Err(AmbiguousHead);
             }
@@ -273,7 +280,8 @@ impl HeadFields {
 mod tests {
     use super::*;
 
-    /// Whether the bytes pass. They are read in pieces of each size, which must not matter.
+    /// Whether the bytes pass unchanged. They are read in pieces of every size, and the size must
+    /// make no difference.
     fn passes(bytes: &[u8]) -> bool {
         let mut outcomes = (1..=bytes.len()).map(|size| {
             let mut seen = bytes.to_vec();

@@ -7,8 +7,8 @@ use tokio::sync::Notify;
 
 use super::state::{ConnectionCommand, ConnectionState, lock};
 
-/// The connections of one worker thread. The lock is taken when a connection begins or ends and
-/// while the control thread sweeps the table, never for a request.
+/// The connections of one worker thread. The lock is taken when a connection begins or ends, and
+/// while the control thread sweeps the table. Requests do not take the lock.
 #[derive(Default)]
 pub(crate) struct ConnectionTable {
     entries: Mutex<TableEntries>,
@@ -22,7 +22,7 @@ struct TableEntries {
 }
 
 impl ConnectionTable {
-    /// Adds a connection and returns its key. If the server is draining, the connection is told to
+    /// Adds a connection and returns its key. If the server is draining, tells the connection to
     /// drain too.
     pub(crate) fn insert(&self, connection: Arc<ConnectionState>) -> usize {
         let mut entries = lock(&self.entries);
@@ -37,7 +37,8 @@ impl ConnectionTable {
         let mut entries = lock(&self.entries);
         entries.connections.remove(key);
         if entries.connections.is_empty() {
-            // Frees the slots of a busy period once no connection needs them.
+            // The table does not shrink by itself, so this frees the memory that a busy period has
+            // left allocated.
             entries.connections.shrink_to_fit();
             self.emptied.notify_one();
         }

@@ -1,5 +1,5 @@
-//! The task of one connection: hyper's connection, plus commands from the control thread and
-//! parking. It allocates nothing per request.
+//! The task of one connection: polls hyper, carries out commands from the control thread, and parks
+//! the connection. It allocates nothing per request.
 
 use std::error::Error as StdError;
 use std::future::Future;
@@ -24,7 +24,7 @@ use super::strict_heads::StrictHeads;
 
 type Io<O> = TokioIo<StrictHeads<ReplayStream<Stream>, O>>;
 
-/// Serves one connection to its end, and carries out commands in between.
+/// Serves one connection until it ends, and carries out the commands that it receives meanwhile.
 pub(crate) struct ConnectionTask<S: HttpService<Incoming>, O> {
     http: HttpState<S, O>,
     builder: Arc<http1::Builder>,
@@ -33,17 +33,19 @@ pub(crate) struct ConnectionTask<S: HttpService<Incoming>, O> {
     waker: Option<Waker>,
 }
 
-/// hyper's part of a connection, or what is left of it while the connection is parked.
+/// hyper's part of a connection, or what remains of the connection while it is parked.
 #[expect(
     clippy::large_enum_variant,
-    reason = "most connections of a server are parked, and few are moved"
+    reason = "most connections of a server are parked, and the value is rarely moved"
 )]
 enum HttpState<S: HttpService<Incoming>, O> {
-    /// No buffers. Waits for a request that needs hyper, and replays responses to repeats.
+    /// hyper's part has been dropped. The stream replays responses to repeats, and waits for a
+    /// request that needs hyper.
     Parked(Io<O>, S),
     /// hyper serves the connection, or did so recently.
     Unparked(Box<http1::Connection<Io<O>, S>>),
-    /// Between the other two; never seen across a call.
+    /// A placeholder during a change between the other two. Never left in place when a method
+    /// returns.
     Transition,
 }
 
@@ -64,8 +66,8 @@ impl<S: HttpService<Incoming>, O> ConnectionTask<S, O> {
         }
     }
 
-    /// Makes commands wake this task. A task keeps its waker, so every poll but the first costs
-    /// one comparison.
+    /// Makes commands wake this task. The task's waker rarely changes, so every poll after the
+    /// first usually costs only a comparison.
     fn register_waker(&mut self, waker: &Waker) {
         let is_registered = self
             .waker
@@ -86,7 +88,7 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
     O: ConnectionObserver,
 {
-    /// Polls a parked connection. Ready once it needs hyper or is to close.
+    /// Polls a parked connection. Ready once the connection needs hyper or must close.
     fn poll_parked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let connection = &self.guard.connection;
         let HttpState::Parked(io, _) = &mut self.http else {
@@ -94,7 +96,8 @@ where
         };
         match connection.command() {
             ConnectionCommand::Abort => return Poll::Ready(()),
-            // If no request has arrived yet, the first one may be on its way.
+            // If no request has arrived yet, the connection stays open, because the first request
+            // may be on its way.
             ConnectionCommand::Drain if connection.has_received_request() => {
                 return Poll::Ready(());
             }
@@ -102,7 +105,8 @@ where
         }
         let polled = io.inner_mut().get_mut().poll_without_hyper(cx);
         match connection.command() {
-            // The first request has arrived, and its response is complete or in progress.
+            // The first request has arrived during this poll, and its response has been sent or is
+            // being sent. So the connection can drain now.
             ConnectionCommand::Drain if connection.has_received_request() => Poll::Ready(()),
             _ => polled,
         }
@@ -117,13 +121,14 @@ where
         };
     }
 
-    /// Drops hyper's part. Only for a connection between two requests: then there is nothing to
-    /// write, and bytes that hyper has read are put back.
+    /// Drops hyper's part. Must be called between two requests, when hyper has nothing to write.
+    /// Bytes that hyper has read but not used are put back into the stream.
     fn park(&mut self) {
         self.http = match mem::replace(&mut self.http, HttpState::Transition) {
             HttpState::Unparked(http) => {
                 let mut parts = http.into_parts();
-                // When hyper yields to other tasks, it may hold pipelined requests.
+                // hyper may have read pipelined requests that it has not handled yet, because it
+                // yielded to other tasks.
                 if !parts.read_buf.is_empty() {
                     let replay_stream = parts.io.inner_mut().get_mut();
                     replay_stream.put_back(&parts.read_buf);
@@ -134,8 +139,9 @@ where
         };
     }
 
-    /// Parks an idle connection if it was told to or has received only repeats lately, and lists
-    /// it for parking otherwise. Returns whether the connection was parked.
+    /// Parks the connection if it is idle and either was told to park or has recently received only
+    /// repeats. If it is idle but not parked, adds it to the idle list. Returns whether the
+    /// connection was parked.
     fn park_or_note_idle(&mut self) -> bool {
         let connection = &self.guard.connection;
         let is_idle = connection.is_idle();
@@ -163,7 +169,7 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
     O: ConnectionObserver,
 {
-    /// Polls hyper's part. Ready once the connection is over.
+    /// Polls hyper's part. Ready once the connection has ended.
     fn poll_hyper(&mut self, cx: &mut Context<'_>, was_parked: bool) -> Poll<()> {
         let HttpState::Unparked(http) = &mut self.http else {
             return Poll::Ready(());
@@ -173,8 +179,9 @@ where
         if command == ConnectionCommand::Abort {
             return Poll::Ready(());
         }
-        // If hyper were told to shut down before its first read, it would not read the bytes that
-        // unparked the connection. The second and later calls have no effect.
+        // After unparking, hyper must be polled once before it is told to shut down. Otherwise, it
+        // would not read the bytes that unparked the connection. Calling `graceful_shutdown` more
+        // than once has no effect.
         let drains = command == ConnectionCommand::Drain;
         if drains && !was_parked {
             http.as_mut().graceful_shutdown();

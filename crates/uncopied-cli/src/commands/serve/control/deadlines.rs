@@ -1,30 +1,31 @@
-//! Deadlines without timers.
+//! Enforces deadlines without a timer per connection.
 //!
-//! A timer per connection would cost every request: it would be armed and disarmed twice. Instead,
-//! a connection only records what it waits for and since when (the stream's [`Activity`], two words
-//! that it writes anyway). The control thread sweeps all connections at a quarter of the shortest
-//! deadline, at least once a second and at most every 50 ms. So a deadline is met within a quarter
-//! of itself or a second, whichever is less, and costs nothing in between.
+//! A timer per connection would have to be armed and disarmed twice for every request. Instead, a
+//! connection only records what it waits for, and since when (the stream's [`Activity`]). The
+//! control thread sweeps all connections at an interval of a quarter of the shortest deadline, but
+//! at least 50 ms and at most 1 s. A deadline is thus enforced at most one interval late, and costs
+//! nothing between two sweeps.
 //!
-//! | the connection | counted from | deadline | then |
+//! | the connection | counted from | deadline | command |
 //! |---|---|---|---|
-//! | has never sent a complete request head | accept | `--header-timeout` | abort |
-//! | has sent part of a request head | its first byte | `--header-timeout` | abort |
-//! | waits for a response that waits for the disk | - | none | - |
-//! | is being sent a response that the peer does not read | see below | `--send-timeout` | abort |
+//! | has received no byte of its first request | accept | `--header-timeout` | abort |
+//! | has received part of a request head | its first byte | `--header-timeout` | abort |
+//! | waits until the server has prepared the response | - | none | - |
+//! | sends a response that the peer does not read | see below | `--send-timeout` | abort |
 //! | is idle between two requests | the end of the last response | `--keepalive-timeout` | drain |
-//! | any | accept | `--keepalive-time` | drain |
+//! | is in any state | accept | `--keepalive-time` | drain |
 //!
-//! Only the kernel knows whether a peer reads a response. A socket's buffer holds up to 4 MiB, and
-//! becomes writable again once a third of it is free, which may take minutes with a slow but
-//! healthy peer. So on TCP the kernel enforces the send deadline (`TCP_USER_TIMEOUT`): it runs from
-//! the last byte that the peer acknowledged, or from when the peer closed its window. On a Unix
-//! socket, which takes more bytes once the peer reads some, the deadline is enforced here and runs
-//! from the last byte that the socket took.
+//! Only the kernel knows whether a peer is reading a response. The send buffer of a TCP socket
+//! holds up to 4 MiB, and the socket becomes writable again only once a third of the buffer is
+//! free. With a slow but healthy peer, that may take minutes. On TCP, the kernel therefore enforces
+//! the send deadline (`TCP_USER_TIMEOUT`), counted from the last byte that the peer acknowledged,
+//! or from the moment when the peer closed its window. A Unix socket accepts more bytes as soon as
+//! the peer reads some. There, the control thread enforces the deadline, counted from the last byte
+//! that the socket accepted.
 //!
-//! *Abort* drops the connection. *Drain* closes it once no request is in progress: at once if it
-//! is idle, after the current response otherwise. A connection that is still idle at the first
-//! sweep after it was told to drain is aborted.
+//! *Abort* drops the connection. *Drain* closes it once no request is in progress: immediately if
+//! it is idle, otherwise after the current response. An idle connection that has not closed by the
+//! next sweep after it was told to drain is aborted.
 //!
 //! [`Activity`]: uncopied_http::Activity
 
@@ -34,33 +35,34 @@ use uncopied_http::Phase;
 
 use crate::commands::serve::connection::{ConnectionCommand, ConnectionState, ConnectionTable};
 
-/// How long a peer may keep a connection waiting. `None` is no limit.
+/// The time limits of a connection. `None` means that there is no limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadlines {
-    /// From the accept, or the first byte of a request, to the end of the request's head.
+    /// The maximum time from the accept to the first byte of the first request, and from the first
+    /// byte of any request to the end of its head.
     pub(crate) head: Option<Duration>,
-    /// Between two bytes of a response that the peer takes.
+    /// The maximum time during which the peer accepts no byte of a response.
     pub(crate) send: Option<Duration>,
-    /// Between two requests.
+    /// The maximum idle time between two requests.
     pub(crate) idle: Option<Duration>,
-    /// From the accept to the last request.
+    /// The maximum time from the accept to the last request.
     pub(crate) age: Option<Duration>,
-    /// From the signal to stop until the remaining connections are aborted.
+    /// The time from the signal to stop until the remaining connections are aborted.
     pub(crate) grace: Duration,
 }
 
-/// How long a draining server waits for the first request of a connection that it has already
-/// accepted: the request may be on its way.
+/// While the server drains, the maximum time from the accept to the first request of a connection.
+/// It is not 0, because the request may already be on its way.
 const FIRST_REQUEST_TIMEOUT_WHEN_DRAINING: Duration = Duration::from_secs(1);
 
-/// What a sweep reads of one connection.
+/// The state of one connection at the time of a sweep.
 #[derive(Debug)]
 struct ConnectionSnapshot {
     phase: Phase,
     has_received_request: bool,
-    /// A request head has arrived in part.
+    /// Whether a request head is incomplete: part of it has arrived, but not all.
     is_reading_head: bool,
-    /// The kernel enforces the send deadline.
+    /// Whether the connection uses TCP, so that the kernel enforces the send deadline.
     is_tcp: bool,
     command: ConnectionCommand,
     age: Duration,
@@ -68,14 +70,14 @@ struct ConnectionSnapshot {
 }
 
 impl Deadlines {
-    /// The time between two sweeps.
+    /// Returns the time between two sweeps.
     pub(crate) fn sweep_interval(&self) -> Duration {
         let all = [self.head, self.send, self.idle, self.age];
         let shortest = all.into_iter().flatten().min().unwrap_or(Duration::MAX);
         (shortest / 4).clamp(Duration::from_millis(50), Duration::from_secs(1))
     }
 
-    /// Checks the connections of one worker, and sends commands to those past a deadline.
+    /// Checks the connections of one worker, and sends commands to those that are past a deadline.
     pub(crate) fn sweep(&self, connections: &ConnectionTable, now: Instant, is_draining: bool) {
         connections.for_each(|connection: &ConnectionState| {
             let snapshot = ConnectionSnapshot {
@@ -107,7 +109,8 @@ impl Deadlines {
             Phase::Idle => {
                 is_past(time_in_phase, self.idle) && connection.command == ConnectionCommand::Drain
             }
-            // Once the whole head is there, the disk takes the time, not the peer.
+            // Once the whole head has arrived, the connection waits for the server, not for the
+            // peer.
             Phase::Head => connection.is_reading_head && is_past(time_in_phase, self.head),
             Phase::Sending => !connection.is_tcp && is_past(time_in_phase, self.send),
             Phase::Active => false,

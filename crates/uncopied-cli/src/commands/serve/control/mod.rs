@@ -21,29 +21,31 @@ pub(crate) use deadlines::Deadlines;
 pub(crate) use signals::Signals;
 pub(crate) use totals::TotalsLine;
 
-/// How long the workers may take to drop aborted connections before the process exits without
-/// waiting for them.
+/// The maximum time that the workers may take to drop aborted connections. After that, the process
+/// exits without waiting for them.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often connections are told to abort during that time. Repeated, because one may have been
-/// accepted at the last moment.
+/// The interval at which all connections are told to abort during that time. The command is
+/// repeated, because a worker may have accepted another connection just before it stopped
+/// accepting.
 const ABORT_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the control thread supervises.
+/// The state of the control thread: the workers that it supervises, and the means to stop them.
 pub(crate) struct Control<'a> {
     pub(crate) signals: Signals,
     pub(crate) workers: &'a [Worker],
-    /// Closed, and their socket files removed, when accepting stops.
+    /// The listeners. When the server stops accepting, they are dropped, which closes them and
+    /// removes the files of Unix sockets.
     pub(crate) listeners: Vec<BoundListener>,
     /// Receives one message for each worker that ends.
     pub(crate) worker_exits: mpsc::UnboundedReceiver<WorkerExit>,
-    /// Set to true, it makes the workers stop accepting.
+    /// Tells the workers to stop accepting connections when set to true.
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) deadlines: Deadlines,
     pub(crate) log: Option<&'a AccessLog>,
 }
 
 impl Control<'_> {
-    /// Enforces deadlines until a signal says to stop, then shuts the server down.
+    /// Enforces deadlines until a signal to stop arrives, then shuts the server down.
     pub(crate) async fn run(mut self) -> Result<(), Error> {
         self.supervise().await?;
         self.shut_down().await
@@ -62,8 +64,8 @@ impl Control<'_> {
         }
     }
 
-    /// Stops accepting and waits for requests in progress, until the grace period is over or a
-    /// second signal arrives. Then aborts the remaining connections.
+    /// Stops accepting connections, and waits until no request is in progress, the grace period is
+    /// over, or a second signal arrives. Then aborts the remaining connections.
     async fn shut_down(&mut self) -> Result<(), Error> {
         self.stop.send_replace(true);
         self.listeners.clear();
@@ -88,7 +90,8 @@ impl Control<'_> {
             }
         }
         if running.count > 0 {
-            // A worker that is stuck in a system call ends with the process.
+            // If a worker is stuck in a system call, the wait times out, and the worker ends with
+            // the process.
             let _ = timeout(ABORT_TIMEOUT, self.abort(&mut running)).await;
         }
         match running.has_lost_one {

@@ -4,7 +4,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The handlers of SIGTERM, SIGINT and SIGUSR1.
+/// The handlers for SIGTERM, SIGINT and SIGUSR1.
 pub(crate) struct Signals {
     pub(super) terminate: Signal,
     pub(super) interrupt: Signal,
@@ -12,7 +12,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Installs the handlers. Needs tokio's runtime.
+    /// Installs the handlers. Must be called within a tokio runtime.
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

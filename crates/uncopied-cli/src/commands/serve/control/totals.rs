@@ -7,7 +7,8 @@ use uncopied::Mechanism;
 use crate::commands::serve::access_log::AccessLog;
 use crate::commands::serve::worker::Worker;
 
-/// Requests, and bytes by mechanism, since the start. Bytes include response heads.
+/// The number of requests, and of bytes sent with each mechanism, since the server started. The
+/// bytes include response heads.
 #[derive(Debug)]
 pub(crate) struct TotalsLine {
     requests: u64,

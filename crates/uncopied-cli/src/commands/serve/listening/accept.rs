@@ -1,4 +1,4 @@
-//! Accepting connections on several listeners at once, and classifying failed accepts.
+//! Accepts connections on several listeners at once, and classifies failed accepts.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -14,20 +14,20 @@ use uncopied_http::{Address, Listener, Stream};
 use crate::error::kernel_text;
 use crate::output::say;
 
-/// Pause after an accept that failed for lack of descriptors or memory.
+/// The pause after a failed accept, for example when the process has run out of descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Minimum time between two messages about failed accepts.
+/// The minimum time between two messages about failed accepts.
 const MESSAGE_INTERVAL: Duration = Duration::from_secs(60);
 
 type AcceptResult = io::Result<(Stream, Address)>;
 type PendingAccept = Pin<Box<dyn Future<Output = (Listener, AcceptResult)> + Send>>;
 
-/// Accepts on the listeners of one event loop, with one pending accept for each.
+/// Accepts connections for one event loop, with one pending accept per listener.
 pub(crate) struct Acceptor {
     pending: Vec<PendingAccept>,
-    /// The listener to poll first. It moves on after each accept, so that a busy listener does not
-    /// starve the next.
+    /// The index of the listener to poll first. After each accept, the next listener becomes the
+    /// first, so that a busy listener does not starve the others.
     first: usize,
 }
 
@@ -39,7 +39,7 @@ impl Acceptor {
         }
     }
 
-    /// Returns the next connection of any listener.
+    /// Returns the next connection that arrives on any of the listeners.
     async fn accept(&mut self) -> AcceptResult {
         poll_fn(|cx| {
             let count = self.pending.len();
@@ -55,12 +55,13 @@ impl Acceptor {
         .await
     }
 
-    /// Accepts connections forever, each with a permit from `permits`. Without permits,
-    /// connections wait in the kernel's queue. The connection that `start` serves returns the
-    /// permit when it ends.
+    /// Accepts connections forever and passes each to `start`. Every connection takes one of
+    /// `permits`, which must be returned when the connection ends. While all permits are taken,
+    /// further connections wait in the kernel's queue.
     ///
-    /// The permit is acquired before the accept, and one accept waits on all listeners. So a
-    /// permit held while nothing arrives on one listener never makes another listener wait.
+    /// The permit is acquired before the accept, and the accept waits for all listeners at once. So
+    /// a connection never has to wait for a permit that is held for another listener on which no
+    /// connection arrives.
     pub(crate) async fn accept_all(
         mut self,
         permits: &Semaphore,
@@ -107,8 +108,8 @@ fn start_accept(listener: Listener) -> PendingAccept {
     })
 }
 
-/// Whether the error concerns only a connection that went away before it was accepted, so that the
-/// next accept may succeed. accept(2) says to treat these network errors like EAGAIN.
+/// Whether the error concerns only the connection that was to be accepted, and not the listener or
+/// the process. accept(2) says to treat these network errors like EAGAIN, by retrying.
 fn is_per_connection(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),

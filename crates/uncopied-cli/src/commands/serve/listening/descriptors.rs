@@ -1,17 +1,19 @@
-//! The number of file descriptors that this process may open, and what it spends them on.
+//! Raises the limit on open file descriptors, and divides the descriptors between connections and
+//! files.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors reserved for listeners, event loops and pipes.
+/// The number of descriptors reserved for listeners, event loops and pipes.
 const RESERVED_DESCRIPTORS: usize = 64;
-/// Upper bound on files kept open between requests.
+/// The maximum number of files kept open between requests.
 const MAX_OPEN_FILES: usize = 4096;
-/// Upper bound on connections, unless the user asks for more.
+/// The maximum number of connections, unless the user sets `--max-connections`.
 const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
 
 /// Raises the soft limit on descriptors to the hard limit, and returns the resulting limit.
 ///
-/// The soft limit defaults to 1024 only for programs that use `select`.
+/// The default soft limit of 1024 exists only for programs that use `select`, which cannot handle
+/// larger descriptors.
 pub(crate) fn raise_descriptor_limit() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -26,23 +28,24 @@ pub(crate) fn raise_descriptor_limit() -> usize {
     })
 }
 
-/// How the descriptors are divided.
+/// The result of dividing the descriptors between connections and files.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct DescriptorBudget {
-    /// Maximum number of concurrent connections.
+    /// The maximum number of concurrent connections.
     pub(crate) connections: usize,
-    /// Maximum number of files kept open between requests.
+    /// The maximum number of files kept open between requests.
     pub(crate) open_files: usize,
 }
 
 impl DescriptorBudget {
-    /// Divides `limit` descriptors: a quarter for files, the rest for connections.
+    /// Divides `limit` descriptors: up to a quarter for files, the rest for connections.
     ///
-    /// `requested` is the number of connections that the user asks for.
+    /// `requested` is the number of connections that the user asks for. Files get fewer descriptors
+    /// if these connections need them.
     ///
     /// # Errors
     ///
-    /// `requested` does not fit. The error is the number of descriptors that it needs.
+    /// Fails if the requested connections do not fit. The error is the limit that they need.
     pub(crate) fn divide(limit: usize, requested: Option<usize>) -> Result<Self, usize> {
         let free = limit.saturating_sub(RESERVED_DESCRIPTORS);
         let open_files = match requested {

@@ -1,4 +1,4 @@
-//! Opening listening sockets at addresses.
+//! Binds the listening sockets.
 
 use std::fs;
 use std::io;
@@ -16,25 +16,25 @@ use uncopied_http::{Listener, StreamOptions};
 use crate::error::Error;
 use crate::flags::ListenAddress;
 
-/// Connections that the kernel completes and queues before they are accepted. It caps this at
-/// `net.core.somaxconn`, by default 4096.
+/// The maximum number of connections that wait in the kernel to be accepted. The kernel lowers this
+/// to `net.core.somaxconn`, which is 4096 by default.
 const LISTEN_BACKLOG: i32 = 4096;
 
-/// A socket that listens, not yet registered with an event loop.
+/// A listening socket. Each worker registers a duplicate of it with its own event loop.
 pub(crate) enum BoundListener {
     /// A TCP socket.
     Tcp(TcpListener),
     /// A Unix socket.
     Unix {
         listener: UnixListener,
-        /// Removes the socket's file when dropped. `None` if another process made the file.
+        /// Removes the socket's file when dropped. `None` if another process created the file.
         _file: Option<SocketFile>,
     },
 }
 
 impl BoundListener {
-    /// Registers the socket with one more event loop, and returns its listener. Needs tokio's
-    /// runtime.
+    /// Duplicates the socket, and registers the duplicate with the current tokio runtime. Called
+    /// once for the runtime of each worker.
     pub(crate) fn register(&self, options: StreamOptions) -> io::Result<Listener> {
         match self {
             Self::Tcp(listener) => Listener::from_tcp(listener.try_clone()?, options),
@@ -42,9 +42,10 @@ impl BoundListener {
         }
     }
 
-    /// Makes the kernel end a connection whose peer has acknowledged no byte, or kept its window
-    /// closed, for `time`. Connections inherit the option (`tcp(7)`), so none needs a call of its
-    /// own. Unix sockets have no such option.
+    /// Makes the kernel close a connection whose peer has acknowledged no byte, or has kept its
+    /// window closed, for `time`. The option is set on the listener only, because accepted
+    /// connections inherit it (`tcp(7)`). Unix sockets have no such option, so this does nothing
+    /// for them.
     pub(crate) fn set_send_timeout(&self, time: Duration) -> io::Result<()> {
         match self {
             Self::Tcp(listener) => {
@@ -55,7 +56,7 @@ impl BoundListener {
         }
     }
 
-    /// The URL to give to a client.
+    /// Returns the URL at which clients reach this socket.
     pub(crate) fn url(&self) -> String {
         match self {
             Self::Tcp(listener) => match listener.local_addr() {
@@ -73,8 +74,8 @@ impl BoundListener {
     }
 }
 
-/// Opens a socket at every address. Passed sockets replace the default address, and are served in
-/// addition to explicit ones.
+/// Listens on each of `addresses`, or on the default address if there are neither addresses nor
+/// passed sockets. Returns the passed sockets and the new ones.
 pub(crate) fn open(
     addresses: &[ListenAddress],
     passed: Vec<BoundListener>,
@@ -108,14 +109,15 @@ pub(crate) fn open(
     Ok(listeners)
 }
 
-/// Listens at a TCP address. An IPv6 socket also accepts IPv4 clients unless `v6_only`, whatever
-/// the system default.
+/// Listens on a TCP address. An IPv6 socket also accepts IPv4 clients if `v6_only` is false. This
+/// overrides the system default (`net.ipv6.bindv6only`).
 fn tcp(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(v6_only)?;
     }
-    // Otherwise the previous process's connections in TIME_WAIT would block the port.
+    // Without this option, binding would fail while connections of a previous process are in
+    // TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
@@ -132,8 +134,8 @@ fn all_interfaces(port: u16) -> io::Result<TcpListener> {
     }
 }
 
-/// The file of a Unix socket that this process made. Dropping it removes the file, unless another
-/// process has replaced it with its own socket.
+/// The file of a Unix socket that this process created. Dropping this removes the file, unless
+/// another process has replaced it with a socket of its own.
 pub(crate) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
@@ -142,7 +144,7 @@ pub(crate) struct SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            // A file that stays does no harm: the next start replaces it.
+            // If the file cannot be removed, that does no harm: the next start replaces it.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -161,8 +163,9 @@ fn refuse_other_file(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Listens at `path`. A socket that refuses connections was left behind by a process that has
-/// exited, and is replaced. A socket that accepts them is in use.
+/// Listens on a Unix socket at `path`. If there already is a socket that refuses connections, the
+/// process that created it has exited, and the socket is replaced. If it accepts connections, it is
+/// in use, and this fails with `AddrInUse`.
 fn unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let bind = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -207,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_another_process_is_left_alone() {
+    fn a_socket_file_that_another_process_has_replaced_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
         let (_listener, file) = unix(&path).unwrap();

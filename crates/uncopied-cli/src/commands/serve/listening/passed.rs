@@ -1,4 +1,4 @@
-//! Listening sockets passed by the service manager.
+//! Listening sockets passed by the service manager (socket activation).
 
 use std::env;
 
@@ -9,31 +9,33 @@ use crate::error::Error;
 
 use super::listeners::BoundListener;
 
-/// Upper bound on sockets passed by the service manager.
+/// The maximum number of sockets that the service manager may pass.
 const MAX_PASSED_SOCKETS: usize = 256;
 
-/// The sockets passed by the service manager (`LISTEN_FDS`), or why they cannot be used.
+/// The sockets passed by the service manager (`LISTEN_FDS`), or the error that says why they cannot
+/// be used.
 pub(crate) struct PassedSockets(Result<Vec<BoundListener>, Error>);
 
 impl PassedSockets {
-    /// Takes ownership of the sockets and unsets the variables, so that no child process takes
-    /// them as well. Must be called first in `main`.
+    /// Takes ownership of the sockets, and unsets the variables so that child processes do not use
+    /// the same descriptors. Must be called first in `main`, before a descriptor is opened or a
+    /// thread started.
     pub(crate) fn from_environment() -> Self {
         Self(take_passed().map_err(Error::PassedSockets))
     }
 
-    /// Returns the sockets.
+    /// Returns the sockets, or the error if they cannot be used.
     pub(crate) fn into_listeners(self) -> Result<Vec<BoundListener>, Error> {
         self.0
     }
 }
 
 fn take_passed() -> Result<Vec<BoundListener>, String> {
-    // The descriptors are for this process only if LISTEN_PID says so. Without LISTEN_PID, the
-    // variable was inherited from another process.
     let Some(count) = env::var_os("LISTEN_FDS") else {
         return Ok(vec![]);
     };
+    // The sockets are meant for this process only if LISTEN_PID is its process ID. Otherwise, it
+    // has inherited LISTEN_FDS, which describes descriptors of another process.
     let is_for_this_process =
         env::var("LISTEN_PID").is_ok_and(|pid| pid.parse() == Ok(std::process::id()));
     if !is_for_this_process {

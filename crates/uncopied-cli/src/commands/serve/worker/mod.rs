@@ -16,11 +16,13 @@ use super::listening::{Acceptor, BoundListener};
 
 pub(crate) use setup::WorkerSetup;
 
-/// The number of file reads of one event loop that may wait for the disk at the same time.
+/// The maximum number of file reads per worker that wait for the disk at the same time. Each
+/// occupies a thread of tokio's blocking pool.
 const MAX_DISK_THREADS: usize = 64;
 
-/// The number of tasks polled between two checks for new events. A request takes two polls, so
-/// tokio's default of 61 would check in the middle of a busy turn. No poll moves more than 4 MiB.
+/// The number of task polls between two checks for I/O events. A request takes two polls, so with
+/// tokio's default of 61, a busy worker would check before it has polled all ready connections.
+/// Checking less often is fine, because no single poll moves more than 4 MiB.
 const POLLS_PER_EVENT_CHECK: u32 = 128;
 
 /// A running worker thread.
@@ -28,16 +30,17 @@ pub(crate) struct Worker {
     pub(crate) stats: Arc<WorkerStats>,
 }
 
-/// How a worker ended.
+/// The way in which a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WorkerExit {
-    /// It was told to stop, and its connections are closed.
+    /// The worker was told to stop, and all its connections have been closed.
     Clean,
-    /// It panicked.
+    /// The worker panicked.
     Panicked,
 }
 
-/// Reports the end of a worker to the control thread when dropped, so also while it unwinds.
+/// Tells the control thread that a worker has ended. Sends the message when dropped, so that a
+/// worker that panics is reported too.
 struct ExitReporter {
     exit: WorkerExit,
     sender: mpsc::UnboundedSender<WorkerExit>,
@@ -45,7 +48,7 @@ struct ExitReporter {
 
 impl ExitReporter {
     /// Reports a clean exit. Takes `self` by value, so that the thread's closure owns the whole
-    /// reporter.
+    /// reporter, and drops it even if the worker panics.
     fn report_clean(mut self) {
         self.exit = WorkerExit::Clean;
     }
@@ -59,7 +62,8 @@ impl Drop for ExitReporter {
 }
 
 impl Worker {
-    /// Starts a worker. It accepts connections once this returns.
+    /// Starts a worker thread, which accepts connections on all `listeners`. When the thread ends,
+    /// it reports its exit to `exit_sender`.
     pub(crate) fn start(
         number: usize,
         setup: &WorkerSetup,
@@ -110,11 +114,12 @@ fn run(runtime: Runtime, setup: WorkerSetup, acceptor: Acceptor, stats: &Arc<Wor
         });
         tokio::select! {
             never = accepting => match never {},
-            // An error means that the control thread is gone, which is also a reason to stop.
+            // `wait_for` fails if the control thread has ended, which is also a reason to stop.
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
         stats.connections.wait_until_empty().await;
     });
-    // Does not wait for reads that still wait for the disk.
+    // Unlike dropping the runtime, this does not wait for reads that are still waiting for the
+    // disk.
     runtime.shutdown_background();
 }

@@ -1,4 +1,4 @@
-//! What a worker needs to serve connections, and how it assembles one.
+//! The resources that workers share, and the assembly of a connection from its layers.
 
 use std::sync::Arc;
 
@@ -15,19 +15,19 @@ use crate::commands::serve::connection::{
     WorkerStats,
 };
 
-/// What every worker gets.
+/// The resources that every worker uses. Each worker has a clone.
 #[derive(Clone)]
 pub(crate) struct WorkerSetup {
     pub(crate) files: ServeFiles,
     pub(crate) http: Arc<http1::Builder>,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) log: Option<Arc<AccessLog>>,
-    /// Becomes true when no more connections are to be accepted.
+    /// Becomes true when the workers must stop accepting connections.
     pub(crate) stopped: watch::Receiver<bool>,
 }
 
 impl WorkerSetup {
-    /// Serves one connection in a task of its own.
+    /// Spawns a task that serves one connection.
     pub(super) fn spawn_connection(
         &self,
         mut stream: Stream,
@@ -51,7 +51,8 @@ impl WorkerSetup {
                 let tracker = DeliveryTracker::new(Arc::clone(log), client);
                 let service = LoggedService::new(service, Arc::clone(&tracker));
                 let observer = AccessLogObserver::new(tracker);
-                // The log reports what hyper has parsed, so nothing is replayed.
+                // `None` turns replay off: a replayed request never reaches hyper, so it would be
+                // missing from the log.
                 let stream = ReplayStream::new(stream, Arc::clone(&state), None);
                 let io = TokioIo::new(StrictHeads::new(stream, state, observer.clone()));
                 tokio::spawn(ConnectionTask::new(io, service, http, observer, guard));
