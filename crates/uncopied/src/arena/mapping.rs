@@ -18,17 +18,17 @@ use crate::sys::{Kernel, Linux, Mapped, coarse_millis};
 
 /// A range of a file, mapped read-only into the arena.
 ///
-/// Cloning is cheap. The mapping and its file descriptor live until the last clone, and the last
-/// [`Bytes`] made from one, are dropped.
+/// Cloning is cheap. The mapping and its file descriptor live until every clone, and all [`Bytes`]
+/// made from the mapping, have been dropped.
 ///
 /// # Stability of the bytes
 ///
-/// The mapping shows the file as it is at each moment: a write to the file changes these bytes,
-/// even while they are being sent. If the file is truncated, *reading the bytes of the lost pages
-/// in user code raises SIGBUS*. Passing their address to the kernel does not: the kernel returns
-/// `EFAULT` or sends fewer bytes. So these bytes are meant for sinks that look addresses up with
-/// [`locate`](super::locate) and send by [`Transfer`](crate::Transfer). Code that has to read the
-/// content should read the file instead.
+/// The mapping always shows the current content of the file: a write to the file changes these
+/// bytes, even while they are being sent. If the file is truncated, *user code that reads a page
+/// past the new end gets a SIGBUS*. A system call that is given the address of such a page raises
+/// no signal: it fails with `EFAULT` or sends fewer bytes. The bytes are therefore meant for sinks
+/// that find the file with [`locate`](super::locate) and send from it with a
+/// [`Transfer`](crate::Transfer). Code that needs to read the content should read the file instead.
 #[derive(Clone, Debug)]
 pub struct FileMapping(Arc<MappedFileRange>);
 
@@ -38,12 +38,13 @@ struct MappedFileRange {
     address: usize,
     len: usize,
     file: Arc<File>,
-    /// Where in the file the mapping begins, in bytes.
+    /// The position in the file at which the mapping begins, in bytes.
     offset: u64,
-    /// One bit per mechanism that this file has refused.
+    /// The set of mechanisms that have failed as unsupported for this file, with one bit per
+    /// [`Mechanism`].
     refused_mechanisms: AtomicU32,
-    /// When each [unit](FileMapping::RESIDENCY_UNIT_BYTES) was last found in the page cache, in
-    /// milliseconds of the coarse clock; 0 if never.
+    /// For each [unit](FileMapping::RESIDENCY_UNIT_BYTES), when it was last found in the page
+    /// cache, in milliseconds of the [coarse clock](coarse_millis); 0 if never.
     resident_at: Box<[AtomicU64]>,
     weak_self: Weak<MappedFileRange>,
 }
@@ -53,14 +54,16 @@ impl GranuleOwner for MappedFileRange {
 }
 
 impl FileMapping {
-    /// Maps a range of a file, in bytes from its start.
+    /// Maps a range of a file. `range` is in bytes from the start of the file.
     ///
-    /// `range` must start at a multiple of the page size. It may extend past the end of the file,
-    /// because a file can be truncated at any time.
+    /// `range` must start at a multiple of the page size. It may extend past the end of the file:
+    /// users of a mapping must expect missing bytes anyway, because the file can be truncated at
+    /// any time.
     ///
     /// # Errors
     ///
-    /// - [`io::ErrorKind::InvalidInput`]: the range is empty or does not start on a page.
+    /// - [`io::ErrorKind::InvalidInput`]: the range is empty, or does not start at a multiple of
+    ///   the page size.
     /// - `ENODEV`: the file system cannot map files.
     /// - `ENOMEM`: no address space is left, or the process has too many mappings.
     pub fn new(file: Arc<File>, range: Range<u64>) -> io::Result<Self> {
@@ -94,64 +97,67 @@ impl FileMapping {
         Ok(Self(mapped))
     }
 
-    /// The mapped bytes, without a copy.
+    /// Returns the mapped bytes, without copying them.
     ///
     /// # Stability of the bytes
     ///
-    /// They may change or become unreadable at any time: see the
+    /// The bytes may change or become unreadable at any time: see the
     /// [type](Self#stability-of-the-bytes).
     #[must_use]
     pub fn bytes(&self) -> Bytes {
         Bytes::from_owner(MappedBytes(Arc::clone(&self.0)))
     }
 
-    /// The file that is mapped.
+    /// Returns the mapped file.
     #[must_use]
     pub fn file(&self) -> &Arc<File> {
         &self.0.file
     }
 
-    /// Where in the file the mapping begins, in bytes.
+    /// Returns the position in the file at which the mapping begins, in bytes.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.0.offset
     }
 
-    /// The length of the mapping in bytes. It is never 0.
+    /// Returns the length of the mapping in bytes, which is never 0.
     #[must_use]
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.0.len
     }
 
-    /// The bytes from byte `start` of the mapping on, at most `count` of them, for the kernel to
-    /// read.
+    /// Returns the address range of at most `count` bytes, starting at byte `start` of the mapping,
+    /// to be passed to system calls that read from it.
     #[allow(unsafe_code)]
     pub(crate) fn mapped(&self, start: usize, count: usize) -> Mapped<'_> {
         let start = start.min(self.0.len);
         let count = count.min(self.0.len - start);
-        // SAFETY: the range lies within the mapping, which only the drop of the `MappedFileRange`
-        // removes. `self` is borrowed for the lifetime of the result, and prevents that drop.
+        // SAFETY: the range lies within the mapping, which is removed only when the
+        // `MappedFileRange` is dropped. `self` is borrowed for the lifetime of the result, and
+        // keeps the `MappedFileRange` alive.
         unsafe { Mapped::new(self.0.address + start, count) }
     }
 
-    /// Remembers that this file has refused `mechanism`, for the plans of later transfers.
+    /// Records that `mechanism` has failed as unsupported for this file, so that later transfers
+    /// can leave it out of their plans.
     pub fn note_refusal(&self, mechanism: Mechanism) {
         self.0
             .refused_mechanisms
             .fetch_or(1 << mechanism as u8, Ordering::Relaxed);
     }
 
-    /// Whether this file has refused `mechanism` before.
+    /// Whether `mechanism` has [failed as unsupported](Self::note_refusal) for this file.
     #[must_use]
     pub fn has_refused(&self, mechanism: Mechanism) -> bool {
         self.0.refused_mechanisms.load(Ordering::Relaxed) & (1 << mechanism as u8) != 0
     }
 }
 
-/// What [`residency`](crate::residency) remembers of the page cache.
+/// The record, kept for [`residency`](crate::residency), of when parts of the file were last found
+/// in the page cache.
 impl FileMapping {
-    /// The unit for which residency is remembered, in bytes.
+    /// The size, in bytes, of the units for which residency is recorded.
     pub(crate) const RESIDENCY_UNIT_BYTES: u64 = 2 << 20;
 
     pub(crate) fn note_resident(&self, unit: usize) {
@@ -166,7 +172,7 @@ impl FileMapping {
 
 impl Drop for MappedFileRange {
     fn drop(&mut self) {
-        // It always exists, because this range was mapped into it.
+        // The address space always exists here, because this range was mapped into it.
         if let Some(space) = AddressSpace::existing() {
             space.unregister(self.address, self.len);
             space.release(self.address, self.len);
@@ -174,37 +180,40 @@ impl Drop for MappedFileRange {
     }
 }
 
-/// Keeps a mapping alive for the [`Bytes`] that are made from it.
+/// Keeps a mapping alive for the [`Bytes`] made from it.
 struct MappedBytes(Arc<MappedFileRange>);
 
 impl AsRef<[u8]> for MappedBytes {
     #[allow(unsafe_code)]
     fn as_ref(&self) -> &[u8] {
         let start = ptr::with_exposed_provenance(self.0.address);
-        // SAFETY: `len` bytes from `address` on are mapped for reading, and stay so until the
-        // `MappedFileRange` is dropped, which `self` prevents. As with every shared mapping,
-        // another process may write to the file meanwhile. The library never reads through this
-        // slice: it only passes its address on. A reader may see torn bytes, but never memory of
-        // anything else. The docs of `FileMapping` warn those who read it of what a truncated file
-        // does.
+        // SAFETY: the `len` bytes starting at `address` are mapped for reading, and stay mapped
+        // until the `MappedFileRange` is dropped, which `self` prevents. As with every shared
+        // mapping, another process may write to the file meanwhile. The library never reads through
+        // this slice: it only passes the slice's address on. User code that reads the slice may see
+        // torn bytes, but never memory of anything else. The docs of `FileMapping` warn such code
+        // that reading past the end of a truncated file raises SIGBUS.
         unsafe { std::slice::from_raw_parts(start, self.0.len) }
     }
 }
 
 impl FileMapping {
-    /// The mapping that `bytes` lie in, and the offset of their first byte in its file.
+    /// Returns the mapping that contains `bytes`, and the position of their first byte in the
+    /// mapped file.
     ///
-    /// `bytes` must not be empty, and `owner` must be the owner of their first byte. Returns `None`
-    /// if the owner is not a mapping, or if the bytes reach past its end.
+    /// `bytes` must not be empty, and `owner` must be the owner of the granule that contains the
+    /// first byte. Returns `None` if the owner is not a mapping, or if `bytes` extends past the end
+    /// of the mapping.
     #[allow(unsafe_code)]
     pub(super) fn locate(owner: Owner, bytes: &[u8]) -> Option<(Self, u64)> {
         let mapped = owner.downcast::<MappedFileRange>()?;
         // SAFETY: `downcast` only returns pointers that were registered as a `MappedFileRange`, the
-        // only type of its kind. It was alive when `owner` was looked up, because its drop removes
-        // the pointer from the table before anything is freed. And it cannot be dropped before this
-        // function returns: `bytes` is not empty and begins in its granules, where nothing but a
-        // `Bytes` made from it can point. So whatever `bytes` is borrowed from keeps it alive for
-        // at least as long as the borrow.
+        // only type of its kind. The `MappedFileRange` was alive when `owner` was looked up,
+        // because its drop removes the pointer from the owner table before anything is freed. And
+        // it cannot be dropped before this function returns: `bytes` is not empty and begins in the
+        // granules of the mapping, and only a `Bytes` made from the mapping can point there. So the
+        // value that `bytes` is borrowed from keeps the `MappedFileRange` alive for at least as
+        // long as the borrow.
         let mapped = unsafe { &*mapped };
         let at = bytes.as_ptr().addr() - mapped.address;
         if at + bytes.len() > mapped.len {

@@ -1,11 +1,12 @@
-//! Memory that can be sent without a copy: pages of the pool, or a part of a region.
+//! Memory that can be sent without a copy: frozen pages, or part of a region.
 
 use rustix::io::Errno;
 
 use super::{Pages, ProtectedCall, RegionPart};
 use crate::sys::Mapped;
 
-/// Bytes that can be sent without a copy. The handle keeps them in place.
+/// A handle to bytes that can be sent without a copy. While the handle exists, the memory stays
+/// allocated at the same address.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Memory {
@@ -54,7 +55,7 @@ impl Memory {
         }
     }
 
-    /// The bytes, for the kernel to read.
+    /// Returns the address range of the bytes, to be passed to system calls that read from it.
     pub(crate) fn mapped(&self) -> Mapped<'_> {
         match self {
             Self::Pages(pages) => pages.mapped(),
@@ -62,15 +63,17 @@ impl Memory {
         }
     }
 
-    /// Prepares the memory for one zero-copy call, which must be made while the result lives.
+    /// Prepares the memory for one zero-copy call. The call must be made, and must return, while
+    /// the result exists.
     ///
-    /// From then on the pages of a region count as in flight. They do so until this handle, and
-    /// every clone or part that is made of it afterwards, are dropped.
+    /// The pages of a region then count as in flight until this handle, and every clone or part
+    /// made from it after this call, have been dropped.
     ///
     /// # Errors
     ///
-    /// The reason why the memory can only be copied: see
-    /// [`Region::protection`](super::Region::protection). Pages have none.
+    /// If a region cannot be protected: the reason, as returned by
+    /// [`Region::protection`](super::Region::protection). The memory can then only be copied.
+    /// Frozen pages need no protection, so preparing them never fails.
     pub(crate) fn prepare(&self) -> Result<ZeroCopyCall<'_>, Errno> {
         Ok(match self {
             Self::Pages(pages) => ZeroCopyCall::Pages(pages),
@@ -78,17 +81,19 @@ impl Memory {
         })
     }
 
-    /// Leaves the page frames to the kernel, because an earlier call put them into a queue that
-    /// does not report when it is done with them. They are never written to again.
+    /// Gifts the page frames: they are never written to again. This is needed if an earlier call
+    /// put the frames into a kernel queue that never reports when it is done with them.
     ///
-    /// If a region can no longer protect its pages, this does nothing.
+    /// Does nothing if the memory belongs to a region that can no longer protect its pages.
     pub(crate) fn gift(&self) {
         if let Ok(call) = self.prepare() {
             call.gift(self.len());
         }
     }
 
-    /// Whether it costs nothing extra to never write to the page frames again.
+    /// Whether [gifting](Self::gift) the memory has no extra cost. This is the case for pages that
+    /// are already permanent, and for every region: a region replaces page frames in flight at the
+    /// next write anyway.
     pub(crate) fn is_permanent(&self) -> bool {
         match self {
             Self::Pages(pages) => pages.is_permanent(),
@@ -96,7 +101,8 @@ impl Memory {
         }
     }
 
-    /// The smallest zero-copy send of this kind of memory that pays, in bytes.
+    /// Returns the length, in bytes, of the shortest zero-copy send of this memory that is cheaper
+    /// than a copy. 0 for frozen pages, which set no minimum of their own.
     pub(crate) fn min_bytes(&self) -> usize {
         match self {
             Self::Pages(_) => 0,
@@ -104,7 +110,7 @@ impl Memory {
         }
     }
 
-    /// The first `len` bytes, or all of them if there are fewer.
+    /// Returns a handle to the first `len` bytes, or to all bytes if there are fewer.
     pub(crate) fn first(&self, len: usize) -> Self {
         match self {
             Self::Pages(pages) => Self::Pages(pages.slice(..len.min(pages.len()))),
@@ -112,8 +118,8 @@ impl Memory {
         }
     }
 
-    /// Shortens this handle to the first `len` bytes. Pages of the rest that are in flight stay in
-    /// flight for as long as the handle lives.
+    /// Shortens this handle to its first `len` bytes. Pages after these bytes that are in flight
+    /// stay in flight until the handle is dropped.
     pub(crate) fn shorten(&mut self, len: usize) {
         match self {
             Self::Pages(pages) => *pages = pages.slice(..len.min(pages.len())),
@@ -121,7 +127,7 @@ impl Memory {
         }
     }
 
-    /// The bytes after the first `len`.
+    /// Returns a handle to the bytes after the first `len`.
     pub(crate) fn after(&self, len: usize) -> Self {
         match self {
             Self::Pages(pages) => Self::Pages(pages.slice(len.min(pages.len())..)),
@@ -130,16 +136,17 @@ impl Memory {
     }
 }
 
-/// Memory that is prepared for a zero-copy call. It must live until the call has returned.
-#[must_use = "the call must be made while this lives"]
+/// Memory that is prepared for a zero-copy call. This value must exist until the call has returned.
+#[must_use = "the zero-copy call must be made while this value exists"]
 pub(crate) enum ZeroCopyCall<'a> {
     Pages(&'a Pages),
     Region(ProtectedCall<'a>),
 }
 
 impl ZeroCopyCall<'_> {
-    /// Leaves the page frames of the first `bytes` bytes to the kernel: the call took these bytes,
-    /// and nothing will report when the kernel is done with them.
+    /// Gifts the page frames of the first `bytes` bytes: they are never written to again. The call
+    /// passed these bytes to the kernel, which will not report when it is done with them. Frozen
+    /// pages are always gifted as a whole.
     pub(crate) fn gift(self, bytes: usize) {
         match self {
             Self::Pages(pages) => pages.gift(),

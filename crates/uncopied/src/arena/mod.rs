@@ -1,10 +1,11 @@
-//! Addresses that identify their owner.
+//! A reserved range of addresses, in which an address identifies the file or the pages that own it.
 //!
-//! Each process reserves one range of addresses. Files are mapped into it, and [buffers of whole
-//! pages](PageBuffer) are allocated from it. An I/O layer that gets nothing but a `&[u8]` can then
-//! ask [`locate`] which file or pages these bytes belong to, and send "file F from offset O", or
-//! the pages by zero copy, instead of copying the bytes. The look-up is a bounds check and a load
-//! from a table with an entry for every 2 MiB: it takes constant time and no lock.
+//! Each process reserves one range of addresses, the *arena*. Files are mapped into the arena, and
+//! [buffers of whole pages](PageBuffer) are allocated from it. An I/O layer that is given only a
+//! `&[u8]` can then ask [`locate`] which file or which pages contain these bytes. Instead of
+//! copying the bytes, the layer can then send that part of the file, or make a zero-copy send of
+//! the pages. The look-up is a bounds check and a load from a table that has one entry per 2 MiB of
+//! the arena: it takes constant time and no lock.
 //!
 //! ```
 //! use std::{fs::File, sync::Arc};
@@ -38,25 +39,26 @@ use std::ops::{Bound, Range, RangeBounds};
 
 use space::AddressSpace;
 
-/// The owner of the bytes of a slice.
+/// The owner of a slice's bytes: a mapped file or frozen pages.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Located {
     /// A mapped file.
     File {
-        /// The mapping that the slice lies in.
+        /// The mapping that contains the slice.
         mapping: FileMapping,
         /// The position of the slice's first byte, in bytes from the start of the file.
         offset: u64,
     },
-    /// Frozen pages: a handle of exactly the bytes of the slice, which keeps them alive.
+    /// Frozen pages. This is a handle to exactly the bytes of the slice, and keeps the pages alive.
     Pages(Pages),
 }
 
-/// Finds the owner of some bytes, if they lie in the arena. This takes constant time and no lock.
+/// Finds the file mapping or the frozen pages that contain `bytes`. Takes constant time and no
+/// lock.
 ///
-/// Returns `None` for an empty slice, and for bytes of a [`PageBuffer`] that is not frozen or of a
-/// [`RegionMut`].
+/// Returns `None` if `bytes` is empty, lies outside the arena, or belongs to a [`PageBuffer`] that
+/// is not frozen or to a [`RegionMut`].
 #[must_use]
 pub fn locate(bytes: &[u8]) -> Option<Located> {
     if bytes.is_empty() {
@@ -69,7 +71,8 @@ pub fn locate(bytes: &[u8]) -> Option<Located> {
     Pages::locate(owner, bytes).map(Located::Pages)
 }
 
-/// Resolves the bounds of a range within `len` bytes.
+/// Converts `range`, whose bounds may be open, to a range with a start and an end within `len`
+/// bytes.
 ///
 /// # Panics
 ///

@@ -1,4 +1,4 @@
-//! Buffers of whole pages, which are filled, then frozen, then sent by zero copy.
+//! Buffers of whole pages, which are filled, then frozen, then sent without a copy.
 
 use std::fmt;
 use std::io;
@@ -14,10 +14,11 @@ use super::resolve_range;
 use super::space::Owner;
 use crate::sys::Mapped;
 
-/// A buffer of whole pages, to be filled and then [frozen](Self::freeze).
+/// A buffer of whole pages. Fill it, then [freeze](Self::freeze) it to get [`Pages`], which can be
+/// sent without a copy.
 ///
-/// It is allocated from a pool and released to it. It can be filled by [`io::Write`], by
-/// [`BufMut`], or as a `&mut [u8]`.
+/// The memory is allocated from a pool, and returned to the pool when it is no longer used. A
+/// buffer can be filled through [`io::Write`], through [`BufMut`], or as a `&mut [u8]`.
 ///
 /// ```
 /// use std::io::Write;
@@ -33,7 +34,7 @@ use crate::sys::Mapped;
 pub struct PageBuffer {
     /// The only reference to the block.
     block: Arc<Block>,
-    /// The number of bytes that are filled.
+    /// The number of bytes that have been filled.
     len: usize,
 }
 
@@ -43,7 +44,8 @@ impl PageBuffer {
 
     /// Allocates an empty buffer with room for at least `capacity` bytes.
     ///
-    /// The actual capacity is the next power of two, and at least a page.
+    /// The actual capacity is the smallest power of two that is at least `capacity` and at least
+    /// the size of a page.
     ///
     /// # Errors
     ///
@@ -54,27 +56,28 @@ impl PageBuffer {
         Ok(Self { block, len: 0 })
     }
 
-    /// Allocates an empty buffer of huge pages (2 MiB), at least one, if the kernel has them
-    /// (`/sys/kernel/mm/transparent_hugepage/enabled`).
+    /// Allocates an empty buffer of huge pages (2 MiB), if the kernel provides them
+    /// (`/sys/kernel/mm/transparent_hugepage/enabled`). The capacity is at least one huge page.
     ///
-    /// Otherwise it is like [`with_capacity`](Self::with_capacity). Use it for bytes that are sent
-    /// many times: a zero-copy send of huge pages costs less, because the kernel looks up and
-    /// counts fewer page frames. (CPU time of `vmsplice` of 64 KiB on loopback, relative to
-    /// `write`: 0.90 from huge pages, 0.98 from others.)
+    /// If the kernel does not provide huge pages, the buffer consists of ordinary pages. Use huge
+    /// pages for bytes that are sent many times: a zero-copy send from huge pages is cheaper,
+    /// because the kernel looks up and counts fewer page frames. (The CPU time of `vmsplice` of 64
+    /// KiB on loopback, relative to that of `write`, is 0.90 from huge pages and 0.98 from other
+    /// pages.)
     ///
     /// # Errors
     ///
-    /// As [`with_capacity`](Self::with_capacity).
+    /// Those of [`with_capacity`](Self::with_capacity).
     pub fn huge(capacity: usize) -> io::Result<Self> {
         let block = Block::allocate(capacity, true)?;
         Ok(Self { block, len: 0 })
     }
 
-    /// Allocates a buffer that is filled with `len` zeroes.
+    /// Allocates a buffer whose content is `len` zeroes.
     ///
     /// # Errors
     ///
-    /// As [`with_capacity`](Self::with_capacity).
+    /// Those of [`with_capacity`](Self::with_capacity).
     pub fn zeroed(len: usize) -> io::Result<Self> {
         let mut buffer = Self::with_capacity(len)?;
         buffer.spare_mut()[..len].fill(0);
@@ -82,34 +85,36 @@ impl PageBuffer {
         Ok(buffer)
     }
 
-    /// Allocates a buffer that is filled with a copy of `bytes`.
+    /// Allocates a buffer whose content is a copy of `bytes`.
     ///
     /// # Errors
     ///
-    /// As [`with_capacity`](Self::with_capacity).
+    /// Those of [`with_capacity`](Self::with_capacity).
     pub fn copy_from_slice(bytes: &[u8]) -> io::Result<Self> {
         let mut buffer = Self::with_capacity(bytes.len())?;
         buffer.put_slice(bytes);
         Ok(buffer)
     }
 
-    /// The number of bytes that fit into the buffer, including those that are filled.
+    /// Returns the number of bytes that fit into the buffer, including those already filled.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.block.len()
     }
 
-    /// The memory after the bytes that are filled. Write to it, then call
+    /// Returns the memory after the filled bytes. Write to this memory, then call
     /// [`set_len`](Self::set_len).
     ///
-    /// Its content is unspecified: zeroes, or what an earlier buffer of this process left there.
+    /// The memory holds unspecified values: zeroes, or data that an earlier buffer of this process
+    /// left there.
     #[must_use]
     pub fn spare_mut(&mut self) -> &mut [u8] {
         let len = self.len;
         &mut self.memory_mut()[len..]
     }
 
-    /// Makes the first `len` bytes of the buffer's memory its content.
+    /// Sets the length of the buffer's content to `len` bytes. Bytes that were never written have
+    /// unspecified values; see [`spare_mut`](Self::spare_mut).
     ///
     /// # Panics
     ///
@@ -125,7 +130,7 @@ impl PageBuffer {
         self.len = 0;
     }
 
-    /// Makes the content immutable, so that it can be sent by zero copy.
+    /// Makes the content immutable, so that it can be sent without a copy.
     #[must_use]
     pub fn freeze(self) -> Pages {
         self.block.freeze();
@@ -136,15 +141,17 @@ impl PageBuffer {
         }
     }
 
-    /// Makes the content immutable permanently: unlike after [`freeze`](Self::freeze), the pages
-    /// are never written to again.
+    /// Makes the content immutable permanently: unlike after [`freeze`](Self::freeze), the page
+    /// frames are never written to again.
     ///
-    /// When the last handle is dropped, the page frames go back to the kernel instead of the pool.
-    /// This allows sends by `vmsplice`, which copies nothing even if the peer is on the same
-    /// machine, but for which the kernel never reports when it is done.
+    /// When the last handle is dropped, the page frames are returned to the kernel instead of to
+    /// the pool. The pages may therefore be sent with `vmsplice`, which copies nothing even if the
+    /// peer is on the same machine, but after which the kernel never reports when it is done with
+    /// the pages.
     ///
-    /// Use it for bytes that are sent many times and then dropped. It does not pay for a buffer
-    /// that is filled, sent once and filled again, because new page frames cost more than a copy.
+    /// Use this for bytes that are sent many times and then dropped. It is not worthwhile for a
+    /// buffer that is filled, sent once and then filled again: allocating new page frames costs
+    /// more than a copy.
     #[must_use]
     pub fn freeze_permanently(self) -> Pages {
         self.block.gift();
@@ -155,10 +162,10 @@ impl PageBuffer {
     fn memory(&self) -> &[u8] {
         let start = ptr::with_exposed_provenance(self.block.address());
         // SAFETY: a block is `len` bytes of readable memory, all of them initialised (by the
-        // kernel, with zeroes, or by earlier owners), and stays so until it is dropped. Nothing
-        // else uses it: `self.block` is the only reference to it, because a block cannot be located
-        // by its address before it is frozen, and `freeze` consumes the buffer. The kernel does not
-        // write to it.
+        // kernel, with zeroes, or by earlier owners), and stays so until the block is dropped.
+        // Nothing else uses the memory: `self.block` is the only reference to the block, because a
+        // block cannot be located by its address before it is frozen, and `freeze` consumes the
+        // buffer. The kernel does not write to the memory.
         unsafe { std::slice::from_raw_parts(start, self.block.len()) }
     }
 
@@ -166,9 +173,10 @@ impl PageBuffer {
     fn memory_mut(&mut self) -> &mut [u8] {
         let start = ptr::with_exposed_provenance_mut(self.block.address());
         // SAFETY: as in `memory`. In addition, the memory is writable and borrowed exclusively, and
-        // the kernel does not read it any more: every zero-copy send keeps a reference to the block
-        // until the kernel has reported that it is done, and a block for which it reports nothing
-        // is gifted, never becomes a buffer again, and gets new frames before it is reused.
+        // the kernel no longer reads it. Every zero-copy send keeps a reference to the block until
+        // the kernel has reported that it is done. If the kernel does not report this, the block is
+        // gifted: it never becomes a buffer again, and its addresses get new page frames before
+        // they are reused.
         unsafe { std::slice::from_raw_parts_mut(start, self.block.len()) }
     }
 }
@@ -188,7 +196,8 @@ impl DerefMut for PageBuffer {
     }
 }
 
-/// Appends to the content. A write to a full buffer returns 0.
+/// Appends to the content. A write accepts as many bytes as fit, so a write to a full buffer
+/// returns 0.
 impl io::Write for PageBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = bytes.len().min(self.remaining_mut());
@@ -202,7 +211,7 @@ impl io::Write for PageBuffer {
 }
 
 // SAFETY: `remaining_mut` and `chunk_mut` describe the same spare memory, all of which is
-// initialised. `advance_mut` panics if it would go beyond that memory.
+// initialised. `advance_mut` panics if the new length would exceed the capacity.
 #[allow(unsafe_code)]
 unsafe impl BufMut for PageBuffer {
     fn remaining_mut(&self) -> usize {
@@ -227,10 +236,12 @@ impl fmt::Debug for PageBuffer {
     }
 }
 
-/// Bytes in frozen pages: immutable, and cheap to clone and to slice.
+/// A handle to bytes in frozen pages. The bytes are immutable, and the handle is cheap to clone and
+/// to slice.
 ///
-/// The pages go back to the pool once the last handle, the last [`Bytes`] made from one, and the
-/// last zero-copy send are gone. Pages that the kernel still reads are never written to.
+/// The pages return to the pool once every handle, and all [`Bytes`] made from one, have been
+/// dropped and every zero-copy send of the pages is complete. Pages that the kernel may still read
+/// are never written to.
 #[derive(Clone)]
 pub struct Pages {
     block: Arc<Block>,
@@ -239,7 +250,7 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Returns a handle of a part of these bytes, without a copy.
+    /// Returns a handle to a part of these bytes, without copying them.
     ///
     /// # Panics
     ///
@@ -258,11 +269,12 @@ impl Pages {
     ///
     /// # Errors
     ///
-    /// Returns the handle unchanged if there is another one, if the pages are in flight, or if they
-    /// are [permanent](Self::is_permanent).
+    /// Returns the handle unchanged if another handle to the pages exists, if the pages are in
+    /// flight, or if they are [permanent](Self::is_permanent).
     pub fn try_into_buffer(mut self) -> Result<PageBuffer, Self> {
-        // The order matters: another thread may have gifted the pages just before it dropped the
-        // other handle.
+        // The number of handles must be checked before `is_gifted`. Another thread may gift the
+        // pages and then drop its handle: with the checks in the opposite order, this thread could
+        // miss both.
         if Arc::get_mut(&mut self.block).is_none() || self.block.is_gifted() {
             return Err(self);
         }
@@ -273,8 +285,8 @@ impl Pages {
         })
     }
 
-    /// Returns a handle of these bytes if they lie in frozen pages, such as those of a [`Bytes`]
-    /// made from [`Pages`]. This takes constant time and no lock.
+    /// Returns a handle to `bytes` if they lie in frozen pages, as do those of a [`Bytes`] made
+    /// from [`Pages`]. Takes constant time and no lock.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Option<Self> {
         match super::locate(bytes)? {
@@ -283,10 +295,11 @@ impl Pages {
         }
     }
 
-    /// A handle of `bytes`.
+    /// Returns a handle to `bytes`.
     ///
-    /// `bytes` must not be empty, and `owner` must be the owner of their first byte. Returns `None`
-    /// if the owner is not a slab, or if the bytes do not lie in one frozen block of it.
+    /// `bytes` must not be empty, and `owner` must be the owner of the granule that contains the
+    /// first byte. Returns `None` if the owner is not a slab, or if `bytes` does not lie within a
+    /// single frozen block of the slab.
     #[allow(unsafe_code)]
     pub(super) fn locate(owner: Owner, bytes: &[u8]) -> Option<Self> {
         let slab = owner.downcast::<Slab>()?;
@@ -299,12 +312,13 @@ impl Pages {
         }
         // SAFETY: the pointer was made by `Arc::as_ptr` of a frozen block, and the block cannot be
         // dropped before this function returns: `bytes` is not empty and begins in the memory of
-        // the block. Only handles of a frozen block hand out its memory as `&[u8]`. (Before it was
-        // frozen its buffer did, but freezing consumed the buffer, and so ended those borrows.) So
-        // whatever `bytes` is borrowed from keeps a reference to the block for as long as the
-        // borrow.
+        // the block, and only handles to a frozen block hand out its memory as `&[u8]`. (Before the
+        // block was frozen, its buffer did so too, but freezing consumed the buffer, and so ended
+        // those borrows.) So the value that `bytes` is borrowed from keeps a reference to the block
+        // for at least as long as the borrow.
         unsafe { Arc::increment_strong_count(block) };
-        // SAFETY: as above. The line before has added the reference that this takes over.
+        // SAFETY: as above, the block is alive. The `Arc` takes over the reference that the line
+        // above has added.
         let block = unsafe { Arc::from_raw(block) };
         let start = bytes.as_ptr().addr() - block.address();
         (start + bytes.len() <= block.len()).then_some(Self {
@@ -314,24 +328,26 @@ impl Pages {
         })
     }
 
-    /// The bytes, for the kernel to read.
+    /// Returns the address range of the bytes, to be passed to system calls that read from it.
     #[allow(unsafe_code)]
     pub(crate) fn mapped(&self) -> Mapped<'_> {
-        // SAFETY: the range lies within the memory of the block, which is never unmapped, and which
-        // belongs to the block until that is dropped. `self` prevents the drop for the lifetime of
-        // the result.
+        // SAFETY: the range lies within the memory of the block, which is never unmapped and
+        // belongs to the block until the block is dropped. `self` keeps the block alive for the
+        // lifetime of the result.
         unsafe { Mapped::new(self.block.address() + self.start, self.len) }
     }
 
-    /// Whether the pages are never written to again, because they were
-    /// [frozen permanently](PageBuffer::freeze_permanently) or sent by `vmsplice`.
+    /// Whether the pages are never written to again, because they were [frozen
+    /// permanently](PageBuffer::freeze_permanently), or because they were sent with `vmsplice` and
+    /// nothing reported that the kernel was done with them.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
         self.block.is_gifted()
     }
 
-    /// Leaves the page frames to the kernel, because nothing reports when it is done with them. The
-    /// pages are never written to again: the last handle returns the frames to the kernel.
+    /// Gifts the page frames: they are never written to again, because nothing reports when the
+    /// kernel is done with them. When the last handle is dropped, the frames are returned to the
+    /// kernel.
     pub(crate) fn gift(&self) {
         self.block.gift();
     }
@@ -344,8 +360,8 @@ impl Deref for Pages {
     fn deref(&self) -> &[u8] {
         let start = ptr::with_exposed_provenance(self.block.address() + self.start);
         // SAFETY: the range lies within the memory of the block, which is initialised and readable.
-        // Nothing writes to it while a handle is alive: only the last handle of a block can become
-        // a buffer.
+        // Nothing writes to this memory while a handle exists: a handle can only become a buffer if
+        // it is the last one.
         unsafe { std::slice::from_raw_parts(start, self.len) }
     }
 }
@@ -436,9 +452,9 @@ mod tests {
         }
     }
 
-    /// A thread gifts pages before it drops its handle. A thread that then finds that it has the
-    /// last handle must see the gift. The order of the two checks in `try_into_buffer` ensures
-    /// that.
+    /// One thread gifts the pages and then drops its handle. If the other thread then finds that it
+    /// has the last handle, it must also find that the pages are gifted. The order of the two
+    /// checks in `try_into_buffer` ensures this.
     #[test]
     fn pages_gifted_by_another_thread_never_become_a_buffer() {
         for _ in 0..2_000 {

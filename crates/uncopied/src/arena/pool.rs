@@ -1,9 +1,11 @@
-//! A pool of memory blocks.
+//! A pool of memory blocks, from which [`PageBuffer`](super::PageBuffer)s are allocated.
 //!
-//! The length of a block is a power of two, from a page to [`MAX_BLOCK_BYTES`]. Blocks smaller than
-//! a granule share one; larger ones have granules of their own. Addresses that have become memory
-//! stay memory: a released block keeps its page frames for the next allocation, up to a limit.
-//! Beyond the limit the frames go back to the kernel, and only the addresses are kept.
+//! The length of a block is a power of two, from one page to [`MAX_BLOCK_BYTES`]. Blocks shorter
+//! than a granule (2 MiB) share a granule with other blocks of the same length; longer blocks
+//! occupy whole granules. The memory of a block is never unmapped. A released block keeps its page
+//! frames for the next allocation, as long as all released blocks together have at most
+//! [`MAX_WARM_BYTES`]. Beyond that, the frames of a released block are returned to the kernel, and
+//! only the addresses of the block are kept.
 
 use std::cell::RefCell;
 use std::ptr;
@@ -14,24 +16,26 @@ use rustix::io::{Errno, Result};
 
 use super::space::{AddressSpace, GRANULE_BYTES, GranuleOwner, OwnerKind};
 
-/// The smallest length of a block. Where pages are larger than this, it is a page.
+/// The smallest length of a block. If the machine's pages are larger than this, the smallest length
+/// is one page.
 pub(super) const MIN_BLOCK_BYTES: usize = 4 << 10;
 
 /// The largest length of a block.
 pub(super) const MAX_BLOCK_BYTES: usize = 1 << 30;
 
-/// The number of lengths that blocks have.
+/// The number of different block lengths.
 const LEN_COUNT: usize = (MAX_BLOCK_BYTES / MIN_BLOCK_BYTES).ilog2() as usize + 1;
 
-/// The number of classes of blocks: one for each length, and again one for each length of blocks of
-/// huge pages.
+/// The number of classes of blocks. Blocks of ordinary pages and blocks of huge pages each have one
+/// class for every length.
 const CLASS_COUNT: usize = 2 * LEN_COUNT;
 
-/// How many free bytes of each class a thread caches. Most buffers are allocated from that cache
-/// and released to it, without a lock.
+/// The maximum total length, in bytes, of the free blocks that a thread caches for each class. Most
+/// buffers are allocated from this cache and returned to it, which needs no lock.
 const THREAD_CACHE_BYTES: usize = 1 << 20;
 
-/// How many bytes of free blocks keep their page frames, not counting those that threads cache.
+/// The maximum total length, in bytes, of the free blocks that keep their page frames. Blocks in
+/// thread caches are not counted.
 const MAX_WARM_BYTES: usize = 64 << 20;
 
 static POOL: Pool = Pool {
@@ -44,13 +48,14 @@ thread_local! {
         const { RefCell::new(ThreadCache([const { Vec::new() }; CLASS_COUNT])) };
 }
 
-/// Memory that is divided into blocks of one length. It stays so for as long as the process runs.
+/// A range of memory that is divided into blocks of one length. It is never freed or divided
+/// differently.
 #[derive(Debug)]
 pub(super) struct Slab {
     address: usize,
     block_len: usize,
-    /// For each block, a pointer to it if it is frozen, which [`locate`](super::locate) reads. The
-    /// others are null.
+    /// For each block, a pointer to its [`Block`] if it is frozen, otherwise null.
+    /// [`locate`](super::locate) reads these pointers.
     frozen: Box<[AtomicPtr<Block>]>,
 }
 
@@ -59,26 +64,27 @@ impl GranuleOwner for Slab {
 }
 
 impl Slab {
-    /// The frozen block that holds `address`, which must lie in this slab. Null if that block is
-    /// not frozen.
+    /// Returns the block that contains `address`, or null if that block is not frozen. `address`
+    /// must lie in this slab.
     ///
-    /// The pointer was made by [`Arc::as_ptr`]. It is valid for as long as something else keeps the
-    /// block alive.
+    /// The pointer comes from [`Arc::as_ptr`] and does not keep the block alive. So the caller may
+    /// use the pointer only while something else is certain to keep the block alive.
     pub(super) fn frozen_at(&self, address: usize) -> *const Block {
         self.frozen[(address - self.address) / self.block_len].load(Ordering::Acquire)
     }
 }
 
-/// An allocated block: memory that belongs to nothing else.
+/// An allocated block. No other `Block` shares its memory, which returns to the pool when this
+/// value is dropped.
 #[derive(Debug)]
 pub(super) struct Block {
     location: BlockLocation,
-    /// Its page frames are, or may be, in queues of the kernel that do not report when they are
-    /// empty.
+    /// Whether the page frames may be in kernel queues that never report when they are done with
+    /// the frames. If so, the frames must never be written to again.
     is_gifted: AtomicBool,
 }
 
-/// Where a block is, and of which class.
+/// The address and the class of a block.
 #[derive(Clone, Copy, Debug)]
 struct BlockLocation {
     slab: &'static Slab,
@@ -87,8 +93,8 @@ struct BlockLocation {
 }
 
 impl Block {
-    /// Allocates a block of at least `len` bytes. It contains zeroes, or what an earlier block in
-    /// this process left there.
+    /// Allocates a block of at least `len` bytes. It contains zeroes, or data that an earlier block
+    /// of this process left there.
     pub(super) fn allocate(len: usize, is_huge: bool) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
             location: allocate(class_of(len, is_huge)?)?,
@@ -104,20 +110,20 @@ impl Block {
         self.location.slab.block_len
     }
 
-    /// Makes [`locate`](super::locate) find the block.
+    /// Publishes the block, so that [`locate`](super::locate) finds it.
     pub(super) fn freeze(self: &Arc<Self>) {
         self.frozen_entry()
             .store(Arc::as_ptr(self).cast_mut(), Ordering::Release);
     }
 
-    /// Makes [`locate`](super::locate) no longer find the block.
+    /// Hides the block from [`locate`](super::locate) again.
     pub(super) fn unfreeze(&self) {
         self.frozen_entry()
             .store(ptr::null_mut(), Ordering::Release);
     }
 
-    /// Leaves the page frames to the kernel, because nothing reports when it is done with them.
-    /// They are never written to again.
+    /// Gifts the page frames: they are never written to again. This is needed if the kernel does
+    /// not report when it is done with them.
     pub(super) fn gift(&self) {
         self.is_gifted.store(true, Ordering::Relaxed);
     }
@@ -140,9 +146,10 @@ impl Drop for Block {
     }
 }
 
-/// The class of blocks that hold `len` bytes.
+/// Returns the class of the shortest blocks that have room for `len` bytes.
 fn class_of(len: usize, is_huge: bool) -> Result<usize> {
-    // No two blocks share a page, because the kernel takes page frames back as a whole.
+    // A block never shares a page with another block, because a page frame can only be returned to
+    // the kernel as a whole.
     let min_bytes = if is_huge {
         GRANULE_BYTES
     } else {
@@ -155,7 +162,7 @@ fn class_of(len: usize, is_huge: bool) -> Result<usize> {
     Ok(len_index + if is_huge { LEN_COUNT } else { 0 })
 }
 
-/// The length of the blocks of a class, in bytes.
+/// Returns the length, in bytes, of the blocks of a class.
 fn block_len(class: usize) -> usize {
     MIN_BLOCK_BYTES << (class % LEN_COUNT)
 }
@@ -177,7 +184,7 @@ fn allocate(class: usize) -> Result<BlockLocation> {
     }
 }
 
-/// Allocates a slab of blocks of this class. Returns the first block, and adds the others to
+/// Allocates a slab of blocks of this class. Returns its first block, and adds its other blocks to
 /// `free`.
 fn allocate_slab(class: usize, free: &mut Vec<BlockLocation>) -> Result<BlockLocation> {
     let block_len = block_len(class);
@@ -198,7 +205,8 @@ fn allocate_slab(class: usize, free: &mut Vec<BlockLocation>) -> Result<BlockLoc
         address,
         class,
     };
-    // In reverse, so that the lowest addresses are allocated first.
+    // In reverse order: blocks are taken from the end of `free`, so the lowest address is allocated
+    // first.
     let others = (address + block_len..address + len)
         .step_by(block_len)
         .rev();
@@ -220,7 +228,7 @@ fn release(location: BlockLocation, is_gifted: bool) {
         }
         has_room
     });
-    // A thread that is ending has no cache any more.
+    // The thread's cache is full, or already destroyed because the thread is ending.
     if !matches!(is_cached, Ok(true)) {
         POOL.release(location);
     }
@@ -228,15 +236,15 @@ fn release(location: BlockLocation, is_gifted: bool) {
 
 struct Pool {
     free: [Mutex<FreeBlocks>; CLASS_COUNT],
-    /// The bytes of all warm blocks in `free`.
+    /// The total length of the warm blocks in `free`, in bytes.
     warm_bytes: AtomicUsize,
 }
 
-/// The free blocks of a class.
+/// The free blocks of one class.
 struct FreeBlocks {
-    /// Blocks that still have the page frames of their last use.
+    /// Blocks that still have the page frames from their last use.
     warm: Vec<BlockLocation>,
-    /// Blocks without page frames: the first write to a page gets it a zeroed one.
+    /// Blocks without page frames. The first write to each page allocates a zeroed frame.
     cold: Vec<BlockLocation>,
 }
 
@@ -251,8 +259,8 @@ impl FreeBlocks {
 
 impl Pool {
     fn free(&self, class: usize) -> MutexGuard<'_, FreeBlocks> {
-        // A panic cannot leave the lists inconsistent: no statement that may panic comes between
-        // two changes that belong together.
+        // A poisoned lock may still be used: no statement that may panic comes between two changes
+        // that belong together, so a panic cannot have left the lists inconsistent.
         self.free[class]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -269,8 +277,9 @@ impl Pool {
         }
     }
 
-    /// Returns the page frames to the kernel, and then the block to the pool. If the kernel does
-    /// not take the frames, the block is never used again, because something may still read them.
+    /// Returns the page frames to the kernel, and then the block to the pool. If the kernel refuses
+    /// to take the frames back, the block is leaked, because its frames may still be in use, for
+    /// example by a socket's queue.
     fn release_cold(&self, location: BlockLocation) {
         let len = block_len(location.class);
         let is_discarded = AddressSpace::existing()
@@ -281,7 +290,7 @@ impl Pool {
     }
 }
 
-/// The free blocks of each class that a thread keeps for itself.
+/// The free blocks that one thread keeps for itself, by class.
 struct ThreadCache([Vec<BlockLocation>; CLASS_COUNT]);
 
 impl Drop for ThreadCache {

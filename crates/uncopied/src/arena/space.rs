@@ -1,5 +1,5 @@
-//! The reserved addresses: which granules are free, and the table that [`locate`](super::locate)
-//! reads.
+//! The reserved range of addresses: which of its granules (units of 2 MiB) are free, and the table
+//! in which [`locate`](super::locate) looks up the owner of a granule.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
@@ -12,40 +12,45 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::sys::{Kernel, Reservation};
 
-/// The unit of allocation and of the owner table: an owner has whole granules to itself.
+/// The size of a granule, the unit in which addresses are allocated. A granule has at most one
+/// owner.
 ///
-/// 2 MiB is the size of a huge page, so that a granule can be one.
+/// It is the size of a huge page, so that a granule can consist of one.
 pub(super) const GRANULE_BYTES: usize = 2 << 20;
 
-/// How much address space to reserve, in the order of trying. If address space is limited
-/// (`ulimit -v`), less of it is still useful.
+/// The sizes that are tried, in this order, when the arena's addresses are reserved. If the address
+/// space of the process is limited (`ulimit -v`), a smaller arena is still useful.
 const RESERVATION_BYTES: [usize; 5] = [4 << 40, 512 << 30, 64 << 30, 8 << 30, 1 << 30];
 
-/// The arena takes at most this fraction of a limited address space: one in four bytes.
+/// If the address space of the process is limited, the arena reserves at most the limit divided by
+/// this number.
 const ADDRESS_LIMIT_DIVISOR: u64 = 4;
 
-/// How many granules a leaf of the owner table has: 8 KiB of pointers for 2 GiB of addresses.
+/// The number of granules in a leaf of the owner table. A leaf is 8 KiB of pointers and covers 2
+/// GiB of addresses.
 const LEAF_GRANULES: usize = 1024;
 
 type Leaf = Box<[AtomicPtr<()>]>;
 
-/// What kind of value owns a granule. No two types have the same kind.
+/// The type of the value that owns a granule. Each owner type has a kind of its own.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum OwnerKind {
     File = 0,
     Slab = 1,
 }
 
-/// The bit of a pointer in the owner table that holds the [`OwnerKind`].
+/// The bit of a pointer in the owner table that stores the [`OwnerKind`].
 const KIND_BIT: usize = 1;
 
 /// A type whose values own granules.
 pub(super) trait GranuleOwner {
-    /// Distinguishes its values from those of other types.
+    /// Distinguishes the values of this type from those of other owner types. No two types may have
+    /// the same kind.
     const KIND: OwnerKind;
 }
 
-/// The owner of a granule, as the owner table stores it: a pointer with its kind in the lowest bit.
+/// The owner of a granule, as the owner table stores it: a pointer to the owner, with the
+/// [`OwnerKind`] in the lowest bit.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owner(*mut ());
 
@@ -54,7 +59,7 @@ impl Owner {
         const {
             assert!(
                 align_of::<T>() > KIND_BIT,
-                "the kind needs a bit that is always 0"
+                "the kind needs a bit that is 0 in every pointer"
             )
         };
         Self(
@@ -65,7 +70,7 @@ impl Owner {
         )
     }
 
-    /// The pointer that was registered, if the owner is a `T`.
+    /// Returns the registered pointer if the owner is a `T`.
     pub(super) fn downcast<T: GranuleOwner>(self) -> Option<*const T> {
         let is_a_t = self.0.addr() & KIND_BIT == T::KIND as usize;
         is_a_t.then(|| {
@@ -83,18 +88,20 @@ static SPACE: OnceLock<Result<AddressSpace>> = OnceLock::new();
 #[derive(Debug)]
 pub(super) struct AddressSpace {
     reservation: Reservation,
-    /// The owner of each granule; null if it has none.
+    /// The owner table: for each granule a pointer to its owner, or null. A leaf is allocated when
+    /// the first owner in its range is registered.
     owners: Box<[OnceLock<Leaf>]>,
     free: Mutex<FreeGranules>,
 }
 
 impl AddressSpace {
-    /// The address space of this process, which the first call reserves.
+    /// Returns the address space of this process. The first call reserves it.
     ///
     /// # Errors
     ///
-    /// The errno of the smallest reservation that was tried; `ENOMEM` if the limit on address space
-    /// is too low for any. If the first call fails, all later ones fail with the same error.
+    /// The errno with which the kernel refused the smallest size that was tried; `ENOMEM` if the
+    /// limit on address space is too low for any size. If the first call fails, all later calls
+    /// fail with the same error.
     pub(super) fn get() -> Result<&'static Self> {
         SPACE
             .get_or_init(Self::reserve)
@@ -102,7 +109,7 @@ impl AddressSpace {
             .map_err(|errno| *errno)
     }
 
-    /// The address space of this process, if it has been reserved.
+    /// Returns the address space of this process if it has already been reserved.
     pub(super) fn existing() -> Option<&'static Self> {
         SPACE.get()?.as_ref().ok()
     }
@@ -146,35 +153,38 @@ impl AddressSpace {
         let mapping = kernel.map_file(file, offset, len)?;
         let count = len.div_ceil(GRANULE_BYTES);
         let first = self.free().allocate(count).ok_or(Errno::NOMEM)?;
-        // After an error the granules stay allocated: the kernel may have unmapped them, and then
-        // any other mapping of this process may already lie there.
+        // If this fails, the granules stay allocated forever: the kernel may have unmapped them,
+        // and another mapping of this process may already be there.
         self.reservation.place(first * GRANULE_BYTES, mapping)?;
         Ok(self.reservation.base() + first * GRANULE_BYTES)
     }
 
-    /// Turns newly allocated granules into at least `len` bytes of zeroed memory that can be read
-    /// and written, and returns their address.
+    /// Allocates at least `len` bytes of zeroed memory that can be read and written, in whole
+    /// granules, and returns its address. With `is_huge`, the memory consists of huge pages if
+    /// possible.
     pub(super) fn allocate(&self, len: usize, is_huge: bool) -> Result<usize> {
         let count = len.div_ceil(GRANULE_BYTES);
         let first = self.free().allocate(count).ok_or(Errno::NOMEM)?;
-        // After an error the granules stay allocated, because their state is unknown.
+        // If this fails, the granules stay allocated forever, because their state is unknown.
         self.reservation
             .make_accessible(first * GRANULE_BYTES, count * GRANULE_BYTES, is_huge)?;
         Ok(self.reservation.base() + first * GRANULE_BYTES)
     }
 
-    /// Returns the page frames of [allocated](Self::allocate) memory to the kernel, even if
-    /// something else still refers to them. The addresses stay memory, and read as zeroes.
+    /// Returns the page frames of [allocated](Self::allocate) memory to the kernel. The memory
+    /// stays accessible and then reads as zeroes. A frame that is also used elsewhere, such as in a
+    /// socket's queue, keeps its content there.
     pub(super) fn discard_frames(&self, address: usize, len: usize) -> Result<()> {
         self.reservation
             .discard_frames(address - self.reservation.base(), len)
     }
 
-    /// Unmaps what [`map_file`](Self::map_file) or [`allocate`](Self::allocate) returned, and frees
-    /// its granules.
+    /// Unmaps a range that [`map_file`](Self::map_file) or [`allocate`](Self::allocate) returned,
+    /// and frees its granules.
     pub(super) fn release(&self, address: usize, len: usize) {
         let at = address - self.reservation.base();
-        // If the mapping cannot be removed, its addresses are leaked rather than used twice.
+        // If the mapping cannot be removed, its addresses are leaked, so that they are not used
+        // twice.
         if self
             .reservation
             .reset(at, len.next_multiple_of(GRANULE_BYTES))
@@ -185,12 +195,12 @@ impl AddressSpace {
         }
     }
 
-    /// Makes `owner` the owner of the granules of a range.
+    /// Registers `owner` as the owner of all granules of a range.
     pub(super) fn register<T: GranuleOwner>(&self, address: usize, len: usize, owner: *const T) {
         self.set_owner(address, len, Owner::new(owner).0);
     }
 
-    /// Leaves the granules of a range without an owner.
+    /// Removes the owner of all granules of a range.
     pub(super) fn unregister(&self, address: usize, len: usize) {
         self.set_owner(address, len, ptr::null_mut());
     }
@@ -203,7 +213,8 @@ impl AddressSpace {
         }
     }
 
-    /// The owner of the granule that holds `address`.
+    /// Returns the owner of the granule that contains `address`. `None` if it has no owner, or if
+    /// `address` lies outside the arena.
     pub(super) fn owner(&self, address: usize) -> Option<Owner> {
         let at = address.wrapping_sub(self.reservation.base());
         if at >= self.reservation.len() {
@@ -216,8 +227,8 @@ impl AddressSpace {
     }
 
     fn free(&self) -> MutexGuard<'_, FreeGranules> {
-        // A panic cannot leave the list inconsistent: no statement that may panic comes between two
-        // changes that belong together.
+        // A poisoned lock may still be used: no statement that may panic comes between two changes
+        // that belong together, so a panic cannot have left the list inconsistent.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -228,10 +239,11 @@ fn new_leaf() -> Leaf {
         .collect()
 }
 
-/// The granules that are free.
+/// The free granules.
 #[derive(Debug)]
 struct FreeGranules {
-    /// The number of granules in each free run, by the first of them. Adjacent runs are merged.
+    /// The runs of adjacent free granules: the number of granules in a run, by the index of its
+    /// first granule. Adjacent runs are always merged into one.
     runs: BTreeMap<usize, usize>,
 }
 
@@ -242,8 +254,8 @@ impl FreeGranules {
         }
     }
 
-    /// Allocates `count` adjacent granules, and returns the first of them. They come from the start
-    /// of the first run that is long enough.
+    /// Allocates `count` adjacent granules, and returns the index of the first of them. They are
+    /// taken from the start of the first run that is long enough.
     fn allocate(&mut self, count: usize) -> Option<usize> {
         let (&first, &available) = self.runs.iter().find(|&(_, &len)| len >= count)?;
         self.runs.remove(&first);
@@ -279,14 +291,14 @@ mod tests {
     use super::*;
     use crate::sys::Linux;
 
-    /// The next `malloc` of another thread could fill such a hole, and the next mapping into the
-    /// same granules would then overwrite its memory. What prevents this is that an
-    /// `UnplacedMapping` is first mapped elsewhere.
+    /// If the reservation had a hole, the next `malloc` of another thread could place memory there,
+    /// and the arena would later overwrite that memory. Fails if a file is mapped directly over the
+    /// reservation, instead of through an `UnplacedMapping`.
     #[test]
     fn a_refused_mapping_leaves_no_hole() {
         let space = AddressSpace::get().expect("the arena exists");
-        // Most file systems that cannot map refuse before the kernel has touched the old mapping.
-        // procfs refuses after that.
+        // Most file systems that cannot map files refuse before the kernel has removed the old
+        // mapping. procfs refuses after that, so it would leave a hole.
         let file = File::open("/proc/version").expect("opened");
         for _ in 0..3 {
             space

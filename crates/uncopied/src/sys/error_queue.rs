@@ -1,4 +1,4 @@
-//! The notifications of `MSG_ZEROCOPY`, which arrive on the socket's error queue
+//! Reads the notifications of `MSG_ZEROCOPY` sends, which arrive on the socket's error queue
 //! (`Documentation/networking/msg_zerocopy.rst`).
 
 use std::mem::{self, MaybeUninit};
@@ -9,24 +9,24 @@ use rustix::io::{Errno, Result};
 
 use super::last_errno;
 
-/// The entry that was at the head of an error queue.
+/// An entry that was read from the head of an error queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ErrorQueueEntry {
     Notification(Notification),
-    /// Something else, such as a time stamp or a network error. It is removed from the queue and
-    /// ignored: an error that breaks the connection is returned by the next call.
+    /// Anything else, such as a timestamp or a network error. The library ignores such an entry: if
+    /// an error breaks the connection, the next call on the socket returns that error too.
     Other,
 }
 
-/// The kernel's message that it is done with some sends.
+/// The kernel's message that it no longer reads the memory of some sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Notification {
-    /// The numbers of the first and the last of these sends. The calls that moved bytes are counted
-    /// from 0, modulo 2³².
+    /// The numbers of the first and the last of these sends. For each socket, the kernel numbers
+    /// the `MSG_ZEROCOPY` calls that moved bytes, starting at 0, modulo 2³².
     pub(crate) first: u32,
     pub(crate) last: u32,
-    /// Whether the kernel copied the bytes after all. If several sends share a notification, this
-    /// is about the first of them.
+    /// Whether the kernel copied the bytes after all. If the notification is for several sends,
+    /// this applies to the first of them.
     pub(crate) copied: bool,
 }
 
@@ -34,11 +34,11 @@ pub(crate) struct Notification {
 const SO_EE_ORIGIN_ZEROCOPY: u8 = 5;
 const SO_EE_CODE_ZEROCOPY_COPIED: u8 = 1;
 
-/// The length of the buffer for the control messages of one entry, which are a `sock_extended_err`,
-/// an address, and a time stamp.
+/// The length, in bytes, of the buffer for the control messages of one entry: a
+/// `sock_extended_err`, an address and a timestamp.
 const CONTROL_BUFFER_BYTES: usize = 512;
 
-/// A buffer for control messages, aligned as they have to be.
+/// A buffer for control messages, with the alignment that they require.
 #[repr(C, align(8))]
 struct ControlBuffer([u8; CONTROL_BUFFER_BYTES]);
 
@@ -47,7 +47,7 @@ pub(super) fn allow(socket: BorrowedFd<'_>) -> Result<()> {
     let on: libc::c_int = 1;
     let len = mem::size_of_val(&on) as libc::socklen_t;
     let (level, name) = (libc::SOL_SOCKET, libc::SO_ZEROCOPY);
-    // SAFETY: the value of the option is an int, and a pointer to one is passed with its size.
+    // SAFETY: the value of the option is an int, and a pointer to an int is passed with its size.
     let result =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), len) };
     if result == 0 {
@@ -62,8 +62,8 @@ pub(super) fn is_allowed(socket: BorrowedFd<'_>) -> Result<bool> {
     let mut on: libc::c_int = 0;
     let mut len = mem::size_of_val(&on) as libc::socklen_t;
     let (level, name) = (libc::SOL_SOCKET, libc::SO_ZEROCOPY);
-    // SAFETY: the value of the option is an int, and a pointer to one that may be written is passed
-    // with its size.
+    // SAFETY: the value of the option is an int, and a pointer to a writable int is passed with its
+    // size.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -83,13 +83,13 @@ pub(super) fn is_allowed(socket: BorrowedFd<'_>) -> Result<bool> {
 /// See [`Kernel::read_error_queue`](super::Kernel::read_error_queue).
 pub(super) fn read(socket: BorrowedFd<'_>) -> Result<Option<ErrorQueueEntry>> {
     let mut control = ControlBuffer([0; CONTROL_BUFFER_BYTES]);
-    // SAFETY: a `msghdr` of zeroes is valid: null pointers with lengths of 0.
+    // SAFETY: an all-zero `msghdr` is valid: null pointers and zero lengths.
     let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
     message.msg_control = ptr::from_mut(&mut control).cast();
     message.msg_controllen = CONTROL_BUFFER_BYTES as _;
     let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
-    // SAFETY: the message describes one buffer for control messages, which is a local of the given
-    // length, and no other memory.
+    // SAFETY: the message refers to no memory except one buffer for control messages, which is a
+    // local of the given length.
     let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
     if result < 0 {
         return match last_errno() {
@@ -97,13 +97,14 @@ pub(super) fn read(socket: BorrowedFd<'_>) -> Result<Option<ErrorQueueEntry>> {
             errno => Err(errno),
         };
     }
-    // Some C libraries declare this field as another type than `usize`.
+    // Some C libraries declare this field with a type other than `usize`.
     #[allow(clippy::unnecessary_cast)]
     let len = (message.msg_controllen as usize).min(CONTROL_BUFFER_BYTES);
     Ok(Some(parse(&control.0[..len])))
 }
 
-/// Finds the notification among these control messages (`cmsg(3)`).
+/// Returns the first notification in a list of control messages (`cmsg(3)`), or `Other` if there is
+/// none.
 fn parse(mut control: &[u8]) -> ErrorQueueEntry {
     const HEADER_BYTES: usize = align_to_word(mem::size_of::<libc::cmsghdr>());
     while let Some((header, rest)) = control.split_at_checked(HEADER_BYTES) {
@@ -129,7 +130,7 @@ fn parse(mut control: &[u8]) -> ErrorQueueEntry {
     ErrorQueueEntry::Other
 }
 
-/// Parses a `sock_extended_err`; `None` if it is not a notification.
+/// Parses a `sock_extended_err`. Returns `None` if it is not a notification.
 fn parse_extended_error(data: &[u8]) -> Option<Notification> {
     use libc::sock_extended_err as Error;
     let byte = |at| data.get(at).copied();
@@ -144,7 +145,8 @@ fn parse_extended_error(data: &[u8]) -> Option<Notification> {
     })
 }
 
-/// Rounds up to a whole word: control messages and their data start on one.
+/// Rounds `len` up to a multiple of the word size, at which each control message and its data
+/// start.
 const fn align_to_word(len: usize) -> usize {
     len.next_multiple_of(mem::size_of::<usize>())
 }
@@ -180,7 +182,7 @@ mod tests {
         bytes.extend([origin, 0, code, 0]);
         bytes.extend(info.to_ne_bytes());
         bytes.extend(data.to_ne_bytes());
-        // The address of the sender, which follows the structure.
+        // The offender's address (`SO_EE_OFFENDER`), which follows `sock_extended_err`.
         bytes.extend([0; 16]);
         bytes
     }
@@ -213,9 +215,9 @@ mod tests {
     #[test]
     fn other_messages_are_not_taken_for_notifications() {
         let icmp = message(libc::SOL_IP, libc::IP_RECVERR, &error(111, 2, 3, 0, 0));
-        let time_stamp = message(libc::SOL_IP, libc::IP_RECVERR, &error(42, 4, 0, 0, 5));
+        let timestamp = message(libc::SOL_IP, libc::IP_RECVERR, &error(42, 4, 0, 0, 5));
         let truncated = message(libc::SOL_IP, libc::IP_RECVERR, &[0; 8]);
-        for other in [icmp, time_stamp, truncated, Vec::new(), vec![0; 16]] {
+        for other in [icmp, timestamp, truncated, Vec::new(), vec![0; 16]] {
             assert_eq!(parse(&other), ErrorQueueEntry::Other);
         }
     }

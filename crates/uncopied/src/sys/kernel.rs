@@ -1,7 +1,8 @@
-//! The seam between the mechanisms and the kernel.
+//! The system calls that the mechanisms make, behind a trait, so that tests can make chosen calls
+//! fail.
 //!
-//! [`Kernel`] lists the calls that the mechanisms make. [`Linux`] makes them. A test can run the
-//! same state machines on a kernel of its own that fails chosen calls.
+//! [`Kernel`] declares the calls, and [`Linux`] makes them. A test can run the same mechanisms with
+//! its own implementation of [`Kernel`].
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -17,10 +18,10 @@ use super::tcp::{self, Acknowledged};
 
 /// The calls that the mechanisms make.
 ///
-/// Each method is a single system call unless it says otherwise. None of them is repeated after
-/// `EINTR`: the mechanisms do that.
+/// Each method makes a single system call, unless its documentation says otherwise. No method
+/// repeats a call after `EINTR`: the mechanisms do that.
 pub(crate) trait Kernel {
-    /// `sendfile(2)` from an explicit offset.
+    /// `sendfile(2)`, starting at `offset` of the source.
     fn sendfile(
         &self,
         sink: BorrowedFd<'_>,
@@ -35,7 +36,7 @@ pub(crate) trait Kernel {
     /// `fcntl(F_SETPIPE_SZ)`.
     fn resize_pipe(&self, pipe: BorrowedFd<'_>, bytes: usize) -> Result<()>;
 
-    /// `splice(2)` from an offset of a file into a pipe.
+    /// `splice(2)` from a file, starting at `offset`, into a pipe.
     fn splice_in(
         &self,
         source: BorrowedFd<'_>,
@@ -53,45 +54,45 @@ pub(crate) trait Kernel {
         more: bool,
     ) -> Result<usize>;
 
-    /// The size of a file in bytes, by `fstat(2)`.
+    /// Returns the size of a file in bytes, using `fstat(2)`.
     fn file_size(&self, source: BorrowedFd<'_>) -> Result<u64>;
 
     /// `mmap(2)` of a range of a file.
     fn map_file(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping>;
 
-    /// `send(2)` of bytes of a mapped file. If the file has been truncated, the kernel sends fewer
-    /// bytes or fails with `EFAULT`; there is no SIGBUS.
+    /// `send(2)` of bytes of a mapped file. If the file has been truncated, the call sends fewer
+    /// bytes or fails with `EFAULT`; it does not raise SIGBUS.
     fn send_mapped(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
 
     /// `pread(2)`.
     fn read_at(&self, source: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize>;
 
-    /// `send(2)`.
+    /// `send(2)` of a slice.
     fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize>;
 
-    /// `send(2)` of memory, without blocking. The kernel copies the bytes.
+    /// `send(2)` of bytes that are given by address, without blocking. The kernel copies the bytes.
     fn send_memory(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
 
     /// Whether `MSG_ZEROCOPY` has an effect on this socket: `getsockopt(SO_ZEROCOPY)`.
     fn allows_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<bool>;
 
-    /// Makes `MSG_ZEROCOPY` have an effect on this socket: `setsockopt(SO_ZEROCOPY)` (`socket(7)`).
+    /// Lets `MSG_ZEROCOPY` have an effect on this socket: `setsockopt(SO_ZEROCOPY)` (`socket(7)`).
     fn allow_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<()>;
 
-    /// `send(2)` with `MSG_ZEROCOPY`, without blocking. The kernel reads the bytes until it sends a
-    /// notification: the caller must keep them unchanged until then.
+    /// `send(2)` with `MSG_ZEROCOPY`, without blocking. The kernel may read the bytes until it
+    /// sends a notification, and the caller must keep them unchanged until then.
     fn send_zerocopy(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
 
     /// Removes the first entry from the socket's error queue: `recvmsg(MSG_ERRQUEUE)`. Returns
     /// `None` if the queue is empty.
     fn read_error_queue(&self, sink: BorrowedFd<'_>) -> Result<Option<ErrorQueueEntry>>;
 
-    /// `vmsplice(2)` into a pipe, without blocking. The pipe, and a socket that gets the pages from
-    /// it, refer to the page frames themselves, for an unknown time.
+    /// `vmsplice(2)` into a pipe, without blocking. No bytes are copied: the pipe, and later a
+    /// socket that gets the pages from the pipe, refer to the page frames for an unknown time.
     fn vmsplice(&self, pipe: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
 
-    /// How many bytes the peer has acknowledged: two calls, `ioctl(SIOCOUTQ)` and then
-    /// `getsockopt(TCP_INFO)` (`tcp(7)`).
+    /// Returns how many bytes the peer has acknowledged. Makes two calls: `ioctl(SIOCOUTQ)`, and
+    /// then `getsockopt(TCP_INFO)` (`tcp(7)`).
     fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged>;
 }
 

@@ -1,4 +1,4 @@
-//! Address space that is reserved once, and the files and memory that are put into it.
+//! A range of addresses that is reserved once, and the files and memory that are mapped into it.
 
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
@@ -7,9 +7,9 @@ use std::ptr;
 use rustix::io::{Errno, Result};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
-/// A range of addresses that belongs to this process, without memory behind it at first.
+/// A range of addresses that is reserved for this library. At first, there is no memory behind it.
 ///
-/// It is never released: an address in it can be told from every other address for as long as the
+/// The range is never released, so an address within it belongs to this library for as long as the
 /// process runs.
 #[derive(Debug)]
 pub(crate) struct Reservation {
@@ -30,27 +30,29 @@ impl Reservation {
         Ok(Self { base, len })
     }
 
-    /// The first address.
+    /// Returns the first address.
     pub(crate) fn base(&self) -> usize {
         self.base
     }
 
-    /// The length in bytes.
+    /// Returns the length in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Moves a mapping to byte `at` of the reservation, in place of what was mapped there before.
+    /// Moves a mapping into the reservation, to the range that starts at offset `at`. The mapping
+    /// replaces whatever was mapped there before.
     ///
-    /// The caller must own that range, and no reference into it may be alive. After an error the
-    /// range must never be used again: the kernel may have left it unmapped, and then any mapping
-    /// of this process may come to lie there.
+    /// The caller must own that range, and no reference into it may exist. If this fails, the range
+    /// must never be used again: the kernel may have left it unmapped, and another mapping of this
+    /// process may then be placed there.
     pub(crate) fn place(&self, at: usize, mapping: UnplacedMapping) -> Result<()> {
         let start = self.address(at, mapping.len)?;
         // SAFETY: the old range is exactly that of `mapping`, and nothing refers into it. `address`
-        // has checked that the new range lies within the reservation, which nothing but this type
-        // maps into, so that no other mapping of the process is replaced. The arena gives each
-        // range to one owner at a time, and that owner calls this before it hands out a reference.
+        // has checked that the new range lies within the reservation. Nothing but this type maps
+        // anything into the reservation, so no other mapping of the process is replaced. The arena
+        // gives each range to one owner at a time, and that owner calls this before it hands out a
+        // reference.
         unsafe {
             rustix::mm::mremap_fixed(
                 mapping.start,
@@ -60,56 +62,58 @@ impl Reservation {
                 start,
             )?;
         }
-        // Nothing is left at the old addresses that the drop could unmap.
+        // The mapping has left its old addresses, so its drop must not unmap them.
         std::mem::forget(mapping);
         Ok(())
     }
 
-    /// Turns a range into zeroed memory that can be read and written. With `is_huge` it consists of
-    /// huge pages, if the kernel has them (`madvise(2)`: MADV_HUGEPAGE).
+    /// Turns a range into zeroed memory that can be read and written. With `is_huge`, the memory
+    /// consists of huge pages, if the kernel provides them (`MADV_HUGEPAGE` of `madvise(2)`).
     ///
-    /// The caller must own that range. Whatever was placed there before must have been
-    /// [reset](Self::reset).
+    /// The caller must own that range. If anything was mapped there before, the range must have
+    /// been [reset](Self::reset) since.
     pub(crate) fn make_accessible(&self, at: usize, len: usize, is_huge: bool) -> Result<()> {
         let start = self.address(at, len)?;
-        // SAFETY: `address` has checked that the range lies within the reservation, which nothing
-        // but this type maps into. The range was inaccessible, so that no reference into it exists.
+        // SAFETY: `address` has checked that the range lies within the reservation, and nothing but
+        // this type maps anything there. The range was inaccessible, so no reference into it
+        // exists.
         unsafe { rustix::mm::mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE)? };
         if is_huge {
-            // SAFETY: the advice changes no content. A kernel without huge pages refuses it, which
-            // leaves small pages.
+            // SAFETY: the advice changes no content. If the kernel has no huge pages, it refuses
+            // the advice, and the range consists of small pages.
             let _ = unsafe { rustix::mm::madvise(start, len, Advice::LinuxHugepage) };
         }
         Ok(())
     }
 
     /// Returns the page frames of an [accessible](Self::make_accessible) range to the kernel
-    /// (`madvise(2)`: MADV_DONTNEED).
+    /// (`MADV_DONTNEED` of `madvise(2)`).
     ///
-    /// The range stays accessible and reads as zeroes. Frames that something else refers to, such
-    /// as the queue of a socket, stay there with their content.
+    /// The range stays accessible and then reads as zeroes. A frame that is also used elsewhere,
+    /// such as in a socket's queue, keeps its content there.
     ///
-    /// The caller must own that range, and no reference into it may be alive.
+    /// The caller must own that range, and no reference into it may exist.
     pub(crate) fn discard_frames(&self, at: usize, len: usize) -> Result<()> {
         let start = self.address(at, len)?;
-        // SAFETY: `address` has checked that the range lies within the reservation. It is private
-        // anonymous memory, and its owner guarantees that no reference into it is alive.
+        // SAFETY: `address` has checked that the range lies within the reservation. The range is
+        // private anonymous memory, and its owner guarantees that no reference into it exists.
         unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) }
     }
 
-    /// Removes what is mapped in a range, and leaves the range reserved and inaccessible.
+    /// Unmaps whatever is mapped in a range. The range stays reserved, and becomes inaccessible.
     ///
-    /// The caller must own that range, and no reference into it may be alive.
+    /// The caller must own that range, and no reference into it may exist.
     pub(crate) fn reset(&self, at: usize, len: usize) -> Result<()> {
         let start = self.address(at, len)?;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: as in `place`, the range lies within the reservation. Its owner calls this when
-        // it is dropped, after its last reference.
+        // SAFETY: as in `place`, the range lies within the reservation. The owner of the range
+        // calls this when the owner is dropped, and no reference into the range exists any longer.
         unsafe { rustix::mm::mmap_anonymous(start, len, ProtFlags::empty(), flags)? };
         Ok(())
     }
 
-    /// The address of byte `at`, from which on `len` bytes must lie within the reservation.
+    /// Returns the address at offset `at`. The `len` bytes that start there must lie within the
+    /// reservation: otherwise, or if `len` is 0, returns `EINVAL`.
     fn address(&self, at: usize, len: usize) -> Result<*mut c_void> {
         let end = at.checked_add(len).ok_or(Errno::INVAL)?;
         if end > self.len || len == 0 {
@@ -119,11 +123,12 @@ impl Reservation {
     }
 }
 
-/// A mapped file, at addresses that the kernel chose.
+/// A mapping of a file, at an address that the kernel chose. [`Reservation::place`] moves it into
+/// the reservation.
 ///
-/// Mapping the file over the reservation directly would take one call less. But if a file system
-/// refuses to map, the kernel has often removed what was mapped there before and does not restore
-/// it: the reservation would have a hole.
+/// It would take one call less to map the file directly over the reservation. But if the file
+/// system refuses the mapping, the kernel has often already removed what was mapped there before,
+/// and does not restore it: the reservation would have a hole.
 #[derive(Debug)]
 pub(crate) struct UnplacedMapping {
     start: *mut c_void,
@@ -131,7 +136,7 @@ pub(crate) struct UnplacedMapping {
 }
 
 impl UnplacedMapping {
-    /// Maps `len` bytes of a file from `offset` on, read-only and shared.
+    /// Maps `len` bytes of a file, starting at `offset`, read-only and shared.
     pub(crate) fn new(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self> {
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: without MAP_FIXED the kernel chooses addresses that nothing else uses.
@@ -145,7 +150,7 @@ impl UnplacedMapping {
 impl Drop for UnplacedMapping {
     fn drop(&mut self) {
         // SAFETY: the range is exactly that of this mapping, and its address was never handed out.
-        // After an error it stays mapped, which leaks it.
+        // If the call fails, the range stays mapped and is leaked.
         let _ = unsafe { rustix::mm::munmap(self.start, self.len) };
     }
 }

@@ -1,7 +1,8 @@
-//! Memory that is sent by its address.
+//! Memory that is passed to the kernel by address.
 //!
-//! Memory may be written to while it is sent: a mapped file by another process, a region by another
-//! thread. So no `&[u8]` of it is ever made: the kernel is given the address.
+//! Such memory may be written to while it is being sent: a mapped file by another process, a region
+//! by another thread. So the code that sends it never creates a `&[u8]` to it: it only passes the
+//! address to the kernel.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -21,13 +22,13 @@ pub(crate) struct Mapped<'a> {
 }
 
 impl Mapped<'_> {
-    /// The `len` bytes from `address` on.
+    /// Creates the range of the `len` bytes that start at `address`.
     ///
     /// # Safety
     ///
-    /// The bytes must be mapped for reading for all of `'a`, by a mapping that only the caller can
-    /// remove. They may be bytes of a file that is truncated meanwhile: user space never reads
-    /// them.
+    /// The bytes must stay mapped for reading during all of `'a`, by a mapping that only the caller
+    /// can remove. They may belong to a file that is truncated meanwhile, because user space never
+    /// reads them.
     pub(crate) unsafe fn new(address: usize, len: usize) -> Self {
         Self {
             address,
@@ -36,12 +37,12 @@ impl Mapped<'_> {
         }
     }
 
-    /// The length in bytes.
+    /// Returns the length in bytes.
     pub(crate) fn len(self) -> usize {
         self.len
     }
 
-    /// The first `len` bytes, or all of them if there are fewer.
+    /// Returns the first `len` bytes, or all bytes if there are fewer.
     pub(crate) fn first(self, len: usize) -> Self {
         Self {
             len: self.len.min(len),
@@ -49,12 +50,13 @@ impl Mapped<'_> {
         }
     }
 
-    /// The address of the first byte, for the kernel to read from.
+    /// Returns the address of the first byte. The kernel may read from it, but nothing may write to
+    /// it.
     pub(super) fn as_ptr(self) -> *const c_void {
         ptr::with_exposed_provenance(self.address)
     }
 
-    /// The bytes as an element of a vector of buffers that the kernel only reads.
+    /// Returns the range as an `iovec`, which may only be passed to system calls that read from it.
     pub(super) fn as_iovec(self) -> libc::iovec {
         libc::iovec {
             iov_base: self.as_ptr().cast_mut(),
@@ -63,14 +65,14 @@ impl Mapped<'_> {
     }
 }
 
-/// Sends the bytes by `send(2)` with `flags`, without SIGPIPE.
+/// Sends the bytes with `send(2)` and the given `flags`. Never raises SIGPIPE.
 pub(super) fn send(sink: BorrowedFd<'_>, bytes: Mapped<'_>, flags: libc::c_int) -> Result<usize> {
     let flags = flags | libc::MSG_NOSIGNAL;
     // SAFETY: the bytes are mapped for as long as the `Mapped` is valid, which includes this call,
-    // and the kernel only reads them. If they belong to a file that was truncated and no longer has
-    // one of their pages, the kernel returns EFAULT or a short count. With MSG_ZEROCOPY it goes on
-    // reading after the call, but through references of its own to the page frames, which keep the
-    // frames alive even if the pages are unmapped.
+    // and the kernel only reads them. If they belong to a file that has been truncated, and one of
+    // their pages no longer exists, the kernel returns EFAULT or a short count. With MSG_ZEROCOPY,
+    // the kernel continues to read after the call, but through its own references to the page
+    // frames, which keep the frames alive even if the pages are unmapped.
     let sent = unsafe { libc::send(sink.as_raw_fd(), bytes.as_ptr(), bytes.len(), flags) };
     usize::try_from(sent).map_err(|_| last_errno())
 }
@@ -78,9 +80,9 @@ pub(super) fn send(sink: BorrowedFd<'_>, bytes: Mapped<'_>, flags: libc::c_int) 
 /// See [`Kernel::vmsplice`](super::Kernel::vmsplice).
 pub(super) fn vmsplice(pipe: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {
     let buffer = bytes.as_iovec();
-    // SAFETY: the list has one buffer, a local, whose bytes are mapped as in `send`. In the
-    // direction into a pipe the call does not write to the bytes: it only takes references to
-    // their page frames.
+    // SAFETY: the list has one element, a local, whose bytes are mapped as in `send`. A call that
+    // moves bytes into a pipe does not write to the bytes: it only takes references to their page
+    // frames.
     let taken = unsafe {
         libc::vmsplice(
             pipe.as_raw_fd(),

@@ -1,7 +1,8 @@
-//! The kernel, behind types that make its calls safe.
+//! System calls, behind types that make them safe.
 //!
-//! All unsafe code of the library is here, except for the memory that the [arena](crate::arena)
-//! hands out by address. This module imports nothing from the rest of the library.
+//! All unsafe code of the library is in this module, except the code with which the
+//! [arena](crate::arena) hands out references to its memory. This module imports nothing from the
+//! rest of the library.
 
 mod error_queue;
 pub(crate) mod fork;
@@ -36,16 +37,16 @@ pub(crate) use userfault::{
 /// Sends several buffers with one `sendmsg(2)`, or one buffer with `send(2)`, and returns the
 /// number of bytes sent.
 ///
-/// It never raises SIGPIPE. Set `more` (`MSG_MORE`) only if more bytes follow immediately:
-/// otherwise the kernel holds the last, partly filled packet back for up to 200 ms.
+/// Never raises SIGPIPE. Set `more` (`MSG_MORE`) only if more bytes follow immediately: otherwise
+/// the kernel holds back the last, partly filled packet for up to 200 ms.
 ///
 /// # Errors
 ///
-/// The errno of the call, unchanged. The call is not repeated after `EINTR`.
+/// The errno of the system call, unchanged. The call is not repeated after `EINTR`.
 pub fn send_vectored(sink: impl AsFd, buffers: &[IoSlice<'_>], more: bool) -> Result<usize> {
     let mut flags = SendFlags::NOSIGNAL;
     flags.set(SendFlags::MORE, more);
-    // For a single buffer, the kernel need not read a list of buffers.
+    // With `send(2)`, the kernel need not read a list of buffers.
     if let [buffer] = buffers {
         return rustix::net::send(sink, buffer, flags);
     }
@@ -53,14 +54,14 @@ pub fn send_vectored(sink: impl AsFd, buffers: &[IoSlice<'_>], more: bool) -> Re
     rustix::net::sendmsg(sink, buffers, &mut no_control, flags)
 }
 
-/// Milliseconds since the machine started. The clock advances in steps of a few milliseconds and
-/// costs next to nothing to read.
+/// Returns the milliseconds since the machine started, from a clock that advances only every few
+/// milliseconds and costs next to nothing to read.
 pub(crate) fn coarse_millis() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
     now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
-/// The errno of the call that has just failed in this thread.
+/// Returns the errno of the system call that has just failed in this thread.
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -1,4 +1,4 @@
-//! What the page cache holds.
+//! Counts the pages of a file that are in the page cache.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -28,19 +28,19 @@ const SYS_CACHESTAT: libc::c_long = 451;
 
 const _: () = assert!(size_of::<CacheRange>() == 16 && size_of::<CacheStats>() == 40);
 
-/// Counts the pages of a file that are in the page cache, among the `len` bytes from `offset` on:
-/// `cachestat(2)`, since Linux 6.5.
+/// Counts how many of a file's pages are in the page cache, among the `len` bytes that start at
+/// `offset`. Uses `cachestat(2)`, which Linux has since version 6.5.
 ///
 /// # Errors
 ///
-/// `ENOSYS`: the kernel is older. `EPERM`: on newer kernels, the process neither owns the file nor
-/// may write it.
+/// - `ENOSYS`: the kernel is older than 6.5.
+/// - `EPERM`: the process neither owns the file nor may write to it. Only newer kernels check this.
 pub(crate) fn cached_pages(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<u64> {
     let range = CacheRange { offset, len };
     let mut stats = CacheStats::default();
     let no_flags: libc::c_uint = 0;
-    // SAFETY: both structures have the kernel's layout (asserted above), live until the call
-    // returns, and the kernel writes to the second only, which is borrowed exclusively.
+    // SAFETY: both structures have the kernel's layout (asserted above) and live until the call
+    // returns. The kernel writes only to the second one, which is borrowed exclusively.
     let result = unsafe {
         libc::syscall(
             SYS_CACHESTAT,

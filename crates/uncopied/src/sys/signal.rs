@@ -1,9 +1,9 @@
-//! Keeping SIGPIPE away from callers.
+//! Keeps SIGPIPE away from callers.
 //!
-//! `sendfile(2)` and `splice(2)` have no `MSG_NOSIGNAL`: if the peer has closed the connection,
-//! they raise SIGPIPE in addition to returning `EPIPE`. Rust programs start with the signal
-//! ignored, but a library may run under a main function in another language, or under one that
-//! restored the default.
+//! `sendfile(2)` and `splice(2)` have no flag like `MSG_NOSIGNAL`: if the peer has closed the
+//! connection, they raise SIGPIPE in addition to returning `EPIPE`. Rust programs start with
+//! SIGPIPE ignored, but the library may be used in a program whose `main` is written in another
+//! language, or which has restored the default action of the signal.
 
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -11,20 +11,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::coarse_millis;
 
-/// How long SIGPIPE is assumed to be ignored once it was seen to be, in milliseconds.
+/// For how long SIGPIPE is assumed to stay ignored after it was found to be ignored, in
+/// milliseconds.
 const IGNORED_CACHE_MILLIS: u64 = 100;
 
-/// When SIGPIPE was last seen to be ignored, in milliseconds of the coarse clock. The initial value
-/// is far from every time of that clock.
+/// When SIGPIPE was last found to be ignored, in milliseconds of the [coarse clock](coarse_millis).
+/// The initial value is far from any time that this clock shows, so that it never counts as recent.
 static LAST_SEEN_IGNORED: AtomicU64 = AtomicU64::new(u64::MAX / 2);
 
 /// Runs `call` so that a SIGPIPE that it raises is neither delivered nor left pending.
 ///
-/// If the signal is ignored, as in most Rust programs, nothing else is done, and the disposition is
-/// looked up at most once every [`IGNORED_CACHE_MILLIS`]: programs set it when they start, and a
-/// look-up at every call would cost as much as a tenth of a small `sendfile`. Otherwise the signal
-/// is blocked in this thread during the call, and the one that `call` raised is consumed. A SIGPIPE
-/// that was already pending stays pending.
+/// If SIGPIPE is ignored, as in most Rust programs, this just calls `call`. Whether it is ignored
+/// is looked up at most once every [`IGNORED_CACHE_MILLIS`]: programs decide this when they start,
+/// and a look-up for every call would cost as much as a tenth of a small `sendfile`.
+///
+/// If SIGPIPE is not ignored, it is blocked in this thread during the call, and a SIGPIPE that
+/// `call` has raised is consumed. A SIGPIPE that was already pending before the call stays pending.
 pub(crate) fn without_sigpipe<T>(call: impl FnOnce() -> T) -> T {
     let now = coarse_millis();
     if now.wrapping_sub(LAST_SEEN_IGNORED.load(Ordering::Relaxed)) < IGNORED_CACHE_MILLIS {
@@ -40,19 +42,19 @@ pub(crate) fn without_sigpipe<T>(call: impl FnOnce() -> T) -> T {
 
 fn sigpipe_is_ignored() -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: the new action is null, so that nothing is changed. The old one is written to a local
+    // SAFETY: the new action is null, so nothing is changed. The old action is written to a local
     // of the right type.
     let result = unsafe { libc::sigaction(libc::SIGPIPE, ptr::null(), action.as_mut_ptr()) };
     if result != 0 {
         return false;
     }
-    // SAFETY: the call succeeded and so filled it in. Even the zeroes that it started with are
-    // valid.
+    // SAFETY: the call succeeded, so it has filled `action` in. Even the zeroes that `action`
+    // started with are a valid value.
     let action = unsafe { action.assume_init() };
     action.sa_sigaction == libc::SIG_IGN
 }
 
-/// Keeps SIGPIPE blocked in this thread until it is dropped.
+/// Keeps SIGPIPE blocked in this thread until this value is dropped.
 struct SigpipeBlock {
     before: libc::sigset_t,
     was_pending: bool,
@@ -63,8 +65,8 @@ impl SigpipeBlock {
         let sigpipe = sigpipe_set();
         let mut before = sigpipe;
         let was_pending = sigpipe_is_pending();
-        // SAFETY: both sets are initialised locals. Only the mask of this thread changes, and drop
-        // restores it. SIG_BLOCK with a valid set cannot fail.
+        // SAFETY: both sets are initialised locals. Only the mask of this thread changes, and
+        // `drop` restores the mask. SIG_BLOCK with a valid set cannot fail.
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &sigpipe, &mut before) };
         Self {
             before,
@@ -81,9 +83,9 @@ impl Drop for SigpipeBlock {
                 tv_nsec: 0,
             };
             let sigpipe = sigpipe_set();
-            // SAFETY: the set and the time are initialised locals, and a null pointer asks for no
-            // information on the signal. The signal is blocked and pending in this thread, so that
-            // the call consumes it and returns.
+            // SAFETY: the set and the time are initialised locals. The null pointer means that no
+            // information about the signal is requested. The signal is blocked and pending in this
+            // thread, so the call consumes it and returns at once.
             unsafe { libc::sigtimedwait(&sigpipe, ptr::null_mut(), &zero) };
         }
         // SAFETY: `before` was filled in by the call that blocked the signal.
@@ -91,7 +93,7 @@ impl Drop for SigpipeBlock {
     }
 }
 
-/// The set of signals with SIGPIPE only.
+/// Returns the set that contains only SIGPIPE.
 fn sigpipe_set() -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: the call writes to a local of the right type.

@@ -1,4 +1,4 @@
-//! How many bytes a TCP peer has acknowledged.
+//! Reads how many bytes a TCP peer has acknowledged.
 
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -7,13 +7,13 @@ use rustix::io::Result;
 
 use super::last_errno;
 
-/// How many bytes of a connection the peer has acknowledged, and how many it has not.
+/// The numbers of acknowledged and unacknowledged bytes of a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Acknowledged {
-    /// Bytes that were written and not acknowledged.
+    /// The number of bytes that were written to the socket and are not acknowledged yet.
     pub(crate) outstanding: u64,
-    /// Bytes that were acknowledged since the connection was made. This is read a moment after
-    /// `outstanding`.
+    /// The number of bytes that have been acknowledged since the connection was made. This is read
+    /// a moment after `outstanding`, so bytes that are acknowledged in between are counted in both.
     pub(crate) bytes: u64,
     /// Whether the connection is closed, so that no more bytes will be acknowledged.
     pub(crate) is_closed: bool,
@@ -23,26 +23,26 @@ pub(crate) struct Acknowledged {
 const TCP_CLOSE: u8 = 7;
 
 /// The offsets of `tcpi_state` and `tcpi_bytes_acked` in `struct tcp_info` of `linux/tcp.h`, in
-/// bytes. The structure only ever grows at its end.
+/// bytes. They never change, because the structure only grows at its end.
 const TCPI_STATE_OFFSET: usize = 0;
 const TCPI_BYTES_ACKED_OFFSET: usize = 120;
 
-/// The bytes of `struct tcp_info` up to the end of `tcpi_bytes_acked`.
+/// The length, in bytes, of the part of `struct tcp_info` that ends with `tcpi_bytes_acked`.
 const TCP_INFO_BYTES: usize = 128;
 
 /// See [`Kernel::acknowledged`](super::Kernel::acknowledged).
 pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Result<Acknowledged> {
     let mut outstanding: libc::c_int = 0;
-    // SAFETY: TIOCOUTQ, which is SIOCOUTQ for sockets, writes one int, to the local that it is
-    // given.
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ for sockets, writes one int, and is given a pointer to a
+    // local int.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut outstanding) };
     if result != 0 {
         return Err(last_errno());
     }
     let mut info = [0_u8; TCP_INFO_BYTES];
     let mut len = mem::size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, to a local of that length, for which every
-    // content is valid.
+    // SAFETY: the kernel writes at most `len` bytes, to a local array of that length, whose
+    // elements may have any value.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

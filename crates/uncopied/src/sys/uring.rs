@@ -1,9 +1,9 @@
 //! An io_uring that makes zero-copy sends.
 //!
 //! [`Uring::submit`] borrows the sockets and the memory of several sends, and returns once the
-//! kernel has tried each of them: `MSG_DONTWAIT` makes it try within `io_uring_enter(2)`.
-//! Afterwards no request refers to the sockets or to the memory any more. Only the notifications
-//! arrive later; they identify a send by the token that the caller chose.
+//! kernel has tried each send: `MSG_DONTWAIT` makes the kernel try it within `io_uring_enter(2)`.
+//! After that, no request refers to the sockets or to the memory any longer. Only the notifications
+//! arrive later; each of them identifies its send by the token that the caller chose.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -14,27 +14,27 @@ use rustix::io::{Errno, Result};
 
 use super::Mapped;
 
-/// `IORING_CQE_F_MORE`: a notification follows.
+/// `IORING_CQE_F_MORE`, in the flags of a completion: a notification for the same send follows.
 pub(crate) const FLAG_MORE: u32 = 1 << 1;
-/// `IORING_CQE_F_NOTIF`: this is a notification.
+/// `IORING_CQE_F_NOTIF`, in the flags of a completion: the completion is a notification.
 pub(crate) const FLAG_NOTIFICATION: u32 = 1 << 3;
-/// `IORING_NOTIF_USAGE_ZC_COPIED`, in the result of a notification: the kernel copied.
+/// `IORING_NOTIF_USAGE_ZC_COPIED`, in the result of a notification: the kernel copied the bytes.
 pub(crate) const RESULT_COPIED: u32 = 1 << 31;
 
-/// The most bytes that one send takes. The kernel cuts longer sends short at this length.
+/// The maximum number of bytes in one send. The kernel cuts longer sends short at this length.
 const MAX_SEND_BYTES: usize = 0x7fff_f000;
 
-/// The most buffers that one send takes (`UIO_MAXIOV`).
+/// The maximum number of buffers in one send (`UIO_MAXIOV`).
 const MAX_SEND_BUFFERS: usize = 1024;
 
-/// `IORING_SEND_ZC_REPORT_USAGE`: the notification says whether the kernel copied.
+/// `IORING_SEND_ZC_REPORT_USAGE`: the notification says whether the kernel copied the bytes.
 const REPORT_USAGE: u16 = 1 << 3;
 
-/// How many times in a row a submission without progress is repeated, after `EINTR` or because the
-/// kernel wants completions to be processed first.
+/// The maximum number of consecutive submission calls that make no progress. Such a call fails with
+/// `EINTR`, or with `EBUSY` if the kernel wants completions to be processed first.
 const MAX_SUBMIT_TRIES: u32 = 64;
 
-/// A zero-copy send of one or more buffers, which go out in their order.
+/// A zero-copy send of one or more buffers, in order: `first`, then `rest`.
 pub(crate) struct SendRequest<'a> {
     pub(crate) sink: BorrowedFd<'a>,
     pub(crate) first: Mapped<'a>,
@@ -51,45 +51,49 @@ pub(crate) struct Completion {
     pub(crate) flags: u32,
 }
 
-/// The last `count` sends of a submission did not reach the kernel, and never will.
+/// The error of [`Uring::submit`]: the last `count` sends did not reach the kernel, and never will.
 #[derive(Debug)]
 pub(crate) struct RejectedSends {
     pub(crate) count: usize,
     pub(crate) errno: Errno,
 }
 
-/// A submission queue and a completion queue.
+/// An io_uring instance: a submission queue and a completion queue.
 pub(crate) struct Uring {
     uring: IoUring,
-    /// Completions that had to be removed from the queue during a submission.
+    /// Completions that had to be removed from the queue during a submission. The next
+    /// [`drain`](Self::drain) processes them first.
     early_completions: Vec<Completion>,
-    /// Whether an entry is stuck in the submission queue. Then nothing is ever submitted again.
+    /// Whether a submission has failed. Entries may then be stuck in the submission queue, and
+    /// another submission would submit them too. So nothing is ever submitted again.
     is_broken: bool,
 }
 
 impl Uring {
-    /// Makes queues with room for `submissions` and `completions` entries. The kernel allocates
-    /// memory for completions beyond that.
+    /// Creates queues with room for `submissions` and `completions` entries. If more completions
+    /// arrive, the kernel allocates memory for them.
     ///
     /// # Errors
     ///
-    /// - `ENOSYS`, `EPERM`: the kernel, a seccomp filter or `kernel.io_uring_disabled` refuses
-    ///   rings.
+    /// - `ENOSYS`, `EPERM`: the kernel, a seccomp filter or `kernel.io_uring_disabled` does not
+    ///   allow rings.
     /// - `EMFILE`, `ENFILE`, `ENOMEM`: there is no descriptor or memory left for a ring.
     /// - `EINVAL`: the kernel is older than 5.19.
-    /// - `EOPNOTSUPP`: the kernel lacks a feature that is needed here.
+    /// - `EOPNOTSUPP`: the kernel lacks the NODROP or the SUBMIT_STABLE feature.
     pub(crate) fn new(submissions: u32, completions: u32) -> Result<Self> {
         let uring = IoUring::builder()
             .setup_cqsize(completions)
-            // A notification need not interrupt the thread that made the send: it is enough to
-            // process it when that thread next enters the kernel.
+            // The kernel need not interrupt the thread that made a send when the notification of
+            // that send arrives. It is enough to process the notification when the thread next
+            // enters the kernel.
             .setup_coop_taskrun()
-            // A send that is refused at submission must not stop the ones after it.
+            // If the kernel refuses a send at submission, it must still process the sends after it.
             .setup_submit_all()
             .build(submissions)
             .map_err(errno)?;
-        // Without the first feature, notifications are lost if the completion queue is full.
-        // Without the second, the kernel may read the header of a message after the call.
+        // Without NODROP, notifications are lost if the completion queue is full. Without
+        // SUBMIT_STABLE, the kernel may still read the header of a message after the call has
+        // returned.
         let params = uring.params();
         if !params.is_feature_nodrop() || !params.is_feature_submit_stable() {
             return Err(Errno::OPNOTSUPP);
@@ -101,31 +105,33 @@ impl Uring {
         })
     }
 
-    /// Duplicates the descriptor of the ring. It is readable while there are completions to
-    /// process.
+    /// Duplicates the descriptor of the ring. The descriptor is readable while there are
+    /// completions to process.
     ///
     /// # Errors
     ///
     /// `EMFILE`: the process has no descriptors left.
     pub(crate) fn duplicate_descriptor(&self) -> Result<OwnedFd> {
-        // SAFETY: `self.uring` keeps the descriptor open for as long as it lives, and it is
-        // borrowed until this function returns.
+        // SAFETY: `self.uring` keeps the descriptor open, and is borrowed until this function
+        // returns.
         let descriptor = unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) };
         rustix::io::fcntl_dupfd_cloexec(descriptor, 3)
     }
 
-    /// Whether the ring accepts no more submissions, after an earlier one failed.
+    /// Whether an earlier submission has failed. If so, the ring accepts no more submissions.
     pub(crate) fn is_broken(&self) -> bool {
         self.is_broken
     }
 
-    /// Makes the kernel try these sends, in this order. Their completions are in the queue when
-    /// this returns. `requests` must not be longer than the submission queue.
+    /// Submits these sends, and makes the kernel try each of them, in order. When this returns, the
+    /// result of each send is in the completion queue. `requests` must not be longer than the
+    /// submission queue.
     ///
     /// # Errors
     ///
-    /// How many of the sends the kernel did not accept, and why. Afterwards the ring is
-    /// [broken](Self::is_broken), because their entries cannot be removed from the queue.
+    /// The number of sends that the kernel did not accept, and the reason. Afterwards the ring is
+    /// [broken](Self::is_broken), because the entries of these sends cannot be removed from the
+    /// submission queue.
     pub(crate) fn submit(
         &mut self,
         requests: &[SendRequest<'_>],
@@ -145,11 +151,11 @@ impl Uring {
             // SAFETY: the entry refers to a socket and memory that `requests` borrows, and to a
             // message that `messages` owns. All of them live until this function returns. The
             // kernel uses them only until `submit_all` returns: by then it has read the message
-            // (SUBMIT_STABLE, which `new` checks) and has looked up the socket and the pages of the
-            // memory, because with MSG_DONTWAIT it fails a send that cannot be made at once instead
-            // of deferring it. If `submit_all` fails, the ring is broken, and entries that are left
-            // in its queue are never submitted. After the call the kernel reads the memory through
-            // references of its own to the page frames.
+            // (SUBMIT_STABLE, which `new` checks), and has looked up the socket and the pages of
+            // the memory, because MSG_DONTWAIT makes a send fail if it cannot be made at once,
+            // instead of being deferred. If `submit_all` fails, the ring is broken, and entries
+            // that are left in its queue are never submitted. After the call, the kernel reads the
+            // memory only through its own references to the page frames.
             if unsafe { self.uring.submission().push(&entry) }.is_err() {
                 break;
             }
@@ -167,14 +173,14 @@ impl Uring {
         })
     }
 
-    /// Makes the kernel process the whole submission queue.
+    /// Makes the kernel process all entries of the submission queue.
     fn submit_all(&mut self) -> Result<()> {
         let mut left = self.uring.submission().len();
         let mut tries = 0;
         while left > 0 {
             let result = self.uring.submit().map_err(errno);
-            // The length of the queue shows reliably how many entries were processed. The number
-            // that the call returns does not, because it also counts other work.
+            // Progress is measured by the length of the queue. The number that the call returns is
+            // not reliable, because it also counts other work.
             let before = std::mem::replace(&mut left, self.uring.submission().len());
             tries = if left < before { 0 } else { tries + 1 };
             match result {
@@ -182,10 +188,13 @@ impl Uring {
                 Err(Errno::INTR) if tries < MAX_SUBMIT_TRIES => {}
                 // The kernel wants completions to be processed first.
                 Err(Errno::BUSY) if tries < MAX_SUBMIT_TRIES => self.drain_early(),
-                // There is no memory for a request. The caller takes EAGAIN for a full socket.
+                // The kernel has no memory for a request, or the tries are used up. EAGAIN must not
+                // be returned, because the caller would take it to mean that the socket's buffer is
+                // full.
                 Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::BUSY) => return Err(Errno::NOMEM),
-                // A seccomp filter that was installed after the ring was made refuses the call. The
-                // caller would take these errnos for those of a send.
+                // A seccomp filter that was installed after the ring was created refuses the call.
+                // These errnos must not be returned, because the caller would take them for errors
+                // of a send.
                 Err(Errno::PERM | Errno::ACCESS) => return Err(Errno::NOSYS),
                 Err(errno) => return Err(errno),
             }
@@ -199,7 +208,7 @@ impl Uring {
         self.early_completions = early;
     }
 
-    /// Removes every completion from the queue and passes it to `process`.
+    /// Removes all completions from the queue, and passes each of them to `process`.
     pub(crate) fn drain(&mut self, mut process: impl FnMut(Completion)) {
         for completion in self.early_completions.drain(..) {
             process(completion);
@@ -220,16 +229,16 @@ impl Uring {
                 }
                 submission.cq_overflow()
             };
-            // The kernel keeps the completions that the queue has no room for, and only moves them
-            // to the queue in another call.
+            // The kernel keeps the completions for which the queue has no room. It moves them to
+            // the queue only when it is called again, which `wait(0)` does.
             if !has_overflowed || matches!(self.wait(0), Err(errno) if errno != Errno::INTR) {
                 return;
             }
         }
     }
 
-    /// Makes the kernel bring the completion queue up to date, and waits until it has `at_least`
-    /// completions.
+    /// Makes the kernel bring the completion queue up to date, and waits until the queue has
+    /// `at_least` completions.
     pub(crate) fn wait(&mut self, at_least: u32) -> Result<()> {
         let flags = EnterFlags::GETEVENTS.bits();
         let submitter = self.uring.submitter();
@@ -238,8 +247,8 @@ impl Uring {
         waited.map(|_| ()).map_err(errno)
     }
 
-    /// Makes the kernel signal `eventfd` at every completion, unless that is
-    /// [switched off](Self::set_signalling).
+    /// Makes the kernel signal `eventfd` at every completion, unless signals are [switched
+    /// off](Self::set_signalling).
     #[cfg(feature = "tokio")]
     pub(crate) fn signal_to(&self, eventfd: BorrowedFd<'_>) -> Result<()> {
         let submitter = self.uring.submitter();
@@ -253,7 +262,8 @@ impl Uring {
         if on {
             self.uring.completion().enable_eventfd();
             // The flag must be visible to the kernel before the caller next looks at the completion
-            // queue: a completion that arrives in between would neither be seen nor signalled.
+            // queue. Otherwise a completion that arrives in between would be neither seen nor
+            // signalled.
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         } else {
             self.uring.completion().disable_eventfd();
@@ -271,7 +281,7 @@ impl VectoredMessage {
     fn new(request: &SendRequest<'_>) -> Box<Self> {
         let buffers = std::iter::once(&request.first).chain(&request.rest);
         let mut message = Box::new(Self {
-            // SAFETY: a message header of zeroes is valid: null pointers with lengths of 0.
+            // SAFETY: an all-zero `msghdr` is valid: null pointers and zero lengths.
             header: unsafe { std::mem::zeroed() },
             buffers: buffers
                 .take(MAX_SEND_BUFFERS)
@@ -284,7 +294,8 @@ impl VectoredMessage {
     }
 }
 
-/// The submission queue entry of a send, and the message that it points to, if it needs one.
+/// Creates the submission queue entry of a send. A send of several buffers also needs the returned
+/// message, to which the entry points.
 fn entry(request: &SendRequest<'_>) -> (squeue::Entry, Option<Box<VectoredMessage>>) {
     let sink = Fd(request.sink.as_raw_fd());
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -301,7 +312,8 @@ fn entry(request: &SendRequest<'_>) -> (squeue::Entry, Option<Box<VectoredMessag
     }
 }
 
-/// Registers `eventfd` with the current tokio runtime, which then reports when it is readable.
+/// Registers `eventfd` with the current tokio runtime, which then reports when the eventfd is
+/// readable.
 ///
 /// # Errors
 ///
@@ -309,8 +321,8 @@ fn entry(request: &SendRequest<'_>) -> (squeue::Entry, Option<Box<VectoredMessag
 #[cfg(feature = "tokio")]
 pub(crate) fn register_with_tokio(eventfd: OwnedFd) -> Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     use tokio::io::{Interest, unix::AsyncFd};
-    // SAFETY: an `OwnedFd` always returns the same descriptor, and keeps it open until it is
-    // dropped.
+    // SAFETY: an `OwnedFd` always returns the same descriptor, and keeps that descriptor open until
+    // the `OwnedFd` is dropped.
     let watched = unsafe { AsyncFd::register_with_interest(eventfd, Interest::READABLE) };
     watched.map_err(|error| errno(error.into()))
 }

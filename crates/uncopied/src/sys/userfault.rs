@@ -1,7 +1,8 @@
-//! Write protection of pages, with the faults handled by user code: `userfaultfd(2)`.
+//! Protects pages against writes, and lets user code handle the write faults: `userfaultfd(2)`.
 //!
-//! The structures and constants of `linux/userfaultfd.h` are here, because libc has only the number
-//! of the system call. The other calls that a region needs for its huge pages are here as well.
+//! The structures and constants of `linux/userfaultfd.h` are defined here, because libc defines
+//! only the number of the system call. The other system calls that a region needs for its huge
+//! pages are in this file as well.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -14,26 +15,29 @@ use rustix::mm::{Advice, MprotectFlags, MremapFlags};
 
 use super::last_errno;
 
-/// For [`UffdioApi`]: the version of the interface, and the feature of reporting write faults.
+/// For [`UffdioApi`]: the version of the interface, and the feature that reports write faults.
 const UFFD_API: u64 = 0xaa;
 const UFFD_FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 
-/// For [`UffdioRegister`]: the mode to register with, and the bit that says that the range then
-/// supports `UFFDIO_WRITEPROTECT`.
+/// For [`UffdioRegister`]: the mode in which ranges are registered, and the bit with which the
+/// kernel reports that the range then supports `UFFDIO_WRITEPROTECT`.
 const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
 const UFFDIO_WRITEPROTECT_BIT: u64 = 1 << 6;
 
-/// For [`UffdioWriteProtect`]: sets the protection. Without it, the protection is removed.
+/// For [`UffdioWriteProtect`]: the mode that sets the protection. Without this bit, the call
+/// removes the protection.
 const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 
-/// For [`UffdMessage`]: a fault.
+/// For [`UffdMessage`]: the event number of a page fault.
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
 
-/// For `userfaultfd(2)`: accesses by the kernel itself cause no message but fail with `EFAULT`.
+/// For `userfaultfd(2)`: the descriptor reports only faults of user code. An access by the kernel
+/// that would fault fails with `EFAULT` instead.
 const UFFD_USER_MODE_ONLY: libc::c_int = 1;
 
-/// The ioctls. `UFFDIO_WAKE` is declared as one that user space reads (`_IOR`), as in the header,
-/// although it is the kernel that reads.
+/// The numbers of the ioctls. `UFFDIO_WAKE` is declared with `_IOR`, which means that user space
+/// reads the argument. In fact the kernel reads it, but the number must be the one in the kernel's
+/// header.
 const USERFAULTFD_IOC_NEW: libc::Ioctl = libc::_IO(0xaa, 0x00);
 const UFFDIO_API: libc::Ioctl = libc::_IOWR::<UffdioApi>(0xaa, 0x3f);
 const UFFDIO_REGISTER: libc::Ioctl = libc::_IOWR::<UffdioRegister>(0xaa, 0x00);
@@ -71,7 +75,7 @@ struct UffdioWriteProtect {
     mode: u64,
 }
 
-/// `struct uffd_msg`, as it is laid out for a fault.
+/// `struct uffd_msg`, with the fields that it has for a page fault.
 #[repr(C)]
 #[derive(Default)]
 struct UffdMessage {
@@ -93,10 +97,10 @@ const _: () = assert!(
         && std::mem::offset_of!(UffdMessage, address) == 16
 );
 
-/// A descriptor by which this process handles its own write faults.
+/// A descriptor through which this process handles its own write faults.
 ///
-/// When it is closed, the kernel removes all protection. It must stay open for as long as anything
-/// relies on the protection.
+/// When the descriptor is closed, the kernel removes all protection. So it must stay open for as
+/// long as anything relies on the protection.
 #[derive(Debug)]
 pub(crate) struct Userfault {
     fd: OwnedFd,
@@ -104,9 +108,9 @@ pub(crate) struct Userfault {
 }
 
 impl Userfault {
-    /// Opens a descriptor that also reports writes by the kernel itself, if this process is allowed
-    /// to: by the system call, or through `/dev/userfaultfd`. Otherwise opens one for writes by
-    /// user code only, which needs no privilege.
+    /// Opens a descriptor that reports writes both by user code and by the kernel, if this process
+    /// is allowed to: either with the system call, or through `/dev/userfaultfd`. Otherwise opens a
+    /// descriptor that reports only writes by user code, which needs no privilege.
     ///
     /// # Errors
     ///
@@ -122,7 +126,7 @@ impl Userfault {
         }
     }
 
-    /// Opens a descriptor for writes by user code only.
+    /// Opens a descriptor that reports only writes by user code.
     pub(crate) fn open_user_mode_only() -> Result<Self> {
         Self::enable(userfaultfd(UFFD_USER_MODE_ONLY)?, true)
     }
@@ -147,7 +151,8 @@ impl Userfault {
         self.is_user_mode_only
     }
 
-    /// Makes a range protectable. It must be anonymous memory of this process, in whole pages.
+    /// Registers a range, so that it can be protected. The range must consist of whole pages of
+    /// anonymous memory of this process.
     pub(crate) fn register(&self, address: usize, len: usize) -> Result<()> {
         let mut register = UffdioRegister {
             range: range(address, len),
@@ -162,12 +167,12 @@ impl Userfault {
     }
 
     /// Protects a registered range. When this returns, no write to the range is in progress, and
-    /// every later write waits until its fault is handled.
+    /// every later write waits until its fault has been handled.
     pub(crate) fn protect(&self, address: usize, len: usize) -> Result<()> {
         self.write_protect(address, len, UFFDIO_WRITEPROTECT_MODE_WP)
     }
 
-    /// Removes the protection of a range, and wakes the threads that wait to write to it.
+    /// Removes the protection of a range, and wakes the threads that wait to write to the range.
     pub(crate) fn unprotect(&self, address: usize, len: usize) -> Result<()> {
         self.write_protect(address, len, 0)
     }
@@ -185,19 +190,21 @@ impl Userfault {
         }
     }
 
-    /// Wakes the threads whose faults in this range are not handled yet, to repeat their writes.
+    /// Wakes the threads that wait because of a fault in this range, so that they repeat their
+    /// writes.
     pub(crate) fn wake(&self, address: usize, len: usize) -> Result<()> {
         ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, &mut range(address, len))
     }
 
-    /// Waits for the next write to a protected page, and returns its address, rounded down to a
-    /// page.
+    /// Waits for the next write to a protected page, and returns the address of the write, rounded
+    /// down to the start of a page.
     pub(crate) fn next_fault(&self) -> Result<usize> {
         loop {
             let mut message = UffdMessage::default();
             let buffer = (&raw mut message).cast::<c_void>();
-            // SAFETY: the message has the kernel's layout (asserted above), and all of its fields
-            // are integers, for which any bytes are valid. The kernel writes no more than its size.
+            // SAFETY: the message has the kernel's layout (asserted above), and all its fields are
+            // integers, for which any bytes are valid. The kernel writes no more bytes than the
+            // size of the message.
             let read = unsafe { libc::read(self.fd.as_raw_fd(), buffer, size_of::<UffdMessage>()) };
             match usize::try_from(read) {
                 Ok(len)
@@ -205,7 +212,7 @@ impl Userfault {
                 {
                     return usize::try_from(message.address).map_err(|_| Errno::OVERFLOW);
                 }
-                // Messages of other events were not requested.
+                // No other events were requested, so any other message is ignored.
                 Ok(_) => {}
                 Err(_) => match last_errno() {
                     Errno::INTR => {}
@@ -217,25 +224,26 @@ impl Userfault {
 }
 
 fn userfaultfd(flags: libc::c_int) -> Result<OwnedFd> {
-    // SAFETY: the call takes nothing but flags, and makes a descriptor.
+    // SAFETY: the call takes only flags, and creates a descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) };
     into_owned_fd(fd)
 }
 
-/// Opens a descriptor through the device. Since Linux 6.1, a process that may open the device needs
-/// no privilege.
+/// Opens a descriptor through `/dev/userfaultfd`, which exists since Linux 6.1. A process that may
+/// open this device needs no other privilege.
 fn open_device() -> Result<OwnedFd> {
     let device = File::open("/dev/userfaultfd")
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NODEV))?;
-    // SAFETY: the request takes nothing but flags, and makes a descriptor.
+    // SAFETY: the request takes only flags, and creates a descriptor.
     let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, libc::O_CLOEXEC) };
     into_owned_fd(fd.into())
 }
 
-/// The descriptor that a call returned, or the errno that it failed with.
+/// Converts the result of a system call: returns the descriptor that it created, or the errno with
+/// which it failed.
 fn into_owned_fd(fd: libc::c_long) -> Result<OwnedFd> {
     match RawFd::try_from(fd) {
-        // SAFETY: the kernel has just made this descriptor, and nothing else has got its number.
+        // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(last_errno()),
     }
@@ -248,11 +256,12 @@ fn range(address: usize, len: usize) -> UffdioRange {
     }
 }
 
-/// Makes a request of a userfaultfd. `T` must be the structure that the request is defined with.
+/// Makes an `ioctl(2)` request to a userfaultfd. `T` must be the structure with which the request
+/// is defined.
 fn ioctl<T>(fd: RawFd, request: libc::Ioctl, argument: &mut T) -> Result<()> {
     // SAFETY: the argument has the layout that the kernel expects for this request (asserted
-    // above), and is borrowed exclusively, so that the kernel may write to it. None of the requests
-    // used here changes the content of memory: they only decide which writes have to wait.
+    // above), and is borrowed exclusively, so the kernel may write to it. None of the requests used
+    // here changes the content of memory: they only determine which writes have to wait.
     let result = unsafe { libc::ioctl(fd, request, argument) };
     if result == 0 {
         return Ok(());
@@ -260,13 +269,15 @@ fn ioctl<T>(fd: RawFd, request: libc::Ioctl, argument: &mut T) -> Result<()> {
     Err(last_errno())
 }
 
-/// Replaces the frame of the huge page at `page` by a fresh one with the same content. Anything
-/// else that refers to the old frame, such as the queue of a socket, keeps it unchanged.
+/// Replaces the frame of the huge page at address `page` with a fresh frame that has the same
+/// content. Everything else that refers to the old frame, such as a socket's queue, keeps the old
+/// frame unchanged.
 ///
-/// Both ranges must be `len` bytes of accessible memory that belong to the caller. `spare` is where
-/// the fresh frame is made; its addresses stay accessible. `page` must be protected against writes,
-/// so that the copy is consistent; afterwards it is no longer registered. The page is never absent:
-/// a reader, even the kernel, sees the old frame or the fresh one.
+/// `page` and `spare` must each be the address of `len` bytes of accessible memory that belong to
+/// the caller. The fresh frame is first filled at `spare`, whose addresses stay accessible. `page`
+/// must be protected against writes, so that the copy is consistent; afterwards it is no longer
+/// registered with the userfaultfd. `page` is mapped all the time: any reader, even the kernel,
+/// finds either the old frame or the fresh one.
 ///
 /// # Errors
 ///
@@ -275,53 +286,56 @@ fn ioctl<T>(fd: RawFd, request: libc::Ioctl, argument: &mut T) -> Result<()> {
 pub(crate) fn replace_page(page: usize, spare: usize, len: usize) -> Result<()> {
     let from = ptr::with_exposed_provenance_mut::<c_void>(spare);
     let to = ptr::with_exposed_provenance_mut::<c_void>(page);
-    // Without memory this returns an error, where a write to the page would kill the process.
+    // If there is no memory for the fresh frame, this returns an error. Without this call, the copy
+    // below would kill the process in that case.
     populate(spare, len)?;
-    // SAFETY: both are `len` bytes of this process's memory, do not overlap, and belong to the
-    // caller. Nothing has a reference into the spare range. User code may have an exclusive
+    // SAFETY: both ranges are `len` bytes of this process's memory, do not overlap, and belong to
+    // the caller. Nothing has a reference into the spare range. User code may have an exclusive
     // reference into the page, but cannot write through it: the hardware stops each store until its
-    // fault is handled. Everything that was stored before the protection was set is visible here,
-    // because setting it synchronised with every CPU. The kernel does the same when it copies a
-    // page on a write.
+    // fault has been handled. Everything that was stored before the protection was set is visible
+    // here, because setting the protection synchronised with every CPU. The kernel does the same
+    // when it copies a page on a write.
     unsafe { ptr::copy_nonoverlapping(to.cast::<u8>().cast_const(), from.cast::<u8>(), len) };
     let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
     // SAFETY: nothing has a reference into the spare range. The content at the addresses of the
-    // page is the same afterwards, because it was copied and could not be written to since:
+    // page stays the same, because it was copied, and nothing could write to the page since. So
     // references into the page see no change.
     let moved = unsafe { rustix::mm::mremap_fixed(from, len, len, flags, to) };
     let Err(errno) = moved else { return Ok(()) };
     if !is_mapped(page, len) {
-        // Memory of another thread could come to lie there, under the references of user code.
+        // User code may still have references into the page, and another thread's memory could now
+        // be mapped at the same addresses, so the process must not continue.
         eprintln!("uncopied: the kernel unmapped a page without replacing it ({errno}); aborting");
         std::process::abort();
     }
     Err(errno)
 }
 
-/// Whether all of a range is mapped.
+/// Whether the whole range is mapped.
 fn is_mapped(address: usize, len: usize) -> bool {
     let mut residency = vec![0_u8; len / rustix::param::page_size()];
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
-    // SAFETY: the kernel only looks the addresses up, and writes one byte per page, for which the
-    // vector has room.
+    // SAFETY: the kernel only looks up the addresses, and writes one byte per page to the vector,
+    // which has room for these bytes.
     unsafe { libc::mincore(start, len, residency.as_mut_ptr()) == 0 }
 }
 
-/// Gives each page of a range its page frame now, huge if that was requested and is possible. The
-/// range must be accessible memory that belongs to the caller. Fresh pages are zeroed; the others
-/// keep their content.
+/// Allocates a page frame for each page of a range that has none yet. The frames are zeroed, and
+/// huge if that was requested and is possible. Other pages keep their content. The range must be
+/// accessible memory that belongs to the caller.
 pub(crate) fn populate(address: usize, len: usize) -> Result<()> {
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
     // SAFETY: the advice changes no content.
     match unsafe { rustix::mm::madvise(start, len, Advice::LinuxPopulateWrite) } {
-        // Before Linux 5.14 there is no such advice: each page gets its frame at the first write.
+        // Linux has this advice since 5.14. On older kernels, each page gets its frame at the first
+        // write.
         Err(Errno::INVAL) => Ok(()),
         result => result,
     }
 }
 
-/// Makes a child process find zeroes in this range instead of these pages, so that it never shares
-/// their frames: `madvise(2)`, MADV_WIPEONFORK.
+/// Makes a range read as zeroes in every forked child, so that no child shares its page frames
+/// (`MADV_WIPEONFORK` of `madvise(2)`).
 pub(crate) fn wipe_on_fork(address: usize, len: usize) -> Result<()> {
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
     // SAFETY: the advice changes nothing in this process. In a child, the range is anonymous memory
@@ -329,22 +343,23 @@ pub(crate) fn wipe_on_fork(address: usize, len: usize) -> Result<()> {
     unsafe { rustix::mm::madvise(start, len, Advice::LinuxWipeOnFork) }
 }
 
-/// Makes a range inaccessible. It must belong to the caller, and no reference into it may be alive.
+/// Makes a range inaccessible. The range must belong to the caller, and no reference into it may
+/// exist.
 pub(crate) fn make_inaccessible(address: usize, len: usize) -> Result<()> {
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
-    // SAFETY: the caller owns the range, and no reference into it is alive.
+    // SAFETY: the caller owns the range, and no reference into it exists.
     unsafe { rustix::mm::mprotect(start, len, MprotectFlags::empty()) }
 }
 
 /// Runs `call` with all signals blocked in this thread. A thread that `call` starts inherits the
-/// mask, and so gets no signals.
+/// signal mask, so it receives no signals.
 pub(crate) fn without_signals<T>(call: impl FnOnce() -> T) -> T {
     let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
     let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: the call writes to a local of the right type.
     unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: the first set was filled in above, and the second is a local that the call writes to.
-    // With these arguments it cannot fail.
+    // SAFETY: the first set was filled in above, and the second set is a local that the call writes
+    // to. With these arguments the call cannot fail.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
     let result = call();
     // SAFETY: `before` was filled in by the call above.

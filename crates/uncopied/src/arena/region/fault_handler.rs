@@ -1,15 +1,16 @@
 //! The thread that handles writes to protected pages.
 //!
-//! A process has one such thread, started with the first region and never stopped. It depends on
-//! nothing that a writer could hold up: it receives no signals, and it waits neither for a lock
-//! that a thread may hold while it writes to a region, nor for a system call that such a thread
-//! could block. This matters because a thread can be stopped in the middle of a `recv(2)` into a
-//! region, with the socket locked.
+//! A process has one such thread. It is started with the first region and never stopped. Because
+//! writers wait for this thread, it must never wait for a writer: it receives no signals, takes no
+//! lock that a thread may hold while it writes to a region, and makes no system call that such a
+//! thread could block. For example, a write fault can stop a thread in the middle of a `recv(2)`
+//! into a region, while the thread keeps the socket locked. If the handler waited for that socket,
+//! both threads would wait forever.
 //!
-//! If there is no memory for a copy, the writer waits, and the handler retries until there is. If
-//! the handler cannot go on at all, the process is aborted. That is so if the handler panics, or if
-//! something has closed its descriptor, which removes all protection. The alternatives would be
-//! wrong bytes, or writers that hang.
+//! If there is no memory for a copy, the handler retries until there is, and the writer waits. The
+//! process is aborted if the handler panics, or if the handler can no longer read write faults
+//! because something has closed its descriptor (which removes all protection). Otherwise peers
+//! would get wrong bytes, or writers would wait forever.
 
 use std::collections::BTreeMap;
 use std::process;
@@ -26,10 +27,10 @@ use crate::sys::{self, Userfault};
 
 const THREAD_NAME: &str = "uncopied-faults";
 
-/// How long the handler waits before it retries an allocation that failed.
+/// The delay before the handler tries again to make a page writable.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The handler of this process. A child process starts its own.
+/// The handler of this process. A forked child process starts its own.
 static FAULT_HANDLER: PerProcess<OnceLock<Result<&'static FaultHandler>>> = PerProcess::new();
 
 /// The handler of write faults, and the regions whose faults it handles.
@@ -37,19 +38,20 @@ static FAULT_HANDLER: PerProcess<OnceLock<Result<&'static FaultHandler>>> = PerP
 pub(super) struct FaultHandler {
     userfault: Userfault,
     owner_process: OwnerProcess,
-    /// The regions, by their addresses.
+    /// The regions, by start address.
     regions: Mutex<BTreeMap<usize, Weak<RegionState>>>,
-    /// The addresses of unused huge pages, in which a fresh page is made before it replaces one.
+    /// The addresses of unused huge pages. The copy of a page is made in one of these, and then
+    /// moved to the address of that page.
     spare_pages: Mutex<Vec<usize>>,
 }
 
 impl FaultHandler {
-    /// The handler of this process, which the first call starts.
+    /// Returns the handler of this process. The first call starts the handler.
     ///
     /// # Errors
     ///
-    /// The errno that userfaultfd or the thread was refused with. If the first call fails, all
-    /// later ones fail with the same error.
+    /// The errno with which opening the userfaultfd or starting the thread failed. If the first
+    /// call fails, all later calls fail with the same error.
     pub(super) fn of_this_process() -> Result<&'static Self> {
         *FAULT_HANDLER
             .get()
@@ -73,9 +75,9 @@ impl FaultHandler {
         &self.userfault
     }
 
-    /// Whether the handler belongs to this process. If not, it is that of the parent: this process
-    /// has a copy of the parent's memory, but the descriptor would change the protection in the
-    /// parent.
+    /// Whether the handler belongs to the calling process. If not, the calling process is a forked
+    /// child with a copy of its parent's handler. The child must not use the copy, because the
+    /// descriptor would change the protection of the parent's memory.
     pub(super) fn is_of_this_process(&self) -> bool {
         self.owner_process.is_current()
     }
@@ -88,8 +90,9 @@ impl FaultHandler {
         lock(&self.regions).remove(&address);
     }
 
-    /// Replaces the frame of the protected huge page at `page` by a fresh one, and wakes the
-    /// threads that wait to write to it. Returns whether the page can be protected again.
+    /// Replaces the frame of the protected huge page at address `page` with a fresh one, and wakes
+    /// the threads that wait to write to the page. Returns whether the kernel registered the page
+    /// with the userfaultfd again: without that, the page cannot be protected.
     pub(super) fn replace_page(&self, page: usize) -> Result<bool> {
         let spare = lock(&self.spare_pages).pop();
         let spare = spare.map_or_else(allocate_spare_page, Ok)?;
@@ -107,7 +110,7 @@ impl FaultHandler {
             match self.userfault.next_fault() {
                 Ok(address) => self.handle_fault(address),
                 Err(errno) => {
-                    eprintln!("uncopied: cannot read write faults any more ({errno}); aborting");
+                    eprintln!("uncopied: can no longer read write faults ({errno}); aborting");
                     process::abort();
                 }
             }
@@ -120,13 +123,14 @@ impl FaultHandler {
                 thread::sleep(RETRY_INTERVAL);
             }
         }
-        // The page may have been made writable for another thread after this fault occurred, and
-        // then nothing else wakes the thread that waits.
+        // The page may already have been made writable, for another thread, after this fault
+        // occurred. In that case the code above may wake no thread, so the thread that waits is
+        // woken here.
         self.wake(address / GRANULE_BYTES * GRANULE_BYTES);
     }
 
     fn wake(&self, page: usize) {
-        // This only fails for an invalid range of addresses.
+        // Waking fails only for an invalid range of addresses, which cannot occur here.
         let _ = self.userfault.wake(page, GRANULE_BYTES);
     }
 
@@ -134,7 +138,7 @@ impl FaultHandler {
         let regions = lock(&self.regions);
         let (_, region) = regions.range(..=address).next_back()?;
         let region = region.upgrade()?;
-        // If the returned handle becomes the last one, its drop takes the same lock.
+        // Dropping `region` below also takes this lock, if that handle is the last one.
         drop(regions);
         region.contains(address).then_some(region)
     }
@@ -147,7 +151,8 @@ fn allocate_spare_page() -> Result<usize> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic cannot leave the content inconsistent: each change is a single call.
+    // A poisoned lock may still be used: each change is a single call, so a panic cannot have left
+    // the content inconsistent.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

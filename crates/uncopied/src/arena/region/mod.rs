@@ -1,31 +1,33 @@
 //! Memory that may be overwritten while it is in flight.
 //!
-//! FreeBSD's zero-copy sockets kept the promise of `write(2)`: if a program wrote to a buffer after
-//! sending it, the kernel first copied the page, and the peer got the bytes as they were. A
-//! [`Region`] keeps this promise on Linux. What is sent of it is protected against writes
-//! (`userfaultfd(2)`). The first write to a protected page waits until [a thread](fault_handler)
-//! has put a fresh page with the same content in its place, and then goes on. The kernel keeps the
-//! old page frame, which nothing can write to any more.
+//! After `write(2)` has returned, a program may overwrite its buffer, and the peer still gets the
+//! bytes that were sent. FreeBSD's zero-copy sockets kept this promise: the kernel copied a page
+//! when the program first wrote to the page after sending it. A [`Region`] keeps the promise on
+//! Linux. Pages that are sent from a region are protected against writes (`userfaultfd(2)`). The
+//! first write to a protected page blocks until [a thread](fault_handler) has replaced the page
+//! with a fresh one that has the same content, and then continues. The kernel continues to send
+//! from the old page frame, to which nothing can write any longer.
 //!
 //! # Who may access what
 //!
-//! A [`RegionMut`] is the exclusive right to read and write some bytes of the region. It can be
-//! split and moved to other threads, and no two of them have a byte in common. A [`Region`] and a
-//! [`RegionPart`] never read a byte: they only pass *addresses* to the kernel. So a send needs no
-//! synchronisation with the writers, and yet no two Rust references overlap. If a byte is written
-//! during the send, the peer gets its value from before or after the write, as with `write(2)`. A
-//! write after the send does not change what the peer gets.
+//! A [`RegionMut`] is the exclusive right to read and write a range of the region's bytes. It can
+//! be split, and its parts can be moved to other threads; no two `RegionMut`s have a byte in
+//! common. A [`Region`] and a [`RegionPart`] never access the bytes: they only pass *addresses* to
+//! the kernel. So a send needs no synchronisation with the writers, and no Rust reference overlaps
+//! a writer's `&mut [u8]`. If a byte is written while the sending call runs, the peer gets either
+//! its old or its new value, as with `write(2)`. A write after the call has returned does not
+//! change what the peer gets.
 //!
-//! The copy is made while a writer may hold a `&mut [u8]` to the page. This is not a data race:
-//! everything that was stored before the page was protected is in the copy, and the hardware lets
-//! no store through before the page is replaced. The thread does here what the kernel itself does
-//! with pages after a fork.
+//! The fault handler copies a page while a writer may hold a `&mut [u8]` to it. This is not a data
+//! race: the copy contains everything that was stored before the page was protected, and the
+//! hardware blocks every later store until the page has been replaced. The kernel does the same
+//! when it copies a page on the first write after a fork.
 //!
-//! # What is replaced, and how
+//! # How a page is replaced
 //!
-//! The unit is a huge page of 2 MiB: its content is copied to a fresh one, which `mremap(2)` then
-//! moves into its place. Measured on Linux 6.18 (two virtual cores, medians of 200, on a shared
-//! machine):
+//! Pages are replaced in units of a huge page (2 MiB): the content of the page is copied to a fresh
+//! one, which `mremap(2)` then moves to the address of the old one. Measured on Linux 6.18 (two
+//! virtual cores, medians of 200, on a shared machine):
 //!
 //! | on a write fault | overwrite 2 MiB | write one byte | protect 16 MiB again |
 //! |---|---|---|---|
@@ -34,15 +36,18 @@
 //! | copy 2 MiB, `mremap` | 345 µs | 290 µs | 6.5 to 8 µs |
 //! | no protection | 120 µs | - | - |
 //!
-//! Copying 4 KiB is fastest for a single byte, but it splits the huge page, so that every later
-//! send pays for each page of 4 KiB; a program that goes on writing pays 20 times as much. The
-//! other two cost about the same. With `mremap` the page is never absent, not even for an instant:
-//! a `send(2)` of it by another thread never waits or fails. It also works on kernels before 6.8.
+//! Copying only 4 KiB is fastest if a single byte is written. But it splits the huge page, so that
+//! every later send pays for each page of 4 KiB, and a program that overwrites all 2 MiB pays 20
+//! times as much. The two methods that copy 2 MiB cost about the same. `mremap` was chosen because
+//! it never leaves the page unmapped, not even for an instant, so that a `send(2)` of the page by
+//! another thread never waits or fails. It also works on kernels before 6.8, which do not have
+//! `UFFDIO_MOVE`.
 //!
-//! A page stays protected when its last lease ends. Only the next write to it removes the
-//! protection. So protecting bytes that are sent again unchanged costs no call at all.
+//! A page stays protected after its last lease has ended (no send of the page is in flight any
+//! longer). The protection is removed by the next write to the page. So if bytes are sent again
+//! unchanged, protecting them again needs no system call.
 //!
-//! | what | µs |
+//! | operation | µs |
 //! |---|---|
 //! | protect 2 MiB, and check again after the call | 2.1 to 2.8 |
 //! | the same, for a page that is protected already | 0.8 |
@@ -51,10 +56,11 @@
 //!
 //! # Compared with a copy
 //!
-//! 1 GiB sent by `vmsplice` through a pipe of 1 MiB, against `send(2)` of the same bytes. Loopback,
-//! cubic, the receiver discards the bytes (MSG_TRUNC), both sides in one process. CPU seconds per
-//! GB, medians of 7 to 9 paired runs, the lowest and the highest of four such series, on a shared
-//! machine:
+//! The CPU time that it takes to send 1 GiB with `vmsplice` through a pipe of 1 MiB, compared with
+//! `send(2)` of the same bytes. Both sides are in one process and connected over loopback, with
+//! cubic congestion control; the receiver discards the bytes (`MSG_TRUNC`). Four series were
+//! measured on a shared machine, each with 7 to 9 paired runs. The tables show the lowest and the
+//! highest of the four medians, in CPU seconds per GB:
 //!
 //! | region, never overwritten | `vmsplice` | `send` | ratio |
 //! |---|---|---|---|
@@ -68,11 +74,14 @@
 //! | 8 MiB | 0.35 to 0.48 | 0.27 to 0.29 | 1.3 to 1.6 |
 //! | 64 MiB | 0.34 to 0.49 | 0.27 to 0.30 | 1.3 to 1.5 |
 //!
-//! So it pays for bytes that are mostly sent again unchanged. For bytes that are all rewritten each
-//! time, it costs half as much again as a copy, or more. With a pipe of 512 KiB the ratios for
-//! bytes that are not overwritten are 0.83, 0.66 and 0.63, with 256 KiB 0.98, 0.80 and 0.73. With
-//! the default of 64 KiB it never pays. There the many rounds through the pipe cost most: even
-//! without protection it takes 0.36, 0.35 and 0.24 s/GB instead of 0.40, 0.37 and 0.26.
+//! So a region is worthwhile for bytes that are mostly sent again unchanged. If all bytes are
+//! rewritten before each send, a region costs half as much again as a copy, or more.
+//!
+//! A narrower pipe reduces the gain. For bytes that are not overwritten, the ratios for 2, 8 and 64
+//! MiB are 0.83, 0.66 and 0.63 with a pipe of 512 KiB, and 0.98, 0.80 and 0.73 with a pipe of 256
+//! KiB. With the default pipe of 64 KiB, a region is never worthwhile: most of the cost is then
+//! that of filling and draining the pipe many times. Even without protection, `vmsplice` through
+//! that pipe takes 0.36, 0.35 and 0.24 s/GB; with protection, it takes 0.40, 0.37 and 0.26 s/GB.
 
 mod fault_handler;
 mod state;
@@ -95,17 +104,17 @@ use crate::sys::Mapped;
 
 pub(crate) use self::state::ProtectedCall;
 
-/// Memory of huge pages that may be written to at any time, even while it is being sent.
+/// Memory in huge pages that may be written to at any time, even while it is being sent.
 ///
-/// This is a handle to send from, and cheap to clone. A [`RegionMut`] is the right to write. It may
-/// be used during a send, by another thread: of a byte that is written then, the peer gets the
-/// value from before or after. What is written after the send does not change what the peer gets:
-/// the first write to a page of 2 MiB that is in flight copies the page, and the kernel goes on
-/// sending the old one.
+/// A `Region` is a handle from which bytes are sent; it is cheap to clone. A [`RegionMut`] is the
+/// right to write to the bytes. Another thread may write while a sending call runs: of each byte
+/// that is written meanwhile, the peer gets either the old or the new value. Writes after the call
+/// has returned do not change what the peer gets: the first write to a huge page (2 MiB) in flight
+/// copies the page, and the kernel continues to send from the old one.
 ///
-/// It pays from 2 MiB up, for bytes that are mostly sent again unchanged. Bytes that are rewritten
-/// after each send are cheaper to copy, or to write into several [`PageBuffer`](super::PageBuffer)s
-/// in turn.
+/// A region is worthwhile for sends of at least 2 MiB, if most of the bytes are sent again
+/// unchanged. Bytes that are rewritten after each send are cheaper to copy, or to write into
+/// several [`PageBuffer`](super::PageBuffer)s in turn.
 ///
 /// ```
 /// use uncopied::arena::Region;
@@ -124,57 +133,62 @@ pub(crate) use self::state::ProtectedCall;
 ///
 /// # Rules
 ///
-/// - **Protection needs `userfaultfd(2)`.** If the kernel, a sysctl or a seccomp filter refuses it,
-///   the region is ordinary memory, and sends of it are copied; [`protection`](Self::protection)
-///   returns the reason. Protection pays only on huge pages: see [`is_huge`](Self::is_huge).
-/// - **Writes by the kernel**, such as a `read(2)` into the region, wait for the copy like any
-///   other write with [`Protection::AllWrites`]. An unprivileged process gets
-///   [`Protection::UserWrites`], with which they fail with `EFAULT` on a protected page: call
-///   [`RegionMut::prepare`] first.
-/// - **Registered buffers of io_uring, and `O_DIRECT` reads**, refer to page frames, not to
-///   addresses. What they write to a frame that is replaced meanwhile is lost: do not let them
+/// - **Protection needs `userfaultfd(2)`.** If the kernel, a sysctl or a seccomp filter refuses
+///   this call, the region is ordinary memory, and sends from it are copied;
+///   [`protection`](Self::protection) returns the reason. Protection is cheaper than a copy only on
+///   huge pages: see [`is_huge`](Self::is_huge).
+/// - **Writes by the kernel**, such as a `read(2)` into the region, depend on the protection. With
+///   [`Protection::AllWrites`], they wait for the copy like any other write. With
+///   [`Protection::UserWrites`], which an unprivileged process gets, they fail with `EFAULT` on a
+///   protected page: call [`RegionMut::prepare`] first.
+/// - **Registered buffers of io_uring, and `O_DIRECT` reads**, write to page frames rather than to
+///   addresses. If a frame is replaced meanwhile, the bytes written to it are lost. Do not let them
 ///   write into a region.
-/// - **After a fork** the child has zeroes instead of these bytes (MADV_WIPEONFORK), so that it
-///   shares no frame. It can read and write the region, but what it sends of it is copied.
-/// - **Without memory for a copy** the writer waits until there is some. The same is true beyond
-///   `vm.max_map_count` mappings (65,530 by default). Every page that was ever replaced takes one,
-///   so the default is enough for 128 GiB.
-/// - **One byte in flight pins the frame** of the whole huge page that it lies in.
-/// - **If the thread that handles write faults fails**, the process is aborted, so that no byte in
-///   flight is left without protection.
+/// - **After a fork**, the child finds zeroes instead of the region's bytes (`MADV_WIPEONFORK`), so
+///   that it shares no page frame with its parent. The child can read and write the region, but its
+///   sends from the region are copied.
+/// - **If there is no memory for a copy**, the writer waits until there is. The writer also waits
+///   while the process has no mappings left (`vm.max_map_count`, 65,530 by default). Each huge page
+///   that has ever been replaced uses one mapping, so the default is enough for 128 GiB.
+/// - **A single byte in flight** keeps the frame of its whole huge page in memory.
+/// - **If the thread that handles write faults fails**, the process is aborted, because the bytes
+///   in flight would no longer be protected.
 #[derive(Clone)]
 pub struct Region {
     state: Arc<RegionState>,
     len: usize,
 }
 
-/// Which writes to a page in flight wait until the page is copied.
+/// The kind of writes against which a page in flight is protected. These writes wait until the page
+/// has been copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
-    /// All writes.
+    /// All writes, by user code and by the kernel.
     AllWrites,
-    /// Writes by user code. Writes by the kernel, such as in `read(2)`, fail with `EFAULT` on a
-    /// page that was sent and not [prepared](RegionMut::prepare) since.
+    /// Only writes by user code. A write by the kernel, such as in `read(2)`, does not wait: it
+    /// fails with `EFAULT` if the page was sent and has neither been [prepared](RegionMut::prepare)
+    /// nor written to by user code since.
     ///
-    /// This is what a process without privilege gets. For [`AllWrites`](Self::AllWrites) it needs
-    /// `CAP_SYS_PTRACE`, `vm.unprivileged_userfaultfd` set to 1, or the right to open
+    /// A process without privileges gets this protection. To get [`AllWrites`](Self::AllWrites), it
+    /// needs `CAP_SYS_PTRACE`, `vm.unprivileged_userfaultfd` set to 1, or permission to open
     /// `/dev/userfaultfd`.
     UserWrites,
 }
 
 impl Region {
-    /// Allocates a region of `len` zeroes, and returns it with the right to write to all of it.
+    /// Allocates a region of `len` zeroes, and returns it together with the right to write to all
+    /// of it.
     ///
-    /// The memory consists of whole huge pages, which are allocated at once. They are released when
-    /// the region, every [`RegionMut`], every [`RegionPart`] and every zero-copy send of it are
-    /// gone.
+    /// The memory consists of whole huge pages, whose frames are all allocated by this call. The
+    /// memory is released once every clone of the region, every [`RegionMut`] and every
+    /// [`RegionPart`] have been dropped and every zero-copy send from the region is complete.
     ///
     /// # Errors
     ///
     /// - `EINVAL`: `len` is 0.
     /// - `ENOMEM`: there is no memory or address space left.
     ///
-    /// It is not an error if the region cannot be [protected](Self::protection).
+    /// Succeeds even if the region cannot be [protected](Self::protection).
     pub fn new(len: usize) -> io::Result<(Self, RegionMut)> {
         let fault_handler = FaultHandler::of_this_process();
         Ok(Self::with_fault_handler(len, fault_handler)?)
@@ -193,14 +207,14 @@ impl Region {
         Ok((Self { state, len }, writer))
     }
 
-    /// The length of the region in bytes. It is never 0.
+    /// Returns the length of the region in bytes, which is never 0.
     #[must_use]
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Returns a handle of some bytes of the region, to send them.
+    /// Returns a handle to a range of the region's bytes, from which they can be sent.
     ///
     /// # Panics
     ///
@@ -216,16 +230,18 @@ impl Region {
         }
     }
 
-    /// Returns against which writes the bytes in flight are protected.
+    /// Returns the kind of writes against which the bytes in flight are protected.
     ///
     /// # Errors
     ///
-    /// The reason why they cannot be protected. Sends of this region are copied then.
+    /// The reason why the bytes cannot be protected. In this case, sends from this region are
+    /// copied.
     ///
     /// - `ENOSYS`: the kernel has no userfaultfd.
-    /// - `EPERM`: a seccomp filter forbids it, or a sysctl before Linux 5.11.
+    /// - `EPERM`: a seccomp filter forbids it, or, before Linux 5.11, the sysctl
+    ///   `vm.unprivileged_userfaultfd` does.
     /// - `EINVAL`: the kernel cannot protect against writes (before Linux 5.7).
-    /// - `ECHILD`: this is a child process, and the region belongs to its parent.
+    /// - `ECHILD`: this is a forked child process, and the region was created by its parent.
     pub fn protection(&self) -> Result<Protection> {
         let userfault = self.state.fault_handler()?.userfault();
         Ok(if userfault.is_user_mode_only() {
@@ -235,20 +251,20 @@ impl Region {
         })
     }
 
-    /// Whether all of the region was in huge pages when it was allocated. If not, a copy is
+    /// Whether the whole region consisted of huge pages when it was allocated. If not, a copy is
     /// cheaper than protection.
     #[must_use]
     pub fn is_huge(&self) -> bool {
         self.state.is_huge()
     }
 
-    /// Returns how many bytes of the region's memory are in huge pages now.
+    /// Returns the number of bytes of the region's memory that are in huge pages now.
     ///
-    /// This reads `/proc/self/smaps`, which takes some time.
+    /// This is slow, because it reads `/proc/self/smaps`.
     ///
     /// # Errors
     ///
-    /// The error of reading that file.
+    /// The error with which that file cannot be read.
     pub fn huge_bytes(&self) -> io::Result<usize> {
         self.state.huge_bytes()
     }
@@ -264,9 +280,9 @@ impl fmt::Debug for Region {
     }
 }
 
-/// The exclusive right to read and write some bytes of a [`Region`].
+/// The exclusive right to read and write a range of a [`Region`]'s bytes.
 ///
-/// Writing to bytes in flight is always correct. The first write to each page in flight takes
+/// Bytes in flight may be written to at any time. The first write to each page in flight takes
 /// longer, because the page has to be copied.
 pub struct RegionMut {
     state: Arc<RegionState>,
@@ -275,13 +291,15 @@ pub struct RegionMut {
 }
 
 impl RegionMut {
-    /// Splits the bytes into those before byte `at`, and the rest.
+    /// Splits the range into its first `at` bytes and the rest.
     ///
-    /// Several writers may share a huge page (2 MiB), but they all wait while it is copied.
+    /// If the boundary between the two halves is not on a huge page boundary (2 MiB), both halves
+    /// share a huge page. That is allowed, but a write to that page while it is in flight stalls
+    /// the writers of both halves until the page has been copied.
     ///
     /// # Panics
     ///
-    /// If `at` is more than the number of bytes.
+    /// If `at` is more than the length of the range.
     #[must_use]
     pub fn split_at(self, at: usize) -> (Self, Self) {
         assert!(at <= self.len, "{at} is beyond the {} bytes", self.len);
@@ -294,16 +312,19 @@ impl RegionMut {
         (left, right)
     }
 
-    /// The position of these bytes in the region, to be passed to [`Region::part`].
+    /// Returns the position of these bytes in the region. To send the bytes, pass the result to
+    /// [`Region::part`].
     #[must_use]
     pub fn range(&self) -> Range<usize> {
         self.start..self.start + self.len
     }
 
-    /// Makes the pages of these bytes writable without delay, until they are sent again.
+    /// Makes the pages that contain these bytes writable, so that writes to them need not wait.
+    /// This lasts until the bytes are sent again.
     ///
-    /// Pages in flight are copied now, by this thread, instead of at the first write to each. With
-    /// [`Protection::UserWrites`] this is needed before the kernel writes to them.
+    /// Pages in flight are copied now, by this thread, instead of at the first write to each page.
+    /// With [`Protection::UserWrites`], call this before the kernel writes to bytes that have been
+    /// sent.
     ///
     /// # Errors
     ///
@@ -324,9 +345,9 @@ impl Deref for RegionMut {
     #[allow(unsafe_code)]
     fn deref(&self) -> &[u8] {
         let start = ptr::with_exposed_provenance(self.state.address() + self.start);
-        // SAFETY: the region is initialised memory for as long as `state` lives. These bytes belong
-        // to this value alone: the first `RegionMut` of a region has all of them, and the two
-        // values that one is split into have none in common.
+        // SAFETY: the region is initialised, readable memory for as long as `state` lives. These
+        // bytes belong to this value alone: the first `RegionMut` of a region has all bytes, and
+        // splitting a `RegionMut` makes two that have no byte in common.
         unsafe { std::slice::from_raw_parts(start, self.len) }
     }
 }
@@ -335,10 +356,11 @@ impl DerefMut for RegionMut {
     #[allow(unsafe_code)]
     fn deref_mut(&mut self) -> &mut [u8] {
         let start = ptr::with_exposed_provenance_mut(self.state.address() + self.start);
-        // SAFETY: as above, and this value is borrowed exclusively. The kernel may read the memory
-        // meanwhile, but its reads are not accesses of this program: as in `write(2)`, they have
-        // the effect of a copy at that moment. The fault handler only replaces pages whose writes
-        // are stopped, and that changes no byte (see the docs of the module).
+        // SAFETY: as in `deref`, and this value is borrowed exclusively. The kernel may read the
+        // memory meanwhile, but its reads are not accesses by this program: as with `write(2)`,
+        // they have the effect of a copy at that moment. The fault handler only replaces pages to
+        // which writes are blocked, and replacing a page changes no byte (see the docs of the
+        // module).
         unsafe { std::slice::from_raw_parts_mut(start, self.len) }
     }
 }
@@ -349,19 +371,19 @@ impl fmt::Debug for RegionMut {
     }
 }
 
-/// A handle of some bytes of a [`Region`], to send them. It keeps the region alive, and never reads
-/// a byte of it.
+/// A handle to a range of a [`Region`]'s bytes, from which they can be sent. The handle keeps the
+/// region alive, and never accesses the bytes.
 #[derive(Clone)]
 pub struct RegionPart {
     state: Arc<RegionState>,
     start: usize,
     len: usize,
-    /// The leases of its pages. There are none before the first zero-copy send.
+    /// The leases of the part's pages. Not set before the first zero-copy send.
     leases: OnceLock<Arc<PageLeases>>,
 }
 
 impl RegionPart {
-    /// The length in bytes.
+    /// Returns the length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
@@ -373,7 +395,7 @@ impl RegionPart {
         self.len == 0
     }
 
-    /// Returns a handle of a part of these bytes.
+    /// Returns a handle to a part of these bytes.
     ///
     /// # Panics
     ///
@@ -395,15 +417,17 @@ impl RegionPart {
         part
     }
 
-    /// Shortens the part to its first `len` bytes. It keeps the leases of all its pages: a
-    /// [`ProtectedCall`] that still lives may yet have to protect and lease a fresh frame for this
-    /// part, and only finds it by these leases.
+    /// Shortens the part to its first `len` bytes. The part keeps the leases of all its pages,
+    /// because a [`ProtectedCall`] made from it may still exist: if a page was replaced during the
+    /// call, the `ProtectedCall` still has to protect and lease the fresh frame, and does so
+    /// through these leases.
     pub(crate) fn shorten(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
-    /// The smallest send for which protection costs less than a copy, in bytes: a huge page, if the
-    /// region has them.
+    /// Returns the length, in bytes, of the shortest send for which protection costs less than a
+    /// copy: that of a huge page. If the region is not in huge pages, a copy is always cheaper, and
+    /// the result is [`usize::MAX`].
     pub(crate) fn min_bytes(&self) -> usize {
         if self.state.is_huge() {
             GRANULE_BYTES
@@ -416,11 +440,11 @@ impl RegionPart {
         self.state.address() + self.start
     }
 
-    /// The bytes, for the kernel to read.
+    /// Returns the address range of the bytes, to be passed to system calls that read from it.
     #[allow(unsafe_code)]
     pub(crate) fn mapped(&self) -> Mapped<'_> {
         // SAFETY: the range lies within the region, which stays mapped for as long as `state`
-        // lives. `self`, which is borrowed for the lifetime of the result, keeps it alive.
+        // lives. `self`, which is borrowed for the lifetime of the result, keeps `state` alive.
         unsafe { Mapped::new(self.address(), self.len) }
     }
 
@@ -428,13 +452,15 @@ impl RegionPart {
         self.start..self.start + self.len
     }
 
-    /// Protects these bytes for one zero-copy call, which must be made while the result lives.
+    /// Protects these bytes for one zero-copy call. The call must be made, and must return, while
+    /// the result exists.
     ///
-    /// From then on the pages count as in flight. They do so until this part, every clone of it,
-    /// and every [slice](Self::slice) made since are dropped.
+    /// The pages then count as in flight until this part, and every clone or [slice](Self::slice)
+    /// made from it after this call, have been dropped.
     ///
-    /// The call must look the pages up before it returns. An io_uring request that may wait for the
-    /// socket does not.
+    /// The zero-copy call must look up the page frames before it returns. So it must not be an
+    /// io_uring request that may wait for the socket, because such a request looks up the frames
+    /// later.
     ///
     /// # Errors
     ///

@@ -1,12 +1,15 @@
-//! What the handles of a region share: its memory, and which of its huge pages are in flight.
+//! The state that all handles to a region share: its memory, and which of its huge pages are in
+//! flight.
 //!
-//! Each huge page counts the leases of the page frame that it has *now*. Replacing the frame starts
-//! a new epoch without leases: the old leases are of a frame that can no longer be written to, and
-//! their end does not concern the page.
+//! For each huge page, the state counts the leases of the *current* page frame. When the frame is
+//! replaced, a new epoch begins, in which the fresh frame has no leases. A lease from an earlier
+//! epoch belongs to an old frame, which can no longer be written to, so the end of such a lease
+//! does not change the count.
 //!
-//! Replacing a page never waits for a call that sends it. If a call is in progress when a page is
-//! replaced, it may have looked up the old frame or the fresh one. When the call has returned, its
-//! [`ProtectedCall`] protects the fresh frame too, before the send can be reported as complete.
+//! Replacing a page never waits for a system call that is sending the page. A call that runs during
+//! the replacement may have looked up the old frame or the fresh one. So after the call has
+//! returned, its [`ProtectedCall`] protects the fresh frame as well, before the send can be
+//! reported as complete.
 
 use std::io;
 use std::ops::Range;
@@ -26,7 +29,7 @@ pub(super) struct RegionState {
     address: usize,
     len: usize,
     is_huge: bool,
-    /// What handles write faults, or why the memory cannot be protected.
+    /// The handler of write faults in the memory, or the reason why the memory cannot be protected.
     fault_handler: Result<&'static FaultHandler>,
     pages: Mutex<Box<[HugePageState]>>,
     /// Signalled whenever a page stops [being replaced](HugePageState::is_being_replaced).
@@ -36,17 +39,18 @@ pub(super) struct RegionState {
 /// The state of a huge page.
 #[derive(Clone, Debug, Default)]
 struct HugePageState {
-    /// How often the page frame was replaced.
+    /// The number of times that the page frame has been replaced.
     epoch: u64,
     /// The number of leases of the current frame.
     leases: usize,
-    /// The current frame is, or may be, in a queue of the kernel that does not report when it is
-    /// empty.
+    /// Whether the current frame may be in a kernel queue that never reports when it is done with
+    /// the frame. If so, the next write replaces the frame.
     is_gifted: bool,
     is_protected: bool,
-    /// The frame was replaced, and the kernel refused to register the page again.
+    /// Whether the frame was replaced and the kernel then refused to register the page with the
+    /// userfaultfd again.
     is_unregistered: bool,
-    /// A thread is replacing the frame, and has released the lock meanwhile.
+    /// Whether a thread is replacing the frame. That thread does not hold the lock meanwhile.
     is_being_replaced: bool,
 }
 
@@ -57,7 +61,7 @@ impl HugePageState {
 }
 
 impl RegionState {
-    /// Allocates zeroed memory for `len` bytes, which `fault_handler` protects.
+    /// Allocates zeroed memory for `len` bytes. `fault_handler` handles the write faults in it.
     pub(super) fn new(
         len: usize,
         fault_handler: Result<&'static FaultHandler>,
@@ -70,7 +74,7 @@ impl RegionState {
         }
         let padded = memory_len.checked_add(GRANULE_BYTES).ok_or(Errno::NOMEM)?;
         let address = AddressSpace::get()?.allocate(padded, true)?;
-        // From here on the drop releases the memory.
+        // From here on, dropping `state` releases the memory.
         let mut state = Self {
             address,
             len: memory_len,
@@ -79,8 +83,9 @@ impl RegionState {
             pages: Mutex::new(vec![HugePageState::default(); memory_len / GRANULE_BYTES].into()),
             replacement_ended: Condvar::new(),
         };
-        // An inaccessible granule after the memory keeps the kernel from merging it with adjacent
-        // memory into one mapping, for which smaps would have one figure.
+        // The extra granule at the end is made inaccessible. It keeps the kernel from merging the
+        // region with adjacent memory into a single mapping: `huge_bytes` reads `/proc/self/smaps`,
+        // which has one figure per mapping.
         sys::make_inaccessible(address + memory_len, GRANULE_BYTES)?;
         sys::wipe_on_fork(address, memory_len)?;
         sys::populate(address, memory_len)?;
@@ -109,11 +114,12 @@ impl RegionState {
         self.is_huge
     }
 
-    /// What handles write faults of this process.
+    /// Returns the handler of write faults in the memory.
     ///
     /// # Errors
     ///
-    /// Why the memory cannot be protected. `ECHILD`: the region belongs to the parent process.
+    /// The reason why the memory cannot be protected. `ECHILD`: the region was created by the
+    /// parent process.
     pub(super) fn fault_handler(&self) -> Result<&'static FaultHandler> {
         let handler = self.fault_handler?;
         if handler.is_of_this_process() {
@@ -123,7 +129,7 @@ impl RegionState {
         }
     }
 
-    /// How many bytes of the memory lie in huge pages now.
+    /// Returns the number of bytes of the memory that are in huge pages now.
     pub(super) fn huge_bytes(&self) -> io::Result<usize> {
         let maps = std::fs::read_to_string("/proc/self/smaps")?;
         let mut is_in_region = false;
@@ -142,7 +148,8 @@ impl RegionState {
         Ok(kib * 1024)
     }
 
-    /// The indices of the huge pages that contain bytes of a range of offsets.
+    /// Returns the indices of the huge pages that contain the bytes of a range of offsets in the
+    /// region.
     pub(super) fn pages_of(bytes: &Range<usize>) -> Range<usize> {
         if bytes.is_empty() {
             return 0..0;
@@ -150,8 +157,10 @@ impl RegionState {
         bytes.start / GRANULE_BYTES..bytes.end.div_ceil(GRANULE_BYTES)
     }
 
-    /// Makes the huge page at `address` writable: at once if its frame is not in flight, otherwise
-    /// by replacing the frame with a copy.
+    /// Makes the huge page that contains `address` writable. If the frame of the page is in flight,
+    /// replaces the frame with a copy. Otherwise only removes the protection.
+    ///
+    /// Does nothing if the memory cannot be protected.
     pub(super) fn make_writable(&self, address: usize) -> Result<()> {
         let Ok(handler) = self.fault_handler() else {
             return Ok(());
@@ -183,8 +192,8 @@ impl RegionState {
         replaced.map(|_| ())
     }
 
-    /// Protects those of `pages` that are not protected yet. `first` is the index of the first of
-    /// them.
+    /// Protects those of `pages` that are not protected yet. `first` is the index in the region of
+    /// the first element of `pages`.
     fn protect(&self, pages: &mut [HugePageState], first: usize) -> Result<()> {
         let userfault = self.fault_handler()?.userfault();
         let address_of = |index: usize| self.address + (first + index) * GRANULE_BYTES;
@@ -206,12 +215,13 @@ impl RegionState {
     }
 
     fn lock(&self) -> MutexGuard<'_, Box<[HugePageState]>> {
-        // A panic cannot leave the states inconsistent: no statement that may panic comes between
-        // two changes that belong together.
+        // A poisoned lock may still be used: no statement that may panic comes between two changes
+        // that belong together, so a panic cannot have left the states inconsistent.
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until none of the pages in `range` is being replaced, and locks all pages.
+    /// Waits until none of the pages in `range` is being replaced, and locks the states of all
+    /// pages.
     fn lock_after_replacements(&self, range: Range<usize>) -> MutexGuard<'_, Box<[HugePageState]>> {
         self.replacement_ended
             .wait_while(self.lock(), |pages| {
@@ -228,29 +238,31 @@ impl Drop for RegionState {
         if let Ok(handler) = self.fault_handler {
             handler.unregister(self.address);
         }
-        // Frames that are in flight or gifted stay with the kernel.
+        // This unmaps the memory. Frames that are still in kernel queues stay allocated until the
+        // kernel is done with them.
         if let Some(space) = AddressSpace::existing() {
             space.release(self.address, self.len + GRANULE_BYTES);
         }
     }
 }
 
-/// The leases that a part of a region has of its huge pages, from its first zero-copy send on.
+/// The leases that a [`RegionPart`](super::RegionPart) holds on the frames of its huge pages,
+/// starting with its first zero-copy send.
 #[derive(Debug)]
 pub(super) struct PageLeases {
     region: Arc<RegionState>,
-    /// The index of the first page.
+    /// The index in the region of the first page.
     first: usize,
-    /// For each page, the epoch of the frame that is leased. These change only while the pages are
-    /// locked.
+    /// For each page, the epoch of the frame that is leased, or [`NO_LEASE_EPOCH`]. Changed only
+    /// while the pages are locked.
     epochs: Box<[AtomicU64]>,
 }
 
-/// The epoch of a page of which no frame is leased.
+/// The value in [`PageLeases::epochs`] for a page of which no frame is leased.
 const NO_LEASE_EPOCH: u64 = u64::MAX;
 
 impl PageLeases {
-    /// Leases of these pages, which lease no frame yet.
+    /// Creates the leases of these pages, without leasing any frame yet.
     pub(super) fn new(region: &Arc<RegionState>, pages: Range<usize>) -> Self {
         Self {
             region: Arc::clone(region),
@@ -259,15 +271,16 @@ impl PageLeases {
         }
     }
 
-    /// Further leases of the same frames, for some of these pages. `indices` are those of the pages
-    /// in the region.
+    /// Takes further leases of the same frames, for some of these pages. `indices` are the indices
+    /// of these pages in the region.
     pub(super) fn subset(&self, indices: Range<usize>) -> Self {
         let subset = Self::new(&self.region, indices.clone());
         let mut pages = self.region.lock();
         for (index, epoch) in indices.zip(&subset.epochs) {
             let leased = self.epochs[index - self.first].load(Ordering::Relaxed);
             epoch.store(leased, Ordering::Relaxed);
-            // A frame that was replaced meanwhile needs no lease.
+            // If the frame has been replaced meanwhile, nothing can write to it any longer, so it
+            // needs no lease.
             if pages[index].epoch == leased {
                 pages[index].leases += 1;
             }
@@ -276,7 +289,7 @@ impl PageLeases {
         subset
     }
 
-    /// Protects the pages, and leases the frames that they have now.
+    /// Protects the pages, and leases their current frames.
     ///
     /// `start` is the offset in the region of the first byte that is sent.
     pub(super) fn protect(&self, start: usize) -> Result<ProtectedCall<'_>> {
@@ -292,7 +305,7 @@ impl PageLeases {
         self.first..self.first + self.epochs.len()
     }
 
-    /// Protects all pages, and leases each frame that is not leased yet.
+    /// Protects all pages, and leases those of their current frames that are not leased yet.
     fn protect_current_frames(&self) -> Result<()> {
         let mut pages = self.region.lock_after_replacements(self.pages());
         let pages = &mut pages[self.pages()];
@@ -317,25 +330,26 @@ impl Drop for PageLeases {
     }
 }
 
-/// A call that sends pages of a region by zero copy. It must exist from before the call until the
-/// call has returned.
+/// Protects the pages of a region for a zero-copy system call. This value must exist from before
+/// the call until the call has returned.
 ///
-/// It must be dropped before the send is reported as complete, because only then are all frames
-/// protected that the call may have looked up.
+/// It must be dropped before the send is reported as complete. If a page was replaced during the
+/// call, the call may have looked up the fresh frame, and that frame is not protected before this
+/// value is dropped.
 #[derive(Debug)]
-#[must_use = "the call must be made while this lives"]
+#[must_use = "the zero-copy call must be made while this value exists"]
 pub(crate) struct ProtectedCall<'a> {
     leases: &'a PageLeases,
     /// The offset in the region of the first byte that is sent.
     start: usize,
-    /// How many bytes from `start` on are gifted.
+    /// The number of gifted bytes, starting at `start`.
     gifted_bytes: usize,
 }
 
 impl ProtectedCall<'_> {
-    /// Leaves the frames of the first `bytes` bytes to the kernel: the call took these bytes, and
-    /// nothing will report when the kernel is done with them. Their pages stay protected until the
-    /// next write replaces the frames.
+    /// Gifts the frames of the first `bytes` bytes: they are never written to again. The call
+    /// passed these bytes to the kernel, which will not report when it is done with them. The pages
+    /// stay protected, and the next write to each page replaces its frame.
     pub(crate) fn gift(&mut self, bytes: usize) {
         self.gifted_bytes = bytes;
     }
@@ -344,9 +358,9 @@ impl ProtectedCall<'_> {
 impl Drop for ProtectedCall<'_> {
     fn drop(&mut self) {
         if let Err(errno) = self.leases.protect_current_frames() {
-            // The kernel may be reading a frame that user code can write to. This can only happen
-            // to a page that was replaced during the call, and no reason is known why the kernel
-            // would refuse to protect one.
+            // The kernel may be reading a frame that user code can write to, so the process must
+            // not continue. This can only happen to a page that was replaced during the call, and
+            // no reason is known why the kernel would refuse to protect such a page.
             eprintln!("uncopied: cannot protect a page that is in flight ({errno}); aborting");
             process::abort();
         }
@@ -376,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_write_replaces_a_leased_page_and_unprotects_a_free_one() {
+    fn the_first_write_replaces_a_leased_page_and_unprotects_any_other() {
         let (region, mut writer) = region();
         let two = [(); 2].map(|()| region.part(GRANULE_BYTES - 1..=GRANULE_BYTES));
         for part in &two {
@@ -434,7 +448,8 @@ mod tests {
         assert!(writer.iter().all(|byte| *byte == 8));
     }
 
-    /// The call may have looked up the old frame or the fresh one.
+    /// The call may have looked up the fresh frame, so that frame must be protected once the call
+    /// has returned.
     #[test]
     fn a_page_replaced_during_the_call_is_protected_after_it() {
         let (region, mut writer) = region();
@@ -453,7 +468,8 @@ mod tests {
         assert_eq!(page(&region, 0).epoch, 2);
     }
 
-    /// Otherwise the fresh frame could be written to while it is in flight.
+    /// Otherwise user code could write to the fresh frame while it is in flight. Fails if
+    /// `RegionPart::shorten` drops leases.
     #[test]
     fn a_lease_shortened_during_the_call_leases_the_fresh_frame_of_its_page() {
         let (region, mut writer) = region();
@@ -503,7 +519,8 @@ mod tests {
             .expect("userfaultfd is allowed");
         let part = region.part(..1);
         part.protect().expect("protected").gift(1);
-        // The state in which the kernel leaves a page that it refuses to register again.
+        // Brings the page into the state that it has after the kernel has refused to register it
+        // again.
         let spare = AddressSpace::get().and_then(|space| space.allocate(GRANULE_BYTES, true));
         sys::replace_page(
             region.state.address(),

@@ -1,4 +1,5 @@
-//! Regions that are sent to real sockets: the peer gets the bytes as they were when they were sent.
+//! Tests that send from regions through real sockets. The peer must get the bytes that were in the
+//! region at the time of the send.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -18,7 +19,7 @@ use crate::sys::Userfault;
 
 const MIB: usize = 1 << 20;
 
-/// A socket, and the pipe through which bytes are sent to it.
+/// A socket, and the pipe through which bytes are sent to the socket.
 struct PipedSocket {
     ends: (OwnedFd, OwnedFd),
     socket: TcpStream,
@@ -32,7 +33,8 @@ impl PipedSocket {
         Self { ends, socket }
     }
 
-    /// Sends as many bytes to the pipe as it takes, and returns their number.
+    /// Moves as many bytes of `part` into the pipe as it accepts, and returns their number.
+    /// Protects these bytes only if `is_protected` is set.
     fn fill_pipe(&self, part: &RegionPart, is_protected: bool) -> usize {
         let call = is_protected.then(|| part.protect().expect("protected"));
         let taken = self.vmsplice(part);
@@ -55,8 +57,9 @@ impl PipedSocket {
         usize::try_from(taken).unwrap_or(0)
     }
 
-    /// Moves bytes from the pipe, which has `left` of them, to the socket until it blocks. Returns
-    /// how many are left.
+    /// Moves bytes from the pipe to the socket until the pipe is empty or the socket accepts no
+    /// more. `left` is the number of bytes in the pipe; returns the number of bytes that are still
+    /// in the pipe.
     fn drain_pipe(&self, mut left: usize) -> usize {
         while left > 0 {
             let flags = SpliceFlags::NONBLOCK;
@@ -70,8 +73,8 @@ impl PipedSocket {
         left
     }
 
-    /// Sends all of `part` in steps. `after_step` is called with the range of the bytes of each
-    /// step.
+    /// Sends all of `part`, in steps of as many bytes as the pipe accepts. Calls `after_step` with
+    /// the range of each step, as soon as its bytes are in the pipe.
     fn send(
         &self,
         part: &RegionPart,
@@ -102,13 +105,13 @@ fn pair() -> (TcpStream, TcpStream) {
     (sender, listener.accept().expect("accepted").0)
 }
 
-/// The test content at this position. It is never 0.
+/// Returns the byte of the test content at position `at`. It is never 0.
 fn pattern(at: usize) -> u8 {
     (at ^ (at >> 8) ^ (at >> 17)) as u8 | 1
 }
 
-/// Sends `len` bytes to a peer that reads late, and overwrites the bytes of each step at once.
-/// Returns how many of the received bytes are wrong.
+/// Sends `len` bytes to a peer that starts to read late, and overwrites the bytes of each step as
+/// soon as they are in the pipe. Returns the number of received bytes that are wrong.
 fn wrong_bytes(len: usize, is_protected: bool) -> usize {
     let (region, mut writer) = Region::new(len).expect("allocated");
     for (at, byte) in writer.iter_mut().enumerate() {
@@ -131,9 +134,9 @@ fn wrong_bytes(len: usize, is_protected: bool) -> usize {
     peer.join().expect("no panic")
 }
 
-/// Sends as many bytes as the socket takes by MSG_ZEROCOPY, and overwrites them at once. Returns
-/// how many of the received bytes are wrong.
-fn wrong_bytes_by_msg_zerocopy(is_protected: bool) -> usize {
+/// Sends as many bytes as the socket accepts with `MSG_ZEROCOPY`, and overwrites them at once.
+/// Returns the number of received bytes that are wrong.
+fn wrong_bytes_with_msg_zerocopy(is_protected: bool) -> usize {
     let (region, mut writer) = Region::new(4 * MIB).expect("allocated");
     for (at, byte) in writer.iter_mut().enumerate() {
         *byte = pattern(at);
@@ -161,7 +164,7 @@ fn wrong_bytes_by_msg_zerocopy(is_protected: bool) -> usize {
 #[allow(unsafe_code)]
 fn send_zerocopy(socket: &TcpStream, part: &RegionPart) -> usize {
     let on: libc::c_int = 1;
-    // SAFETY: the value of the option is an int, and a pointer to one is passed with its size.
+    // SAFETY: the value of the option is an int, and a pointer to an int is passed with its size.
     let result = unsafe {
         let (level, option) = (libc::SOL_SOCKET, libc::SO_ZEROCOPY);
         libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), 4)
@@ -175,20 +178,23 @@ fn send_zerocopy(socket: &TcpStream, part: &RegionPart) -> usize {
 }
 
 #[test]
-fn bytes_sent_by_msg_zerocopy_and_overwritten_at_once_arrive_unchanged() {
-    assert_eq!(wrong_bytes_by_msg_zerocopy(true), 0);
-    let unprotected = wrong_bytes_by_msg_zerocopy(false);
-    assert!(unprotected > 0, "this test proves nothing");
+fn bytes_sent_with_msg_zerocopy_and_overwritten_at_once_arrive_unchanged() {
+    assert_eq!(wrong_bytes_with_msg_zerocopy(true), 0);
+    let unprotected = wrong_bytes_with_msg_zerocopy(false);
+    assert!(
+        unprotected > 0,
+        "without protection no byte was wrong, so this test proves nothing"
+    );
 }
 
 #[test]
-fn bytes_sent_by_vmsplice_and_overwritten_at_once_arrive_unchanged() {
+fn bytes_sent_with_vmsplice_and_overwritten_at_once_arrive_unchanged() {
     for len in [MIB, 4 * MIB] {
         assert_eq!(wrong_bytes(len, true), 0, "{len}");
     }
 }
 
-/// If this fails, the test above proves nothing.
+/// If this fails, the test above does not prove that the protection has an effect.
 #[test]
 fn without_protection_bytes_overwritten_at_once_arrive_wrong() {
     for len in [MIB, 4 * MIB] {
@@ -196,8 +202,8 @@ fn without_protection_bytes_overwritten_at_once_arrive_wrong() {
     }
 }
 
-/// Each writer sends what it has written and goes on writing at once, to huge pages that it shares
-/// with others.
+/// Each writer sends the bytes that it has written, and starts to overwrite them as soon as the
+/// socket has accepted all of them. The writers share huge pages.
 #[test]
 fn writers_that_never_wait_for_their_sends_change_no_byte_in_flight() {
     const THREADS: usize = 4;
@@ -249,10 +255,11 @@ fn check_rounds(mut receiver: TcpStream, len: usize, is_slow: bool) {
     }
 }
 
-/// The writers do not know of the sends. The bytes of a step are no older than what had been
-/// written before it began, and no newer than what was being written when it ended.
+/// The writers write all the time, whether or not their bytes are being sent. The value that the
+/// peer gets of each word must be at least as new as the round that its writer had completed when
+/// the step began, and at most as new as the round that the writer had begun when the step ended.
 #[test]
-fn sends_that_race_with_writers_get_bytes_of_the_time_of_the_send() {
+fn sends_that_race_with_writers_deliver_the_bytes_of_that_moment() {
     const WRITERS: usize = 3;
     let len = 4 * MIB;
     let (region, mut rest) = Region::new(len).expect("allocated");
@@ -321,8 +328,9 @@ fn sends_that_race_with_writers_get_bytes_of_the_time_of_the_send() {
     });
 }
 
-/// A thread that the kernel stops in the middle of a `recv(2)` keeps the socket locked. The thread
-/// that replaces the page must not wait for a send on the same socket.
+/// A thread that a write fault stops in the middle of a `recv(2)` keeps the socket locked. The
+/// fault handler, which has to replace the page before that thread can continue, must not wait for
+/// a send on the same socket.
 #[test]
 fn receiving_into_a_region_that_is_sent_on_the_same_socket_does_not_deadlock() {
     let (done, is_done) = mpsc::channel();
@@ -377,7 +385,7 @@ fn frames_in_flight_survive_the_drop_of_their_region() {
     drop(leased.protect().expect("protected"));
     let state = Arc::downgrade(&region.state);
     drop((region, writer));
-    assert!(state.upgrade().is_some(), "a lease keeps it");
+    assert!(state.upgrade().is_some(), "a lease keeps the region alive");
     drop(leased);
     assert!(state.upgrade().is_none());
     let others = [(); 3].map(|()| {
@@ -400,9 +408,9 @@ fn a_child_process_has_zeroes_and_cannot_change_what_the_parent_sends() {
     writer.fill(5);
     let taken = piped.fill_pipe(&region.part(..), true);
     let left = piped.drain_pipe(taken);
-    // Replaces a page: the child must have zeroes in such a page too.
+    // This write replaces a page. The child must find zeroes in a replaced page too.
     writer[1] = 5;
-    // SAFETY: the child only accesses memory, asks for its process id, and exits.
+    // SAFETY: the child only accesses memory, asks for its process ID, and exits.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let was_zero = writer.iter().all(|byte| *byte == 0);
@@ -459,7 +467,7 @@ fn an_unprivileged_process_can_prepare_for_writes_by_the_kernel() {
     assert_eq!((writer[199], writer[200], writer[4096]), (0, 1, 2));
 }
 
-/// On a machine without huge pages the pages are small, and the region must report that.
+/// On a machine without huge pages, the region must report that it has none.
 #[test]
 fn replaced_huge_pages_are_huge() {
     let (region, mut writer) = Region::new(6 * MIB + 1).expect("allocated");
