@@ -1,4 +1,5 @@
-//! The kinds of files and sockets, and the checks on them.
+//! Checks which kind of file or socket a descriptor refers to, and converts ranges of bytes to
+//! offsets and lengths.
 
 use std::ops::{Bound, RangeBounds};
 use std::os::fd::BorrowedFd;
@@ -9,12 +10,12 @@ use rustix::net::SocketType;
 
 use crate::policy::{Length, SourceKind};
 
-/// Whether a descriptor is a stream socket, which every mechanism needs: TCP (including Multipath
-/// TCP) or Unix.
+/// Checks that a descriptor is a stream socket, which every mechanism needs: TCP (including
+/// Multipath TCP) or Unix.
 ///
 /// # Errors
 ///
-/// `ENOTSOCK` if it is not a socket, `EPROTOTYPE` if it is of another type.
+/// `ENOTSOCK` if it is not a socket, `EPROTOTYPE` if it is a socket of another type.
 pub(crate) fn check_stream_socket(sink: BorrowedFd<'_>) -> Result<()> {
     match rustix::net::sockopt::socket_type(sink)? {
         SocketType::STREAM => Ok(()),
@@ -22,19 +23,21 @@ pub(crate) fn check_stream_socket(sink: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
-/// What kind of source a descriptor is: `fstat(2)`.
+/// Returns which kind of source a descriptor is, according to `fstat(2)`.
 pub(crate) fn source_kind(source: BorrowedFd<'_>) -> Result<SourceKind> {
     let stat = rustix::fs::fstat(source)?;
     Ok(match FileType::from_raw_mode(stat.st_mode) {
-        // procfs and sysfs call their files regular but give no size, and have no page cache.
+        // Files of procfs look like regular files, but they have no size, no blocks and no page
+        // cache. An empty file looks the same, which does no harm: there is nothing to send.
         FileType::RegularFile if stat.st_blocks > 0 || stat.st_size > 0 => SourceKind::File,
         FileType::BlockDevice => SourceKind::File,
         _ => SourceKind::Other,
     })
 }
 
-/// The offset and the length of a range of bytes. `..` and `n..` reach to the end of the file. A
-/// range with an end is exact, and empty if it ends before it begins.
+/// Converts a range of bytes to an offset and a length. The length of `..` and `n..` is
+/// [`Length::UntilEof`]. A range with an end has an exact length, which is 0 if the range ends
+/// before it begins.
 pub(crate) fn offset_and_length(range: impl RangeBounds<u64>) -> (u64, Length) {
     let offset = match range.start_bound() {
         Bound::Included(&start) => start,
@@ -66,8 +69,9 @@ mod tests {
     }
 
     proptest! {
-        /// The result is that of arithmetic which cannot overflow, except that an offset or a
-        /// length of 2^64, which no file has, becomes 2^64 - 1.
+        /// Compares the result with 128-bit arithmetic, which cannot overflow. Only two differences
+        /// are allowed: an offset of 2^64 becomes 2^64 - 1, and the length is one byte less if the
+        /// range ends at 2^64. No file is that long.
         #[test]
         fn no_range_overflows(start in bound(), end in bound()) {
             let (offset, length) = offset_and_length((start, end));
@@ -87,7 +91,7 @@ mod tests {
                 (Length::UntilEof, None) => {}
                 (Length::Exact(len), Some(end)) => {
                     let exact = end.saturating_sub(first);
-                    // Off by one where the end was 2^64.
+                    // The length is one byte less if the range ends at 2^64.
                     prop_assert!(u128::from(len) == exact || (end > most && u128::from(len) + 1 == exact));
                 }
                 other => prop_assert!(false, "{:?}", other),

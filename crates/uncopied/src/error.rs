@@ -1,4 +1,4 @@
-//! Why a transfer failed, and how far it got.
+//! The error of a transfer: why it failed, and how many bytes had been sent.
 
 use std::fmt;
 use std::io;
@@ -7,10 +7,11 @@ use rustix::io::Errno;
 
 use crate::report::Report;
 
-/// A transfer that did not reach its end.
+/// The error of a transfer that stopped before its end.
 ///
-/// The bytes that the socket had accepted may have reached the peer: [`report`](Self::report)
-/// counts them. If the caller's protocol promised more, it must close the connection.
+/// The bytes that the socket accepted before the error may have reached the peer.
+/// [`report`](Self::report) counts them. If the caller has promised the peer more bytes than that,
+/// for example in a `Content-Length` header, it must close the connection.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -30,7 +31,8 @@ pub enum ErrorKind {
     },
     /// The source could not be read.
     Source,
-    /// The source has no offsets, like a pipe or a terminal, and cannot be sent by range.
+    /// The source cannot be read at an offset, because it is a pipe or a terminal, for example.
+    /// Only seekable files can be sent.
     SourceNotSeekable,
     /// The peer has closed or reset the connection.
     PeerClosed,
@@ -40,16 +42,17 @@ pub enum ErrorKind {
     Sink,
     /// The sink is not a stream socket.
     NotAStreamSocket,
-    /// Every mechanism of the plan was refused. This happens only to forced plans, because `copy`
-    /// is never refused.
+    /// No mechanism of the plan is supported here. This happens only with forced mechanisms that do
+    /// not include `copy`, because `copy` is always supported.
     Unsupported,
 }
 
 impl ErrorKind {
-    /// The kind of an errno of the sink.
+    /// Returns the kind of error for an errno that a write to the sink has returned.
     pub(crate) fn of_sink(errno: Errno) -> Self {
         match errno {
-            // The connection is gone, whichever call reports it.
+            // Each of these means that the connection is gone. The errno depends on the call that
+            // finds out.
             Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED | Errno::NOTCONN => {
                 Self::PeerClosed
             }
@@ -74,25 +77,26 @@ impl Error {
         }
     }
 
-    /// The cause.
+    /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// The system call that failed.
+    /// Returns the name of the mechanism or system call that failed.
     #[must_use]
     pub fn call(&self) -> &'static str {
         self.call
     }
 
-    /// How many bytes the socket had accepted.
+    /// Returns how many bytes the socket had accepted before the error.
     #[must_use]
     pub fn moved(&self) -> u64 {
         self.report.bytes()
     }
 
-    /// The bytes that the socket had accepted, by mechanism, and the fallbacks up to then.
+    /// Returns the report of the transfer up to the error: the bytes that each mechanism had moved,
+    /// and the fallbacks.
     #[must_use]
     pub fn report(&self) -> &Report {
         &self.report

@@ -1,5 +1,5 @@
-//! Moves bytes from files and memory to sockets without the CPU copying them, and reports which way
-//! each byte went.
+//! Sends files and memory to sockets without copying the bytes on the CPU, and reports how many
+//! bytes each mechanism sent.
 //!
 //! ```text
 //! source ─┐                                ┌─▶ driver (poll, tokio) ─▶ you
@@ -11,20 +11,22 @@
 //!
 //! # What to use
 //!
-//! - A file and a socket: [`send_file()`], for files of a few KiB or more. The file may still
-//!   change until the peer has its bytes: see below.
-//! - The same on tokio, or with choices of your own: [`SendFile`]. In an event loop of your own:
-//!   [`Transfer`].
-//! - Memory and a socket: [`Sender`], for 16 KiB or more to another machine. Memory in flight
-//!   cannot be reused until its [`Completion`] says so.
-//! - Memory that is sent many times: pages that are
-//!   [frozen permanently](arena::PageBuffer::freeze_permanently), for 64 KiB or more, to any peer.
-//!   New pages cost more than a copy, so it does not pay for memory that is sent once.
-//! - Memory that must stay writable while it is in flight: a [`Region`](arena::Region), for 2 MiB
-//!   or more. It needs huge pages.
-//! - Memory, and an I/O object that keeps its socket elsewhere: [`Channel`].
+//! - To send a file: [`send_file()`]. It is worthwhile for files of a few KiB or more. Changes to
+//!   the file can still reach the peer after the call: see
+//!   [below](#the-contract-that-zero-copy-drops).
+//! - To send a file on tokio, or with options such as forced mechanisms: [`SendFile`]. To send a
+//!   file from your own event loop: [`Transfer`].
+//! - To send memory: [`Sender`], for sends of 16 KiB or more to another machine. The memory cannot
+//!   be reused until the send's [`Completion`] reports that the kernel is done with it.
+//! - To send the same memory many times: pages that are [frozen
+//!   permanently](arena::PageBuffer::freeze_permanently), for sends of 64 KiB or more, to any peer.
+//!   This does not pay for memory that is sent once, because every buffer then needs new pages, and
+//!   new pages cost more than a copy.
+//! - To send memory that must stay writable while it is in flight: a [`Region`](arena::Region), for
+//!   sends of 2 MiB or more. Regions need huge pages.
+//! - To send memory over a socket that another I/O object owns: [`Channel`].
 //!
-//! Anything else is best written as usual.
+//! For anything else, an ordinary write is best.
 //!
 //! ```no_run
 //! use std::{fs::File, net::TcpListener};
@@ -41,24 +43,26 @@
 //!
 //! # Memory
 //!
-//! The kernel reads memory that is sent until the peer has acknowledged it. It is kept in
-//! [pages](arena::Pages), which are immutable once they are filled, or in a
-//! [region](arena::Region), which may be overwritten at any time. Each send by a [`Sender`] returns
-//! a [`Completion`], which reports when the kernel is done with the pages, and whether it copied
-//! them after all. The pages are kept until then, whatever is dropped.
+//! The kernel may read the memory of a zero-copy send until the peer has acknowledged the bytes.
+//! Such memory comes from the [`arena`]: it is either [pages](arena::Pages), which are immutable
+//! once they are filled, or a [region](arena::Region), which may be overwritten at any time. Each
+//! send by a [`Sender`] returns a [`Completion`], which reports when the kernel is done with the
+//! memory, and whether the kernel copied it after all. The memory stays allocated until then, even
+//! if the sender, the completion or the socket is dropped.
 //!
 //! # The contract that zero copy drops
 //!
-//! This is about files. `write(2)` sends the bytes as they are at the call. `sendfile` and `splice`
-//! give the socket references to the file's pages instead. Until the peer has acknowledged the
-//! bytes (on the same host: has *read* them), a write to the file changes what the peer receives.
-//! Files that are replaced rather than rewritten are safe; for others there is
-//! [`SendFile::force_copy`].
+//! This section is about files. `write(2)` sends the bytes as they are at the time of the call.
+//! `sendfile` and `splice` instead give the socket references to the file's pages. Until the peer
+//! has acknowledged the bytes (or, on the same host, *read* them), a write to the file changes what
+//! the peer receives. A file is safe if updates replace it with a new file instead of rewriting it
+//! in place. For other files, use [`SendFile::force_copy`].
 //!
 //! # Switches
 //!
-//! `UNCOPIED_SEND=off` in the environment, or [`set_zero_copy_send`]`(false)` at any time, makes
-//! every transfer go by `copy`, and the reports say so.
+//! `UNCOPIED_SEND=off` in the environment switches zero-copy sending off for the whole process.
+//! [`set_zero_copy_send`]`(false)` does the same at run time. Every transfer that begins afterwards
+//! uses `copy`, and its report says that zero-copy sending is switched off.
 //!
 //! # Features
 //!

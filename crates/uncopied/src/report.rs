@@ -1,4 +1,4 @@
-//! What a transfer did, by mechanism.
+//! The report of a transfer: how many bytes each mechanism moved, and which fallbacks occurred.
 
 use std::fmt;
 
@@ -15,17 +15,18 @@ pub struct Report {
     switched_off: bool,
 }
 
-/// One mechanism falling back to the next.
+/// A switch from one mechanism to another, because the first one was unsupported or failed for a
+/// temporary reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fallback {
     /// The mechanism that was tried.
     pub from: Mechanism,
     /// The mechanism that took over.
     pub to: Mechanism,
-    /// The errno with which the kernel refused.
+    /// The errno that made `from` unusable.
     pub errno: Errno,
-    /// How many bytes of the transfer the socket had accepted by then. The next mechanism continued
-    /// from exactly there.
+    /// The number of bytes that the socket had accepted before the fallback. `to` continued with
+    /// exactly the next byte.
     pub at: u64,
 }
 
@@ -34,12 +35,13 @@ impl Report {
         self.bytes[mechanism as usize] += bytes;
     }
 
-    /// Counts bytes of zero-copy sends that the kernel copied.
+    /// Counts bytes that the kernel copied although they were sent with a zero-copy mechanism.
     pub(crate) fn count_kernel_copied(&mut self, bytes: u64) {
         self.kernel_copied += bytes;
     }
 
-    /// Records a fallback, unless the same was recorded before: a long-lived socket may fall back
+    /// Records a fallback, unless one with the same mechanism and the same errno is already
+    /// recorded. Otherwise the list would grow without bound on a long-lived socket that falls back
     /// at every send.
     pub(crate) fn record_fallback_once(&mut self, fallback: Fallback) {
         let is_same =
@@ -53,29 +55,30 @@ impl Report {
         self.switched_off = true;
     }
 
-    /// How many bytes the socket accepted by `mechanism`.
+    /// Returns how many bytes the socket accepted through `mechanism`.
     #[must_use]
     pub fn by(&self, mechanism: Mechanism) -> u64 {
         self.bytes[mechanism as usize]
     }
 
-    /// How many bytes the socket accepted.
+    /// Returns how many bytes the socket accepted in total.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes.iter().sum()
     }
 
-    /// How many bytes of zero-copy sends the kernel has reported to have copied: for a peer on the
-    /// same machine, or a network device without scatter-gather. The figure grows as notifications
-    /// arrive.
+    /// Returns how many bytes the kernel has reported as copied although they were sent with a
+    /// zero-copy mechanism. The kernel copies if the peer is on the same machine, or if the network
+    /// device lacks scatter-gather. The number grows as notifications arrive.
     #[must_use]
     pub fn kernel_copied(&self) -> u64 {
         self.kernel_copied
     }
 
-    /// How many bytes the socket accepted by reference: neither this process nor, as far as it has
-    /// reported, the kernel's socket layer copied them. Copies that a network device without
-    /// scatter-gather makes necessary are not known.
+    /// Returns how many bytes the socket accepted through zero-copy mechanisms, minus those that
+    /// the kernel has [reported](Self::kernel_copied) as copied. The kernel never reports copies of
+    /// bytes sent with `sendfile`, `splice` or `vmsplice`. So these bytes are counted here even if
+    /// the kernel copied them because the network device lacks scatter-gather.
     #[must_use]
     pub fn zero_copy_bytes(&self) -> u64 {
         let zero_copy = Mechanism::ALL
@@ -85,28 +88,30 @@ impl Report {
         by_reference.saturating_sub(self.kernel_copied)
     }
 
-    /// How many bytes the CPU copied at least once.
+    /// Returns how many bytes are known to have been copied by the CPU at least once: all except
+    /// the [`zero_copy_bytes`](Self::zero_copy_bytes).
     #[must_use]
     pub fn copied_bytes(&self) -> u64 {
         self.bytes() - self.zero_copy_bytes()
     }
 
-    /// Every fallback, in order.
+    /// Returns the fallbacks, in the order in which they occurred. If a mechanism fell back several
+    /// times with the same errno, only the first time is listed.
     #[must_use]
     pub fn fallbacks(&self) -> &[Fallback] {
         &self.fallbacks
     }
 
-    /// Whether the transfer was copied because zero-copy sending is
-    /// [switched off](crate::set_zero_copy_send).
+    /// Whether every byte was copied because zero-copy sending is [switched
+    /// off](crate::set_zero_copy_send).
     #[must_use]
     pub fn switched_off(&self) -> bool {
         self.switched_off
     }
 }
 
-/// For example `1048576 bytes: splice 65536, copy 983040 (splice fell back to copy at byte 65536:
-/// Invalid argument)`.
+/// Formats the report like this: `1048576 bytes: splice 65536, copy 983040 (splice fell back to
+/// copy at byte 65536: Invalid argument)`.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.bytes())?;

@@ -1,4 +1,4 @@
-//! Waits by `poll(2)`.
+//! The driver for blocking code. It waits with `poll(2)`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,15 +14,15 @@ use crate::mechanism::Side;
 use crate::mechanism::memory_to_socket::MemorySink;
 use crate::transfer::{MemoryProgress, MemoryTransfer, Progress, Transfer};
 
-/// Steps `transfer` to its end, waiting wherever it is blocked.
+/// Runs `transfer` to its end. While the transfer is blocked, this blocks the thread.
 ///
-/// If the socket has a send timeout (`SO_SNDTIMEO`), it limits each period in which the socket
-/// accepts nothing, not the whole transfer.
+/// A send timeout of the socket (`SO_SNDTIMEO`) limits each period in which the socket accepts
+/// nothing, not the duration of the whole transfer.
 ///
 /// # Errors
 ///
-/// Those of [`Transfer::step`], and [`ErrorKind::TimedOut`]. After a timeout the transfer may be
-/// run again; it goes on where it stood.
+/// The errors of [`Transfer::step`], [`ErrorKind::TimedOut`], and [`ErrorKind::Sink`] if `poll(2)`
+/// fails. After a timeout, the transfer can be run again and continues where it stopped.
 pub fn run(transfer: &mut Transfer, source: impl AsFd, sink: impl AsFd) -> Result<(), Error> {
     let (source, sink) = (source.as_fd(), sink.as_fd());
     let mut stall = StallTimer::default();
@@ -44,7 +44,7 @@ pub fn run(transfer: &mut Transfer, source: impl AsFd, sink: impl AsFd) -> Resul
     }
 }
 
-/// Steps the send to its end, as [`run`] does.
+/// Runs the send to its end, in the same way as [`run`].
 pub(crate) fn send(
     transfer: &mut MemoryTransfer,
     sink: &mut MemorySink,
@@ -69,8 +69,8 @@ pub(crate) fn send(
         };
         let is_ready =
             waited.map_err(|cause| transfer.driver_error(kind_of(&cause), "poll", cause))?;
-        // To poll(2), a notification is an error. So are other entries of the error queue, which
-        // stay there.
+        // `wait` returned early because the error queue has entries. If none of them was a
+        // notification of ours, they may still be there, and `poll(2)` would return at once again.
         if !is_ready && sink.reap() == 0 {
             thread::sleep(ERROR_QUEUE_BACKOFF);
         }
@@ -84,34 +84,35 @@ fn kind_of(cause: &io::Error) -> ErrorKind {
     }
 }
 
-/// Measures how long nothing has moved, against the send timeout of the socket.
+/// Measures for how long no bytes have moved, and enforces the send timeout of the socket.
 #[derive(Default)]
 struct StallTimer {
-    /// The send timeout, once it has been looked up: most sends never wait.
+    /// The send timeout of the socket. The outer `Option` is `None` until the timeout is needed:
+    /// most sends never wait. The inner one is `None` if the socket has no timeout.
     limit: Option<Option<Duration>>,
-    /// Since when nothing has moved.
+    /// When the transfer was first blocked after bytes last moved.
     since: Option<Instant>,
 }
 
 impl StallTimer {
-    /// Starts again, because something has moved.
+    /// Restarts the measurement, because bytes have moved.
     fn restart(&mut self) {
         self.since = None;
     }
 
-    /// How much longer nothing may move. `None` means forever.
+    /// Returns how much longer the socket may accept nothing, or `None` if there is no timeout.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::TimedOut`] if that time is over.
+    /// [`io::ErrorKind::TimedOut`] if the timeout has expired.
     fn left(&mut self, sink: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
         let of_socket = || socket_timeout(sink, Timeout::Send).unwrap_or(None);
         let Some(limit) = *self.limit.get_or_insert_with(of_socket) else {
             return Ok(None);
         };
         let since = self.since.get_or_insert_with(Instant::now);
-        // poll(2) alone cannot decide: it finds the socket ready while its error queue is not
-        // empty.
+        // The timeout that is passed to `poll(2)` is not enough: while the error queue is not
+        // empty, `poll(2)` always returns at once and never times out.
         match limit.saturating_sub(since.elapsed()) {
             Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
             left => Ok(Some(left)),
@@ -119,10 +120,12 @@ impl StallTimer {
     }
 }
 
-/// Back-off while a socket is ready only because of foreign entries of its error queue.
+/// How long to sleep before polling again if a socket is ready only because its error queue has
+/// entries that are not our notifications.
 const ERROR_QUEUE_BACKOFF: Duration = Duration::from_millis(1);
 
-/// Waits until a side is ready. Returns `false` if only its error queue is.
+/// Waits until `side` is ready, for at most `left`. Returns `false` if `poll(2)` reports nothing
+/// but `POLLERR`, which it does while the socket's error queue has entries.
 fn wait(
     side: Side,
     source: BorrowedFd<'_>,

@@ -1,4 +1,4 @@
-//! What waits between the steps of a [`Transfer`](crate::Transfer).
+//! Drivers, which run the steps of a [`Transfer`](crate::Transfer) and wait between them.
 
 pub mod blocking;
 #[cfg(feature = "tokio")]

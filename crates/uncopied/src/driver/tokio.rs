@@ -1,4 +1,5 @@
-//! Waits by tokio's readiness. Feature `tokio`.
+//! The driver for tokio. It waits for tokio to report that the socket is writable. Requires the
+//! feature `tokio`.
 
 use std::future::Future;
 use std::io;
@@ -13,12 +14,13 @@ use crate::mechanism::memory_to_socket::MemorySink;
 use crate::residency;
 use crate::transfer::{MemoryProgress, MemoryTransfer, Progress, Transfer};
 
-/// The most that one step moves, in bytes.
+/// The most bytes that one step moves.
 const MAX_STEP_BYTES: u64 = crate::mechanism::MAX_STEP_BYTES as u64;
 
-/// A tokio socket that can be sent to. The halves of a split socket provide it by `as_ref`.
+/// A tokio socket that can be sent to. The halves of a split socket return theirs from `as_ref`.
 ///
-/// This trait is sealed, because only tokio's own sockets can clear their readiness.
+/// This trait is sealed because only tokio's own socket types can clear the readiness that tokio
+/// remembers for them.
 pub trait Socket: AsFd + Sync + sealed::Sealed {
     /// Calls `step` whenever the socket is writable, until it returns something other than
     /// [`io::ErrorKind::WouldBlock`].
@@ -47,17 +49,18 @@ impl Socket for UnixStream {
     }
 }
 
-/// Steps `transfer` to its end, waiting wherever it is blocked, and yielding to other tasks after
-/// every 2 MiB. What is not in the page cache is first read on tokio's blocking pool.
+/// Runs `transfer` to its end, waiting while it is blocked, and yielding to other tasks after every
+/// 2 MiB. Bytes that are not in the page cache are first read on tokio's blocking pool.
 ///
 /// # Errors
 ///
-/// Those of [`Transfer::step`].
+/// The errors of [`Transfer::step`], and [`ErrorKind::Sink`] if tokio cannot wait for the socket.
 ///
 /// # Cancellation
 ///
-/// Dropping the future leaves `transfer` where it stands: if it is run again, no byte is lost or
-/// sent twice. A read on the blocking pool runs to its end there.
+/// If the future is dropped, `transfer` keeps its position. It can be run again, and no byte is
+/// lost or sent twice. A read that is in progress on the blocking pool continues there until it is
+/// done.
 pub async fn run(
     transfer: &mut Transfer,
     source: impl AsFd,
@@ -74,12 +77,14 @@ pub async fn run(
         match step.await {
             Ok(Ok(Progress::Done)) => return Ok(()),
             Ok(Ok(Progress::Moved(bytes))) => since_yield += bytes,
-            // Files with pages never block; others may be slow to provide bytes.
+            // Files in the page cache never block. Another source may be slow to provide bytes, and
+            // tokio does not watch it: let other tasks run, then try again.
             Ok(Ok(Progress::Blocked(_))) => tokio::task::yield_now().await,
             Ok(Err(error)) => return Err(error),
             Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
         }
-        // tokio's own budget counts steps, and would let a fast peer have a hundred of them.
+        // tokio's cooperative budget counts operations, not bytes. It would allow a fast peer more
+        // than a hundred steps of 2 MiB before other tasks run.
         if since_yield >= MAX_STEP_BYTES {
             since_yield = 0;
             tokio::task::yield_now().await;
@@ -87,7 +92,7 @@ pub async fn run(
     }
 }
 
-/// Steps the send to its end, as [`run`] does.
+/// Runs the send to its end, in the same way as [`run`].
 pub(crate) async fn send(
     transfer: &mut MemoryTransfer,
     sink: &mut MemorySink,
@@ -106,7 +111,8 @@ pub(crate) async fn send(
             }
             continue;
         }
-        // `EAGAIN` must occur inside `async_io`, so that tokio clears readiness and waits.
+        // tokio clears the readiness and waits only if the closure that it calls returns
+        // `WouldBlock`. So if a step in a batch found the socket full, it is repeated here.
         let step = socket.when_writable(|| match transfer.step(sink, socket.as_fd()) {
             Ok(MemoryProgress::Blocked) => Err(io::ErrorKind::WouldBlock.into()),
             other => Ok(other),
@@ -126,7 +132,7 @@ pub(crate) async fn send(
     }
 }
 
-/// Has a thread that may block read the bytes of the next step, unless they are in the page cache.
+/// If the bytes of the next step are not in the page cache, has tokio's blocking pool read them.
 async fn prefetch_if_uncached(source: BorrowedFd<'_>, transfer: &Transfer) {
     let offset = transfer.offset();
     let len = transfer
@@ -135,7 +141,7 @@ async fn prefetch_if_uncached(source: BorrowedFd<'_>, transfer: &Transfer) {
     if residency::is_resident(source, offset, len) {
         return;
     }
-    // If there is no descriptor for the thread, the step itself waits for the disk.
+    // If the descriptor cannot be duplicated for the thread, the step itself waits for the disk.
     if let Ok(file) = source.try_clone_to_owned() {
         let load = move || residency::prefetch_blocking(file, offset, len);
         let _ = tokio::task::spawn_blocking(load).await;
@@ -171,7 +177,8 @@ mod tests {
         }
     }
 
-    /// However fast the peer, the other tasks of the thread run after every step.
+    /// However fast the peer accepts bytes, the task yields after every step so that the thread's
+    /// other tasks can run.
     #[tokio::test]
     async fn a_fast_peer_does_not_hold_the_event_loop() {
         const STEPS: u64 = 64;
@@ -191,7 +198,7 @@ mod tests {
             });
             sent.await.expect("sent");
         }
-        assert!(polls > STEPS, "{polls} turns for {STEPS} steps");
+        assert!(polls > STEPS, "{polls} polls for {STEPS} steps");
         assert_eq!(transfer.report().bytes(), STEPS * MAX_STEP_BYTES);
     }
 }

@@ -1,9 +1,10 @@
-//! The kernel paths: one folder for each direction, one file for each path.
+//! The mechanisms, which are the kernel paths for bytes: one folder for each direction, one file
+//! for each mechanism.
 //!
-//! A mechanism makes one non-blocking try, a *step*, and returns its [`Outcome`]. It never decides
-//! whether it is a good idea: that is [`policy`](crate::policy). Its state is what it must keep
-//! between steps; dropping it loses nothing, because its source can be read again from the last
-//! byte that the sink accepted.
+//! In one *step*, a mechanism tries once to move bytes, without blocking, and returns the
+//! [`Outcome`]. It does not decide whether it is worth using: [`policy`](crate::policy) does.
+//! Between steps it keeps only the state that it needs. Dropping this state loses no bytes, because
+//! the source can be read again from the first byte that the sink has not accepted.
 
 pub(crate) mod file_to_socket;
 pub(crate) mod memory_to_socket;
@@ -11,9 +12,9 @@ mod pipe;
 
 use rustix::io::{Errno, Result};
 
-/// The most that one step moves, in bytes, so that one fast peer cannot hold an event loop. nginx
-/// uses the same limit (`sendfile_max_chunk 2m`). It is also below the 0x7ffff000 bytes at which
-/// each of these calls is cut short.
+/// The most bytes that one step moves, so that one fast peer cannot monopolise an event loop. nginx
+/// uses the same limit (`sendfile_max_chunk 2m`). It is also below 0x7ffff000 bytes, the most that
+/// the kernel moves in one of these calls.
 pub(crate) const MAX_STEP_BYTES: usize = 2 << 20;
 
 /// One of the two ends of a transfer.
@@ -21,7 +22,7 @@ pub(crate) const MAX_STEP_BYTES: usize = 2 << 20;
 pub enum Side {
     /// Where the bytes come from.
     Source,
-    /// Where they go.
+    /// Where the bytes go.
     Sink,
 }
 
@@ -32,22 +33,24 @@ pub(crate) struct Outcome {
     pub(crate) status: Status,
 }
 
-/// What can be done after a step.
+/// What to do after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     /// There may be more to move: step again.
     Continue,
-    /// Nothing moves until this side is ready.
+    /// No bytes can be moved until this side is ready.
     Blocked(Side),
-    /// Nothing moves until some of the memory in flight is free again.
+    /// A limit on the memory in flight is reached: no bytes can be moved until some of that memory
+    /// can be reused.
     AtLimit,
     /// The source has no more bytes.
     Ended,
-    /// This step cannot be made, for a reason that passes: it is copied instead.
+    /// The step failed for a temporary reason. Its bytes must be sent with `copy` instead, and the
+    /// next step tries the mechanism again.
     CopyOnce(Errno),
-    /// This mechanism does not work for this pair of descriptors, or in this process.
+    /// This mechanism does not work for this pair of descriptors, or not in this process.
     Unsupported(Errno),
-    /// No mechanism would work.
+    /// This side has failed in a way that affects every mechanism.
     Failed(Side, Errno),
 }
 
@@ -61,13 +64,14 @@ impl Outcome {
 }
 
 impl From<Status> for Outcome {
-    /// No byte was moved.
+    /// Returns an outcome with this status and no bytes moved.
     fn from(status: Status) -> Self {
         Self { moved: 0, status }
     }
 }
 
-/// Repeats a call that a signal interrupted before it had moved a byte (`signal(7)`).
+/// Repeats `call` as long as a signal interrupts it. A call fails with `EINTR` only if it has moved
+/// no byte (`signal(7)`), so nothing is sent twice.
 fn retry_on_intr<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
     loop {
         match call() {
@@ -77,8 +81,8 @@ fn retry_on_intr<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-/// What an errno of a call that only *writes to the sink* means: `send(2)`, as in the last resort
-/// of every plan.
+/// Returns the status for an errno of `send(2)`. It is never [`Status::Unsupported`], because every
+/// stream socket supports this call.
 fn sink_failure(errno: Errno) -> Status {
     match errno {
         Errno::AGAIN => Status::Blocked(Side::Sink),
@@ -86,8 +90,8 @@ fn sink_failure(errno: Errno) -> Status {
     }
 }
 
-/// Whether an errno of `sendfile(2)` or `splice(2)`, which share their path in the kernel, means
-/// that this pair or this process cannot use the call.
+/// Whether an errno of `sendfile(2)` or `splice(2)` means that the call does not work for this pair
+/// of descriptors or in this process. The two calls share their implementation in the kernel.
 fn is_unsupported(errno: Errno) -> bool {
     matches!(
         errno,

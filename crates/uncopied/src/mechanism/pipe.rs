@@ -1,8 +1,9 @@
-//! The pipe between two calls of `splice(2)`.
+//! The pipe through which `splice` and `vmsplice` move pages to a socket.
 //!
-//! A pipe holds slots, not bytes. What went into it and did not come out is dropped with it: the
-//! mechanisms that use it have a source that can be read again from the last byte that the sink
-//! accepted.
+//! A pipe has a limited number of slots, each of which refers to one page or a part of it. So it
+//! can be full although it holds few bytes. Bytes that are still in the pipe when it is dropped are
+//! discarded. Nothing is lost, because the mechanisms that use a pipe can read their source again
+//! from the first byte that the sink has not accepted.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,24 +14,25 @@ use super::{Outcome, Side, Status, is_unsupported, retry_on_intr};
 use crate::sys::Kernel;
 use crate::sys::fork::OwnerProcess;
 
-/// The size asked for, in bytes: the most that needs no privilege (`/proc/sys/fs/pipe-max-size`).
+/// The capacity of a wide pipe, in bytes: the most that an unprivileged process may ask for by
+/// default (`/proc/sys/fs/pipe-max-size`).
 const WIDE_PIPE_BYTES: usize = 1 << 20;
 
-/// What a pipe holds when it is made, in bytes (`pipe(7)`).
+/// The capacity of a new pipe, in bytes (`pipe(7)`).
 const DEFAULT_PIPE_BYTES: usize = 64 << 10;
 
-/// Idle pipes cached per thread.
+/// The most idle pipes that each thread caches.
 ///
-/// All pipes of a user together may hold 64 MiB (`/proc/sys/fs/pipe-user-pages-soft`), beyond which
-/// new ones hold two pages each. If every connection kept the pipe that it once needed, new pipes
-/// would soon be useless.
+/// All pipes of a user together may hold 64 MiB (`/proc/sys/fs/pipe-user-pages-soft`). Beyond that,
+/// a new pipe holds only two pages. If every connection kept a pipe after using it, this limit
+/// would soon be reached, and new pipes would be too small to be useful.
 const MAX_IDLE_PIPES: usize = 8;
 
 thread_local! {
     static IDLE_PIPES: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Both ends of a pipe, and how many bytes are in it.
+/// Both ends of a pipe, and the number of bytes in it.
 #[derive(Debug)]
 pub(crate) struct Pipe {
     owner_process: OwnerProcess,
@@ -40,25 +42,27 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
-    /// A pipe for transfers of `bytes`. It is as wide as the kernel allows, which may be one page.
+    /// Creates a pipe for transfers of `bytes` bytes. If they do not fit into a new pipe, tries to
+    /// widen it. If the user's limit on pipe pages is reached, the pipe may hold as little as one
+    /// page.
     ///
     /// # Errors
     ///
-    /// Those of `pipe2(2)`.
+    /// The errors of `pipe2(2)`.
     pub(crate) fn new(kernel: &impl Kernel, bytes: usize) -> Result<Self> {
         let pipe = Self::of_default_size(kernel)?;
         if bytes > DEFAULT_PIPE_BYTES {
-            // If this fails, the pipe works as it is.
+            // If this fails, the pipe works with the capacity that it has.
             let _ = kernel.resize_pipe(pipe.writer(), WIDE_PIPE_BYTES);
         }
         Ok(pipe)
     }
 
-    /// An idle pipe of this thread, or a new one, that holds [`WIDE_PIPE_BYTES`].
+    /// Returns an idle pipe of this thread or creates one, with a capacity of [`WIDE_PIPE_BYTES`].
     ///
     /// # Errors
     ///
-    /// Whether the pipe could not be made, or not be widened.
+    /// The [`WidePipeError`] says whether the pipe could not be created or could not be widened.
     pub(crate) fn wide(kernel: &impl Kernel) -> std::result::Result<Self, WidePipeError> {
         if let Some(pipe) = take_idle() {
             return Ok(pipe);
@@ -79,13 +83,14 @@ impl Pipe {
         })
     }
 
-    /// Caches a [wide](Self::wide) pipe for another transfer of this thread. A pipe that holds
-    /// bytes is closed instead: it must never be used for anything else.
+    /// Caches a [wide](Self::wide) pipe for another transfer of this thread. If the pipe still
+    /// holds bytes, it is closed instead, because the next transfer would send these bytes as its
+    /// own. It is also closed if it belongs to the parent process.
     pub(crate) fn recycle(self) {
         if self.held > 0 || !self.is_ours() {
             return;
         }
-        // A thread that is ending has no cache any more.
+        // This fails if the thread is ending and has already destroyed its cache.
         let _ = IDLE_PIPES.try_with(|idle| {
             let mut idle = idle.borrow_mut();
             if idle.len() < MAX_IDLE_PIPES {
@@ -94,17 +99,18 @@ impl Pipe {
         });
     }
 
-    /// Whether this process made the pipe. Otherwise its parent did, and may be using it.
+    /// Whether this process created the pipe. If not, the process that forked this one did, and may
+    /// be using it.
     pub(crate) fn is_ours(&self) -> bool {
         self.owner_process.is_current()
     }
 
-    /// How many bytes are in the pipe.
+    /// Returns the number of bytes in the pipe.
     pub(crate) fn held(&self) -> usize {
         self.held
     }
 
-    /// The end to write into.
+    /// Returns the end to write into.
     pub(crate) fn writer(&self) -> BorrowedFd<'_> {
         self.writer.as_fd()
     }
@@ -114,8 +120,9 @@ impl Pipe {
         self.held += bytes;
     }
 
-    /// Moves bytes from the pipe, which must hold some, to `sink`: `splice(2)`. `more` says that
-    /// more bytes surely follow.
+    /// Moves bytes from the pipe, which must not be empty, to `sink` with `splice(2)`. Set `more`
+    /// only if more bytes are certain to follow: `more` lets the socket wait for them in order to
+    /// fill a packet (`SPLICE_F_MORE`).
     pub(crate) fn drain(
         &mut self,
         kernel: &impl Kernel,
@@ -124,14 +131,15 @@ impl Pipe {
     ) -> Outcome {
         let reader = self.reader.as_fd();
         match retry_on_intr(|| kernel.splice_out(reader, sink, self.held, more)) {
-            // The pipe holds bytes and its writing end is open, so this is not an end of file.
+            // The pipe holds bytes and its write end is open, so this does not mean end of file. It
+            // is not expected to happen, and trying again could go on forever.
             Ok(0) => Status::Unsupported(Errno::IO).into(),
             Ok(moved) => {
                 let moved = moved.min(self.held);
                 self.held -= moved;
                 Outcome::moved(moved)
             }
-            // The pipe is not empty, so it is the sink that is full.
+            // The pipe is not empty, so it is the sink that is not ready.
             Err(Errno::AGAIN) => Status::Blocked(Side::Sink).into(),
             Err(errno) if is_unsupported(errno) => Status::Unsupported(errno).into(),
             Err(errno) => Status::Failed(Side::Sink, errno).into(),
@@ -139,11 +147,11 @@ impl Pipe {
     }
 }
 
-/// Why there is no wide pipe.
+/// The reason why no wide pipe is available.
 pub(crate) enum WidePipeError {
-    /// No pipe could be made.
+    /// The pipe could not be created.
     NoPipe(Errno),
-    /// It could not be widened.
+    /// The pipe could not be widened.
     TooNarrow(Errno),
 }
 

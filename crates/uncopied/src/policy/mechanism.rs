@@ -1,8 +1,9 @@
-//! The mechanisms by name, and what each of them moves.
+//! The mechanisms: their names, whether they are zero-copy, and in which directions they move
+//! bytes.
 
 use std::fmt;
 
-/// From what kind of endpoint to what kind of endpoint bytes go.
+/// The kinds of endpoints that bytes move between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Direction {
@@ -12,14 +13,14 @@ pub enum Direction {
     MemoryToSocket,
 }
 
-/// Defines [`Mechanism`] with everything that is said of a mechanism in one row. A new mechanism is
-/// a new row.
+/// Defines [`Mechanism`] from a table that has one row per mechanism. To add a mechanism, add a
+/// row.
 macro_rules! mechanisms {
     ($(
         $(#[$doc:meta])*
         $mechanism:ident = $name:literal, zero_copy: $zero_copy:literal, [$($direction:ident),+];
     )+) => {
-        /// One kernel path for bytes.
+        /// A kernel path that moves bytes from a source to a sink.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         #[repr(u8)]
@@ -31,7 +32,7 @@ macro_rules! mechanisms {
             /// Every mechanism, in the order in which reports list them.
             pub const ALL: [Self; [$($name),+].len()] = [$(Self::$mechanism),+];
 
-            /// The name, as flags and reports have it.
+            /// Returns the name that flags and reports use for this mechanism.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -39,11 +40,12 @@ macro_rules! mechanisms {
                 }
             }
 
-            /// Whether the CPU copies no byte on the way to the socket.
+            /// Whether this is a zero-copy mechanism: one that hands the kernel references to the
+            /// pages instead of copying them.
             ///
-            /// The kernel may still copy: for a peer on the same machine, or for a network device
-            /// without scatter-gather. Where it reports that,
-            /// [`SendOutcome::copied`](crate::SendOutcome::copied) says so.
+            /// The kernel may still copy, for example when the peer is on the same machine or the
+            /// network device lacks scatter-gather. If it reports such a copy,
+            /// [`SendOutcome::copied`](crate::SendOutcome::copied) counts it.
             #[must_use]
             pub const fn is_zero_copy(self) -> bool {
                 match self {
@@ -63,23 +65,26 @@ macro_rules! mechanisms {
 }
 
 mechanisms! {
-    /// `sendfile(2)`: the socket takes the file's pages from the page cache by reference.
+    /// `sendfile(2)`: the socket takes references to the file's pages in the page cache.
     Sendfile = "sendfile", zero_copy: true, [FileToSocket];
-    /// `splice(2)` from the file into a pipe and from there into the socket: the same page
-    /// references, in two calls.
+    /// `splice(2)` from the file into a pipe, and from the pipe into the socket: the socket takes
+    /// the same page references as with `sendfile`, but in two calls.
     Splice = "splice", zero_copy: true, [FileToSocket];
-    /// The file is mapped and `send(2)` reads the mapping: one copy, in the kernel.
+    /// The file is mapped into memory, and `send(2)` reads from the mapping: one copy, made by the
+    /// kernel.
     MmapWrite = "mmap_write", zero_copy: false, [FileToSocket];
-    /// `send(2)` with `MSG_ZEROCOPY`: the socket reads memory by reference, and a notification on
-    /// its error queue says when it is done.
+    /// `send(2)` with `MSG_ZEROCOPY`: the socket takes references to the pages of the memory. A
+    /// notification in its error queue reports when the kernel is done with them.
     MsgZerocopy = "msg_zerocopy", zero_copy: true, [MemoryToSocket];
-    /// io_uring's `SEND_ZC`: the same, and the notification is a completion of the ring.
+    /// io_uring's `SEND_ZC`: like `msg_zerocopy`, except that the notification is a completion in
+    /// the ring.
     SendZc = "send_zc", zero_copy: true, [MemoryToSocket];
-    /// `vmsplice(2)` of memory into a pipe and `splice(2)` from there into the socket: by
-    /// reference, even to a peer on the same machine, but without any notification.
+    /// `vmsplice(2)` of memory into a pipe, and `splice(2)` from the pipe into the socket: the
+    /// socket takes references to the pages, even if the peer is on the same machine, but the
+    /// kernel sends no notification.
     Vmsplice = "vmsplice", zero_copy: true, [MemoryToSocket];
-    /// `send(2)` of memory, or of what `pread(2)` has read into memory: one copy, or two. It always
-    /// works.
+    /// `send(2)` of memory (one copy), or of file contents that `pread(2)` has read into memory
+    /// (two copies). It always works.
     Copy = "copy", zero_copy: false, [FileToSocket, MemoryToSocket];
 }
 
@@ -92,7 +97,7 @@ impl Mechanism {
     pub const MEMORY_TO_SOCKET: [Self; count(Direction::MemoryToSocket)] =
         select(Direction::MemoryToSocket);
 
-    /// The mechanism of this [name](Self::name).
+    /// Returns the mechanism that has this [name](Self::name), if there is one.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|it| it.name() == name)

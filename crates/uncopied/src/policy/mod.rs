@@ -1,8 +1,9 @@
 //! Policy: which mechanisms a transfer tries, and in which order.
 //!
-//! Nothing in here touches a descriptor or does I/O. A [`Plan`] is a pure function of what is known
-//! about a transfer; what its steps then find out goes to [`Support`]. No other part of the
-//! library, and none of the crates above it, has an order of mechanisms of its own.
+//! This module uses no descriptor and does no I/O. A [`Plan`] is a pure function of what is known
+//! about a transfer before it starts. What the transfer then learns about the mechanisms is
+//! recorded in [`Support`]. Mechanisms are put in an order only here: the rest of the library, and
+//! the crates that use it, rely on these plans.
 
 mod mechanism;
 mod plan;

@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::{Mechanism, Support};
 
-/// An ordered list of mechanisms. Each is tried until it turns out to be unsupported; the next one
-/// then goes on from the byte that was reached.
+/// An ordered list of mechanisms. A transfer uses the first one until that turns out to be
+/// unsupported. It then continues with the next one, from the first byte that has not been sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     mechanisms: [Mechanism; Mechanism::ALL.len()],
@@ -13,8 +13,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan that tries these mechanisms, in this order, and no others. Repetitions are left
-    /// out.
+    /// Returns the plan that tries these mechanisms, in this order, and no others. Duplicates are
+    /// left out.
     #[must_use]
     pub fn of(mechanisms: &[Mechanism]) -> Self {
         let mut plan = Self {
@@ -27,26 +27,26 @@ impl Plan {
         plan
     }
 
-    /// The plan that copies every byte.
+    /// Returns the plan that copies every byte.
     #[must_use]
     pub fn copying() -> Self {
         Self::of(&[Mechanism::Copy])
     }
 
-    /// The plan that tries `mechanism`, and copies if it is unsupported.
+    /// Returns the plan that tries `mechanism`, and copies if it is unsupported.
     #[must_use]
     pub fn preferring(mechanism: Mechanism) -> Self {
         Self::of(&[mechanism, Mechanism::Copy])
     }
 
-    /// The mechanisms, first to last.
+    /// Returns the mechanisms, first to last.
     #[must_use]
     pub fn mechanisms(&self) -> &[Mechanism] {
         &self.mechanisms[..usize::from(self.len)]
     }
 
-    /// This plan without the mechanisms that are `refused`. The last one always stays, so that the
-    /// result is empty only if this plan is.
+    /// Returns this plan without the mechanisms for which `refused` returns true. The plan's last
+    /// mechanism is always kept, so the result is empty only if this plan is empty.
     #[must_use]
     pub fn without(&self, refused: impl Fn(Mechanism) -> bool) -> Self {
         let mut kept = Self::of(&[]);
@@ -72,13 +72,14 @@ impl fmt::Debug for Plan {
     }
 }
 
-/// A row of a plan's table: a mechanism, and when it pays.
+/// A row of a plan's table: a mechanism, and the condition under which it is worth using.
 struct Row<Input> {
     mechanism: Mechanism,
     pays: fn(&Input) -> bool,
 }
 
-/// The mechanisms of `table` that pay for `input` and have not been refused.
+/// Returns the mechanisms of `table` that are worth using for `input` and that `support` does not
+/// list as refused.
 fn select<Input>(table: &[Row<Input>], input: &Input, support: &Support) -> Plan {
     let mut plan = Plan::of(&[]);
     for row in table {
@@ -92,7 +93,7 @@ fn select<Input>(table: &[Row<Input>], input: &Input, support: &Support) -> Plan
 /// The kind of source that bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceKind {
-    /// A regular file or a block device: it has pages in the page cache.
+    /// A regular file or a block device, whose contents the kernel keeps in the page cache.
     File,
     /// Anything else that can be read at an offset, such as a file of procfs.
     Other,
@@ -101,40 +102,44 @@ pub enum SourceKind {
 /// How many bytes a transfer moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
-    /// Exactly this many bytes. Fewer are an [error](crate::ErrorKind::SourceTooShort), and no more
-    /// are sent if the file grows meanwhile.
+    /// Exactly this many bytes. If the file has fewer, the transfer fails with
+    /// [`SourceTooShort`](crate::ErrorKind::SourceTooShort). If the file grows meanwhile, no more
+    /// than these are sent.
     Exact(u64),
-    /// All bytes up to the end of the file, wherever that is when it is reached.
+    /// All bytes up to the end of the file. If the file grows or shrinks during the transfer, the
+    /// transfer stops at its new end.
     UntilEof,
 }
 
-/// What the plan for sending a file depends on, besides [`Support`].
+/// The properties of a transfer from a file that, together with [`Support`], determine its plan.
 #[derive(Clone, Copy, Debug)]
 pub struct FilePlanInput {
-    /// Where the bytes come from.
+    /// The kind of source that the bytes come from.
     pub source: SourceKind,
-    /// How many bytes to send.
+    /// The number of bytes to send.
     pub length: Length,
-    /// Whether each byte must be copied by the call that reads it from the file, so that later
-    /// changes of the file cannot reach the peer.
+    /// Whether every byte must be copied when it is read from the file, so that later changes to
+    /// the file cannot reach the peer.
     pub force_copy: bool,
-    /// Whether zero-copy sending is switched on, by
-    /// [`set_zero_copy_send`](crate::set_zero_copy_send) or `UNCOPIED_SEND`.
+    /// Whether zero-copy sending is [switched on](crate::zero_copy_send_enabled) in this process.
     pub zero_copy_enabled: bool,
 }
 
-/// From this many bytes on, mapping a file costs less than the copy that it saves.
+/// For transfers of at least this many bytes, mapping the file costs less than the copy that it
+/// saves.
 ///
-/// Mapping and unmapping take two calls that flush address translations on every core, and one page
-/// fault per 64 KiB.
+/// Mapping and unmapping take two system calls, each of which flushes address translations on every
+/// core, and one page fault per 64 KiB.
 const MMAP_WRITE_MIN_BYTES: u64 = 256 << 10;
 
-/// File to socket.
+/// The table for sending a file to a socket, in order of preference.
 ///
-/// - `sendfile` before `splice`: the same page references by one call instead of two, and no pipe.
-/// - `splice` where `sendfile` is refused: by a seccomp filter, or by a file system that supports
-///   only splicing.
-/// - `mmap_write` saves one of two copies if the other two are refused and there is enough to send.
+/// - `sendfile` comes before `splice`: it takes the same page references in one call instead of
+///   two, and needs no pipe.
+/// - `splice` is for the cases in which `sendfile` is refused, by a seccomp filter or by a file
+///   system that supports only splicing.
+/// - `mmap_write` is for the cases in which both are refused. It saves one of the two copies that
+///   `copy` makes, but pays only if there is enough to send.
 /// - `copy` always works.
 const FILE_TO_SOCKET: [Row<FilePlanInput>; 4] = [
     Row {
@@ -159,7 +164,7 @@ const FILE_TO_SOCKET: [Row<FilePlanInput>; 4] = [
     },
 ];
 
-/// The mechanisms for sending a file, best first, ending with `copy`.
+/// Returns the mechanisms for sending a file, best first. The last one is always `copy`.
 ///
 /// ```
 /// use uncopied::policy::{FilePlanInput, Length, SourceKind, plan_file};
@@ -182,60 +187,63 @@ pub fn plan_file(input: &FilePlanInput, support: &Support) -> Plan {
     select(&FILE_TO_SOCKET, input, support)
 }
 
-/// What the plan for sending memory depends on, besides [`Support`].
+/// The properties of a send from memory that, together with [`Support`], determine its plan.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryPlanInput {
-    /// How many bytes to send.
+    /// The number of bytes to send.
     pub len: usize,
     /// Whether the first byte lies at the start of a page.
     pub is_page_aligned: bool,
-    /// Whether it costs nothing that the page frames are never written to again. This is so for
-    /// pages that were [frozen permanently](crate::arena::PageBuffer::freeze_permanently), and for
-    /// regions.
+    /// Whether it costs nothing extra to never write to the page frames again, as `vmsplice`
+    /// requires. True for pages that were [frozen
+    /// permanently](crate::arena::PageBuffer::freeze_permanently), and for regions, which replace
+    /// such a frame with a new one when it is next written to.
     pub is_permanent: bool,
-    /// The least number of bytes for which a zero-copy send of memory of this kind pays. It is 0
-    /// except for regions, whose pages have to be protected first.
+    /// The smallest zero-copy send of this kind of memory that pays, in bytes. It is 0 except for
+    /// regions, whose pages must first be protected against writes, which has a cost of its own.
     pub min_bytes: usize,
-    /// Whether the kernel would copy anyway: the peer is known to be on this machine, or the latest
-    /// notifications reported copies.
+    /// Whether the kernel is expected to copy even zero-copy sends, because the peer is known to be
+    /// on this machine, or because the latest notifications reported copies.
     pub kernel_copies: bool,
     /// Whether the socket is TCP. Unix sockets support neither `MSG_ZEROCOPY` nor `SEND_ZC`.
     pub is_tcp: bool,
-    /// What waits for the socket.
+    /// What waits for the socket to become writable.
     pub driver: Driver,
-    /// Whether zero-copy sending is switched on, by
-    /// [`set_zero_copy_send`](crate::set_zero_copy_send) or `UNCOPIED_SEND`.
+    /// Whether zero-copy sending is [switched on](crate::zero_copy_send_enabled) in this process.
     pub zero_copy_enabled: bool,
 }
 
-/// What waits for a socket, as far as it matters for a plan.
+/// What waits for a socket to become writable. The plan depends on it because not every driver
+/// tolerates notifications in the socket's error queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// The caller, by blocking or by an event loop of its own, which drains the socket's error
+    /// The caller, in a blocking call or in its own event loop. It also drains the socket's error
     /// queue.
     Caller,
-    /// tokio. It treats a filled error queue as a broken connection and never waits for the socket
-    /// again, so notifications must not arrive there.
+    /// tokio. It treats a socket with entries in its error queue as broken, and never waits for
+    /// that socket again. So notifications must not arrive there.
     Tokio,
 }
 
-/// From this many bytes on, a zero-copy send costs less than a copy, if the kernel does not copy
-/// anyway.
+/// Sends of at least this many bytes are cheaper with a zero-copy mechanism than with a copy,
+/// unless the kernel ends up copying them regardless.
 ///
-/// Page references and notifications cost by the call, a copy costs by the byte. The kernel's
-/// document gives about 10 KB (`msg_zerocopy.rst`).
+/// A zero-copy send has a fixed cost per call, for taking page references and processing the
+/// notification, whereas a copy costs per byte. The kernel documentation (`msg_zerocopy.rst`) puts
+/// the break-even point at about 10 KB.
 const ZERO_COPY_MIN_BYTES: usize = 16 << 10;
 
-/// From this many bytes on, `vmsplice` and `splice` of pages that are never rewritten take less CPU
-/// time than a copy, even to a peer on the same machine.
+/// Sends of at least this many bytes, from pages that are never written to again, take less CPU
+/// time with `vmsplice` and `splice` than with a copy, even if the peer is on the same machine.
 const VMSPLICE_MIN_BYTES: usize = 64 << 10;
 
-/// Memory to socket, for memory that is eligible: see [`plan_memory`].
+/// The table for sending memory to a socket, in order of preference. [`plan_memory`] checks first
+/// whether the memory is eligible at all.
 ///
-/// - `vmsplice` for permanent pages: no copy for any peer, and no notification to wait for, because
-///   the pages are never written to again.
-/// - `msg_zerocopy` and `send_zc` only where the kernel does not copy: otherwise they cost more
-///   than a copy. On tokio `send_zc`, elsewhere `msg_zerocopy`.
+/// - `vmsplice` is for permanent pages: no copy is made for any peer, and no notification is
+///   needed, because the pages are never written to again.
+/// - `send_zc` (on tokio) and `msg_zerocopy` (elsewhere) are used only if the kernel is not
+///   expected to copy. If it copies, they cost more than a plain copy.
 /// - `copy` always works.
 const MEMORY_TO_SOCKET: [Row<MemoryPlanInput>; 4] = [
     Row {
@@ -260,10 +268,10 @@ fn notified_send_pays(input: &MemoryPlanInput) -> bool {
     input.is_tcp && !input.kernel_copies && input.len >= ZERO_COPY_MIN_BYTES
 }
 
-/// The mechanisms for sending memory, best first, ending with `copy`.
+/// Returns the mechanisms for sending memory, best first. The last one is always `copy`.
 ///
-/// Memory shorter than a page, or that does not begin at the start of one, is copied: FreeBSD's
-/// rule.
+/// Memory that is shorter than a page, or that does not begin at the start of a page, is copied.
+/// FreeBSD has the same rule. So is memory that is shorter than [`MemoryPlanInput::min_bytes`].
 #[must_use]
 pub fn plan_memory(input: &MemoryPlanInput, support: &Support) -> Plan {
     let min_bytes = rustix::param::page_size().max(input.min_bytes);

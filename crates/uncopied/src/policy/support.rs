@@ -1,8 +1,8 @@
 //! Which mechanisms have been refused, and why.
 //!
-//! Support is learned by trying, never from a kernel version. `ENOSYS` and `EPERM` come from the
-//! kernel or from a seccomp filter and hold for the process; every other errno holds only for the
-//! pair of descriptors that met it.
+//! Support is learned by trying a mechanism, never from a kernel version. `ENOSYS` and `EPERM` mean
+//! that the kernel or a seccomp filter refuses the system call, so they apply to the whole process.
+//! Every other errno applies only to the pair of descriptors for which it was returned.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -10,24 +10,26 @@ use rustix::io::Errno;
 
 use super::Mechanism;
 
-/// The errno with which each mechanism was refused to this process, or 0.
+/// For each mechanism, the errno with which it was refused to the whole process, or 0 if it was
+/// not.
 static REFUSED: [AtomicI32; Mechanism::ALL.len()] =
     [const { AtomicI32::new(0) }; Mechanism::ALL.len()];
 
-/// Which mechanisms have been refused, and with which errno.
+/// The mechanisms that have been refused, each with its errno.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Support {
     refused: [Option<Errno>; Mechanism::ALL.len()],
 }
 
 impl Support {
-    /// No mechanism has been refused.
+    /// Returns a `Support` in which no mechanism has been refused.
     #[must_use]
     pub fn none_refused() -> Self {
         Self::default()
     }
 
-    /// What earlier transfers of this process have found out.
+    /// Returns the mechanisms that, according to earlier transfers, are refused to the whole
+    /// process.
     #[must_use]
     pub fn of_process() -> Self {
         let refused = REFUSED
@@ -39,15 +41,15 @@ impl Support {
         Self { refused }
     }
 
-    /// The errno with which the kernel refused `mechanism`, if it did.
+    /// Returns the errno with which the kernel refused `mechanism`, if it did.
     #[must_use]
     pub fn refusal(&self, mechanism: Mechanism) -> Option<Errno> {
         self.refused[mechanism as usize]
     }
 
-    /// Records that `mechanism` was refused here. If the errno holds for the whole process, later
-    /// calls of [`of_process`](Self::of_process) know it too. `copy` works everywhere: it is never
-    /// recorded for the process.
+    /// Records that `mechanism` was refused. If the errno applies to the whole process, the refusal
+    /// is included in what later calls of [`of_process`](Self::of_process) return. A refusal of
+    /// `copy` is never recorded for the process, because `copy` works everywhere.
     pub fn record_refusal(&mut self, mechanism: Mechanism, errno: Errno) {
         self.refused[mechanism as usize] = Some(errno);
         let for_process = matches!(errno, Errno::NOSYS | Errno::PERM);
@@ -62,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_of_the_pair_stays_with_the_pair() {
+    fn a_refusal_for_one_pair_does_not_affect_the_process() {
         let mut support = Support::none_refused();
         support.record_refusal(Mechanism::MmapWrite, Errno::INVAL);
         assert_eq!(support.refusal(Mechanism::MmapWrite), Some(Errno::INVAL));

@@ -1,4 +1,4 @@
-//! The process-wide switches.
+//! The process-wide switch for zero-copy sending.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -8,23 +8,24 @@ const ON: u8 = 2;
 
 static ZERO_COPY_SEND: AtomicU8 = AtomicU8::new(UNREAD);
 
-/// Switches zero-copy sending on or off for the whole process, at any time. It applies to transfers
-/// that begin afterwards. Off means that each of them goes by `copy`, and that its report says so.
+/// Switches zero-copy sending on or off for the whole process. This can be called at any time and
+/// applies to transfers that begin afterwards. While it is off, every transfer uses `copy`, and its
+/// report says that zero-copy sending is switched off.
 ///
-/// The environment variable `UNCOPIED_SEND=off` (or `0`, `false`, `no`) does the same from the
-/// start of the process; this call overrides it.
+/// Setting the environment variable `UNCOPIED_SEND` to `off`, `0`, `false` or `no` switches
+/// zero-copy sending off from the start of the process. This function overrides the variable.
 pub fn set_zero_copy_send(on: bool) {
     ZERO_COPY_SEND.store(if on { ON } else { OFF }, Ordering::Relaxed);
 }
 
-/// Whether zero-copy sending is switched on. It is, unless [`set_zero_copy_send`] or
-/// `UNCOPIED_SEND` says otherwise.
+/// Returns whether zero-copy sending is switched on. It is on by default. [`set_zero_copy_send`]
+/// and the environment variable `UNCOPIED_SEND` can switch it off.
 #[must_use]
 pub fn zero_copy_send_enabled() -> bool {
     match ZERO_COPY_SEND.load(Ordering::Relaxed) {
         UNREAD => {
             let on = !is_off(std::env::var_os("UNCOPIED_SEND").as_deref());
-            // A concurrent `set_zero_copy_send` wins.
+            // Do not overwrite the value if `set_zero_copy_send` is called at the same time.
             let now = if on { ON } else { OFF };
             let _ =
                 ZERO_COPY_SEND.compare_exchange(UNREAD, now, Ordering::Relaxed, Ordering::Relaxed);

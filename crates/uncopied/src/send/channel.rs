@@ -1,4 +1,4 @@
-//! Sending memory over a socket that somebody else owns.
+//! Sends memory over a socket that another object owns.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,31 +13,36 @@ use crate::policy::{Driver, MemoryPlanInput, Plan, plan_memory, zero_copy_send_e
 use crate::report::Report;
 use crate::transfer::{MemoryProgress, MemoryTransfer};
 
-/// What a [`Sender`](crate::Sender) knows about its socket and has in flight on it, without the
-/// socket itself: for I/O objects that keep their socket elsewhere.
+/// Sends memory over a socket that another I/O object owns. A [`Sender`](crate::Sender) consists of
+/// a channel and a socket of its own.
 ///
-/// Each channel belongs to one socket, which every call must be given. Dropping the channel means
-/// that the socket is closed as well; otherwise call [`leave_open`](Self::leave_open).
+/// A channel belongs to one socket, which must be passed to every call. Drop the channel only if
+/// the socket is closed as well: if memory is in flight, dropping the channel shuts the socket down
+/// for writing. If the socket stays open, call [`leave_open`](Self::leave_open) instead.
 #[derive(Debug)]
 pub struct Channel {
     forced: Option<Plan>,
-    /// Whether the peer's address is one of this machine's, so that the kernel copies.
+    /// Whether the peer's address belongs to this machine, in which case the kernel copies every
+    /// byte that is sent with `msg_zerocopy` or `send_zc`.
     peer_is_local: bool,
     sink: MemorySink,
     unfinished: Option<Unfinished>,
-    /// How many of the next sends do not try zero copy, because the kernel copied the latest ones.
+    /// The number of upcoming sends that use neither `msg_zerocopy` nor `send_zc`, because the
+    /// kernel copied the latest ones.
     paused_sends: u32,
 }
 
-/// Zero-copy sends pause after this many notifications in a row that report a copy.
+/// After this many notifications in a row that report a copy, `msg_zerocopy` and `send_zc` are not
+/// used for the next [`PAUSE_SENDS`] sends.
 const PAUSE_AFTER_COPIES: u32 = 8;
 
-/// How many sends a pause lasts. The next ones try again, because routes change.
+/// The length of such a pause, in sends. After it, the mechanisms are tried again, because the
+/// route to the peer may have changed.
 const PAUSE_SENDS: u32 = 256;
 
-/// A send that the socket did not accept all of. When the caller tries again with the rest, the
-/// rest gets the plan for the whole: it is shorter, and begins where the socket stopped, which is
-/// hardly ever at the start of a page.
+/// A send of which the socket has accepted only a part. When the caller tries again with the rest,
+/// the plan for the whole send is used. A plan for the rest alone might copy it, because the rest
+/// is shorter and begins where the socket stopped, which is rarely the start of a page.
 #[derive(Clone, Copy, Debug)]
 struct Unfinished {
     whole: MemoryShape,
@@ -45,7 +50,7 @@ struct Unfinished {
     rest: usize,
 }
 
-/// What matters for a plan about the memory of a send.
+/// The properties of a send's memory that its plan depends on.
 #[derive(Clone, Copy, Debug)]
 struct MemoryShape {
     len: usize,
@@ -68,7 +73,7 @@ impl MemoryShape {
     }
 }
 
-/// Who is at the other end of a socket.
+/// What is known about the peer of a socket.
 struct Peer {
     is_tcp: bool,
     is_local: bool,
@@ -91,7 +96,7 @@ impl Peer {
 }
 
 impl Channel {
-    /// The channel to this connected socket, which `driver` waits for.
+    /// Creates a channel for this connected socket. `driver` is what waits for the socket.
     #[must_use]
     pub fn new(socket: impl AsFd, driver: Driver, options: SendOptions) -> Self {
         let peer = Peer::of(socket.as_fd());
@@ -111,14 +116,15 @@ impl Channel {
         }
     }
 
-    /// Makes one try to send these bytes, without waiting. The result says how many of them the
-    /// socket accepted, from the first on, at most 2 MiB; 0 if it is full, or if nothing more may
-    /// be [in flight](crate::LimitAction::Wait).
+    /// Tries once to send these bytes, at most 2 MiB, without waiting. The result says how many
+    /// bytes the socket accepted, counted from the first. The number is 0 if the socket is full, or
+    /// if no more bytes may be [in flight](crate::LimitAction::Wait).
     ///
-    /// The socket must be non-blocking: `vmsplice` waits for a blocking one.
+    /// The socket must be non-blocking, because sending with `vmsplice` would wait for a blocking
+    /// one.
     ///
-    /// A try with exactly the rest of what the last one was given continues as that one began;
-    /// anything else gets a new plan.
+    /// If the socket accepts only some of the bytes, call this again with exactly the rest. The
+    /// rest is then sent according to the same plan. For any other memory, a new plan is made.
     ///
     /// # Errors
     ///
@@ -146,15 +152,16 @@ impl Channel {
         Ok(sent)
     }
 
-    /// Whether these bytes are the rest of what the last [try](Self::try_send) was given.
+    /// Whether these bytes begin where the last [`try_send`](Self::try_send) stopped, so that
+    /// sending them continues that send.
     #[must_use]
     pub fn goes_on_with(&self, bytes: &[u8]) -> bool {
         let address = bytes.as_ptr().addr();
         self.unfinished.is_some_and(|it| it.rest == address)
     }
 
-    /// A send of these parts, in their order, of which nothing has happened yet, and the sink to
-    /// step it with.
+    /// Returns a new transfer of these parts, in this order, and the sink to step it with. Nothing
+    /// is sent yet.
     pub(crate) fn transfer(&mut self, parts: Vec<Memory>) -> (MemoryTransfer, &mut MemorySink) {
         let plan = self.plan(MemoryShape::of(&parts));
         (MemoryTransfer::new(parts, plan), &mut self.sink)
@@ -180,8 +187,8 @@ impl Channel {
         plan_memory(&input, &self.sink.support)
     }
 
-    /// Counts a send against the pause. Returns whether zero-copy sends pause, because the kernel
-    /// keeps copying.
+    /// Returns whether `msg_zerocopy` and `send_zc` are paused, because the kernel keeps copying.
+    /// If so, counts this send as one of the [`PAUSE_SENDS`] of the pause.
     fn count_paused_send(&mut self) -> bool {
         let stats = self.sink.stats();
         if self.paused_sends == 0 && stats.copied_notifications_in_a_row() >= PAUSE_AFTER_COPIES {
@@ -193,8 +200,9 @@ impl Channel {
         is_paused
     }
 
-    /// What was sent in total, by mechanism, and how much of it the kernel is known to have copied.
-    /// Of the fallbacks, the first of each kind.
+    /// Returns how many bytes were sent in total, by mechanism, and how many of them the kernel is
+    /// known to have copied. If a mechanism fell back several times with the same errno, only the
+    /// first time is listed.
     #[must_use]
     pub fn report(&self) -> Report {
         let mut report = self.sink.report.clone();
@@ -202,19 +210,20 @@ impl Channel {
         report
     }
 
-    /// How many bytes are in flight, counted by whole pages.
+    /// Returns how many bytes are in flight. A page that is partly in flight counts as a whole
+    /// page.
     #[must_use]
     pub fn in_flight_bytes(&self) -> u64 {
         self.sink.in_flight_bytes()
     }
 
-    /// Processes the notifications that have arrived, which completes their sends. Returns how many
-    /// sends the socket's error queue completed.
+    /// Processes the notifications that have arrived, and completes the sends that they belong to.
+    /// Returns how many sends were completed by the socket's error queue.
     pub fn reap(&self) -> usize {
         self.sink.reap()
     }
 
-    /// Drops the channel to a socket that stays open.
+    /// Drops the channel without shutting the socket down.
     pub fn leave_open(mut self) {
         self.sink.stays_open = true;
     }
@@ -237,9 +246,10 @@ mod tests {
     use crate::arena::PageBuffer;
     use crate::policy::Mechanism;
 
-    /// If the socket stops within a page, a plan for the rest alone would copy it.
+    /// A socket that becomes full often stops in the middle of a page. A plan for the rest alone
+    /// would copy the rest, because it does not begin at the start of a page.
     #[test]
-    fn the_rest_goes_by_the_plan_for_the_whole() {
+    fn the_rest_of_a_send_uses_the_plan_for_the_whole() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let address = listener.local_addr().expect("an address");
         let socket = TcpStream::connect(address).expect("connected");
@@ -255,7 +265,8 @@ mod tests {
         let len = pages.len();
         let reading = thread::spawn(move || {
             let mut got = vec![0; len];
-            // An odd number at a time opens the window by an odd number.
+            // Reading an odd number of bytes opens the peer's receive window by an odd number, so
+            // the socket stops in the middle of pages.
             for piece in got.chunks_mut(7001) {
                 peer.read_exact(piece).expect("all of it");
             }
@@ -275,7 +286,7 @@ mod tests {
         assert_eq!(channel.report().by(Mechanism::Vmsplice), len as u64);
 
         let sent = channel.try_send(pages.slice(1..), &socket).expect("sent");
-        assert_eq!(sent.report().by(Mechanism::Vmsplice), 0, "planned anew");
+        assert_eq!(sent.report().by(Mechanism::Vmsplice), 0, "a new plan");
         assert!(sent.bytes() > 0);
     }
 }

@@ -15,12 +15,12 @@ use crate::report::Report;
 use crate::transfer::Transfer;
 use crate::{driver, endpoint};
 
-/// Sends a range of a file to a stream socket by the best mechanism that works, and waits until the
-/// socket has accepted every byte.
+/// Sends a range of a file to a stream socket with the best mechanism that works, and waits until
+/// the socket has accepted every byte.
 ///
-/// `..` sends up to the end of the file; a range with an end sends exactly its length. The file's
-/// own position is neither used nor changed. The socket may be blocking or not. Its send timeout
-/// (`SO_SNDTIMEO`) applies.
+/// `..` sends up to the end of the file. A range with an end sends exactly as many bytes as it
+/// contains. The file's own position is neither used nor changed. The socket may be blocking or
+/// non-blocking. The send timeout of the socket (`SO_SNDTIMEO`) applies.
 ///
 /// ```no_run
 /// use std::{fs::File, net::TcpStream};
@@ -40,7 +40,7 @@ use crate::{driver, endpoint};
 ///
 /// `sendfile` and `splice` give the socket references to the file's pages. Until the peer has
 /// acknowledged the bytes (on the same host: has read them), a write to the file may change what
-/// the peer receives. [`SendFile::force_copy`] sends bytes that can no longer change.
+/// the peer receives. To prevent that, use [`SendFile::force_copy`].
 pub fn send_file(
     file: &File,
     range: impl RangeBounds<u64>,
@@ -49,7 +49,8 @@ pub fn send_file(
     SendFile::new(file).range(range).to(socket)
 }
 
-/// Sends a file to a socket, with all the choices that [`send_file()`] makes itself.
+/// Sends a file to a socket, like [`send_file()`], but with the options that `send_file` does not
+/// offer.
 ///
 /// ```
 /// use std::{fs::File, os::unix::net::UnixStream};
@@ -75,7 +76,7 @@ pub struct SendFile<'a> {
 }
 
 impl<'a> SendFile<'a> {
-    /// The whole file, up to its end.
+    /// Prepares to send the whole file, up to its end.
     pub fn new(file: &'a impl AsFd) -> Self {
         let (file, length) = (file.as_fd(), Length::UntilEof);
         Self {
@@ -87,36 +88,39 @@ impl<'a> SendFile<'a> {
         }
     }
 
-    /// Which bytes to send: from which offset on, and, if the range has an end, exactly how many.
+    /// Sets which bytes to send. A range with an end sends exactly as many bytes as it contains. A
+    /// range without an end sends everything up to the end of the file.
     pub fn range(mut self, range: impl RangeBounds<u64>) -> Self {
         (self.offset, self.length) = endpoint::offset_and_length(range);
         self
     }
 
-    /// How many bytes to send, if that is not given by the [`range`](Self::range).
+    /// Sets how many bytes to send, in place of the length of the [`range`](Self::range).
     pub fn length(mut self, length: Length) -> Self {
         self.length = length;
         self
     }
 
     /// Forces these mechanisms, in this order, and no others. If none of them is supported, the
-    /// transfer fails: add [`Mechanism::Copy`] to prevent that. An empty list leaves the choice to
-    /// the plan.
+    /// transfer fails. Add [`Mechanism::Copy`] to prevent that. If the list is empty, the
+    /// mechanisms are chosen automatically.
     ///
-    /// [`force_copy`](Self::force_copy) and the [switch](crate::set_zero_copy_send) override it.
+    /// [`force_copy`](Self::force_copy) overrides this list, and so does the
+    /// [switch](crate::set_zero_copy_send) while zero-copy sending is off.
     pub fn force_mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
         self.forced = (!mechanisms.is_empty()).then(|| Plan::of(mechanisms));
         self
     }
 
-    /// Copies every byte, so that it can no longer change once it has been read from the file. The
-    /// file is read as the transfer proceeds, at most 128 KiB ahead.
+    /// Copies every byte when it is read from the file, so that later changes to the file do not
+    /// affect the bytes that have been read. The file is read as the transfer proceeds, at most 128
+    /// KiB ahead of the socket.
     pub fn force_copy(mut self) -> Self {
         self.force_copy = true;
         self
     }
 
-    /// Sends, and waits until the socket has accepted every byte.
+    /// Sends the bytes, and waits until the socket has accepted all of them.
     ///
     /// # Errors
     ///
@@ -127,9 +131,9 @@ impl<'a> SendFile<'a> {
         Ok(transfer.into_report())
     }
 
-    /// Sends on tokio, without taking over the socket: what was written to it before is sent first,
-    /// and it can be used as usual afterwards. If the file is not in the page cache, a thread of
-    /// tokio's blocking pool reads it, so that the event loop does not wait for the disk.
+    /// Sends the bytes on tokio. Bytes that were written to the socket before are sent first, and
+    /// the socket can be used as usual afterwards. If the file is not in the page cache, a thread
+    /// of tokio's blocking pool reads it, so that the event loop does not wait for the disk.
     ///
     /// # Errors
     ///
@@ -138,8 +142,9 @@ impl<'a> SendFile<'a> {
     /// # Cancellation
     ///
     /// Dropping the future ends the transfer. The bytes that the socket has accepted still reach
-    /// the peer, which cannot tell that more were to come: close the connection. How many they were
-    /// is lost. To continue later, keep a [`Transfer`] and use [`driver::tokio::run`].
+    /// the peer, which cannot know that more were to come, so close the connection. The number of
+    /// these bytes is lost. If you may want to continue, keep a [`Transfer`] and use
+    /// [`driver::tokio::run`].
     #[cfg(feature = "tokio")]
     pub async fn to_tokio(&self, socket: &impl driver::tokio::Socket) -> Result<Report, Error> {
         let mut transfer = self.transfer(socket.as_fd())?;
@@ -147,7 +152,7 @@ impl<'a> SendFile<'a> {
         Ok(transfer.into_report())
     }
 
-    /// The state machine of this transfer to `socket`, for a driver of your own.
+    /// Returns the transfer to `socket` without running it, for a driver of your own.
     ///
     /// # Errors
     ///

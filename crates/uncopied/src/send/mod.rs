@@ -1,4 +1,4 @@
-//! What a user calls to send a file or memory to a socket.
+//! The API for sending a file or memory to a socket.
 
 mod channel;
 mod file;

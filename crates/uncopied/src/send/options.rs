@@ -1,9 +1,9 @@
-//! How a sender sends memory.
+//! The options of a sender of memory.
 
 use crate::in_flight::{DEFAULT_SENDER_IN_FLIGHT_LIMIT, LimitAction};
 use crate::policy::{Mechanism, Plan};
 
-/// How a [`Sender`](crate::Sender) sends.
+/// The options of a [`Sender`](crate::Sender) or a [`Channel`](crate::Channel).
 #[derive(Clone, Debug)]
 pub struct SendOptions {
     pub(crate) forced: Option<Plan>,
@@ -24,32 +24,35 @@ impl Default for SendOptions {
 }
 
 impl SendOptions {
-    /// Forces these mechanisms, in this order, and no other; if none of them is supported, sends
-    /// fail. An empty list leaves the choice to the [plan](crate::policy::plan_memory).
+    /// Forces these mechanisms, in this order, and no others. If none of them is supported, sends
+    /// fail. If the list is empty, [`plan_memory`](crate::policy::plan_memory) chooses the
+    /// mechanisms.
     ///
-    /// The [switch](crate::set_zero_copy_send) overrides it.
+    /// While zero-copy sending is [switched off](crate::set_zero_copy_send), this list is ignored.
     #[must_use]
     pub fn force_mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
         self.forced = (!mechanisms.is_empty()).then(|| Plan::of(mechanisms));
         self
     }
 
-    /// Limits how many bytes this sender may have in flight, counted by whole pages. The default is
-    /// 16 MiB. If nothing is in flight, one send of any length is allowed.
+    /// Limits how many bytes this sender may have in flight. A page that is partly in flight counts
+    /// as a whole page. The default is 16 MiB. While nothing is in flight, one send of any length
+    /// is allowed.
     #[must_use]
     pub fn in_flight_limit(mut self, bytes: u64) -> Self {
         self.in_flight_limit = bytes;
         self
     }
 
-    /// Vouches that the peer is on another machine, behind a network device. Then pages sent by
-    /// `vmsplice` are free once the peer has acknowledged them ([`FreeReason::Acknowledged`]);
-    /// otherwise they never become a buffer again. It has no effect on tokio. It must not be used
-    /// if programs on this machine capture packets (`AF_PACKET`).
+    /// Declares that the peer is on another machine, behind a network device. Pages that are sent
+    /// with `vmsplice` can then be reused once the peer has acknowledged them
+    /// ([`FreeReason::Acknowledged`]). Without this declaration, they never become a buffer again.
+    /// The option has no effect on tokio. Do not set it if programs on this machine capture packets
+    /// (`AF_PACKET`).
     ///
-    /// The peer's address does not show this: a container or virtual machine on this host has a
-    /// foreign address, and its queue holds the same pages. If the claim is wrong, the peer
-    /// receives what is written to the pages next.
+    /// The peer's address does not prove that the peer is remote: a container or virtual machine on
+    /// this host has an address of its own, but its receive queue refers to the same pages. If the
+    /// declaration is wrong, the peer receives whatever is written to the pages next.
     ///
     /// [`FreeReason::Acknowledged`]: crate::FreeReason::Acknowledged
     #[must_use]
@@ -58,8 +61,8 @@ impl SendOptions {
         self
     }
 
-    /// What to do with a send beyond this limit, or beyond that of the
-    /// [process](crate::set_process_in_flight_limit).
+    /// Sets what happens to a send that would exceed [`in_flight_limit`](Self::in_flight_limit) or
+    /// the limit of the [process](crate::set_process_in_flight_limit).
     #[must_use]
     pub fn at_limit(mut self, at_limit: LimitAction) -> Self {
         self.at_limit = at_limit;

@@ -1,4 +1,4 @@
-//! The simple API for memory: send it to a socket, and learn when it is free again.
+//! The simple API for memory: send it to a socket, and learn when it can be reused.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,10 +10,10 @@ use crate::error::Error;
 use crate::policy::Driver;
 use crate::report::Report;
 
-/// A connected stream socket, TCP or Unix, that a [`Sender`] can own. Because the sender owns it,
-/// it knows when the socket is closed.
+/// A connected stream socket, TCP or Unix, that a [`Sender`] can own. A sender owns its socket, and
+/// therefore knows when the socket is closed.
 pub trait StreamSocket: AsFd + 'static {
-    /// What waits for the socket.
+    /// What waits for the socket to become writable.
     const DRIVER: Driver = Driver::Caller;
 }
 
@@ -35,9 +35,9 @@ impl StreamSocket for tokio::net::UnixStream {
 /// [region](crate::arena::Region).
 ///
 /// Each send returns as soon as the socket has accepted the bytes. Its
-/// [`Completion`](crate::Completion) reports when the pages are free. The pages are kept for as
-/// long as the kernel reads them, even if the completion, the sender, the socket or a waiting
-/// future is dropped.
+/// [`Completion`](crate::Completion) reports when the kernel is done with the memory. The memory is
+/// kept for as long as the kernel reads it, even if the completion, the sender, the socket or a
+/// waiting future is dropped.
 ///
 /// ```
 /// use std::net::{TcpListener, TcpStream};
@@ -58,51 +58,51 @@ impl StreamSocket for tokio::net::UnixStream {
 ///
 /// # What else may use the socket
 ///
-/// It can be read from as usual, by [`get_ref`](Self::get_ref), and written to between two sends.
-/// No other code may use `MSG_ZEROCOPY` on it, or read its error queue.
+/// The socket can be read from at any time, through [`get_ref`](Self::get_ref), and be written to
+/// between two sends. No other code may use `MSG_ZEROCOPY` on it, or read its error queue.
 ///
 /// # Dropping it
 ///
-/// What has been sent still reaches the peer. If memory is in flight, a thread of this library
-/// closes the connection once the peer has received it; if the peer receives nothing for a minute,
-/// the connection is reset.
+/// Bytes that the socket has accepted still reach the peer. If memory is in flight, a thread of
+/// this library closes the connection once the peer has received the bytes. If the peer receives
+/// nothing for a minute, the connection is reset.
 pub struct Sender<S> {
     channel: Channel,
     socket: S,
 }
 
 impl<S: StreamSocket> Sender<S> {
-    /// A sender to this socket, with the default [options](SendOptions).
+    /// Creates a sender for this socket, with the default [options](SendOptions).
     #[must_use]
     pub fn new(socket: S) -> Self {
         Self::with(socket, SendOptions::default())
     }
 
-    /// A sender to this socket.
+    /// Creates a sender for this socket, with these options.
     #[must_use]
     pub fn with(socket: S, options: SendOptions) -> Self {
         let channel = Channel::new(&socket, S::DRIVER, options);
         Self { channel, socket }
     }
 
-    /// Sends all of these bytes, and waits until the socket has accepted them, which is before the
-    /// peer has received them. The socket may be blocking or not. Its send timeout (`SO_SNDTIMEO`)
-    /// applies.
+    /// Sends all of these bytes, and waits until the socket has accepted them. The peer may receive
+    /// them later. The socket may be blocking or non-blocking. The send timeout of the socket
+    /// (`SO_SNDTIMEO`) applies.
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`](crate::ErrorKind). The error says how many bytes the socket had accepted;
-    /// their pages are kept for as long as the kernel reads them.
+    /// See [`ErrorKind`](crate::ErrorKind). The error says how many bytes the socket had accepted.
+    /// Their memory is kept for as long as the kernel reads it.
     pub fn send(&mut self, memory: impl Into<Memory>) -> Result<Sent, Error> {
         self.send_parts([memory])
     }
 
-    /// Sends several parts, one after the other, as if they were one. `send_zc` sends up to 64 of
-    /// them in one call.
+    /// Sends several parts, one after the other, in one send. The mechanism `send_zc` sends up to
+    /// 64 parts per call.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send).
+    /// The errors of [`send`](Self::send).
     pub fn send_parts(
         &mut self,
         parts: impl IntoIterator<Item = impl Into<Memory>>,
@@ -113,19 +113,19 @@ impl<S: StreamSocket> Sender<S> {
         Ok(transfer.into())
     }
 
-    /// As [`send`](Self::send), on tokio. The socket can be read from and written to as usual
-    /// between two sends.
+    /// Does the same as [`send`](Self::send), on tokio. Between two sends, the socket can be read
+    /// from and written to as usual.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send).
+    /// The errors of [`send`](Self::send).
     ///
     /// # Cancellation
     ///
     /// Dropping the future ends the send. The bytes that the socket has accepted still reach the
-    /// peer, which cannot tell that more were to come: close the connection. Their pages are kept
-    /// for as long as the kernel reads them. [`report`](Self::report) counts them, except for at
-    /// most the last 2 MiB.
+    /// peer, which cannot know that more were to come, so close the connection. Their memory is
+    /// kept for as long as the kernel reads it. [`report`](Self::report) counts these bytes, except
+    /// for up to 2 MiB that were accepted last.
     #[cfg(feature = "tokio")]
     pub async fn send_tokio(&mut self, memory: impl Into<Memory>) -> Result<Sent, Error>
     where
@@ -137,55 +137,61 @@ impl<S: StreamSocket> Sender<S> {
         Ok(transfer.into())
     }
 
-    /// Makes one try to send these bytes, without waiting: for event loops of your own. The result
-    /// says how many of them the socket accepted, from the first on; 0 if it is full, or if nothing
-    /// more may be [in flight](crate::LimitAction::Wait).
+    /// Tries once to send these bytes, without waiting, for event loops of your own. The result
+    /// says how many bytes the socket accepted, counted from the first. The number is 0 if the
+    /// socket is full, or if no more bytes may be [in flight](crate::LimitAction::Wait).
     ///
-    /// The socket must be non-blocking: `vmsplice` waits for a blocking one.
+    /// The socket must be non-blocking, because sending with `vmsplice` would wait for a blocking
+    /// one.
     ///
-    /// An event loop calls [`reap`](Self::reap) when the socket reports an error (`EPOLLERR`): a
-    /// notification looks like that.
+    /// The event loop must call [`reap`](Self::reap) when the socket reports an error (`EPOLLERR`),
+    /// because that is how epoll reports a notification.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send).
+    /// The errors of [`send`](Self::send).
     pub fn try_send(&mut self, memory: impl Into<Memory>) -> Result<Sent, Error> {
         self.channel.try_send(memory, &self.socket)
     }
 
-    /// Processes the notifications that have arrived, which completes their sends. A
-    /// [`Completion`](crate::Completion) does this itself when it is polled or waited for.
-    /// Notifications of `send_zc` arrive by a ring instead: its completions and tokio process them.
+    /// Processes the notifications that have arrived, and completes the sends that they belong to.
+    /// A [`Completion`](crate::Completion) does this itself when it is polled or waited for. The
+    /// notifications of `send_zc` arrive in an io_uring ring instead. They are processed by the
+    /// completions of those sends, and on tokio also by a background task.
     ///
-    /// Returns how many sends the socket's error queue completed.
+    /// Returns how many sends were completed by the socket's error queue.
     pub fn reap(&self) -> usize {
         self.channel.reap()
     }
 
-    /// How many bytes are in flight, counted by whole pages.
+    /// Returns how many bytes are in flight. A page that is partly in flight counts as a whole
+    /// page.
     #[must_use]
     pub fn in_flight_bytes(&self) -> u64 {
         self.channel.in_flight_bytes()
     }
 
-    /// What this sender has sent in total, by mechanism, and how much of it the kernel is known to
-    /// have copied. Of the fallbacks, the first of each kind.
+    /// Returns how many bytes this sender has sent in total, by mechanism, and how many of them the
+    /// kernel is known to have copied. If a mechanism fell back several times with the same errno,
+    /// only the first time is listed.
     #[must_use]
     pub fn report(&self) -> Report {
         self.channel.report()
     }
 
-    /// The socket.
+    /// Returns a reference to the socket.
     #[must_use]
     pub fn get_ref(&self) -> &S {
         &self.socket
     }
 
-    /// Returns the socket. This library tracks what is still in flight, by a descriptor of its own.
-    /// If the socket is closed before all of it is free, the peer sees the close only then.
+    /// Returns the socket. If memory is in flight, this library keeps a duplicate of the socket's
+    /// descriptor until the kernel is done with the memory. If you close the socket before that,
+    /// the peer sees the connection close only when the duplicate is closed too.
     ///
-    /// If something was sent by `MSG_ZEROCOPY`, no other sender can use it on this socket: the
-    /// kernel's numbering of sends continues where this sender stopped.
+    /// If something was sent with `MSG_ZEROCOPY`, no other sender can use `MSG_ZEROCOPY` on this
+    /// socket: the kernel does not restart its numbering of sends, and a new sender would not know
+    /// the next number.
     #[must_use]
     pub fn into_inner(self) -> S {
         let Self { channel, socket } = self;

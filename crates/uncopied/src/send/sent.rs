@@ -1,10 +1,10 @@
-//! The result of a send of memory.
+//! The result of sending memory.
 
 use crate::in_flight::Completion;
 use crate::report::Report;
 use crate::transfer::MemoryTransfer;
 
-/// What a send did.
+/// The result of a send: what was sent, and when its memory can be reused.
 #[derive(Clone, Debug)]
 pub struct Sent {
     report: Report,
@@ -19,25 +19,26 @@ impl From<MemoryTransfer> for Sent {
 }
 
 impl Sent {
-    /// How many bytes the socket accepted.
+    /// Returns how many bytes the socket accepted.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.report.bytes()
     }
 
-    /// The bytes by mechanism, and every fallback. Whether the kernel copied after all is not known
-    /// yet: the completion reports it.
+    /// Returns how many bytes each mechanism sent, and the fallbacks. It is not known yet whether
+    /// the kernel copied bytes of a zero-copy mechanism after all: the
+    /// [completion](Self::completion) reports that.
     #[must_use]
     pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// Reports when the pages are free.
+    /// Returns the completion, which reports when the kernel is done with the memory.
     pub fn completion(&self) -> &Completion {
         &self.completion
     }
 
-    /// Reports when the pages are free.
+    /// Returns the completion, which reports when the kernel is done with the memory.
     pub fn into_completion(self) -> Completion {
         self.completion
     }

@@ -1,12 +1,14 @@
-//! Bugs that other programs shipped, at the edges of sizes, offsets and buffers. Where the bytes do
-//! not show whether the guard works, the arguments of the calls do.
+//! Tests for bugs that other programs have shipped, at the edges of sizes, offsets and buffers.
+//! Where such a bug does not change the bytes that arrive, the test checks the arguments of the
+//! calls.
 
 use rustix::io::Errno;
 
 use super::*;
 use crate::error::ErrorKind;
 
-/// The mechanisms, and the calls by which each moves bytes. The last one writes to the socket.
+/// The mechanisms, each with the calls that it moves bytes with. The last of these calls writes to
+/// the socket.
 const MECHANISM_CALLS: [(Mechanism, &[Call]); 4] = [
     (Mechanism::Sendfile, &[Call::Sendfile]),
     (Mechanism::Splice, &[Call::SpliceIn, Call::SpliceOut]),
@@ -14,11 +16,11 @@ const MECHANISM_CALLS: [(Mechanism, &[Call]); 4] = [
     (Mechanism::Copy, &[Call::ReadAt, Call::Send]),
 ];
 
-/// No call is asked for more bytes than a step may move, whatever the length of the transfer. So
-/// none reaches 0x7ffff000 bytes, where each call is cut short, nor `usize::MAX`, which `splice(2)`
-/// refuses. Guarded by `FileStep::want`.
+/// No call asks for more bytes than a step may move, however long the transfer is. So no call
+/// reaches 0x7ffff000 bytes, the most that the kernel moves in one call, or `usize::MAX`, which
+/// `splice(2)` rejects. Fails if `FileStep::want` does not limit the count.
 #[test]
-fn no_call_is_asked_for_more_than_a_step() {
+fn no_call_asks_for_more_than_a_step_may_move() {
     let lengths = [
         Length::UntilEof,
         Length::Exact(u64::MAX),
@@ -50,7 +52,7 @@ fn no_call_is_asked_for_more_than_a_step() {
     }
 }
 
-/// Each call moves one byte, at odd and even offsets: no byte is lost or duplicated.
+/// If each call moves only one byte, at odd and even offsets, no byte is lost or duplicated.
 #[test]
 fn calls_that_move_one_byte_lose_nothing() {
     for (mechanism, _) in MECHANISM_CALLS {
@@ -63,8 +65,8 @@ fn calls_that_move_one_byte_lose_nothing() {
     }
 }
 
-/// Every call is interrupted fifty times in a row before it moves a byte. Guarded by
-/// `retry_on_intr`.
+/// If calls of one kind are interrupted fifty times in a row before they move a byte, no byte is
+/// lost. Fails without `retry_on_intr`.
 #[test]
 fn repeated_signals_lose_nothing() {
     for (mechanism, calls) in MECHANISM_CALLS {
@@ -85,9 +87,10 @@ fn repeated_signals_lose_nothing() {
     }
 }
 
-/// A pipe of one slot is full after one page. `EAGAIN` then says nothing about the socket or the
-/// file: the pipe is drained, and the transfer never reports that it is blocked on the source.
-/// Guarded by the arm for a pipe that holds bytes in `splice::fill`.
+/// A pipe with one slot is full after one page. If the next call that fills the pipe fails with
+/// `EAGAIN`, that does not mean that the file or the socket is not ready. The pipe must be drained
+/// first, and the transfer must not report that it is blocked on the source. Fails without the
+/// match arm in `splice::fill` for errors while the pipe holds bytes.
 #[test]
 fn a_pipe_without_free_slots_is_drained_first() {
     let page = rustix::param::page_size();
@@ -110,8 +113,8 @@ fn a_pipe_without_free_slots_is_drained_first() {
     }
 }
 
-/// `SPLICE_F_MORE` delays the last bytes by up to 200 ms. So it is set only if more bytes are
-/// certain to follow, and never with the last ones. Guarded by `more` in `Pipe::drain`.
+/// `SPLICE_F_MORE` delays the last bytes by up to 200 ms. So it must be set only if more bytes are
+/// certain to follow, and never with the last bytes. Fails if `Splice::step` always sets `more`.
 #[test]
 fn splice_f_more_is_set_only_if_bytes_follow() {
     let kernel = faultless().pipe_capacity(64 << 10);
@@ -138,8 +141,8 @@ fn splice_f_more_is_set_only_if_bytes_follow() {
     );
 }
 
-/// `sendfile` is not asked for more bytes than the file has, which kernels before 6.5 treat like
-/// `SPLICE_F_MORE`. Guarded by `count` in `sendfile`.
+/// `sendfile` must not be asked for more bytes than the file has, because kernels before 6.5 would
+/// then delay the last bytes, as with `SPLICE_F_MORE`. Fails without `count` in `sendfile.rs`.
 #[test]
 fn sendfile_is_not_asked_for_more_than_the_file_has() {
     let kernel = faultless().max_bytes_per_call(70_001);
@@ -169,8 +172,9 @@ fn a_blocked_step_makes_one_call() {
     }
 }
 
-/// If a file grows while it is sent, a transfer of an exact length sends no byte more, and a
-/// transfer until the end of the file sends up to the new end. Guarded by `FileStep::want`.
+/// If a file grows while it is sent, a transfer of an exact length must not send more than that,
+/// and a transfer up to the end of the file must send everything up to the new end. Fails if
+/// `FileStep::want` ignores `remaining`.
 #[test]
 fn growth_of_the_file_never_exceeds_an_exact_length() {
     for (mechanism, _) in MECHANISM_CALLS {
@@ -190,15 +194,17 @@ fn growth_of_the_file_never_exceeds_an_exact_length() {
     }
 }
 
-/// If a file shrinks while it is sent, the error says how many bytes were sent. Guarded by
-/// `Transfer::ended`, and by the check of the size after each send in `mmap_write`.
+/// If a file shrinks while it is sent, the error must say how many bytes were sent. Fails without
+/// `Transfer::ended`, or without `after_send` in `mmap_write.rs`, which checks the size after each
+/// send.
 #[test]
 fn a_file_that_shrinks_is_an_error_that_counts_the_bytes() {
     let page = rustix::param::page_size() as u64;
     for (mechanism, _) in MECHANISM_CALLS {
         for new_size in [0, 100_000 / page * page, 100_000, 60_000, 1] {
             let case = format!("{mechanism}, truncated to {new_size}");
-            // The bytes in a pipe survive the truncation. This pipe holds fewer than a call moves.
+            // Bytes that are in the pipe are sent despite the truncation. This pipe holds fewer
+            // bytes than one call moves, so it is empty after the first step.
             let kernel = faultless()
                 .max_bytes_per_call(70_000)
                 .pipe_capacity(64 << 10);
@@ -238,12 +244,12 @@ fn bytes_in_the_pipe_survive_a_truncation() {
     assert!(error.moved() > 140_000, "{} bytes", error.moved());
 }
 
-/// If the file is truncated in the middle of a page just before the kernel reads it, the rest of
-/// that page is zero in the mapping. The kernel sends these zeros if it is the last page that it is
-/// asked for. They are not bytes of the file, so the transfer fails, with or without an exact
-/// length. Guarded by `after_send`.
+/// If the file is truncated in the middle of a page just before the kernel reads that page, the
+/// rest of the page is zero in the mapping. If that page is the last one that `send(2)` was asked
+/// to send, the kernel sends the zeros. They are not bytes of the file, so the transfer must fail,
+/// with or without an exact length. Fails without `after_send` in `mmap_write.rs`.
 #[test]
-fn zeros_behind_the_end_of_a_truncated_file_are_an_error() {
+fn zeros_past_the_end_of_a_truncated_file_are_an_error() {
     for length in [Length::Exact(FILE_BYTES), Length::UntilEof] {
         for (nth, new_size) in [(0, 30_001), (2, 90_019)] {
             let (result, received) = truncate_before_send(length, nth, new_size);
@@ -259,8 +265,9 @@ fn zeros_behind_the_end_of_a_truncated_file_are_an_error() {
     }
 }
 
-/// When the kernel stops at a page that is missing, it may not have sent all bytes before that page
-/// either. The transfer goes on to the new end. Guarded by not taking `EFAULT` for the end.
+/// When the kernel stops at a missing page, it may not have sent all bytes before that page. The
+/// transfer must continue to the new end of the file. Fails if `mmap_write` takes `EFAULT` for the
+/// end of the file.
 #[test]
 fn a_file_truncated_before_a_missing_page_is_sent_to_its_new_end() {
     for (nth, new_size) in [(0, 1), (0, 4097), (2, 61_000)] {
@@ -276,8 +283,8 @@ fn a_file_truncated_before_a_missing_page_is_sent_to_its_new_end() {
     }
 }
 
-/// Sends by `mmap_write`, a few pages with each call. The file is truncated just before the `nth`
-/// call. Returns the result and the bytes that were received.
+/// Sends with `mmap_write`, a few pages per call, and truncates the file just before the `nth`
+/// call. Returns the result of the transfer, and the bytes that were received.
 fn truncate_before_send(length: Length, nth: usize, new_size: u64) -> (Result<(), Error>, Vec<u8>) {
     let mut harness = TransferHarness::new(0, length, &[Mechanism::MmapWrite, Mechanism::Copy]);
     let kernel = failing_once(
@@ -291,7 +298,8 @@ fn truncate_before_send(length: Length, nth: usize, new_size: u64) -> (Result<()
 }
 
 /// If the file is truncated at a page boundary, or to nothing, the kernel reports the missing page
-/// by `EFAULT` or a short count. That is the end of the file, and only bytes of the file are sent.
+/// with `EFAULT` or a short count. The transfer must find the new end of the file there, and send
+/// only bytes of the file.
 #[test]
 fn a_missing_page_is_the_end_of_the_file() {
     let page = rustix::param::page_size();
@@ -318,9 +326,9 @@ fn a_missing_page_is_the_end_of_the_file() {
     }
 }
 
-/// A transfer from an offset past the end of the file moves nothing, even if offset and count
-/// together exceed the largest offset that the kernel accepts. Guarded by `MAX_FILE_OFFSET` in
-/// `Transfer::step_with` and in `FileStep::want`.
+/// A transfer from an offset past the end of the file must move nothing, even if the sum of offset
+/// and count exceeds the largest offset that the kernel accepts. Fails if `Transfer::step_with` or
+/// `FileStep::want` ignores `MAX_FILE_OFFSET`.
 #[test]
 fn a_transfer_from_past_the_end_moves_nothing() {
     let largest = i64::MAX as u64;

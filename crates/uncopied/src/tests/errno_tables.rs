@@ -1,5 +1,6 @@
-//! Checks the errno tables in the documentation of the file mechanisms: for each row, the call
-//! fails at its first occurrence, at its second, and in the middle of the transfer.
+//! Checks the errno tables in the documentation of the file mechanisms. For each row, one call
+//! fails with the errno: the first call of its kind, the second, or one in the middle of the
+//! transfer.
 
 use rustix::io::Errno;
 
@@ -9,7 +10,7 @@ use super::faulty_kernel::Call::{
 use super::*;
 use crate::error::ErrorKind;
 
-/// What a fault must lead to.
+/// The effect that a fault must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
     /// The mechanism moves every byte, and reports nothing.
@@ -119,13 +120,14 @@ const COPY: &[ErrnoRow] = &[
 const START_OFFSET: u64 = 3;
 const EXPECTED_BYTES: u64 = FILE_BYTES - START_OFFSET;
 
-/// Small enough that every call of [`CALL_INDEXES`] is made.
+/// Small enough that a transfer makes all the calls of [`CALL_INDEXES`].
 const MAX_BYTES_PER_CALL: usize = 9_001;
 
-/// The calls that fail: the first, the second, and one in the middle.
+/// The indexes of the calls that fail: the first call, the second, and one in the middle.
 const CALL_INDEXES: [usize; 3] = [0, 1, 17];
 
-/// Sends by `mechanism`, with `copy` to fall back to and this fault in the `nth` call of a kind.
+/// Sends with `mechanism`, and `copy` as its fallback, while the `nth` call of a kind has this
+/// fault. Checks that the effect is the expected one.
 fn check_fault(mechanism: Mechanism, call: Call, nth: usize, fault: Fault, expected: Expected) {
     for length in [Length::Exact(EXPECTED_BYTES), Length::UntilEof] {
         let case = format!("{mechanism}: {call:?} no. {nth} {fault:?} of {length:?}");
@@ -215,8 +217,9 @@ fn every_errno_of_sendfile() {
     check_table(Mechanism::Sendfile, SENDFILE);
 }
 
-/// If the second call of a step that fills the pipe fails, the pipe already holds bytes. They are
-/// sent first, whatever the errno. If the cause persists, the first call of the next step fails.
+/// A step fills the pipe with several calls. If a call fails after the first one, the pipe already
+/// holds bytes, and these are sent first, whatever the errno. If the cause persists, the first call
+/// of the next step fails.
 #[test]
 fn every_errno_of_splice() {
     for &(call, errno, expected) in SPLICE {
@@ -228,8 +231,8 @@ fn every_errno_of_splice() {
     }
 }
 
-/// The failure begins while the pipe holds bytes, and persists: the bytes arrive, and then the
-/// table applies.
+/// If calls start to fail while the pipe holds bytes, and continue to fail, these bytes still
+/// arrive. After that, the outcome is the one in the table.
 #[test]
 fn every_persistent_errno_of_splice_into_a_pipe_that_holds_bytes() {
     for &(call, errno, expected) in SPLICE {
@@ -265,8 +268,8 @@ fn every_persistent_errno_of_splice_into_a_pipe_that_holds_bytes() {
     }
 }
 
-/// If the pipe cannot be created, the transfer falls back to `copy`. If it cannot be resized, the
-/// transfer goes on with the pipe as it is.
+/// If the pipe cannot be created, the transfer falls back to `copy`. If the pipe cannot be resized,
+/// the transfer continues with the capacity that the pipe has.
 #[test]
 fn every_errno_of_creating_and_resizing_the_pipe() {
     for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
@@ -292,8 +295,8 @@ fn every_errno_of_mmap_write() {
 }
 
 /// `mmap_write` checks the size of the file before and after each send. If the first check fails,
-/// reading may still work. If the second one fails, bytes have been sent, and whether they are
-/// those of the file is unknown.
+/// the transfer falls back to `copy`, because reading may still work. If the second one fails, the
+/// transfer fails, because it is unknown whether the bytes that were sent belong to the file.
 #[test]
 fn every_errno_of_the_size_check() {
     for errno in [Errno::IO, Errno::STALE] {
@@ -316,8 +319,8 @@ fn every_errno_of_the_size_check() {
     }
 }
 
-/// A size of 0 does not mean that the file is empty: files of procfs have that size. `copy` reads
-/// until the end.
+/// A size of 0 does not mean that the file is empty, because files of procfs have that size. The
+/// transfer falls back to `copy`, which reads until the end.
 #[test]
 fn a_size_of_0_is_not_taken_for_the_end() {
     let plan = [Mechanism::MmapWrite, Mechanism::Copy];
@@ -351,8 +354,8 @@ fn every_errno_of_copy() {
     check_table(Mechanism::Copy, COPY);
 }
 
-/// If a call that reads the file returns 0, the file has ended. That is never success if more bytes
-/// were promised. Guarded by `Transfer::ended`.
+/// If a call that reads the file returns 0, the file has ended. If more bytes were promised, that
+/// must be an error. Fails without `Transfer::ended`.
 #[test]
 fn zero_bytes_from_the_source_are_its_end() {
     for nth in CALL_INDEXES {
@@ -372,7 +375,8 @@ fn zero_bytes_from_the_source_are_its_end() {
     assert_eq!(error.moved(), 3 * MAX_BYTES_PER_CALL as u64);
 }
 
-/// No stream socket accepts 0 of several bytes. If one did, the transfer must not loop forever.
+/// A stream socket that is given some bytes never accepts 0 of them. If one did, the transfer must
+/// not loop forever.
 #[test]
 fn zero_bytes_into_the_sink_end_the_mechanism() {
     let check_fallback = |mechanism, call| {
@@ -395,8 +399,8 @@ fn zero_bytes_into_the_sink_end_the_mechanism() {
     }
 }
 
-/// If the last mechanism of a forced plan is unsupported, the error says so, and how many bytes
-/// were sent.
+/// If the last mechanism of a forced plan is unsupported, the error must say so, and must count the
+/// bytes that were sent.
 #[test]
 fn an_unsupported_last_mechanism_is_an_error() {
     for (mechanism, call) in [
@@ -418,7 +422,8 @@ fn an_unsupported_last_mechanism_is_an_error() {
     }
 }
 
-/// Later plans know what the kernel or a seccomp filter refuses to the whole process.
+/// If the kernel or a seccomp filter refuses a mechanism to the whole process, later plans must
+/// know that.
 #[test]
 fn a_refusal_that_concerns_the_process_is_remembered() {
     let kernel = failing_once(Sendfile, 0, Fault::Fails(Errno::NOSYS), MAX_BYTES_PER_CALL);

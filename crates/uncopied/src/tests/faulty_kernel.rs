@@ -1,4 +1,4 @@
-//! The real kernel, with faults where a test wants them.
+//! A [`Kernel`] that makes the real system calls, except where a test injects a fault.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -31,18 +31,19 @@ pub(super) enum Call {
     Acknowledged,
 }
 
-/// What happens to a call.
+/// What goes wrong with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// It fails, and moves nothing.
+    /// The call fails and moves nothing.
     Fails(Errno),
-    /// It does nothing and returns 0: no bytes moved, or a file size of 0.
+    /// The call does nothing and returns 0, which means that no bytes were moved or that the file
+    /// size is 0.
     ReturnsZero,
     /// The file is truncated to this many bytes just before the call, which then proceeds.
     TruncatesFile(u64),
 }
 
-/// A fault, and the calls that it happens to.
+/// A fault, and the calls that it affects.
 #[derive(Clone, Debug)]
 pub(super) struct FaultRule {
     call: Call,
@@ -51,12 +52,13 @@ pub(super) struct FaultRule {
 }
 
 impl FaultRule {
-    /// The fault happens to the `nth` call of this kind, counted from 0.
+    /// Creates a rule by which the fault affects the `nth` call of this kind, counted from 0.
     pub(super) fn once(call: Call, nth: usize, fault: Fault) -> Self {
         Self::during(call, nth..nth + 1, fault)
     }
 
-    /// The fault happens to the calls of this kind whose numbers, counted from 0, are in `nth`.
+    /// Creates a rule by which the fault affects the calls of this kind whose numbers, counted from
+    /// 0, are in `nth`.
     pub(super) fn during(call: Call, nth: Range<usize>, fault: Fault) -> Self {
         Self { call, nth, fault }
     }
@@ -66,7 +68,7 @@ impl FaultRule {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallRecord {
     pub(super) call: Call,
-    /// How many bytes were asked for, or the length of the mapping.
+    /// The number of bytes that the call asked for, or the length of the mapping.
     pub(super) count: usize,
     pub(super) offset: u64,
     /// The argument `more` of `splice_out`.
@@ -105,13 +107,13 @@ impl FaultyKernel {
         }
     }
 
-    /// Limits the bytes that one call moves, as a signal or a full buffer does.
+    /// Limits how many bytes one call moves, as a signal or a full buffer does.
     pub(super) fn max_bytes_per_call(mut self, bytes: usize) -> Self {
         self.max_bytes_per_call = bytes;
         self
     }
 
-    /// Gives every pipe this capacity, and lets resizing fail, as it does once the user's limit on
+    /// Gives every pipe this capacity, and makes resizing fail, as it does once the user's limit on
     /// pipe pages is reached.
     pub(super) fn pipe_capacity(mut self, bytes: usize) -> Self {
         self.pipe_capacity = Some(bytes);
@@ -124,7 +126,7 @@ impl FaultyKernel {
         self
     }
 
-    /// The calls of this kind that were made, including those that failed.
+    /// Returns the calls of this kind that were made, including those that failed.
     pub(super) fn calls(&self, call: Call) -> Vec<CallRecord> {
         let calls = self.calls.borrow();
         calls
@@ -134,7 +136,8 @@ impl FaultyKernel {
             .collect()
     }
 
-    /// Records a call, and returns the fault that replaces it.
+    /// Records a call, and returns the fault that replaces it, if there is one. If the file is to
+    /// be truncated before the call, does that and returns `None`.
     fn record(&self, made: CallRecord) -> Option<Fault> {
         let nth = self.calls(made.call).len();
         self.calls.borrow_mut().push(made);
@@ -152,7 +155,8 @@ impl FaultyKernel {
         }
     }
 
-    /// Makes a call that moves bytes. `call` gets the number of bytes to move at most.
+    /// Makes a call that moves bytes. The argument of `call` is the maximum number of bytes to
+    /// move.
     fn moving(&self, made: CallRecord, call: impl FnOnce(usize) -> Result<usize>) -> Result<usize> {
         match self.record(made) {
             Some(Fault::Fails(errno)) => Err(errno),

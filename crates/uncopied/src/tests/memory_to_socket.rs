@@ -1,5 +1,5 @@
-//! Every arm of the errno tables of the memory mechanisms, the limit on bytes in flight, and the
-//! completions.
+//! Checks the errno tables of `msg_zerocopy`, `vmsplice` and `copy`, the limit on bytes in flight,
+//! and the completions.
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -21,7 +21,7 @@ use crate::transfer::{MemoryProgress, MemoryTransfer};
 
 const SEND_BYTES: usize = 100_000;
 
-/// The pattern, made different by `seed`.
+/// Returns a pattern that differs for each `seed`.
 fn seeded_pattern(seed: u8) -> Vec<u8> {
     let bytes = pattern(SEND_BYTES as u64).into_iter();
     bytes.map(|byte| byte ^ seed).collect()
@@ -32,7 +32,7 @@ fn pages(seed: u8) -> Memory {
     Memory::Pages(buffer.freeze())
 }
 
-/// Two connected sockets, the first of them non-blocking.
+/// Returns two connected sockets, the first of which is non-blocking.
 fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let address = listener.local_addr().expect("an address");
@@ -41,8 +41,8 @@ fn tcp_pair() -> (TcpStream, TcpStream) {
     (socket, listener.accept().expect("accepted").0)
 }
 
-/// Sends by this plan while the first call of a kind fails, and checks the bytes that arrive. Does
-/// so in a new thread, which has no idle pipe left over from an earlier send.
+/// Sends according to this plan while the first call of a kind fails, and checks the bytes that
+/// arrive. The send runs in a new thread, which has no idle pipe left over from an earlier send.
 fn send(plan: &[Mechanism], call: Call, errno: Errno) -> Result<(Report, SendOutcome), Error> {
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| send_in_this_thread(plan, call, errno));
@@ -81,6 +81,7 @@ fn expect_pattern(peer: &mut TcpStream, seed: u8) {
 fn first_call_fails(call: Call, errno: Errno) -> FaultyKernel {
     FaultyKernel::new(vec![FaultRule::once(call, 0, Fault::Fails(errno))])
 }
+
 #[test]
 fn a_refused_call_falls_back_and_is_reported() {
     let refusals = [
@@ -116,7 +117,7 @@ fn a_refused_call_falls_back_and_is_reported() {
     }
 }
 
-/// ENOBUFS is temporary: only the send that fails with it is copied.
+/// `ENOBUFS` is temporary: only the step that fails with it is copied.
 #[test]
 fn the_step_after_enobufs_is_zero_copy_again() {
     let kernel = first_call_fails(Call::SendZerocopy, Errno::NOBUFS);
@@ -166,7 +167,8 @@ fn interruptions_change_nothing() {
     }
 }
 
-/// From the sixteenth outstanding send on, each send drains the error queue first.
+/// If 16 or more sends are outstanding, each send first drains the error queue. A read of the queue
+/// that a signal interrupts must be repeated.
 #[test]
 fn an_interrupted_read_of_the_error_queue_is_repeated() {
     const SEND_COUNT: usize = 20;
@@ -190,7 +192,7 @@ fn an_interrupted_read_of_the_error_queue_is_repeated() {
     }
 }
 
-/// Bytes that an abandoned send leaves in a pipe are never sent as part of another send.
+/// Bytes that an abandoned send leaves in a pipe must never be sent as part of another send.
 #[test]
 fn bytes_left_in_a_pipe_are_not_sent_for_other_memory() {
     let kernel = first_call_fails(Call::SpliceOut, Errno::AGAIN);
@@ -212,7 +214,8 @@ fn bytes_left_in_a_pipe_are_not_sent_for_other_memory() {
     expect_pattern(&mut peer, 2);
 }
 
-/// A send beyond the limit on bytes in flight is copied or waits, depending on the options.
+/// A send that would exceed the limit on bytes in flight is copied or waits, depending on the
+/// options.
 #[test]
 fn a_send_beyond_the_in_flight_limit_is_copied_or_waits() {
     for at_limit in [LimitAction::Copy, LimitAction::Wait] {
@@ -250,8 +253,8 @@ fn a_send_beyond_the_in_flight_limit_is_copied_or_waits() {
     }
 }
 
-/// Pages whose bytes the peer has acknowledged become free. When the sender is dropped, the other
-/// pages are gifted to the kernel.
+/// Pages can be reused once the peer has acknowledged their bytes. When the channel is dropped,
+/// pages that are not acknowledged are gifted to the kernel: they are never written to again.
 #[test]
 fn acknowledgements_of_a_remote_peer_free_the_pages() {
     let kernel = faultless();
@@ -260,7 +263,8 @@ fn acknowledgements_of_a_remote_peer_free_the_pages() {
     let options = SendOptions::default().assume_remote_peer(true);
     let mut channel = Channel::new(&socket, Driver::Caller, options);
     let plan = Plan::of(&[Vmsplice]);
-    // More than the peer accepts without reading: most of it stays unacknowledged in this socket.
+    // Send until the socket is full. The peer reads nothing yet, so most of the bytes stay
+    // unacknowledged.
     let mut sent = Vec::new();
     loop {
         let memory = pages(1);
@@ -293,7 +297,7 @@ fn acknowledgements_of_a_remote_peer_free_the_pages() {
     }
     assert_eq!(channel.in_flight_bytes(), 0);
 
-    // The peer stops reading, so that the window fills up again.
+    // The peer reads nothing more, so its receive window fills up again.
     let mut last = None;
     let (memory, completion) = loop {
         let memory = pages(2);
@@ -313,7 +317,8 @@ fn acknowledgements_of_a_remote_peer_free_the_pages() {
     assert!(memory.is_permanent());
 }
 
-/// If the kernel does not report acknowledgements, the pages are never written to again.
+/// If the kernel does not report acknowledgements, the pages are gifted: they are never written to
+/// again.
 #[test]
 fn without_acknowledgements_the_pages_are_gifted() {
     let kernel = first_call_fails(Call::Acknowledged, Errno::INVAL);

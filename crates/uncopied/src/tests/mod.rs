@@ -1,5 +1,6 @@
-//! Every error arm of every mechanism, at every call where it can occur, over real files and
-//! sockets. A [`FaultyKernel`] makes the real calls, except for those that a test lets fail.
+//! Tests every error arm of the mechanisms that make their system calls through
+//! [`Kernel`](crate::sys::Kernel), at every call where the error can occur, with real files and
+//! sockets. A [`FaultyKernel`] makes the real calls, except for those that the test wants to fail.
 
 /// The documented errno tables of the file mechanisms, row by row.
 mod errno_tables;
@@ -13,7 +14,8 @@ mod memory_to_socket;
 /// Random faults in random plans.
 mod random_faults;
 
-/// Sizes, offsets, signals, full pipes, and files that change: bugs that other programs shipped.
+/// Sizes, offsets, signals, full pipes, and files that change: bugs that other programs have
+/// shipped.
 mod edge_cases;
 
 use std::fs::File;
@@ -30,17 +32,17 @@ use crate::mechanism::Side;
 use crate::policy::{Length, Mechanism, Plan};
 use crate::transfer::{Progress, Transfer};
 
-/// The size of the files that are sent. More than a page, a pipe and a buffer of `copy`, and not a
-/// multiple of any of them.
+/// The size of the files that are sent: more than a page, a pipe and the buffer of `copy` hold, and
+/// not a multiple of any of them.
 const FILE_BYTES: u64 = 300_001;
 
-/// Once a transfer of [`FILE_BYTES`] has taken this many steps, it is considered to hang.
+/// A transfer of [`FILE_BYTES`] that takes this many steps is considered to hang.
 const MAX_STEPS: usize = 2_000_000;
 
 /// A transfer of a file over a pair of Unix sockets, and the bytes that the peer has received.
 struct TransferHarness {
     file: File,
-    /// What the file contains, or will contain once it has grown.
+    /// The contents of the file, including bytes that a test appends while the file is sent.
     file_bytes: Vec<u8>,
     transfer: Transfer,
     offset: u64,
@@ -48,12 +50,12 @@ struct TransferHarness {
     peer: UnixStream,
     received: Vec<u8>,
     steps: usize,
-    /// The side that each blocked step was blocked on.
+    /// For each step that was blocked, the side that it was blocked on.
     blocked: Vec<Side>,
 }
 
 impl TransferHarness {
-    /// A transfer of a file of [`FILE_BYTES`].
+    /// Creates a transfer of a file of [`FILE_BYTES`].
     fn new(offset: u64, length: Length, plan: &[Mechanism]) -> Self {
         Self::with_file(pattern(FILE_BYTES), offset, length, plan)
     }
@@ -78,7 +80,8 @@ impl TransferHarness {
         }
     }
 
-    /// Makes one step, lets the peer read everything that has arrived, and checks it.
+    /// Makes one step, reads everything that has arrived at the peer, and checks it against the
+    /// file.
     fn step(&mut self, kernel: &FaultyKernel) -> Result<Progress, Error> {
         self.steps += 1;
         assert!(self.steps < MAX_STEPS, "the transfer does not end");
@@ -99,7 +102,7 @@ impl TransferHarness {
         Ok(())
     }
 
-    /// Like [`run`](Self::run), but without a check of the bytes that arrive.
+    /// Like [`run`](Self::run), but does not check the bytes that arrive.
     fn run_unchecked(&mut self, kernel: &FaultyKernel) -> Result<(), Error> {
         loop {
             let progress = self
@@ -124,7 +127,8 @@ impl TransferHarness {
         }
     }
 
-    /// Asserts that the received bytes are a prefix of those to send, and that every count agrees.
+    /// Asserts that the received bytes are a prefix of the bytes to send, and that the report and
+    /// the offset agree with their number.
     fn check_received(&self) {
         let received = self.received.len();
         let start = usize::try_from(self.offset).unwrap_or(usize::MAX);
@@ -139,14 +143,14 @@ impl TransferHarness {
         assert_eq!(self.transfer.offset(), self.offset + received as u64);
     }
 
-    /// How many bytes the report says that `mechanism` moved.
+    /// Returns how many bytes `mechanism` has moved, according to the report.
     fn bytes_by(&self, mechanism: Mechanism) -> u64 {
         self.transfer.report().by(mechanism)
     }
 }
 
-/// Bytes that depend on their position, so that a byte that is lost, duplicated or moved is
-/// detected. A shorter pattern is a prefix of a longer one.
+/// Returns `len` bytes that depend on their position, so that a test detects a byte that is lost,
+/// duplicated or moved. A shorter pattern is a prefix of a longer one.
 fn pattern(len: u64) -> Vec<u8> {
     static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
         (0..2 * FILE_BYTES)
@@ -156,13 +160,13 @@ fn pattern(len: u64) -> Vec<u8> {
     BYTES[..len as usize].to_vec()
 }
 
-/// A kernel without faults.
+/// Returns a kernel without faults.
 fn faultless() -> FaultyKernel {
     FaultyKernel::new(Vec::new())
 }
 
-/// A kernel with this fault in the `nth` call of a kind, counted from 0. Every call moves at most
-/// `max_bytes_per_call`.
+/// Returns a kernel in which the `nth` call of a kind, counted from 0, has this fault. Every call
+/// moves at most `max_bytes_per_call` bytes.
 fn failing_once(call: Call, nth: usize, fault: Fault, max_bytes_per_call: usize) -> FaultyKernel {
     FaultyKernel::new(vec![FaultRule::once(call, nth, fault)])
         .max_bytes_per_call(max_bytes_per_call)

@@ -1,4 +1,5 @@
-//! Random faults at random calls of random plans: the bytes that arrive are exact.
+//! Injects random faults into random calls of random plans, and checks that exactly the right bytes
+//! arrive.
 
 use proptest::prelude::*;
 use rustix::io::Errno;
@@ -19,7 +20,7 @@ const CALLS: [Call; 10] = [
     Call::Send,
 ];
 
-/// Errors after which a transfer goes on, by a retry or by a fallback.
+/// Errors after which a transfer continues, with a retry or a fallback.
 const SURVIVABLE: [Errno; 5] = [
     Errno::INTR,
     Errno::AGAIN,
@@ -39,8 +40,8 @@ fn any_fault() -> impl Strategy<Value = FaultRule> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// `TransferHarness::step` checks the bytes after each step. What remains to be checked is how
-    /// the transfer ends.
+    /// `TransferHarness::step` checks the bytes after each step, so this test checks only how the
+    /// transfer ends.
     #[test]
     fn the_bytes_are_exact_after_any_faults(
         rules in prop::collection::vec(any_fault(), 0..8),

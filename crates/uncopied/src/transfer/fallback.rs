@@ -1,5 +1,5 @@
-//! The engine that all directions share: it follows a plan, counts what each mechanism moves, falls
-//! back to the next one from the byte that was reached, and builds the errors.
+//! The engine that all directions share. It follows a plan, counts the bytes that each mechanism
+//! moves, falls back to the next mechanism if one is unsupported, and builds the errors.
 
 use std::io;
 
@@ -10,36 +10,36 @@ use crate::mechanism::{Outcome, Side, Status};
 use crate::policy::{Mechanism, Plan, Support};
 use crate::report::{Fallback, Report};
 
-/// A plan in progress.
+/// A plan that a transfer is following.
 #[derive(Debug)]
 pub(super) struct FallbackEngine {
     plan: Plan,
     /// The index of the current mechanism in the plan.
     current: usize,
-    /// How many bytes were promised, if their number is exact.
+    /// The number of bytes that the transfer must move, if it is known exactly.
     promised: Option<u64>,
     report: Report,
 }
 
-/// What a state machine does after a step.
+/// What a transfer does after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// There may be more to move: step again.
     Continue,
-    /// Wait for this side.
+    /// Wait until this side is ready.
     Wait(Side),
-    /// Wait until some of the memory in flight is free.
+    /// Wait until some of the memory in flight can be reused.
     WaitForMemory,
     /// The source has ended.
     Ended,
-    /// Make this step by `copy`, and the next one by the plan.
+    /// Repeat this step with `copy`. The steps after it follow the plan again.
     CopyOnce(Fallback),
     /// Step again: the next mechanism has taken over.
     FellBack(Fallback),
 }
 
 impl FallbackEngine {
-    /// Starts with the first mechanism of `plan`. An empty plan copies.
+    /// Starts with the first mechanism of `plan`. If the plan is empty, every byte is copied.
     pub(super) fn new(plan: Plan, promised: Option<u64>) -> Self {
         let plan = if plan.mechanisms().is_empty() {
             Plan::copying()
@@ -58,7 +58,7 @@ impl FallbackEngine {
         &self.plan
     }
 
-    /// The mechanism that the next step uses.
+    /// Returns the mechanism that the next step uses.
     pub(super) fn mechanism(&self) -> Mechanism {
         self.plan.mechanisms()[self.current]
     }
@@ -75,18 +75,19 @@ impl FallbackEngine {
         self.report
     }
 
-    /// How many bytes remain of those promised.
+    /// Returns how many of the promised bytes have not been moved, or `None` if no exact number was
+    /// promised.
     pub(super) fn remaining(&self) -> Option<u64> {
         let promised = self.promised?;
         Some(promised.saturating_sub(self.report.bytes()))
     }
 
-    /// Counts the outcome of a step by `mechanism`, and decides what follows. What the step found
-    /// out is recorded in `support`.
+    /// Counts the bytes that a step with `mechanism` has moved, and returns what follows from its
+    /// outcome. If the mechanism is unsupported, this is recorded in `support`.
     ///
     /// # Errors
     ///
-    /// If the step failed, or the last mechanism of the plan is unsupported.
+    /// If the step failed, or if the mechanism is unsupported and is the last one of the plan.
     pub(super) fn process(
         &mut self,
         mechanism: Mechanism,
@@ -146,13 +147,13 @@ impl FallbackEngine {
         self.error(kind, mechanism.name(), Some(errno.into()))
     }
 
-    /// The error of a source that ended although more bytes were promised.
+    /// Returns the error for a source that ended before the promised number of bytes.
     pub(super) fn too_short(&self, promised: u64) -> Error {
         let kind = ErrorKind::SourceTooShort { promised };
         self.error(kind, self.mechanism().name(), None)
     }
 
-    /// An error with the report so far.
+    /// Returns an error that contains the report so far.
     pub(super) fn error(
         &self,
         kind: ErrorKind,

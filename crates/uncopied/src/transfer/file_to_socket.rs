@@ -14,10 +14,11 @@ use crate::sys::{Kernel, Linux};
 
 /// A transfer of a file to a stream socket, one non-blocking step at a time.
 ///
-/// It owns no descriptor, waits for nothing and needs no runtime: a driver calls
-/// [`step`](Self::step) and waits when the result says so. [`SendFile`](crate::SendFile) uses the
-/// two drivers of this crate; a `Transfer` is for event loops of your own. It may be dropped, or
-/// left alone for any time, between two steps: [`offset`](Self::offset) says where it stands.
+/// A `Transfer` owns no descriptor, does not wait for the socket and needs no runtime. A driver
+/// calls [`step`](Self::step), and waits if the result says that the transfer is blocked.
+/// [`SendFile`](crate::SendFile) uses the two drivers of this crate. Use a `Transfer` directly if
+/// you have an event loop of your own. Between two steps, it may be left alone for any length of
+/// time, or be dropped. Its [`offset`](Self::offset) says which byte comes next.
 ///
 /// ```
 /// use std::{fs::File, os::unix::net::UnixStream};
@@ -53,20 +54,20 @@ pub struct Transfer {
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The socket accepted this many bytes, which may be none if a mechanism fell back to the next.
-    /// There may be more: step again.
+    /// The socket accepted this many bytes. The number may be 0, for example if the transfer fell
+    /// back to another mechanism. There may be more to move: step again.
     Moved(u64),
-    /// Nothing moves until this side is ready.
+    /// No bytes can be moved until this side is ready.
     Blocked(Side),
-    /// Every byte has been accepted.
+    /// The socket has accepted every byte.
     Done,
 }
 
 impl Transfer {
-    /// A transfer of `length` bytes of the source, from `offset` on, by `plan`. Nothing happens
-    /// yet.
+    /// Creates a transfer of `length` bytes of the source, starting at `offset`, that follows
+    /// `plan`. Nothing is sent yet.
     ///
-    /// An empty plan copies.
+    /// If the plan is empty, every byte is copied.
     #[must_use]
     pub fn new(offset: u64, length: Length, plan: Plan) -> Self {
         let promised = match length {
@@ -87,7 +88,7 @@ impl Transfer {
     /// Declares that a part of the file is already mapped, so that `mmap_write` need not map it.
     #[must_use]
     pub fn with_mapping(mut self, mapping: &FileMapping) -> Self {
-        // Most transfers never get to `mmap_write`, and then need no handle.
+        // Avoid cloning the mapping when the plan cannot use it.
         if self
             .engine
             .plan()
@@ -105,17 +106,17 @@ impl Transfer {
         self.engine.report_mut().set_switched_off();
     }
 
-    /// Makes one try to move bytes, at most 2 MiB. If the socket is non-blocking, it does not wait
-    /// for the socket. It waits for a file that is not in the page cache: see
+    /// Tries once to move bytes, at most 2 MiB. If the socket is non-blocking, this does not wait
+    /// for the socket. It does wait for the disk if the bytes are not in the page cache: see
     /// [`residency`](crate::residency).
     ///
-    /// Every step must be given the same source and sink; another source would send other bytes.
-    /// SIGPIPE is never raised.
+    /// Every step must be given the same source and sink. This is not checked: a step sends
+    /// whatever bytes its source has at the [`offset`](Self::offset). SIGPIPE is never raised.
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`]. The error carries the report so far. After an error, further steps are
-    /// meaningless but harmless.
+    /// See [`ErrorKind`]. The error contains the report so far. Calling `step` again after an error
+    /// is harmless, but its result has no meaning.
     pub fn step(&mut self, source: impl AsFd, sink: impl AsFd) -> Result<Progress, Error> {
         self.step_with(&Linux, source.as_fd(), sink.as_fd())
     }
@@ -147,8 +148,8 @@ impl Transfer {
             Next::Continue => Ok(Progress::Moved(outcome.moved)),
             Next::Wait(side) => Ok(Progress::Blocked(side)),
             Next::Ended => self.ended(),
-            // No mechanism for files makes the last two: nothing of a file is in flight or must be
-            // copied for once.
+            // File mechanisms never cause the last two, because they put no memory in flight and
+            // have no temporary failures.
             Next::FellBack(_) | Next::WaitForMemory | Next::CopyOnce(_) => {
                 self.active = ActiveMechanism::new(self.mechanism(), self.mapping.as_ref());
                 Ok(Progress::Moved(0))
@@ -163,7 +164,7 @@ impl Transfer {
         }
     }
 
-    /// An error of a driver.
+    /// Returns the error for a driver that failed to wait.
     pub(crate) fn driver_error(
         &self,
         kind: ErrorKind,
@@ -173,38 +174,40 @@ impl Transfer {
         self.engine.error(kind, call, Some(cause))
     }
 
-    /// The mechanism that the next step uses.
+    /// Returns the mechanism that the next step uses.
     #[must_use]
     pub fn mechanism(&self) -> Mechanism {
         self.engine.mechanism()
     }
 
-    /// The first byte of the source that the socket has not accepted, in bytes from its start.
+    /// Returns the offset, in bytes from the start of the source, of the first byte that the socket
+    /// has not accepted.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// How many bytes remain of an exact length; `None` if the transfer goes to the end of the
-    /// file.
+    /// Returns how many bytes are still to be moved, or `None` if the transfer goes up to the end
+    /// of the file.
     #[must_use]
     pub fn remaining(&self) -> Option<u64> {
         self.engine.remaining()
     }
 
-    /// What has been moved so far, and how.
+    /// Returns the report so far: how many bytes each mechanism has moved, and the fallbacks.
     #[must_use]
     pub fn report(&self) -> &Report {
         self.engine.report()
     }
 
-    /// What has been moved, and how.
+    /// Ends the transfer and returns its report.
     #[must_use]
     pub fn into_report(self) -> Report {
         self.engine.into_report()
     }
 
-    /// What this transfer has found out about its pair of descriptors.
+    /// Returns the mechanisms that this transfer has found to be unsupported for its source and
+    /// sink.
     #[must_use]
     pub fn support(&self) -> &Support {
         &self.support

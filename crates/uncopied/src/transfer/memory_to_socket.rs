@@ -1,4 +1,4 @@
-//! The transfer of memory to a stream socket: one send.
+//! The transfer of memory to a stream socket. Each send is one transfer.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,11 +17,11 @@ use crate::sys::{Kernel, Linux};
 /// The most parts that one step moves.
 const MAX_STEP_PARTS: usize = 64;
 
-/// A send of memory to a socket, one non-blocking step at a time. Dropping it leaves what has been
-/// sent as it is.
+/// A send of memory to a socket, one non-blocking step at a time. If it is dropped, the bytes that
+/// the socket has accepted still reach the peer.
 #[derive(Debug)]
 pub(crate) struct MemoryTransfer {
-    /// What the socket has not accepted: parts of at least one byte each.
+    /// The parts that the socket has not accepted. None of them is empty.
     rest: VecDeque<Memory>,
     engine: FallbackEngine,
     tracker: SendTracker,
@@ -30,20 +30,20 @@ pub(crate) struct MemoryTransfer {
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MemoryProgress {
-    /// The socket accepted bytes. There are more.
+    /// The socket accepted bytes, and more remain: step again.
     Moved,
-    /// Another mechanism has taken over.
+    /// Another mechanism has taken over: step again.
     FellBack,
-    /// Nothing moves until the socket is writable.
+    /// No bytes can be moved until the socket is writable.
     Blocked,
-    /// Nothing moves until some of the memory in flight is free.
+    /// No bytes can be moved until some of the memory in flight can be reused.
     AtLimit,
     /// The socket has accepted every byte.
     Done,
 }
 
 impl MemoryTransfer {
-    /// A send of `parts`, in their order, by `plan`. Nothing happens yet.
+    /// Creates a send of `parts`, in this order, that follows `plan`. Nothing is sent yet.
     pub(crate) fn new(parts: impl IntoIterator<Item = Memory>, plan: Plan) -> Self {
         let parts = parts.into_iter().filter(|part| part.len() > 0);
         Self {
@@ -53,8 +53,8 @@ impl MemoryTransfer {
         }
     }
 
-    /// Makes one try to move bytes, at most 2 MiB, without waiting. Every step must be given the
-    /// same sink and socket.
+    /// Tries once to move bytes, at most 2 MiB, without waiting. Every step must be given the same
+    /// sink and socket.
     pub(crate) fn step(
         &mut self,
         sink: &mut MemorySink,
@@ -77,7 +77,7 @@ impl MemoryTransfer {
         self.process(outcome, kernel, sink, socket, &parts)
     }
 
-    /// Whether the next step can be made [in a batch](Self::step_in_batch).
+    /// Whether the next step can be [batched](Self::step_in_batch).
     #[cfg(feature = "tokio")]
     pub(crate) fn can_batch(&self) -> bool {
         self.mechanism() == Mechanism::SendZc
@@ -88,13 +88,14 @@ impl MemoryTransfer {
                 .all(|part| matches!(part, Memory::Pages(_)))
     }
 
-    /// As [`step`](Self::step), in one system call together with the sends of other connections of
-    /// this thread. It lets other tasks run first.
+    /// Does the same as [`step`](Self::step), but in one system call together with the sends of
+    /// other connections of this thread. It first yields, so that other tasks can add their sends
+    /// to the batch.
     ///
     /// # Cancellation
     ///
-    /// If the future is dropped before it is ready, either nothing was sent, or the number of bytes
-    /// that were sent is lost.
+    /// If the future is dropped before it is ready, some or all of the bytes may have been sent,
+    /// and their number is lost.
     #[cfg(feature = "tokio")]
     pub(crate) async fn step_in_batch(
         &mut self,
@@ -124,7 +125,8 @@ impl MemoryTransfer {
         Ok(self.progress(next))
     }
 
-    /// Counts what was moved, here and for the socket.
+    /// Removes the bytes that a step has moved from the parts to send, counts them for this send
+    /// and for the socket, and returns what follows from the step's outcome.
     fn advance(
         &mut self,
         mechanism: Mechanism,
@@ -146,7 +148,8 @@ impl MemoryTransfer {
             Next::WaitForMemory => MemoryProgress::AtLimit,
             Next::Continue if self.rest.is_empty() => MemoryProgress::Done,
             Next::Continue => MemoryProgress::Moved,
-            // Memory has no end of its own, and `copy` is never replaced by itself.
+            // The socket is full. The other two never get here: no memory mechanism reports an end,
+            // and a step of `copy` never has to be repeated with `copy`.
             Next::Wait(_) | Next::Ended | Next::CopyOnce(_) => MemoryProgress::Blocked,
         }
     }
@@ -159,7 +162,8 @@ impl MemoryTransfer {
         }
     }
 
-    /// What the next step is to move: several parts, or the beginning of one.
+    /// Returns the parts that the next step moves. The last of them may be shortened, so that the
+    /// step moves at most [`MAX_STEP_BYTES`].
     fn next_parts(&self) -> Vec<Memory> {
         let mut room = MAX_STEP_BYTES;
         let mut parts = Vec::new();
@@ -187,7 +191,7 @@ impl MemoryTransfer {
         }
     }
 
-    /// An error of a driver.
+    /// Returns the error for a driver that failed to wait.
     pub(crate) fn driver_error(
         &self,
         kind: ErrorKind,
@@ -201,13 +205,13 @@ impl MemoryTransfer {
         self.engine.mechanism()
     }
 
-    /// How many bytes the socket has accepted.
+    /// Returns how many bytes the socket has accepted.
     #[cfg(feature = "tokio")]
     pub(crate) fn bytes(&self) -> u64 {
         self.engine.report().bytes()
     }
 
-    /// Ends the send. Returns what was sent, and the completion of it.
+    /// Ends the send. Returns its report and its completion.
     pub(crate) fn finish(mut self) -> (Report, Completion) {
         if !zero_copy_send_enabled() {
             self.engine.report_mut().set_switched_off();

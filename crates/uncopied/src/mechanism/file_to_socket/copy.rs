@@ -1,9 +1,10 @@
-//! Moves a file to a socket by `pread(2)` and `send(2)`: the baseline, and the fallback of every
-//! path.
+//! Moves a file to a socket with `pread(2)` and `send(2)`: the baseline, and the last fallback of
+//! every plan.
 //!
 //! # Moves
 //!
-//! The kernel copies the file's bytes into a buffer, and from there into the socket: two copies.
+//! The kernel copies the file's bytes into a buffer of this process, and from there into the
+//! socket: two copies.
 //!
 //! # Needs
 //!
@@ -14,16 +15,16 @@
 //! | step | errno | outcome |
 //! |---|---|---|
 //! | reading | `EAGAIN` | blocked on the source |
-//! | reading | any other (`EIO`, `ESPIPE`, `EISDIR`, …) | failed, of the source |
+//! | reading | any other (`EIO`, `ESPIPE`, `EISDIR`, …) | failed on the source |
 //! | sending | `EAGAIN` | blocked on the sink |
-//! | sending | any other | failed, of the sink |
-//! | both | `EINTR` | again: no byte was moved |
+//! | sending | any other | failed on the sink |
+//! | either | `EINTR` | the call is repeated: no byte was moved |
 //!
 //! # Caveats
 //!
-//! - The peer receives the bytes as they were when they were read. They are read at most 128 KiB
-//!   ahead of the socket.
-//! - A read of 0 bytes is the end of the file.
+//! - The peer receives the bytes as they were when they were read from the file. At most 128 KiB
+//!   are read before the socket accepts them.
+//! - A read that returns 0 bytes means the end of the file.
 //!
 //! # References
 //!
@@ -35,12 +36,12 @@ use super::FileStep;
 use crate::mechanism::{Outcome, Side, Status, retry_on_intr, sink_failure};
 use crate::sys::Kernel;
 
-/// Large enough that the system calls cost little beside the copies, and small enough to stay in a
-/// core's cache between the two.
+/// The size of the buffer: large enough that the system calls cost little compared with the copies,
+/// and small enough that the bytes stay in a core's cache between the read and the send.
 const BUFFER_BYTES: usize = 128 << 10;
 
-/// What was read and not yet sent: `buffer[start..end]`, the source's bytes from the step's offset
-/// on.
+/// The bytes that were read and not yet sent: `buffer[start..end]`. They are the bytes of the
+/// source that begin at the offset of the next step.
 #[derive(Debug, Default)]
 pub(crate) struct Copy {
     buffer: Vec<u8>,

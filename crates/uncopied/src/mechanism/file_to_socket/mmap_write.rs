@@ -1,42 +1,46 @@
-//! Moves a file to a socket by mapping it and `send(2)` from the mapping.
+//! Moves a file to a socket with `send(2)` from a mapping of the file.
 //!
 //! # Moves
 //!
-//! The kernel copies the mapped pages into the socket: one copy, where read + write makes two.
+//! The kernel copies the mapped pages into the socket: one copy, whereas `copy` (read and write)
+//! makes two.
 //!
 //! # Needs
 //!
-//! A file that can be mapped, and room in the arena. Any stream socket.
+//! A file that can be mapped, room for the mapping in the arena, and any stream socket.
 //!
 //! # Errno
 //!
 //! | step | errno | outcome |
 //! |---|---|---|
-//! | asking for the size | any | unsupported: reading may still work |
+//! | getting the size before sending | any | unsupported: reading may still work |
 //! | reading past the size | `EAGAIN` | blocked on the source |
-//! | reading past the size | any other (`ESPIPE`, …) | failed, of the source |
+//! | reading past the size | any other (`ESPIPE`, …) | failed on the source |
 //! | mapping | any (`ENODEV`, `ENOMEM`, `EACCES`, `EMFILE`, …) | unsupported |
 //! | sending | `EAGAIN` | blocked on the sink |
-//! | sending | `EINTR` | again: no byte was moved |
-//! | sending | `EFAULT` | again if the file is shorter now, otherwise unsupported |
-//! | sending | any other | failed, of the sink |
-//! | asking for the size again | any | failed, of the source |
+//! | sending | `EINTR` | the call is repeated: no byte was moved |
+//! | sending | `EFAULT` | try again if the file is shorter now, otherwise unsupported |
+//! | sending | any other | failed on the sink |
+//! | getting the size after sending | any | failed on the source |
 //!
-//! `EFAULT` means that a page is missing. Either the file was truncated, and the next step finds
-//! the new end; or the page cannot be read from the disk, and a read reports the errno. If the size
-//! cannot be determined after a send, the bytes have gone out and may not have been the file's.
+//! `EFAULT` means that a page of the mapping is missing. If the file was truncated, the next step
+//! finds its new end. Otherwise the page cannot be read from the disk, and the mechanism that takes
+//! over gets the errno of the disk when it reads. If the size cannot be determined after a send,
+//! the transfer fails, because bytes may have been sent that are not bytes of the file.
 //!
 //! # Caveats
 //!
-//! - The well-known trap, a SIGBUS if the file is truncated, is not here: no code in user space
-//!   reads the mapping, and the kernel's own access to a missing page fails with `EFAULT`.
-//! - A file that is truncated in the middle of a page leaves zeroes in the rest of the page. So the
-//!   size is determined before each send and again after it. If the file no longer reaches as far
-//!   as what was sent, the transfer fails rather than pass the zeroes off as bytes of the file.
-//! - The bytes are copied during the call, and cannot change afterwards.
-//! - At the offset where the size says that the file ends, one byte is read: files of procfs and
-//!   block devices have more bytes than their size says. They cannot be sent by this mechanism.
-//! - A mapped window is at most 1 GiB; larger files go window by window.
+//! - A program that reads from a mapping of a truncated file gets a SIGBUS. This cannot happen
+//!   here, because no code in user space reads the mapping. If the kernel finds a page missing,
+//!   `send(2)` fails with `EFAULT`.
+//! - If a file is truncated in the middle of a page, the rest of that page becomes zeros. So the
+//!   size is checked before and after each send. If the file then ends before the last byte that
+//!   was sent, the transfer fails, because some of the bytes sent may have been such zeros.
+//! - The bytes are copied during the call and cannot change afterwards.
+//! - Files of procfs and block devices have more bytes than their size says. So when the offset
+//!   reaches the size, one byte is read at that offset. If there is one, the file cannot be sent
+//!   with this mechanism.
+//! - At most 1 GiB is mapped at a time. Larger files are sent window by window.
 //!
 //! # References
 //!
@@ -52,20 +56,22 @@ use crate::arena::FileMapping;
 use crate::mechanism::{Outcome, Side, Status, retry_on_intr, sink_failure};
 use crate::sys::Kernel;
 
-/// The most that is mapped at a time.
+/// The most bytes that are mapped at a time.
 const WINDOW_BYTES: u64 = 1 << 30;
 
-/// Windows begin at a multiple of this, which is a multiple of every page size of Linux.
+/// The offset at which a window begins is a multiple of this number of bytes, which is itself a
+/// multiple of every page size of Linux.
 const WINDOW_ALIGN_BYTES: u64 = 64 << 10;
 
-/// The part of the file that is mapped.
+/// The state of the mechanism: the window of the file that is mapped, if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct MmapWrite {
     window: Option<FileMapping>,
 }
 
 impl MmapWrite {
-    /// Begins with a window that is already mapped, if there is one.
+    /// Creates the state of a transfer that has moved nothing. `window` is a part of the file that
+    /// is already mapped, if there is one.
     pub(crate) fn new(window: Option<&FileMapping>) -> Self {
         Self {
             window: window.cloned(),
@@ -123,8 +129,9 @@ impl MmapWrite {
     }
 }
 
-/// Files of procfs and block devices have bytes although their size is 0: the end is where a read
-/// returns none.
+/// Decides what follows when the offset has reached the file's size. Files of procfs and block
+/// devices have more bytes than their size says, so the file has ended only if a read returns no
+/// bytes.
 fn at_the_end(kernel: &impl Kernel, step: FileStep<'_>) -> Status {
     match retry_on_intr(|| kernel.read_at(step.source, &mut [0], step.offset)) {
         Ok(0) => Status::Ended,
@@ -134,7 +141,8 @@ fn at_the_end(kernel: &impl Kernel, step: FileStep<'_>) -> Status {
     }
 }
 
-/// The bytes sent were the file's only if the file still reaches that far.
+/// Returns the outcome of a send that moved `moved` bytes. They are bytes of the file only if the
+/// file still reaches as far as the last of them.
 fn after_send(kernel: &impl Kernel, step: FileStep<'_>, moved: usize) -> Outcome {
     let status = match kernel.file_size(step.source) {
         Ok(now) if now >= step.offset + moved as u64 => Status::Continue,

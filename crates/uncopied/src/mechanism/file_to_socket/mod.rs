@@ -1,4 +1,4 @@
-//! From a file to a stream socket.
+//! The mechanisms that move a file to a stream socket.
 
 mod copy;
 mod mmap_write;
@@ -18,24 +18,25 @@ use mmap_write::MmapWrite;
 use sendfile::Sendfile;
 use splice::Splice;
 
-/// The end of the largest possible file. The kernel takes a range that reaches beyond it for a
-/// wrong argument instead of the end of the file.
+/// The size of the largest possible file. If a call asks for bytes past this offset, the kernel
+/// rejects the call as invalid instead of reporting the end of the file.
 pub(crate) const MAX_FILE_OFFSET: u64 = i64::MAX as u64;
 
-/// What a step is to move.
+/// The input of a step: the two ends, and which bytes to move.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FileStep<'a> {
     pub(crate) source: BorrowedFd<'a>,
     pub(crate) sink: BorrowedFd<'a>,
     /// The first byte of the source that the sink has not accepted.
     pub(crate) offset: u64,
-    /// How many bytes remain of an exact length; `None` means up to the end of the file.
+    /// The number of bytes that are still to be sent, or `None` to send up to the end of the file.
     pub(crate) remaining: Option<u64>,
 }
 
 impl FileStep<'_> {
-    /// How many bytes to ask for in one call: 1 to [`MAX_STEP_BYTES`]. No step is made if nothing
-    /// remains, nor at [`MAX_FILE_OFFSET`].
+    /// Returns how many bytes to ask for in one call, from 1 to [`MAX_STEP_BYTES`]. The result is
+    /// never 0, because no step is made if no bytes remain or if the offset has reached
+    /// [`MAX_FILE_OFFSET`].
     fn want(&self) -> usize {
         let room = MAX_FILE_OFFSET.saturating_sub(self.offset);
         let remaining = self.remaining.map_or(room, |remaining| remaining.min(room));
@@ -43,19 +44,19 @@ impl FileStep<'_> {
     }
 }
 
-/// The mechanism that a transfer uses now, with what it keeps between steps.
+/// The mechanism that a transfer currently uses, and the state that it keeps between steps.
 #[derive(Debug)]
 pub(crate) enum ActiveMechanism {
     Sendfile(Sendfile),
     Splice(Splice),
     MmapWrite(MmapWrite),
     Copy(Copy),
-    /// A mechanism of another direction.
+    /// A mechanism that does not move files.
     Unsupported,
 }
 
 impl ActiveMechanism {
-    /// `mechanism`, for a file of which `mapping` is already mapped.
+    /// Starts `mechanism`. `mapping` is a part of the file that is already mapped, if there is one.
     pub(crate) fn new(mechanism: Mechanism, mapping: Option<&FileMapping>) -> Self {
         match mechanism {
             Mechanism::Sendfile => Self::Sendfile(Sendfile),

@@ -1,44 +1,48 @@
-//! Moves a file to a socket by `sendfile(2)`.
+//! Moves a file to a socket with `sendfile(2)`.
 //!
 //! # Moves
 //!
 //! The socket's send queue takes references to the file's pages in the page cache. No byte passes
 //! through user space. If the network device supports scatter-gather (`ethtool -k`), the CPU copies
-//! nothing at all; otherwise the kernel copies the bytes once, without reporting it.
+//! nothing at all. Otherwise the kernel copies the bytes once, and does not report this.
 //!
 //! # Needs
 //!
-//! A source that can be read at an offset, and that has pages in the page cache or a file system
-//! that can read for splicing. Any stream socket.
+//! A source that can be read at an offset, and that either has pages in the page cache or is on a
+//! file system that supports splicing from its files. Any stream socket.
 //!
 //! # Errno
 //!
 //! | errno | outcome |
 //! |---|---|
 //! | `EAGAIN` | blocked on the sink: a file is always ready, so the socket is full |
-//! | `EINTR` | again: no byte was moved |
-//! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE` | unsupported by the file system or by the pair |
+//! | `EINTR` | the call is repeated: no byte was moved |
+//! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE` | unsupported by the file system or for these descriptors |
 //! | `ENOSYS`, `EPERM` | unsupported in the whole process: a seccomp filter |
 //! | `EOVERFLOW` | unsupported: the offset is beyond what the call accepts |
-//! | `ENOMEM` | unsupported: no pages for the inner pipe; copying needs fewer |
-//! | `EIO`, `EBADF`, `EISDIR`, `ESTALE` | failed, of the source: only files report these |
-//! | any other | failed, of the sink: the connection is gone, or the socket has no buffers |
+//! | `ENOMEM` | unsupported: no pages for the call's internal pipe; copying needs fewer |
+//! | `EIO`, `EBADF`, `EISDIR`, `ESTALE` | failed on the source: only files report these |
+//! | any other | failed on the sink: the connection is gone, or the socket has no buffers |
 //!
-//! procfs and some FUSE file systems cannot splice.
+//! procfs and some FUSE file systems do not support splicing, so `sendfile` fails with `EINVAL`
+//! there.
 //!
 //! # Caveats
 //!
-//! - The peer may receive later changes: until it has acknowledged the bytes (on the same host: has
-//!   read them), a write to the file changes what it gets.
-//! - 0 means the end of the file. If more bytes were promised, that is an error and never success:
-//!   on a kept-alive connection the next response would land inside this one.
-//! - One call moves at most 0x7ffff000 bytes, and may be cut short by a signal or for any other
-//!   reason.
-//! - If asked for more than the file has, Linux before 6.5 assumes that more bytes follow, and
-//!   holds the last ones back for up to 200 ms (`SPLICE_F_MORE` inside). So a transfer to the end
-//!   of the file asks for the file's size first.
-//! - There is no `MSG_NOSIGNAL`: the caller of the system call suppresses SIGPIPE.
-//! - On a blocking socket the call blocks, also on the disk, for the whole count.
+//! - Later changes to the file may reach the peer: until the peer has acknowledged the bytes (on
+//!   the same host: has read them), a write to the file changes what the peer receives.
+//! - If the call returns 0, the file has ended. If more bytes were promised, that is an error and
+//!   never success: on a keep-alive connection, the peer would take the next response for the rest
+//!   of this one.
+//! - One call moves at most 0x7ffff000 bytes. It may also move fewer bytes than requested because
+//!   of a signal, or for any other reason.
+//! - If a call asks for more bytes than the file has, Linux before 6.5 assumes that more bytes
+//!   follow and holds the last ones back for up to 200 ms (the kernel sets `SPLICE_F_MORE`
+//!   internally). So a transfer up to the end of the file first gets the file's size, and asks for
+//!   no more than that.
+//! - The call has no flag like `MSG_NOSIGNAL`, so [`Kernel::sendfile`] has to suppress SIGPIPE.
+//! - On a blocking socket, the call blocks until all requested bytes have been read from the disk
+//!   and accepted by the socket.
 //!
 //! # References
 //!
@@ -50,7 +54,7 @@ use super::FileStep;
 use crate::mechanism::{Outcome, Side, Status, is_unsupported, retry_on_intr};
 use crate::sys::Kernel;
 
-/// It keeps nothing between steps.
+/// The mechanism. It keeps no state between steps.
 #[derive(Debug, Default)]
 pub(crate) struct Sendfile;
 
@@ -65,7 +69,9 @@ impl Sendfile {
     }
 }
 
-/// How many bytes to ask for: no more than the file has, if it has any.
+/// Returns how many bytes to ask for. In a transfer up to the end of the file, this is no more than
+/// the file has according to its size. But if the offset has reached the size, the full count is
+/// asked for, because the size may be wrong (procfs reports 0) and only the call can find the end.
 fn count(kernel: &impl Kernel, step: FileStep<'_>) -> usize {
     let want = step.want();
     if step.remaining.is_some() {
@@ -83,7 +89,7 @@ fn failure(errno: Errno) -> Status {
     match errno {
         Errno::AGAIN => Status::Blocked(Side::Sink),
         errno if is_unsupported(errno) => Status::Unsupported(errno),
-        // The errno does not say which end it is about. Only files report these.
+        // The errno does not say which of the two descriptors failed, but only files report these.
         Errno::IO | Errno::BADF | Errno::ISDIR | Errno::STALE => {
             Status::Failed(Side::Source, errno)
         }

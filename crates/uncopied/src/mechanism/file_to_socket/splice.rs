@@ -1,17 +1,18 @@
-//! Moves a file to a socket by `splice(2)`, through a pipe.
+//! Moves a file to a socket with `splice(2)`, through a pipe.
 //!
 //! # Moves
 //!
-//! The pipe takes references to the file's pages, and the socket takes them from the pipe. This is
-//! what `sendfile` does inside, in two calls and with a pipe of our own, which may be larger.
+//! The pipe takes references to the file's pages, and the socket takes them from the pipe.
+//! `sendfile` does the same internally. Here it takes two calls and a pipe of our own, which may be
+//! larger than the internal one of `sendfile`.
 //!
 //! # Needs
 //!
-//! A source whose file system can read for splicing, any stream socket, and a pipe.
+//! A source on a file system that supports splicing from its files, any stream socket, and a pipe.
 //!
 //! # Errno
 //!
-//! Making the pipe:
+//! Creating the pipe:
 //!
 //! | errno | outcome |
 //! |---|---|
@@ -21,18 +22,18 @@
 //!
 //! | errno | outcome |
 //! |---|---|
-//! | any (`EPERM`, `EBUSY`, `ENOMEM`) | none: a narrow pipe works |
+//! | any (`EPERM`, `EBUSY`, `ENOMEM`) | ignored: a narrow pipe works too |
 //!
-//! `EPERM` means that the user's pipe pages are used up.
+//! `EPERM` means that the user's limit on pipe pages is reached.
 //!
 //! From the file into the pipe:
 //!
 //! | errno | outcome |
 //! |---|---|
-//! | any, if the pipe is not empty | drains the pipe: it may be full by slots |
+//! | any, if the pipe is not empty | the pipe is drained first: all its slots may be in use |
 //! | `EAGAIN` | blocked on the source |
 //! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW`, `ENOMEM` | unsupported |
-//! | any other | failed, of the source |
+//! | any other | failed on the source |
 //!
 //! From the pipe into the socket:
 //!
@@ -40,21 +41,24 @@
 //! |---|---|
 //! | `EAGAIN` | blocked on the sink: the pipe is not empty, so the socket is full |
 //! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW`, `ENOMEM` | unsupported |
-//! | any other | failed, of the sink |
+//! | any other | failed on the sink |
 //!
-//! `EINTR` repeats a call: no byte was moved.
+//! If a call fails with `EINTR`, it has moved no byte and is repeated.
 //!
 //! # Caveats
 //!
-//! - The peer may receive later changes of the file, as with `sendfile`.
-//! - If the file is truncated while its pages are in the pipe, they still go out as they were; the
-//!   next step that reads finds the end. If a page is cut in its middle, the rest of it turns to
-//!   zeroes, in the pipe as in the socket's queue.
-//! - A length of `usize::MAX` is `EINVAL`; counts stay below 0x7ffff000.
-//! - `SPLICE_F_MORE` holds the last bytes back for up to 200 ms: it is set only if bytes of an
-//!   exact length surely follow.
-//! - What the pipe holds when another mechanism takes over is dropped with the pipe. A file can be
-//!   read again from the last byte that the socket accepted, so nothing is lost or doubled.
+//! - Later changes to the file may reach the peer, as with `sendfile`.
+//! - If the file is truncated while its pages are in the pipe, they are still sent with the
+//!   contents that they had, and the next step that reads finds the new end. But if the new end is
+//!   in the middle of a page, the rest of that page becomes zeros, in the pipe as well as in the
+//!   socket's queue.
+//! - A call with a length of `usize::MAX` fails with `EINVAL`. Steps ask for less than 0x7ffff000
+//!   bytes.
+//! - `SPLICE_F_MORE` makes the socket hold the last bytes back for up to 200 ms. So it is set only
+//!   if the length is exact and more bytes are certain to follow.
+//! - Bytes that are in the pipe when another mechanism takes over are dropped with the pipe. No
+//!   byte is lost or sent twice, because the file can be read again from the first byte that the
+//!   socket has not accepted.
 //!
 //! # References
 //!
@@ -67,8 +71,8 @@ use crate::mechanism::pipe::Pipe;
 use crate::mechanism::{Outcome, Side, Status, is_unsupported, retry_on_intr};
 use crate::sys::Kernel;
 
-/// A pipe between the two ends, once it is needed. It holds the bytes of the source from the offset
-/// of the next step on.
+/// The state of the mechanism: the pipe, once it has been created. Its contents are the bytes of
+/// the source that begin at the offset of the next step.
 #[derive(Debug, Default)]
 pub(crate) struct Splice {
     pipe: Option<Pipe>,
@@ -94,8 +98,8 @@ impl Splice {
     }
 }
 
-/// Fills the pipe until it is full or holds all that the step moves. The file's pages stay in the
-/// page cache; the pipe holds references to them.
+/// Fills the pipe until it is full or holds as many bytes as the step may move. The file's pages
+/// stay in the page cache, and the pipe holds references to them.
 fn fill(pipe: &mut Pipe, kernel: &impl Kernel, step: FileStep<'_>) -> Result<(), Status> {
     let want = step.want();
     while pipe.held() < want {
@@ -106,8 +110,8 @@ fn fill(pipe: &mut Pipe, kernel: &impl Kernel, step: FileStep<'_>) -> Result<(),
             Ok(0) if held == 0 => return Err(Status::Ended),
             Ok(0) => return Ok(()),
             Ok(taken) => pipe.filled(taken),
-            // Whatever the error: what the pipe holds goes out first. If the cause persists, the
-            // next step meets it with an empty pipe.
+            // Whatever the error, the bytes in the pipe are sent first. If the cause persists, the
+            // next call to fill the empty pipe fails in the same way.
             Err(_) if held > 0 => return Ok(()),
             Err(Errno::AGAIN) => return Err(Status::Blocked(Side::Source)),
             Err(errno) if is_unsupported(errno) => return Err(Status::Unsupported(errno)),

@@ -1,4 +1,4 @@
-//! Moves memory to a socket by `send(2)`: the baseline, and the fallback of every path.
+//! Moves memory to a socket with `send(2)`: the baseline, and the last fallback of every plan.
 //!
 //! # Moves
 //!
@@ -13,12 +13,12 @@
 //! | errno | outcome | because |
 //! |---|---|---|
 //! | `EAGAIN` | blocked on the sink | |
-//! | `EINTR` | again | no byte was moved |
-//! | any other | failed, of the sink | |
+//! | `EINTR` | the call is repeated | no byte was moved |
+//! | any other | failed on the sink | |
 //!
 //! # Caveats
 //!
-//! - The memory is free when the call returns.
+//! - The memory can be reused as soon as the call has returned.
 //!
 //! # References
 //!

@@ -1,4 +1,4 @@
-//! From memory to a stream socket.
+//! The mechanisms that move memory to a stream socket.
 
 mod copy;
 mod msg_zerocopy;
@@ -29,12 +29,13 @@ use crate::sys::{Kernel, Linux};
 use msg_zerocopy::MsgZerocopy;
 use vmsplice::Vmsplice;
 
-/// What a step is to move: several parts, in their order, and at least one.
+/// The input of a step: the socket, and the parts of memory to move, in this order. There is at
+/// least one part.
 #[derive(Clone, Copy)]
 pub(crate) struct MemoryStep<'a> {
     pub(crate) sink: BorrowedFd<'a>,
     pub(crate) parts: &'a [Memory],
-    /// The send that the bytes belong to.
+    /// Tracks the send that the bytes belong to.
     pub(crate) tracker: &'a SendTracker,
 }
 
@@ -44,18 +45,23 @@ impl MemoryStep<'_> {
     }
 }
 
-/// What new leases count against and report to.
+/// What a step needs to lease memory: the quota that the leases count against, and the statistics
+/// that their notifications are counted in.
 pub(crate) struct LeaseContext<'a> {
     quota: &'a Arc<Quota>,
     stats: &'a Arc<NotificationStats>,
-    /// If the peer is known to be on another machine, what it acknowledges is free.
+    /// The sends that the peer has not acknowledged. `None` unless the peer is known to be on
+    /// another machine, because only then does an acknowledgement mean that the memory can be
+    /// reused.
     acknowledgements: Option<&'a Arc<Acknowledgements>>,
 }
 
-/// How long at most a send waits before it checks again whether memory of other senders is free.
+/// The longest time for which a send waits before it checks again whether the memory in flight is
+/// below the limits. Memory of other senders may have become reusable meanwhile, and nothing
+/// reports that to this sender.
 const LIMIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What is known about one socket that memory is sent to, and what is in flight on it.
+/// What is known about a socket that memory is sent to, and the memory that is in flight on it.
 #[derive(Debug)]
 pub(crate) struct MemorySink {
     driver: Driver,
@@ -63,18 +69,19 @@ pub(crate) struct MemorySink {
     assume_remote_peer: bool,
     pub(crate) at_limit: LimitAction,
     pub(crate) support: Support,
-    /// What was sent in total. It grows with each step.
+    /// The report of all sends on this socket. Each step adds to it.
     pub(crate) report: Report,
     quota: Arc<Quota>,
     stats: Arc<NotificationStats>,
     msg_zerocopy: Option<MsgZerocopy>,
     vmsplice: Vmsplice,
     acknowledgements: Option<Arc<Acknowledgements>>,
-    /// A descriptor of the socket for sends that are queued: the number of the caller's own could
-    /// come to mean another file meanwhile.
+    /// A duplicate of the socket's descriptor, for sends that wait in a batch. The caller could
+    /// close its own descriptor meanwhile, and the number of that descriptor could then refer to
+    /// another file.
     #[cfg(feature = "tokio")]
     batch_descriptor: Option<Arc<OwnedFd>>,
-    /// Whether the socket stays open when this is dropped.
+    /// Whether the socket stays open when this sink is dropped.
     pub(crate) stays_open: bool,
 }
 
@@ -116,12 +123,13 @@ impl MemorySink {
         &self.stats
     }
 
-    /// How many bytes are in flight, counted by whole pages.
+    /// Returns how many bytes are in flight. A page that is partly in flight counts as a whole
+    /// page.
     pub(crate) fn in_flight_bytes(&self) -> u64 {
         self.quota.in_flight_bytes()
     }
 
-    /// Makes one try to move bytes by `mechanism`, from the first byte of the step on.
+    /// Tries once to move bytes with `mechanism`, starting at the first byte of `step`.
     pub(crate) fn step(
         &mut self,
         kernel: &impl Kernel,
@@ -129,7 +137,8 @@ impl MemorySink {
         step: &MemoryStep<'_>,
     ) -> Outcome {
         if mechanism == Mechanism::Vmsplice && self.tracks_acknowledgements() {
-            // If this fails, nothing becomes free.
+            // If this fails, acknowledgements are not tracked, and the pages are gifted to the
+            // kernel (never written to again).
             self.acknowledgements = Acknowledgements::of(step.sink).ok().map(Arc::new);
         }
         let context = LeaseContext {
@@ -143,7 +152,7 @@ impl MemorySink {
         match mechanism {
             Mechanism::Copy => copy::step(kernel, step),
             Mechanism::Vmsplice => self.vmsplice.step(kernel, step, &context),
-            // A filled error queue looks like a broken connection to tokio.
+            // tokio treats a socket with entries in its error queue as broken.
             Mechanism::MsgZerocopy if self.driver == Driver::Tokio => {
                 Status::Unsupported(Errno::OPNOTSUPP).into()
             }
@@ -158,13 +167,13 @@ impl MemorySink {
                 active.step(kernel, step, &context)
             }
             Mechanism::SendZc => send_zc::step(step, &context),
-            // A mechanism of another direction.
+            // A mechanism that does not move memory.
             _ => Status::Unsupported(Errno::INVAL).into(),
         }
     }
 
-    /// Whether to begin tracking what the peer has acknowledged. Not on tokio, where nothing would
-    /// wake a task that waits for it.
+    /// Whether to begin tracking which bytes the peer has acknowledged. This is not done on tokio,
+    /// where nothing would wake a task that waits for an acknowledgement.
     fn tracks_acknowledgements(&self) -> bool {
         self.assume_remote_peer
             && self.is_tcp
@@ -172,8 +181,9 @@ impl MemorySink {
             && self.acknowledgements.is_none()
     }
 
-    /// Makes one try by `send_zc`, together with other connections of the thread. This is only for
-    /// pages: those of a region must be protected at the time of the call.
+    /// Tries once to send with `send_zc`, in the same system call as sends of other connections of
+    /// this thread. Only pages may be sent in this way. A region would have to be protected while
+    /// the system call is made, but another task may make that call.
     ///
     /// # Cancellation
     ///
@@ -196,8 +206,8 @@ impl MemorySink {
         send_zc::step_in_batch(Arc::clone(descriptor), step, &context).await
     }
 
-    /// Processes the notifications that have arrived, which completes their sends. Returns how many
-    /// sends the socket's error queue completed.
+    /// Processes the notifications that have arrived, and completes the sends that they belong to.
+    /// Returns how many sends were completed by the socket's error queue.
     pub(crate) fn reap(&self) -> usize {
         if let Some(acknowledgements) = &self.acknowledgements {
             acknowledgements.reap();
@@ -208,8 +218,9 @@ impl MemorySink {
         }
     }
 
-    /// Waits until some of the memory in flight may be free, but not long: it may be other senders
-    /// that are at the limit.
+    /// Waits until some of the memory in flight may have become reusable, for at most
+    /// [`LIMIT_POLL_INTERVAL`]. The limit may be reached because of other senders, whose
+    /// notifications do not end this wait.
     pub(crate) fn wait_at_limit(&self, limit: Option<Duration>) -> io::Result<()> {
         let interval = limit.map_or(LIMIT_POLL_INTERVAL, |limit| limit.min(LIMIT_POLL_INTERVAL));
         match &self.msg_zerocopy {
@@ -221,14 +232,16 @@ impl MemorySink {
         }
     }
 
-    /// As [`wait_at_limit`](Self::wait_at_limit), on tokio.
+    /// Waits in the same way as [`wait_at_limit`](Self::wait_at_limit), on tokio. If this sender
+    /// has memory in flight, waits for its next notification instead of polling.
     #[cfg(feature = "tokio")]
     pub(crate) async fn until_below_limit(&self) {
         let seen = self.stats.notifications();
         if self.in_flight_bytes() > 0 {
             poll_fn(|cx| self.stats.poll_notification(cx, seen)).await;
         } else {
-            // The memory in flight belongs to other senders, and nothing reports when it is free.
+            // All of the memory in flight belongs to other senders, and nothing reports to this
+            // sender when it can be reused.
             let wait = || thread::sleep(LIMIT_POLL_INTERVAL);
             let _ = tokio::task::spawn_blocking(wait).await;
         }
@@ -246,7 +259,8 @@ impl Drop for MemorySink {
         };
         let queue = Arc::clone(active.queue());
         if queue.belongs_to_parent() {
-            // It is the parent's: dropping it would take its lock.
+            // After a fork, the queue belongs to the parent process. Dropping it in the child would
+            // take its lock, which may stay locked forever there, so it is leaked.
             std::mem::forget(queue);
             return;
         }

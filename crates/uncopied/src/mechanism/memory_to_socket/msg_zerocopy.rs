@@ -1,46 +1,49 @@
-//! Moves memory to a TCP socket by `send(2)` with `MSG_ZEROCOPY`.
+//! Moves memory to a TCP socket with `send(2)` and `MSG_ZEROCOPY`.
 //!
 //! # Moves
 //!
-//! The socket takes references to the pages, and the network device reads them. A notification on
-//! the socket's error queue says when nothing refers to the pages any more, and whether the kernel
-//! copied them after all.
+//! The socket takes references to the pages, and the network device reads them. A notification in
+//! the socket's error queue reports when nothing refers to the pages any longer, and whether the
+//! kernel copied them after all.
 //!
 //! # Needs
 //!
 //! A TCP socket on which `SO_ZEROCOPY` can be set, and a caller that drains the error queue. A
-//! socket that tokio watches does not qualify: tokio treats a filled error queue as a broken
-//! connection.
+//! socket on tokio does not qualify, because tokio treats a socket with entries in its error queue
+//! as broken.
 //!
 //! # Errno
 //!
 //! | step | errno | outcome |
 //! |---|---|---|
-//! | none | the socket is tokio's | unsupported (`EOPNOTSUPP`) |
+//! | none | none, but the socket is on tokio | unsupported (`EOPNOTSUPP`) |
 //! | `SO_ZEROCOPY` | none, but it is already set | unsupported (`EBUSY`) |
 //! | `SO_ZEROCOPY` | any (`EOPNOTSUPP`, `EINVAL`, `EPERM`, `ENOPROTOOPT`, …) | unsupported |
 //! | duplicating the descriptor | any (`EMFILE`, `ENFILE`) | unsupported |
-//! | protecting a region | any | this send is copied |
-//! | the send | `ENOBUFS` | this send is copied |
-//! | the send | `EINVAL`, `EOPNOTSUPP`, `ENOSYS`, `EPERM` | unsupported, as with kernel TLS |
+//! | protecting a region | any | this step is copied |
+//! | the send | `ENOBUFS` | this step is copied |
+//! | the send | `EINVAL`, `EOPNOTSUPP`, `ENOSYS`, `EPERM` | unsupported, e.g. with kernel TLS |
 //! | the send | `EAGAIN` | blocked on the sink |
-//! | the send | `EINTR` | again: no byte was moved |
-//! | the send | any other | failed, of the sink |
+//! | the send | `EINTR` | the call is repeated: no byte was moved |
+//! | the send | any other | failed on the sink |
 //!
-//! If `SO_ZEROCOPY` is already set, other code may have sent with it: the numbers of its sends are
-//! unknown. The duplicate is for reading notifications, without which no memory may be in flight.
-//! For regions see [`Region::protection`](crate::arena::Region::protection). `ENOBUFS` means that
-//! too many notifications are outstanding (`optmem_max`) or too much memory is locked
-//! (`RLIMIT_MEMLOCK`); nothing was queued, and a plain send works.
+//! If `SO_ZEROCOPY` is already set, other code may have sent with `MSG_ZEROCOPY` on this socket.
+//! The kernel numbers those sends too, so the number of our first send would be unknown. The
+//! descriptor is duplicated in order to read notifications, without which no memory may be put in
+//! flight. [`Region::protection`](crate::arena::Region::protection) lists why a region cannot be
+//! protected. `ENOBUFS` means that too many notifications are outstanding (`optmem_max`) or too
+//! much memory is locked (`RLIMIT_MEMLOCK`). Nothing was queued, and a plain send works.
 //!
 //! # Caveats
 //!
-//! - The kernel numbers the calls that moved at least one byte, short ones too, and no others.
-//! - Notifications arrive once the peer has acknowledged the bytes: a peer that stops reading keeps
-//!   the pages in flight.
-//! - If several calls share a notification, it says "copied" for the first of them only.
-//! - A peer on the same machine always gets a copy, made later and at a higher cost than by a plain
-//!   send.
+//! - The kernel numbers each call that moved at least one byte, even if it moved fewer bytes than
+//!   requested, and no other calls.
+//! - Notifications arrive once the peer has acknowledged the bytes. So a peer that stops reading
+//!   keeps the pages in flight.
+//! - One notification may cover several calls. Whether the notification says "copied" depends only
+//!   on the first of these calls.
+//! - If the peer is on the same machine, the kernel always copies. It does so later than a plain
+//!   send, and at a higher cost.
 //!
 //! # References
 //!
@@ -56,8 +59,8 @@ use crate::in_flight::{ErrorQueue, Lease, SentLease, registry};
 use crate::mechanism::{Outcome, Side, Status, retry_on_intr};
 use crate::sys::Kernel;
 
-/// From this many outstanding sends on, each send first processes the notifications. The kernel
-/// allows about 150 with the default `optmem_max`.
+/// If at least this many sends are outstanding, each send first processes the notifications that
+/// have arrived. With the default `optmem_max`, the kernel allows about 150 outstanding sends.
 const REAP_FROM_OUTSTANDING: usize = 16;
 
 #[derive(Debug)]
@@ -87,7 +90,8 @@ impl MsgZerocopy {
         step: &MemoryStep<'_>,
         context: &LeaseContext<'_>,
     ) -> Outcome {
-        // Notifications that are not processed count against the limit on outstanding sends.
+        // A send counts against the kernel's limit on outstanding sends until its notification has
+        // been read.
         if self.queue.len() >= REAP_FROM_OUTSTANDING {
             self.queue.drain(kernel);
         }

@@ -1,67 +1,73 @@
-//! Moves memory to a TCP socket by io_uring's `SEND_ZC` and `SENDMSG_ZC`.
+//! Moves memory to a TCP socket with io_uring's `SEND_ZC` and `SENDMSG_ZC`.
 //!
 //! # Moves
 //!
-//! The socket takes references to the pages. A notification, the second completion of the send,
-//! says when nothing refers to them any more, and whether the kernel copied them after all. It does
-//! not copy if the network device supports scatter-gather and checksum offload and nothing captures
-//! packets; it always copies for peers on the same machine.
+//! The socket takes references to the pages. Each send has two completions. The second one is a
+//! notification that nothing refers to the pages any longer, and it says whether the kernel copied
+//! them after all. The kernel does not copy if the network device supports scatter-gather and
+//! checksum offload and no program captures packets. It always copies if the peer is on the same
+//! machine.
 //!
 //! # Needs
 //!
-//! TCP, Linux 6.2 (`SEND_ZC` needs 6.0, `SENDMSG_ZC` 6.1, the usage report 6.2), and a kernel that
-//! grants this process a ring. No socket option, and none of the memory that
-//! `net.core.optmem_max` limits.
+//! TCP, Linux 6.2 (`SEND_ZC` needs 6.0, `SENDMSG_ZC` 6.1, the report about copies 6.2), and a
+//! kernel that lets this process create a ring. This mechanism needs no socket option, and none of
+//! the memory that `net.core.optmem_max` limits.
 //!
 //! # Errno
 //!
 //! | step | errno | outcome |
 //! |---|---|---|
-//! | protecting a region | any | this send is copied |
-//! | making the ring | `ENOSYS`, `EPERM` | unsupported in this process |
-//! | making the ring | `EINVAL`, `EOPNOTSUPP` | unsupported: a kernel before 5.19 |
-//! | making the ring | any other (`EMFILE`, `ENOMEM`, …) | unsupported for this socket |
-//! | submitting | `EAGAIN`, `ENOMEM`, nothing submitted | this send is copied, the ring retired |
-//! | submitting | `EPERM`, `EACCES`, `ENOSYS` | unsupported in this process, as `ENOSYS` |
-//! | submitting | `EBUSY`, `EINTR` | again, 64 times, then as `ENOMEM` |
-//! | waiting for the result | any that lasts | failed (`EIO`) |
+//! | protecting a region | any | this step is copied |
+//! | creating the ring | `ENOSYS`, `EPERM` | unsupported in this process |
+//! | creating the ring | `EINVAL`, `EOPNOTSUPP` | unsupported: a kernel before 5.19 |
+//! | creating the ring | any other (`EMFILE`, `ENOMEM`, …) | unsupported for this socket |
+//! | submitting | `EAGAIN`, `ENOMEM`, nothing submitted | this step is copied, the ring retired |
+//! | submitting | `EPERM`, `EACCES`, `ENOSYS` | unsupported in this process, reported as `ENOSYS` |
+//! | submitting | `EBUSY`, `EINTR` | repeated up to 64 times, then treated as `ENOMEM` |
+//! | waiting for the result | any that persists | failed (`EIO`) |
 //! | the result | `EAGAIN` | blocked on the sink |
-//! | the result | `EINTR` | again: no byte was moved |
-//! | the result | `ENOMEM`, `ENOBUFS` | this send is copied: `RLIMIT_MEMLOCK`, or no memory |
-//! | the result | `EPERM`, `EACCES` | this send is copied |
+//! | the result | `EINTR` | the send is repeated: no byte was moved |
+//! | the result | `ENOMEM`, `ENOBUFS` | this step is copied: `RLIMIT_MEMLOCK`, or no memory |
+//! | the result | `EPERM`, `EACCES` | this step is copied |
 //! | the result | `EOPNOTSUPP`, `EINVAL` | unsupported for this socket |
-//! | the result | `ECANCELED` | this send is copied: the ring is retired |
-//! | the result | any other | failed, of the sink |
+//! | the result | `ECANCELED` | this step is copied: the ring is retired |
+//! | the result | any other | failed on the sink |
 //!
-//! - Protecting a region: see [`Region::protection`](crate::arena::Region::protection).
-//! - Making the ring: the kernel has no io_uring, or a seccomp filter or `kernel.io_uring_disabled`
-//!   forbids it. Its 20 KiB or so count against `RLIMIT_MEMLOCK` too.
-//! - Submitting: an entry that is stuck in the queue must never go out later, so the ring is
-//!   retired. `EBUSY` means that completions must be processed first. `EPERM` comes from a seccomp
-//!   filter.
-//! - Waiting: the kernel has accepted the send, and its result is unknown.
-//! - The result: `EPERM` comes from a packet filter or security module. It is about the send, not
-//!   about rings, and the copy meets it too. `EOPNOTSUPP`: a Unix socket, kernel TLS or a sockmap
-//!   on the socket, or a kernel without the operation. A ring is retired with its thread or
-//!   runtime, and in a child process.
+//! - Protecting a region: [`Region::protection`](crate::arena::Region::protection) lists the
+//!   reasons for a failure.
+//! - Creating the ring: this fails if the kernel has no io_uring, or if a seccomp filter or
+//!   `kernel.io_uring_disabled` forbids it. The ring takes about 20 KiB, which also count against
+//!   `RLIMIT_MEMLOCK`.
+//! - Submitting: if the kernel does not take an entry from the submission queue, the ring is
+//!   retired, because the entry must never be sent later. `EBUSY` means that completions must be
+//!   processed first. `EPERM` comes from a seccomp filter.
+//! - Waiting: the kernel has accepted the send, but its result is unknown. So the transfer fails.
+//! - The result: `EPERM` comes from a packet filter or a security module. It concerns this send,
+//!   not rings, and the copy will fail with it too. `EOPNOTSUPP` means a Unix socket, kernel TLS or
+//!   a sockmap on the socket, or a kernel without the operation. `ECANCELED` means that the ring is
+//!   retired, which happens when its thread or runtime ends, and in a child process.
 //!
 //! # Caveats
 //!
-//! - The memory must not change until the notification, which arrives when the peer has
-//!   acknowledged the bytes: not at all while the peer does not read.
-//! - A result that is an error can be followed by a notification too. Only F_MORE on the result
-//!   says whether one follows.
-//! - The notification of a failed send says "copied". It is ignored: no byte was sent.
-//! - Only one send of a connection is in progress at a time: the kernel may reorder several.
-//! - Notifications are posted by the thread that sent, when it next enters the kernel, and
-//!   interrupt an `epoll_wait(2)` of that thread with `EINTR`.
-//! - `execve(2)` in the process that sent waits until all notifications have arrived: 4 s with a
-//!   peer that began to read after 4 s. `exit(3)`, and running a program in a child, do not wait.
-//! - Registered buffers are not used. They save the page references, but refer to the page frames
-//!   that lay at an address when it was registered. The arena returns frames to the kernel, and the
-//!   ring would then send what is no longer there. Over loopback they took 0.90 to 0.99 of the CPU
-//!   time (16 and 64 KiB, Linux 6.18), within the noise; the kernel copies there, so that the gain
-//!   with a network device is unknown.
+//! - The memory must not change until the notification, which arrives once the peer has
+//!   acknowledged the bytes. If the peer does not read, no notification arrives.
+//! - A notification may follow even if the result is an error. The flag F_MORE on the result is the
+//!   only sign of whether one follows.
+//! - The notification of a failed send says "copied". This is ignored, because no byte was sent.
+//! - Only one send of a connection is in progress at a time, because the kernel may reorder
+//!   several.
+//! - The kernel posts a notification when the thread that sent next enters the kernel. If the
+//!   thread is in `epoll_wait(2)`, the notification interrupts that call with `EINTR`.
+//! - `execve(2)` in the process that sent waits until all notifications have arrived. With a peer
+//!   that began to read after 4 s, it took 4 s. `exit(3)`, and running a program in a child
+//!   process, do not wait.
+//! - Registered buffers are not used. They save taking page references, but they refer to the page
+//!   frames that an address had when it was registered. The arena returns frames to the kernel and
+//!   gets new ones for the same address, and the ring would still send the old ones. Over loopback,
+//!   registered buffers took 0.90 to 0.99 of the CPU time (16 and 64 KiB, Linux 6.18), which is
+//!   within the noise. The kernel copies over loopback, so the gain with a network device is
+//!   unknown.
 //!
 //! # References
 //!
@@ -81,7 +87,7 @@ use crate::mechanism::{Outcome, Side, Status};
 use crate::uring::batch;
 use crate::uring::{RING_RETIRED, ThreadRing};
 
-/// Tries once, without waiting, to send the parts of the step by the ring of this thread.
+/// Tries once to send the parts of `step` with the ring of this thread, without waiting.
 pub(crate) fn step(step: &MemoryStep<'_>, context: &LeaseContext<'_>) -> Outcome {
     let ring = match ring_of_thread() {
         Ok(ring) => ring,
@@ -104,12 +110,13 @@ pub(crate) fn step(step: &MemoryStep<'_>, context: &LeaseContext<'_>) -> Outcome
     }
 }
 
-/// As [`step`], in one system call together with the sends of other connections of this thread.
+/// Does the same as [`step`], but in one system call together with the sends of other connections
+/// of this thread.
 ///
 /// # Cancellation
 ///
-/// If the future is dropped before it is ready, either nothing was sent, or the number of bytes
-/// that were sent is lost.
+/// If the future is dropped before it is ready, some or all of the bytes may have been sent, and
+/// their number is lost.
 #[cfg(feature = "tokio")]
 pub(crate) async fn step_in_batch(
     sink: Arc<OwnedFd>,
@@ -124,7 +131,7 @@ pub(crate) async fn step_in_batch(
         return Status::AtLimit.into();
     };
     match batch::send(ring, sink, leases, part).await {
-        // The next try is made without a batch.
+        // After `Blocked`, the driver repeats the step without a batch.
         Err(Errno::INTR) => Status::Blocked(Side::Sink).into(),
         result => outcome_of(result),
     }
@@ -137,8 +144,8 @@ fn ring_of_thread() -> Result<Arc<ThreadRing>, Status> {
     })
 }
 
-/// Leases of as many parts, from the first on, as the limits allow, and the part of the send that
-/// they complete.
+/// Leases as many parts, starting with the first, as the limits allow. Returns the leases and the
+/// [`SendPart`] that they complete, or `None` if the limits do not even allow the first part.
 fn lease(
     ring: &ThreadRing,
     parts: &[Memory],
@@ -165,7 +172,7 @@ fn outcome_of(result: Result<usize, Errno>) -> Outcome {
     }
 }
 
-/// What the errno of a send means.
+/// Returns the status for an errno of a send.
 pub(crate) fn status_of(errno: Errno) -> Status {
     match errno {
         Errno::AGAIN => Status::Blocked(Side::Sink),

@@ -1,9 +1,9 @@
-//! Moves memory to a socket by `vmsplice(2)` into a pipe and `splice(2)` out of it.
+//! Moves memory to a socket with `vmsplice(2)` into a pipe and `splice(2)` out of it.
 //!
 //! # Moves
 //!
 //! The pipe takes references to the pages, and the socket takes them from the pipe. No byte is
-//! copied on the way to the peer's queue, even if the peer is on the same machine.
+//! copied on the way to the peer's receive queue, even if the peer is on the same machine.
 //!
 //! # Needs
 //!
@@ -13,32 +13,35 @@
 //!
 //! | step | errno | outcome |
 //! |---|---|---|
-//! | protecting a region | any | this send is copied |
-//! | making the pipe | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported |
-//! | widening it | any (`EPERM`, `ENOMEM`) | this send is copied |
+//! | protecting a region | any | this step is copied |
+//! | creating the pipe | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported |
+//! | widening it | any (`EPERM`, `ENOMEM`) | this step is copied |
 //! | into the pipe | any (`EAGAIN`, `EFAULT`, `ENOMEM`, `ENOSYS`, `EPERM`) | unsupported |
 //! | out of it | `EAGAIN` | blocked on the sink |
 //! | out of it | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW` | unsupported |
 //! | out of it | `ENOMEM` | unsupported |
-//! | out of it | any other | failed, of the sink |
-//! | both | `EINTR` | again: no byte was moved |
+//! | out of it | any other | failed on the sink |
+//! | either | `EINTR` | the call is repeated: no byte was moved |
 //!
-//! For regions see [`Region::protection`](crate::arena::Region::protection). Widening fails with
-//! `EPERM` if the user's pipe pages are used up; a narrow pipe would cost more than the copy. An
-//! empty pipe should accept at least one page, and a pipe that is not empty can only be blocked by
-//! the socket.
+//! [`Region::protection`](crate::arena::Region::protection) lists why a region cannot be protected.
+//! Widening fails with `EPERM` if the user's limit on pipe pages is reached. The step is then
+//! copied, because a narrow pipe would cost more than a copy. If moving pages into the pipe fails
+//! with `EAGAIN`, the pipe is unusable, because an empty pipe should accept at least one page. If
+//! moving them out fails with `EAGAIN`, the socket is full, because the pipe is not empty.
 //!
 //! # Caveats
 //!
-//! - Nothing reports when the pages are free. On one machine the peer's queue holds *the same
-//!   pages*, even after it has acknowledged them. So pages that were sent this way are gifted: they
-//!   are never written to again, and their frames return to the kernel with the last handle. If the
-//!   caller [vouches](crate::SendOptions::assume_remote_peer) that the peer is on another machine,
-//!   they are free once it has acknowledged them.
-//! - What the pipe holds and the socket did not accept is dropped with the pipe when another
-//!   mechanism, or other memory, comes next. The memory is still there, and is sent from the last
-//!   byte that the socket accepted.
-//! - A slot of a pipe holds a page or less: memory that does not begin on a page fills it early.
+//! - Nothing reports when the kernel is done with the pages. On one machine, the peer's receive
+//!   queue holds *the same pages*, even after the peer has acknowledged them. So pages that were
+//!   sent this way are *gifted* to the kernel: they are never written to again, and their frames
+//!   return to the kernel when the last handle is dropped. If the caller
+//!   [declares](crate::SendOptions::assume_remote_peer) that the peer is on another machine, the
+//!   pages can be reused once the peer has acknowledged them.
+//! - Bytes that the pipe holds and the socket has not accepted are dropped with the pipe when
+//!   another mechanism, or other memory, comes next. No byte is lost, because the memory still
+//!   exists and is sent again from the first byte that the socket has not accepted.
+//! - A slot of a pipe refers to one page at most. If the memory does not begin at the start of a
+//!   page, the same number of bytes needs one more slot, so fewer bytes fit into the pipe.
 //!
 //! # References
 //!
@@ -63,7 +66,8 @@ pub(crate) struct Vmsplice {
 #[derive(Debug)]
 struct FilledPipe {
     pipe: Pipe,
-    /// What the pipe holds. The handle also keeps other memory from getting the same address.
+    /// The bytes in the pipe. While this handle exists, no other memory can get the same address,
+    /// by which [`begins`](Self::begins) recognises the bytes.
     memory: Memory,
 }
 
@@ -87,7 +91,7 @@ impl Vmsplice {
         outcome
     }
 
-    /// Discards what the pipe holds, because other bytes are sent next.
+    /// Discards the bytes in the pipe, because other bytes are sent next.
     pub(crate) fn discard(&mut self) {
         self.filled = None;
     }
@@ -103,8 +107,8 @@ impl FilledPipe {
             WidePipeError::NoPipe(errno) => Status::Unsupported(errno),
             WidePipeError::TooNarrow(errno) => Status::CopyOnce(errno),
         })?;
-        // A handle of its own: what is in flight of it stays so while the pipe, or a lease, holds
-        // it.
+        // Prepare a new handle. The pages of a region stay in flight while that handle, or one that
+        // is made from it for the pipe or for a lease, exists.
         let memory = memory.clone();
         let call = match memory.prepare() {
             Ok(call) => call,
@@ -131,13 +135,13 @@ impl FilledPipe {
         })
     }
 
-    /// Whether the pipe is this process's own, and holds the first bytes of `memory`.
+    /// Whether the pipe belongs to this process, and holds the first bytes of `memory`.
     fn begins(&self, memory: &Memory) -> bool {
         let held = &self.memory;
         self.pipe.is_ours() && held.address() == memory.address() && held.len() <= memory.len()
     }
 
-    /// Moves bytes to the sink. Returns the pipe if it still holds some.
+    /// Moves bytes from the pipe to the sink. Also returns the pipe if bytes are left in it.
     fn drain(
         mut self,
         kernel: &impl Kernel,
@@ -158,7 +162,9 @@ impl FilledPipe {
     }
 }
 
-/// Completes what the socket has accepted: at once, or when the peer has acknowledged it.
+/// Completes the part of the send that the socket has accepted. If acknowledgements are tracked and
+/// the limits allow a lease, the part completes when the peer has acknowledged the bytes. Otherwise
+/// the pages are gifted, and the part completes at once.
 fn account_for(
     kernel: &impl Kernel,
     accepted: Memory,
