@@ -75,7 +75,7 @@
 //! | 64 MiB | 0.34 to 0.49 | 0.27 to 0.30 | 1.3 to 1.5 |
 //!
 //! So a region is worthwhile for bytes that are mostly sent again unchanged. If all bytes are
-//! rewritten before each send, a region costs half as much again as a copy, or more.
+//! rewritten before each send, a region costs 1.3 to 2.2 times as much as a copy.
 //!
 //! A narrower pipe reduces the gain. For bytes that are not overwritten, the ratios for 2, 8 and 64
 //! MiB are 0.83, 0.66 and 0.63 with a pipe of 512 KiB, and 0.98, 0.80 and 0.73 with a pipe of 256
