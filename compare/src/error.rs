@@ -1,12 +1,13 @@
-//! Errors, grouped by what the reader can do about them.
+//! The error type. Its variants are grouped by what the user can do about them.
 
 use std::io;
 
-/// Why a run, or one contender's part in it, did not finish.
+/// The reason why a whole run failed, or why one contender failed during a run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// Ctrl-C or SIGTERM: stop the child processes, restore the settings, and exit.
-    #[error("interrupted; nothing was written")]
+    /// Ctrl-C or SIGTERM has arrived. The run ends without a report, after it has stopped its child
+    /// processes and restored the settings that it changed.
+    #[error("interrupted; no report was written")]
     Interrupted,
     /// The command line asks for something that cannot be done.
     #[error("{0}")]
@@ -14,7 +15,7 @@ pub(crate) enum Error {
     /// A system call failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was being done, and to what.
+        /// The operation that failed and its object, as in `cannot open FILE`.
         what: String,
         /// The error that the kernel returned.
         source: io::Error,
@@ -22,17 +23,20 @@ pub(crate) enum Error {
     /// A contender is not installed, was not built, or did not start.
     #[error("{0}")]
     Unavailable(String),
-    /// A contender sent something other than the expected bytes, or reported something untrue.
+    /// A contender sent bytes that differ from the expected ones, or reported figures that
+    /// contradict what was received.
     #[error("wrong result: {0}")]
     WrongResult(String),
-    /// Some contenders failed while they were measured.
+    /// Some contenders failed while they were measured. The report with the results of the others
+    /// has been written.
     #[error("failed during the measurement: {0}; the results of the other contenders are complete")]
     Failed(String),
 }
 
-/// Adds what was being done to an I/O error.
+/// Adds to an I/O error a description of the operation that failed.
 pub(crate) trait Context<T> {
-    /// Wraps the error with `what`, which is only built if there is an error.
+    /// Converts an error to [`Error::Io`] with the description that `what` returns. Calls `what`
+    /// only if there is an error.
     fn context(self, what: impl FnOnce() -> String) -> Result<T, Error>;
 }
 

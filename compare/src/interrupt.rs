@@ -1,5 +1,6 @@
-//! Turns Ctrl-C and SIGTERM into a flag, so that everything is undone in order: child processes are
-//! stopped, files are removed, and the congestion control is restored.
+//! Catches Ctrl-C and SIGTERM and sets a flag instead of ending the process. The run checks the
+//! flag, returns an error, and so cleans up on its way out: it stops child processes, removes
+//! temporary files, and restores the congestion control.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -35,15 +36,16 @@ pub(crate) fn watch() -> Result<(), Error> {
             });
             first_signal.await;
             INTERRUPTED.store(true, Ordering::Relaxed);
-            // The runtime stays alive. Dropping it would not restore the default action, and a
-            // second Ctrl-C must not cut the cleanup short either.
+            // Keep the runtime alive, and ignore all further signals: a second Ctrl-C must not end
+            // the process during the cleanup. (Dropping the runtime would not restore the default
+            // action of the signals anyway.)
             std::future::pending::<()>().await;
         });
     });
     Ok(())
 }
 
-/// Returns an error once the user has asked to stop.
+/// Returns [`Error::Interrupted`] if SIGINT or SIGTERM has arrived.
 pub(crate) fn check() -> Result<(), Error> {
     if INTERRUPTED.load(Ordering::Relaxed) {
         Err(Error::Interrupted)

@@ -1,4 +1,5 @@
-//! The machine that a run is measured on, and the one setting that a run changes.
+//! Describes the machine and the tools for the report. Also changes the only setting of the machine
+//! that a run changes: the default congestion control, which only `serve` changes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,23 +8,25 @@ use std::process::Command;
 use crate::error::{Context, Error};
 use crate::process;
 
-/// The versions of the dependencies that this program is built with.
+/// The lock file, which has the versions of the dependencies that this program is built with.
 const LOCK: &str = include_str!("../../Cargo.lock");
 
 const CONGESTION_PATH: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 
-/// The type that `statfs` reports for a tmpfs.
+/// The file system type (`f_type`) that `statfs` reports for a tmpfs.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// The default congestion control of new TCP sockets. Dropping it restores the previous one.
+/// The machine's default congestion control for new TCP sockets, as set for a run. If the run
+/// changed the default, dropping this value restores the previous algorithm.
 pub(crate) struct CongestionSetting {
     current: String,
     previous: Option<String>,
 }
 
 impl CongestionSetting {
-    /// Sets `wanted`. Without permission, warns and keeps the present algorithm. Either way it is
-    /// the same for all contenders.
+    /// Makes the algorithm `wanted` the default. If that fails, for example for lack of permission,
+    /// prints a warning and keeps the present default. The comparison is fair either way, because
+    /// all contenders use the same algorithm.
     pub(crate) fn set(wanted: &str) -> Result<Self, Error> {
         let previous = read_congestion()?;
         if previous == wanted {
@@ -46,8 +49,8 @@ impl CongestionSetting {
         })
     }
 
-    /// Returns an error if another program has changed it, because figures of two algorithms cannot
-    /// be compared.
+    /// Returns an error if another program has changed the default since the run began, because
+    /// figures measured with different algorithms cannot be compared.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let now = read_congestion()?;
         if now == self.current {
@@ -55,12 +58,12 @@ impl CongestionSetting {
         }
         Err(Error::Unavailable(format!(
             "another program changed the congestion control from {} to {now} during the run: \
-             repeat the run alone",
+             repeat the run without that program",
             self.current
         )))
     }
 
-    /// The algorithm in use.
+    /// The name of the algorithm in use.
     pub(crate) fn name(&self) -> &str {
         &self.current
     }
@@ -82,9 +85,10 @@ fn read_congestion() -> Result<String, Error> {
         .context(|| format!("cannot read {CONGESTION_PATH}"))
 }
 
-/// Returns where a run creates its files: `directory`, or the directory of this program.
+/// Returns the directory in which a run creates its files: `directory` if it is given, otherwise
+/// the directory of this program's executable.
 ///
-/// Warns about a tmpfs, whose files are in memory only.
+/// Prints a warning if the directory is on a tmpfs, which keeps its files only in memory.
 pub(crate) fn scratch_parent(directory: Option<&Path>) -> Result<PathBuf, Error> {
     let parent = match directory {
         Some(directory) => directory.to_owned(),
@@ -97,8 +101,8 @@ pub(crate) fn scratch_parent(directory: Option<&Path>) -> Result<PathBuf, Error>
         rustix::fs::statfs(&parent).context(|| format!("cannot inspect {}", parent.display()))?;
     if status.f_type as u64 == TMPFS_MAGIC {
         eprintln!(
-            "compare: {} is a tmpfs, where sendfile takes a different path than on a disk: choose \
-             another directory with --dir",
+            "compare: {} is on a tmpfs, where sendfile uses other kernel code than on a disk's \
+             file system: choose another directory with --dir",
             parent.display()
         );
     }
@@ -110,7 +114,7 @@ pub(crate) fn cpu_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The current date in UTC, as in `2026-01-31`.
+/// Returns the current date in UTC, as in `2026-01-31`.
 pub(crate) fn today() -> Result<String, Error> {
     first_line_of("date", &["-u", "+%F"])
         .ok_or_else(|| Error::Unavailable("cannot run date(1): give --out".into()))
@@ -125,7 +129,8 @@ pub(crate) fn host_name() -> String {
         .unwrap_or_else(|| "machine".to_owned())
 }
 
-/// Names and values that describe the machine and the tools in the report.
+/// Returns names and values for the report that describe the machine, the file system of `files`,
+/// and the tools.
 pub(crate) fn facts(files: &Path) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
@@ -163,7 +168,8 @@ pub(crate) fn facts(files: &Path) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// The limits within which the kernel sizes socket buffers: minimum, default, maximum, in bytes.
+/// Returns the kernel's settings for the sizes of TCP socket buffers, for the report. Each value
+/// has the minimum, the default and the maximum size in bytes.
 pub(crate) fn tcp_facts() -> Vec<(&'static str, String)> {
     ["tcp_wmem", "tcp_rmem"]
         .into_iter()
@@ -175,7 +181,7 @@ pub(crate) fn tcp_facts() -> Vec<(&'static str, String)> {
         .collect()
 }
 
-/// The name and version of a dependency that this program is built with.
+/// Returns the name and the version of a dependency that this program is built with.
 pub(crate) fn dependency_version(name: &str) -> String {
     let entry = format!("name = \"{name}\"\nversion = \"");
     match LOCK.split_once(&entry) {
@@ -187,13 +193,15 @@ pub(crate) fn dependency_version(name: &str) -> String {
     }
 }
 
-/// The version of the contenders that are part of this program and use no library of interest.
+/// Returns the name and the version of this program, for contenders that are part of it and use no
+/// library whose version matters.
 pub(crate) fn own_version() -> String {
     format!("compare {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// The first line that a program prints on standard output, or on standard error if its standard
-/// output is empty. `None` if the program cannot be run or fails.
+/// Runs a program, and returns the first line of its standard output, or of its standard error if
+/// its standard output is empty. Returns `None` if the program cannot be run or exits with a
+/// failure.
 pub(crate) fn first_line_of(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
     if !output.status.success() {

@@ -1,10 +1,11 @@
-//! Runs uncopied and its peers side by side, with the same work on the same CPU, and prints medians
-//! and ratios.
+//! Compares uncopied with its peers: other programs and libraries that do the same job. All of them
+//! do the same work on the same CPU, and the report has medians and ratios.
 //!
 //! `serve` compares file servers, `copy` compares ways to send a file from a program, and `memory`
-//! compares mechanisms that send memory. The hidden subcommands are the processes that these start:
-//! the contenders that are part of this program, and the wrapper that pins every contender to its
-//! CPU.
+//! compares mechanisms that send memory. Each program or mechanism that takes part is called a
+//! contender, and runs as a child process. The hidden subcommands are for these child processes:
+//! most run a contender that is part of this program, and `pinned` is the wrapper that pins every
+//! contender to its CPU.
 
 #![forbid(unsafe_code)]
 
@@ -34,7 +35,7 @@ use crate::error::Error;
 use crate::serve::contender::ServerFlags;
 use crate::serve::contenders::{axum, axum_uncopied, plain};
 
-/// Run uncopied and its peers side by side, and print medians and ratios.
+/// Compare uncopied with its peers on the same work, and print medians and ratios.
 #[derive(Parser)]
 #[command(name = "compare", version)]
 struct Cli {
@@ -56,16 +57,16 @@ enum Command {
     /// Send memory until standard input ends, and report the bytes sent: a contender of `memory`.
     #[command(hide = true)]
     MemorySender(memory::sender::MemorySenderFlags),
-    /// The plainest sendfile loop: a contender of `serve`.
+    /// Serve files with a minimal sendfile loop: a contender of `serve`.
     #[command(hide = true)]
     PlainServer(ServerFlags),
-    /// axum with tower-http's ServeDir on tokio's listener: a contender of `serve`.
+    /// Serve files with axum and tower-http's ServeDir: a contender of `serve`.
     #[command(hide = true)]
     AxumServer(ServerFlags),
-    /// The same axum app with this project's listener and file service: a contender of `serve`.
+    /// Serve files with axum and this project's ServeFiles: a contender of `serve`.
     #[command(hide = true)]
     AxumUncopiedServer(ServerFlags),
-    /// Pin this process to a CPU, tie its life to its parent's, and become COMMAND.
+    /// Pin this process to a CPU, make the kernel kill it when its parent dies, and exec COMMAND.
     #[command(hide = true)]
     Pinned {
         /// The CPU to run on.

@@ -1,5 +1,5 @@
-//! CPU time and memory as the kernel reports them in `/proc/PID/stat`, `/proc/stat` and
-//! `/proc/PID/smaps_rollup`.
+//! Reads CPU times and memory use from the kernel: from `/proc/PID/stat`, `/proc/stat`,
+//! `/proc/PID/smaps_rollup` and the CPU clocks.
 
 use std::fs;
 use std::time::Instant;
@@ -8,10 +8,11 @@ use rustix::time::ClockId;
 
 use crate::error::{Context, Error};
 
-/// The counters of a contender's process, of the machine, and of this thread, which is the other
-/// side of the connection, read at one moment.
+/// The CPU times of a contender's process, of the whole machine and of the calling thread, and the
+/// number of bytes received, all read at one moment. The calling thread is the other side of the
+/// contender's connections: the receiver or the load generator.
 pub(crate) struct Snapshot {
-    /// When the counters were read.
+    /// The time at which the values were read.
     pub(crate) at: Instant,
     received_bytes: u64,
     process_cpu: f64,
@@ -19,23 +20,24 @@ pub(crate) struct Snapshot {
     own_cpu: f64,
 }
 
-/// The difference of two [`Snapshot`]s.
+/// The difference between two [`Snapshot`]s: the time, CPU time and bytes from one to the other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
-    /// The time between them.
+    /// The time between the two snapshots.
     pub(crate) seconds: f64,
     /// Bytes that this program received.
     pub(crate) received_bytes: u64,
     /// CPU time of the contender's process.
     pub(crate) process_cpu_seconds: f64,
-    /// Busy time of all CPUs together, whatever they did.
+    /// Busy time of all CPUs together, for all processes and the kernel.
     pub(crate) machine_busy_seconds: f64,
     /// CPU time of the calling thread.
     pub(crate) own_cpu_seconds: f64,
 }
 
 impl Snapshot {
-    /// Reads the counters. `pid` is the contender's process.
+    /// Reads the CPU times. `pid` is the contender's process, and `received_bytes` is the number of
+    /// bytes that the caller has received so far.
     pub(crate) fn take(pid: u32, received_bytes: u64) -> Result<Self, Error> {
         Ok(Self {
             process_cpu: process_cpu_seconds(pid)?,
@@ -46,7 +48,7 @@ impl Snapshot {
         })
     }
 
-    /// The difference to an earlier snapshot.
+    /// Returns what was used between the snapshot `before` and this one.
     pub(crate) fn since(&self, before: &Self) -> Usage {
         Usage {
             seconds: (self.at - before.at).as_secs_f64(),
@@ -69,27 +71,27 @@ impl Usage {
         self.process_cpu_seconds / self.gigabytes()
     }
 
-    /// Busy seconds of the whole machine per GB received, including this program's.
+    /// Busy seconds of all CPUs of the machine, including this program's CPU time, per GB received.
     pub(crate) fn machine_busy_per_gb(&self) -> f64 {
         self.machine_busy_seconds / self.gigabytes()
     }
 
-    /// Share of a CPU that the contender's process used.
+    /// CPU time of the contender's process, as a share of one CPU.
     pub(crate) fn process_share(&self) -> f64 {
         self.process_cpu_seconds / self.seconds
     }
 
-    /// Share of a CPU that this thread used.
+    /// CPU time of the thread that took the snapshots, as a share of one CPU.
     pub(crate) fn own_share(&self) -> f64 {
         self.own_cpu_seconds / self.seconds
     }
 
-    /// Share of a CPU that everything else used: other programs and kernel threads.
+    /// CPU time of everything else (other programs and kernel threads), as a share of one CPU.
     pub(crate) fn other_share(&self) -> f64 {
         self.other_cpu_seconds() / self.seconds
     }
 
-    /// CPU seconds of everything else.
+    /// CPU seconds of everything else: other programs and kernel threads.
     pub(crate) fn other_cpu_seconds(&self) -> f64 {
         self.machine_busy_seconds - self.process_cpu_seconds - self.own_cpu_seconds
     }
@@ -99,9 +101,9 @@ impl Usage {
     }
 }
 
-/// CPU seconds of a process, including all its threads, running or ended.
+/// Returns the CPU seconds of all threads of a process, including threads that have ended.
 ///
-/// The kernel reports them in clock ticks, usually of 10 ms.
+/// The kernel counts them in clock ticks, usually of 10 ms.
 fn process_cpu_seconds(pid: u32) -> Result<f64, Error> {
     let path = format!("/proc/{pid}/stat");
     let text = read(&path)?;
@@ -109,8 +111,9 @@ fn process_cpu_seconds(pid: u32) -> Result<f64, Error> {
     Ok(seconds(ticks))
 }
 
-/// Busy seconds of all CPUs together. The kernel, interrupts and software interrupts count; idle
-/// time, waiting for I/O and stolen time do not.
+/// Returns the busy seconds of all CPUs together. Time in the kernel, in interrupts and in software
+/// interrupts counts as busy. Idle time, time spent waiting for I/O and time stolen by a hypervisor
+/// do not.
 fn machine_busy_seconds() -> Result<f64, Error> {
     let path = "/proc/stat";
     let text = read(path)?;
@@ -118,13 +121,13 @@ fn machine_busy_seconds() -> Result<f64, Error> {
     Ok(seconds(ticks))
 }
 
-/// CPU seconds of the calling thread, which the scheduler counts in nanoseconds.
+/// Returns the CPU seconds of the calling thread. The scheduler counts them in nanoseconds.
 fn thread_cpu_seconds() -> f64 {
     clock_seconds(ClockId::ThreadCPUTime)
 }
 
-/// User and system CPU seconds of this process, including all its threads, running or ended. The
-/// scheduler counts them in nanoseconds.
+/// Returns the user and system CPU seconds of all threads of this process, including threads that
+/// have ended. The scheduler counts them in nanoseconds.
 pub(crate) fn own_process_cpu_seconds() -> f64 {
     clock_seconds(ClockId::ProcessCPUTime)
 }
@@ -134,7 +137,8 @@ fn clock_seconds(clock: ClockId) -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// Resident bytes of a process, counted page by page. (The figures in `status` may lag behind.)
+/// Returns the resident memory of a process in bytes. The kernel counts the pages when
+/// `smaps_rollup` is read. The figures in `/proc/PID/status` cost less, but may lag behind.
 pub(crate) fn resident_bytes(pid: u32) -> Result<u64, Error> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = read(&path)?;
@@ -153,18 +157,20 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// Returns utime + stime. The command's name may contain spaces and parentheses, so the fields are
-/// counted from the last closing parenthesis.
+/// Returns utime + stime from the text of `/proc/PID/stat`, in clock ticks. Field 2, the command's
+/// name in parentheses, may itself contain spaces and parentheses, so the fields are counted from
+/// the last closing parenthesis.
 fn parse_process_ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
-    // Here field 3 (the state) comes first. utime is field 14, stime is field 15.
+    // The first field after the name is field 3 (the state). utime is field 14, stime is field 15.
     let mut fields = after_name.split_ascii_whitespace().skip(14 - 3);
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     Some(user + system)
 }
 
-/// Returns user + nice + system + irq + softirq from the line that sums up all CPUs.
+/// Returns user + nice + system + irq + softirq from the text of `/proc/stat`, in clock ticks.
+/// Reads the line `cpu`, which has the sums over all CPUs.
 fn parse_machine_ticks(stat: &str) -> Option<u64> {
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let fields: Vec<u64> = line

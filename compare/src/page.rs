@@ -1,4 +1,5 @@
-//! The parts that the reports of all comparisons share, and where reports are written.
+//! Builds the parts that the reports of all comparisons share, and writes the reports. A report
+//! consists of a page in Markdown (README.md) and the raw data (raw.csv).
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -12,8 +13,9 @@ use crate::process;
 use crate::rounds::{Measure, Measurement, Rounds};
 use crate::table::{dash, markdown, size_text, strings, two_digits};
 
-/// The directory for the report: `out`, or a directory with today's date below `benchmarks`. `None`
-/// if neither `out` is given nor the run is complete.
+/// Returns the directory to write the report into: `out` if it is given, otherwise
+/// `benchmarks/DATE-NAME` in the workspace, where `name` returns NAME. Returns `None` if `out` is
+/// not given and the run is incomplete: the report is then only printed.
 pub(crate) fn output_directory(
     out: Option<&Path>,
     is_incomplete: bool,
@@ -34,14 +36,15 @@ pub(crate) fn output_directory(
 /// Returns an error if the name cannot be part of a directory name.
 pub(crate) fn check_name(name: Option<&str>) -> Result<(), Error> {
     match name {
-        Some(name) if name.is_empty() || name.contains('/') => {
-            Err(Error::Usage("--name must be part of a file name".into()))
-        }
+        Some(name) if name.is_empty() || name.contains('/') => Err(Error::Usage(
+            "--name must not be empty or contain a slash: it becomes part of a directory name"
+                .into(),
+        )),
         Some(_) | None => Ok(()),
     }
 }
 
-/// Prints the report, and writes it and the raw data into `directory`, if there is one.
+/// Prints the page. If there is a `directory`, also writes the page and the raw data into it.
 pub(crate) fn publish(directory: Option<&Path>, page: &str, raw: &str) -> Result<(), Error> {
     print_all(page)?;
     let Some(directory) = directory else {
@@ -56,7 +59,8 @@ pub(crate) fn publish(directory: Option<&Path>, page: &str, raw: &str) -> Result
     Ok(())
 }
 
-/// Prints to standard output. A reader that closes the pipe early is not an error.
+/// Prints `text` to standard output. Succeeds even if standard output is a pipe whose reader closes
+/// it early, as `head` does.
 fn print_all(text: &str) -> Result<(), Error> {
     use std::io::Write;
     match std::io::stdout().write_all(text.as_bytes()) {
@@ -74,7 +78,8 @@ pub(crate) fn warn_of_debug_build() {
     }
 }
 
-/// How the run was made: the command, the method in words, the machine, and the congestion control.
+/// Builds the beginning of the page, which tells how the run was made: the command, the method in
+/// words, the machine, and the congestion control.
 pub(crate) fn head(
     title: &str,
     method: &str,
@@ -102,8 +107,8 @@ pub(crate) fn head(
     page
 }
 
-/// One contender in the list: what it is, its version and command if it could be prepared, and why
-/// it was excluded, if it was.
+/// Builds one contender's entry in the list of contenders: its name, what it is, its version and
+/// command if it can be run, and the reason if it was excluded.
 pub(crate) fn contender_line(
     contender: &impl Contender,
     version_and_command: Option<(&str, &str)>,
@@ -120,15 +125,16 @@ pub(crate) fn contender_line(
     line
 }
 
-/// A command line as text, with this program as `compare`.
+/// Formats a command line as text, and replaces the path of this program with `compare`.
 pub(crate) fn command_text(command: &[OsString]) -> String {
     let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
     let own = process::own_program().unwrap_or_default();
     words.join(" ").replace(&*own.to_string_lossy(), "compare")
 }
 
-/// A table of medians for each size: a row for each contender, a column for each measure, and the
-/// remarks.
+/// Builds one table of medians for each size. A table has a row for each contender, a column for
+/// each measure, and a column of remarks. `remark` gets the size, and the contender's index in
+/// `contenders`.
 pub(crate) fn medians<M: Measure>(
     results: &Rounds<M::Sample>,
     columns: &[M],
@@ -158,8 +164,9 @@ pub(crate) fn medians<M: Measure>(
     sizes.iter().map(table).collect()
 }
 
-/// A table of ratios for one measure: a row for each size, a column for each pair of contenders.
-/// `better` is the direction that is better, as a word.
+/// Builds a table of ratios for one measure, with a row for each size and a column for each pair of
+/// contenders. In a pair, the figure of the first contender is divided by that of the second.
+/// `better` is `more` or `less`: the direction in which the measure gets better.
 pub(crate) fn ratios<M: Measure>(
     results: &Rounds<M::Sample>,
     measure: M,
@@ -187,16 +194,16 @@ pub(crate) fn ratios<M: Measure>(
     markdown(&header, &rows) + "\n"
 }
 
-/// The raw data, with one value per line.
+/// The content of raw.csv, with one value per line.
 pub(crate) struct RawData(String);
 
 impl RawData {
-    /// The header alone.
+    /// Returns raw data that has only the header line.
     pub(crate) fn new() -> Self {
         Self("round,contender,size_bytes,measure,value\n".to_owned())
     }
 
-    /// Adds values of one contender at one size in one round.
+    /// Adds values that were measured for one contender at one size in one round.
     pub(crate) fn push(
         &mut self,
         round: usize,
@@ -210,7 +217,8 @@ impl RawData {
         }
     }
 
-    /// Adds one measurement: `measured`, then every figure that is derived from it.
+    /// Adds one measurement: first the values in `measured`, then the figures in `derived`, which
+    /// are computed from the measurement's sample.
     pub(crate) fn push_measurement<M: Measure>(
         &mut self,
         row: &Measurement<M::Sample>,
@@ -224,7 +232,7 @@ impl RawData {
         self.push(row.round, row.contender, row.size, values);
     }
 
-    /// The content of the file.
+    /// Returns the content of the file raw.csv.
     pub(crate) fn text(self) -> String {
         self.0
     }

@@ -2,15 +2,16 @@
 
 use crate::error::Error;
 
-/// A program, or a part of this one, that can take part in a comparison.
+/// A program, or a part of this program, that can take part in a comparison.
 pub(crate) trait Contender: 'static {
-    /// Its name on the command line and in every table.
+    /// The contender's name on the command line and in every table.
     fn name(&self) -> &'static str;
 
-    /// What it is, in one sentence for the report.
+    /// A phrase for the report that says what the contender is.
     fn about(&self) -> &'static str;
 
-    /// Whether it belongs to this project. If so, it is compared with every peer.
+    /// Whether the contender is part of this project. All other contenders are peers, and the
+    /// report compares each of ours with every peer.
     fn is_ours(&self) -> bool;
 }
 
@@ -24,7 +25,8 @@ pub(crate) fn by_name<C: Contender>(all: &'static [C], name: &str) -> Result<&'s
         })
 }
 
-/// Returns the contenders in `chosen`, in the order of `all`, or all of them if `chosen` is empty.
+/// Returns the contenders in `chosen`, or all contenders if `chosen` is empty. Both are returned in
+/// the order of `all`.
 pub(crate) fn selected<C: Contender>(
     all: &'static [C],
     chosen: &[&'static C],
@@ -34,33 +36,34 @@ pub(crate) fn selected<C: Contender>(
     })
 }
 
-/// Why a contender is not measured, or not measured any more.
+/// Why a contender was never measured, or stopped being measured.
 pub(crate) enum Exclusion {
-    /// It could not be started at all.
+    /// The contender could not be started.
     Unavailable(String),
-    /// It started, and failed later.
+    /// The contender was started, and failed later.
     Failed(String),
 }
 
 impl Exclusion {
-    /// Excludes a contender from the beginning, and prints why.
+    /// Returns the exclusion of a contender that cannot be started, and prints the reason.
     pub(crate) fn unavailable(name: &str, error: &Error) -> Self {
-        eprintln!("compare: without {name}: {error}");
+        eprintln!("compare: leaving out {name}: {error}");
         Self::Unavailable(error.to_string())
     }
 
-    /// Excludes a contender that failed while it was measured, and prints why.
+    /// Returns the exclusion of a contender that failed while it was measured, and prints the
+    /// reason. `at` is the size at which it failed.
     pub(crate) fn failed(name: &str, at: &str, error: &Error) -> Self {
         eprintln!("compare: {name} failed at {at}, continuing without it: {error}");
         Self::Failed(format!("at {at}: {error}"))
     }
 
-    /// Whether the contender may have results from before its exclusion.
+    /// Whether the contender may have been measured before it was excluded.
     pub(crate) fn may_have_results(&self) -> bool {
         matches!(self, Self::Failed(_))
     }
 
-    /// The text for the report.
+    /// Returns the text for the report.
     pub(crate) fn text(&self) -> String {
         match self {
             Self::Unavailable(why) => format!("**Left out: {why}**"),
@@ -71,7 +74,8 @@ impl Exclusion {
 
 /// Returns an error if a contender failed while it was measured.
 ///
-/// A contender that could not be started at all is not an error. It has a visible row instead.
+/// A contender that could not be started is not an error: the report says that it was left out, and
+/// why.
 pub(crate) fn check_failures<'a>(
     participants: impl Iterator<Item = (&'static str, Option<&'a Exclusion>)>,
 ) -> Result<(), Error> {

@@ -1,6 +1,8 @@
-//! Bytes without repetition: a missing, duplicated or shifted stretch shows in a comparison.
+//! Generates bytes that do not repeat, so that a comparison with the bytes received detects
+//! missing, duplicated and shifted parts.
 
-/// Returns `size` bytes. Sequences of different sizes differ from the first byte on.
+/// Returns `size` pseudo-random bytes. The size seeds the generator, so sequences of different
+/// sizes also differ in their content, starting at the beginning.
 pub(crate) fn bytes(size: u64) -> Vec<u8> {
     // xorshift64.
     let mut state = 0x9e37_79b9_7f4a_7c15 ^ size;

@@ -1,5 +1,5 @@
-//! Contenders as child processes. Each is pinned to its CPU, dies with this process, and is stopped
-//! by its process id.
+//! Runs contenders as child processes. Each child is pinned to a CPU, is stopped when its handle is
+//! dropped, and is killed by the kernel if this process dies.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -16,22 +16,22 @@ use rustix::thread::CpuSet;
 use crate::error::{Context, Error};
 use crate::interrupt;
 
-/// How long a server may take to accept connections.
+/// The time limit for a server to start and to accept a connection.
 const START_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a child may take to exit after SIGTERM before it is killed.
+/// The time limit for a child to exit after SIGTERM. A child that takes longer is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
-/// Time limit of one attempt to connect, and the pause between two checks of a child.
+/// The time limit of one attempt to connect, and the pause between two checks of a child's state.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The path of this program.
+/// Returns the path of this program's executable.
 pub(crate) fn own_program() -> Result<PathBuf, Error> {
     std::env::current_exe().context(|| "cannot find this program".into())
 }
 
-/// Returns an error unless this process may run on `cpu`. `options` names the options that choose
-/// CPUs.
+/// Returns an error unless this process may run on `cpu`. For the message, `options` names the
+/// command-line options that choose the CPUs.
 fn check_cpu(cpu: usize, options: &str) -> Result<(), Error> {
     let allowed = rustix::thread::sched_getaffinity(None)
         .context(|| "cannot get this process's CPUs".into())?;
@@ -44,15 +44,17 @@ fn check_cpu(cpu: usize, options: &str) -> Result<(), Error> {
     }
 }
 
-/// Returns an error unless this process may run on both CPUs. Warns if they are the same.
+/// Returns an error unless this process may run on both CPUs. Prints a warning if both are the same
+/// CPU.
 ///
-/// `options` names the options that choose the CPUs, and `users` the processes that run on them.
+/// For the messages, `options` names the command-line options that choose the CPUs, and `users`
+/// names the processes that run on them.
 pub(crate) fn check_cpus(cpus: [usize; 2], options: &str, users: &str) -> Result<(), Error> {
     for cpu in cpus {
         check_cpu(cpu, options)?;
     }
     if cpus[0] == cpus[1] {
-        eprintln!("compare: {users} share one CPU: ratios are compressed");
+        eprintln!("compare: {users} share one CPU: ratios are closer to 1 than on two CPUs");
     }
     Ok(())
 }
@@ -86,10 +88,13 @@ pub(crate) fn allow_descriptors(needed: u64) -> Result<(), Error> {
     })
 }
 
-/// The hidden subcommand `pinned`. It does what a child must do to itself between fork and exec,
+/// Runs the hidden subcommand `pinned`: pins this process to `cpu`, and replaces it with `command`
+/// by exec. A child has to pin itself, after the fork and before the exec. A subcommand can do that
 /// without an unsafe `pre_exec` hook.
 ///
-/// The parent-death signal survives the exec, so no child is left even if this program is killed.
+/// Before the exec, asks the kernel to kill this process when its parent dies (the parent-death
+/// signal). The exec does not reset this, so no contender keeps running even if `compare` is
+/// killed.
 pub(crate) fn become_pinned(cpu: usize, command: &[OsString]) -> Result<(), Error> {
     let [program, arguments @ ..] = command else {
         return Err(Error::Usage("pinned: no command".into()));
@@ -101,7 +106,8 @@ pub(crate) fn become_pinned(cpu: usize, command: &[OsString]) -> Result<(), Erro
     Err(failure).context(|| format!("cannot run {}", program.to_string_lossy()))
 }
 
-/// Returns an address on 127.0.0.1 whose port was free a moment ago.
+/// Returns an address on 127.0.0.1 with a port that is free now, although another process may take
+/// it before a server listens there.
 pub(crate) fn free_address() -> Result<SocketAddr, Error> {
     TcpListener::bind(("127.0.0.1", 0))
         .and_then(|listener| listener.local_addr())
@@ -115,8 +121,9 @@ pub(crate) struct PinnedChild {
 }
 
 impl PinnedChild {
-    /// Starts `command` on `cpu`. Its standard output goes to `output`, its standard error to the
-    /// file `errors`. Its standard input stays open and empty until [`PinnedChild::close_input`].
+    /// Starts `command` on `cpu`. The process's standard output goes to `output`, and its standard
+    /// error to the file `errors`. Its standard input is a pipe that stays open and empty until
+    /// [`PinnedChild::close_input`].
     pub(crate) fn start(
         command: &[OsString],
         cpu: usize,
@@ -134,8 +141,8 @@ impl PinnedChild {
             .stdin(Stdio::piped())
             .stdout(output)
             .stderr(log)
-            // In its own process group, so that Ctrl-C reaches only this program, which then stops
-            // its children.
+            // Put the child into a process group of its own, so that Ctrl-C in the terminal signals
+            // only this program, which then stops its children.
             .process_group(0)
             .spawn()
             .context(|| "cannot start a child process".into())?;
@@ -154,7 +161,8 @@ impl PinnedChild {
         }
     }
 
-    /// Closes the process's standard input, which is the signal that our senders wait for.
+    /// Closes the process's standard input. Senders that are part of this program wait for this:
+    /// those of `copy` then start to send, and those of `memory` then stop.
     pub(crate) fn close_input(&mut self) {
         self.child.stdin = None;
     }
@@ -163,7 +171,7 @@ impl PinnedChild {
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] if it does not exit within `limit`, or exits with a failure.
+    /// [`Error::Unavailable`] if the process does not exit within `limit`, or exits with a failure.
     pub(crate) fn wait(&mut self, limit: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
@@ -191,7 +199,8 @@ impl PinnedChild {
         ))
     }
 
-    /// The last line that the process wrote to standard error, as the end of a message.
+    /// Returns the last line that the process wrote to standard error, after a colon, to be
+    /// appended to a message. Returns an empty string if there is no such line.
     fn last_error_line(&self) -> String {
         let text = std::fs::read_to_string(&self.errors).unwrap_or_default();
         match text.lines().rev().find(|line| !line.trim().is_empty()) {
@@ -200,7 +209,8 @@ impl PinnedChild {
         }
     }
 
-    /// The process id. The `pinned` wrapper has become the program by exec, so it is the program's.
+    /// The process ID of the program itself: the `pinned` wrapper execs the program, which keeps
+    /// the process ID.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -211,7 +221,8 @@ impl Drop for PinnedChild {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
-        // Nothing can be done about a failure here. The parent-death signal is the safety net.
+        // Ignore a failure: nothing more can be done here, and the parent-death signal still kills
+        // the child when this program exits.
         let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
         let deadline = Instant::now() + STOP_LIMIT;
         while Instant::now() < deadline {
@@ -236,8 +247,9 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] if the process exits first, or does not listen in time. The message
-    /// includes the last line that it wrote to standard error.
+    /// [`Error::Unavailable`] if the process exits before it accepts a connection, or accepts none
+    /// within the time limit. The message includes the last line that the process wrote to standard
+    /// error.
     pub(crate) fn start(
         command: &[OsString],
         address: SocketAddr,
@@ -256,7 +268,8 @@ impl Server {
             interrupt::check()?;
             self.check_alive()?;
             if TcpStream::connect_timeout(&self.address, POLL_INTERVAL).is_ok() {
-                // Something listens there. A server that lost the port to another process exits.
+                // A process listens there, but it may be a different one that has taken the port.
+                // In that case our server cannot listen and exits, so check it again after a pause.
                 thread::sleep(POLL_INTERVAL);
                 return self.check_alive();
             }
@@ -274,12 +287,12 @@ impl Server {
         self.process.check_alive()
     }
 
-    /// The address that it listens on.
+    /// The address that the server listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The process id.
+    /// The server's process ID.
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }

@@ -1,4 +1,5 @@
-//! Measurements of all rounds, and the figures derived from them.
+//! The measurements of all rounds, and the figures computed from them. In each round, every
+//! contender is measured once at every size.
 
 use crate::table::Spread;
 
@@ -6,29 +7,31 @@ use crate::table::Spread;
 pub(crate) struct Measurement<S> {
     /// The round, counted from 1.
     pub(crate) round: usize,
-    /// The size in bytes.
+    /// The size of the file or of the buffer that was sent, in bytes.
     pub(crate) size: u64,
     /// The contender's name.
     pub(crate) contender: &'static str,
-    /// What was measured.
+    /// The measured values.
     pub(crate) sample: S,
 }
 
-/// A figure that is derived from a sample.
+/// A kind of figure that is computed from the measured values, for example the throughput.
 pub(crate) trait Measure: Copy {
-    /// What was measured.
+    /// The measured values that the figure is computed from.
     type Sample;
 
-    /// The heading of its column.
+    /// The heading of the figure's column.
     fn name(self) -> &'static str;
 
-    /// Its key in the raw data, with its unit.
+    /// The figure's key in the raw data, which includes its unit.
     fn key(self) -> &'static str;
 
-    /// Its value. Not finite if nothing moved, or if no clock tick fell on the contender.
+    /// Computes the figure. The result is not finite if the computation divides by zero, because
+    /// nothing was received or because the contender's CPU time was less than a clock tick and
+    /// counted as 0.
     fn value(self, sample: &Self::Sample) -> f64;
 
-    /// The cell for its values over the rounds.
+    /// Formats the cell of a table for the figure's values over all rounds.
     fn cell(self, spread: Spread) -> String;
 }
 
@@ -47,7 +50,7 @@ impl<S> Rounds<S> {
         self.0.push(measurement);
     }
 
-    /// Whether nothing was measured.
+    /// Whether there are no measurements.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -57,7 +60,7 @@ impl<S> Rounds<S> {
         self.0.iter()
     }
 
-    /// The samples of one contender at one size, with their rounds.
+    /// Returns the samples of one contender at one size, each with its round.
     pub(crate) fn samples(&self, size: u64, contender: &str) -> impl Iterator<Item = (usize, &S)> {
         self.0
             .iter()
@@ -65,7 +68,8 @@ impl<S> Rounds<S> {
             .map(|row| (row.round, &row.sample))
     }
 
-    /// The spread of a figure over the rounds. Values that are not finite do not count.
+    /// Returns the spread of a figure over the rounds, without values that are not finite. Returns
+    /// `None` if no value is left.
     pub(crate) fn spread<M: Measure<Sample = S>>(
         &self,
         measure: M,
@@ -80,7 +84,7 @@ impl<S> Rounds<S> {
         )
     }
 
-    /// The median of a figure over the rounds, or 0 if there is none.
+    /// Returns the median of a figure over the rounds, or 0 if the figure has no finite value.
     pub(crate) fn median<M: Measure<Sample = S>>(
         &self,
         measure: M,
@@ -91,8 +95,9 @@ impl<S> Rounds<S> {
             .map_or(0.0, |spread| spread.median)
     }
 
-    /// The spread of the ratios of two contenders within each round. Rounds that only one of them
-    /// finished do not count.
+    /// Divides the figure of contender `above` by the figure of contender `below` in each round,
+    /// and returns the spread of these ratios. Skips a round if either contender has no finite
+    /// value in it.
     pub(crate) fn ratio<M: Measure<Sample = S>>(
         &self,
         measure: M,
@@ -112,37 +117,42 @@ impl<S> Rounds<S> {
     }
 }
 
-/// The other side is the bottleneck if it uses at least this share of its CPU…
+/// The other side of the connection is considered the bottleneck if it uses at least this share of
+/// its CPU while the contender uses less than [`CONTENDER_IDLE_SHARE`] of its own.
 const OTHER_SIDE_BUSY_SHARE: f64 = 0.95;
 
-/// …while the contender uses less than this share of its own.
+/// A contender that uses less than this share of its CPU is not the bottleneck itself. See
+/// [`OTHER_SIDE_BUSY_SHARE`].
 const CONTENDER_IDLE_SHARE: f64 = 0.90;
 
-/// A measurement is disturbed if more than this share of a CPU went elsewhere.
+/// A measurement is considered disturbed if more than this share of a CPU was used by anything but
+/// the two sides of the connection.
 const DISTURBED_SHARE: f64 = 0.10;
 
-/// How CPU time was shared out, in shares of one CPU.
+/// The CPU time that each party used during a measurement, as a share of one CPU.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CpuShares {
     /// The contender's process.
     pub(crate) contender: f64,
     /// This program, which is the other side of the connection.
     pub(crate) other_side: f64,
-    /// Everything else.
+    /// Everything else: other programs and kernel threads.
     pub(crate) elsewhere: f64,
 }
 
 impl CpuShares {
-    /// A remark on what distorts a row of the report, or an empty string. `other_side` names what
-    /// this program was in the measurement.
+    /// Returns a remark about what distorts the figures in a row of the report, or an empty string.
+    /// `other_side` names this program's role in the measurement, for example `the receiver`.
     pub(crate) fn remark(&self, other_side: &str) -> String {
         let mut remarks = Vec::new();
         if self.other_side >= OTHER_SIDE_BUSY_SHARE && self.contender < CONTENDER_IDLE_SHARE {
-            remarks.push(format!("{other_side} was the limit: ratios are compressed"));
+            remarks.push(format!(
+                "{other_side} was the limit: ratios are too close to 1"
+            ));
         }
         if self.elsewhere > DISTURBED_SHARE {
             remarks.push(format!(
-                "{:.0} % of a CPU went elsewhere",
+                "other programs used {:.0} % of a CPU",
                 self.elsewhere * 100.0
             ));
         }
@@ -155,7 +165,7 @@ impl CpuShares {
 mod tests {
     use super::*;
 
-    /// The sample times a factor.
+    /// A figure that is the sample times a factor.
     #[derive(Clone, Copy)]
     struct Times(f64);
 
@@ -206,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_other_side_and_a_busy_machine_are_remarked() {
+    fn a_busy_other_side_and_a_busy_machine_get_a_remark() {
         let shares = |contender| CpuShares {
             contender,
             other_side: 0.96,

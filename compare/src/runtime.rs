@@ -5,7 +5,8 @@ use tokio::runtime::Runtime;
 
 use crate::error::{Context, Error};
 
-/// A runtime with a single event loop, because every contender has only one.
+/// Creates a runtime that runs one event loop on the calling thread. Every contender has a single
+/// event loop, so that all have the same resources.
 pub(crate) fn current_thread() -> Result<Runtime, Error> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -13,7 +14,7 @@ pub(crate) fn current_thread() -> Result<Runtime, Error> {
         .context(|| "cannot start the runtime".into())
 }
 
-/// Hands a connected, blocking socket to the current runtime.
+/// Makes a connected socket non-blocking, and registers it with the current runtime.
 pub(crate) fn tokio_stream(stream: std::net::TcpStream) -> Result<TcpStream, Error> {
     stream
         .set_nonblocking(true)

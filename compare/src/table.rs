@@ -1,4 +1,4 @@
-//! Medians, ratios, and how they are formatted.
+//! Computes medians and ratios, formats values and tables, and parses sizes and times.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// The spread of `values`, or `None` if there are none.
+    /// Returns the spread of `values`, or `None` if there are no values.
     pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -28,9 +28,11 @@ impl Spread {
         Some(Self { median, min, max })
     }
 
-    /// The spread of the ratios of pairs. What affects both sides of a pair alike (the state of the
-    /// machine in that round) cancels out, which it would not in a ratio of medians. A pair with a
-    /// zero, where no clock tick fell on one side, is left out.
+    /// Divides the first value of each pair by the second, and returns the spread of these ratios.
+    /// A pair has the values of two contenders from the same round, so anything that affects both
+    /// alike, such as the state of the machine in that round, cancels out. In a ratio of two
+    /// medians it would not. Skips pairs with a zero, which means that a contender's CPU time was
+    /// less than a clock tick.
     pub(crate) fn of_ratios(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Self> {
         Self::of(
             pairs
@@ -40,14 +42,14 @@ impl Spread {
         )
     }
 
-    /// `median (min–max)`, each formatted by `format`.
+    /// Formats the spread as `median (min–max)`, using `format` for each of the three values.
     pub(crate) fn text(&self, format: impl Fn(f64) -> String) -> String {
         let Self { median, min, max } = *self;
         format!("{} ({}–{})", format(median), format(min), format(max))
     }
 }
 
-/// A whole number with commas between the thousands.
+/// Formats a value as a whole number with commas between the thousands.
 pub(crate) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -60,7 +62,7 @@ pub(crate) fn grouped(value: f64) -> String {
     text
 }
 
-/// A size in the largest binary unit that divides it, as in `64 KiB`.
+/// Formats a size as a whole number of the largest possible binary unit, as in `64 KiB`.
 pub(crate) fn size_text(bytes: u64) -> String {
     for (unit, shift) in [("GiB", 30), ("MiB", 20), ("KiB", 10)] {
         if bytes >> shift > 0 && bytes.is_multiple_of(1 << shift) {
@@ -91,7 +93,8 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Files are kept in memory, to compare what arrives with them.
+/// The maximum size of a file or a buffer. Its content is kept in memory, so that the bytes that
+/// arrive can be compared with it.
 const MAX_SIZE_BYTES: u64 = 1 << 30;
 
 /// Parses a time in seconds.
@@ -102,22 +105,22 @@ pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// The cell for a missing value.
+/// Returns the cell of a table for a missing value.
 pub(crate) fn dash() -> String {
     "–".to_owned()
 }
 
-/// The format of ratios and throughputs.
+/// Formats a ratio or a throughput.
 pub(crate) fn two_digits(value: f64) -> String {
     format!("{value:.2}")
 }
 
-/// The format of CPU seconds per GB.
+/// Formats a number of CPU seconds per GB.
 pub(crate) fn three_digits(value: f64) -> String {
     format!("{value:.3}")
 }
 
-/// The format of values of any magnitude: three significant digits.
+/// Formats a value of any magnitude with three significant digits.
 pub(crate) fn three_significant(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return format!("{value}");
@@ -127,12 +130,12 @@ pub(crate) fn three_significant(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// The format of a share from 0 to 1.
+/// Formats a share from 0 to 1 as a percentage.
 pub(crate) fn percent(value: f64) -> String {
     format!("{:.0} %", value * 100.0)
 }
 
-/// Converts words to cells.
+/// Converts words to the cells of a row.
 pub(crate) fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
@@ -191,7 +194,8 @@ mod tests {
 
     #[test]
     fn the_median_is_taken_over_the_ratios_of_the_rounds() {
-        // The ratio of the medians would be 2 ÷ 2. The ratios of the rounds are 2, 3 and 0.5.
+        // The ratios within the rounds are 2, 3 and 0.5, with the median 2. The ratio of the two
+        // medians would be 2 ÷ 2 = 1.
         let pairs = [(2.0, 1.0), (9.0, 3.0), (1.0, 2.0)];
         let ratios = Spread::of_ratios(pairs).unwrap();
         assert_eq!((ratios.median, ratios.min, ratios.max), (2.0, 0.5, 3.0));

@@ -1,4 +1,5 @@
-//! Performance targets of this project: bounds on measured values, and whether a run meets them.
+//! The performance targets of this project. A target is a bound on a measured value, and the report
+//! says whether the run meets it.
 
 use crate::rounds::{Measure, Rounds};
 use crate::table::{self, Spread};
@@ -19,17 +20,17 @@ pub(crate) enum Bound {
     Below(f64),
 }
 
-/// A ratio of two contenders at one size, and its bound.
+/// A target for the ratio between two contenders' figures at one size.
 pub(crate) struct RatioTarget<M> {
-    /// The figure.
+    /// The kind of figure.
     pub(crate) measure: M,
     /// The size in bytes.
     pub(crate) size: u64,
-    /// The contender whose figure is divided.
+    /// The contender whose figure is the numerator.
     pub(crate) above: &'static str,
-    /// The contender whose figure it is divided by.
+    /// The contender whose figure is the denominator.
     pub(crate) below: &'static str,
-    /// What the ratio must be.
+    /// The bound on the ratio.
     pub(crate) bound: Bound,
 }
 
@@ -54,7 +55,8 @@ impl Bound {
         if met { "pass" } else { "**missed**" }
     }
 
-    /// The row of a target with this bound.
+    /// Builds the row of a target with this bound: the target, the bound, the measured value and
+    /// the verdict.
     pub(crate) fn row(&self, target: String, measured: Option<Spread>) -> Vec<String> {
         let text = |spread: Spread| spread.text(table::two_digits);
         let value = measured.map_or_else(table::dash, text);
@@ -63,7 +65,7 @@ impl Bound {
 }
 
 impl<M: Measure> RatioTarget<M> {
-    /// The row of this target.
+    /// Builds the row of this target.
     pub(crate) fn row(&self, results: &Rounds<M::Sample>) -> Vec<String> {
         let target = format!(
             "{} at {}, {} ÷ {}",
@@ -77,7 +79,7 @@ impl<M: Measure> RatioTarget<M> {
     }
 }
 
-/// The section of the report.
+/// Builds the report's section about the targets from their rows.
 pub(crate) fn section(rows: &[Vec<String>]) -> String {
     let header = table::strings(&["target", "bound", "median (min–max)", "verdict"]);
     format!("## Targets\n\n{}\n", table::markdown(&header, rows))

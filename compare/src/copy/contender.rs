@@ -1,4 +1,4 @@
-//! A contender of this comparison.
+//! The type of the contenders of `compare copy`.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,15 +8,15 @@ use crate::error::Error;
 use crate::participant::Contender;
 use crate::process;
 
-/// A way to send a file over TCP. All of them are part of this program.
+/// A way to send a file over TCP. All file senders are part of this program.
 pub(crate) struct FileSender {
-    /// Its name on the command line and in every table.
+    /// The contender's name on the command line and in every table.
     pub(super) name: &'static str,
-    /// What it is, in one sentence for the report.
+    /// A phrase for the report that says what the contender is.
     pub(super) about: &'static str,
-    /// Whether it belongs to this project.
+    /// Whether the contender is part of this project.
     pub(super) ours: bool,
-    /// What exactly is run.
+    /// Returns the name and the version of what sends the file.
     pub(super) version: fn() -> String,
     /// Sends the file, and returns the number of bytes sent.
     pub(super) send: fn(CopyJob) -> Result<u64, Error>,
@@ -37,7 +37,8 @@ impl Contender for FileSender {
 }
 
 impl FileSender {
-    /// The command of its process, which sends `file` to `port` on 127.0.0.1.
+    /// Returns the command line of the contender's process, which sends `file` to `port` on
+    /// 127.0.0.1.
     pub(super) fn command(
         &self,
         file: &Path,

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use crate::error::{Context, Error};
 use crate::pattern;
 
-/// A file whose bytes do not repeat.
+/// A file to send, with bytes that do not repeat.
 pub(super) struct SourceFile {
-    /// Its path.
+    /// The file's path.
     pub(super) path: PathBuf,
-    /// Its size in bytes.
+    /// The file's size in bytes.
     pub(super) size: u64,
 }
 
@@ -19,7 +19,8 @@ impl SourceFile {
     /// Writes a file of `size` bytes into `directory`.
     pub(super) fn create(directory: &Path, size: u64) -> Result<Self, Error> {
         let path = directory.join(format!("{size}.bin"));
-        // Synced, so that no write-back runs during the measurement. It stays in the page cache.
+        // Sync the file, so that the kernel does not write it to the disk during the measurement.
+        // The file stays in the page cache.
         File::create(&path)
             .and_then(|mut file| {
                 file.write_all(&pattern::bytes(size))?;
@@ -29,7 +30,7 @@ impl SourceFile {
         Ok(Self { path, size })
     }
 
-    /// Its bytes.
+    /// Reads the file, and returns its bytes.
     pub(super) fn read(&self) -> Result<Vec<u8>, Error> {
         fs::read(&self.path).context(|| format!("cannot read {}", self.path.display()))
     }

@@ -1,4 +1,4 @@
-//! What a sender is given, and what it reports.
+//! The input of a sender, and the report that a sender prints.
 
 use std::fs::File;
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 
-/// What a contender is given.
+/// The input of a contender's function [`send`](super::contender::FileSender::send).
 pub(super) struct CopyJob {
     /// The file to send from its beginning to its end.
     pub(super) file: File,
@@ -16,19 +16,20 @@ pub(super) struct CopyJob {
     pub(super) socket: TcpStream,
 }
 
-/// The report of a sender, which it prints at its end.
+/// The report that a sender prints after the transfer.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct TransferReport {
-    /// How many bytes it has sent.
+    /// The number of bytes that the sender has sent.
     pub(super) bytes: u64,
-    /// User and system CPU seconds of its process for the transfer, including all threads.
+    /// The user and system CPU seconds that all threads of the sender's process together have used
+    /// for the transfer.
     pub(super) cpu_seconds: f64,
-    /// The congestion control of its socket.
+    /// The congestion control of the sender's socket.
     pub(super) congestion: String,
 }
 
 impl TransferReport {
-    /// The report as a line of JSON.
+    /// Formats the report as a line of JSON.
     pub(super) fn line(&self) -> String {
         json!({
             "bytes": self.bytes,
@@ -38,7 +39,7 @@ impl TransferReport {
         .to_string()
     }
 
-    /// Parses the line of a sender.
+    /// Parses the line that a sender has printed.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
         let malformed = || Error::WrongResult(format!("the sender's report is {text:?}"));
         let value: Value = serde_json::from_str(text).map_err(|_| malformed())?;
@@ -52,17 +53,18 @@ impl TransferReport {
         })
     }
 
-    /// Returns an error unless the report agrees with the file and with the options.
+    /// Returns an error unless the sender reports the size of the file as the number of bytes sent,
+    /// and `congestion` as its congestion control.
     pub(super) fn check(&self, file_bytes: u64, congestion: &str) -> Result<(), Error> {
         if self.bytes != file_bytes {
             return Err(Error::WrongResult(format!(
-                "it reports {} bytes sent of a file of {file_bytes}",
+                "it reports that it sent {} bytes, but the file has {file_bytes}",
                 self.bytes
             )));
         }
         if self.congestion != congestion {
             return Err(Error::WrongResult(format!(
-                "its congestion control was {} and not {congestion}",
+                "its congestion control was {}, not {congestion}",
                 self.congestion
             )));
         }

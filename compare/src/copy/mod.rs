@@ -1,5 +1,6 @@
-//! The comparison of ways to send a file over TCP: a file in the page cache is sent once per
-//! measurement, over one connection on loopback, to a receiver that discards it.
+//! `compare copy`: compares ways to send a file over TCP. In each measurement, a sender sends a
+//! file from the page cache once, over a new loopback connection, to a receiver that discards the
+//! bytes.
 
 mod contender;
 mod contenders;
@@ -29,8 +30,8 @@ use transfer::Transfers;
 ///
 /// # Errors
 ///
-/// [`Error::Failed`] if a contender failed or sent wrong bytes. The report of the others is written
-/// all the same.
+/// [`Error::Failed`] if a contender failed or sent wrong bytes. The report is written even then,
+/// with the results of the other contenders.
 pub(crate) fn run(options: &CopyOptions) -> Result<(), Error> {
     let session = Session::open(
         "copy",
@@ -61,7 +62,7 @@ pub(crate) fn run(options: &CopyOptions) -> Result<(), Error> {
             })?;
         }
         eprintln!(
-            "compared every byte of one transfer each at {}",
+            "verified every byte of one transfer per contender at {}",
             size_text(file.size)
         );
     }
@@ -89,7 +90,7 @@ pub(crate) fn run(options: &CopyOptions) -> Result<(), Error> {
     participants::check_failures(&participants)
 }
 
-/// One measurement, for the progress.
+/// Formats a measurement for the progress that is printed on standard error.
 fn describe(usage: &Usage) -> String {
     format!(
         "{:>8} CPU s  {:.4} CPU s/GB  {:>6.2} GB/s  (sender {}, receiver {} of a CPU)",

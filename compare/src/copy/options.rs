@@ -13,7 +13,7 @@ use crate::table::parse_size;
 /// Options of `compare copy`.
 #[derive(Args)]
 pub(crate) struct CopyOptions {
-    /// Rounds. Each one measures every contender once at every size.
+    /// Number of rounds. Each round measures every contender once at every size.
     #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) rounds: u32,
     /// Sizes of the files. Each file is sent once per measurement.
@@ -23,7 +23,8 @@ pub(crate) struct CopyOptions {
     #[arg(long, value_delimiter = ',', value_parser = contenders::by_name)]
     pub(super) contenders: Vec<&'static FileSender>,
     /// Directory for README.md and raw.csv; `benchmarks/DATE-NAME-copy` by default. Without this
-    /// option, a run without the default size, or with fewer contenders, is only printed.
+    /// option, the report of a run with `--contenders`, or without the default size, is only
+    /// printed.
     #[arg(long)]
     pub(super) out: Option<PathBuf>,
     #[command(flatten)]
@@ -31,7 +32,7 @@ pub(crate) struct CopyOptions {
 }
 
 impl CopyOptions {
-    /// Whether the run leaves out anything that the default has.
+    /// Whether the run leaves out a size of the default run, or was restricted with `--contenders`.
     pub(super) fn is_incomplete(&self) -> bool {
         let has_all_sizes = targets::SIZES.iter().all(|size| self.sizes.contains(size));
         !self.contenders.is_empty() || !has_all_sizes

@@ -1,4 +1,4 @@
-//! The report of a run: a page to read, and raw data.
+//! Builds the report of a run of `compare copy`: the page, and the raw data.
 
 use std::path::Path;
 
@@ -10,36 +10,39 @@ use crate::loopback;
 use crate::loopback::participants::Participant;
 use crate::page::{self, RawData};
 
-/// What no reader should have to find out alone.
+/// The limits of the comparison, which the report states for its readers.
 const CAVEATS: &str = "\
 ## What is unfair, and what loopback cannot show
 
 - On loopback there is no network interface: no DMA, no segmentation or checksum offload, no
-  interrupts, no loss, no distance. The pages of sendfile go to the receiver by reference, as they
-  would to a scatter-gather interface.
-- The receiver copies nothing: it discards inside the kernel (`MSG_TRUNC`). A real one would copy,
-  or map.
-- The file is in the page cache. Nothing here shows a disk or a cold file, for which tokio's
-  blocking threads exist.
-- All threads of a sender share one CPU. On a second CPU, tokio's blocking threads could read while
-  its event loop writes, which would change the throughput of tokio-copy and tokio-copy-buf.
-- tokio-copy uses the default buffer of tokio's `copy`, 8 KiB, and hands each read to a blocking
-  thread. That is how programs are usually written. tokio-copy-buf is tokio's better setting.
-- sender CPU is the user and system time of the sender's process with all its threads, from the
-  call that sends until the receiver has the last byte. It includes the start of tokio's runtime. It
-  excludes the start of the process, the connection and the opening of the file. The sender reads it
-  from its own CPU clock, which counts nanoseconds.
-- The sender's CPU also does the receiver's TCP work up to its socket queue, and frees what has been
-  acknowledged. That counts as the sender's, for all alike, and dilutes their differences. The
-  machine's busy time counts everything, including the receiver. The kernel counts it in clock
-  ticks, usually of 10 ms, which is coarse for one transfer and means nothing for small files.
+  interrupts, no packet loss and no network latency. With `sendfile`, the receiver's socket gets
+  references to the file's pages, as a network interface with scatter-gather would.
+- The receiver does not copy the bytes to user space: it discards them inside the kernel
+  (`MSG_TRUNC`). A real receiver would copy or map them.
+- The file is in the page cache. Reading a file from a disk is not measured, although that is what
+  tokio's blocking threads are for.
+- All threads of a sender share one CPU. With a second CPU, tokio's blocking threads could read
+  while its event loop writes, which would change the throughput of tokio-copy and tokio-copy-buf.
+- tokio-copy uses the default buffer of tokio's `copy`, which has 8 KiB, and hands each read to a
+  blocking thread. This is how programs are usually written. tokio-copy-buf has a larger buffer, and
+  so needs fewer reads.
+- The sender's CPU time is the user and system time of all threads of its process, from the call
+  that sends the file until the receiver has received the last byte. This includes the start of
+  tokio's runtime. It excludes the start of the process, the connection setup and the opening of the
+  file. The sender reads the time from its own CPU clock, which counts nanoseconds.
+- On loopback, the sender's CPU also does the receiver's TCP work, up to the point where the bytes
+  are in the receiver's socket queue, and frees the pages that the receiver has acknowledged. For
+  every contender this counts as the sender's CPU time, so the differences between contenders look
+  smaller than they are. The machine's busy time counts everything, including the receiver. The
+  kernel counts busy time in clock ticks, usually of 10 ms, which is coarse for one transfer, and
+  meaningless for small files.
 - Before the rounds, the receiver compares every byte of one transfer of each contender with the
-  file. In the rounds it counts the bytes.
-- Nothing sets socket buffer sizes or `TCP_NODELAY`. The kernel sizes the buffers as it goes, for
-  all alike.
+  file. In the rounds it only counts the bytes.
+- Neither the contenders nor the receiver set socket buffer sizes or `TCP_NODELAY`. The kernel
+  adjusts the buffer sizes during the transfer, for all contenders alike.
 ";
 
-/// What the report is made from.
+/// The data that the report is built from.
 pub(super) struct CopyReport<'a> {
     pub(super) options: &'a CopyOptions,
     pub(super) participants: &'a [Participant<FileSender>],
@@ -48,7 +51,7 @@ pub(super) struct CopyReport<'a> {
 }
 
 impl CopyReport<'_> {
-    /// The page.
+    /// Builds the page.
     pub(super) fn markdown(&self) -> String {
         let options = self.options;
         let congestion = &options.loopback.congestion;
@@ -92,18 +95,18 @@ impl CopyReport<'_> {
     fn method(&self) -> String {
         let options = self.options;
         format!(
-            "{} rounds; in each one, at each size, every contender in turn sends a file of that \
-             size once, from a new process and over one new connection on 127.0.0.1. The file is \
-             in the page cache, and the receiver discards what arrives. Senders run on CPU {}, the \
-             receiver on CPU {}. Figures are medians over the rounds (least–greatest); a ratio is \
-             the median of the ratios within each round. \"sender CPU s\" is per transfer. A GB is \
-             10⁹ bytes.",
+            "{} rounds. In each round, at each size, every contender in turn sends a file of that \
+             size once, from a new process and over a new connection on 127.0.0.1. The file is in \
+             the page cache, and the receiver discards the bytes. Senders run on CPU {}, the \
+             receiver on CPU {}. Figures are medians over the rounds, with the minimum and the \
+             maximum in parentheses. A ratio is computed within each round, and the table has the \
+             median of these ratios. \"sender CPU s\" is per transfer. A GB is 10⁹ bytes.",
             options.rounds, options.loopback.sender_cpu, options.loopback.receiver_cpu,
         )
     }
 }
 
-/// The raw data.
+/// Builds the raw data.
 pub(super) fn raw_data(results: &CopyResults) -> String {
     let mut raw = RawData::new();
     for row in results.iter() {

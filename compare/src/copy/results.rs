@@ -1,4 +1,4 @@
-//! What a run measures, and the figures derived from it.
+//! The measurements of a run of `compare copy`, and the figures computed from them.
 
 use crate::measure::Usage;
 use crate::rounds::{CpuShares, Measure, Rounds};
@@ -7,27 +7,27 @@ use crate::table::{Spread, percent, three_digits, three_significant, two_digits}
 /// All measurements of a run.
 pub(super) type CopyResults = Rounds<Usage>;
 
-/// A figure that is derived from a transfer.
+/// A kind of figure that is computed from the measurement of one transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CopyMeasure {
     /// CPU seconds of the sender's process for the transfer.
     TransferCpu,
     /// CPU seconds of the sender's process per GB (10⁹ bytes).
     SenderCpu,
-    /// Busy CPU seconds of the whole machine per GB, including the receiver's.
+    /// Busy seconds of all CPUs of the machine, including the receiver's CPU time, per GB.
     MachineBusy,
     /// GB received per second.
     Throughput,
-    /// Share of a CPU that the sender's process used.
+    /// CPU time of the sender's process, as a share of one CPU.
     SenderShare,
-    /// Share of a CPU that the receiver used.
+    /// CPU time of the receiver, as a share of one CPU.
     ReceiverShare,
-    /// Share of a CPU that everything else used: other programs and kernel threads.
+    /// CPU time of everything else (other programs and kernel threads), as a share of one CPU.
     OtherShare,
 }
 
 impl CopyMeasure {
-    /// All figures, in the order of the raw data.
+    /// All figures, in the order in which the raw data lists them.
     pub(super) const ALL: [Self; 7] = [
         Self::TransferCpu,
         Self::SenderCpu,
@@ -88,14 +88,15 @@ impl Measure for CopyMeasure {
     }
 }
 
-/// Minimum duration of all rounds together from which the share that went elsewhere can be judged.
+/// The transfers of a contender at one size must take at least this long in total for [`remark`] to
+/// judge how much CPU time was used by other programs.
 const MIN_JUDGED_SECONDS: f64 = 0.5;
 
-/// What distorts a row of the report.
+/// Returns a remark about what distorts a row of the report, or an empty string.
 ///
-/// The kernel counts the machine's busy time in clock ticks, and a transfer takes only a few of
-/// them. So the share that went elsewhere is taken over all rounds together, not as a median, and
-/// only if they are long enough.
+/// The kernel counts the machine's busy time in clock ticks, and a transfer takes only a few ticks.
+/// So the CPU time of other programs is judged by its sum over all rounds, not by the median of the
+/// rounds. That sum is ignored if the transfers take less than [`MIN_JUDGED_SECONDS`] in total.
 pub(super) fn remark(results: &CopyResults, size: u64, contender: &str) -> String {
     let (mut other_cpu_seconds, mut seconds) = (0.0, 0.0);
     for (_, usage) in results.samples(size, contender) {
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_that_went_elsewhere_is_taken_over_all_rounds() {
+    fn the_cpu_time_of_other_programs_is_judged_over_all_rounds() {
         let remark = |busy: &[f64]| {
             let mut results = CopyResults::default();
             for (round, busy) in busy.iter().enumerate() {
@@ -159,10 +160,12 @@ mod tests {
             }
             remark(&results, 7, "a")
         };
-        // Two ticks more than expected in most rounds, and fewer in the others.
+        // The sender and the receiver used 0.12 s in each round. The machine's busy time is 0.02 s
+        // (two ticks) more in three rounds, and 0.06 s less in the other two together, so the sum
+        // of the differences is 0.
         assert_eq!(remark(&[0.14, 0.14, 0.14, 0.08, 0.10]), "");
         assert!(remark(&[0.14; 5]).contains("20 % of a CPU"));
-        // Too short to judge.
+        // Four rounds take 0.4 s, which is too short to judge.
         assert_eq!(remark(&[0.14; 4]), "");
     }
 }

@@ -1,4 +1,4 @@
-//! The hidden subcommand `copy-sender`: the process of a contender.
+//! The hidden subcommand `copy-sender`: the process in which a contender sends a file.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -31,8 +31,8 @@ pub(crate) struct CopySenderFlags {
     congestion: String,
 }
 
-/// Opens the file and the connection, waits for the end of standard input, sends the file, and
-/// prints a report.
+/// Opens the file and the connection, waits until standard input ends, which is the signal to
+/// start, sends the file, and prints a report.
 pub(crate) fn run(flags: &CopySenderFlags) -> Result<(), Error> {
     let file =
         File::open(&flags.file).context(|| format!("cannot open {}", flags.file.display()))?;
@@ -55,14 +55,16 @@ pub(crate) fn run(flags: &CopySenderFlags) -> Result<(), Error> {
     Ok(())
 }
 
-/// Ends the connection, and waits until the receiver has everything and closes it.
+/// Shuts down the sending side of the connection, and waits until the receiver has received
+/// everything and closes the connection.
 ///
-/// When a send returns, megabytes may still be in the socket's buffer. Sending them and freeing
-/// their pages is part of the transfer.
+/// When the contender's function returns, megabytes may still be in the socket's buffer. The CPU
+/// time for transmitting these bytes and freeing their pages is part of the transfer, so it must be
+/// measured too.
 fn wait_until_received(mut connection: TcpStream) -> Result<(), Error> {
     connection
         .shutdown(Shutdown::Write)
-        // An asynchronous contender has made the connection non-blocking.
+        // The asynchronous contenders have made the socket non-blocking.
         .and_then(|()| connection.set_nonblocking(false))
         .and_then(|()| connection.read(&mut [0]))
         .map(|_| ())

@@ -1,9 +1,9 @@
-//! Targets of this project for sending files, and whether the run meets them.
+//! The performance targets of this project for sending files.
 
 use super::results::{CopyMeasure, CopyResults};
 use crate::targets::{self, Bound, MIB, RatioTarget};
 
-/// The sizes of a complete run.
+/// The sizes that a complete run has to include.
 pub(super) const SIZES: [u64; 1] = [256 * MIB];
 
 const fn cpu(above: &'static str, below: &'static str, bound: Bound) -> RatioTarget<CopyMeasure> {
@@ -21,11 +21,12 @@ const TARGETS: &[RatioTarget<CopyMeasure>] = &[
     cpu("uncopied-tokio", "tokio-copy-buf", Bound::Below(1.0)),
     cpu("uncopied", "std-copy", Bound::Below(1.0)),
     cpu("uncopied", "read-write", Bound::Below(1.0)),
-    // Both use sendfile, so the library may cost no more than noise.
+    // Both contenders use sendfile, so apart from noise the library must not need more CPU time
+    // than the plain loop.
     cpu("uncopied", "sendfile", Bound::AtMost(1.1)),
 ];
 
-/// The section of the report.
+/// Builds the report's section about the targets.
 pub(super) fn section(results: &CopyResults) -> String {
     let rows: Vec<Vec<String>> = TARGETS.iter().map(|target| target.row(results)).collect();
     targets::section(&rows)

@@ -1,4 +1,5 @@
-//! One transfer: starts the process of a contender, and receives what it sends.
+//! Makes transfers. For each transfer, starts the process of a contender, and receives the file
+//! that the process sends.
 
 use std::time::Instant;
 
@@ -11,9 +12,9 @@ use crate::loopback::session::Session;
 use crate::measure::{Snapshot, Usage};
 use crate::process::PinnedChild;
 
-/// Where contenders send to, one after the other.
+/// Makes the contenders' transfers, one after the other, to one receiver.
 pub(super) struct Transfers<'a> {
-    /// The run.
+    /// The run that the transfers belong to.
     pub(super) session: &'a Session,
     /// The receiver.
     pub(super) receiver: Receiver,
@@ -22,11 +23,11 @@ pub(super) struct Transfers<'a> {
 }
 
 impl Transfers<'_> {
-    /// Has a contender send the file, and compares every byte with `expected`.
+    /// Makes a contender send the file, and compares every byte that arrives with `expected`.
     ///
     /// # Errors
     ///
-    /// [`Error::WrongResult`] if wrong bytes arrive, or a wrong number of them.
+    /// [`Error::WrongResult`] if the wrong bytes or a wrong number of bytes arrive.
     pub(super) fn verify(
         &mut self,
         contender: &FileSender,
@@ -41,7 +42,8 @@ impl Transfers<'_> {
         Ok(())
     }
 
-    /// Has a contender send the file, counts the bytes, and measures what the transfer uses.
+    /// Makes a contender send the file, counts the bytes that arrive, and measures the time and the
+    /// CPU time of the transfer.
     ///
     /// # Errors
     ///
@@ -64,15 +66,17 @@ impl Transfers<'_> {
                 ..after.since(&before)
             })
         })?;
-        // The kernel's figure for another process is in clock ticks, which are too coarse here.
+        // Use the CPU time that the sender has measured itself. The kernel reports the CPU time of
+        // another process only in clock ticks, which are too coarse for one transfer.
         Ok(Usage {
             process_cpu_seconds: report.cpu_seconds,
             ..usage
         })
     }
 
-    /// Starts the contender's process, and calls `receive` once it has connected. The process sends
-    /// after its input is closed. Checks the contender's report.
+    /// Starts the contender's process, calls `receive` once the process has connected, and checks
+    /// the report that the process prints. The process starts to send when `receive` closes its
+    /// standard input.
     fn transfer<T>(
         &mut self,
         contender: &FileSender,
@@ -100,7 +104,7 @@ impl Transfers<'_> {
 ///
 /// # Errors
 ///
-/// [`Error::WrongResult`] unless `file_bytes` have arrived then.
+/// [`Error::WrongResult`] unless exactly `file_bytes` bytes have arrived over the connection.
 fn receive_rest(incoming: &mut Incoming<'_>, file_bytes: u64) -> Result<(), Error> {
     incoming.discard_to_end()?;
     let received = incoming.received_bytes();
@@ -108,6 +112,6 @@ fn receive_rest(incoming: &mut Incoming<'_>, file_bytes: u64) -> Result<(), Erro
         return Ok(());
     }
     Err(Error::WrongResult(format!(
-        "{received} bytes arrived of a file of {file_bytes}"
+        "{received} bytes arrived, but the file has {file_bytes}"
     )))
 }

@@ -1,5 +1,5 @@
-//! What `memory` and `copy` share: one sender process, one receiver, and one TCP connection between
-//! them over loopback.
+//! The parts that `memory` and `copy` share. In both, a sender process sends to a receiver, which
+//! is part of this process, over one TCP connection on loopback.
 
 pub(crate) mod options;
 pub(crate) mod participants;

@@ -1,10 +1,10 @@
-//! Options of every comparison of senders.
+//! The options that `memory` and `copy` share.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-/// Options of every comparison of senders.
+/// The options that `memory` and `copy` share.
 #[derive(Args)]
 pub(crate) struct LoopbackOptions {
     /// The machine's name in the report; its host name by default.

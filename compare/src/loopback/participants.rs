@@ -9,14 +9,14 @@ use crate::table::size_text;
 pub(crate) struct Participant<C: 'static> {
     /// The contender.
     pub(crate) contender: &'static C,
-    /// What exactly is run, if it can be run.
+    /// The name and the version of what is run, or `None` if the contender cannot be run.
     pub(crate) version: Option<String>,
-    /// Why it is not measured, or not any more.
+    /// Why the contender was never measured, or stopped being measured.
     pub(crate) exclusion: Option<Exclusion>,
 }
 
-/// The contenders in `chosen`, or all of them if it is empty. A contender without a version is
-/// excluded.
+/// Returns the contenders in `chosen`, or all contenders if `chosen` is empty. `version` fails for
+/// a contender that cannot be run, which is then excluded.
 pub(crate) fn prepare<C: Contender>(
     all: &'static [C],
     chosen: &[&'static C],
@@ -37,15 +37,16 @@ pub(crate) fn prepare<C: Contender>(
         .collect()
 }
 
-/// Measures everything round by round: at each size A B C D, then the next size, then all of it
-/// again.
+/// Measures the contenders in rounds. In each round, takes one size after the other, and measures
+/// every contender once at that size before going on to the next size.
 ///
 /// `measure` returns `None` if the contender does not support the size. `describe` formats a sample
-/// for the progress on standard error.
+/// for the progress that is printed on standard error.
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`] if there is no measurement at all, and [`Error::Interrupted`].
+/// [`Error::Unavailable`] if no contender could be measured at any size, and [`Error::Interrupted`]
+/// after Ctrl-C or SIGTERM.
 pub(crate) fn measure_all<C: Contender, S>(
     participants: &mut [Participant<C>],
     rounds: u32,
@@ -78,7 +79,7 @@ pub(crate) fn measure_all<C: Contender, S>(
     }
     if results.is_empty() {
         return Err(Error::Unavailable(
-            "no contender could be measured; see above why".into(),
+            "no contender could be measured; see the reasons above".into(),
         ));
     }
     Ok(results)
@@ -93,8 +94,9 @@ pub(crate) fn check_failures<C: Contender>(participants: &[Participant<C>]) -> R
 }
 
 impl<C: Contender> Participant<C> {
-    /// Calls `work`, unless the contender is excluded; then returns `None`. A failure excludes it.
-    /// Only Ctrl-C ends the whole run.
+    /// Calls `work` and returns its result. Does nothing and returns `None` if the contender is
+    /// excluded. If `work` fails, excludes the contender and returns `None`, so that the run
+    /// continues with the others. Only [`Error::Interrupted`] is returned as an error.
     pub(crate) fn attempt<T>(
         &mut self,
         size: u64,

@@ -1,8 +1,9 @@
-//! The other side of every sender. It accepts a connection, and compares or discards what arrives.
+//! The receiver, to which all senders send. It accepts a connection, and compares or discards the
+//! bytes that arrive.
 //!
-//! The receiver has to be cheaper than any sender, or it measures itself. It discards bytes inside
-//! the kernel (`MSG_TRUNC`), because copying them out would cost more than sending them costs a
-//! sender that does not copy.
+//! The receiver has to use less CPU time than any sender. Otherwise it would be the bottleneck, and
+//! the run would measure the receiver. So it discards bytes inside the kernel (`MSG_TRUNC`):
+//! copying them to user space would cost more than sending costs a sender that does not copy.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
@@ -21,10 +22,11 @@ use crate::process::PinnedChild;
 /// Maximum size of one receive.
 const RECEIVE_BYTES: usize = 1024 * 1024;
 
-/// A sender that does nothing for this long has failed.
+/// A sender that makes no progress for this long is considered failed.
 pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(5);
 
-/// Maximum duration of one wait, so that Ctrl-C and the exit of the sender are detected.
+/// Maximum duration of one wait. Between waits, the receiver checks for Ctrl-C, and for a sender
+/// that has exited or makes no progress.
 const WAIT_LIMIT: Duration = Duration::from_millis(100);
 
 /// The listener that senders connect to.
@@ -35,7 +37,7 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    /// Listens on a free port of 127.0.0.1, with that congestion control.
+    /// Listens on a free port of 127.0.0.1, with the given congestion control.
     pub(crate) fn listen(congestion: &str) -> Result<Self, Error> {
         let listener = TcpListener::bind(("127.0.0.1", 0))
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
@@ -48,14 +50,15 @@ impl Receiver {
         })
     }
 
-    /// The port on 127.0.0.1 that it listens on.
+    /// Returns the port on 127.0.0.1 that the receiver listens on.
     pub(crate) fn port(&self) -> Result<u16, Error> {
         let address = self.listener.local_addr();
         let address = address.context(|| "cannot get the listener's address".into())?;
         Ok(address.port())
     }
 
-    /// Accepts the next connection, which `sender` has to open.
+    /// Waits for the connection that `sender` opens, and accepts it. The returned stream is
+    /// blocking, with [`WAIT_LIMIT`] as its read timeout.
     pub(crate) fn accept(&self, sender: &mut PinnedChild) -> Result<TcpStream, Error> {
         let deadline = Instant::now() + STALL_LIMIT;
         while Instant::now() < deadline {
@@ -74,7 +77,7 @@ impl Receiver {
             let got = tcp::congestion(&stream)?;
             if got != self.congestion {
                 return Err(Error::WrongResult(format!(
-                    "the receiver's congestion control is {got} and not {}",
+                    "the receiver's congestion control is {got}, not {}",
                     self.congestion
                 )));
             }
@@ -86,7 +89,7 @@ impl Receiver {
         )))
     }
 
-    /// The bytes that arrive on an accepted connection.
+    /// Returns an [`Incoming`] that receives from an accepted connection.
     pub(crate) fn incoming(&mut self, stream: TcpStream) -> Incoming<'_> {
         Incoming {
             stream,
@@ -109,16 +112,17 @@ impl Incoming<'_> {
         self.received_bytes
     }
 
-    /// The connection, to wait on.
+    /// The connection, for waiting until it is readable.
     pub(crate) fn stream(&self) -> &TcpStream {
         &self.stream
     }
 
-    /// Receives as many bytes as `expected` has, and compares them.
+    /// Receives as many bytes as `expected` has, and compares them with `expected`.
     ///
     /// # Errors
     ///
-    /// [`Error::WrongResult`] if they differ, or if the sender stops early.
+    /// [`Error::WrongResult`] if the bytes differ, or if the sender stops before it has sent all of
+    /// them.
     pub(crate) fn compare(&mut self, expected: &[u8]) -> Result<(), Error> {
         let mut rest = expected;
         let mut last_progress = Instant::now();
@@ -136,7 +140,7 @@ impl Incoming<'_> {
             last_progress = Instant::now();
             let Some(after) = rest.strip_prefix(&self.buffer[..got]) else {
                 return Err(Error::WrongResult(format!(
-                    "the bytes received are not the bytes to send, at or after offset {}",
+                    "the received bytes differ from the expected ones, at or after offset {}",
                     self.received_bytes
                 )));
             };
@@ -146,11 +150,11 @@ impl Incoming<'_> {
         Ok(())
     }
 
-    /// Discards what arrives until `end`.
+    /// Discards the bytes that arrive until the time `end`.
     ///
     /// # Errors
     ///
-    /// [`Error::WrongResult`] if the sender stops before.
+    /// [`Error::WrongResult`] if the sender stops before `end`.
     pub(crate) fn discard_until(&mut self, end: Instant) -> Result<(), Error> {
         let mut last_progress = Instant::now();
         loop {
@@ -168,7 +172,7 @@ impl Incoming<'_> {
         }
     }
 
-    /// Discards what arrives until the sender ends the connection.
+    /// Discards the bytes that arrive until the sender ends the connection.
     pub(crate) fn discard_to_end(&mut self) -> Result<(), Error> {
         let mut last_progress = Instant::now();
         loop {
@@ -181,8 +185,8 @@ impl Incoming<'_> {
         }
     }
 
-    /// One receive. Returns the number of bytes, which is 0 at the end of the connection, or `None`
-    /// if nothing arrived within [`WAIT_LIMIT`].
+    /// Receives once, and discards the bytes. Returns the number of bytes, which is 0 at the end of
+    /// the connection, or `None` if nothing arrived within [`WAIT_LIMIT`].
     pub(crate) fn discard(&mut self) -> Result<Option<usize>, Error> {
         match rustix::net::recv(&self.stream, &mut *self.buffer, RecvFlags::TRUNC) {
             Ok((_, got)) => {
@@ -195,7 +199,7 @@ impl Incoming<'_> {
     }
 }
 
-/// Waits until one of the descriptors is readable, or for [`WAIT_LIMIT`].
+/// Waits until at least one of the descriptors is readable, but not longer than [`WAIT_LIMIT`].
 pub(crate) fn wait_readable(descriptors: &mut [PollFd<'_>]) -> Result<(), Error> {
     let limit = Timespec {
         tv_sec: 0,
@@ -207,7 +211,8 @@ pub(crate) fn wait_readable(descriptors: &mut [PollFd<'_>]) -> Result<(), Error>
     }
 }
 
-/// Returns an error if there has been no progress for [`STALL_LIMIT`], or if the user interrupts.
+/// Returns an error if `last_progress` is at least [`STALL_LIMIT`] ago, or if the user has
+/// interrupted the run.
 pub(crate) fn check_progress(last_progress: Instant) -> Result<(), Error> {
     interrupt::check()?;
     if last_progress.elapsed() < STALL_LIMIT {
@@ -241,7 +246,8 @@ mod tests {
     use crate::pattern;
     use std::io::Write;
 
-    /// Calls `receive` with a connection on which `bytes` arrive, followed by its end.
+    /// Calls `receive` with a connection on which `bytes` arrive, followed by the end of the
+    /// connection.
     fn with_incoming<T>(bytes: &[u8], receive: impl FnOnce(&mut Incoming<'_>) -> T) -> T {
         let mut receiver = Receiver::listen("reno").unwrap();
         let address = receiver.listener.local_addr().unwrap();
@@ -268,7 +274,7 @@ mod tests {
         let mut different = sent.clone();
         different[9_999] ^= 1;
         let message = compare(&different).unwrap_err().to_string();
-        assert!(message.contains("not the bytes to send"), "{message}");
+        assert!(message.contains("differ from the expected"), "{message}");
         let longer = [&sent[..], b"x"].concat();
         let message = compare(&longer).unwrap_err().to_string();
         assert!(message.contains("too early"), "{message}");

@@ -8,7 +8,7 @@ use crate::page;
 use crate::participant::Contender;
 use crate::rounds::{Measure, Rounds};
 
-/// The list of contenders, with their versions and commands.
+/// Builds the section that lists the contenders, with their versions and commands.
 pub(crate) fn contenders<C: Contender>(
     participants: &[Participant<C>],
     command: impl Fn(&C) -> Result<Vec<OsString>, Error>,
@@ -28,8 +28,9 @@ pub(crate) fn contenders<C: Contender>(
     section
 }
 
-/// The tables of medians. `remark` is asked for the remark of a contender that is not excluded from
-/// the beginning.
+/// Builds the section with the tables of medians. `remark` returns the remark for a size and a
+/// contender. It is not called for a contender that could not be started, whose remark is always
+/// that it was left out.
 pub(crate) fn medians<C: Contender, M: Measure>(
     participants: &[Participant<C>],
     results: &Rounds<M::Sample>,
@@ -49,10 +50,12 @@ pub(crate) fn medians<C: Contender, M: Measure>(
     format!("## Measured\n\n{tables}")
 }
 
-/// The tables of ratios: for each measure, one table per peer that takes part. Every contender is
-/// divided by the first peer, and ours also by each of the others.
+/// Builds the section with the tables of ratios. For each measure there is one table per peer in
+/// the run. A peer is a contender that is not ours. The table of the first peer has the ratios of
+/// all other contenders to that peer. The tables of the other peers have only the ratios of our
+/// contenders to the peer.
 ///
-/// Each measure comes with the direction that is better, as a word.
+/// Each measure is paired with `more` or `less`: the direction in which the measure gets better.
 pub(crate) fn ratios<C: Contender, M: Measure>(
     participants: &[Participant<C>],
     results: &Rounds<M::Sample>,

@@ -1,5 +1,5 @@
-//! What a run needs: the directories, the description of the machine, the receiver, and the sender
-//! processes.
+//! Sets up a run of `memory` or `copy` (its directories, the description of the machine, the
+//! receiver), and runs its sender processes.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -16,13 +16,14 @@ use crate::error::{Context, Error};
 use crate::process::{self, PinnedChild};
 use crate::{interrupt, machine, page};
 
-/// How long a sender may take to exit after its connection has ended.
+/// The time limit for a sender to exit after its connection has ended.
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long a sender that has failed may take to print why.
+/// After a failure, the time that a sender has to print the reason and exit before its output is
+/// read.
 const FAILURE_MESSAGE_DELAY: Duration = Duration::from_millis(100);
 
-/// A run of a comparison of senders.
+/// A run of `memory` or `copy`.
 pub(crate) struct Session {
     scratch: TempDir,
     output_directory: Option<PathBuf>,
@@ -34,8 +35,9 @@ pub(crate) struct Session {
 impl Session {
     /// Checks the options, and prepares the directories.
     ///
-    /// The report goes to `out`. Without it, the report of a complete run goes to
-    /// `benchmarks/DATE-NAME-COMPARISON`, and that of an incomplete run is only printed.
+    /// The report will be written to `out`. If `out` is `None`, the report of a complete run will
+    /// be written to `benchmarks/DATE-NAME-COMPARISON`, and the report of an incomplete run will
+    /// only be printed.
     pub(crate) fn open(
         comparison: &str,
         options: &LoopbackOptions,
@@ -69,19 +71,19 @@ impl Session {
         })
     }
 
-    /// Opens the receiver, and moves this thread to the receiver's CPU.
+    /// Opens the receiver, and pins this thread, which will receive, to the receiver's CPU.
     pub(crate) fn receiver(&self, congestion: &str) -> Result<Receiver, Error> {
         let receiver = Receiver::listen(congestion)?;
         process::pin_to(self.receiver_cpu)?;
         Ok(receiver)
     }
 
-    /// A directory for temporary files, removed when the run ends.
+    /// A directory for temporary files. It is removed when the session is dropped.
     pub(crate) fn scratch(&self) -> &Path {
         self.scratch.path()
     }
 
-    /// The directory for the report, if it is not only printed.
+    /// The directory to write the report into, or `None` if the report is only printed.
     pub(crate) fn output_directory(&self) -> Option<&Path> {
         self.output_directory.as_deref()
     }
@@ -91,11 +93,13 @@ impl Session {
         &self.facts
     }
 
-    /// Starts a sender, calls `receive` with it, and waits for its exit. Returns the result of
-    /// `receive` and what the sender printed.
+    /// Starts a sender, calls `receive` with the sender's process, and waits until the process
+    /// exits. Returns the result of `receive`, and the text that the sender printed on standard
+    /// output.
     ///
-    /// If `receive` fails, the error is what `failure` finds in the sender's output, or why the
-    /// sender has exited, or else the error of `receive`.
+    /// If `receive` fails, returns the most informative error that there is: the error that
+    /// `failure` finds in the sender's output, otherwise the error that describes how the sender
+    /// exited, otherwise the error of `receive`.
     pub(crate) fn run_sender<T>(
         &self,
         command: &[OsString],
@@ -112,7 +116,8 @@ impl Session {
             Ok(received) => received,
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => {
-                // If the sender has exited, its message is more useful than the broken connection.
+                // If the sender has exited, its last message says more than the error of the broken
+                // connection.
                 thread::sleep(FAILURE_MESSAGE_DELAY);
                 let error = sender.check_alive().err().unwrap_or(error);
                 return Err(failure(&read(&printed)?).unwrap_or(error));

@@ -1,4 +1,4 @@
-//! TCP sockets with a chosen congestion control.
+//! Sets and reads the congestion control of TCP sockets.
 
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,16 +17,16 @@ pub(crate) fn set_congestion(socket: impl AsFd, wanted: &str) -> Result<(), Erro
     })
 }
 
-/// The congestion control of a socket.
+/// Returns the name of a socket's congestion control.
 pub(crate) fn congestion(socket: impl AsFd) -> Result<String, Error> {
     sockopt::tcp_congestion(socket)
         .context(|| "cannot get the congestion control of a connection".into())
 }
 
-/// Connects to `address` with that congestion control.
+/// Connects to `address` with the given congestion control.
 ///
-/// It is set before there is a connection, because some algorithms pace the connection from its
-/// first packet on.
+/// The algorithm is set before connecting, because some algorithms pace a connection starting with
+/// its first packet.
 pub(crate) fn connect(address: SocketAddr, congestion: &str) -> Result<TcpStream, Error> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,

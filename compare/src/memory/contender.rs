@@ -1,4 +1,4 @@
-//! A contender of this comparison.
+//! The type of the contenders of `compare memory`.
 
 use std::ffi::OsString;
 
@@ -11,16 +11,16 @@ use crate::{pattern, process};
 
 /// A program that sends memory over TCP.
 pub(crate) struct MemorySender {
-    /// Its name on the command line and in every table.
+    /// The contender's name on the command line and in every table.
     pub(super) name: &'static str,
-    /// What it is, in one sentence for the report.
+    /// A phrase for the report that says what the contender is.
     pub(super) about: &'static str,
-    /// Whether it belongs to this project.
+    /// Whether the contender is part of this project.
     pub(super) ours: bool,
-    /// What exactly is run.
+    /// Returns the name and the version of what sends.
     ///
-    /// Returns [`Error::Unavailable`] with what to install if it cannot be run, or with why this
-    /// machine does not support it.
+    /// Returns [`Error::Unavailable`] if the contender cannot be run. The message says what to
+    /// install, or why this machine does not support the contender.
     pub(super) version: fn() -> Result<String, Error>,
     /// The program that sends.
     pub(super) program: SendingProgram,
@@ -28,7 +28,7 @@ pub(crate) struct MemorySender {
 
 /// The program that sends.
 pub(super) enum SendingProgram {
-    /// This program, by that function.
+    /// This program, which calls the given function.
     Own(fn(MemoryJob) -> Result<SentBytes, Error>),
     /// iperf3.
     Iperf3(client::Mode),
@@ -49,12 +49,13 @@ impl Contender for MemorySender {
 }
 
 impl MemorySender {
-    /// What exactly is run, if it can be run.
+    /// Returns the name and the version of what sends, or an error if the contender cannot be run.
     pub(super) fn version(&self) -> Result<String, Error> {
         (self.version)()
     }
 
-    /// The size limit of one call, if it has one.
+    /// Returns the largest size that the contender can send with one call, or `None` if there is no
+    /// limit.
     pub(super) fn max_size(&self) -> Option<u64> {
         match self.program {
             SendingProgram::Own(_) => None,
@@ -62,12 +63,12 @@ impl MemorySender {
         }
     }
 
-    /// Whether it can send `size` bytes with one call.
+    /// Whether the contender can send `size` bytes with one call.
     pub(super) fn supports(&self, size: u64) -> bool {
         self.max_size().is_none_or(|max_size| size <= max_size)
     }
 
-    /// The program to start, and its arguments.
+    /// Returns the command line of the contender's process.
     pub(super) fn command(&self, setup: &SenderSetup<'_>) -> Result<Vec<OsString>, Error> {
         match &self.program {
             SendingProgram::Own(_) => own_subcommand(self.name, setup),
@@ -75,7 +76,7 @@ impl MemorySender {
         }
     }
 
-    /// The protocol that it speaks.
+    /// Returns the protocol that the contender uses to send buffers of `size` bytes.
     pub(super) fn protocol(&self, size: u64) -> Protocol {
         match self.program {
             SendingProgram::Own(_) => Protocol::Bytes(pattern::bytes(size)),
@@ -83,7 +84,7 @@ impl MemorySender {
         }
     }
 
-    /// The function of this program that sends, if it is not a program of its own.
+    /// Returns the function that sends, or `None` if the contender is not part of this program.
     pub(super) fn own_function(&self) -> Option<fn(MemoryJob) -> Result<SentBytes, Error>> {
         match self.program {
             SendingProgram::Own(send) => Some(send),
@@ -91,7 +92,7 @@ impl MemorySender {
         }
     }
 
-    /// Parses what it has printed at its end.
+    /// Parses the report that the contender has printed after sending.
     pub(super) fn parse_report(&self, printed: &str) -> Result<SenderReport, Error> {
         match &self.program {
             SendingProgram::Own(_) => SenderReport::parse(printed),
@@ -99,7 +100,9 @@ impl MemorySender {
         }
     }
 
-    /// The failure in what it has printed, if it prints failures there.
+    /// Returns the failure that the contender has reported on standard output, if there is one.
+    /// Only iperf3 reports failures there. The contenders of this program print them on standard
+    /// error.
     pub(super) fn failure(&self, printed: &str) -> Option<Error> {
         match &self.program {
             SendingProgram::Own(_) => None,
@@ -108,7 +111,7 @@ impl MemorySender {
     }
 }
 
-/// The command of a sender that is this program.
+/// Returns the command line of a sender that is part of this program.
 fn own_subcommand(name: &str, setup: &SenderSetup<'_>) -> Result<Vec<OsString>, Error> {
     Ok(vec![
         process::own_program()?.into(),

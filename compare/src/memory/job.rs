@@ -1,4 +1,4 @@
-//! What a sender is given, and what it reports.
+//! The input of a sender, and the report that a sender prints.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 
-/// What the command line of a sender is built from.
+/// The values that a sender's command line is built from.
 pub(super) struct SenderSetup<'a> {
     /// The port on 127.0.0.1 to connect to.
     pub(super) port: &'a str,
-    /// How many bytes to send with one call, over and over.
+    /// The size of the buffer in bytes. The sender sends the whole buffer with one call, over and
+    /// over.
     pub(super) size: &'a str,
-    /// How long to send, if the sender cannot be told to stop.
+    /// The sending time, for a sender that cannot be told to stop.
     pub(super) sending_time: Duration,
     /// The congestion control to set on the socket.
     pub(super) congestion: &'a str,
@@ -24,18 +25,18 @@ pub(super) struct SenderSetup<'a> {
     pub(super) scratch: &'a Path,
 }
 
-/// What a contender within this program is given.
+/// The input of a contender that is part of this program.
 pub(super) struct MemoryJob {
     /// A connected, blocking socket. All its options are the kernel's defaults, except for the
     /// congestion control.
     pub(super) stream: TcpStream,
-    /// What to send with one call, over and over.
+    /// The bytes to send with one call, over and over.
     pub(super) payload: Vec<u8>,
     stop: Arc<AtomicBool>,
 }
 
 impl MemoryJob {
-    /// A job that ends once `stop` is set.
+    /// Creates a job that ends when `stop` is set.
     pub(super) fn new(stream: TcpStream, payload: Vec<u8>, stop: Arc<AtomicBool>) -> Self {
         Self {
             stream,
@@ -44,23 +45,23 @@ impl MemoryJob {
         }
     }
 
-    /// Whether to send once more.
+    /// Whether to send the payload once more.
     pub(super) fn continues(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
     }
 }
 
-/// What a sender has sent, as it reports itself.
+/// The numbers of bytes that a sender has sent and copied, according to its own report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SentBytes {
     /// Bytes that the socket accepted.
     pub(super) total: u64,
-    /// How many of them the CPU copied.
+    /// The number of these bytes that the CPU copied.
     pub(super) copied: u64,
 }
 
 impl SentBytes {
-    /// Bytes that were all copied, as every byte of a `write` is.
+    /// Returns the numbers for a sender whose bytes were all copied, as with `write`.
     pub(super) fn all_copied(total: u64) -> Self {
         Self {
             total,
@@ -69,17 +70,17 @@ impl SentBytes {
     }
 }
 
-/// The report of a sender, which it prints at its end.
+/// The report that a sender prints after sending.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SenderReport {
-    /// What it has sent.
+    /// The numbers of bytes sent and copied.
     pub(super) sent: SentBytes,
-    /// The congestion control of its socket.
+    /// The congestion control of the sender's socket.
     pub(super) congestion: String,
 }
 
 impl SenderReport {
-    /// The report as a line of JSON.
+    /// Formats the report as a line of JSON.
     pub(super) fn line(&self) -> String {
         json!({
             "bytes": self.sent.total,
@@ -89,7 +90,7 @@ impl SenderReport {
         .to_string()
     }
 
-    /// Parses the line of a sender within this program.
+    /// Parses the line that a sender of this program has printed.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
         let malformed = || Error::WrongResult(format!("the sender's report is {text:?}"));
         let value: Value = serde_json::from_str(text).map_err(|_| malformed())?;
@@ -106,12 +107,13 @@ impl SenderReport {
         })
     }
 
-    /// Returns an error unless the report agrees with what arrived and with the options.
+    /// Returns an error unless the sender reports `received_bytes` as the number of bytes sent, and
+    /// `congestion` as its congestion control.
     pub(super) fn check(&self, received_bytes: u64, congestion: &str) -> Result<(), Error> {
         let SentBytes { total, copied } = self.sent;
         if total != received_bytes {
             return Err(Error::WrongResult(format!(
-                "it reports {total} bytes sent, and {received_bytes} arrived"
+                "it reports that it sent {total} bytes, but {received_bytes} arrived"
             )));
         }
         if copied > total {
@@ -121,7 +123,7 @@ impl SenderReport {
         }
         if self.congestion != congestion {
             return Err(Error::WrongResult(format!(
-                "its congestion control was {} and not {congestion}",
+                "its congestion control was {}, not {congestion}",
                 self.congestion
             )));
         }

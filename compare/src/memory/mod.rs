@@ -1,5 +1,6 @@
-//! The comparison of mechanisms that send memory over TCP: one connection on loopback, a sender on
-//! its CPU, and a receiver that discards what arrives.
+//! `compare memory`: compares mechanisms that send memory over TCP. In each measurement, a sender
+//! sends over one loopback connection to a receiver that discards the bytes. Sender and receiver
+//! run on different CPUs by default.
 
 mod contender;
 mod contenders;
@@ -30,8 +31,9 @@ use results::{MemoryMeasure, MemorySample};
 ///
 /// # Errors
 ///
-/// [`Error::Failed`] if a contender failed while it was measured. The report of the others is
-/// written all the same. A contender that cannot be started at all is a visible row, not an error.
+/// [`Error::Failed`] if a contender failed while it was measured. The report is written even then,
+/// with the results of the other contenders. A contender that cannot be started is not an error:
+/// the report says that it was left out.
 pub(crate) fn run(options: &MemoryOptions) -> Result<(), Error> {
     let session = Session::open(
         "memory",
@@ -66,7 +68,7 @@ pub(crate) fn run(options: &MemoryOptions) -> Result<(), Error> {
     participants::check_failures(&participants)
 }
 
-/// Starts a sender, measures it, and compares its own report with what arrived.
+/// Starts a sender, measures it, and checks the sender's own report against the bytes that arrived.
 fn measure(
     contender: &MemorySender,
     options: &MemoryOptions,
@@ -99,7 +101,7 @@ fn measure(
     })
 }
 
-/// One measurement, for the progress.
+/// Formats a measurement for the progress that is printed on standard error.
 fn describe(sample: &MemorySample) -> String {
     format!(
         "{:>6.2} GB/s  {:.4} CPU s/GB  {:>5} copied  (sender {}, receiver {} of a CPU)",

@@ -11,14 +11,14 @@ use super::targets;
 use crate::loopback::options::LoopbackOptions;
 use crate::table::{parse_seconds, parse_size};
 
-/// How much longer than the measurement a sender with a fixed duration sends, so that it does not
-/// end within the measurement.
+/// The time that is added to the sending time of a sender that cannot be told to stop, so that it
+/// does not end before the measurement does.
 const EXTRA_SENDING_TIME: Duration = Duration::from_millis(250);
 
 /// Options of `compare memory`.
 #[derive(Args)]
 pub(crate) struct MemoryOptions {
-    /// Rounds. Each one measures every contender once at every size.
+    /// Number of rounds. Each round measures every contender once at every size.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) rounds: u32,
     /// Seconds per measurement.
@@ -27,7 +27,7 @@ pub(crate) struct MemoryOptions {
     /// Seconds of sending before each measurement.
     #[arg(long, default_value = "0.3", value_parser = parse_seconds)]
     pub(super) warm_up: Duration,
-    /// Sizes of the buffers. Each buffer is sent with one call, over and over.
+    /// Sizes of the buffers. A buffer is sent with one call, over and over.
     #[arg(long, value_delimiter = ',', value_parser = parse_size,
           default_value = "4k,16k,64k,256k,1m,2m,16m")]
     pub(super) sizes: Vec<u64>,
@@ -35,7 +35,8 @@ pub(crate) struct MemoryOptions {
     #[arg(long, value_delimiter = ',', value_parser = contenders::by_name)]
     pub(super) contenders: Vec<&'static MemorySender>,
     /// Directory for README.md and raw.csv; `benchmarks/DATE-NAME-memory` by default. Without this
-    /// option, a run with fewer sizes or contenders than the default is only printed.
+    /// option, the report of a run with `--contenders`, or without all default sizes, is only
+    /// printed.
     #[arg(long)]
     pub(super) out: Option<PathBuf>,
     #[command(flatten)]
@@ -43,13 +44,13 @@ pub(crate) struct MemoryOptions {
 }
 
 impl MemoryOptions {
-    /// Whether the run leaves out anything that the default has.
+    /// Whether the run leaves out a size of the default run, or was restricted with `--contenders`.
     pub(super) fn is_incomplete(&self) -> bool {
         let has_all_sizes = targets::SIZES.iter().all(|size| self.sizes.contains(size));
         !self.contenders.is_empty() || !has_all_sizes
     }
 
-    /// How long a sender sends if it cannot be told to stop.
+    /// Returns the sending time for a sender that cannot be told to stop.
     pub(super) fn sending_time(&self) -> Duration {
         self.warm_up + self.seconds + EXTRA_SENDING_TIME
     }

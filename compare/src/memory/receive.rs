@@ -1,10 +1,12 @@
-//! Receives what a sender of this comparison sends, and measures a part of it.
+//! Receives the bytes that a sender of `compare memory` sends, and measures during a part of that
+//! time.
 //!
-//! All senders have the same receiver. So has iperf3, whose own server would copy.
+//! All senders send to this receiver. iperf3's client does too, because iperf3's own server would
+//! copy the bytes to user space, and so would need more CPU time than this receiver.
 //!
-//! No sender wins with wrong bytes. The first two buffers of each of our own senders are compared
-//! byte by byte, and in the end the number of bytes received must be the number that the sender
-//! reports.
+//! A sender that sends wrong bytes fails. For each sender that is part of this program, the first
+//! two buffers are compared byte by byte. For every sender, the number of bytes received must in
+//! the end be the number that the sender reports.
 
 use std::time::{Duration, Instant};
 
@@ -17,37 +19,39 @@ use crate::loopback::receiver::{Incoming, Receiver, check_progress, wait_readabl
 use crate::measure::{Snapshot, Usage};
 use crate::process::PinnedChild;
 
-/// How long to send.
+/// The durations of the phases of a measurement.
 #[derive(Clone, Copy)]
 pub(super) struct MeasurementTimes {
-    /// Before the measurement begins.
+    /// The time that the sender sends before the measurement begins.
     pub(super) warm_up: Duration,
-    /// The measurement.
+    /// The duration of the measurement itself.
     pub(super) window: Duration,
 }
 
-/// The protocol that a sender speaks.
+/// The protocol that a sender uses.
 pub(super) enum Protocol {
-    /// Nothing but these bytes, over and over.
+    /// The sender sends only these bytes, over and over.
     Bytes(Vec<u8>),
-    /// iperf3's: a control connection, and a connection for bytes that are not known beforehand.
+    /// iperf3's protocol: a control connection, and a second connection for the data, whose bytes
+    /// are not known beforehand.
     Iperf3,
 }
 
-/// What arrived from one sender.
+/// The result of receiving from one sender.
 pub(super) struct Received {
-    /// During the measurement.
+    /// The time, CPU time and bytes of the measurement, without the warm-up and the end.
     pub(super) usage: Usage,
-    /// From the beginning to the end.
+    /// The number of bytes that arrived from the beginning to the end of the connection.
     pub(super) total_bytes: u64,
 }
 
-/// Receives everything that a sender sends, and measures a part of it. `sender` has been started to
-/// connect to `receiver`.
+/// Receives everything that `sender` sends, from its first byte to its last. Measures only during
+/// the window that follows the warm-up. `sender` must be a process that connects to `receiver`.
 ///
 /// # Errors
 ///
-/// [`Error::WrongResult`] if wrong bytes arrive, or if the sender stops before it is told to.
+/// [`Error::WrongResult`] if wrong bytes arrive, or if the sender stops before the measurement
+/// ends.
 pub(super) fn measure(
     receiver: &mut Receiver,
     sender: &mut PinnedChild,
@@ -80,8 +84,8 @@ pub(super) fn measure(
     })
 }
 
-/// Discards what arrives until the sender ends the connection, and meanwhile serves its control
-/// connection.
+/// Discards the bytes that arrive until the sender ends the connection. Meanwhile, responds to the
+/// states that iperf3's client sends on the control connection.
 fn discard_to_end_with_control(incoming: &mut Incoming<'_>, control: Control) -> Result<(), Error> {
     let mut control = Some(control);
     let mut last_progress = Instant::now();

@@ -1,4 +1,4 @@
-//! The report of a run: a page to read, and raw data.
+//! Builds the report of a run of `compare memory`: the page, and the raw data.
 
 use super::contender::MemorySender;
 use super::job::SenderSetup;
@@ -10,43 +10,48 @@ use crate::loopback::participants::Participant;
 use crate::page::{self, RawData};
 use crate::table::size_text;
 
-/// What a reader must know before reading any figure.
+/// The effects of loopback, which a reader must know before reading any figure.
 const LOOPBACK: &str = "\
-**What loopback cannot show.** `MSG_ZEROCOPY` and `send_zc` always copy on loopback: the kernel
-copies the pages in flight when they are queued for the receiver. Their rows show what they cost
-here, never what they gain on a network interface. `vmsplice` and `sendfile` hand the pages
-themselves to the receiver, as they would to a scatter-gather interface. There is no DMA, no
-segmentation or checksum offload, no interrupts, no loss and no distance.
+**What loopback cannot show.** With `MSG_ZEROCOPY` and `send_zc`, the kernel always copies on
+loopback: it copies the pages in flight when it queues them for the receiver. The rows of these two
+show what they cost here, not what they gain on a network interface. With `vmsplice` and `sendfile`,
+the receiver's socket gets references to the pages themselves, as a network interface with
+scatter-gather would. On loopback there is no DMA, no segmentation or checksum offload, no
+interrupts, no packet loss and no network latency.
 ";
 
-/// What no reader should have to find out alone.
+/// The limits of the comparison, which the report states for its readers.
 const CAVEATS: &str = "\
 ## What is unfair
 
-- The same buffer is sent over and over. As long as it fits the caches it is copied from there,
-  which flatters copying. The result of a computation is in the caches too; data from elsewhere is
-  not.
-- No buffer is filled or rewritten. Permanently frozen pages cannot be, and new ones cost more than
-  a copy: `vmsplice` is for bytes that are sent many times. A region can be, and the first write to
-  a huge page in flight copies all of it.
-- \"copied\" is the share of bytes that the CPU copied on the sender's side, as the sender reports
-  it. For `MSG_ZEROCOPY` and `send_zc` it comes from the kernel's notifications; of several merged
-  ones, the first stands for all. iperf3 does not report it; it is what its system call does.
-- The receiver copies nothing: it discards inside the kernel (`MSG_TRUNC`). A real one would copy,
-  or map.
-- The sender's CPU also does the receiver's TCP work up to its socket queue, and frees what has been
-  acknowledged. That counts as the sender's, for all alike, and dilutes their differences. The
-  machine's busy time counts everything, including the receiver.
-- iperf3's client reads the clock and waits for the socket by `select` between its calls. It talks
-  to this program and not to its own server, so that all have the same receiver. Its bytes are
-  random and ours a pattern. The receiver compares the first two buffers of ours, and the number of
-  bytes of all.
-- Nothing sets socket buffer sizes or `TCP_NODELAY`. The kernel sizes the buffers as it goes, for
-  all alike.
-- The kernel counts CPU time of processes and of the machine in clock ticks, usually of 10 ms.
+- The same buffer is sent over and over. If it fits into the CPU's caches, it is copied from there,
+  which makes copying look cheaper than it is for data that is not in the caches. A result that a
+  program has just computed is usually in the caches too; data from elsewhere is not.
+- No contender writes to its buffer between sends. Permanently frozen pages can never be written to
+  again, and allocating new ones costs more than a copy, so `vmsplice` is only worth it for bytes
+  that are sent many times. A region may be written to, but the first write to a huge page in flight
+  copies the whole page.
+- \"copied\" is the share of the bytes that the CPU copied on the sender's side, as the sender
+  reports it. For `MSG_ZEROCOPY` and `send_zc` it comes from the kernel's notifications. If the
+  kernel merges several notifications, the first of them decides for all. iperf3 does not report
+  copies, so its share is what its system call is known to do: 100 % with `write`, 0 % with
+  `sendfile`.
+- The receiver does not copy the bytes to user space: it discards them inside the kernel
+  (`MSG_TRUNC`). A real receiver would copy or map them.
+- On loopback, the sender's CPU also does the receiver's TCP work, up to the point where the bytes
+  are in the receiver's socket queue, and frees the pages that the receiver has acknowledged. For
+  every contender this counts as the sender's CPU time, so the differences between contenders look
+  smaller than they are. The machine's busy time counts everything, including the receiver.
+- Between its calls, iperf3's client reads the clock and waits for the socket with `select`. It
+  sends to this program instead of iperf3's own server, so that all contenders have the same
+  receiver. It sends random bytes, whereas ours send a pattern. The receiver compares the first two
+  buffers of each of ours byte by byte, and checks the number of bytes of every contender.
+- Neither the contenders nor the receiver set socket buffer sizes or `TCP_NODELAY`. The kernel
+  adjusts the buffer sizes during a measurement, for all contenders alike.
+- The kernel counts the CPU time of processes and of the machine in clock ticks, usually of 10 ms.
 ";
 
-/// What the report is made from.
+/// The data that the report is built from.
 pub(super) struct MemoryReport<'a> {
     pub(super) options: &'a MemoryOptions,
     pub(super) participants: &'a [Participant<MemorySender>],
@@ -55,7 +60,7 @@ pub(super) struct MemoryReport<'a> {
 }
 
 impl MemoryReport<'_> {
-    /// The page.
+    /// Builds the page.
     pub(super) fn markdown(&self) -> String {
         let options = self.options;
         let congestion = &options.loopback.congestion;
@@ -95,11 +100,12 @@ impl MemoryReport<'_> {
     fn method(&self) -> String {
         let options = self.options;
         format!(
-            "{} rounds; in each one, at each size, every contender in turn sends a buffer of that \
-             size over and over, from a new process and over one new connection on 127.0.0.1, and \
-             is measured for {} s after {} s of warm-up. Senders run on CPU {}, the receiver on \
-             CPU {}. Figures are medians over the rounds (least–greatest); a ratio is the median \
-             of the ratios within each round. A GB is 10⁹ bytes received.",
+            "{} rounds. In each round, at each size, every contender in turn sends a buffer of \
+             that size over and over, from a new process and over a new connection on 127.0.0.1. \
+             It is measured for {} s after {} s of warm-up. Senders run on CPU {}, the receiver on \
+             CPU {}. Figures are medians over the rounds, with the minimum and the maximum in \
+             parentheses. A ratio is computed within each round, and the table has the median of \
+             these ratios. A GB is 10⁹ bytes received.",
             options.rounds,
             options.seconds.as_secs_f64(),
             options.warm_up.as_secs_f64(),
@@ -119,7 +125,7 @@ impl MemoryReport<'_> {
         ];
         let remark = |size, contender: &MemorySender| match contender.max_size() {
             Some(max_size) if size > max_size => {
-                format!("takes at most {} a call", size_text(max_size))
+                format!("sends at most {} per call", size_text(max_size))
             }
             _ => results::remark(self.results, size, contender.name),
         };
@@ -133,7 +139,7 @@ impl MemoryReport<'_> {
     }
 }
 
-/// The raw data.
+/// Builds the raw data.
 pub(super) fn raw_data(results: &MemoryResults) -> String {
     let mut raw = RawData::new();
     for row in results.iter() {

@@ -1,4 +1,4 @@
-//! What a run measures, and the figures derived from it.
+//! The measurements of a run of `compare memory`, and the figures computed from them.
 
 use super::job::SentBytes;
 use crate::measure::Usage;
@@ -11,33 +11,33 @@ pub(super) type MemoryResults = Rounds<MemorySample>;
 /// One measurement.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MemorySample {
-    /// What was used during the measurement.
+    /// The time, CPU time and bytes received during the measurement.
     pub(super) usage: Usage,
-    /// What the sender has sent from its beginning to its end, as it reports.
+    /// The bytes that the sender reports for the whole connection, including the warm-up.
     pub(super) sent: SentBytes,
 }
 
-/// A figure that is derived from a [`MemorySample`].
+/// A kind of figure that is computed from a [`MemorySample`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MemoryMeasure {
     /// GB (10⁹ bytes) received per second.
     Throughput,
     /// CPU seconds of the sender's process per GB.
     SenderCpu,
-    /// Busy CPU seconds of the whole machine per GB, including the receiver's.
+    /// Busy seconds of all CPUs of the machine, including the receiver's CPU time, per GB.
     MachineBusy,
-    /// Share of the bytes that the CPU copied on the sender's side, from 0 to 1.
+    /// The share of the bytes sent, from 0 to 1, that the CPU copied on the sender's side.
     CopiedShare,
-    /// Share of a CPU that the sender's process used.
+    /// CPU time of the sender's process, as a share of one CPU.
     SenderShare,
-    /// Share of a CPU that the receiver used.
+    /// CPU time of the receiver, as a share of one CPU.
     ReceiverShare,
-    /// Share of a CPU that everything else used: other programs and kernel threads.
+    /// CPU time of everything else (other programs and kernel threads), as a share of one CPU.
     OtherShare,
 }
 
 impl MemoryMeasure {
-    /// All figures, in the order of the raw data.
+    /// All figures, in the order in which the raw data lists them.
     pub(super) const ALL: [Self; 7] = [
         Self::Throughput,
         Self::SenderCpu,
@@ -100,7 +100,8 @@ impl Measure for MemoryMeasure {
     }
 }
 
-/// What distorts a row of the report, judged by the medians of its CPU shares.
+/// Returns a remark about what distorts a row of the report, or an empty string. Decides by the
+/// medians of the CPU shares over the rounds.
 pub(super) fn remark(results: &MemoryResults, size: u64, contender: &str) -> String {
     let median = |measure| results.median(measure, size, contender);
     let shares = CpuShares {

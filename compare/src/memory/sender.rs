@@ -1,4 +1,4 @@
-//! The hidden subcommand `memory-sender`: the process of a contender that is part of this program.
+//! The hidden subcommand `memory-sender`: the process in which a contender of this program sends.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ pub(crate) struct MemorySenderFlags {
     /// The address to connect to.
     #[arg(long)]
     connect: SocketAddr,
-    /// Size of the buffer, which is sent over and over.
+    /// The size of the buffer to send over and over.
     #[arg(long, value_parser = parse_size)]
     size: u64,
     /// The TCP congestion control to set on the socket.
@@ -33,7 +33,7 @@ pub(crate) struct MemorySenderFlags {
     congestion: String,
 }
 
-/// Sends until the end of standard input, then prints a report.
+/// Sends until standard input ends, then prints a report.
 pub(crate) fn run(flags: &MemorySenderFlags) -> Result<(), Error> {
     let send = flags.contender.own_function().ok_or_else(|| {
         Error::Usage(format!(
@@ -51,9 +51,10 @@ pub(crate) fn run(flags: &MemorySenderFlags) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sets `stop` at the end of standard input, from a thread that sleeps until then.
+/// Starts a thread that waits until standard input ends, and then sets `stop`.
 ///
-/// Checking a flag for every buffer costs the sender nothing. Reading the clock would.
+/// The sender checks this flag before it sends each buffer, which costs practically nothing.
+/// Reading the clock each time would cost more.
 fn set_at_end_of_input(stop: Arc<AtomicBool>) {
     thread::spawn(move || {
         let mut ignored = [0; 64];

@@ -1,9 +1,9 @@
-//! Targets of this project for sending memory, and whether the run meets them.
+//! The performance targets of this project for sending memory.
 
 use super::results::{MemoryMeasure, MemoryResults};
 use crate::targets::{self, Bound, KIB, MIB, RatioTarget};
 
-/// The contender needs less CPU per GB than the other one.
+/// The target that the contender `above` needs less CPU time per GB than the contender `below`.
 const fn less_cpu(
     size: u64,
     above: &'static str,
@@ -18,7 +18,7 @@ const fn less_cpu(
     }
 }
 
-/// The sizes of a complete run.
+/// The sizes that a complete run has to include.
 pub(super) const SIZES: [u64; 7] = [
     4 * KIB,
     16 * KIB,
@@ -41,7 +41,7 @@ const TARGETS: &[RatioTarget<MemoryMeasure>] = &[
     less_cpu(16 * MIB, "region", "copy"),
 ];
 
-/// The section of the report.
+/// Builds the report's section about the targets.
 pub(super) fn section(results: &MemoryResults) -> String {
     let rows: Vec<Vec<String>> = TARGETS.iter().map(|target| target.row(results)).collect();
     targets::section(&rows)

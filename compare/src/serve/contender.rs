@@ -1,4 +1,4 @@
-//! A contender of this comparison, and how it is started.
+//! The type of the contenders of `compare serve`, and how their servers are started.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -12,15 +12,16 @@ use crate::process;
 
 /// A file server to compare.
 pub(crate) struct FileServer {
-    /// Its name on the command line and in every table.
+    /// The contender's name on the command line and in every table.
     pub(super) name: &'static str,
-    /// What it is, in one sentence for the report.
+    /// A phrase for the report that says what the contender is.
     pub(super) about: &'static str,
-    /// Whether it belongs to this project.
+    /// Whether the contender is part of this project.
     pub(super) ours: bool,
-    /// How to start it.
+    /// Returns how to start the server.
     ///
-    /// Returns [`Error::Unavailable`] with what to install if it cannot be started.
+    /// Returns [`Error::Unavailable`] if the server cannot be started. If something has to be
+    /// installed, the message says what.
     pub(super) prepare: fn(&ServerSetup<'_>) -> Result<Launch, Error>,
 }
 
@@ -38,11 +39,11 @@ impl Contender for FileServer {
     }
 }
 
-/// What the command line and the configuration of a server are built from.
+/// The values that a server's command line and configuration are built from.
 pub(super) struct ServerSetup<'a> {
     /// The directory of files to serve.
     pub(super) files: &'a Path,
-    /// An empty directory for files of its own.
+    /// An empty directory for the server's own files, such as its configuration.
     pub(super) scratch: &'a Path,
     /// The address to listen on.
     pub(super) address: SocketAddr,
@@ -52,9 +53,9 @@ pub(super) struct ServerSetup<'a> {
 pub(super) struct Launch {
     /// The program and its arguments.
     pub(super) command: Vec<OsString>,
-    /// What exactly is run.
+    /// The name and the version of what is run.
     pub(super) version: String,
-    /// Its configuration file, if it has one.
+    /// The content of the server's configuration file, if it has one.
     pub(super) configuration: Option<String>,
 }
 
@@ -68,7 +69,7 @@ pub(crate) struct ServerFlags {
     pub(super) listen: SocketAddr,
 }
 
-/// The command of a server that is a hidden subcommand of this program.
+/// Returns the command line of a server that is a hidden subcommand of this program.
 pub(super) fn own_subcommand(name: &str, setup: &ServerSetup<'_>) -> Result<Vec<OsString>, Error> {
     Ok(vec![
         process::own_program()?.into(),

@@ -1,4 +1,4 @@
-//! The resident memory that an idle keep-alive connection costs.
+//! Measures how much resident memory a server uses per idle keep-alive connection.
 
 use std::thread;
 use std::time::Duration;
@@ -8,35 +8,36 @@ use crate::error::Error;
 use crate::process::Server;
 use crate::{interrupt, measure};
 
-/// Time for a server to release what a request needed.
+/// The time that a server has, after requests, to free the memory that it needed only for them.
 const RELEASE_TIME: Duration = Duration::from_millis(1000);
 
-/// Connections that warm up the server, so that what it allocates only once does not count.
+/// The number of connections that warm up the server before the measurement, so that memory that
+/// the server allocates only once does not count.
 const WARM_UP_CONNECTIONS: usize = 32;
 
 /// Maximum size of one read.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Resident memory of a server before and after its connections were opened.
+/// The resident memory of a server before and after idle connections were opened.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Footprint {
     /// The number of idle connections.
     pub(super) connections: usize,
-    /// Before they were opened.
+    /// The resident memory before the connections were opened.
     pub(super) before_bytes: u64,
-    /// With all of them open.
+    /// The resident memory while all connections were open and idle.
     pub(super) after_bytes: u64,
 }
 
 impl Footprint {
-    /// Bytes per connection.
+    /// The growth in resident memory divided by the number of connections.
     pub(super) fn bytes_per_connection(&self) -> f64 {
         (self.after_bytes as f64 - self.before_bytes as f64) / self.connections as f64
     }
 }
 
-/// Opens `count` connections to a server that has just been started. Each of them makes one request
-/// and stays open.
+/// Measures a server that has just been started. Opens `count` connections, makes one request on
+/// each, and keeps all of them open.
 pub(super) fn measure(
     server: &mut Server,
     served: &ServedFile<'_>,
@@ -69,7 +70,8 @@ pub(super) fn measure(
     })
 }
 
-/// A server that closes idle connections early must not seem to need little memory.
+/// Returns an error unless the connection is still open and has nothing to read. Otherwise a server
+/// that closes idle connections early would seem to need little memory for them.
 fn check_still_open(stream: &std::net::TcpStream) -> Result<(), Error> {
     let closed = || Error::WrongResult("an idle connection did not stay open and silent".into());
     stream.set_nonblocking(true).map_err(|_| closed())?;

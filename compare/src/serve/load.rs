@@ -1,14 +1,17 @@
-//! The load generator: keep-alive connections that each send a GET request, read the response, and
-//! send the next request. It is the same request again, or has a different number in its query.
+//! The load generator. It has several keep-alive connections. On each one, it sends a GET request,
+//! reads the response, and then sends the next request. All requests are the same or, with
+//! `--distinct`, each one has a different number in its query.
 //!
-//! The load generator has to be cheaper than any server, or it measures itself. It uses one thread,
-//! edge-triggered epoll, one send and one receive for a small response, and allocates nothing while
-//! the load runs. Bodies of 16 KiB and more are discarded inside the kernel (`MSG_TRUNC`), because
-//! copying them out would cost the client more than sending them costs a server that does not copy.
+//! The load generator has to use less CPU time than any server. Otherwise it would be the
+//! bottleneck, and the run would measure the load generator. So it has one thread with
+//! edge-triggered epoll, needs one send and one receive for a small response, and does not allocate
+//! memory while the load runs. It discards bodies of 16 KiB and more inside the kernel
+//! (`MSG_TRUNC`): copying them to user space would cost more than sending costs a server that does
+//! not copy.
 //!
-//! No server wins with wrong responses. The first response on every connection is compared with the
-//! file byte by byte. For every later one, the status and the position of the empty line are
-//! checked.
+//! A server that sends wrong responses fails. The first response on every connection is compared
+//! with the file byte by byte. For every later response, the status and the position of the empty
+//! line after the head are checked.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -33,22 +36,24 @@ const MIN_DISCARD_BYTES: usize = 16 * 1024;
 /// Maximum size of one receive.
 const RECEIVE_BYTES: usize = 1024 * 1024;
 
-/// Limit on a head. No reasonable head is longer, and it bounds the memory for a faulty server.
+/// The maximum length of a response head. No reasonable head is longer, so a server that exceeds
+/// this limit is considered faulty.
 const HEAD_LIMIT_BYTES: usize = 16 * 1024;
 
-/// A server that sends nothing for this long has failed.
+/// A server that sends nothing for this long is considered failed.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
 
-/// Digits of the number in the query of distinct requests.
+/// The number of digits in the query of each request with `--distinct`.
 const NUMBER_DIGITS: usize = 12;
 
-/// Maximum duration of one wait, so that Ctrl-C and the end of the window are detected.
+/// Maximum duration of one wait. Between waits, the load generator checks for Ctrl-C, for the end
+/// of the measurement, and for a server that sends nothing.
 const WAIT_LIMIT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
 
-/// One file on one server.
+/// A file on a running server.
 pub(super) struct ServedFile<'a> {
     /// The address that the server listens on.
     pub(super) address: SocketAddr,
@@ -63,13 +68,13 @@ pub(super) struct ServedFile<'a> {
 /// The kind and the duration of the load.
 #[derive(Clone, Copy)]
 pub(super) struct LoadSettings {
-    /// Keep-alive connections, each with one request in flight.
+    /// The number of keep-alive connections, each with one request in flight.
     pub(super) connections: usize,
     /// Duration of the load before the measurement.
     pub(super) warm_up: Duration,
     /// Duration of the measurement.
     pub(super) window: Duration,
-    /// Whether every request is different.
+    /// Whether every request has a different number in its query.
     pub(super) distinct: bool,
 }
 
@@ -78,13 +83,14 @@ pub(super) struct LoadSettings {
 pub(super) struct LoadSample {
     /// Duration of the measurement.
     pub(super) seconds: f64,
-    /// Responses, including the fractions of those that were in progress at either end.
+    /// The number of responses. Of a response that was in progress when the measurement began or
+    /// ended, only the fraction that arrived during the measurement counts.
     pub(super) requests: f64,
-    /// Bytes of their bodies.
+    /// The number of body bytes in these responses.
     pub(super) body_bytes: f64,
     /// CPU time of the server's process.
     pub(super) server_cpu_seconds: f64,
-    /// Busy time of all CPUs together, whatever they did.
+    /// Busy time of all CPUs together, for all processes and the kernel.
     pub(super) machine_busy_seconds: f64,
     /// CPU time of this load generator.
     pub(super) load_cpu_seconds: f64,
@@ -94,8 +100,8 @@ pub(super) struct LoadSample {
 ///
 /// # Errors
 ///
-/// [`Error::WrongResult`] if a response is not the file or is cut short, and
-/// [`Error::Interrupted`].
+/// [`Error::WrongResult`] if a response is wrong or cut short, and [`Error::Interrupted`] after
+/// Ctrl-C or SIGTERM.
 pub(super) fn run(served: &ServedFile<'_>, settings: LoadSettings) -> Result<LoadSample, Error> {
     let mut load = LoadGenerator::connect(served, settings)?;
     let start = Instant::now();
@@ -117,7 +123,7 @@ pub(super) fn run(served: &ServedFile<'_>, settings: LoadSettings) -> Result<Loa
 
 /// Opens a connection, sends one request, and compares the complete response with the file.
 ///
-/// Returns the connection, which is idle then, and the framing of the response.
+/// Returns the connection, which is now idle, and the framing of the response.
 pub(super) fn open_checked(
     served: &ServedFile<'_>,
     request: &[u8],
@@ -159,14 +165,15 @@ pub(super) fn open_checked(
     ))
 }
 
-/// The lengths of a response, which are the same for all responses of a server with one file.
+/// The lengths in bytes of a response and of its head. They must be the same for all responses in
+/// which a server sends the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Framing {
     head_bytes: usize,
     response_bytes: usize,
 }
 
-/// The request for a file.
+/// Returns the request for a file.
 pub(super) fn request(served: &ServedFile<'_>) -> Vec<u8> {
     format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\n\r\n",
@@ -175,7 +182,8 @@ pub(super) fn request(served: &ServedFile<'_>) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Like [`request`], with a number as its query. Also returns the position of the number.
+/// Returns a request like [`request`], but with a number as its query, and the position of the
+/// number in the request.
 fn numbered_request(served: &ServedFile<'_>) -> (Vec<u8>, Range<usize>) {
     let path = format!("{}?{:0digits$}", served.path, 0, digits = NUMBER_DIGITS);
     let end = "GET ".len() + path.len();
@@ -186,7 +194,8 @@ fn numbered_request(served: &ServedFile<'_>) -> (Vec<u8>, Range<usize>) {
     (request(&numbered), end - NUMBER_DIGITS..end)
 }
 
-/// Receives until the head is complete. Returns its length and how much of the buffer is filled.
+/// Receives until the head is complete. Returns the length of the head, and the number of bytes in
+/// the buffer, which may include the beginning of the body.
 fn receive_head(
     stream: &mut TcpStream,
     buffer: &mut [u8],
@@ -222,7 +231,8 @@ fn closed() -> Error {
     Error::WrongResult("the server closed a keep-alive connection".into())
 }
 
-/// The meaning of an I/O error on a connection. A reset is a close with an unread request.
+/// Converts an I/O error of a connection. A reset or a broken pipe means that the server has closed
+/// the connection: the kernel resets a connection that is closed while a request is unread.
 fn connection_error(source: io::Error) -> Error {
     match source.kind() {
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => closed(),
@@ -236,7 +246,7 @@ fn connection_error(source: io::Error) -> Error {
 /// A connection with a request in flight.
 struct LoadConnection {
     stream: TcpStream,
-    /// How much of the response has not arrived yet.
+    /// The number of bytes of the response that have not arrived yet.
     remaining_bytes: usize,
 }
 
@@ -252,7 +262,7 @@ struct LoadGenerator {
     epoll: OwnedFd,
     connections: Vec<LoadConnection>,
     request: Vec<u8>,
-    /// The position of the number in the request, if every request is different.
+    /// The position of the number in the request, or `None` if all requests are the same.
     number_range: Option<Range<usize>>,
     number: u64,
     head_bytes: usize,
@@ -332,7 +342,7 @@ impl LoadGenerator {
         send_request(&self.connections[index].stream, &self.request)
     }
 
-    /// Keeps up the load until `end`.
+    /// Keeps the load running until the time `end`.
     fn run_until(&mut self, end: Instant) -> Result<(), Error> {
         let mut events = Vec::with_capacity(self.connections.len());
         let mut last_progress = Instant::now();
@@ -403,7 +413,8 @@ impl LoadConnection {
             if self.remaining_bytes == 0 {
                 return Ok(ReceiveProgress::Complete);
             }
-            // A short receive has emptied the socket. Edge-triggered epoll reports the rest.
+            // The socket had fewer bytes than wanted, so it is empty now. Edge-triggered epoll
+            // reports the next bytes when they arrive.
             if got < wanted {
                 return Ok(ReceiveProgress::Drained);
             }
@@ -411,10 +422,12 @@ impl LoadConnection {
     }
 }
 
-/// Checks that a response begins like the first one, and that its head ends at the same position.
+/// Checks that a response begins with the status 200, and that its head is as long as that of the
+/// first response.
 ///
-/// Only the part of the head that arrives in one piece is checked. If a head arrives in pieces, its
-/// end is not checked, but then a wrong length shows at the beginning of the next response.
+/// `bytes` is only what one receive has returned. If that is not the whole head, the end of the
+/// head is not checked. If the head then has a different length, the check of the next response
+/// fails, because that response does not begin where it is expected.
 fn check_head(bytes: &[u8], head_bytes: usize) -> Result<(), Error> {
     let status = bytes.len().min(STATUS_OK.len());
     let has_status = bytes[..status] == STATUS_OK[..status];
@@ -455,7 +468,8 @@ mod tests {
         assert!(check_head(b"hello HTTP/1.1 200 OK", HEAD.len()).is_err());
     }
 
-    /// Sends `responses` in turn on one connection, one for each request.
+    /// Starts a server that accepts one connection, and sends the next one of `responses` for each
+    /// request. Returns the server's address and thread.
     fn scripted(responses: Vec<Vec<u8>>) -> (SocketAddr, thread::JoinHandle<()>) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
@@ -551,7 +565,8 @@ mod tests {
         let sample = run(&served, settings).unwrap();
         let responses = f64::from(server.join().unwrap());
         assert!(sample.requests > 10.0);
-        // Not in the window: the response of the check, one of the warm-up, and one at the end.
+        // Up to three responses are outside the measurement: the one that is compared with the
+        // file, one that arrives during the warm-up, and one that arrives after the end.
         let outside = responses - sample.requests;
         assert!((1.0..=3.0).contains(&outside), "{responses} {sample:?}");
         assert!((sample.seconds - 0.2).abs() < 0.15, "{sample:?}");

@@ -1,5 +1,5 @@
-//! The comparison of file servers. It starts them on the same files, puts one after the other under
-//! the same load, and writes down what it measured.
+//! `compare serve`: compares file servers. Starts all servers with the same files, puts one server
+//! after the other under the same load, and reports the measurements.
 
 pub(crate) mod contender;
 pub(crate) mod contenders;
@@ -27,18 +27,21 @@ use participants::ServerParticipant;
 use results::{IdleMeasurement, LoadMeasure, ServeResults};
 use site::{IDLE_SIZE_BYTES, Site};
 
-/// Limit on the rounds with idle connections, whose cost hardly varies.
+/// The maximum number of rounds with idle connections. A few rounds are enough, because the memory
+/// per connection hardly varies between rounds.
 const MAX_IDLE_ROUNDS: usize = 3;
 
-/// Descriptors for everything except connections: files, pipes, libraries, the servers' own.
+/// The number of descriptors that are needed for anything but connections: for files, pipes and
+/// libraries, and inside the servers.
 const OTHER_DESCRIPTORS: u64 = 200;
 
 /// Runs the comparison, prints the report, and writes it.
 ///
 /// # Errors
 ///
-/// [`Error::Failed`] if a contender failed while it was measured. The report of the others is
-/// written all the same. A contender that cannot be started at all is a visible row, not an error.
+/// [`Error::Failed`] if a contender failed while it was measured. The report is written even then,
+/// with the results of the other contenders. A contender that cannot be started is not an error:
+/// the report says that it was left out.
 pub(crate) fn run(options: &ServeOptions) -> Result<(), Error> {
     options.check()?;
     interrupt::watch()?;
@@ -72,7 +75,7 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Error> {
     }
     if results.loads.is_empty() && results.idles.is_empty() {
         return Err(Error::Unavailable(
-            "no contender could be measured; see above why".into(),
+            "no contender could be measured; see the reasons above".into(),
         ));
     }
 
@@ -101,8 +104,8 @@ fn create_site(options: &ServeOptions) -> Result<Site, Error> {
     Site::create(&machine::scratch_parent(options.dir.as_deref())?, &sizes)
 }
 
-/// Measures the load round by round: at each size A B C D, then the next size, then all of it
-/// again.
+/// Measures the contenders under load in rounds. In each round, takes one size after the other, and
+/// measures every contender once at that size before going on to the next size.
 fn measure_load(
     participants: &mut [ServerParticipant],
     options: &ServeOptions,
@@ -148,8 +151,8 @@ fn measure_load(
     Ok(())
 }
 
-/// Measures idle connections. Every measurement starts a new server, so that nothing is left in it
-/// from the load.
+/// Measures the memory for idle connections. Starts a new server for every measurement, so that
+/// memory that was allocated under load does not count.
 fn measure_idle(
     participants: &mut [ServerParticipant],
     options: &ServeOptions,

@@ -15,7 +15,7 @@ use crate::{page, process};
 /// Options of `compare serve`.
 #[derive(Args)]
 pub(crate) struct ServeOptions {
-    /// Rounds. Each one measures every contender once at every size.
+    /// Number of rounds. Each round measures every contender once at every size.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) rounds: u32,
     /// Seconds per measurement.
@@ -24,13 +24,13 @@ pub(crate) struct ServeOptions {
     /// Seconds of load before each measurement.
     #[arg(long, default_value = "0.3", value_parser = parse_seconds)]
     pub(super) warm_up: Duration,
-    /// Keep-alive connections, each with one request in flight.
+    /// Number of keep-alive connections, each with one request in flight.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) connections: u16,
-    /// Make every request different, by a number in its query.
+    /// Make every request different, with a number in its query.
     #[arg(long)]
     pub(super) distinct: bool,
-    /// Idle connections for the memory figure.
+    /// Number of idle connections with which memory is measured.
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u16).range(1..=20000))]
     pub(super) idle_connections: u16,
     /// Sizes of the files.
@@ -44,8 +44,8 @@ pub(crate) struct ServeOptions {
     #[arg(long)]
     pub(super) only: Option<MeasuredPart>,
     /// Directory for README.md and raw.csv; `benchmarks/DATE-NAME-serve` by default, or
-    /// `-serve-distinct` with `--distinct`. Without this option, a run with `--only`, or with fewer
-    /// sizes or contenders than the default, is only printed.
+    /// `benchmarks/DATE-NAME-serve-distinct` with `--distinct`. Without this option, the report of
+    /// a run with `--only` or `--contenders`, or without all default sizes, is only printed.
     #[arg(long)]
     pub(super) out: Option<PathBuf>,
     /// The machine's name in the report; its host name by default.
@@ -66,7 +66,7 @@ pub(crate) struct ServeOptions {
     pub(super) congestion: String,
 }
 
-/// A part of the run.
+/// A part of the run, to be selected with `--only`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum MeasuredPart {
     /// Requests per second and CPU per GB.
@@ -76,7 +76,8 @@ pub(super) enum MeasuredPart {
 }
 
 impl ServeOptions {
-    /// Returns an error if the options do not fit this machine.
+    /// Returns an error if the name cannot be part of a directory name, or if this process may not
+    /// run on the chosen CPUs.
     pub(super) fn check(&self) -> Result<(), Error> {
         page::check_name(self.name.as_deref())?;
         process::check_cpus(
@@ -86,7 +87,8 @@ impl ServeOptions {
         )
     }
 
-    /// Whether the run leaves out anything that the default has.
+    /// Whether the run leaves out a size or a part of the default run, or was restricted with
+    /// `--contenders`.
     pub(super) fn is_incomplete(&self) -> bool {
         let has_all_sizes = targets::SIZES.iter().all(|size| self.sizes.contains(size));
         self.only.is_some() || !self.contenders.is_empty() || !has_all_sizes

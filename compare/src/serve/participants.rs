@@ -18,18 +18,19 @@ use crate::table::size_text;
 pub(super) struct ServerParticipant {
     /// The contender.
     pub(super) contender: &'static FileServer,
-    /// The address that its server listens on.
+    /// The address that the contender's server listens on.
     pub(super) address: SocketAddr,
-    /// A directory for files of its own.
+    /// A directory for the server's own files, such as its configuration.
     pub(super) scratch: PathBuf,
-    /// How to start it, if it can be started.
+    /// How to start the server, or `None` if it cannot be started.
     pub(super) launch: Option<Launch>,
-    /// Why it is not measured, or not any more.
+    /// Why the contender was never measured, or stopped being measured.
     pub(super) exclusion: Option<Exclusion>,
     server: Option<Server>,
 }
 
-/// Finds and builds what is to be compared. Call it while this process still may use all CPUs.
+/// Prepares the chosen contenders, which includes finding or building their servers. Must be called
+/// before this process is pinned to one CPU, so that the build can use all CPUs.
 pub(super) fn prepare(
     options: &ServeOptions,
     site: &Site,
@@ -70,8 +71,8 @@ pub(super) fn check_failures(participants: &[ServerParticipant]) -> Result<(), E
 }
 
 impl ServerParticipant {
-    /// Starts the server, unless the contender is excluded. A server that does not start excludes
-    /// its contender.
+    /// Starts the server, unless the contender is excluded. If the server does not start, excludes
+    /// the contender.
     pub(super) fn start(&mut self, cpu: usize) -> Result<(), Error> {
         if self.exclusion.is_some() {
             return Ok(());
@@ -88,7 +89,7 @@ impl ServerParticipant {
         Ok(())
     }
 
-    /// Stops the server, if it runs.
+    /// Stops the server, if it is running.
     pub(super) fn stop(&mut self) {
         self.server = None;
     }
@@ -97,8 +98,10 @@ impl ServerParticipant {
         self.exclusion = Some(Exclusion::unavailable(self.contender.name, error));
     }
 
-    /// Calls `work` with the running server and the file of that size. Returns `None` if the
-    /// contender is excluded. A failure excludes it. Only Ctrl-C ends the whole run.
+    /// Calls `work` with the running server and the file of the given size, and returns its result.
+    /// Does nothing and returns `None` if the server is not running, because the contender is
+    /// excluded. If `work` fails, excludes the contender and returns `None`, so that the run
+    /// continues with the others. Only [`Error::Interrupted`] is returned as an error.
     pub(super) fn with_server<T>(
         &mut self,
         site: &Site,
@@ -118,7 +121,8 @@ impl ServerParticipant {
             Ok(value) => Ok(Some(value)),
             Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
-                // If the server has exited, its message is more useful than the broken connection.
+                // If the server has exited, its last message says more than the error of the broken
+                // connection.
                 let error = server.check_alive().err().unwrap_or(error);
                 let at = size_text(size);
                 self.exclusion = Some(Exclusion::failed(self.contender.name, &at, &error));

@@ -1,4 +1,4 @@
-//! The report of a run: a page to read, and raw data.
+//! Builds the report of a run of `compare serve`: the page, and the raw data.
 
 use std::path::Path;
 
@@ -10,34 +10,37 @@ use super::targets;
 use crate::page::{self, RawData};
 use crate::table::{Spread, dash, markdown, strings, two_digits};
 
-/// What no reader should have to find out alone.
+/// The limits of the comparison, which the report states for its readers.
 const CAVEATS: &str = "\
 ## What is unfair, and what loopback cannot show
 
 - On loopback there is no network interface: no DMA, no segmentation or checksum offload, no
-  interrupts, no loss, no distance. The pages of sendfile go to the receiver by reference, as they
-  would to a scatter-gather interface.
-- The sender's CPU also does the receiver's TCP work up to its socket queue. That counts as the
-  server's, for all servers alike, and dilutes their differences. The machine's busy time counts
+  interrupts, no packet loss and no network latency. With `sendfile`, the receiver's socket gets
+  references to the file's pages, as a network interface with scatter-gather would.
+- On loopback, the server's CPU also does the receiver's TCP work, up to the point where the bytes
+  are in the receiver's socket queue. For every contender this counts as the server's CPU time, so
+  the differences between contenders look smaller than they are. The machine's busy time counts
   everything, including the load generator.
-- The load generator has one CPU. Where it is the limit the row says so, and the ratio is closer to
-  1 than it would be. It discards bodies of 16 KiB and more inside the kernel, so no receiver copies
-  them; a real client would.
-- All files are in the page cache. Nothing here shows a disk, a cold file, many files, TLS, or slow
-  clients.
-- Without `--distinct`, every request is the same, byte for byte. `uncopied` sends the head of its
-  last response again for such a request, for half a second; it checks each time whether the file is
-  still the same. A new request takes the whole path through hyper.
-- Servers do unequal work for the same request: `plain` parses no HTTP and sends two headers; nginx
-  and axum send Date, Last-Modified and the like. `plain` and axum have no timeouts; nginx arms
-  timers. nginx trusts its cache of open files for 60 s.
-- axum's ServeDir reads files in tokio's blocking threads, which all share the one server CPU here.
-- nginx runs without a master process. Its event loop is the same as a worker's.
-- The kernel counts CPU time of processes and of the machine in clock ticks, usually of 10 ms.
-- Resident memory is that of the processes. It excludes socket buffers in the kernel, for all alike.
+- The load generator has one CPU. If it was the limit, the remarks say so, and the ratios are closer
+  to 1 than the servers alone would make them. It discards bodies of 16 KiB and more inside the
+  kernel, without copying them to user space. A real client would copy them.
+- All files are in the page cache. Reading files from a disk, serving many files, TLS and slow
+  clients are not measured.
+- Without `--distinct`, all requests are identical. For half a second after a response, `uncopied`
+  responds to an identical request with the same head again, after checking that the file has not
+  changed. Any other request is processed by hyper.
+- The servers do different amounts of work for the same request. `plain` does not parse HTTP and
+  sends only two header fields; nginx and axum also send Date, Last-Modified and others. `plain` and
+  axum have no timeouts; nginx sets timers. For 60 s, nginx uses its cache of open files without
+  checking whether a file has changed.
+- axum's ServeDir reads files on tokio's blocking threads, which share the server's CPU here.
+- nginx runs without a master process. Its only process uses the same event loop as a worker.
+- The kernel counts the CPU time of processes and of the machine in clock ticks, usually of 10 ms.
+- Resident memory is the memory of the server's process. For all contenders alike, it excludes
+  socket buffers, which are in the kernel.
 ";
 
-/// What the report is made from.
+/// The data that the report is built from.
 pub(super) struct ServeReport<'a> {
     pub(super) options: &'a ServeOptions,
     pub(super) participants: &'a [ServerParticipant],
@@ -48,7 +51,7 @@ pub(super) struct ServeReport<'a> {
 }
 
 impl ServeReport<'_> {
-    /// The page.
+    /// Builds the page.
     pub(super) fn markdown(&self) -> String {
         let mut page = page::head(
             "File servers compared",
@@ -72,11 +75,12 @@ impl ServeReport<'_> {
     fn method(&self) -> String {
         let options = self.options;
         format!(
-            "{} rounds; in each one, at each size, every contender in turn is under load for {} s \
-             after {} s of warm-up: {} keep-alive connections, one request in flight on each{}. \
-             Servers run on CPU {}, the load generator on CPU {}. Figures are medians over the \
-             rounds (least–greatest); a ratio is the median of the ratios within each \
-             round. A GB is 10⁹ bytes of body.",
+            "{} rounds. In each round, at each size, every contender in turn is measured under \
+             load for {} s after {} s of warm-up. The load is {} keep-alive connections, with one \
+             request in flight on each{}. Servers run on CPU {}, the load generator on CPU {}. \
+             Figures are medians over the rounds, with the minimum and the maximum in \
+             parentheses. A ratio is computed within each round, and the table has the median of \
+             these ratios. A GB is 10⁹ bytes of response bodies.",
             options.rounds,
             options.seconds.as_secs_f64(),
             options.warm_up.as_secs_f64(),
@@ -125,7 +129,8 @@ impl ServeReport<'_> {
         }
     }
 
-    /// Replaces the paths and ports of this run by placeholders.
+    /// Replaces the paths and the port that are specific to this run with placeholders, and the
+    /// path of the program with its file name.
     fn with_placeholders(&self, text: &str, participant: &ServerParticipant) -> String {
         let mut text = text
             .replace(&*self.files.to_string_lossy(), "FILES")
@@ -164,7 +169,8 @@ impl ServeReport<'_> {
         );
     }
 
-    /// Ours divided by every peer, and the peers divided by nginx.
+    /// Returns the pairs of contenders whose ratios the report has: each of ours with every peer,
+    /// and every other peer with nginx. In a pair, the first contender is divided by the second.
     fn pairs(&self) -> Vec<(&'static str, &'static str)> {
         let names_of = |is_ours| {
             self.participants
@@ -199,8 +205,8 @@ impl ServeReport<'_> {
 
     fn write_idle(&self, page: &mut String) {
         *page += &format!(
-            "## Idle\n\n{} keep-alive connections, each after one request of 1 KiB, to a server \
-             that has just been started.\n\n",
+            "## Idle\n\n{} idle keep-alive connections to a server that has just been started. One \
+             file of 1 KiB was requested on each connection before it became idle.\n\n",
             self.options.idle_connections
         );
         let rows: Vec<Vec<String>> = self
@@ -218,7 +224,7 @@ impl ServeReport<'_> {
     }
 }
 
-/// The raw data.
+/// Builds the raw data.
 pub(super) fn raw_data(results: &ServeResults) -> String {
     let mut raw = RawData::new();
     for row in results.loads.iter() {

@@ -1,8 +1,8 @@
-//! The part of HTTP that a load generator has to understand: the head of a response.
+//! Parses the only part of HTTP that the load generator has to understand: the head of a response.
 
 use crate::error::Error;
 
-/// The framing of a response, as its head declares it.
+/// The lengths of the head and of the body of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResponseHead {
     /// Length of the head in bytes, including the empty line.
@@ -11,7 +11,7 @@ pub(super) struct ResponseHead {
     pub(super) content_length: u64,
 }
 
-/// The end of a head.
+/// The bytes at the end of a head: the end of its last line, and an empty line.
 pub(super) const EMPTY_LINE: &[u8] = b"\r\n\r\n";
 
 /// The beginning of every successful response.
@@ -21,8 +21,8 @@ pub(super) const STATUS_OK: &[u8] = b"HTTP/1.1 200 ";
 ///
 /// # Errors
 ///
-/// [`Error::WrongResult`] unless it is a 200 response of HTTP/1.1 that keeps the connection open
-/// and has exactly one Content-Length and no Transfer-Encoding.
+/// [`Error::WrongResult`] unless the response is HTTP/1.1 with the status 200, keeps the connection
+/// open, and has exactly one Content-Length and no Transfer-Encoding.
 pub(super) fn parse_head(bytes: &[u8]) -> Result<Option<ResponseHead>, Error> {
     let Some(end) = bytes
         .windows(EMPTY_LINE.len())
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_complete_head_yields_its_length_and_that_of_the_body() {
+    fn a_complete_head_yields_the_lengths_of_head_and_body() {
         let bytes = b"HTTP/1.1 200 OK\r\nServer: x\r\ncontent-length:  17 \r\n\r\nbody";
         let head = parse_head(bytes).unwrap().unwrap();
         assert_eq!(head.length, bytes.len() - 4);

@@ -1,4 +1,4 @@
-//! What a run measures, and the figures derived from it.
+//! The measurements of a run of `compare serve`, and the figures computed from them.
 
 use super::idle::Footprint;
 use super::load::LoadSample;
@@ -8,9 +8,9 @@ use crate::table::{Spread, grouped, percent, three_digits};
 /// All measurements of a run.
 #[derive(Default)]
 pub(super) struct ServeResults {
-    /// Under load.
+    /// The measurements under load.
     pub(super) loads: Rounds<LoadSample>,
-    /// With idle connections.
+    /// The measurements with idle connections.
     pub(super) idles: Vec<IdleMeasurement>,
 }
 
@@ -20,31 +20,31 @@ pub(super) struct IdleMeasurement {
     pub(super) round: usize,
     /// The contender's name.
     pub(super) contender: &'static str,
-    /// What was measured.
+    /// The measured memory.
     pub(super) footprint: Footprint,
 }
 
-/// A figure that is derived from a [`LoadSample`].
+/// A kind of figure that is computed from a [`LoadSample`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LoadMeasure {
     /// Requests per second.
     Requests,
-    /// CPU seconds of the server's process per GB (10⁹ bytes) of body.
+    /// CPU seconds of the server's process per GB (10⁹ bytes) of response bodies.
     ServerCpu,
-    /// Busy CPU seconds of the whole machine per GB, including the load generator's.
+    /// Busy seconds of all CPUs of the machine, including the load generator's CPU time, per GB.
     MachineBusy,
     /// Requests per CPU second of the server's process.
     RequestsPerCpuSecond,
-    /// Share of a CPU that the server's process used.
+    /// CPU time of the server's process, as a share of one CPU.
     ServerShare,
-    /// Share of a CPU that the load generator used.
+    /// CPU time of the load generator, as a share of one CPU.
     LoadShare,
-    /// Share of a CPU that everything else used: other programs and kernel threads.
+    /// CPU time of everything else (other programs and kernel threads), as a share of one CPU.
     OtherShare,
 }
 
 impl LoadMeasure {
-    /// All figures, in the order of the raw data.
+    /// All figures, in the order in which the raw data lists them.
     pub(super) const ALL: [Self; 7] = [
         Self::Requests,
         Self::ServerCpu,
@@ -109,13 +109,15 @@ impl Measure for LoadMeasure {
 }
 
 impl ServeResults {
-    /// KiB of resident memory per idle connection.
+    /// Returns the spread, over the rounds, of a contender's resident memory in KiB per idle
+    /// connection.
     pub(super) fn idle_kib(&self, contender: &str) -> Option<Spread> {
         let of_contender = self.idles.iter().filter(|idle| idle.contender == contender);
         Spread::of(of_contender.map(|idle| idle.footprint.bytes_per_connection() / 1024.0))
     }
 
-    /// What distorts a row of the report, judged by the medians of its CPU shares.
+    /// Returns a remark about what distorts a row of the report, or an empty string. Decides by the
+    /// medians of the CPU shares over the rounds.
     pub(super) fn remark(&self, size: u64, contender: &str) -> String {
         let median = |measure| self.loads.median(measure, size, contender);
         let shares = CpuShares {
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_load_generator_is_remarked() {
+    fn a_busy_load_generator_gets_a_remark() {
         let remark = |server| {
             let mut results = ServeResults::default();
             results.loads.push(load(1, "a", 1000.0, server));

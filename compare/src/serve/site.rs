@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::error::{Context, Error};
 use crate::pattern;
 
-/// The file that idle connections request.
+/// The size of the file that is requested on each connection before it becomes idle.
 pub(super) const IDLE_SIZE_BYTES: u64 = 1 << 10;
 
 /// A directory with one file of each size. Dropping it removes the files.
@@ -21,19 +21,19 @@ pub(super) struct Site {
 
 /// One file.
 pub(super) struct SiteFile {
-    /// Its size in bytes.
+    /// The file's size in bytes.
     size: u64,
-    /// The path of its requests, with the leading slash.
+    /// The path to request, with the leading slash.
     pub(super) path: String,
-    /// Its bytes.
+    /// The bytes of the file.
     pub(super) bytes: Vec<u8>,
 }
 
 /// Minimum age of the files when they are first requested.
 ///
-/// The files of a real site are older. A server may be more careful with a file that has just been
-/// written: uncopied keeps no file in memory that has changed within the last 3 s, and sends a weak
-/// entity tag until then.
+/// The files of a real site are usually older than a few seconds. A server may treat a file that
+/// has just been written differently: for 3 s after a change, uncopied does not keep the file in
+/// memory, and sends a weak entity tag for it.
 const MIN_FILE_AGE: Duration = Duration::from_secs(4);
 
 impl Site {
@@ -51,8 +51,8 @@ impl Site {
         fs::create_dir(&directory).context(|| format!("cannot create {}", directory.display()))?;
         for file in &site.files {
             let path = directory.join(&file.path[1..]);
-            // Synced, so that no write-back runs during the measurement. The file stays in the
-            // page cache.
+            // Sync the file, so that the kernel does not write it to the disk during the
+            // measurement. The file stays in the page cache.
             File::create(&path)
                 .and_then(|mut created| {
                     created.write_all(&file.bytes)?;
@@ -69,14 +69,15 @@ impl Site {
         self.directory.path().join("files")
     }
 
-    /// Creates a directory next to the files, for files of a contender's own.
+    /// Creates a directory for the private files of the contender `name`, outside the directory to
+    /// serve.
     pub(super) fn scratch(&self, name: &str) -> Result<PathBuf, Error> {
         let path = self.directory.path().join(name);
         fs::create_dir(&path).context(|| format!("cannot create {}", path.display()))?;
         Ok(path)
     }
 
-    /// The file of that size, if there is one.
+    /// Returns the file of the given size, if there is one.
     pub(super) fn file(&self, size: u64) -> Option<&SiteFile> {
         self.files.iter().find(|file| file.size == size)
     }

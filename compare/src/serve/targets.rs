@@ -1,4 +1,4 @@
-//! Targets of this project for serving files, and whether the run meets them.
+//! The performance targets of this project for serving files.
 
 use super::results::{LoadMeasure, ServeResults};
 use crate::targets::{self, Bound, KIB, MIB, RatioTarget};
@@ -28,7 +28,7 @@ const fn cpu(
     }
 }
 
-/// The sizes of a complete run.
+/// The sizes that a complete run has to include.
 pub(super) const SIZES: [u64; 6] = [KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 16 * MIB];
 
 const TARGETS: &[RatioTarget<LoadMeasure>] = &[
@@ -45,10 +45,10 @@ const TARGETS: &[RatioTarget<LoadMeasure>] = &[
     cpu(MIB, "axum", "uncopied", Bound::AtLeast(2.0)),
 ];
 
-/// Bound on the KiB per idle connection of the contender `uncopied`.
+/// The bound on the resident memory of the contender `uncopied`, in KiB per idle connection.
 const IDLE_KIB: Bound = Bound::AtMost(10.0);
 
-/// The section of the report.
+/// Builds the report's section about the targets.
 pub(super) fn section(results: &ServeResults) -> String {
     let mut rows: Vec<Vec<String>> = TARGETS
         .iter()

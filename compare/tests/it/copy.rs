@@ -1,4 +1,4 @@
-//! A complete but short run of `copy`, with every contender.
+//! A short but complete run of `compare copy`, with every contender.
 
 use std::process::Command;
 

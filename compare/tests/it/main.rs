@@ -1,4 +1,4 @@
-//! Complete but short runs of every comparison.
+//! Short but complete runs of every comparison.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,10 +10,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// A congestion control that every user may set.
+/// The options for `reno`, a congestion control that every user may set.
 const RENO: [&str; 2] = ["--congestion", "reno"];
 
-/// `compare COMPARISON` with one round, and with its temporary files in `directory`.
+/// Returns the command `compare COMPARISON`, with one round and with temporary files in
+/// `directory`.
 fn compare(comparison: &str, directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_compare"));
     command
@@ -22,7 +23,7 @@ fn compare(comparison: &str, directory: &Path) -> Command {
     command
 }
 
-/// Like [`compare`], with sender and receiver on a CPU that this process may use.
+/// Like [`compare`], with sender and receiver on the first CPU that this process may run on.
 fn compare_senders(comparison: &str, directory: &Path) -> Command {
     let cpu = first_allowed_cpu();
     let mut command = compare(comparison, directory);
@@ -30,7 +31,7 @@ fn compare_senders(comparison: &str, directory: &Path) -> Command {
     command
 }
 
-/// The first CPU that this process may run on.
+/// Returns the number of the first CPU that this process may run on.
 fn first_allowed_cpu() -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status
@@ -41,22 +42,23 @@ fn first_allowed_cpu() -> String {
     first.to_owned()
 }
 
-/// The page that a successful run has printed.
+/// Asserts that a run has succeeded, and returns the page that it has printed.
 fn printed_page(output: &Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// A value of round 1 in the raw data, if there is one.
+/// Returns a value of round 1 from the raw data, or `None` if the raw data does not have it.
 fn raw_value(raw: &str, contender: &str, size: u64, key: &str) -> Option<f64> {
     let start = format!("1,{contender},{size},{key},");
     let value = raw.lines().find_map(|line| line.strip_prefix(&start))?;
     Some(value.parse().unwrap())
 }
 
-/// Checks what every run must leave: the printed page as README.md in `out`, without temporary
-/// paths, and neither files nor processes that use `directory`. Returns the page and the raw data.
+/// Asserts that a run has succeeded and cleaned up. README.md in `out` must equal the printed page,
+/// which must not contain temporary paths. `directory` must be empty, and no running process may
+/// have it on its command line. Returns the page and the raw data.
 fn check_finished_run(output: &Output, directory: &Path, out: &Path) -> (String, String) {
     let page = printed_page(output);
     let written = fs::read_to_string(out.join("README.md")).unwrap();

@@ -1,4 +1,4 @@
-//! A complete but short run of `memory`, with every contender that this machine supports.
+//! Short but complete runs of `compare memory`, with every contender that this machine supports.
 
 use std::fs;
 use std::path::Path;
@@ -39,7 +39,7 @@ fn a_run_measures_every_contender_and_leaves_nothing_behind() {
                 Some(share) if ["vmsplice", "region"].contains(&contender) => {
                     assert_eq!(share, 0.0, "{contender} {size}");
                 }
-                // The kernel copies on loopback, and reports it.
+                // On loopback the kernel copies all bytes, and reports that it did.
                 Some(share) => assert_eq!(share, 1.0, "{contender} {size}"),
                 None => {
                     let start = format!("- **{contender}**");
@@ -77,7 +77,7 @@ fn iperf3_is_measured_or_visibly_left_out() {
         assert_eq!(copied(3 << 20), None);
     }
     assert_eq!(
-        page_with.contains("takes at most 1 MiB a call"),
+        page_with.contains("sends at most 1 MiB per call"),
         is_installed
     );
 }

@@ -1,5 +1,5 @@
-//! The contenders of this comparison. To add one, write a file that says how it sends, and add it
-//! to [`ALL`].
+//! The contenders of `compare copy`. To add a contender, write a module with a `CONTENDER` that
+//! says how to send the file, and add the `CONTENDER` to [`ALL`].
 
 mod read_write;
 mod sendfile;
@@ -12,8 +12,8 @@ mod uncopied_tokio;
 use super::contender::FileSender;
 use crate::participant;
 
-/// All contenders, in the order in which they are measured and listed. The first peer is the
-/// baseline of all ratios.
+/// All contenders, in the order in which they are measured and listed. The first one that is not
+/// ours is the baseline: the report has the ratio of every other contender to it.
 pub(super) const ALL: &[FileSender] = &[
     uncopied_tokio::CONTENDER,
     tokio_copy::CONTENDER,

@@ -7,7 +7,7 @@ use crate::copy::job::CopyJob;
 use crate::error::{Context, Error};
 use crate::machine;
 
-/// Size of the buffer, as `cp` and `cat` use it.
+/// The size of the buffer: the same as in `cp` and `cat`.
 const BUFFER_BYTES: usize = 128 * 1024;
 
 pub(super) const CONTENDER: FileSender = FileSender {

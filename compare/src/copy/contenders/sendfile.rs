@@ -1,4 +1,4 @@
-//! A plain loop of `sendfile`: the limit for what sends a file without copying it.
+//! A plain loop of `sendfile`. It shows the least that sending a file without a copy can cost.
 
 use rustix::io::Errno;
 
@@ -7,13 +7,14 @@ use crate::copy::job::CopyJob;
 use crate::error::{Context, Error};
 use crate::machine;
 
-/// What one call asks for. Linux sends at most about 2 GiB a call.
+/// The number of bytes that each call asks for. It is less than what Linux sends at most per call,
+/// about 2 GiB.
 const MAX_CALL_BYTES: usize = 1 << 30;
 
 pub(super) const CONTENDER: FileSender = FileSender {
     name: "sendfile",
-    about: "a plain loop of `sendfile` on a blocking socket, as much as possible per call: shows \
-            what our layer costs",
+    about: "a plain loop of `sendfile` on a blocking socket, asking for 1 GiB per call (uncopied \
+            calls `sendfile` too, so its difference from this loop is the cost of our layer)",
     ours: false,
     version: machine::own_version,
     send,

@@ -1,8 +1,9 @@
 //! The standard library's `copy`.
 //!
-//! It uses `sendfile` and `splice` from some kinds of sources. From a file to a socket it does not:
-//! the kernel would send pages that may still change after the call, and `copy` keeps to what
-//! `read` and `write` do. So it reads and writes in pieces of 8 KiB.
+//! For some kinds of sources and destinations, `copy` uses `sendfile` or `splice`, but not from a
+//! file to a socket. With these calls the kernel would send the file's own pages, so that a change
+//! to the file after the call could still change the bytes sent. To rule that out, `copy` calls
+//! `read` and `write` here, with 8 KiB at a time.
 
 use crate::copy::contender::FileSender;
 use crate::copy::job::CopyJob;
@@ -11,8 +12,8 @@ use crate::machine;
 
 pub(super) const CONTENDER: FileSender = FileSender {
     name: "std-copy",
-    about: "`std::io::copy` from `File` to a blocking `TcpStream` (the standard library uses no \
-            `sendfile` from a file to a socket, but reads and writes in pieces of 8 KiB)",
+    about: "`std::io::copy` from `File` to a blocking `TcpStream` (from a file to a socket, the \
+            standard library does not use `sendfile`, but reads and writes 8 KiB at a time)",
     ours: false,
     version: machine::own_version,
     send,

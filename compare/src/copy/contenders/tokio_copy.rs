@@ -1,4 +1,4 @@
-//! tokio's `copy`: how an asynchronous program sends a file today.
+//! tokio's `copy`: how asynchronous programs usually send a file.
 
 use tokio::fs::File;
 
@@ -11,7 +11,7 @@ use crate::runtime;
 pub(super) const CONTENDER: FileSender = FileSender {
     name: "tokio-copy",
     about: "`tokio::io::copy` from `tokio::fs::File` to tokio's `TcpStream`, current-thread \
-            runtime (file reads go to tokio's blocking threads, on the same CPU)",
+            runtime (the file is read on tokio's blocking threads, which share the CPU)",
     ours: false,
     version: || dependency_version("tokio"),
     send,

@@ -1,4 +1,5 @@
-//! This project's sender, forced to copy: what the layer costs over a plain `write`.
+//! This project's sender, forced to copy. The difference from a plain `write` is the cost of our
+//! layer.
 
 use uncopied::Mechanism;
 
@@ -7,7 +8,7 @@ use crate::memory::contender::{MemorySender, SendingProgram};
 
 pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "copy",
-    about: "uncopied's sender by `copy`: what our layer costs over `write`",
+    about: "uncopied's sender with `copy` (the difference from `write` is the cost of our layer)",
     ours: true,
     version: || one_mechanism::version(Mechanism::Copy, BufferKind::Frozen),
     program: SendingProgram::Own(|job| {

@@ -1,5 +1,5 @@
-//! The contenders of this comparison. To add one, write a file that says how it sends, and add it
-//! to [`ALL`].
+//! The contenders of `compare memory`. To add a contender, write a module with a `CONTENDER` that
+//! says how to send, and add the `CONTENDER` to [`ALL`].
 
 mod copy;
 mod iperf3;

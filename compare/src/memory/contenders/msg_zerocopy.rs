@@ -1,4 +1,5 @@
-//! Frozen pages by `MSG_ZEROCOPY`. On loopback the kernel copies them all.
+//! Frozen pages ([`uncopied::arena::Pages`]), sent with `MSG_ZEROCOPY`. On loopback the kernel
+//! copies all of them nevertheless.
 
 use uncopied::Mechanism;
 
@@ -7,7 +8,7 @@ use crate::memory::contender::{MemorySender, SendingProgram};
 
 pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "msg_zerocopy",
-    about: "uncopied's sender by `MSG_ZEROCOPY`, at most 16 MiB in flight",
+    about: "uncopied's sender with `MSG_ZEROCOPY`, at most 16 MiB in flight",
     ours: true,
     version: || one_mechanism::version(Mechanism::MsgZerocopy, BufferKind::Frozen),
     program: SendingProgram::Own(|job| {

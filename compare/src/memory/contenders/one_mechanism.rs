@@ -1,5 +1,5 @@
-//! What this project's contenders share: the same memory sent over and over by one mechanism, with
-//! the default options otherwise.
+//! The code that this project's contenders share. Each of them sends the same memory over and over
+//! with one mechanism. All other options have their defaults.
 
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::error::{Context, Error};
 use crate::machine::dependency_version;
 use crate::memory::job::{MemoryJob, SentBytes};
 
-/// How long the last notifications may take once everything has been sent.
+/// The time limit for the kernel's last notifications to arrive after everything has been sent.
 const NOTIFICATION_LIMIT: Duration = Duration::from_secs(5);
 
 /// The kind of memory that is sent.
@@ -31,8 +31,8 @@ enum Buffer {
     Region(Region),
 }
 
-/// Sends by one mechanism until the job ends, and waits until the kernel has reported for every
-/// byte whether it was copied.
+/// Sends with `mechanism` until the job ends. Then waits until the kernel has reported for all
+/// bytes whether they were copied.
 pub(super) fn send(
     job: &MemoryJob,
     mechanism: Mechanism,
@@ -61,7 +61,8 @@ pub(super) fn send(
     })
 }
 
-/// Notifications may arrive out of order, so that of the last send need not be the last one.
+/// Waits until no bytes are in flight. Waiting for the last send is not enough: notifications may
+/// arrive out of order, so those of earlier sends may arrive after that of the last send.
 fn wait_for_notifications(sender: &Sender<TcpStream>) -> Result<(), Error> {
     let deadline = Instant::now() + NOTIFICATION_LIMIT;
     while sender.in_flight_bytes() > 0 {
@@ -78,7 +79,8 @@ fn wait_for_notifications(sender: &Sender<TcpStream>) -> Result<(), Error> {
     Ok(())
 }
 
-/// What exactly is run. Sends a page to find out whether this machine supports the mechanism.
+/// Returns the version of the library. First sends one page, to find out whether this machine
+/// supports `mechanism`.
 pub(super) fn version(mechanism: Mechanism, kind: BufferKind) -> Result<String, Error> {
     let connect = || {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
@@ -90,14 +92,14 @@ pub(super) fn version(mechanism: Mechanism, kind: BufferKind) -> Result<String, 
     if let Buffer::Region(region) = &buffer {
         region
             .protection()
-            .context(|| "regions cannot be protected on this machine, and are copied".into())?;
+            .context(|| "this machine cannot protect regions, so they would be copied".into())?;
     }
     let sent = sender(stream, mechanism)
         .send(buffer.memory())
         .map_err(|error| send_failed(mechanism, error))?;
     if sent.report().by(mechanism) == 0 {
         return Err(Error::Unavailable(format!(
-            "this machine does not send by {mechanism}: {}",
+            "this machine does not send with {mechanism}: {}",
             sent.report()
         )));
     }
@@ -105,10 +107,10 @@ pub(super) fn version(mechanism: Mechanism, kind: BufferKind) -> Result<String, 
 }
 
 impl Buffer {
-    /// Copies `payload` into new memory of that kind.
+    /// Copies `payload` into new memory of the given kind.
     fn new(payload: &[u8], kind: BufferKind) -> Result<Self, Error> {
-        // Memory that is sent many times is worth a huge page: the kernel looks up and counts one
-        // frame instead of many.
+        // Permanently frozen memory gets huge pages, which pay off because it is sent many times:
+        // in each send, the kernel looks up and counts one huge page instead of many small ones.
         let pages = match kind {
             BufferKind::Region => return Self::region(payload),
             BufferKind::Frozen => PageBuffer::with_capacity(payload.len()),
@@ -129,7 +131,7 @@ impl Buffer {
         writer.copy_from_slice(payload);
         if !region.is_huge() {
             return Err(Error::Unavailable(
-                "the kernel has no huge pages for it: see \
+                "the kernel has no huge pages for the region: see \
                  /sys/kernel/mm/transparent_hugepage/enabled"
                     .into(),
             ));
@@ -137,8 +139,8 @@ impl Buffer {
         Ok(Self::Region(region))
     }
 
-    /// What one send takes. For a region it is a new part each time, as for a program that has
-    /// written to the region since the last send.
+    /// Returns the memory for one send. For a region, each call creates a new part, like a program
+    /// that writes to the region before each send.
     fn memory(&self) -> Memory {
         match self {
             Self::Pages(pages) => pages.into(),
@@ -155,5 +157,5 @@ fn sender(socket: TcpStream, mechanism: Mechanism) -> Sender<TcpStream> {
 }
 
 fn send_failed(mechanism: Mechanism, error: uncopied::Error) -> Error {
-    Error::Unavailable(format!("cannot send by {mechanism}: {error}"))
+    Error::Unavailable(format!("cannot send with {mechanism}: {error}"))
 }

@@ -1,4 +1,5 @@
-//! A region of huge pages by `vmsplice`. It may be overwritten at any time, and is not.
+//! A region of huge pages, sent with `vmsplice`. A program may overwrite a region at any time. This
+//! contender does not.
 
 use uncopied::Mechanism;
 
@@ -7,8 +8,8 @@ use crate::memory::contender::{MemorySender, SendingProgram};
 
 pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "region",
-    about: "uncopied's sender by `vmsplice` of a region of huge pages, which may be overwritten at \
-            any time, and is not",
+    about: "uncopied's sender with `vmsplice` from a region of huge pages (a program may overwrite \
+            a region at any time; this contender does not)",
     ours: true,
     version: || one_mechanism::version(Mechanism::Vmsplice, BufferKind::Region),
     program: SendingProgram::Own(|job| {

@@ -1,4 +1,5 @@
-//! Frozen pages by io_uring's `SEND_ZC`. On loopback the kernel copies them all.
+//! Frozen pages ([`uncopied::arena::Pages`]), sent with io_uring's `SEND_ZC`. On loopback the
+//! kernel copies all of them nevertheless.
 
 use uncopied::Mechanism;
 
@@ -7,7 +8,7 @@ use crate::memory::contender::{MemorySender, SendingProgram};
 
 pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "send_zc",
-    about: "uncopied's sender by io_uring's `SEND_ZC`, at most 16 MiB in flight",
+    about: "uncopied's sender with io_uring's `SEND_ZC`, at most 16 MiB in flight",
     ours: true,
     version: || one_mechanism::version(Mechanism::SendZc, BufferKind::Frozen),
     program: SendingProgram::Own(|job| {

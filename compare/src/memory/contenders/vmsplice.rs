@@ -1,4 +1,4 @@
-//! Permanently frozen pages by `vmsplice`: no copy, not even on loopback.
+//! Permanently frozen pages, sent with `vmsplice`. Nothing is copied, not even on loopback.
 
 use uncopied::Mechanism;
 
@@ -7,7 +7,7 @@ use crate::memory::contender::{MemorySender, SendingProgram};
 
 pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "vmsplice",
-    about: "uncopied's sender by `vmsplice` of permanently frozen pages, in huge pages \
+    about: "uncopied's sender with `vmsplice` from permanently frozen huge pages \
             (`PageBuffer::huge`)",
     ours: true,
     version: || one_mechanism::version(Mechanism::Vmsplice, BufferKind::FrozenPermanently),

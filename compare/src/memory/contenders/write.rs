@@ -1,4 +1,5 @@
-//! A plain loop of `write`: what every program can do, and the baseline of all others.
+//! A plain loop of `write`, which works in every program. It is the baseline: the report has the
+//! ratio of every other contender to it.
 
 use std::io::Write;
 
@@ -9,7 +10,7 @@ use crate::memory::job::{MemoryJob, SentBytes};
 
 pub(super) const CONTENDER: MemorySender = MemorySender {
     name: "write",
-    about: "a plain loop of `write` on a blocking socket, by the standard library",
+    about: "a plain loop of the standard library's `write_all` on a blocking socket",
     ours: false,
     version: || Ok(machine::own_version()),
     program: SendingProgram::Own(send),

@@ -1,4 +1,4 @@
-//! tokio's `write_all`: what an asynchronous program does today.
+//! tokio's `write_all`: how asynchronous programs usually send memory.
 
 use tokio::io::AsyncWriteExt;
 

@@ -1,4 +1,4 @@
-//! iperf3's client: its command line, and what it prints.
+//! Builds the command line of iperf3's client, and parses the client's output.
 
 use std::ffi::OsString;
 
@@ -8,21 +8,21 @@ use crate::error::Error;
 use crate::machine;
 use crate::memory::job::{SenderReport, SenderSetup, SentBytes};
 
-/// iperf3 refuses longer buffers: `MAX_BLOCKSIZE` in its source.
+/// The longest buffer that iperf3 accepts: `MAX_BLOCKSIZE` in its source.
 pub(in crate::memory) const MAX_SIZE_BYTES: u64 = 1 << 20;
 
-/// How the client sends.
+/// The system call that the client sends with.
 #[derive(Clone, Copy)]
 pub(in crate::memory) enum Mode {
-    /// By `write`.
+    /// `write`, from memory.
     Write,
-    /// By `sendfile` of a temporary file.
+    /// `sendfile`, from a temporary file.
     Sendfile,
 }
 
-/// The version of the installed iperf3.
+/// Returns the name and the version of the installed iperf3.
 pub(in crate::memory) fn version() -> Result<String, Error> {
-    // The first line, as in "iperf 3.12 (cJSON 1.7.15)".
+    // The first line looks like "iperf 3.12 (cJSON 1.7.15)".
     machine::first_line_of("iperf3", &["--version"]).ok_or_else(|| {
         Error::Unavailable(
             "iperf3 is not installed: install iperf3 (Debian, Ubuntu and Fedora have it)".into(),
@@ -31,10 +31,12 @@ pub(in crate::memory) fn version() -> Result<String, Error> {
 }
 
 impl Mode {
-    /// The client's command line. Its sending time can only be set in whole seconds.
+    /// Returns the client's command line. Rounds the sending time up, because the client accepts
+    /// only whole seconds.
     pub(in crate::memory) fn command(self, setup: &SenderSetup<'_>) -> Vec<OsString> {
         let seconds = setup.sending_time.as_secs_f64().ceil();
-        // The temporary file of -Z has to be on a real file system.
+        // With -Z, the client sends a temporary file from TMPDIR. The default, /tmp, may be a
+        // tmpfs.
         let mut directory = OsString::from("TMPDIR=");
         directory.push(setup.scratch);
         let mut command = vec![OsString::from("env"), directory];
@@ -60,10 +62,10 @@ impl Mode {
         command
     }
 
-    /// Parses what the client prints at its end.
+    /// Parses the results that the client prints after sending.
     pub(in crate::memory) fn parse_report(self, printed: &str) -> Result<SenderReport, Error> {
         let value: Value = serde_json::from_str(printed)
-            .map_err(|_| Error::WrongResult("what iperf3 printed is not JSON".into()))?;
+            .map_err(|_| Error::WrongResult("iperf3's output is not JSON".into()))?;
         if let Some(error) = failure_in(&value) {
             return Err(error);
         }
@@ -88,7 +90,8 @@ impl Mode {
     }
 }
 
-/// The failure that the client reports. With `--json` it is part of its results.
+/// Returns the failure that the client has reported, if there is one. With `--json`, the client
+/// prints failures as part of its results.
 pub(in crate::memory) fn failure(printed: &str) -> Option<Error> {
     failure_in(&serde_json::from_str(printed).ok()?)
 }
@@ -106,7 +109,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn bytes_and_congestion_control_are_read_from_its_json() {
+    fn bytes_and_congestion_control_are_read_from_the_json() {
         let printed = r#"{"start":{},"intervals":[],"end":{"streams":[{}],
             "sum_sent":{"seconds":1.000252,"bytes":3543531520,"retransmits":0,"sender":true},
             "sum_received":{"bytes":7},"sender_tcp_congestion":"cubic"}}"#;
@@ -119,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn its_errors_are_passed_on_and_missing_values_are_named() {
+    fn errors_of_iperf3_are_passed_on_and_missing_values_are_named() {
         assert!(failure("{}").is_none() && failure("oops").is_none());
         let message = |printed| Mode::Write.parse_report(printed).unwrap_err().to_string();
         let refused = message(r#"{"end":{},"error":"unable to connect"}"#);

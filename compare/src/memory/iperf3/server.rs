@@ -1,9 +1,12 @@
-//! The server side of iperf3's protocol, as far as its client needs it to send to our receiver.
+//! The part of the server side of iperf3's protocol that iperf3's client needs to send to our
+//! receiver.
 //!
-//! The client opens a control connection first, and sends a cookie on it. Then client and server
-//! exchange one-byte states, and messages with their lengths. A second connection with the same
-//! cookie carries the bytes. When the time is over, the client sends that state, they exchange
-//! their results, and the client closes the control connection.
+//! First, the client opens a control connection and sends a cookie on it. On this connection,
+//! client and server then exchange states, which are single bytes, and messages, each of which
+//! follows its length. The client opens a second connection, sends the same cookie, and then sends
+//! the data on it. When the sending time is over, the client sends the state `TEST_END` on the
+//! control connection, client and server exchange their results, and the client closes the control
+//! connection.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,7 +19,7 @@ use crate::loopback::receiver::STALL_LIMIT;
 /// Size of a cookie: 36 letters and digits, and a NUL.
 const COOKIE_BYTES: usize = 37;
 
-/// Limit on a message. Parameters and results take about a kilobyte.
+/// The maximum length of a message. The client's parameters and results take only about a kilobyte.
 const MESSAGE_LIMIT_BYTES: usize = 1024 * 1024;
 
 /// The states of the protocol, each sent as one byte.
@@ -31,13 +34,14 @@ mod state {
     pub(super) const IPERF_DONE: u8 = 16;
 }
 
-/// The control connection of a client that sends.
+/// The control connection to a client that sends.
 #[derive(Debug)]
 pub(in crate::memory) struct Control(TcpStream);
 
 impl Control {
-    /// Talks to a client until it starts to send. Returns the connection that it sends on, with the
-    /// cookie already read, and the control connection.
+    /// Accepts the two connections of a client, and follows the protocol until the client starts to
+    /// send. Returns the connection on which the client sends, after reading the cookie from it,
+    /// and the control connection.
     pub(in crate::memory) fn open(
         mut accept: impl FnMut() -> Result<TcpStream, Error>,
     ) -> Result<(TcpStream, Self), Error> {
@@ -48,7 +52,7 @@ impl Control {
         let mut control = Self(control);
         let cookie = read_cookie(&mut control.0)?;
         control.send_state(state::PARAM_EXCHANGE)?;
-        // The parameters are those of the client's command line.
+        // Ignore the parameters: they are those of the client's command line.
         control.read_message()?;
         control.send_state(state::CREATE_STREAMS)?;
         let mut stream = accept()?;
@@ -62,12 +66,13 @@ impl Control {
         Ok((stream, control))
     }
 
-    /// The connection, to wait on.
+    /// The connection, for waiting until it is readable.
     pub(in crate::memory) fn stream(&self) -> &TcpStream {
         &self.0
     }
 
-    /// Reads a state from the client and responds to it. Returns false once the client is done.
+    /// Reads a state from the client and responds to it. Returns false if the state says that the
+    /// client is done.
     pub(in crate::memory) fn respond(&mut self, received_bytes: u64) -> Result<bool, Error> {
         let mut state = [0];
         self.read(&mut state)?;
@@ -81,12 +86,13 @@ impl Control {
             }
             state::IPERF_DONE => Ok(false),
             other => Err(Error::WrongResult(format!(
-                "iperf3 sent the state {other}, which does not follow here"
+                "iperf3 sent the unexpected state {other}"
             ))),
         }
     }
 
-    /// Sends the fields that the client requires. It only prints them.
+    /// Sends the server's results, with all fields that the client requires. The client does
+    /// nothing but print them.
     fn send_results(&mut self, received_bytes: u64) -> Result<(), Error> {
         let results = json!({
             "cpu_util_total": 0, "cpu_util_user": 0, "cpu_util_system": 0,
@@ -111,7 +117,7 @@ impl Control {
         written.context(|| "cannot write to iperf3".into())
     }
 
-    /// Reads a message, which follows its length.
+    /// Reads the length of a message, and then the message.
     fn read_message(&mut self) -> Result<Vec<u8>, Error> {
         let mut length = [0; 4];
         self.read(&mut length)?;
@@ -148,8 +154,9 @@ mod tests {
 
     const COOKIE: [u8; COOKIE_BYTES] = [b'c'; COOKIE_BYTES];
 
-    /// A client that sends a cookie, its parameters, the second cookie and `after`. Returns what it
-    /// receives on its control connection.
+    /// Acts as a client. Sends a cookie and parameters on the control connection, then the cookie
+    /// `second` and some data on the second connection, then `after` on the control connection.
+    /// Returns everything that the server has sent on the control connection.
     fn client(address: std::net::SocketAddr, second: [u8; COOKIE_BYTES], after: &[u8]) -> Vec<u8> {
         let mut control = TcpStream::connect(address).unwrap();
         control.write_all(&COOKIE).unwrap();
@@ -160,7 +167,7 @@ mod tests {
         drop(stream);
         control.write_all(after).unwrap();
         let mut received = Vec::new();
-        // A server that gives up resets the connection.
+        // If the server gives up, it resets the connection, and this read fails.
         let _ = control.read_to_end(&mut received);
         received
     }

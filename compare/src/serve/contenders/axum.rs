@@ -1,4 +1,4 @@
-//! axum with tower-http's `ServeDir`: what a Rust user has today.
+//! axum with tower-http's `ServeDir`: how Rust programs usually serve files.
 
 use axum::Router;
 use axum::serve::ListenerExt;
@@ -13,7 +13,7 @@ use crate::serve::contender::{FileServer, Launch, ServerFlags, ServerSetup, own_
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "axum",
     about: "axum and tower-http's `ServeDir` on tokio's own listener, current-thread runtime \
-            (its file reads go to tokio's blocking threads, on the same core)",
+            (files are read on tokio's blocking threads, which share the CPU)",
     ours: false,
     prepare,
 };
@@ -27,7 +27,7 @@ fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
     })
 }
 
-/// The hidden subcommand `axum-server`.
+/// Runs the hidden subcommand `axum-server`.
 pub(crate) fn serve(flags: &ServerFlags) -> Result<(), Error> {
     runtime::current_thread()?.block_on(async {
         let listener = TcpListener::bind(flags.listen)

@@ -1,5 +1,5 @@
-//! The same axum app as `axum`, with this project's listener and file service: what changes for a
-//! Rust user.
+//! The same axum app as the contender `axum`, but with this project's listener and file service.
+//! The difference from `axum` is what a Rust program gains from them.
 
 use axum::Router;
 use uncopied_http::{Listener, ServeFiles};
@@ -26,7 +26,7 @@ fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
     })
 }
 
-/// The hidden subcommand `axum-uncopied-server`.
+/// Runs the hidden subcommand `axum-uncopied-server`.
 pub(crate) fn serve(flags: &ServerFlags) -> Result<(), Error> {
     runtime::current_thread()?.block_on(async {
         let listener = Listener::bind(flags.listen)

@@ -1,5 +1,5 @@
-//! The contenders of this comparison. To add one, write a file that says how to start it, and add
-//! it to [`ALL`].
+//! The contenders of `compare serve`. To add a contender, write a module with a `CONTENDER` that
+//! says how to start the server, and add the `CONTENDER` to [`ALL`].
 
 pub(crate) mod axum;
 pub(crate) mod axum_uncopied;

@@ -1,4 +1,4 @@
-//! nginx with its best settings for static files.
+//! nginx, with the settings that are best for static files.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,7 +10,7 @@ use crate::serve::contender::{FileServer, Launch, ServerSetup};
 
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "nginx",
-    about: "nginx, one worker, the settings that are best for static files",
+    about: "nginx with one worker and the settings that are best for static files",
     ours: false,
     prepare,
 };
@@ -43,7 +43,8 @@ fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
     })
 }
 
-/// Searches PATH, and the directories of distributions that are not in every user's PATH.
+/// Searches `PATH`, and then the directories where nginx is usually installed, which are not in
+/// every user's `PATH`.
 fn find() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -52,11 +53,13 @@ fn find() -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// The configuration. What costs time per request is off, what saves time is on.
+/// Returns the configuration. It turns off what costs time per request, and turns on what saves
+/// time.
 ///
-/// Without a master process the only process is the worker, with the same event loop, and its CPU
-/// time and memory are all there is to count. `multi_accept` and the backlog only matter while
-/// connections are opened. `keepalive_*` are practically unlimited, as they are for the others.
+/// nginx runs without a master process. Its only process uses the same event loop as a worker, and
+/// all of nginx's CPU time and memory belong to that process. `multi_accept` and the backlog matter
+/// only while connections are being opened. The limits `keepalive_*` are so high that no run
+/// reaches them, as no run reaches such a limit of another contender.
 fn configuration(setup: &ServerSetup<'_>) -> String {
     let files = quoted(setup.files);
     let scratch = |name: &str| quoted(&setup.scratch.join(name));
@@ -98,7 +101,7 @@ http {{
     )
 }
 
-/// A path as one word of nginx's configuration.
+/// Quotes a path so that nginx's configuration reads it as a single word.
 fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))

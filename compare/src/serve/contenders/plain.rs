@@ -1,8 +1,10 @@
-//! The plainest sendfile loop: the limit that a server with real HTTP can come close to.
+//! A minimal server that sends files with `sendfile`. It shows the least that serving a file can
+//! cost, which a server that implements HTTP can come close to.
 //!
-//! All files are opened and all heads are built at the start. A request is the bytes up to an empty
-//! line, and only its path is used. The response is the head with `MSG_MORE`, then sendfile until
-//! the file is sent. There is one thread, with edge-triggered epoll.
+//! All files are opened, and all response heads are built, at the start. A request is the bytes up
+//! to an empty line, and the server uses only the path in it. The server responds by sending the
+//! head with `MSG_MORE`, and then calls `sendfile` until the whole file is sent. It has one thread,
+//! with edge-triggered epoll.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -22,29 +24,33 @@ use crate::serve::response::EMPTY_LINE;
 
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "plain",
-    about: "the plainest sendfile loop (epoll, prepared heads, `send(MSG_MORE)` then `sendfile`, \
-            no HTTP parsing): the limit for sendfile, not a server to use",
+    about: "a minimal sendfile loop (epoll, prepared heads, `send(MSG_MORE)` then `sendfile`, no \
+            HTTP parsing), which shows the least that serving with sendfile can cost and is not \
+            meant to be used",
     ours: false,
     prepare,
 };
 
-/// The event data of the listener. That of a connection is the number of its descriptor.
+/// The event data of the listener in epoll. The event data of a connection is its descriptor
+/// number.
 const LISTENER_EVENT: u64 = u64::MAX;
 
-/// Limit on a request. Those of our load generator are shorter.
+/// The maximum length of a request. The requests of our load generator are shorter.
 const REQUEST_LIMIT_BYTES: usize = 8 * 1024;
 
-/// Time limit of a wait for events while connections have yielded.
+/// The time limit of a wait for events if there are connections that have yielded: these must get
+/// their next turn without waiting.
 const NO_WAIT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
 };
 
-/// How much one connection may send before the others have their turn.
+/// The maximum number of body bytes that a connection may send before the other connections have
+/// their turn.
 ///
-/// A connection that sends for as long as its peer receives wakes the peer for every small piece.
-/// If the connections take turns of at most this size, each peer finds more bytes at a time. On
-/// loopback this saves about a tenth of the server's CPU at 16 MiB.
+/// Without such a limit, a connection keeps sending for as long as its client keeps receiving, and
+/// the client is woken for every small piece. With turns, a client finds more bytes each time it is
+/// woken. On loopback this saves about a tenth of the server's CPU time for a file of 16 MiB.
 const MAX_TURN_BYTES: u64 = 2 * 1024 * 1024;
 
 fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
@@ -55,7 +61,7 @@ fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
     })
 }
 
-/// The hidden subcommand `plain-server`.
+/// Runs the hidden subcommand `plain-server`.
 pub(crate) fn serve(flags: &ServerFlags) -> Result<(), Error> {
     let responses = open_all(flags)?;
     let listener = TcpListener::bind(flags.listen)
@@ -81,14 +87,14 @@ pub(crate) fn serve(flags: &ServerFlags) -> Result<(), Error> {
     .run()
 }
 
-/// A file and the head that is sent before it.
+/// A file, and the response head that is sent before the file.
 struct PreparedResponse {
     head: Vec<u8>,
     file: File,
     length: u64,
 }
 
-/// Opens every regular file of the directory. The key is the path that requests it.
+/// Opens every regular file in the directory. The keys of the map are the paths in the requests.
 fn open_all(flags: &ServerFlags) -> Result<HashMap<Vec<u8>, PreparedResponse>, Error> {
     let directory = &flags.dir;
     let entries =
@@ -123,7 +129,7 @@ fn open_all(flags: &ServerFlags) -> Result<HashMap<Vec<u8>, PreparedResponse>, E
     Ok(responses)
 }
 
-/// A connection, and how much of its response has been sent.
+/// A connection, and how much of its current response has been sent.
 struct PlainConnection {
     stream: TcpStream,
     path: Vec<u8>,
@@ -138,9 +144,10 @@ struct PlainConnection {
 enum NextAction {
     /// Continue when the socket is ready again.
     Wait,
-    /// Continue after the others have had their turn. The socket is still ready.
+    /// Continue after the other connections have had their turn, without waiting for an event: the
+    /// socket may still be ready, and edge-triggered epoll would not report that again.
     Yield,
-    /// Close it.
+    /// Close the connection.
     Close,
 }
 
@@ -217,7 +224,7 @@ impl EventLoop {
         }
     }
 
-    /// Whether the connection waits for its next turn anyway.
+    /// Whether the connection has yielded, and so will get its next turn even without an event.
     fn has_yielded(&self, slot: usize) -> bool {
         let connection = self.connections.get(slot).and_then(Option::as_ref);
         connection.is_some_and(|connection| connection.has_yielded)
@@ -265,7 +272,8 @@ impl PlainConnection {
             return NextAction::Close;
         };
         match self.send(response) {
-            // The next request cannot be there yet: our client waits for the end of this response.
+            // The next request will be reported as an event. It cannot have arrived yet, because
+            // our load generator sends it only after it has received this response.
             Ok(SendEnd::Response) => {
                 self.is_responding = false;
                 NextAction::Wait
@@ -287,7 +295,7 @@ impl PlainConnection {
             let left = (turn_end - self.body_sent) as usize;
             let offset = Some(&mut self.body_sent);
             if rustix::fs::sendfile(&self.stream, &response.file, offset, left)? == 0 {
-                // The file has become shorter. The response cannot be completed.
+                // The file has become shorter, so the response cannot be completed.
                 return Err(Errno::IO);
             }
         }
@@ -299,7 +307,9 @@ impl PlainConnection {
     }
 }
 
-/// The path of a request that has arrived complete and alone, as our load generator sends them.
+/// Returns the path of a request, without its query. Returns `None` unless `request` ends with an
+/// empty line: a request must arrive as a whole and without further requests, which is the case
+/// with our load generator.
 fn path_of(request: &[u8]) -> Option<&[u8]> {
     if !request.ends_with(EMPTY_LINE) {
         return None;

@@ -1,4 +1,4 @@
-//! `uncopied serve`, which all others are compared with.
+//! `uncopied serve`, the file server of this project.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,14 +9,14 @@ use crate::{machine, process};
 
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "uncopied",
-    about: "`uncopied serve` of this commit, one thread",
+    about: "`uncopied serve`, built from this commit, with one thread",
     ours: true,
     prepare,
 };
 
 fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
     let own = process::own_program()?;
-    // This program is target/<profile>/compare. The server is built into the same target directory.
+    // This program is target/<profile>/compare. Build the server into the same target directory.
     let target = own
         .parent()
         .and_then(Path::parent)
