@@ -13,8 +13,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("listening on {}", listener.local_addr()?);
     let mut buffer = PageBuffer::zeroed(8 << 20)?;
     buffer.fill(b'u');
-    // The pages are never written to again, so the kernel need not copy them, even for clients on
-    // this machine.
+    // `freeze_permanently` promises that the pages are never written to again. So no copy is
+    // needed, not even for clients on this machine, which keep reading the pages after they have
+    // acknowledged the bytes.
     let pages = buffer.freeze_permanently();
     loop {
         let (socket, peer) = listener.accept().await?;

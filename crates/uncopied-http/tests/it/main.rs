@@ -1,4 +1,5 @@
-//! Tests of the public API of `uncopied-http`. This list is the table of contents.
+//! Tests of the public API of `uncopied-http`: `delivery*` test how bodies reach the client,
+//! `serve_files*` test what the file service responds.
 
 #![allow(clippy::unwrap_used)]
 

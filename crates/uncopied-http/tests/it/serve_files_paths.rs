@@ -1,4 +1,4 @@
-//! Which paths a request may reach.
+//! The paths that a request may reach, and those that it must not reach.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
@@ -111,7 +111,7 @@ async fn links_are_followed_within_the_root_only() {
 }
 
 #[tokio::test]
-async fn the_cache_does_not_follow_a_link_that_is_replaced_by_one_out_of_the_root() {
+async fn the_cache_does_not_follow_a_link_that_is_replaced_by_a_link_out_of_the_root() {
     let site = site();
     let service = site.serve();
     site.wait_until_stable("dir/inside.txt");
@@ -162,7 +162,8 @@ async fn a_file_that_may_not_be_read_is_forbidden() {
     let site = site();
     let path = site.path("dir/inside.txt");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
-    // A user who may read it regardless, such as root, gets it: the kernel makes the check.
+    // The kernel checks the permissions. So if this test runs as a user who may read the file
+    // regardless, such as root, the file is served.
     let expected = if std::fs::File::open(&path).is_ok() {
         200
     } else {

@@ -1,12 +1,12 @@
 //! Buffers that are overwritten as soon as their completions allow it.
 //!
-//! Each send has a pattern that depends on its number. As soon as the library gives a buffer back,
-//! it is overwritten, and then filled again for another send. The receiver, which is on the same
-//! machine and slower than the sender, checks every byte: one that was overwritten too early
-//! belongs to another pattern.
+//! The bytes of each send follow a pattern that depends on the number of the send. As soon as the
+//! completion of a send allows it, the test overwrites the buffer, and then fills it again for
+//! another send. The receiver is on the same machine and slower than the sender. It checks every
+//! byte, and so detects a buffer that was overwritten too early: the bytes follow another pattern.
 //!
-//! The test must fail if `gift` is removed from the `vmsplice` mechanism, or if a send by
-//! `MSG_ZEROCOPY` is completed before its notification.
+//! The test fails if the `vmsplice` mechanism does not call `gift`, or if a send with
+//! `MSG_ZEROCOPY` is completed before the kernel's notification.
 
 use std::fs::File;
 use std::io::Read;
@@ -23,15 +23,15 @@ use crate::harness::{
 
 const DEFAULT_SOAK_TIME: Duration = Duration::from_secs(5);
 
-/// A connection, and how the test uses it.
+/// The settings of one connection of the test.
 #[derive(Clone, Copy)]
 struct Traffic {
     family: Family,
     /// `SO_SNDBUF` and `SO_RCVBUF`, in bytes; `None` leaves both to the kernel.
     socket_buffer_bytes: Option<usize>,
-    /// The upper limit on the size of a send.
+    /// The upper limit on the size of a send, in bytes.
     max_send_bytes: usize,
-    /// On average, the receiver sleeps before one of this number of sends.
+    /// The average number of sends that the receiver reads between two pauses.
     sends_per_sleep: u64,
     seed: u64,
 }
@@ -74,7 +74,8 @@ const TRAFFIC: [Traffic; 5] = [
     },
 ];
 
-/// The number of buffers of a connection: fewer than its sockets have room for.
+/// The maximum number of buffers of a connection. The sockets have room for more bytes than these
+/// buffers hold, so a buffer may have to be reused before the peer has read its bytes.
 const MAX_BUFFERS: usize = 6;
 
 #[test]
@@ -112,20 +113,21 @@ struct TrafficCount {
 }
 
 impl Traffic {
-    /// The size of the send with this number in bytes: often small, sometimes large.
+    /// The size of the send with this number, in bytes: often small, sometimes large.
     fn send_bytes(&self, number: u64) -> usize {
         let bits = mix(self.seed << 32 | number);
         let max = self.max_send_bytes >> (bits % 8);
         1 + (bits >> 8) as usize % max
     }
 
-    /// The key of the pattern of the send with this number.
+    /// The key of the pattern for the send with this number.
     fn key(&self, number: u64) -> u64 {
         mix(self.seed << 48 | number)
     }
 
     fn send(&self, socket: OwnedFd, end: Instant) -> TrafficCount {
-        // One sender for each mechanism, all on the same socket. They take turns.
+        // One sender for each mechanism, all of them on the same socket. Each send picks one of
+        // them.
         let mut senders: Vec<Sender<OwnedFd>> = memory_mechanisms(self.family)
             .iter()
             .map(|&mechanism| {
@@ -141,7 +143,7 @@ impl Traffic {
         while Instant::now() < end {
             let bits = mix(self.key(count.sends));
             let len = self.send_bytes(count.sends);
-            // Half of the sends do not begin at the start of a page.
+            // About half of the sends start in the middle of a page.
             let start = if bits & 1 == 0 {
                 0
             } else {
@@ -198,7 +200,7 @@ impl Traffic {
         let first = pairs().position(|pair| wrong(&pair));
         let count = pairs().filter(wrong).count();
         panic!(
-            "send {number} of traffic {}: {count} of {} bytes are wrong, from {first:?} on",
+            "send {number} of traffic {}: {count} of {} bytes are wrong, the first at {first:?}",
             self.seed,
             received.len()
         );
@@ -208,16 +210,18 @@ impl Traffic {
 /// The buffers of a connection.
 #[derive(Default)]
 struct Buffers {
+    /// Buffers that have been overwritten after their send completed.
     free: Vec<PageBuffer>,
     in_flight: Vec<(Pages, Completion)>,
 }
 
 impl Buffers {
-    /// Overwrites every buffer that is no longer in flight, and returns one of them.
+    /// Overwrites every buffer that is no longer in flight, and returns a free or new one. If too
+    /// many buffers are in flight, waits for one of them first.
     fn take(&mut self) -> PageBuffer {
         self.overwrite_completed();
         while self.free.is_empty() && self.in_flight.len() >= MAX_BUFFERS {
-            // The peer is slow. The oldest send completes first.
+            // The peer is slow. Wait for the oldest send, because it is likely to complete first.
             self.in_flight[0].1.wait(Some(HANG_TIMEOUT)).unwrap();
             self.overwrite_completed();
         }
@@ -233,7 +237,9 @@ impl Buffers {
             }
             let len = pages.len();
             let mut buffer = pages.try_into_buffer().unwrap_or_else(|pages| {
-                // Gifted. The next buffer of this size is likely to get the same addresses.
+                // The pages were gifted to the kernel, so they must not be written to again.
+                // Overwrite a new buffer instead. It is likely to have the same addresses, but must
+                // not have the same page frames.
                 drop(pages);
                 PageBuffer::with_capacity(len).unwrap()
             });
@@ -244,7 +250,8 @@ impl Buffers {
     }
 }
 
-/// A number that looks random but depends only on `number`: the last step of splitmix64.
+/// Returns a pseudo-random number that depends only on `number` (the final mixing step of the
+/// splitmix64 generator).
 fn mix(number: u64) -> u64 {
     let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
