@@ -323,7 +323,8 @@ fn the_descriptor_limit_is_raised() {
 fn accepting_pauses_and_resumes_when_descriptors_run_out() {
     let site = site();
     let mut command = clean(Command::new("sh"));
-    // 24 descriptors are fewer than the event loops, the listener and 16 connections need.
+    // Allow only 24 descriptors, which are too few for the event loops, the listener and 16
+    // connections.
     command.args(["-c", "ulimit -n 24; exec \"$0\" \"$@\"", PROGRAM, "serve"]);
     command
         .arg(site.path())

@@ -4,12 +4,13 @@
 //! large file is a single frame that refers to the mapped file. So a log line waits here until the
 //! socket has accepted the last byte of its response.
 //!
-//! A connection sends one stream of bytes, response after response. In each write, hyper offers all
-//! bytes of that stream that it holds, which are those that the socket has not yet accepted. The
-//! end of the stream so far is therefore the number of bytes accepted before the write plus the
-//! number of bytes offered. Of the responses in the offered bytes, only the last can have a body,
-//! because hyper encodes the next head only once no body is pending. That body thus begins at the
-//! end of the stream minus the number of bytes that the body has yielded.
+//! On each connection, hyper sends one stream of bytes: one response after another. Every write
+//! offers the socket all bytes that hyper holds, which are those that the socket has not yet
+//! accepted. In the stream, the position at which the offered bytes end is therefore the number of
+//! bytes accepted before the write plus the number of bytes offered. Only the last response in the
+//! offered bytes can have a body, because hyper encodes the next head only after the current body
+//! has ended. So the offered bytes end with that body, and the body begins at the end of the
+//! offered bytes minus the number of bytes that the body has yielded so far.
 
 use std::collections::VecDeque;
 use std::io;
@@ -112,8 +113,8 @@ impl DeliveryTracker {
         }
     }
 
-    /// Records the outcome of a write in which hyper offered `offered` bytes, which is everything
-    /// that it held. Logs the responses that are now complete.
+    /// Records the outcome of a write, and logs the responses that are now complete. `offered` is
+    /// the number of bytes that hyper offered, which is everything that it held.
     pub(super) fn note_write(&self, offered: usize, outcome: &Poll<io::Result<usize>>) {
         let taken = match outcome {
             Poll::Ready(Ok(taken)) => *taken,
@@ -157,9 +158,9 @@ impl OutgoingBytes {
             if response.body_position.is_some() {
                 break;
             }
-            // Responses before the last one have no body. The exact end of their heads is unknown,
-            // so they count as complete once the socket has accepted everything before the body of
-            // the last response.
+            // Give the earlier responses the same position. They have no body, and the exact end of
+            // their heads is unknown, so they count as complete once the socket has accepted
+            // everything before the last response's body.
             response.body_position = Some(self.end.saturating_sub(last));
         }
         self.taken += taken;

@@ -58,7 +58,7 @@ impl LogRecord {
     fn text(&self, out: &mut Vec<u8>) {
         let time = CalendarTime::of(self.at);
         let month = MONTHS[usize::from(time.month - 1)];
-        // The combined format has addresses without ports.
+        // Omit the port, because addresses in the combined format have none.
         match &self.client {
             Address::Tcp(address) => put(out, format_args!("{}", address.ip())),
             client => put(out, format_args!("{client}")),
@@ -186,9 +186,9 @@ impl CalendarTime {
     fn of(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-        // Counts in years that begin on 1 March, so that a leap day is the last day of its year.
-        // There are 719,468 days between 0000-03-01 and 1970-01-01. An era is 400 years, or 146,097
-        // days.
+        // Count in years that begin on 1 March, so that a leap day is the last day of its year.
+        // There are 719,468 days between 0000-03-01 and 1970-01-01. An era is 400 years, which have
+        // 146,097 days.
         let shifted = days + 719_468;
         let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
         let year_of_era =

@@ -20,12 +20,12 @@
 //! free. With a slow but healthy peer, that may take minutes. On TCP, the kernel therefore enforces
 //! the send deadline (`TCP_USER_TIMEOUT`), counted from the last byte that the peer acknowledged,
 //! or from the moment when the peer closed its window. A Unix socket accepts more bytes as soon as
-//! the peer reads some. There, the control thread enforces the deadline, counted from the last byte
-//! that the socket accepted.
+//! the peer reads some. For Unix sockets, the control thread therefore enforces the deadline,
+//! counted from the last byte that the socket accepted.
 //!
 //! *Abort* drops the connection. *Drain* closes it once no request is in progress: immediately if
-//! it is idle, otherwise after the current response. An idle connection that has not closed by the
-//! next sweep after it was told to drain is aborted.
+//! it is idle, otherwise after the current response. If an idle connection is told to drain and is
+//! still open at the next sweep, it is aborted.
 //!
 //! [`Activity`]: uncopied_http::Activity
 
@@ -45,7 +45,8 @@ pub(crate) struct Deadlines {
     pub(crate) send: Option<Duration>,
     /// The maximum idle time between two requests.
     pub(crate) idle: Option<Duration>,
-    /// The maximum time from the accept to the last request.
+    /// The maximum age of a connection, counted from the accept. An older connection is closed
+    /// after its current request.
     pub(crate) age: Option<Duration>,
     /// The time from the signal to stop until the remaining connections are aborted.
     pub(crate) grace: Duration,
@@ -109,8 +110,8 @@ impl Deadlines {
             Phase::Idle => {
                 is_past(time_in_phase, self.idle) && connection.command == ConnectionCommand::Drain
             }
-            // Once the whole head has arrived, the connection waits for the server, not for the
-            // peer.
+            // Apply the deadline only to an incomplete head. Once the whole head has arrived, the
+            // connection waits for the server, not for the peer.
             Phase::Head => connection.is_reading_head && is_past(time_in_phase, self.head),
             Phase::Sending => !connection.is_tcp && is_past(time_in_phase, self.send),
             Phase::Active => false,

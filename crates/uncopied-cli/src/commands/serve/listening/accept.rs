@@ -26,8 +26,8 @@ type PendingAccept = Pin<Box<dyn Future<Output = (Listener, AcceptResult)> + Sen
 /// Accepts connections for one event loop, with one pending accept per listener.
 pub(crate) struct Acceptor {
     pending: Vec<PendingAccept>,
-    /// The index of the listener to poll first. After each accept, the next listener becomes the
-    /// first, so that a busy listener does not starve the others.
+    /// The index of the listener to poll first. After an accept, this is the listener after the one
+    /// that accepted, so that a busy listener does not starve the others.
     first: usize,
 }
 
@@ -59,9 +59,9 @@ impl Acceptor {
     /// `permits`, which must be returned when the connection ends. While all permits are taken,
     /// further connections wait in the kernel's queue.
     ///
-    /// The permit is acquired before the accept, and the accept waits for all listeners at once. So
-    /// a connection never has to wait for a permit that is held for another listener on which no
-    /// connection arrives.
+    /// Acquires a permit first, and then waits for a connection on all listeners at once. If each
+    /// listener waited with a permit of its own, an idle listener could hold the permit that a
+    /// connection on another listener needs.
     pub(crate) async fn accept_all(
         mut self,
         permits: &Semaphore,

@@ -47,7 +47,7 @@ struct ExitReporter {
 }
 
 impl ExitReporter {
-    /// Reports a clean exit. Takes `self` by value, so that the thread's closure owns the whole
+    /// Reports a clean exit. Takes `self` by value, so that the thread's closure captures the whole
     /// reporter, and drops it even if the worker panics.
     fn report_clean(mut self) {
         self.exit = WorkerExit::Clean;
@@ -56,7 +56,7 @@ impl ExitReporter {
 
 impl Drop for ExitReporter {
     fn drop(&mut self) {
-        // The receiver is gone only if the process is about to exit.
+        // Ignore an error: the receiver is gone only if the process is about to exit.
         let _ = self.sender.send(self.exit);
     }
 }
