@@ -1,5 +1,5 @@
-//! Describes the machine and the tools for the report. Also changes the only setting of the machine
-//! that a run changes: the default congestion control, which only `serve` changes.
+//! Describes the machine and the tools for the report. Also sets the machine's default congestion
+//! control for `serve`. No run changes any other setting of the machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,8 +24,8 @@ pub(crate) struct CongestionSetting {
 }
 
 impl CongestionSetting {
-    /// Makes the algorithm `wanted` the default. If that fails, for example for lack of permission,
-    /// prints a warning and keeps the present default. The comparison is fair either way, because
+    /// Makes `wanted` the default algorithm. If that fails, for example for lack of permission,
+    /// prints a warning and keeps the current default. The comparison is fair either way, because
     /// all contenders use the same algorithm.
     pub(crate) fn set(wanted: &str) -> Result<Self, Error> {
         let previous = read_congestion()?;

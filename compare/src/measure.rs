@@ -76,17 +76,17 @@ impl Usage {
         self.machine_busy_seconds / self.gigabytes()
     }
 
-    /// CPU time of the contender's process, as a share of one CPU.
+    /// CPU time of the contender's process, as a fraction of one CPU.
     pub(crate) fn process_share(&self) -> f64 {
         self.process_cpu_seconds / self.seconds
     }
 
-    /// CPU time of the thread that took the snapshots, as a share of one CPU.
+    /// CPU time of the thread that took the snapshots, as a fraction of one CPU.
     pub(crate) fn own_share(&self) -> f64 {
         self.own_cpu_seconds / self.seconds
     }
 
-    /// CPU time of everything else (other programs and kernel threads), as a share of one CPU.
+    /// CPU time of everything else (other programs and kernel threads), as a fraction of one CPU.
     pub(crate) fn other_share(&self) -> f64 {
         self.other_cpu_seconds() / self.seconds
     }
@@ -137,8 +137,9 @@ fn clock_seconds(clock: ClockId) -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// Returns the resident memory of a process in bytes. The kernel counts the pages when
-/// `smaps_rollup` is read. The figures in `/proc/PID/status` cost less, but may lag behind.
+/// Returns the resident memory of a process in bytes. Reads `smaps_rollup`, for which the kernel
+/// counts the pages on each read. The figures in `/proc/PID/status` are cheaper to read, but may be
+/// out of date.
 pub(crate) fn resident_bytes(pid: u32) -> Result<u64, Error> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = read(&path)?;

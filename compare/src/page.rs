@@ -78,8 +78,8 @@ pub(crate) fn warn_of_debug_build() {
     }
 }
 
-/// Builds the beginning of the page, which tells how the run was made: the command, the method in
-/// words, the machine, and the congestion control.
+/// Builds the beginning of the page, which describes how the run was made: the command, the method
+/// in words, the machine, and the congestion control.
 pub(crate) fn head(
     title: &str,
     method: &str,
@@ -212,7 +212,7 @@ impl RawData {
         values: impl IntoIterator<Item = (&'static str, f64)>,
     ) {
         for (key, value) in values {
-            // Writing to a String does not fail.
+            // Ignore the result, because writing to a `String` never fails.
             let _ = writeln!(self.0, "{round},{contender},{size},{key},{value}");
         }
     }

@@ -1,4 +1,4 @@
-//! What the contenders of every comparison have in common: names, selection and exclusion.
+//! The code that the contenders of all comparisons share: names, selection and exclusion.
 
 use crate::error::Error;
 
@@ -51,7 +51,7 @@ impl Exclusion {
         Self::Unavailable(error.to_string())
     }
 
-    /// Returns the exclusion of a contender that failed while it was measured, and prints the
+    /// Returns the exclusion of a contender that failed while being measured, and prints the
     /// reason. `at` is the size at which it failed.
     pub(crate) fn failed(name: &str, at: &str, error: &Error) -> Self {
         eprintln!("compare: {name} failed at {at}, continuing without it: {error}");
@@ -72,7 +72,7 @@ impl Exclusion {
     }
 }
 
-/// Returns an error if a contender failed while it was measured.
+/// Returns an error if a contender failed while being measured.
 ///
 /// A contender that could not be started is not an error: the report says that it was left out, and
 /// why.

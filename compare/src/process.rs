@@ -89,8 +89,8 @@ pub(crate) fn allow_descriptors(needed: u64) -> Result<(), Error> {
 }
 
 /// Runs the hidden subcommand `pinned`: pins this process to `cpu`, and replaces it with `command`
-/// by exec. A child has to pin itself, after the fork and before the exec. A subcommand can do that
-/// without an unsafe `pre_exec` hook.
+/// with exec. A child has to pin itself after the fork and before the exec. This is done in a
+/// subcommand, because it would otherwise need an unsafe `pre_exec` hook.
 ///
 /// Before the exec, asks the kernel to kill this process when its parent dies (the parent-death
 /// signal). The exec does not reset this, so no contender keeps running even if `compare` is
@@ -161,7 +161,7 @@ impl PinnedChild {
         }
     }
 
-    /// Closes the process's standard input. Senders that are part of this program wait for this:
+    /// Closes the process's standard input. Senders that are built into this program wait for this:
     /// those of `copy` then start to send, and those of `memory` then stop.
     pub(crate) fn close_input(&mut self) {
         self.child.stdin = None;

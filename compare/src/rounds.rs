@@ -129,7 +129,7 @@ const CONTENDER_IDLE_SHARE: f64 = 0.90;
 /// the two sides of the connection.
 const DISTURBED_SHARE: f64 = 0.10;
 
-/// The CPU time that each party used during a measurement, as a share of one CPU.
+/// The CPU time that each party used during a measurement, as a fraction of one CPU.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CpuShares {
     /// The contender's process.

@@ -1,5 +1,5 @@
-//! Makes transfers. For each transfer, starts the process of a contender, and receives the file
-//! that the process sends.
+//! Makes transfers. For each transfer, starts a contender's process, and receives the file that the
+//! process sends.
 
 use std::time::Instant;
 

@@ -70,8 +70,8 @@ pub(super) fn measure(
     })
 }
 
-/// Returns an error unless the connection is still open and has nothing to read. Otherwise a server
-/// that closes idle connections early would seem to need little memory for them.
+/// Returns an error unless the connection is still open and has nothing to read. Without this
+/// check, a server that closes idle connections early would seem to need little memory for them.
 fn check_still_open(stream: &std::net::TcpStream) -> Result<(), Error> {
     let closed = || Error::WrongResult("an idle connection did not stay open and silent".into());
     stream.set_nonblocking(true).map_err(|_| closed())?;

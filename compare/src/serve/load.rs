@@ -6,12 +6,12 @@
 //! bottleneck, and the run would measure the load generator. So it has one thread with
 //! edge-triggered epoll, needs one send and one receive for a small response, and does not allocate
 //! memory while the load runs. It discards bodies of 16 KiB and more inside the kernel
-//! (`MSG_TRUNC`): copying them to user space would cost more than sending costs a server that does
-//! not copy.
+//! (`MSG_TRUNC`): copying them to user space would cost the load generator more than sending costs
+//! a zero-copy server.
 //!
-//! A server that sends wrong responses fails. The first response on every connection is compared
-//! with the file byte by byte. For every later response, the status and the position of the empty
-//! line after the head are checked.
+//! A server that sends wrong responses is treated as failed. The first response on every connection
+//! is compared with the file byte by byte. For every later response, the status and the position of
+//! the empty line after the head are checked.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -165,8 +165,8 @@ pub(super) fn open_checked(
     ))
 }
 
-/// The lengths in bytes of a response and of its head. They must be the same for all responses in
-/// which a server sends the same file.
+/// The lengths in bytes of a response and of its head. They must be the same for all of a server's
+/// responses with the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Framing {
     head_bytes: usize,
@@ -250,7 +250,7 @@ struct LoadConnection {
     remaining_bytes: usize,
 }
 
-/// Why [`LoadConnection::receive_response`] returned.
+/// The reason why [`LoadConnection::receive_response`] returned.
 enum ReceiveProgress {
     /// The response is complete.
     Complete,
@@ -413,8 +413,8 @@ impl LoadConnection {
             if self.remaining_bytes == 0 {
                 return Ok(ReceiveProgress::Complete);
             }
-            // The socket had fewer bytes than wanted, so it is empty now. Edge-triggered epoll
-            // reports the next bytes when they arrive.
+            // Return without receiving again. The socket had fewer bytes than wanted, so it is
+            // empty now, and edge-triggered epoll will report the next bytes when they arrive.
             if got < wanted {
                 return Ok(ReceiveProgress::Drained);
             }
@@ -426,8 +426,8 @@ impl LoadConnection {
 /// first response.
 ///
 /// `bytes` is only what one receive has returned. If that is not the whole head, the end of the
-/// head is not checked. If the head then has a different length, the check of the next response
-/// fails, because that response does not begin where it is expected.
+/// head is not checked. If that head turns out to have a different length, the check of the next
+/// response fails, because the next response does not begin where it is expected.
 fn check_head(bytes: &[u8], head_bytes: usize) -> Result<(), Error> {
     let status = bytes.len().min(STATUS_OK.len());
     let has_status = bytes[..status] == STATUS_OK[..status];

@@ -22,7 +22,7 @@ pub(super) struct ServerParticipant {
     pub(super) address: SocketAddr,
     /// A directory for the server's own files, such as its configuration.
     pub(super) scratch: PathBuf,
-    /// How to start the server, or `None` if it cannot be started.
+    /// The command and the configuration that start the server, or `None` if it cannot be started.
     pub(super) launch: Option<Launch>,
     /// Why the contender was never measured, or stopped being measured.
     pub(super) exclusion: Option<Exclusion>,
@@ -62,7 +62,7 @@ pub(super) fn prepare(
     Ok(prepared)
 }
 
-/// Returns an error if a contender failed while it was measured.
+/// Returns an error if a contender failed while being measured.
 pub(super) fn check_failures(participants: &[ServerParticipant]) -> Result<(), Error> {
     participant::check_failures(participants.iter().map(|participant| {
         let name = participant.contender.name;
@@ -121,8 +121,8 @@ impl ServerParticipant {
             Ok(value) => Ok(Some(value)),
             Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
-                // If the server has exited, its last message says more than the error of the broken
-                // connection.
+                // If the server has exited, report its last message, which says more than the error
+                // of the broken connection.
                 let error = server.check_alive().err().unwrap_or(error);
                 let at = size_text(size);
                 self.exclusion = Some(Exclusion::failed(self.contender.name, &at, &error));

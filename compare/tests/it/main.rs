@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// The options for `reno`, a congestion control that every user may set.
+/// The options that select `reno`, a congestion control that every user may set.
 const RENO: [&str; 2] = ["--congestion", "reno"];
 
 /// Returns the command `compare COMPARISON`, with one round and with temporary files in

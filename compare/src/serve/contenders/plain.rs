@@ -1,10 +1,10 @@
-//! A minimal server that sends files with `sendfile`. It shows the least that serving a file can
-//! cost, which a server that implements HTTP can come close to.
+//! A minimal server that sends files with `sendfile`. It shows the least that serving a file with
+//! `sendfile` can cost. A server that implements HTTP can come close to that.
 //!
-//! All files are opened, and all response heads are built, at the start. A request is the bytes up
-//! to an empty line, and the server uses only the path in it. The server responds by sending the
-//! head with `MSG_MORE`, and then calls `sendfile` until the whole file is sent. It has one thread,
-//! with edge-triggered epoll.
+//! All files are opened, and all response heads are built, at the start. A request ends with an
+//! empty line, and the server uses only the path in it. The server responds by sending the head
+//! with `MSG_MORE`, and then calls `sendfile` until the whole file is sent. It has one thread, with
+//! edge-triggered epoll.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -38,8 +38,8 @@ const LISTENER_EVENT: u64 = u64::MAX;
 /// The maximum length of a request. The requests of our load generator are shorter.
 const REQUEST_LIMIT_BYTES: usize = 8 * 1024;
 
-/// The time limit of a wait for events if there are connections that have yielded: these must get
-/// their next turn without waiting.
+/// The time limit for waiting for events while some connections have yielded. It is 0, because
+/// these connections must get their next turn without waiting.
 const NO_WAIT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
@@ -151,7 +151,7 @@ enum NextAction {
     Close,
 }
 
-/// How a successful [`PlainConnection::send`] ended.
+/// The reason why a successful [`PlainConnection::send`] returned.
 enum SendEnd {
     /// The response is complete.
     Response,
@@ -272,8 +272,8 @@ impl PlainConnection {
             return NextAction::Close;
         };
         match self.send(response) {
-            // The next request will be reported as an event. It cannot have arrived yet, because
-            // our load generator sends it only after it has received this response.
+            // Wait for an event instead of receiving again. The next request cannot have arrived
+            // yet, because our load generator sends it only after it has received this response.
             Ok(SendEnd::Response) => {
                 self.is_responding = false;
                 NextAction::Wait

@@ -16,7 +16,8 @@ pub(super) const CONTENDER: FileServer = FileServer {
 
 fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
     let own = process::own_program()?;
-    // This program is target/<profile>/compare. Build the server into the same target directory.
+    // Build the server into the same target directory as this program, whose path is
+    // target/<profile>/compare.
     let target = own
         .parent()
         .and_then(Path::parent)

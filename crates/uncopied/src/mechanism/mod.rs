@@ -1,5 +1,5 @@
-//! The mechanisms, which are the kernel paths for bytes: one folder for each direction, one file
-//! for each mechanism.
+//! The mechanisms: the ways to have the kernel move bytes. There is one folder for each direction,
+//! with one file for each mechanism.
 //!
 //! In one *step*, a mechanism tries once to move bytes, without blocking, and returns the
 //! [`Outcome`]. It does not decide whether it is worth using: [`policy`](crate::policy) does.
@@ -48,7 +48,8 @@ pub(crate) enum Status {
     /// The step failed for a temporary reason. Its bytes must be sent with `copy` instead, and the
     /// next step tries the mechanism again.
     CopyOnce(Errno),
-    /// This mechanism does not work for this pair of descriptors, or not in this process.
+    /// This mechanism does not work for this pair of descriptors, or does not work anywhere in this
+    /// process.
     Unsupported(Errno),
     /// This side has failed in a way that affects every mechanism.
     Failed(Side, Errno),

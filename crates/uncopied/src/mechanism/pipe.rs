@@ -52,7 +52,7 @@ impl Pipe {
     pub(crate) fn new(kernel: &impl Kernel, bytes: usize) -> Result<Self> {
         let pipe = Self::of_default_size(kernel)?;
         if bytes > DEFAULT_PIPE_BYTES {
-            // If this fails, the pipe works with the capacity that it has.
+            // Ignore a failure, because the pipe also works with the capacity that it has.
             let _ = kernel.resize_pipe(pipe.writer(), WIDE_PIPE_BYTES);
         }
         Ok(pipe)
@@ -90,7 +90,8 @@ impl Pipe {
         if self.held > 0 || !self.is_ours() {
             return;
         }
-        // This fails if the thread is ending and has already destroyed its cache.
+        // Ignore a failure, which means that the thread is ending and has already destroyed its
+        // cache.
         let _ = IDLE_PIPES.try_with(|idle| {
             let mut idle = idle.borrow_mut();
             if idle.len() < MAX_IDLE_PIPES {
@@ -99,8 +100,8 @@ impl Pipe {
         });
     }
 
-    /// Whether this process created the pipe. If not, the process that forked this one did, and may
-    /// be using it.
+    /// Whether this process created the pipe. Otherwise the pipe was inherited in a fork, and the
+    /// parent process may still be using it.
     pub(crate) fn is_ours(&self) -> bool {
         self.owner_process.is_current()
     }
@@ -131,8 +132,9 @@ impl Pipe {
     ) -> Outcome {
         let reader = self.reader.as_fd();
         match retry_on_intr(|| kernel.splice_out(reader, sink, self.held, more)) {
-            // The pipe holds bytes and its write end is open, so this does not mean end of file. It
-            // is not expected to happen, and trying again could go on forever.
+            // Report the mechanism as unsupported, because retrying could go on forever. A result
+            // of 0 is not expected: it cannot mean end of file, because the pipe holds bytes and
+            // its write end is open.
             Ok(0) => Status::Unsupported(Errno::IO).into(),
             Ok(moved) => {
                 let moved = moved.min(self.held);

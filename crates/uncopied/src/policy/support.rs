@@ -1,4 +1,4 @@
-//! Which mechanisms have been refused, and why.
+//! Records which mechanisms have been refused, and why.
 //!
 //! Support is learned by trying a mechanism, never from a kernel version. `ENOSYS` and `EPERM` mean
 //! that the kernel or a seccomp filter refuses the system call, so they apply to the whole process.

@@ -31,17 +31,17 @@
 //!
 //! # Caveats
 //!
-//! - Nothing reports when the kernel is done with the pages. On one machine, the peer's receive
-//!   queue holds *the same pages*, even after the peer has acknowledged them. So pages that were
-//!   sent this way are *gifted* to the kernel: they are never written to again, and their frames
-//!   return to the kernel when the last handle is dropped. If the caller
+//! - Nothing reports when the kernel is done with the pages. If the peer is on the same machine,
+//!   its receive queue holds *the same pages*, even after the peer has acknowledged them. So pages
+//!   that were sent this way are *gifted* to the kernel: they are never written to again, and their
+//!   frames return to the kernel when the last handle is dropped. If the caller
 //!   [declares](crate::SendOptions::assume_remote_peer) that the peer is on another machine, the
 //!   pages can be reused once the peer has acknowledged them.
 //! - Bytes that the pipe holds and the socket has not accepted are dropped with the pipe when
 //!   another mechanism, or other memory, comes next. No byte is lost, because the memory still
 //!   exists and is sent again from the first byte that the socket has not accepted.
-//! - A slot of a pipe refers to one page at most. If the memory does not begin at the start of a
-//!   page, the same number of bytes needs one more slot, so fewer bytes fit into the pipe.
+//! - A pipe slot refers to at most one page. Memory that does not begin at the start of a page
+//!   needs one more slot for the same number of bytes, so fewer of its bytes fit into the pipe.
 //!
 //! # References
 //!
@@ -66,8 +66,9 @@ pub(crate) struct Vmsplice {
 #[derive(Debug)]
 struct FilledPipe {
     pipe: Pipe,
-    /// The bytes in the pipe. While this handle exists, no other memory can get the same address,
-    /// by which [`begins`](Self::begins) recognises the bytes.
+    /// A handle to the bytes in the pipe. While it exists, no other memory can get the same
+    /// address. This matters because [`begins`](Self::begins) recognises the bytes by their
+    /// address.
     memory: Memory,
 }
 
@@ -107,8 +108,9 @@ impl FilledPipe {
             WidePipeError::NoPipe(errno) => Status::Unsupported(errno),
             WidePipeError::TooNarrow(errno) => Status::CopyOnce(errno),
         })?;
-        // Prepare a new handle. The pages of a region stay in flight while that handle, or one that
-        // is made from it for the pipe or for a lease, exists.
+        // Prepare a new handle instead of the caller's, because the pages of a region stay in
+        // flight as long as the prepared handle, or one made from it for the pipe or for a lease,
+        // exists.
         let memory = memory.clone();
         let call = match memory.prepare() {
             Ok(call) => call,
