@@ -1,6 +1,6 @@
 //! An ordinary axum app that uses three things from uncopied: the listener, the file service and
-//! the pages. Files are sent with `sendfile`, the 8 MiB of pages without a copy, and everything
-//! else as usual.
+//! the pages. Files are sent with `sendfile`, 8 MiB of pages are sent without copying, and
+//! everything else is sent as usual.
 //!
 //!     cargo run -p uncopied-http --example axum -- DIR [ADDRESS]
 //!     curl http://127.0.0.1:3000/
@@ -29,8 +29,8 @@ async fn main() -> std::io::Result<()> {
 
     let app = Router::new()
         .route("/hello", get(|| async { "Hello!\n" }))
-        // The compressor reads the files below this path, so they cannot be sent with `sendfile`.
-        // The service detects that, and reads them into memory.
+        // Files below this path cannot be sent with `sendfile`, because the compressor reads their
+        // bytes. The service detects that and reads the files into memory.
         .nest_service("/compressed", ServeFiles::new(&dir)?)
         .layer(CompressionLayer::new())
         .route("/pages", get(|| async { pages }))

@@ -14,8 +14,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut buffer = PageBuffer::zeroed(8 << 20)?;
     buffer.fill(b'u');
     // `freeze_permanently` promises that the pages are never written to again. So no copy is
-    // needed, not even for clients on this machine, which keep reading the pages after they have
-    // acknowledged the bytes.
+    // needed, even for clients on this machine, whose sockets refer to the pages even after the
+    // bytes have been acknowledged.
     let pages = buffer.freeze_permanently();
     loop {
         let (socket, peer) = listener.accept().await?;

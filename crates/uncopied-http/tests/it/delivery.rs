@@ -16,8 +16,8 @@ use crate::delivery_harness::{
 
 const KIB: usize = 1 << 10;
 
-/// File sizes around every limit that matters on the way from the file to the socket, such as the
-/// lengths of frames and steps.
+/// File sizes around every limit that applies between the file and the socket, such as the maximum
+/// lengths of a frame and of a step.
 const FILE_SIZES: [usize; 16] = [
     0,
     1,
@@ -37,8 +37,9 @@ const FILE_SIZES: [usize; 16] = [
     5 * KIB * KIB + 17,
 ];
 
-/// The number of bytes that a body reads from its file, and so copies, until it has detected that
-/// nothing between it and the socket reads its bytes. The rest is sent with `sendfile`.
+/// The length of the first frame. A body copies this frame from its file, because it does not know
+/// yet whether a layer between the body and the socket reads the bytes. If no layer does, the rest
+/// is sent with `sendfile`.
 const FIRST_FRAME_BYTES: usize = 4 * KIB;
 
 async fn assert_every_size_arrives(stack: Stack, transport: Transport) {
@@ -239,7 +240,7 @@ async fn ranges_across_the_mapping_windows_of_a_large_file_arrive() {
     }
 }
 
-/// A body in which bytes in memory alternate with bytes of several files, as in a
+/// Sends a body in which bytes in memory alternate with bytes of several files, as in a
 /// `multipart/byteranges` response.
 #[tokio::test]
 async fn bodies_of_many_parts_arrive_in_order() {
@@ -349,7 +350,8 @@ async fn a_head_request_has_the_length_and_no_body() {
             client.io.write_all(request.as_bytes()).await.unwrap();
             let head = with_timeout(client.head()).await.unwrap();
             assert_eq!(crate::delivery_harness::content_length(&head), 100_000);
-            // The bytes after the head must belong to the next response, not to a body.
+            // The response to HEAD must have no body, so the bytes after its head must belong to
+            // the next response.
             let body = with_timeout(client.get(&format!("/0/{mode}"))).await;
             assert_same(&body, &files.contents[0], mode);
         }

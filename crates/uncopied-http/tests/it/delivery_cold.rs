@@ -1,12 +1,12 @@
 //! Cold files: files that are not in the page cache.
 //!
 //! Only threads of tokio's blocking pool may wait for the disk. The tests check that by keeping the
-//! pool busy: meanwhile, the response with a cold file must make no progress, and all others must
-//! continue.
+//! pool busy. While it is busy, the response with a cold file must make no progress, and all other
+//! responses must continue.
 //!
-//! Bodies in modes other than `direct` may make progress nevertheless. They first try to read
-//! without waiting, which makes the kernel read ahead, and a fast disk may deliver the bytes before
-//! that attempt returns.
+//! In modes other than `direct`, a body with a cold file may still make progress, because it first
+//! tries to read without waiting. That attempt makes the kernel read ahead, and a fast disk may
+//! deliver the bytes before the attempt returns.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use uncopied::{Mechanism, residency};
 
 use crate::delivery_harness::{Files, ServerConfig, TestServer, assert_same, with_timeout};
 
-/// A single-threaded runtime whose blocking pool has only one thread.
+/// Returns a single-threaded runtime whose blocking pool has only one thread.
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -30,7 +30,7 @@ fn runtime() -> tokio::runtime::Runtime {
 /// Keeps the only thread of the blocking pool busy until the returned sender is dropped.
 fn hold_pool() -> mpsc::Sender<()> {
     let (release, held) = mpsc::channel::<()>();
-    // Nothing is ever sent: `recv` returns when the sender is dropped.
+    // Nothing is ever sent on the channel, so `recv` returns when the sender is dropped.
     tokio::task::spawn_blocking(move || held.recv());
     release
 }
@@ -99,9 +99,9 @@ async fn bytes_until_quiet(client: &mut crate::delivery_harness::TestClient) -> 
     all
 }
 
-/// A transfer checks for each part of a file whether it is in the page cache. A step can move up to
-/// 2 MiB, but it must not move bytes past those that were found in the cache, because they could
-/// block the thread.
+/// A transfer checks for each part of a file whether the part is in the page cache. A step can move
+/// up to 2 MiB, but it must stop where the part that was found in the cache ends, because reading
+/// further could block the thread.
 #[test]
 fn no_step_reaches_beyond_the_bytes_known_to_be_cached() {
     runtime().block_on(async {
@@ -128,8 +128,8 @@ fn no_step_reaches_beyond_the_bytes_known_to_be_cached() {
     });
 }
 
-/// A file may be evicted from the page cache while the peer stalls. So the transfer must check
-/// again when it continues, even if the whole file was cached when the transfer began.
+/// A file may be evicted from the page cache while the peer stalls. So the transfer must check the
+/// page cache again when it continues, even if the whole file was cached when the transfer began.
 #[test]
 fn a_file_that_goes_cold_while_the_peer_stalls_waits_on_the_pool() {
     runtime().block_on(async {

@@ -1,5 +1,5 @@
-//! Connections over time: idle and stalled ones, their phases, delays, and several requests on one
-//! connection.
+//! Behaviour of a connection over time: idle and stalled connections, phases, delays, and several
+//! requests on one connection.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -69,7 +69,7 @@ pub(crate) async fn connection_to(
     (client, activity, polls)
 }
 
-/// Waits for `time`, and returns how many polls were counted meanwhile.
+/// Waits for `time`, and returns the number of polls during that time.
 pub(crate) async fn polls_in(polls: &AtomicUsize, time: Duration) -> usize {
     let before = polls.load(Ordering::Relaxed);
     tokio::time::sleep(time).await;
@@ -108,7 +108,7 @@ async fn until_phase(activity: &Activity, phase: Phase) {
 
 const STALL: Duration = Duration::from_millis(150);
 
-/// Waits until the connection is within a response but has sent nothing for [`STALL`].
+/// Waits until the connection is in the middle of a response and has sent nothing for [`STALL`].
 async fn until_stalled(activity: &Activity) {
     with_timeout(async {
         while activity.phase() != Phase::Sending || activity.waiting() < STALL {
@@ -138,7 +138,8 @@ async fn a_real_connection_passes_through_the_phases() {
             until_stalled(&activity).await;
 
             let since = activity.since();
-            // Every time that bytes are sent, the measured waiting time must start again.
+            // Read a part of the body, so that the server sends more bytes. That must restart the
+            // connection's waiting time.
             let head = with_timeout(client.head()).await.unwrap();
             let mut body = vec![0; crate::delivery_harness::content_length(&head)];
             let (some, rest) = body.split_at_mut(3 << 20);
@@ -152,7 +153,7 @@ async fn a_real_connection_passes_through_the_phases() {
 }
 
 /// If the kernel is told that more bytes follow (`MSG_MORE`) but none do, it holds the last bytes
-/// back for up to 200 ms. No response may be delayed like this.
+/// back for up to 200 ms. That must not happen to any response.
 #[tokio::test]
 async fn responses_arrive_without_delay() {
     let files = Files::of(&[1, 5000, 20_000, 100_000, 3_000_000]);
@@ -183,7 +184,7 @@ async fn responses_arrive_without_delay() {
 }
 
 /// If a file cannot be sent after the head of its response has been written, the head must arrive
-/// without delay, and so must the end of the connection.
+/// without delay, and the connection must end without delay.
 #[tokio::test]
 async fn a_head_without_its_body_arrives_without_delay() {
     let mut times = Vec::new();
@@ -253,7 +254,8 @@ async fn a_request_within_the_body_of_a_get_gets_no_response() {
         client.io.write_all(requests.as_bytes()).await.unwrap();
         let first = with_timeout(client.response()).await.unwrap();
         assert_same(&first, &files.contents[0], "the first response");
-        // A server may close the connection instead of reading the body.
+        // Accept a closed connection in place of the last response, because a server may close the
+        // connection instead of reading the request's body.
         let rest = with_timeout(client.rest()).await;
         assert!(rest.is_empty() || rest.ends_with(&files.contents[2]));
         assert!(rest.len() < 80_003 + 200, "{} bytes", rest.len());

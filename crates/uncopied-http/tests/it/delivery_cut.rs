@@ -1,6 +1,6 @@
-//! Files whose length changes while they are sent. A client must get no bytes beyond the promised
-//! length and no bytes of another response inside a body, and an incomplete body must not end as if
-//! it were complete.
+//! Files whose length changes while they are sent. A client must not get more bytes than promised,
+//! or bytes of another response inside a body, and an incomplete body must not end as if it were
+//! complete.
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -22,8 +22,8 @@ use crate::delivery_harness::{
 
 const FILE_BYTES: usize = 6 << 20;
 
-/// The pairs of a body's mode and a forced mechanism that cover every way in which the bytes of a
-/// body reach the socket.
+/// Returns pairs of a body mode and a forced mechanism. Together, the pairs cover every way in
+/// which the bytes of a body can reach the socket.
 fn modes_and_mechanisms() -> impl Iterator<Item = (&'static str, Mechanism)> {
     let forced = Mechanism::FILE_TO_SOCKET.map(|mechanism| ("direct", mechanism));
     let planned = ["default", "buffered"].map(|mode| (mode, Mechanism::Sendfile));
@@ -46,7 +46,7 @@ fn server(
     TestServer::start(&config, move |parts| served.body_for(parts))
 }
 
-/// Requests file 0, and file 1 right after it. Then reads the head of the first response and the
+/// Requests file 0 and, right after it, file 1. Then reads the head of the first response and the
 /// first `some` bytes of its body, and returns those bytes.
 async fn begin(client: &mut TestClient, mode: &str, some: usize) -> Vec<u8> {
     client.request(&format!("/0/{mode}")).await;
@@ -119,7 +119,8 @@ async fn a_file_that_grows_is_sent_up_to_its_original_length() {
     }
 }
 
-/// Text that can be compressed, but that still fills the socket buffers when it is compressed.
+/// Returns text that can be compressed, but that still fills the socket buffers once it is
+/// compressed.
 pub(crate) fn compressible_text(len: usize) -> Vec<u8> {
     let mut text = crate::delivery_harness::random_bytes(len, 9);
     for byte in &mut text {
@@ -128,8 +129,8 @@ pub(crate) fn compressible_text(len: usize) -> Vec<u8> {
     text
 }
 
-/// Serves the files with a compression layer, over the listener of this crate if `ours` is set, or
-/// else over tokio's listener. Returns the address.
+/// Serves the files with a compression layer, on this crate's listener if `ours` is set, and
+/// otherwise on tokio's listener. Returns the server's address.
 async fn serve_compressed(files: &Arc<Files>, ours: bool) -> std::net::SocketAddr {
     let served = Arc::clone(files);
     let app = axum::Router::new()
@@ -236,11 +237,12 @@ async fn a_compressor_survives_a_truncated_file() {
     }
 }
 
-/// In HTTP/2, hyper copies the first bytes of a DATA frame next to the head of the frame, unless
-/// its buffer is already long, as it is with the long head of this response. So hyper passes on the
-/// first frame of this body without reading it, but it reads the beginning of later frames. The
-/// body must not conclude from the first frame that later frames may be slices of the mapped file:
-/// if the file is truncated, reading them raises SIGBUS.
+/// Truncating a file must not raise SIGBUS while the file is sent over HTTP/2. In general, hyper
+/// copies the first bytes of a DATA frame into its buffer, behind the frame's head. It does not if
+/// the buffer is already long. The long head of this response makes the buffer long, so hyper
+/// passes on the body's first frame without reading it, but reads the beginning of later frames.
+/// The body must not conclude from the first frame that later frames may be slices of the mapped
+/// file, because reading such a slice raises SIGBUS once the file is truncated.
 #[test]
 fn http_2_survives_a_truncated_file() {
     let test = "delivery_cut::http_2_survives_a_truncated_file";
@@ -278,7 +280,8 @@ async fn truncate_over_http_2() {
         let frame = with_timeout(body.frame()).await.unwrap().unwrap();
         got += frame.into_data().map_or(0, |data| data.len());
     }
-    // Wait until the client's flow-control window is full. The server is then between two frames.
+    // Wait until the client's flow-control window is full, so that the server is between two frames
+    // when the file is truncated.
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     files.set_len(0, 0);
     let end = with_timeout(async {

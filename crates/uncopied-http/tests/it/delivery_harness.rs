@@ -50,8 +50,8 @@ impl Rng {
     }
 }
 
-/// Test files, with their contents for comparison. They are in Cargo's target directory, which is
-/// usually on a disk, so that they can be evicted from the page cache.
+/// Test files, with their contents for comparison. The files are in Cargo's target directory,
+/// because that is usually on a disk, so that the files can be evicted from the page cache.
 pub(crate) struct Files {
     dir: tempfile::TempDir,
     pub(crate) contents: Vec<Vec<u8>>,
@@ -59,8 +59,8 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Files of these sizes with pseudo-random contents. Their bodies always read or send the file
-    /// itself, because [`open_file`] keeps no content in memory.
+    /// Creates files of these sizes with pseudo-random contents. Bodies always read or send the
+    /// files themselves, because [`open_file`] keeps no content in memory.
     pub(crate) fn of(sizes: &[usize]) -> Arc<Self> {
         let contents = sizes
             .iter()
@@ -89,7 +89,8 @@ impl Files {
         self.dir.path().join(at.to_string())
     }
 
-    /// Sets the length of a file on disk, as another process might at any time.
+    /// Sets the length of a file on disk, as another process might do while the file is being
+    /// served.
     pub(crate) fn set_len(&self, at: usize, len: u64) {
         let file = File::options().write(true).open(self.path(at)).unwrap();
         file.set_len(len).unwrap();
@@ -97,9 +98,10 @@ impl Files {
 
     /// Evicts the bytes starting at `start` from the page cache, and checks that they are gone.
     ///
-    /// This may take several attempts, for two reasons. The kernel does not evict pages that are in
-    /// use. And the check itself makes the kernel read ahead: if this thread is preempted during
-    /// the check, the pages may be back in the cache before it has the result.
+    /// This may take several attempts, for two reasons. First, the kernel does not evict pages that
+    /// are in use. Second, the check itself makes the kernel read ahead: if this thread is
+    /// preempted during the check, the pages may be back in the cache before the check determines
+    /// its result.
     pub(crate) fn evict_from(&self, at: usize, start: u64) {
         let file = File::open(self.path(at)).unwrap();
         let len = self.contents[at].len() as u64 - start;
@@ -115,8 +117,8 @@ impl Files {
         );
     }
 
-    /// The body for `/FILE`, `/FILE/MODE` or `/FILE/MODE/START/END`. The modes are `default`,
-    /// `direct` and `buffered`.
+    /// Returns the body for `/FILE`, `/FILE/MODE` or `/FILE/MODE/START/END`. The modes are
+    /// `default`, `direct` and `buffered`.
     pub(crate) fn body_for(&self, parts: &http::request::Parts) -> FileBody {
         let mut words = parts.uri.path().trim_start_matches('/').split('/');
         let at: usize = words.next().unwrap().parse().unwrap();
@@ -207,7 +209,7 @@ impl TestServer {
             Transport::Tcp => {
                 let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
                 if let Some(bytes) = config.buffers {
-                    // Accepted sockets inherit the size of the listener's buffer.
+                    // Set the buffer size on the listener, because accepted sockets inherit it.
                     SockRef::from(&listener)
                         .set_send_buffer_size(bytes)
                         .unwrap();
@@ -315,7 +317,7 @@ pub(crate) async fn serve_http1(
     make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
 ) {
     let service = service_fn(move |request| respond(&make_body, request));
-    // Ignore errors of the connection: each test checks on the client's side what arrived.
+    // Ignore connection errors, because each test checks on the client's side what arrived.
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(io), service)
         .await;
@@ -364,7 +366,7 @@ impl TestClient {
         Ok(String::from_utf8(head).unwrap())
     }
 
-    /// Reads the next response, and returns its body, whose length is in `Content-Length`.
+    /// Reads the next response, and returns its body. The response must have a `Content-Length`.
     pub(crate) async fn response(&mut self) -> io::Result<Vec<u8>> {
         let head = self.head().await?;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -378,7 +380,7 @@ impl TestClient {
         self.response().await.unwrap()
     }
 
-    /// Reads all bytes until the connection ends, be it cleanly or by a reset.
+    /// Reads all bytes until the connection ends, either cleanly or with a reset.
     pub(crate) async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let mut buffer = vec![0; 64 << 10];
@@ -412,7 +414,7 @@ pub(crate) async fn with_timeout<T>(future: impl Future<Output = T>) -> T {
         .expect("the future must complete in time")
 }
 
-/// A connected TCP stream of this crate, and the tokio stream at its other end.
+/// Returns a connected TCP stream of this crate, and the tokio stream at its other end.
 pub(crate) async fn stream_pair(options: StreamOptions) -> (Stream, tokio::net::TcpStream) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (ours, theirs) = tokio::join!(
@@ -424,7 +426,7 @@ pub(crate) async fn stream_pair(options: StreamOptions) -> (Stream, tokio::net::
     (Stream::tcp(ours, options), theirs.unwrap().0)
 }
 
-/// Runs `body` in a child process, because it changes or observes the state of the whole process.
+/// Runs `body` in a child process, for tests that change or observe the state of the whole process.
 ///
 /// The parent starts the test binary again with `test` as the only test to run. `test` must be the
 /// path of the calling test. In the child, the test calls this function again, which then runs
@@ -449,7 +451,7 @@ pub(crate) fn in_own_process(test: &str, environment: &[(&str, &str)], body: imp
     );
 }
 
-/// A single-threaded runtime.
+/// Returns a single-threaded runtime.
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -58,7 +58,7 @@ async fn slow_readers_with_tiny_buffers_get_every_byte() {
     }
 }
 
-/// Counts the resources that this process could leak: its open descriptors, for each kind of object
+/// Counts the resources that this process could leak: its open descriptors, by the kind of object
 /// that they refer to, and its mappings of files beneath `dir`.
 fn resources(dir: &Path) -> BTreeMap<String, usize> {
     let mut resources = BTreeMap::new();
@@ -102,8 +102,8 @@ async fn disconnect_many() {
                 buffers: Some(16 << 10),
             };
             let server = TestServer::start(&config, move |parts| served.body_for(parts));
-            // Request every file first, so that descriptors that are opened only once and then kept
-            // do not look like leaks.
+            // Request every file before counting, so that descriptors that are opened only once and
+            // then kept do not look like leaks.
             for mode in ["default", "direct"] {
                 for file in 0..3 {
                     let mut client = server.connect().await;
@@ -141,8 +141,8 @@ async fn disconnect_many() {
     let path = files.path(0);
     drop(files);
     with_timeout(async {
-        // The task of the last server may take a moment to end. Its end drops the last handles to
-        // the files, which removes their directory and their mappings.
+        // Wait for the last server's task to end, because it holds the last handles to the files.
+        // Dropping those handles removes the files' directory and mappings.
         while path.exists() || resources(&dir)["mappings"] > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -150,7 +150,7 @@ async fn disconnect_many() {
     .await;
 }
 
-/// The body of permanent pages is sent through a pipe (`vmsplice`). A connection must keep its pipe
+/// A body of permanent pages is sent through a pipe (`vmsplice`). A connection must keep its pipe
 /// only while the pipe holds bytes. Each thread caches a few empty pipes, and their number must not
 /// depend on the number of connections.
 #[test]
@@ -202,12 +202,12 @@ async fn keep_alive_and_disconnect() {
     assert_eq!(server.totals.bytes(Mechanism::SendZc), 0);
 }
 
-/// The number of bytes sent without a copy, of files and of pages together.
+/// Returns the number of bytes of files and pages that were sent without copying.
 fn sent(totals: &Totals) -> u64 {
     totals.bytes(Mechanism::Sendfile) + totals.bytes(Mechanism::Vmsplice)
 }
 
-/// A connection that records the largest number of bytes that a single poll of it has sent.
+/// A wrapper of a connection that records the largest number of bytes sent during a single poll.
 struct Metered {
     connection: Pin<Box<dyn Future<Output = ()> + Send>>,
     totals: Arc<Totals>,
@@ -226,8 +226,8 @@ impl Future for Metered {
     }
 }
 
-/// Serves every connection, and records in `most` the largest number of bytes that a single poll of
-/// a connection has sent.
+/// Serves every connection, and records in `most` the largest number of bytes that any connection
+/// has sent during a single poll.
 async fn serve_metered(
     listener: std::net::TcpListener,
     make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
@@ -249,8 +249,8 @@ async fn serve_metered(
 
 const GREEDY_BODY_BYTES: usize = 3 << 20;
 
-/// Runs a client that reads faster than the server can send, and that always has further requests
-/// waiting at the server.
+/// Runs a client that reads faster than the server can send, and that sends eight requests at a
+/// time, so that the server almost always has another request to process.
 fn run_greedy_client(address: std::net::SocketAddr, path: &str, stop: &AtomicBool) {
     let mut socket = std::net::TcpStream::connect(address).unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
@@ -314,16 +314,16 @@ fn a_greedy_client_does_not_hold_up_the_others() {
         greedy.join().unwrap();
         drop(end);
         server.join().unwrap();
-        // A connection must yield after 4 MiB. The step with which it reaches 4 MiB may send up to
-        // 2 MiB more.
+        // A connection must yield once it has sent 4 MiB. The step that reaches this limit may
+        // exceed it by up to 2 MiB.
         let most = most.load(Ordering::Relaxed);
         assert!(most <= 6 << 20, "{path}: {most} bytes without yielding");
     }
 }
 
-/// In a multi-threaded runtime, a connection may move to another thread. A body marks its first
-/// frame in a thread-local variable to detect that its bytes reach the stream unread, and that mark
-/// may be left behind on the old thread. Every byte must arrive nevertheless.
+/// In a multi-threaded runtime, a connection may move to another thread. To detect whether its
+/// bytes reach the stream unread, a body marks its first frame in a thread-local variable. If the
+/// connection moves, that mark is left behind on the old thread. Every byte must still arrive.
 #[test]
 fn many_connections_on_many_threads_get_every_byte() {
     let runtime = tokio::runtime::Builder::new_multi_thread()

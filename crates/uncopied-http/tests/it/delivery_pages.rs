@@ -25,8 +25,8 @@ use crate::delivery_harness::{
 
 const KIB: usize = 1 << 10;
 
-/// Body sizes around every limit that matters on the way from the pages to the socket, such as the
-/// minimum lengths for a separate call and for `vmsplice`.
+/// Body sizes around every limit that applies between the pages and the socket, such as the minimum
+/// lengths for a separate call and for `vmsplice`.
 const BODY_SIZES: [usize; 19] = [
     0,
     1,
@@ -69,7 +69,7 @@ pub(crate) fn pages_of(content: &[u8], freeze: Freeze) -> Pages {
     }
 }
 
-/// Returns a function that responds with the body number N to requests for `/N`.
+/// Returns a function that responds to requests for `/N` with `bodies[N]`.
 pub(crate) fn serve_bodies(
     bodies: Vec<Bytes>,
 ) -> impl Fn(&http::request::Parts) -> FileBody + Clone {
@@ -79,7 +79,8 @@ pub(crate) fn serve_bodies(
     }
 }
 
-/// Returns pseudo-random contents of all [`BODY_SIZES`], and frozen pages with those contents.
+/// Returns pseudo-random contents, one for each of the [`BODY_SIZES`], and frozen pages with those
+/// contents.
 fn all_sizes(freeze: Freeze) -> (Vec<Vec<u8>>, Vec<Bytes>) {
     let contents = BODY_SIZES
         .iter()
@@ -91,8 +92,9 @@ fn all_sizes(freeze: Freeze) -> (Vec<Vec<u8>>, Vec<Bytes>) {
     (contents, bodies)
 }
 
-/// Asserts that, according to the totals, `vmsplice` bytes were sent with `vmsplice` and all others
-/// were copied. `bodies` is the length of all bodies together, and `heads` the number of responses.
+/// Asserts that, according to the totals, `vmsplice` is the number of bytes that were sent with
+/// that mechanism, and all other bytes were copied. `bodies` is the total length of all bodies, and
+/// `heads` is the number of responses.
 fn assert_totals(totals: &Totals, vmsplice: usize, bodies: usize, heads: usize, what: &str) {
     assert_eq!(totals.bytes(Mechanism::Vmsplice), vmsplice as u64, "{what}");
     let copied = totals.bytes(Mechanism::Copy) as usize;
@@ -170,7 +172,7 @@ async fn every_size_arrives_behind_tokios_own_stream() {
 
 const LARGE_BODY_BYTES: usize = 8 << 20;
 
-/// A listener on an unused port, its totals, and its address.
+/// Returns a listener on an unused port, its totals, and its address.
 fn listener() -> (Listener, Arc<Totals>, String) {
     let totals = Arc::new(Totals::default());
     let options = StreamOptions::default().totals(Arc::clone(&totals));
@@ -187,7 +189,8 @@ async fn client(address: &str) -> TestClient {
     }
 }
 
-/// An ordinary axum app: only its listener and the bytes of its bodies come from this project.
+/// Serves an ordinary axum app, in which only the listener and the bytes of the bodies come from
+/// this project.
 #[tokio::test]
 async fn the_body_of_an_axum_handler_is_spliced() {
     let content = random_bytes(LARGE_BODY_BYTES, 3);
@@ -289,7 +292,7 @@ async fn every_forced_list_is_respected() {
     }
 }
 
-/// If the forced list contains only mechanisms for memory, files are sent with the usual plan.
+/// If the forced list contains only mechanisms for memory, files must be sent with the usual plan.
 #[tokio::test]
 async fn a_forced_list_for_memory_does_not_affect_files() {
     let files = Files::of(&[300_000]);
@@ -347,8 +350,8 @@ async fn files_and_pages_alternate_on_one_connection() {
     }
 }
 
-/// A body in which files, small and large slices of reusable and of permanent pages, and other
-/// memory alternate.
+/// Sends a body in which files, small and large slices of reusable and of permanent pages, and
+/// other memory alternate.
 #[tokio::test]
 async fn bodies_of_many_parts_arrive_in_order() {
     let files = Files::of(&[300 * KIB]);
@@ -361,7 +364,7 @@ async fn bodies_of_many_parts_arrive_in_order() {
     for round in 0..60 {
         let source = &sources[rng.below(2)];
         let most = [100, 5000, 40 * KIB, 400 * KIB][rng.below(4)];
-        // In every other round, the slice begins at the start of a page.
+        // In every other round, let the slice begin at the start of a page.
         let start = rng.below(300 * KIB) / [1, 4 * KIB][round % 2] * [1, 4 * KIB][round % 2];
         let slice = source.slice(start..start + rng.below(most));
         expected.extend_from_slice(&slice);
@@ -398,8 +401,8 @@ async fn bodies_of_many_parts_arrive_in_order() {
     }
 }
 
-/// Slices of pages that are too short for a system call of their own are written together with the
-/// slices before and after them, in a single call.
+/// Slices of pages that are too short for a system call of their own must be written in one call,
+/// together with the slices before and after them.
 #[tokio::test]
 async fn small_slices_are_written_together() {
     for freeze in [Freeze::Reusable, Freeze::Permanent] {
@@ -433,8 +436,8 @@ async fn every_size_arrives_over_http_2() {
         };
         let server = TestServer::start(&config, serve_bodies(bodies));
         let io = TokioIo::new(server.connect().await.io);
-        // By default, HTTP/2 frames are too short for a system call of their own. With permanent
-        // pages, allow frames that are long enough.
+        // Cover both frame sizes. By default, HTTP/2 frames are too short for a system call of
+        // their own. With permanent pages, allow frames that are long enough.
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
         if freeze == Freeze::Permanent {
             builder.max_frame_size(256 << 10);
@@ -454,7 +457,8 @@ async fn every_size_arrives_over_http_2() {
     }
 }
 
-/// A layer such as a compressor may read frozen pages, because nothing can change them.
+/// A layer such as a compressor may read frozen pages, because nothing can change them, and must
+/// get the right bytes.
 #[tokio::test]
 async fn a_compressor_gets_the_right_bytes() {
     let text = compressible_text(1 << 20);

@@ -1,6 +1,6 @@
 //! Bodies of pages that are cut off, abandoned, or read late. A client must never get other bytes
-//! in their place, and every handle to the pages must be dropped in the end, so that they can be
-//! reused.
+//! in place of the body's, and every handle to the pages must eventually be dropped, so that the
+//! pages can be reused.
 
 use std::io::{ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -30,7 +30,7 @@ use crate::delivery_pages::{Freeze, pages_of, serve_bodies};
 const BODY_BYTES: usize = 6 << 20;
 
 /// The lists of forced mechanisms for tests with reusable pages. The empty list forces nothing.
-/// `vmsplice` is missing, because pages that it has sent to a peer on this machine are never
+/// `vmsplice` is left out, because pages that were sent with it to a peer on this machine are never
 /// reused.
 const WITH_REUSABLE_PAGES: [&[Mechanism]; 3] = [
     &[],
@@ -87,7 +87,7 @@ fn pages_are_released_by_a_client_that_leaves() {
         runtime().block_on(async {
             for mechanisms in WITH_REUSABLE_PAGES {
                 let pages = pages_of(&random_bytes(BODY_BYTES, 1), Freeze::Reusable);
-                // The client closes its socket with unread bytes in it, which resets the
+                // Close the client's socket while it holds unread bytes, which resets the
                 // connection.
                 let (client, serving) = stalled(mechanisms, &pages).await;
                 drop(client);
@@ -110,7 +110,8 @@ fn pages_are_released_by_a_connection_that_is_dropped() {
                 let (mut client, serving) = stalled(mechanisms, &pages).await;
                 serving.abort();
                 assert!(with_timeout(serving).await.unwrap_err().is_cancelled());
-                // The bytes that the socket had accepted before must still arrive.
+                // The bytes that the socket accepted before the connection was dropped must still
+                // arrive.
                 let rest = with_timeout(client.rest()).await;
                 assert!(!rest.is_empty() && rest.len() < BODY_BYTES - 100_000);
                 assert_same(&rest, &content[100_000..][..rest.len()], "the sent bytes");
@@ -151,8 +152,8 @@ fn pages_are_released_by_a_runtime_that_is_shut_down() {
     });
 }
 
-/// If a body fails, hyper drops the bytes that it has queued, and closes the connection. That must
-/// drop the handles to the pages.
+/// If a body fails, hyper drops the bytes that it has queued, and closes the connection.
+/// Afterwards, no handle to the pages may be left.
 #[test]
 fn pages_are_released_by_a_body_that_fails() {
     let test = "delivery_pages_cut::pages_are_released_by_a_body_that_fails";
@@ -215,8 +216,9 @@ impl Body for Failing {
     }
 }
 
-/// A write blocks, and its future is dropped. Then the stream is asked to write other bytes. It
-/// must send exactly those, and must not keep handles to the pages of the abandoned write.
+/// If a write blocks and its future is dropped, the caller may go on to write other bytes. The
+/// stream must send exactly those bytes, and must not keep handles to the pages of the abandoned
+/// write.
 #[test]
 fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
     let test = "delivery_pages_cut::other_bytes_after_a_blocked_write_are_sent_as_they_are";
@@ -234,8 +236,8 @@ fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
     });
 }
 
-/// Writes pages until the stream is blocked, and then other bytes: other pages, plain memory, a
-/// mapped file, and different slices of the first pages.
+/// Writes pages until the stream is blocked. Then writes other bytes instead: other pages, plain
+/// memory, a mapped file, and different slices of the first pages.
 async fn replace_midway(mechanisms: &[Mechanism], freeze: Freeze) {
     let files = Files::of(&[300_000]);
     let file = uncopied::arena::FileMapping::new(
@@ -262,7 +264,7 @@ async fn replace_midway(mechanisms: &[Mechanism], freeze: Freeze) {
         &file[7..],
         &pages[at..at + 500_000],
         &others[4096..90_000],
-        // The bytes that the blocked write may have left in its pipe.
+        // Include the bytes that the blocked write may have left in its pipe.
         &pages[at..at + 40_000],
     ] {
         expected.extend_from_slice(piece);
@@ -292,8 +294,8 @@ async fn replace_midway(mechanisms: &[Mechanism], freeze: Freeze) {
     until_nothing_is_in_flight().await;
 }
 
-/// The app drops its pages while the response is still on its way, and fills new buffers, which are
-/// likely to have the same addresses. The client must still get the bytes of the response.
+/// The app drops its pages before the client has read the response, and fills new buffers, which
+/// are likely to have the same addresses. The client must still get the bytes of the response.
 #[tokio::test]
 async fn a_client_that_reads_late_gets_the_original_bytes() {
     const LATE_BODY_BYTES: usize = 256 << 10;
@@ -313,7 +315,7 @@ async fn a_client_that_reads_late_gets_the_original_bytes() {
                 .totals(Arc::clone(&totals));
             let (stream, theirs) = stream_pair(options).await;
             // Make sure that the whole body fits into the send buffer and the peer's receive
-            // window, so that the server is done with it before the client reads.
+            // window, so that the server has sent the whole body before the client reads.
             SockRef::from(&stream)
                 .set_send_buffer_size(4 << 20)
                 .unwrap();

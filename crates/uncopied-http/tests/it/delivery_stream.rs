@@ -22,7 +22,8 @@ fn mapped(files: &Files, at: usize) -> Bytes {
     FileMapping::new(Arc::new(file), 0..len).unwrap().bytes()
 }
 
-/// Options for a stream, and the totals to which such a stream adds its bytes.
+/// Returns options for a stream, and the totals in which a stream with these options counts its
+/// bytes.
 fn counting() -> (StreamOptions, Arc<Totals>) {
     let totals = Arc::new(Totals::default());
     (StreamOptions::default().totals(Arc::clone(&totals)), totals)
@@ -80,7 +81,8 @@ async fn slices_of_memory_and_of_files_arrive_in_every_order() {
             let piece = match rng.below(5) {
                 0 => Bytes::new(),
                 1 | 2 => Bytes::from(random_bytes(rng.below(3000), round)),
-                // Often choose the same file, so that some neighbouring slices belong to one file.
+                // Choose one of the files more often, so that some neighbouring slices belong to
+                // the same file.
                 _ => {
                     let map = &maps[[0, 0, 1, 2][rng.below(4)]];
                     let start = rng.below(map.len());
@@ -157,9 +159,9 @@ async fn more_slices_than_one_call_accepts_all_arrive() {
     );
 }
 
-/// After a file has failed, the stream must not send any other bytes in place of the file's. That
-/// applies even if the failing call has returned only the length of the head as written, and the
-/// file has its old length again before the next call.
+/// If the bytes of a file cannot be sent, the stream must not send any other bytes in their place.
+/// In this test, the failing call reports only the head as written, and the file has its old length
+/// again before the next call. All further calls must still fail.
 #[tokio::test]
 async fn nothing_is_written_after_a_file_fails() {
     for mechanism in Mechanism::FILE_TO_SOCKET {
@@ -184,8 +186,8 @@ async fn nothing_is_written_after_a_file_fails() {
     }
 }
 
-/// A write blocks, and its future is dropped. If the stream is then asked to write other bytes, it
-/// must send exactly those.
+/// If a write blocks and its future is dropped, the caller may go on to write other bytes. The
+/// stream must send exactly those bytes.
 #[tokio::test]
 async fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
     for mechanism in Mechanism::FILE_TO_SOCKET {
@@ -230,7 +232,7 @@ async fn a_peer_that_is_gone_causes_an_error_and_no_signal() {
     }
 }
 
-/// The stream and the body must stay small, because every connection keeps them, idle ones as well,
+/// The stream and the body must stay small, because every connection, even an idle one, keeps them
 /// in addition to hyper's buffers and the kernel's socket.
 #[test]
 fn an_idle_stream_is_small() {

@@ -1,5 +1,5 @@
-//! While zero-copy sending is switched off, every byte is copied, and the totals say so. The
-//! responses stay the same.
+//! While zero-copy sends are switched off, every byte must be copied, the totals must show that,
+//! and the responses must stay the same.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Tests of the public API of `uncopied-http`: `delivery*` test how bodies reach the client,
-//! `serve_files*` test what the file service responds.
+//! Tests of the public API of `uncopied-http`: the `delivery*` modules test how bodies reach the
+//! client, and the `serve_files*` modules test the responses of the file service.
 
 #![allow(clippy::unwrap_used)]
 

@@ -25,8 +25,8 @@ fn count_open_beneath(root: &Path) -> usize {
 async fn a_replaced_file_is_picked_up_by_the_next_request() {
     let site = TestSite::new(&[("a.txt", "first"), ("dir/index.html", "first")]);
     let service = site.serve();
-    // The service treats files that have changed only a moment ago differently. Test with such
-    // files first, and then with stable ones.
+    // Test first with files that changed only a moment ago, and then with stable files, because the
+    // service treats the two differently.
     for is_stable in [false, true] {
         for (file, uri) in [("a.txt", "/a.txt"), ("dir/index.html", "/dir/")] {
             if is_stable {
@@ -182,7 +182,8 @@ fn listings_use_the_blocking_pool_and_files_do_not() {
     use std::task::{Context, Waker};
     let site = TestSite::new(&[("dir/a.txt", "x")]);
     let service = site.builder().listing(true).build().unwrap();
-    // The only thread of the blocking pool is busy until `release` is dropped.
+    // Allow the blocking pool only one thread, so that a single task can keep the pool busy until
+    // `release` is dropped.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(1)
         .build()
@@ -275,8 +276,9 @@ async fn a_response_that_depends_on_more_than_its_file_has_no_basis() {
     }
     assert!(basis(&service, "/b.txt", &[]).await.is_some());
 
-    // The first request finds no precompressed file, and the service records that, because the
-    // directory is stable. Only later responses are based on that record.
+    // Send a first request, so that the service records that there is no precompressed file. It
+    // keeps such a record only if the directory is stable, and only later responses are based on
+    // the record.
     site.wait_until_stable(".");
     assert!(basis(&service, "/a.txt", &zipped).await.is_none());
     let known = basis(&service, "/a.txt", &zipped).await.unwrap();

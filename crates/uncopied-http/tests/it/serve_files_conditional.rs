@@ -1,5 +1,5 @@
-//! Conditional requests: the effect of preconditions on responses. The complete table of
-//! preconditions is tested by unit tests of the crate.
+//! Conditional requests: the effect of preconditions on responses. The crate's unit tests cover the
+//! complete table of preconditions.
 
 use http::StatusCode;
 
@@ -81,7 +81,7 @@ async fn a_tag_is_weak_until_the_file_is_stable_and_then_changes() {
     site.wait_until_stable("a.txt");
     let stable = get(&service, "/a.txt").await;
     assert!(stable.header("etag").starts_with('"'));
-    // The weak tag from before no longer matches, so a client that has it gets the whole file
+    // The earlier weak tag must no longer match, so that a client that has it gets the whole file
     // again.
     let response = get_with(
         &service,

@@ -72,8 +72,8 @@ async fn axum_serves_files_as_a_fallback_and_nested() {
         .body(axum::body::Body::empty())
         .unwrap();
     let response = app.clone().oneshot(request).await.unwrap();
-    // The reference is relative to the URL of the request, so the client keeps the prefix
-    // `/static`, which the service does not know.
+    // The service does not know the prefix `/static`, so it must respond with a relative reference.
+    // The client resolves that against the request's URL, which keeps the prefix.
     assert_eq!(response.headers()["location"], "./dir/");
 }
 

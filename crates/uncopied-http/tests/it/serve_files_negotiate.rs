@@ -156,8 +156,8 @@ async fn precompressed_files_are_added_and_removed_between_requests() {
     let site = TestSite::new(&[("a.txt", "plain")]);
     let service = site.serve();
     let gzip = [("accept-encoding", "gzip")];
-    // The service remembers that a precompressed file is absent only if the directory has not
-    // changed a moment ago. Test with a directory that has just changed, and with a stable one.
+    // Test with a directory that has just changed, and with a stable one, because only for a stable
+    // directory does the service remember that a precompressed file is absent.
     for is_stable in [false, true] {
         if is_stable {
             site.wait_until_stable(".");

@@ -162,8 +162,8 @@ async fn a_file_that_may_not_be_read_is_forbidden() {
     let site = site();
     let path = site.path("dir/inside.txt");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
-    // The kernel checks the permissions. So if this test runs as a user who may read the file
-    // regardless, such as root, the file is served.
+    // Expect the file to be served if this test runs as a user who may read it regardless of its
+    // mode, such as root, because the kernel checks the permissions.
     let expected = if std::fs::File::open(&path).is_ok() {
         200
     } else {

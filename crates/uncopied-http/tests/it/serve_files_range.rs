@@ -1,4 +1,4 @@
-//! Range requests: the bytes and headers of the responses. Unit tests of the crate cover the syntax
+//! Range requests: the bytes and headers of the responses. The crate's unit tests cover the syntax
 //! of the `Range` header.
 
 use http::StatusCode;

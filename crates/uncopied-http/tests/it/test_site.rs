@@ -9,8 +9,8 @@ use http_body_util::{BodyExt, Empty};
 use tower::ServiceExt;
 use uncopied_http::{FileStat, ServeFiles, ServeFilesBuilder};
 
-/// A site in a temporary directory. Its root is a subdirectory, so that tests can create files
-/// outside of the root.
+/// A site in a temporary directory. The site's root is a subdirectory of that directory, so that
+/// tests can create files outside the root.
 pub(crate) struct TestSite {
     dir: tempfile::TempDir,
 }
@@ -48,8 +48,8 @@ impl TestSite {
         std::fs::rename(self.path("new"), self.path(path)).unwrap();
     }
 
-    /// Waits until any further change of the file at `path` is certain to change its timestamps
-    /// (see [`FileStat::is_stable`]).
+    /// Waits until any further change to the file at `path` is certain to change the file's
+    /// timestamps (see [`FileStat::is_stable`]).
     pub(crate) fn wait_until_stable(&self, path: &str) {
         let file = std::fs::File::open(self.path(path)).unwrap();
         while !FileStat::of(&file).unwrap().is_stable(SystemTime::now()) {

@@ -9,8 +9,8 @@ use crate::harness::{Family, expect_bytes, in_child, pattern, sender};
 
 const MIB: usize = 1 << 20;
 
-/// The resident set size of this process, in bytes. It is read from `smaps_rollup`, which counts
-/// every page; the counters in `/proc/self/status` are only approximate.
+/// Returns the resident set size of this process, in bytes. Reads `smaps_rollup`, which counts
+/// every page, because the counters in `/proc/self/status` are only approximate.
 fn resident_bytes() -> usize {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     let line = rollup
@@ -21,7 +21,7 @@ fn resident_bytes() -> usize {
     kib.parse::<usize>().unwrap() * 1024
 }
 
-/// Frozen pages of `len` bytes, in which each byte has the value `mark`.
+/// Returns `len` bytes of frozen pages, with every byte set to `mark`.
 fn pages_filled_with(mark: u8, len: usize) -> Pages {
     let mut buffer = PageBuffer::with_capacity(len).unwrap();
     buffer.set_len(len);
@@ -29,8 +29,9 @@ fn pages_filled_with(mark: u8, len: usize) -> Pages {
     buffer.freeze()
 }
 
-/// Some threads allocate buffers of all sizes, and other threads drop them. No buffer may change
-/// before it is dropped, and the memory that the pool keeps for later buffers must stay bounded.
+/// Some threads allocate buffers of all sizes, and other threads drop them. The content of a buffer
+/// must not change before the buffer is dropped, and the pool must bound the memory that it keeps
+/// for later buffers.
 #[test]
 fn buffers_that_another_thread_drops_are_used_again() {
     in_child(
@@ -44,8 +45,9 @@ fn buffers_that_another_thread_drops_are_used_again() {
                 filled_bytes += churn(round);
                 peak = peak.max(resident_bytes());
             }
-            // The pool keeps up to 64 MiB for all threads together. In addition, each of the 5
-            // threads caches at most 1 MiB for each of the 9 block lengths up to 1 MiB.
+            // Allow for the memory that the pool may keep, which is at most 109 MiB: 64 MiB shared
+            // by all threads, and for each of the 5 threads a cache of 1 MiB for each of the 9
+            // block lengths up to 1 MiB.
             let growth = peak - before;
             assert!(growth < 160 * MIB, "grew by {} MiB", growth / MIB);
             assert!(
@@ -64,7 +66,7 @@ fn churn(round: u8) -> usize {
     std::thread::scope(|scope| {
         let takers: Vec<_> = [0, 1]
             .map(|taker| {
-                // A short channel, so that few buffers exist at the same time.
+                // Use a short channel, so that only a few buffers exist at the same time.
                 let (send, receive) = mpsc::sync_channel::<(Pages, u8)>(2);
                 scope.spawn(move || {
                     for (pages, mark) in receive {
@@ -77,8 +79,8 @@ fn churn(round: u8) -> usize {
                     let mut bytes = 0;
                     for turn in 0..15_u8 {
                         for (class, &size) in classes.iter().enumerate() {
-                            // Alternate between the largest and the smallest buffer that gets a
-                            // block of this length.
+                            // Alternate between the largest and the smallest buffer for which the
+                            // pool uses a block of this length.
                             let len = if turn % 2 == 0 { size } else { size / 2 + 1 };
                             let mark = (turn * 13 + class as u8) ^ (round << 6) ^ taker;
                             send.send((pages_filled_with(mark, len), mark)).unwrap();
@@ -94,8 +96,8 @@ fn churn(round: u8) -> usize {
     })
 }
 
-/// Buffers of the maximum capacity use memory only for the pages that are written to, and return it
-/// to the kernel when they are dropped.
+/// A buffer of the maximum capacity must use memory only for the pages that are written to, and
+/// must return that memory to the kernel when it is dropped.
 #[test]
 fn buffers_of_maximum_capacity_use_memory_only_for_written_pages() {
     in_child(
@@ -134,7 +136,8 @@ fn gifted_pages_are_not_kept() {
         |_| {},
         || {
             const BUFFER_BYTES: usize = 16 * MIB;
-            // Generate the pattern, which uses memory itself, before the first measurement.
+            // Generate the pattern before the first measurement, so that the memory of the pattern
+            // itself is not measured.
             drop(pattern(BUFFER_BYTES));
             let filled_buffer = || {
                 let mut buffer = PageBuffer::with_capacity(BUFFER_BYTES).unwrap();

@@ -1,9 +1,9 @@
 //! Buffers that are overwritten as soon as their completions allow it.
 //!
-//! The bytes of each send follow a pattern that depends on the number of the send. As soon as the
-//! completion of a send allows it, the test overwrites the buffer, and then fills it again for
-//! another send. The receiver is on the same machine and slower than the sender. It checks every
-//! byte, and so detects a buffer that was overwritten too early: the bytes follow another pattern.
+//! Each send has a number, and its bytes follow a pattern that depends on that number. As soon as a
+//! send's completion allows it, the test overwrites the buffer, and later fills it again for
+//! another send. The receiver is on the same machine and is slower than the sender. It checks every
+//! byte, so it detects a buffer that was overwritten too early.
 //!
 //! The test fails if the `vmsplice` mechanism does not call `gift`, or if a send with
 //! `MSG_ZEROCOPY` is completed before the kernel's notification.
@@ -74,8 +74,9 @@ const TRAFFIC: [Traffic; 5] = [
     },
 ];
 
-/// The maximum number of buffers of a connection. The sockets have room for more bytes than these
-/// buffers hold, so a buffer may have to be reused before the peer has read its bytes.
+/// The maximum number of buffers per connection. It is so small that the sockets can hold more
+/// bytes than all the buffers together. So a buffer may be reused while its bytes are still queued
+/// in a socket.
 const MAX_BUFFERS: usize = 6;
 
 #[test]
@@ -113,21 +114,21 @@ struct TrafficCount {
 }
 
 impl Traffic {
-    /// The size of the send with this number, in bytes: often small, sometimes large.
+    /// Returns the size of send `number`, in bytes: often small, sometimes large.
     fn send_bytes(&self, number: u64) -> usize {
         let bits = mix(self.seed << 32 | number);
         let max = self.max_send_bytes >> (bits % 8);
         1 + (bits >> 8) as usize % max
     }
 
-    /// The key of the pattern for the send with this number.
+    /// Returns the key of the pattern for send `number`.
     fn key(&self, number: u64) -> u64 {
         mix(self.seed << 48 | number)
     }
 
     fn send(&self, socket: OwnedFd, end: Instant) -> TrafficCount {
-        // One sender for each mechanism, all of them on the same socket. Each send picks one of
-        // them.
+        // Create one sender per mechanism, all on the same socket. Each send uses one of them,
+        // chosen at random.
         let mut senders: Vec<Sender<OwnedFd>> = memory_mechanisms(self.family)
             .iter()
             .map(|&mechanism| {
@@ -193,7 +194,7 @@ impl Traffic {
         }
     }
 
-    /// Panics with the position and number of the wrong bytes.
+    /// Panics with a message that says how many bytes are wrong, and where the first of them is.
     fn fail(&self, received: &[u8], expected: &[u8], number: u64) -> ! {
         let wrong = |(received, expected): &(&u8, &u8)| received != expected;
         let pairs = || received.iter().zip(expected);
@@ -207,7 +208,7 @@ impl Traffic {
     }
 }
 
-/// The buffers of a connection.
+/// The buffers of one connection.
 #[derive(Default)]
 struct Buffers {
     /// Buffers that have been overwritten after their send completed.
@@ -216,12 +217,13 @@ struct Buffers {
 }
 
 impl Buffers {
-    /// Overwrites every buffer that is no longer in flight, and returns a free or new one. If too
-    /// many buffers are in flight, waits for one of them first.
+    /// Overwrites every buffer that is no longer in flight, and returns a buffer that can be
+    /// filled. If [`MAX_BUFFERS`] buffers are in flight, waits until one of them can be reused.
     fn take(&mut self) -> PageBuffer {
         self.overwrite_completed();
         while self.free.is_empty() && self.in_flight.len() >= MAX_BUFFERS {
-            // The peer is slow. Wait for the oldest send, because it is likely to complete first.
+            // All buffers are in flight because the peer is slow. Wait for the oldest send, which
+            // is likely to complete first.
             self.in_flight[0].1.wait(Some(HANG_TIMEOUT)).unwrap();
             self.overwrite_completed();
         }
@@ -238,8 +240,9 @@ impl Buffers {
             let len = pages.len();
             let mut buffer = pages.try_into_buffer().unwrap_or_else(|pages| {
                 // The pages were gifted to the kernel, so they must not be written to again.
-                // Overwrite a new buffer instead. It is likely to have the same addresses, but must
-                // not have the same page frames.
+                // Overwrite a new buffer instead. It is likely to have the same addresses. If it
+                // also had the same page frames, overwriting it would change bytes in flight, and
+                // the receiver would detect that.
                 drop(pages);
                 PageBuffer::with_capacity(len).unwrap()
             });

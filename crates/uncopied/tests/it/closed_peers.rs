@@ -13,8 +13,8 @@ use crate::harness::{
     DRIVERS, FAMILIES, Family, in_child, pattern_file, receive, send, set_nonblocking, socket_pair,
 };
 
-/// The size of the test file: more than the buffers of any socket pair hold, so that a send cannot
-/// complete without a peer that reads.
+/// The size of the test file: more than the buffers of any socket pair hold, so that a send can
+/// complete only if the peer reads.
 const FILE_BYTES: usize = 16 << 20;
 
 /// Sends several times to a peer that has closed its socket, because the errno changes after the
@@ -60,8 +60,8 @@ fn sending_to_a_closed_peer_is_an_error() {
     send_to_closed_peers_with_every_mechanism();
 }
 
-/// The peer reads a part of the file and closes its socket. The bytes that it has read must be
-/// correct, and the error must count at least those bytes as sent.
+/// The peer reads a part of the file and then closes its socket. The bytes that the peer has read
+/// must be correct, and the error must count at least those bytes as sent.
 #[test]
 fn a_peer_that_closes_during_a_transfer_is_an_error() {
     use std::io::Read;
@@ -86,8 +86,8 @@ fn a_peer_that_closes_during_a_transfer_is_an_error() {
     }
 }
 
-/// Restores the default disposition of SIGPIPE, which Rust replaces at start-up. From now on the
-/// signal ends the process.
+/// Restores the default disposition of SIGPIPE, so that the signal ends the process. Rust ignores
+/// the signal at start-up.
 fn restore_default_sigpipe() {
     // SAFETY: the default disposition is valid, and this process runs only this test.
     let before = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
@@ -128,10 +128,11 @@ fn raise_sigpipe() {
     assert_eq!(unsafe { libc::raise(libc::SIGPIPE) }, 0);
 }
 
-/// If the main function is not Rust's, SIGPIPE is not ignored and ends the process. Sends must
-/// neither raise it nor leave it pending, and they must not change the signal mask of the thread.
+/// In a program whose main function is not written in Rust, SIGPIPE is not ignored, so raising it
+/// ends the process. Sends must neither raise SIGPIPE nor leave it pending, and they must not
+/// change the thread's signal mask.
 ///
-/// Fails without `without_sigpipe`, and without `MSG_NOSIGNAL`.
+/// Fails if either `without_sigpipe` or `MSG_NOSIGNAL` is removed.
 #[test]
 fn sigpipe_is_never_raised() {
     in_child(
@@ -146,8 +147,8 @@ fn sigpipe_is_never_raised() {
     );
 }
 
-/// If the caller has blocked SIGPIPE, sends must not leave one pending, and the signal must stay
-/// blocked.
+/// If the caller has blocked SIGPIPE, sends must not leave the signal pending, and must not unblock
+/// it.
 #[test]
 fn sigpipe_is_not_left_pending() {
     in_child(

@@ -8,7 +8,7 @@ use uncopied::{Errno, ErrorKind, Mechanism, SendFile, Transfer, driver};
 
 use crate::harness::{DRIVERS, FAMILIES, Family, deliver, pattern_file, socket_pair};
 
-/// Files that report a size of 0 or a wrong one, and whose content does not change during a test.
+/// Files whose reported size is 0 or wrong, and whose content does not change during a test.
 const FILES_WITHOUT_SIZE: [&str; 5] = [
     "/proc/version",
     "/proc/filesystems",
@@ -42,8 +42,8 @@ fn files_of_procfs_and_sysfs_are_sent_completely() {
     }
 }
 
-/// A file of procfs that supports neither `sendfile` nor `splice` nor a mapping. If the only forced
-/// mechanism is one of these, the transfer fails.
+/// The file `/proc/self/auxv` supports neither `sendfile` nor `splice`, and cannot be mapped. If
+/// the only forced mechanism is `sendfile`, `splice` or `mmap_write`, the transfer must fail.
 #[test]
 fn a_forced_mechanism_that_the_source_does_not_support_is_an_error() {
     let file = File::open("/proc/self/auxv").unwrap();
@@ -65,8 +65,8 @@ fn send_invalid_source(source: &impl AsFd, plan: &[Mechanism]) -> uncopied::Erro
     result.expect_err("this source cannot be sent")
 }
 
-/// Lists of mechanisms to force: each mechanism followed by `copy` as a fallback, and an empty
-/// list, which forces nothing.
+/// Returns the lists of mechanisms to force: each mechanism followed by `copy` as a fallback, and
+/// an empty list, which forces nothing.
 fn plans() -> [Vec<Mechanism>; 5] {
     let [a, b, c, d] = Mechanism::FILE_TO_SOCKET.map(|first| vec![first, Mechanism::Copy]);
     [a, b, c, d, Vec::new()]
@@ -142,8 +142,8 @@ fn only_a_stream_socket_is_a_valid_sink() {
     assert_eq!(regular.metadata().unwrap().len(), 0);
 }
 
-/// Unlike [`SendFile`], a [`Transfer`] does not check in advance that the sink is a socket. It
-/// finds out from the errno of the first send.
+/// Unlike [`SendFile`], a [`Transfer`] does not check in advance that the sink is a socket. It must
+/// report the error when the first send fails because the sink is not a socket.
 #[test]
 fn a_transfer_to_a_sink_that_is_not_a_socket_is_an_error() {
     let file = pattern_file(10_000);

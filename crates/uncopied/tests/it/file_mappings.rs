@@ -43,7 +43,7 @@ fn many_threads_map_and_look_up_concurrently() {
             });
         }
         drop(send);
-        // This thread has not created the mappings. It looks up each slice again, and unmaps the
+        // This thread did not create the mappings. It looks up each slice again, and unmaps the
         // file by dropping the last handle to the mapping.
         for (bytes, file, id) in receive {
             let (mapping, offset) = file_at(&bytes[3..]);
@@ -62,7 +62,8 @@ fn file_at(bytes: &[u8]) -> (FileMapping, u64) {
     }
 }
 
-/// The addresses after the end of a mapping do not belong to it, not even those in its last page.
+/// Addresses past the end of a mapping do not belong to the mapping, even if they are in its last
+/// page.
 #[test]
 fn a_look_up_past_the_end_of_a_mapping_finds_nothing() {
     let file = Arc::new(pattern_file(5_000));
@@ -93,8 +94,8 @@ fn mapping_an_unsupported_file_or_an_invalid_range_is_an_error() {
     assert!(FileMapping::new(file, 1 << 63..(1 << 63) + 1).is_err());
 }
 
-/// A transfer with a mapping sends from that mapping. If the mapping covers only a part of the
-/// range, the transfer maps the rest itself.
+/// A transfer that is given a mapping must send from that mapping. If the mapping covers only a
+/// part of the range, the transfer must map the rest itself.
 #[test]
 fn a_transfer_uses_the_mapping_that_it_is_given() {
     let file = Arc::new(pattern_file(3_000_000));
@@ -173,8 +174,8 @@ fn transfers_leak_neither_descriptors_nor_mappings() {
             let count = || {
                 let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
                 let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-                // Count only mappings of the temporary file, because mappings of the heap come and
-                // go. The file has no name, so the kernel lists its mappings as deleted.
+                // Count only mappings of the temporary file, because heap mappings come and go. The
+                // file is unlinked, so `maps` marks its mappings as `(deleted)`.
                 let mappings = maps.lines().filter(|line| line.contains("(deleted)"));
                 (descriptors, mappings.count())
             };

@@ -29,7 +29,8 @@ fn for_each_combination(mut run: impl FnMut(Mechanism, Family, Driver)) {
 }
 
 /// Sends the `len` bytes that start at `offset`, with this mechanism alone, and checks that they
-/// arrive. The transfer has an exact length, or goes to the end of the file if `until_eof` is set.
+/// arrive. If `until_eof` is set, the transfer has no exact length, and runs to the end of the
+/// file.
 fn check_send(
     (mechanism, family, driver): (Mechanism, Family, Driver),
     file: &File,
@@ -151,8 +152,8 @@ static SPARSE_FILE: LazyLock<File> = LazyLock::new(|| {
 fn check_two_gib(mechanism: Mechanism) {
     let sizes = [2 * GIB - 1, 2 * GIB + 1];
     for (family, size) in FAMILIES.into_iter().flat_map(|f| sizes.map(|s| (f, s))) {
-        // Each size is sent with one of the drivers. Using both would take twice as long and would
-        // find no more errors.
+        // Send each size with only one of the drivers. Using both would take twice as long and
+        // would find no more errors.
         let nth = usize::from((family == Family::Tcp) == (size < 2 * GIB));
         let driver = DRIVERS[nth % DRIVERS.len()];
         check_send((mechanism, family, driver), &SPARSE_FILE, 0, size, false);
@@ -206,7 +207,8 @@ fn ranges_across_and_past_4_gib_arrive() {
     });
 }
 
-/// `uncopied::send_file` sends all bytes with `sendfile`, and does not change the file position.
+/// `uncopied::send_file` must send all bytes with `sendfile`, and must not change the file
+/// position.
 #[test]
 fn send_file_uses_sendfile_and_keeps_the_file_position() {
     use std::io::Seek;

@@ -1,5 +1,5 @@
-//! Switching zero-copy sending off, `force_copy`, and files that are overwritten after they were
-//! sent.
+//! Switching zero-copy sends off for the whole process, switching them off for one file with
+//! `force_copy`, and overwriting a file after it was sent.
 
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -12,7 +12,8 @@ use crate::harness::{
 
 const FILE_BYTES: u64 = 300_001;
 
-/// Asserts that all bytes were copied, and that the report names the switch as the reason.
+/// Asserts that all bytes were copied, and that the report gives the process-wide switch as the
+/// reason.
 fn assert_switched_off(report: &Report) {
     assert_eq!(report.by(Mechanism::Copy), FILE_BYTES, "{report}");
     assert_eq!(report.bytes(), FILE_BYTES);
@@ -50,7 +51,7 @@ fn the_environment_switches_zero_copy_off() {
         || {
             assert!(!zero_copy_send_enabled());
             send_with_every_mechanism(|_, report| assert_switched_off(report));
-            // The function overrides the environment.
+            // A call of `set_zero_copy_send` must override the environment variable.
             set_zero_copy_send(true);
             send_with_every_mechanism(|forced, report| {
                 let by = forced.unwrap_or(Mechanism::Sendfile);
@@ -84,8 +85,8 @@ fn a_call_switches_zero_copy_off_and_on() {
     );
 }
 
-/// With `force_copy`, all bytes are copied even if another mechanism is forced. The report does not
-/// say that zero copy is switched off.
+/// With `force_copy`, all bytes must be copied even if another mechanism is forced. The report must
+/// not say that zero copy is switched off, because that refers only to the process-wide switch.
 #[test]
 fn force_copy_overrides_forced_mechanisms() {
     let file = pattern_file(FILE_BYTES as usize);
@@ -102,8 +103,8 @@ fn force_copy_overrides_forced_mechanisms() {
 }
 
 /// If a file is overwritten after a zero-copy send and before the peer (on the same host) has read
-/// the bytes, the peer gets the new bytes, as the documentation says. With `mmap_write`, `copy` and
-/// `force_copy`, the peer gets the bytes that the file had during the call.
+/// the bytes, the peer gets the new bytes, as documented. With `mmap_write`, `copy` and
+/// `force_copy`, the peer gets the bytes that the file contained at the time of the call.
 #[test]
 fn an_overwrite_in_place_reaches_the_peer_only_with_zero_copy() {
     let size = 64 << 10;

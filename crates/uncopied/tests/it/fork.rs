@@ -22,7 +22,8 @@ const SEND_BYTES: usize = 100_001;
 fn sender_in_flight() -> (Sender<OwnedFd>, File, Vec<Completion>) {
     let plan = [Mechanism::MsgZerocopy];
     let (mut sender, peer) = sender(Family::Tcp, &plan, SendOptions::default());
-    // With the default size, the buffer may hold all the sends, and none would stay in flight.
+    // Shrink the peer's receive buffer. With the default size, it may hold all the sends, and none
+    // of them would stay in flight.
     set_socket_recv_buffer_size(&peer, 32 << 10).unwrap();
     let completions = (0..3)
         .map(|_| {
@@ -63,7 +64,7 @@ fn a_program_started_with_sends_in_flight_inherits_nothing() {
     assert_eq!(sockets.count(), 0);
     assert_all_arrive_and_complete(&mut peer, &completions);
     drop(sender);
-    // The stream ends although the program is still running.
+    // The program is still running. If it had inherited the socket, the stream would not end.
     expect_eof(&mut peer);
     program.kill().unwrap();
     program.wait().unwrap();
@@ -99,8 +100,9 @@ fn a_child_that_drops_everything_does_not_affect_its_parent() {
         |_| {},
         || {
             let (sender, mut peer, completions) = sender_in_flight();
-            // The closure takes ownership of its completions, so they are clones: the parent still
-            // needs the originals. The sender is in an `Option`, so that only the child drops it.
+            // Clone the completions, because the closure consumes them and the parent still needs
+            // its own. Put the sender in an `Option`, so that the child can drop its copy while the
+            // parent keeps the sender.
             let (mut sender, childs_completions) = (Some(sender), completions.clone());
             in_forked_child(|| {
                 assert!(childs_completions[0].outcome().is_none());
@@ -125,8 +127,8 @@ fn a_child_that_drops_everything_does_not_affect_its_parent() {
     );
 }
 
-/// Parent and child share the error queue of the socket. If the child calls `reap`, it must not
-/// take notifications from that queue, because the parent needs them.
+/// Parent and child share the socket's error queue. A call of `reap` in the child must not take
+/// notifications from that queue, because the parent needs them.
 #[test]
 fn a_child_that_reaps_takes_no_notification() {
     in_child(
@@ -137,8 +139,8 @@ fn a_child_that_reaps_takes_no_notification() {
             for _ in &completions {
                 expect_bytes(&mut peer, &pattern(SEND_BYTES));
             }
-            // Give the notifications time to arrive. The parent does not process them before the
-            // fork.
+            // Give the notifications time to arrive, so that they are in the error queue when the
+            // child calls `reap`. The parent does not read them before the fork.
             std::thread::sleep(std::time::Duration::from_millis(100));
             in_forked_child(|| {
                 sender.reap();
@@ -161,7 +163,7 @@ fn parent_and_child_do_not_overwrite_each_others_buffers() {
             let (sender, mut peer, completions) = sender_in_flight();
             let mut buffer = PageBuffer::zeroed(SEND_BYTES).unwrap();
             in_forked_child(|| {
-                // The child writes to its own copies of the pages.
+                // These writes must change only the child's own copies of the pages.
                 buffer.fill(7);
                 for _ in 0..100 {
                     let mut other = PageBuffer::zeroed(SEND_BYTES).unwrap();

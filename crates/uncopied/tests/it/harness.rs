@@ -39,7 +39,7 @@ pub(crate) const DRIVERS: &[Driver] = &[Driver::Blocking];
 /// How long a test waits for something that should happen immediately, before it fails.
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Two connected sockets. Reading from the second one times out after [`HANG_TIMEOUT`].
+/// Returns two connected sockets. Reading from the second one times out after [`HANG_TIMEOUT`].
 pub(crate) fn socket_pair(family: Family) -> (OwnedFd, File) {
     let (socket, peer): (OwnedFd, OwnedFd) = match family {
         Family::Unix => {
@@ -62,7 +62,8 @@ pub(crate) fn minimize_send_buffer(socket: &OwnedFd) {
     rustix::net::sockopt::set_socket_send_buffer_size(socket, 1).unwrap();
 }
 
-/// Two connected sockets with small buffers: together they hold only about 300 KiB of unread data.
+/// Returns two connected sockets with small buffers, which together hold only about 300 KiB of
+/// unread data.
 pub(crate) fn small_buffer_pair(family: Family) -> (OwnedFd, File) {
     let (socket, peer) = socket_pair(family);
     rustix::net::sockopt::set_socket_send_buffer_size(&socket, 64 << 10).unwrap();
@@ -77,8 +78,9 @@ pub(crate) fn set_nonblocking(socket: &OwnedFd) {
 /// Returns `len` bytes that depend on their position, so that a comparison detects a byte that was
 /// lost, duplicated or moved. A shorter pattern is a prefix of a longer one.
 pub(crate) fn pattern(len: usize) -> Vec<u8> {
-    // If each test runs in a process of its own, each process generates the pattern again. Most
-    // tests need only a short pattern, so the long one is generated separately.
+    // Generate a short and a long pattern separately, because most tests need only the short one. A
+    // test runner may start a process for each test, and each process has to generate its patterns
+    // again.
     static SHORT: LazyLock<Vec<u8>> = LazyLock::new(|| generate(1 << 20));
     static LONG: LazyLock<Vec<u8>> = LazyLock::new(|| generate(MAX_PATTERN_BYTES));
     fn generate(len: usize) -> Vec<u8> {
@@ -89,8 +91,8 @@ pub(crate) fn pattern(len: usize) -> Vec<u8> {
     SHORT.get(..len).unwrap_or_else(|| &LONG[..len]).to_vec()
 }
 
-/// The key of the usual pattern, and also its first eight bytes. Any number would do except 0,
-/// which would make those bytes look like bytes that were never written.
+/// The key of the usual pattern, and also its first eight bytes. It may be any number except 0:
+/// with 0, those bytes would look like bytes that were never written.
 const PATTERN_KEY: u64 = 0x243f_6a88_85a3_08d3;
 
 /// The length of the longest pattern that a test needs.
@@ -111,7 +113,7 @@ pub(crate) fn fill_pattern(bytes: &mut [u8], key: u64) {
     rest.copy_from_slice(&word.to_ne_bytes()[..rest.len()]);
 }
 
-/// A temporary file that contains the first `len` bytes of the [`pattern`].
+/// Returns a temporary file that contains the first `len` bytes of the [`pattern`].
 pub(crate) fn pattern_file(len: usize) -> File {
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&pattern(len), 0).unwrap();
@@ -139,7 +141,7 @@ pub(crate) fn receive_slowly(
         let count = match peer.read(&mut received) {
             Ok(0) => return at - offset,
             Ok(count) => count,
-            // After a reset, the bytes that had not been read yet are lost.
+            // After a reset, the unread bytes are lost, so return how many were read.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return at - offset,
             Err(error) => panic!("after {} bytes: {error}", at - offset),
         };
@@ -186,7 +188,7 @@ pub(crate) fn send(
     }
 }
 
-/// A single-threaded tokio runtime.
+/// Returns a single-threaded tokio runtime.
 #[cfg(feature = "tokio")]
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
@@ -212,8 +214,8 @@ pub(crate) fn deliver(
     })
 }
 
-/// Asserts that `mechanism` alone moved all `bytes`, without a fallback, and that the totals of the
-/// report are consistent with that.
+/// Asserts that `mechanism` moved `bytes` bytes without a fallback, that no other mechanism moved
+/// any, and that the report's totals are consistent with that.
 pub(crate) fn assert_all_sent_by(report: &Report, mechanism: Mechanism, bytes: u64, case: &str) {
     assert_eq!(report.by(mechanism), bytes, "{case}: {report}");
     assert_eq!(report.bytes(), bytes, "{case}: {report}");
@@ -224,7 +226,7 @@ pub(crate) fn assert_all_sent_by(report: &Report, mechanism: Mechanism, bytes: u
     assert_eq!(report.copied_bytes(), bytes - zero_copy, "{case}: {report}");
 }
 
-/// The mechanisms that send memory to a socket of this family.
+/// Returns the mechanisms that can send memory to a socket of this family.
 pub(crate) fn memory_mechanisms(family: Family) -> &'static [Mechanism] {
     match family {
         Family::Tcp => &[
@@ -237,13 +239,13 @@ pub(crate) fn memory_mechanisms(family: Family) -> &'static [Mechanism] {
     }
 }
 
-/// Frozen pages that contain the first `len` bytes of the [`pattern`].
+/// Returns frozen pages that contain the first `len` bytes of the [`pattern`].
 pub(crate) fn pattern_pages(len: usize) -> Pages {
     PageBuffer::copy_from_slice(&pattern(len)).unwrap().freeze()
 }
 
-/// A sender that uses only these mechanisms, and its peer. If `mechanisms` is empty, the sender
-/// plans as usual.
+/// Returns a sender that uses only `mechanisms`, and the sender's peer. If `mechanisms` is empty,
+/// nothing is forced, and the sender uses the usual plan.
 pub(crate) fn sender(
     family: Family,
     mechanisms: &[Mechanism],
@@ -256,7 +258,7 @@ pub(crate) fn sender(
     )
 }
 
-/// Like [`sender`], but with a [`small_buffer_pair`], so that only few bytes are in flight at a
+/// Like [`sender`], but with a [`small_buffer_pair`], so that only a few bytes are in flight at a
 /// time. That keeps zero-copy sends below the limit on locked memory (`RLIMIT_MEMLOCK`), which
 /// counts the memory of all processes of the user.
 pub(crate) fn small_buffer_sender(
@@ -355,9 +357,9 @@ fn run_in_child(mut child: Command, name: &str, configure: impl FnOnce(&mut Comm
     }
 }
 
-/// Like [`in_child`], but the child is in a new network namespace and has the capabilities of an
-/// administrator there. The only interface of the namespace is `lo`, which is down. If the machine
-/// does not allow this, the test is skipped.
+/// Like [`in_child`], but the child runs in a new network namespace, where it has all capabilities.
+/// The namespace's only interface is `lo`, which is down. If the machine does not allow creating
+/// the namespace, the test is skipped.
 pub(crate) fn in_network_namespace(name: &str, body: impl FnOnce()) {
     if std::env::var_os(CHILD_ENV).is_some_and(|child| child == name) {
         return body();

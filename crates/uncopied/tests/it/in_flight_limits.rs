@@ -1,4 +1,4 @@
-//! Limits on the bytes in flight, for a sender and for the process, when the peer does not read.
+//! Limits on the bytes in flight, per sender and per process, when the peer does not read.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -16,8 +16,8 @@ use crate::harness::{
     pattern_pages, sender, wait_until,
 };
 
-/// The size of a send: a whole number of pages, because a send counts against the limit with all
-/// the pages that it touches.
+/// The size of a send: a whole number of pages, because every page that a send touches counts in
+/// full against the limit.
 const SEND_BYTES: usize = 32 << 10;
 
 /// The limit on bytes in flight: much less than the socket buffers hold, so that a sender reaches
@@ -98,14 +98,15 @@ fn bytes_beyond_the_limit_are_copied() {
     pages.try_into_buffer().expect("no other handle is left");
 }
 
-/// A sender that waits at the limit times out if the peer does not read. The error counts the bytes
-/// sent, and the sender can continue after them.
+/// A sender that waits at the limit must time out if the peer does not read. The error must report
+/// the number of bytes sent, and a later send must be able to continue after those bytes.
 #[test]
 fn waiting_at_the_limit_times_out_with_the_count_of_bytes() {
     let (mut sender, mut peer) = limited_sender(LimitAction::Wait, LIMIT_BYTES);
     let timeout = Some(Duration::from_millis(200));
     set_socket_timeout(sender.get_ref(), Timeout::Send, timeout).unwrap();
-    // The peer acknowledges only the bytes that fit into its buffer. The others stay in flight.
+    // Send until the sender reaches the limit. That happens because the peer acknowledges only the
+    // bytes that fit into its buffer, so all further bytes stay in flight.
     let (mut total, mut peak) = (0, 0);
     let error = loop {
         match sender.send(pattern_pages(SEND_BYTES)) {
@@ -122,7 +123,7 @@ fn waiting_at_the_limit_times_out_with_the_count_of_bytes() {
     assert_all_by_msg_zerocopy(&sender, total);
     assert_eq!(report.bytes(), total);
 
-    // Now the peer reads, and the sender may wait longer.
+    // Let the peer read from now on, and let the sender wait longer.
     set_socket_timeout(sender.get_ref(), Timeout::Send, Some(HANG_TIMEOUT)).unwrap();
     let rest = pattern_pages(SEND_BYTES).slice(total as usize % SEND_BYTES..);
     let all = total as usize + rest.len() + 50 * SEND_BYTES;
@@ -149,7 +150,7 @@ fn assert_all_by_msg_zerocopy(sender: &Sender<OwnedFd>, bytes: u64) {
     assert!(report.fallbacks().is_empty(), "{report}");
 }
 
-/// `try_send` does not wait at the limit. It returns at once, and sends nothing.
+/// `try_send` must not wait at the limit. It must return at once without sending anything.
 #[test]
 fn try_send_at_the_limit_sends_nothing() {
     let (mut sender, mut peer) = limited_sender(LimitAction::Wait, LIMIT_BYTES);
@@ -157,7 +158,8 @@ fn try_send_at_the_limit_sends_nothing() {
     let total = send_until_full(&mut sender, &pages, |sender| {
         assert!(sender.in_flight_bytes() <= LIMIT_BYTES)
     });
-    // The socket itself still accepts bytes, as a sender that copies shows.
+    // Check that the socket is not full, so that only the limit can have stopped the sender: a
+    // second sender, which copies, must still be able to send.
     let mut copying = Sender::with(
         sender.get_ref().try_clone().unwrap(),
         SendOptions::default().force_mechanisms(&[Mechanism::Copy]),
@@ -211,7 +213,7 @@ fn all_senders_together_stay_below_the_limit_of_the_process() {
 }
 
 /// A sender that waits at the process-wide limit must process the notifications of all senders.
-/// Otherwise an idle sender, which does not read its own, would block the others.
+/// Otherwise, an idle sender, which does not process its own notifications, would block the others.
 #[test]
 fn an_idle_sender_does_not_block_others_at_the_limit_of_the_process() {
     in_child(

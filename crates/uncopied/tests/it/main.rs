@@ -1,11 +1,11 @@
-//! Tests of the library on a real kernel: files, memory, sockets, limits and signals. They are all
-//! modules of one test binary, so that they are linked only once.
+//! Tests of the library on a real kernel: files, memory, sockets, limits and signals. All tests are
+//! modules of one binary, so that the library is linked only once.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
-/// What the tests share: test files, socket pairs, receivers that check every byte, child
-/// processes.
+/// Helpers that the tests share: test files, socket pairs, receivers that check every byte, and
+/// child processes.
 mod harness;
 
 // --- Files ---------------------------------------------------------------------------------------
@@ -28,7 +28,7 @@ mod endpoints;
 /// Processes that have run out of file descriptors or address space.
 mod resource_exhaustion;
 
-/// The switch for zero copy, `force_copy`, and files that change after they were sent.
+/// Switching zero-copy sends off, and overwriting a file after it was sent.
 mod force_copy;
 
 /// Peers that read slowly or stop reading, and send timeouts (`SO_SNDTIMEO`).
@@ -46,11 +46,11 @@ mod transfer_cancellation;
 /// Memory of sizes around every boundary, with every mechanism, and the outcome of each send.
 mod memory_sizes;
 
-/// Notifications of `MSG_ZEROCOPY`: merged ones, too many for the kernel, mixed with other
-/// messages, and what the sender learns from them.
+/// Notifications of `MSG_ZEROCOPY`: when the kernel merges them, has no memory left for them,
+/// queues them with other messages, or reports in them that it has copied the bytes.
 mod notifications;
 
-/// Limits on the bytes in flight, for a sender and for the process.
+/// Limits on the bytes in flight, per sender and per process.
 mod in_flight_limits;
 
 /// Sends in flight when the sender is dropped, the peer closes, or the thread panics.

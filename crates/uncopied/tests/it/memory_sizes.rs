@@ -29,8 +29,8 @@ fn assert_completes(sent: &Sent, mechanism: Mechanism, len: u64, case: &str) {
         Mechanism::Vmsplice if len > 0 => FreeReason::Gifted,
         _ => FreeReason::Copied,
     };
-    // On loopback the kernel copies the bytes of every mechanism, except for pages that `vmsplice`
-    // gifts to the kernel (they are never written to again).
+    // On loopback, the kernel copies the bytes whichever mechanism sends them, except for pages
+    // that `vmsplice` gifts to the kernel (they are never written to again).
     let copied = if reason == FreeReason::Gifted { 0 } else { len };
     assert_eq!(
         (outcome.bytes, outcome.copied, outcome.reason),
@@ -74,7 +74,8 @@ fn every_size_arrives_with_every_mechanism_from_any_address() {
                         assert_completes(&sent, mechanism, size as u64, &case);
                     }
                     sent.completion().wait(Some(HANG_TIMEOUT)).expect(&case);
-                    // The pages can become a buffer again, unless they were gifted to the kernel.
+                    // The pages must be able to become a buffer again, unless they were gifted to
+                    // the kernel.
                     let is_gifted = mechanism == Mechanism::Vmsplice && size > 0;
                     assert_eq!(pages.is_permanent(), is_gifted, "{case}");
                     assert_eq!(pages.try_into_buffer().is_err(), is_gifted, "{case}");
@@ -110,9 +111,9 @@ fn the_same_pages_can_be_sent_again_while_in_flight() {
     }
 }
 
-/// `try_send` sends as many bytes as fit and returns their number, so that the next send can
-/// continue after them. The test makes the socket non-blocking, because `splice(2)` has no flag
-/// that makes a single call non-blocking.
+/// `try_send` must send as many bytes as fit into the socket, and must return their number, so that
+/// the next send can continue after them. The test makes the socket non-blocking, because
+/// `splice(2)` has no flag that makes a single call non-blocking.
 #[test]
 fn try_send_sends_what_fits() {
     const PAGES_BYTES: usize = 8 << 20;
@@ -149,8 +150,8 @@ fn try_send_sends_what_fits() {
     }
 }
 
-/// If the socket does not support the only forced mechanism, the send fails. If `copy` is forced as
-/// well, the send falls back to `copy`.
+/// If the socket does not support the only forced mechanism, the send must fail. If `copy` is
+/// forced as well, the send must fall back to `copy`.
 #[test]
 fn forcing_msg_zerocopy_on_a_unix_socket_is_an_error() {
     let forced = [Mechanism::MsgZerocopy];
@@ -175,8 +176,8 @@ fn forcing_msg_zerocopy_on_a_unix_socket_is_an_error() {
     assert_eq!(received, pattern(5000));
 }
 
-/// If no mechanism is forced and the peer is on this machine, pages that may be reused are copied,
-/// and pages that are frozen permanently are sent without a copy.
+/// If no mechanism is forced and the peer is on this machine, pages that may be reused must be
+/// copied, and pages that are frozen permanently must be sent without copying.
 #[test]
 fn the_plan_copies_reusable_pages_for_a_peer_on_this_machine() {
     for family in FAMILIES {

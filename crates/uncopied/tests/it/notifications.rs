@@ -1,5 +1,5 @@
-//! Notifications of `MSG_ZEROCOPY`: merged ones, too many for the kernel, mixed with other messages
-//! on the error queue, and what the sender learns from them.
+//! Notifications of `MSG_ZEROCOPY`: when the kernel merges them, has no memory left for them,
+//! queues them with other messages, or reports in them that it has copied the bytes.
 
 #![allow(unsafe_code)]
 
@@ -108,9 +108,9 @@ fn one_notification_completes_several_sends() {
 #[test]
 fn a_send_without_room_for_its_notification_is_copied() {
     let (mut sender, mut peer) = sender(Family::Tcp, &MSG_ZEROCOPY, SendOptions::default());
-    // Use short sends without delay (`TCP_NODELAY`), and a peer that does not read. A peer that
-    // reads would acknowledge the sends as fast as they are made. This peer acknowledges many sends
-    // together, up to 40 ms late, so their notifications accumulate.
+    // Make the notifications accumulate: use short sends without delay (`TCP_NODELAY`), and a peer
+    // that does not read. Such a peer acknowledges many sends together, up to 40 ms late. A peer
+    // that reads would acknowledge each send right away.
     rustix::net::sockopt::set_tcp_nodelay(sender.get_ref(), true).unwrap();
     let began = Instant::now();
     let mut bytes = 0;
@@ -149,7 +149,7 @@ fn a_send_without_room_for_its_notification_is_copied() {
     assert!(receiver.join().unwrap() == expected);
 }
 
-/// A send of more pages than the process may lock (`RLIMIT_MEMLOCK`) is copied. The test first
+/// A send of more pages than the process may lock (`RLIMIT_MEMLOCK`) must be copied. The test first
 /// drops `CAP_IPC_LOCK`, which would exempt the process from the limit.
 #[test]
 fn a_send_beyond_the_limit_on_locked_memory_is_copied() {
@@ -235,8 +235,8 @@ fn timestamps_between_notifications_are_skipped() {
     }
 }
 
-/// As long as nobody reads the timestamps on the error queue, `poll(2)` reports the socket as ready
-/// at once. A send that waits for the peer must still time out.
+/// While there are unread timestamps on the error queue, `poll(2)` returns at once and reports the
+/// socket as ready. A send that waits for the peer must still time out.
 #[test]
 fn a_send_times_out_with_timestamps_on_the_error_queue() {
     const TIMESTAMP_FLAGS: u32 = 1 << 1 | 1 << 4 | 1 << 7 | 1 << 11;
@@ -262,16 +262,16 @@ fn run_ip(arguments: &str) {
     assert!(status.unwrap().success(), "ip {arguments}");
 }
 
-/// The peer is at the other end of a virtual Ethernet link (`veth`), for which the kernel copies
+/// The peer is at the other end of a virtual Ethernet link (`veth`), over which the kernel copies
 /// all bytes of zero-copy sends. The peer's address is not a local one, so the plan starts with
-/// zero-copy sends. After several notifications that report a copy, the sender must copy by itself
-/// for a while, and then try zero copy again.
+/// zero-copy sends. After several notifications that report a copy, the sender must use `copy` for
+/// a while, and then try zero copy again.
 #[test]
 fn repeated_copies_by_the_kernel_pause_zero_copy_sends() {
     in_network_namespace(
         "notifications::repeated_copies_by_the_kernel_pause_zero_copy_sends",
         || {
-            // The peer runs in a thread with its own network namespace.
+            // Run the peer in a thread that has its own network namespace.
             let (send_id, id) = mpsc::channel();
             let (linked, wait_for_link) = mpsc::channel::<()>();
             let (send_address, address) = mpsc::channel();
@@ -324,8 +324,8 @@ fn repeated_copies_by_the_kernel_pause_zero_copy_sends() {
                 assert_eq!(outcome.reason, expected_reason);
                 is_zero_copy
             };
-            // After eight consecutive notifications that report a copy, the next 256 sends are
-            // copied.
+            // After eight consecutive notifications that report a copy, the next 256 sends must use
+            // `copy`.
             assert!((0..8).all(|_| send()), "zero-copy at first");
             assert!((0..256).all(|_| !send()), "copied for a while");
             assert!((0..8).all(|_| send()), "zero-copy again");

@@ -37,9 +37,9 @@ fn fill_with_round(writer: &mut RegionMut, round: u64) {
     }
 }
 
-/// The 8-byte word that round `round` writes at position `at`. Its upper half is the round, and its
-/// lower half combines the round with the position. If the word mixes the bytes of two rounds, the
-/// halves do not match.
+/// Returns the 8-byte word that is written at position `at` in round `round`. The upper half of the
+/// word is the round, and the lower half combines the round with the position. In a word that mixes
+/// the bytes of two rounds, the halves do not match.
 fn word(round: u64, at: usize) -> u64 {
     round << 32 | (round ^ at as u64)
 }
@@ -62,8 +62,8 @@ fn bytes_overwritten_after_the_send_arrive_unchanged() {
                     received
                 });
                 let mut completions = Vec::new();
-                // The whole region, a range within one huge page, a range across two huge pages,
-                // and a range of which only the last byte is in the second huge page.
+                // Send the whole region, a range within one huge page, a range across two huge
+                // pages, and a range of which only the last byte is in the second huge page.
                 let ranges = [
                     0..2 * HUGE_PAGE_BYTES,
                     5..4000,
@@ -92,7 +92,7 @@ fn bytes_overwritten_after_the_send_arrive_unchanged() {
 }
 
 /// If no mechanism is forced, parts of a region that are too small or not aligned to a huge page
-/// are copied. Other parts are sent without a copy, even to a peer on this machine.
+/// must be copied. Other parts must be sent without copying, even to a peer on this machine.
 #[test]
 fn the_plan_copies_small_and_unaligned_parts() {
     let (region, mut writer) = Region::new(4 * HUGE_PAGE_BYTES).unwrap();
@@ -190,14 +190,13 @@ fn writers_that_never_wait_change_nothing_in_flight() {
     assert!(sends > 10, "{sends} sends are too few");
 }
 
-/// Checks a received half of the region, and returns the latest round in it. `previous` is the
-/// latest round that arrived with the sends before.
+/// Checks a received half of the region, and returns the latest round in it, or `previous` if that
+/// is later. `previous` is the latest round that arrived with earlier sends.
 ///
 /// The writer may complete several rounds during one send, so a half may contain words of several
-/// rounds. Each word must be at its own position. No word may be much older than the words of
-/// earlier sends: otherwise, a write would have changed those earlier sends in flight. A word may
-/// mix two rounds if the writer was writing it at the moment when it was sent, but only few words
-/// may.
+/// rounds. Each word must be at its own position. No word may be more than one round older than
+/// `previous`: otherwise, a write must have changed an earlier send while it was in flight. A few
+/// words may mix two rounds, because the writer was writing them while they were sent.
 fn check_half(half: &[u8], previous: u64, mechanism: Mechanism) -> u64 {
     let (mut latest, mut torn_words) = (previous, 0);
     for (at, eight) in half.chunks_exact(8).enumerate() {
@@ -207,15 +206,17 @@ fn check_half(half: &[u8], previous: u64, mechanism: Mechanism) -> u64 {
             torn_words += 1;
             continue;
         }
-        // The previous send may have taken place in the middle of round `previous`, and this one
-        // may have been just ahead of the writer. So words of the round before are still correct.
+        // Accept words of the round before `previous`. The previous send may have been made while
+        // the writer was in the middle of round `previous`, and this send may still have found
+        // words that the writer had not yet replaced.
         assert!(
             round + 1 >= previous,
             "{mechanism}: {round} after {previous}"
         );
         latest = latest.max(round);
     }
-    // If writer and sender happen to advance at the same speed for a while, several words are torn.
+    // Allow several torn words, because the writer and the sender may advance through the region at
+    // the same speed for a while.
     assert!(
         torn_words < half.len() / 8 / 20,
         "{mechanism}: {torn_words} words belong to no round"

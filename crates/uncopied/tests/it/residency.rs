@@ -11,12 +11,13 @@ use crate::harness::{pattern, skip};
 
 const FILE_BYTES: u64 = 5_000_001;
 
-/// How many times a test tries to evict a file from the page cache before it gives up. An attempt
-/// can fail, because pages with I/O in progress cannot be evicted.
+/// The number of times that a test tries to evict a file from the page cache before it gives up. An
+/// attempt can fail, because pages with I/O in progress cannot be evicted.
 const MAX_EVICTIONS: usize = 50;
 
-/// A file in Cargo's target directory. That directory is usually on a disk, so that its files can
-/// be evicted from the page cache. The directory for temporary files often is not.
+/// Creates a file in Cargo's target directory. That directory is usually on a disk, so that the
+/// file can be evicted from the page cache. The system's directory for temporary files is often in
+/// memory.
 fn file_on_disk() -> File {
     let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     file.write_all_at(&pattern(FILE_BYTES as usize), 0).unwrap();
@@ -73,8 +74,9 @@ fn is_resident_distinguishes_cached_and_uncached_ranges() {
     assert!(residency::is_resident(&file, 0, u64::MAX));
 }
 
-/// If a file is not in the page cache, a thread of tokio's blocking pool must read it first. If it
-/// is, no such thread may be started. Fails without `prefetch_if_uncached` in `driver::tokio`.
+/// If a file is not in the page cache, a thread of tokio's blocking pool must read it first. If the
+/// file is in the page cache, no such thread may be started. Fails without `prefetch_if_uncached`
+/// in `driver::tokio`.
 #[cfg(feature = "tokio")]
 #[test]
 fn the_event_loop_does_not_wait_for_the_disk() {
@@ -121,8 +123,8 @@ fn threads_started(file: &File, mechanism: uncopied::Mechanism) -> usize {
         .unwrap();
     let (socket, mut peer) = socket_pair(Family::Unix);
     set_nonblocking(&socket);
-    // The peer compares the bytes with those of another file, because reading this one would bring
-    // it into the page cache.
+    // Let the peer compare the bytes with those of another file, because reading this file would
+    // bring it into the page cache.
     let copy = pattern_file(FILE_BYTES as usize);
     let receiver = std::thread::spawn(move || receive(&mut peer, &copy, 0));
     let report = runtime.block_on(async {

@@ -19,7 +19,7 @@ fn set_soft_limit(resource: Resource, limit: u64) {
 
 /// If no descriptor is free, `splice` cannot create its pipe, and `mmap_write` cannot duplicate the
 /// file's descriptor for the mapping. Both must fall back to `copy`, and every byte must arrive.
-/// `sendfile` and `copy` need no further descriptor.
+/// `sendfile` and `copy` need no further descriptor, so they must not fall back.
 #[test]
 fn without_free_descriptors_splice_and_mmap_write_fall_back() {
     in_child(
@@ -66,7 +66,8 @@ fn without_free_descriptors_splice_and_mmap_write_fall_back() {
                     ),
                 }
                 drop(socket);
-                // Closing the socket has freed a descriptor. Use it up before the next round.
+                // Use up the descriptor that closing the socket has freed, so that the next round
+                // has none either.
                 while let Ok(duplicate) = file.try_clone() {
                     duplicates.push(duplicate);
                 }

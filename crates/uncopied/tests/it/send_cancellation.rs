@@ -16,8 +16,8 @@ use crate::harness::{
     set_nonblocking, small_buffer_pair,
 };
 
-/// More than the sockets hold, and more than may be in flight. So the send has to wait many times,
-/// both for the peer and for the limit on bytes in flight.
+/// The size of a send: more than the sockets hold, and more than the limit on bytes in flight. So a
+/// send has to wait many times, both for the peer and at the limit.
 const SEND_BYTES: usize = 2_000_001;
 
 const MECHANISMS: [Mechanism; 3] = [Mechanism::SendZc, Mechanism::Vmsplice, Mechanism::Copy];
@@ -25,8 +25,8 @@ const MECHANISMS: [Mechanism; 3] = [Mechanism::SendZc, Mechanism::Vmsplice, Mech
 /// Polls the future of a send `polls` times, and then drops it. The peer reads a little between the
 /// polls. Returns whether the send completed before it was dropped.
 ///
-/// The bytes that have arrived must be a prefix of those to be sent. Afterwards, the sender must be
-/// able to send other bytes, and the pages must become reusable.
+/// The bytes that have arrived must be a prefix of the bytes of the send. Afterwards, the sender
+/// must be able to send other bytes, and the pages must become reusable.
 async fn drop_after(polls: usize, mechanism: Mechanism, at_limit: LimitAction) -> bool {
     let (socket, mut peer) = small_buffer_pair(Family::Tcp);
     set_nonblocking(&socket);
@@ -80,7 +80,8 @@ async fn drop_after(polls: usize, mechanism: Mechanism, at_limit: LimitAction) -
     if mechanism == Mechanism::Vmsplice && bytes > 0 {
         assert!(pages.is_some_and(|pages| pages.is_permanent()));
     } else {
-        // Another task of this runtime processes the notifications, so this task must yield to it.
+        // Sleep between the attempts, because the notifications are processed by another task of
+        // this runtime, which must get a chance to run.
         let become_reusable = async {
             while let Some(Err(in_flight)) = pages.take().map(Pages::try_into_buffer) {
                 pages = Some(in_flight);

@@ -21,16 +21,16 @@ use crate::harness::{
 
 const SEND_BYTES: usize = 100_001;
 
-/// More sends than fit into the buffer of a peer that does not read, so that some of them stay in
-/// flight.
+/// The number of sends: more than fit into the buffer of a peer that does not read, so that some of
+/// them stay in flight.
 const SEND_COUNT: usize = 3;
 
 /// Returns a sender with sends in flight, its peer, which has read nothing yet, the pages that are
 /// sent, and the completions of the sends.
 fn sender_in_flight() -> (Sender<OwnedFd>, File, Pages, Vec<Completion>) {
     let mut in_flight = None;
-    // An attempt fails while the user's other processes lock too much memory, because the sends are
-    // then copied.
+    // Retry until all sends are zero-copy, because sends are copied while the user's other
+    // processes lock too much memory.
     wait_until("a sender with sends in flight", || {
         in_flight = try_sender_in_flight();
         in_flight.is_some()
@@ -42,7 +42,8 @@ fn sender_in_flight() -> (Sender<OwnedFd>, File, Pages, Vec<Completion>) {
 fn try_sender_in_flight() -> Option<(Sender<OwnedFd>, File, Pages, Vec<Completion>)> {
     let plan = [Mechanism::MsgZerocopy];
     let (mut sender, peer) = sender(Family::Tcp, &plan, SendOptions::default());
-    // With the default size, the buffer may hold all the sends, and none would stay in flight.
+    // Shrink the peer's receive buffer. With the default size, it may hold all the sends, and none
+    // of them would stay in flight.
     set_socket_recv_buffer_size(&peer, 32 << 10).unwrap();
     let pages = pattern_pages(SEND_BYTES);
     let sends: Vec<_> = (0..SEND_COUNT)
@@ -133,8 +134,8 @@ fn sends_in_flight_arrive_and_are_freed_after_the_sender_is_dropped() {
         "sender_dropped::sends_in_flight_arrive_and_are_freed_after_the_sender_is_dropped",
         |_| {},
         || {
-            // The reaper ends when nothing is left to wait for. The second round checks that it
-            // starts again.
+            // Run two rounds, because the reaper ends when it has nothing left to wait for, and
+            // must start again for the next dropped sender.
             for _ in 0..2 {
                 let (sender, mut peer, pages, completions) = sender_in_flight();
                 drop(completions);
@@ -152,8 +153,9 @@ fn sends_in_flight_arrive_and_are_freed_after_the_sender_is_dropped() {
     );
 }
 
-/// Several senders are dropped while they have sends in flight. Then their peers read or reset the
-/// connection, in a different order.
+/// Several senders are dropped while they have sends in flight. Each peer then either reads or
+/// resets the connection, in a different order from that in which the senders were dropped. All
+/// sends must complete.
 #[test]
 fn the_reaper_serves_many_dropped_senders() {
     in_child(
@@ -182,8 +184,8 @@ fn the_reaper_serves_many_dropped_senders() {
     );
 }
 
-/// If a sender is dropped right after a send, every byte of the send must still arrive, with any
-/// mechanism.
+/// If a sender is dropped right after a send, every byte of the send must still arrive, whichever
+/// mechanism is used.
 #[test]
 fn dropping_a_sender_loses_no_byte() {
     for family in FAMILIES {
@@ -223,8 +225,8 @@ fn the_socket_of_a_sender_can_be_used_afterwards() {
 }
 
 /// The kernel numbers the zero-copy sends of a socket, and its notifications contain those numbers.
-/// A second sender on the same socket does not know the next number. So it must copy, and must
-/// report `EBUSY` as the reason.
+/// A second sender on the same socket does not know the next number. So the second sender must
+/// copy, and must report `EBUSY` as the reason.
 #[test]
 fn a_second_sender_on_a_socket_copies() {
     let (sender, mut peer, _, completions) = sender_in_flight();
@@ -255,8 +257,8 @@ fn dropping_the_completions_leaks_nothing() {
     assert_no_other_handle(pages);
 }
 
-/// A thread panics while its sends are in flight. Unwinding drops its sender, and every byte that
-/// it has sent must still arrive.
+/// A thread panics while its sends are in flight. Unwinding drops the thread's sender, but every
+/// byte that was sent must still arrive.
 #[test]
 fn a_panic_with_sends_in_flight_loses_nothing() {
     in_child(
@@ -311,8 +313,8 @@ fn a_completion_outlives_its_sender() {
     });
 }
 
-/// If a send fails halfway, the memory of the bytes that it has sent stays in flight until the
-/// kernel's notification, as with any other send, and can then be reused.
+/// If a send fails halfway, some of its bytes have been sent. As with any other send, their memory
+/// must stay in flight until the kernel's notification arrives, and must then become reusable.
 #[test]
 fn the_pages_of_a_send_that_fails_halfway_are_freed() {
     let plan = [Mechanism::MsgZerocopy];

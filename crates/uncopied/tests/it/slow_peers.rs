@@ -14,8 +14,9 @@ use crate::harness::{
     receive_slowly, send, set_nonblocking, socket_pair,
 };
 
-/// The send buffer has the smallest possible size, so that every system call sends only a few
-/// bytes. The peer reads slowly, so that the sender is blocked again and again.
+/// Every byte must arrive even if the send buffer has the smallest possible size, so that each
+/// system call sends only a few bytes, and the peer reads slowly, so that the sender is blocked
+/// again and again.
 #[test]
 fn a_slow_peer_behind_a_small_buffer_gets_every_byte() {
     const SMALL_FILE_BYTES: usize = 400_003;
@@ -50,8 +51,8 @@ fn a_slow_peer_behind_a_small_buffer_gets_every_byte() {
 
 const SEND_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The size of the test file: more than the buffers of any socket pair hold, so that a send cannot
-/// complete without a peer that reads.
+/// The size of the test file: more than the buffers of any socket pair hold, so that a send can
+/// complete only if the peer reads.
 const FILE_BYTES: usize = 16 << 20;
 
 /// Returns the CPU time that this thread has used.
@@ -117,8 +118,8 @@ fn a_transfer_can_continue_after_a_send_timeout() {
     });
 }
 
-/// The send timeout limits each period in which no byte is sent, not the duration of the whole
-/// transfer.
+/// The send timeout must apply to each period in which no byte is sent, not to the duration of the
+/// whole transfer.
 #[test]
 fn a_slow_peer_that_keeps_reading_does_not_time_out() {
     let file = pattern_file(600_000);
@@ -161,8 +162,8 @@ fn a_full_socket_blocks_every_step() {
             let plan = Plan::of(&[mechanism]);
             let mut transfer = Transfer::new(0, Length::UntilEof, plan);
             let blocked = uncopied::Progress::Blocked(uncopied::Side::Sink);
-            // A single blocked step does not mean that the socket stays full, because loopback may
-            // still move queued bytes to the peer. So wait for 100 blocked steps in a row.
+            // Wait for 100 blocked steps in a row. A single blocked step does not show that the
+            // socket stays full, because loopback may still move queued bytes to the peer.
             let start = Instant::now();
             let mut blocked_in_a_row = 0;
             while blocked_in_a_row < 100 {

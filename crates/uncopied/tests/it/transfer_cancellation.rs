@@ -53,8 +53,8 @@ async fn count_polls<T>(polls: &mut usize, future: impl Future<Output = T>) -> T
     .await
 }
 
-/// Runs one `Transfer` to its end, but drops the future of each run early: alternately where it
-/// first waits, and after a short time. No byte may be lost or sent twice.
+/// Runs one `Transfer` to its end, but drops the future of each run early, alternately at the first
+/// point where it waits and after a short time. No byte may be lost or sent twice.
 async fn run_with_cancellations(
     socket: &impl driver::tokio::Socket,
     file: &File,
@@ -68,7 +68,7 @@ async fn run_with_cancellations(
             Some(result) => break result.unwrap(),
             None => cancelled += 1,
         }
-        // Vary the duration, so that the runs are dropped at different points.
+        // Vary the time limit, so that the runs are dropped at different points.
         let limit = Duration::from_micros(10 + 37 * (cancelled % 29));
         let run = driver::tokio::run(&mut transfer, file, socket);
         match timeout(limit, run).await {
@@ -119,7 +119,7 @@ async fn cpu_time_of(future: impl Future) -> Duration {
     now() - before
 }
 
-/// If the peer stops reading, the transfer may be polled only a few times before it sleeps.
+/// If the peer stops reading, the transfer must sleep after only a few polls.
 ///
 /// Fails if `driver::tokio::run` does not return `WouldBlock` for a blocked step: tokio would then
 /// consider the socket writable, and would poll the transfer about 100,000 times.
@@ -143,8 +143,8 @@ fn a_peer_that_stops_reading_costs_no_cpu_time() {
                 assert!(filling.await.is_err(), "16 MiB fit into the socket");
                 cpu_time_of(timeout(Duration::from_millis(300), sending)).await
             });
-            // One poll for each 2 MiB that fill the buffers, and one for each of the two timers,
-            // with room for a few more.
+            // Expect one poll for each 2 MiB sent while the buffers fill, and one for each of the
+            // two timers. Allow a few more.
             assert!(polls < 50, "{mechanism} {family:?}: {polls} polls");
             assert!(used < Duration::from_millis(100), "{used:?} of CPU");
         }
@@ -152,7 +152,7 @@ fn a_peer_that_stops_reading_costs_no_cpu_time() {
 }
 
 /// After a transfer, a task that reads from the socket must not be woken before the peer sends
-/// something, and the socket must be usable as usual.
+/// something, and reading and writing must work as usual.
 #[test]
 fn an_idle_socket_is_not_woken_after_a_transfer() {
     use std::io::{Read, Write};
@@ -193,7 +193,7 @@ fn an_idle_socket_is_not_woken_after_a_transfer() {
 
 /// The last bytes of a transfer must arrive at once. If the kernel were told that more bytes follow
 /// (`MSG_MORE`), it would hold the last ones back for up to 200 ms. A transfer takes about 1 ms, so
-/// the median of twenty stays far below 200 ms even on a busy machine.
+/// the median of twenty transfers stays far below 200 ms even on a busy machine.
 #[test]
 fn the_last_bytes_are_not_delayed() {
     use std::io::Read;
