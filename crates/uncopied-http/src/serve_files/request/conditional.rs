@@ -57,7 +57,7 @@ pub(crate) fn check(headers: &HeaderMap, validators: Validators<'_>) -> Precondi
 /// (§13.1.5).
 ///
 /// A date is a strong validator only if the file cannot have changed twice within that second
-/// (§8.8.2.2). As long as the file is not stable, this is not known.
+/// (§8.8.2.2), which is certain only if the file is [stable](Validators::is_stable).
 pub(crate) fn range_applies(headers: &HeaderMap, validators: Validators<'_>) -> bool {
     let mut lines = headers.get_all(IF_RANGE).iter();
     let Some(line) = lines.next() else {
@@ -89,7 +89,8 @@ fn matches(
     }))
 }
 
-/// Returns the entity tags of a list, up to the first malformed one. A tag may contain commas.
+/// Returns the entity tags in a list, up to the first malformed one. The list cannot simply be
+/// split at its commas, because a tag may contain commas.
 fn tags(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         while let [b',' | b' ' | b'\t', rest @ ..] = list {
