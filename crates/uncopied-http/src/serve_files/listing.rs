@@ -94,8 +94,9 @@ fn read_entries(
         if name == b"." || name == b".." || !(hidden || is_visible(name, path.is_root())) {
             continue;
         }
-        // Get the entry's metadata. `None` leaves the entry out of the listing, because it is a
-        // special file or was deleted while the directory was being read.
+        // Get the entry's metadata. `None` leaves the entry out of the listing: it is a special
+        // file, a link that requests cannot follow, or was deleted while the directory was being
+        // read.
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let stat = match dir_entry.file_type() {
             FileType::Fifo

@@ -101,8 +101,9 @@ impl Responder<'_> {
         // The only remaining error is `NeedsDisk`, because `self.error` has turned every `Status`
         // into a response.
         let response = response.map_err(|_| NeedsDisk)?;
-        // Use `FileBody::direct` with HTTP/1 only, because it promises that nothing reads the
-        // frames, and an HTTP/2 connection copies the first bytes of some frames.
+        // Use `FileBody::direct` with HTTP/1 only. Calling it promises that nothing reads the
+        // frames before they reach the stream, but an HTTP/2 connection copies the first bytes of
+        // some frames.
         let is_direct = self.site.config.direct && self.request.version <= Version::HTTP_11;
         Ok(match is_direct {
             true => response.map(FileBody::direct),
@@ -147,7 +148,9 @@ impl Responder<'_> {
         }
     }
 
-    /// Whether this request for a missing file gets the fallback page instead of a 404.
+    /// Whether this request for a missing file gets the fallback page instead of a 404. It does if
+    /// the path looks like a page rather than a file, because its last name has no dot, or if the
+    /// client asks for HTML by name. So a missing script or image still gets a 404.
     fn wants_fallback(&self) -> bool {
         let path = self.request.uri.path();
         let name = path.rsplit('/').next().unwrap_or_default();

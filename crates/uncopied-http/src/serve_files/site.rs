@@ -54,8 +54,8 @@ pub(super) enum Negotiation {
     /// The choice depended on the request, and on the absence of all precompressed versions.
     NoPrecompressed,
     /// The choice depended on the request, and on which precompressed versions exist and can be
-    /// opened. The response gets no [`Basis`](crate::Basis), because a basis cannot check the
-    /// latter.
+    /// opened. The response gets no [`Basis`](crate::Basis), because a basis cannot check whether
+    /// the same versions still exist and can be opened.
     AmongPrecompressed,
 }
 

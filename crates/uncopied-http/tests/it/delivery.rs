@@ -37,9 +37,10 @@ const FILE_SIZES: [usize; 16] = [
     5 * KIB * KIB + 17,
 ];
 
-/// The length of the first frame. A body copies this frame from its file, because it does not know
-/// yet whether a layer between the body and the socket reads the bytes. If no layer does, the rest
-/// is sent with `sendfile`.
+/// The length of the first frame. A body reads this frame from its file into memory instead of
+/// yielding a slice of the mapped file. It does not know yet whether a layer between the body and
+/// the socket reads the bytes, and reading a slice of a file that has been truncated raises SIGBUS.
+/// If no layer reads the first frame, the rest is sent with `sendfile`.
 const FIRST_FRAME_BYTES: usize = 4 * KIB;
 
 async fn assert_every_size_arrives(stack: Stack, transport: Transport) {

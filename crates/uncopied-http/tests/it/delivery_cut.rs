@@ -189,7 +189,7 @@ pub(crate) fn unchunk(mut raw: &[u8]) -> (Vec<u8>, bool) {
     (content, false)
 }
 
-/// Decompresses with the program `gzip`, which every system has.
+/// Decompresses with the program `gzip`, which nearly every Linux system has.
 pub(crate) fn gunzip(compressed: Vec<u8>) -> Vec<u8> {
     let mut gzip = Command::new("gzip")
         .arg("-dc")
@@ -221,8 +221,9 @@ async fn a_compressor_gets_the_right_bytes() {
     }
 }
 
-/// The frames that the compressor reads must not be slices of the mapped file. Otherwise, SIGBUS
-/// would kill this process when the file is truncated.
+/// The frames that the compressor reads must not be slices of the mapped file. If they were, the
+/// compressor would read from the mapping after the file is truncated, and SIGBUS would kill this
+/// process.
 #[tokio::test]
 async fn a_compressor_survives_a_truncated_file() {
     for ours in [true, false] {
@@ -238,11 +239,12 @@ async fn a_compressor_survives_a_truncated_file() {
 }
 
 /// Truncating a file must not raise SIGBUS while the file is sent over HTTP/2. In general, hyper
-/// copies the first bytes of a DATA frame into its buffer, behind the frame's head. It does not if
-/// the buffer is already long. The long head of this response makes the buffer long, so hyper
-/// passes on the body's first frame without reading it, but reads the beginning of later frames.
-/// The body must not conclude from the first frame that later frames may be slices of the mapped
-/// file, because reading such a slice raises SIGBUS once the file is truncated.
+/// copies the first bytes of a DATA frame into its buffer, behind the frame's head. hyper skips
+/// this copy if the buffer is already long. In this test, the response has a long head, which fills
+/// the buffer. So hyper passes on the body's first frame without reading it, but reads the
+/// beginning of later frames. The body must not conclude from the first frame that later frames may
+/// be slices of the mapped file, because reading such a slice raises SIGBUS once the file is
+/// truncated.
 #[test]
 fn http_2_survives_a_truncated_file() {
     let test = "delivery_cut::http_2_survives_a_truncated_file";

@@ -181,7 +181,8 @@ pub(crate) struct ServerConfig<'a> {
     pub(crate) stack: Stack,
     pub(crate) transport: Transport,
     pub(crate) mechanisms: &'a [uncopied::Mechanism],
-    /// `SO_SNDBUF` of the server's sockets and `SO_RCVBUF` of the client's.
+    /// `SO_SNDBUF` of the server's sockets and `SO_RCVBUF` of the client's, in bytes. `None` keeps
+    /// the kernel's defaults.
     pub(crate) buffers: Option<usize>,
 }
 

@@ -436,8 +436,8 @@ async fn every_size_arrives_over_http_2() {
         };
         let server = TestServer::start(&config, serve_bodies(bodies));
         let io = TokioIo::new(server.connect().await.io);
-        // Cover both frame sizes. By default, HTTP/2 frames are too short for a system call of
-        // their own. With permanent pages, allow frames that are long enough.
+        // Cover short and long frames. By default, HTTP/2 frames are too short for a system call of
+        // their own. With permanent pages, let the server send frames that are long enough.
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
         if freeze == Freeze::Permanent {
             builder.max_frame_size(256 << 10);

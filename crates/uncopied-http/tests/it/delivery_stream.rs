@@ -160,8 +160,9 @@ async fn more_slices_than_one_call_accepts_all_arrive() {
 }
 
 /// If the bytes of a file cannot be sent, the stream must not send any other bytes in their place.
-/// In this test, the failing call reports only the head as written, and the file has its old length
-/// again before the next call. All further calls must still fail.
+/// In this test, the failing call reports only the head as written, and the file gets its old
+/// length back before the next call. All further calls must still fail, so the stream has to
+/// remember the failure.
 #[tokio::test]
 async fn nothing_is_written_after_a_file_fails() {
     for mechanism in Mechanism::FILE_TO_SOCKET {

@@ -1,4 +1,5 @@
-//! The cache of open files is never stale, and its size is bounded.
+//! The service never responds from a stale entry of the cache of open files, and the size of the
+//! cache is bounded.
 
 use std::future::Future;
 use std::path::Path;
@@ -159,7 +160,7 @@ async fn keys_of_paths_pages_and_precompressed_files_do_not_collide() {
 }
 
 #[test]
-fn the_service_works_outside_of_tokio() {
+fn the_service_works_outside_any_runtime() {
     use std::task::{Context, Poll, Waker};
     let site = TestSite::new(&[("dir/a.txt", "x")]);
     let service = site.builder().listing(true).build().unwrap();

@@ -46,7 +46,7 @@ async fn names_are_decoded_once() {
 }
 
 #[tokio::test]
-async fn no_path_outside_of_the_root_is_reached() {
+async fn no_path_outside_the_root_is_reached() {
     let site = site();
     for hidden in [false, true] {
         let service = site.builder().hidden(hidden).build().unwrap();
@@ -163,7 +163,7 @@ async fn a_file_that_may_not_be_read_is_forbidden() {
     let path = site.path("dir/inside.txt");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
     // Expect the file to be served if this test runs as a user who may read it regardless of its
-    // mode, such as root, because the kernel checks the permissions.
+    // mode, such as root, because the service leaves the permission check to the kernel.
     let expected = if std::fs::File::open(&path).is_ok() {
         200
     } else {

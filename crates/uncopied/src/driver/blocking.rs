@@ -91,7 +91,8 @@ struct StallTimer {
     /// The socket's send timeout. The outer `Option` is `None` until the timeout is first needed,
     /// because most sends never wait. The inner `Option` is `None` if the socket has no timeout.
     limit: Option<Option<Duration>>,
-    /// The time at which the transfer was first found blocked since bytes last moved.
+    /// The time at which the transfer was first found blocked after bytes last moved. `None` if it
+    /// has not been blocked since then.
     since: Option<Instant>,
 }
 

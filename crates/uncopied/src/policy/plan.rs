@@ -129,8 +129,9 @@ pub struct FilePlanInput {
 /// For transfers of at least this many bytes, mapping the file costs less than the copy that it
 /// saves.
 ///
-/// Mapping and unmapping take two system calls, each of which flushes address translations on every
-/// core, and one page fault per 64 KiB.
+/// Mapping and unmapping take two system calls, which may have to flush address translations on
+/// other cores. In addition, the kernel handles one page fault per 64 KiB when it reads the mapped
+/// pages.
 const MMAP_WRITE_MIN_BYTES: u64 = 256 << 10;
 
 /// The table for sending a file to a socket, in order of preference.
@@ -195,10 +196,10 @@ pub struct MemoryPlanInput {
     pub len: usize,
     /// Whether the first byte lies at the start of a page.
     pub is_page_aligned: bool,
-    /// Whether it costs nothing extra to never write to the page frames again, as `vmsplice`
-    /// requires. True for pages that were [frozen
-    /// permanently](crate::arena::PageBuffer::freeze_permanently), and for regions, which replace
-    /// such a frame with a new one when it is next written to.
+    /// Whether it costs nothing extra to never write to the page frames again after the send.
+    /// `vmsplice` requires this, because nothing reports when the kernel is done with the frames.
+    /// True for pages that were [frozen permanently](crate::arena::PageBuffer::freeze_permanently),
+    /// and for regions, which replace such a frame with a new one when it is next written to.
     pub is_permanent: bool,
     /// The smallest zero-copy send of this kind of memory that pays, in bytes. It is 0 except for
     /// regions, whose pages must first be protected against writes, which has a cost of its own.
@@ -271,8 +272,9 @@ fn notified_send_pays(input: &MemoryPlanInput) -> bool {
 
 /// Returns the mechanisms for sending memory, best first. The last one is always `copy`.
 ///
-/// Memory is copied if it is shorter than a page or does not begin at the start of a page, as in
-/// FreeBSD. It is also copied if it is shorter than [`MemoryPlanInput::min_bytes`].
+/// Memory is copied if it is shorter than a page or does not begin at the start of a page, which is
+/// also the rule of FreeBSD's zero-copy sockets. It is also copied if it is shorter than
+/// [`MemoryPlanInput::min_bytes`].
 #[must_use]
 pub fn plan_memory(input: &MemoryPlanInput, support: &Support) -> Plan {
     let min_bytes = rustix::param::page_size().max(input.min_bytes);

@@ -137,7 +137,7 @@ fn splice_f_more_is_set_only_if_bytes_follow() {
     let out = kernel.calls(Call::SpliceOut);
     assert!(
         out.iter().all(|made| !made.more),
-        "no length was promised, so that any bytes may be the last"
+        "no length was promised, so any bytes may be the last"
     );
 }
 
@@ -299,8 +299,8 @@ fn truncate_before_send(length: Length, nth: usize, new_size: u64) -> (Result<()
 }
 
 /// If the file is truncated at a page boundary, or to nothing, the kernel reports the missing page
-/// with `EFAULT` or a short count. The transfer must find the new end of the file there, and send
-/// only bytes of the file.
+/// with `EFAULT` or a short count. The transfer must then determine the new end of the file, and
+/// must send only bytes of the file.
 #[test]
 fn a_missing_page_is_the_end_of_the_file() {
     let page = rustix::param::page_size();

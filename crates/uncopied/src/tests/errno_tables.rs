@@ -21,7 +21,8 @@ enum Expected {
     FallsBack,
     /// The transfer fails.
     Fails(ErrorKind),
-    /// The file has ended: an error if more bytes were promised, success otherwise.
+    /// The transfer ends early, as at the end of the file: with an error if more bytes were
+    /// promised, and successfully otherwise.
     Ends,
 }
 
@@ -423,8 +424,9 @@ fn an_unsupported_last_mechanism_is_an_error() {
     }
 }
 
-/// If the kernel or a seccomp filter refuses a mechanism to the whole process, later plans must
-/// know that.
+/// If the kernel or a seccomp filter refuses a mechanism to the whole process,
+/// [`Support::of_process`](crate::Support::of_process) must report that, so that later plans leave
+/// the mechanism out.
 #[test]
 fn a_refusal_that_concerns_the_process_is_remembered() {
     let kernel = failing_once(Sendfile, 0, Fault::Fails(Errno::NOSYS), MAX_BYTES_PER_CALL);

@@ -43,7 +43,8 @@ fn tcp_pair() -> (TcpStream, TcpStream) {
 
 /// Sends with this plan while the first call of a kind fails, and checks the bytes that arrive. The
 /// send runs in a new thread, because this thread may still cache an idle pipe from an earlier
-/// send.
+/// send. With such a pipe, `vmsplice` would make no call that creates or resizes a pipe, so these
+/// calls could not fail.
 fn send(plan: &[Mechanism], call: Call, errno: Errno) -> Result<(Report, SendOutcome), Error> {
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| send_in_this_thread(plan, call, errno));

@@ -1,6 +1,7 @@
 //! Tests every error arm of the mechanisms that make their system calls through
-//! [`Kernel`](crate::sys::Kernel), at every call where the error can occur, with real files and
-//! sockets. A [`FaultyKernel`] makes the real calls, except for those that the test wants to fail.
+//! [`Kernel`](crate::sys::Kernel), for each kind of call that can fail with the error. The tests
+//! use real files and sockets. A [`FaultyKernel`] makes the real calls, except for those that the
+//! test wants to fail.
 
 /// The documented errno tables of the file mechanisms, row by row.
 mod errno_tables;

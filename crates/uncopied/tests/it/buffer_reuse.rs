@@ -75,8 +75,8 @@ const TRAFFIC: [Traffic; 5] = [
 ];
 
 /// The maximum number of buffers per connection. It is so small that the sockets can hold more
-/// bytes than all the buffers together. So a buffer may be reused while its bytes are still queued
-/// in a socket.
+/// bytes than all the buffers together. So the sender has to reuse buffers whose earlier bytes may
+/// still be queued in a socket, which is the case that this test must cover.
 const MAX_BUFFERS: usize = 6;
 
 #[test]

@@ -30,7 +30,8 @@ fn many_threads_map_and_look_up_concurrently() {
                     let file = tempfile::tempfile().unwrap();
                     file.write_all_at(&id, 4096).unwrap();
                     let file = Arc::new(file);
-                    // Mappings that fill one granule of the arena, and mappings that span several.
+                    // Alternate between mappings that fill one granule of the arena and mappings
+                    // that span several.
                     let len = [10_000, 2 << 20, (4 << 20) + 1][(round % 3) as usize];
                     let mapping = FileMapping::new(Arc::clone(&file), 0..len).unwrap();
                     let bytes = mapping.bytes().slice(4096..4104);

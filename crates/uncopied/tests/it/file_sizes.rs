@@ -152,8 +152,8 @@ static SPARSE_FILE: LazyLock<File> = LazyLock::new(|| {
 fn check_two_gib(mechanism: Mechanism) {
     let sizes = [2 * GIB - 1, 2 * GIB + 1];
     for (family, size) in FAMILIES.into_iter().flat_map(|f| sizes.map(|s| (f, s))) {
-        // Send each size with only one of the drivers. Using both would take twice as long and
-        // would find no more errors.
+        // Send each size with only one of the drivers. Using both would take twice as long, and is
+        // unlikely to find more errors.
         let nth = usize::from((family == Family::Tcp) == (size < 2 * GIB));
         let driver = DRIVERS[nth % DRIVERS.len()];
         check_send((mechanism, family, driver), &SPARSE_FILE, 0, size, false);

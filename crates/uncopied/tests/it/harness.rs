@@ -36,7 +36,8 @@ pub(crate) const DRIVERS: &[Driver] = &[Driver::Blocking, Driver::Tokio];
 #[cfg(not(feature = "tokio"))]
 pub(crate) const DRIVERS: &[Driver] = &[Driver::Blocking];
 
-/// How long a test waits for something that should happen immediately, before it fails.
+/// The time that a test waits for an event that should happen immediately. The test fails if the
+/// event has not happened by then.
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Returns two connected sockets. Reading from the second one times out after [`HANG_TIMEOUT`].
@@ -101,7 +102,9 @@ const MAX_PATTERN_BYTES: usize = 16 << 20;
 /// Fills `bytes` with a pattern in which each 8-byte word depends on `key` and on the position of
 /// the word.
 pub(crate) fn fill_pattern(bytes: &mut [u8], key: u64) {
-    // 2^64 divided by the golden ratio. It is odd, so no two words of a pattern are the same.
+    // 2^64 divided by the golden ratio. Each word is the previous word plus this number. Because
+    // the number is odd, the sums run through all 64-bit values before one repeats, so no two words
+    // of a pattern are the same.
     const INCREMENT: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut word = key;
     let mut words = bytes.chunks_exact_mut(8);
@@ -319,7 +322,8 @@ const CHILD_ENV: &str = "UNCOPIED_TEST_CHILD";
 ///
 /// In the parent, this starts the test binary again with `name` as the only test to run. `name`
 /// must be the path of the calling test. In the child, the same test calls this function again,
-/// which then runs `body`. Therefore a test can call this function only once.
+/// which then runs `body`. A test can call this function only once, because the child would run the
+/// bodies of all calls in the same process.
 pub(crate) fn in_child(name: &str, configure: impl FnOnce(&mut Command), body: impl FnOnce()) {
     if std::env::var_os(CHILD_ENV).is_some_and(|child| child == name) {
         return body();

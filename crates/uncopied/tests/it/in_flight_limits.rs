@@ -17,7 +17,8 @@ use crate::harness::{
 };
 
 /// The size of a send: a whole number of pages, because every page that a send touches counts in
-/// full against the limit.
+/// full against the limit. If a send ended within a page, more bytes would be counted than were
+/// sent.
 const SEND_BYTES: usize = 32 << 10;
 
 /// The limit on bytes in flight: much less than the socket buffers hold, so that a sender reaches

@@ -194,9 +194,14 @@ fn writers_that_never_wait_change_nothing_in_flight() {
 /// is later. `previous` is the latest round that arrived with earlier sends.
 ///
 /// The writer may complete several rounds during one send, so a half may contain words of several
-/// rounds. Each word must be at its own position. No word may be more than one round older than
-/// `previous`: otherwise, a write must have changed an earlier send while it was in flight. A few
-/// words may mix two rounds, because the writer was writing them while they were sent.
+/// rounds. Each word must be at its own position. A few words may mix two rounds, because the
+/// writer was writing them while they were sent.
+///
+/// No word may be more than one round older than `previous`. The writer begins a round only after
+/// it has completed the round before. So once it has begun round `previous`, which an earlier send
+/// contained, every word of the half dates from the round before `previous` or from a later round.
+/// If an even older word arrives now, the writer cannot have begun round `previous` when the
+/// earlier send was made. So a later write must have changed that send while it was in flight.
 fn check_half(half: &[u8], previous: u64, mechanism: Mechanism) -> u64 {
     let (mut latest, mut torn_words) = (previous, 0);
     for (at, eight) in half.chunks_exact(8).enumerate() {

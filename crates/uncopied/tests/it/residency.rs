@@ -123,8 +123,8 @@ fn threads_started(file: &File, mechanism: uncopied::Mechanism) -> usize {
         .unwrap();
     let (socket, mut peer) = socket_pair(Family::Unix);
     set_nonblocking(&socket);
-    // Let the peer compare the bytes with those of another file, because reading this file would
-    // bring it into the page cache.
+    // Let the peer compare the bytes with those of a second file with the same content, because
+    // reading the first file would bring it into the page cache.
     let copy = pattern_file(FILE_BYTES as usize);
     let receiver = std::thread::spawn(move || receive(&mut peer, &copy, 0));
     let report = runtime.block_on(async {

@@ -214,7 +214,8 @@ fn the_socket_of_a_sender_can_be_used_afterwards() {
     let socket = writer.join().unwrap();
     assert_all_complete(&completions);
     assert_no_other_handle(pages);
-    // Taking the socket out of the sender must neither shut it down nor leave an error on it.
+    // Taking the socket out of the sender must neither shut the socket down nor leave a pending
+    // error (`SO_ERROR`) on it.
     assert!(socket.take_error().unwrap().is_none());
     (&peer).write_all(b"reply").unwrap();
     expect_bytes(&mut &socket, b"reply");

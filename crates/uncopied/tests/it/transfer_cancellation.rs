@@ -121,8 +121,9 @@ async fn cpu_time_of(future: impl Future) -> Duration {
 
 /// If the peer stops reading, the transfer must sleep after only a few polls.
 ///
-/// Fails if `driver::tokio::run` does not return `WouldBlock` for a blocked step: tokio would then
-/// consider the socket writable, and would poll the transfer about 100,000 times.
+/// Fails if the closure in `driver::tokio::run` does not return `WouldBlock` for a blocked step:
+/// tokio would then still consider the socket writable, and the transfer would be polled about
+/// 100,000 times.
 #[test]
 fn a_peer_that_stops_reading_costs_no_cpu_time() {
     let file = pattern_file(16 << 20);

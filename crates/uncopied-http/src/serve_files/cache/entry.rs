@@ -22,8 +22,8 @@ pub(crate) struct Entry {
     pub(crate) headers: HeaderMap,
     /// The paths at which precompressed files may exist. `None` if they are not looked for.
     pub(crate) precompressed: Option<Precompressed>,
-    /// The file's own media type. A configured header may replace it in `Content-Type`, but not
-    /// here.
+    /// The file's own media type. The `Content-Type` in `headers` may differ, if one is configured
+    /// for all responses.
     pub(crate) media_type: HeaderValue,
     root: Arc<Root>,
     path: CString,

@@ -11,7 +11,8 @@ use http::{HeaderMap, HeaderValue};
 use crate::file_stat::FileStat;
 use crate::serve_files::request::negotiate::Coding;
 
-/// 9999-12-31 23:59:59, the last second that an HTTP date can name, in seconds since 1970.
+/// 9999-12-31 23:59:59, the last second that an HTTP date can express, in seconds since the Unix
+/// epoch.
 pub(crate) const MAX_HTTP_DATE_SECONDS: u64 = 253_402_300_799;
 
 /// The headers that the configuration adds.
@@ -77,9 +78,9 @@ pub(super) fn of_file(file: &FileHeaders<'_>) -> HeaderMap {
 /// modification time alone is not enough, because a program may set it back.
 ///
 /// The tag is strong only if the file is stable, because otherwise the same tag could later denote
-/// different content. Even without its `W/`, a weak tag differs from the later strong one (by
-/// `-m`), so it stops matching once the file is stable. This makes a client that received the file
-/// while it was being written download the file again.
+/// different content. `If-None-Match` ignores the `W/` of a weak tag, so a weak tag also contains
+/// `-m`. Because of the `-m`, it no longer matches once the file is stable and has a strong tag. So
+/// a client that received the file while it was being written downloads the file again.
 pub(super) fn etag(stat: &FileStat, is_stable: bool, coding: Option<Coding>) -> HeaderValue {
     let ((modified, modified_nanos), (changed, changed_nanos)) = (stat.modified(), stat.changed());
     let (weak, moving) = if is_stable { ("", "") } else { ("W/", "-m") };
@@ -91,8 +92,8 @@ pub(super) fn etag(stat: &FileStat, is_stable: bool, coding: Option<Coding>) -> 
     HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("W/\"\""))
 }
 
-/// Returns the value of `Last-Modified`, in seconds since 1970. Returns `None` if the time is in
-/// the future (RFC 9110 §8.8.2.1) or cannot be written as an HTTP date.
+/// Returns the value of `Last-Modified`, in seconds since the Unix epoch. Returns `None` if the
+/// time is in the future (RFC 9110 §8.8.2.1) or cannot be written as an HTTP date.
 pub(super) fn last_modified(stat: &FileStat, now: SystemTime) -> Option<u64> {
     let now = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
     let seconds = u64::try_from(stat.modified().0).ok()?;

@@ -10,10 +10,12 @@ use http::{HeaderMap, HeaderName};
 pub(crate) struct Validators<'a> {
     /// The entity tag as it is sent: `"…"` or `W/"…"`.
     pub(crate) etag: &'a [u8],
-    /// `Last-Modified` in seconds since 1970, if the response has this header.
+    /// The time in `Last-Modified`, in seconds since the Unix epoch. `None` if the response does
+    /// not have this header.
     pub(crate) last_modified: Option<u64>,
     /// Whether the file last changed long enough ago that any later change would get a different
-    /// timestamp.
+    /// timestamp. If not, a date does not count as a strong validator, because the file may change
+    /// again without changing its date.
     pub(crate) is_stable: bool,
 }
 
@@ -128,8 +130,8 @@ fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// Returns the date of a field, in seconds since 1970. Returns `None` if the field is absent,
-/// malformed or repeated.
+/// Returns the date of a field, in seconds since the Unix epoch. Returns `None` if the field is
+/// absent, malformed or repeated.
 fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
     let mut lines = headers.get_all(name).iter();
     let (line, None) = (lines.next()?, lines.next()) else {

@@ -63,7 +63,7 @@ pub(crate) fn codings<'a>(
     }
     let min_weight = identity.unwrap_or(0).max(1);
     let mut ranked = [0, 1, 2].map(|at| (named[at].or(others).unwrap_or(0), Coding::ALL[at]));
-    // The sort is stable, so equal weights keep the order of `Coding::ALL`.
+    // The sort is stable, so codings of equal weight stay in the order of `Coding::ALL`.
     ranked.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
     ranked
         .into_iter()

@@ -16,7 +16,7 @@ pub(crate) enum RangeSelection {
     /// Two or more ranges that neither overlap nor touch: 206, multipart. They are in the order of
     /// the request, or sorted if some of them had to be merged.
     Several(Vec<Range<u64>>),
-    /// No range lies within the file: 416.
+    /// No range contains a byte of the file: 416.
     Unsatisfiable,
 }
 

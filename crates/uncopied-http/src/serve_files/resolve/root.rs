@@ -1,4 +1,4 @@
-//! Opens paths beneath one directory, never outside of it.
+//! Opens paths beneath one directory, and never outside it.
 
 use std::ffi::CStr;
 use std::fs::File;

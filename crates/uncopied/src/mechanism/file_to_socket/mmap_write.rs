@@ -34,8 +34,9 @@
 //!   here, because no code in user space reads the mapping. If the kernel finds a page missing,
 //!   `send(2)` fails with `EFAULT`.
 //! - If a file is truncated in the middle of a page, the rest of that page becomes zeros. So the
-//!   size is checked before and after each send. If the file then ends before the last byte that
-//!   was sent, the transfer fails, because some of the bytes sent may have been such zeros.
+//!   size is checked before and after each send. If, after a send, the file ends before the last
+//!   byte that was sent, the transfer fails, because some of the bytes sent may have been such
+//!   zeros.
 //! - The bytes are copied during the call and cannot change afterwards.
 //! - Files of procfs and block devices contain more bytes than their reported size. So when the
 //!   offset reaches the size, one byte is read at that offset. If the read returns a byte, the file
@@ -59,8 +60,8 @@ use crate::sys::Kernel;
 /// The most bytes that are mapped at a time.
 const WINDOW_BYTES: u64 = 1 << 30;
 
-/// The offset at which a window begins is a multiple of this number of bytes, which is itself a
-/// multiple of every page size of Linux.
+/// Each window begins at a multiple of this number of bytes. `mmap(2)` requires a multiple of the
+/// page size, and this number is a multiple of every page size in common use.
 const WINDOW_ALIGN_BYTES: u64 = 64 << 10;
 
 /// The mechanism's state: the window of the file that is currently mapped, if any.

@@ -16,13 +16,13 @@
 //!
 //! | errno | outcome |
 //! |---|---|
-//! | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported: copying needs no pipe |
+//! | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported: fall back to a mechanism without a pipe |
 //!
-//! Widening the pipe:
+//! Enlarging the pipe:
 //!
 //! | errno | outcome |
 //! |---|---|
-//! | any (`EPERM`, `EBUSY`, `ENOMEM`) | ignored: a narrow pipe works too |
+//! | any (`EPERM`, `EBUSY`, `ENOMEM`) | ignored: the transfer works with a smaller pipe |
 //!
 //! `EPERM` means that the user's limit on pipe pages is reached.
 //!
@@ -30,10 +30,14 @@
 //!
 //! | errno | outcome |
 //! |---|---|
-//! | any, if the pipe is not empty | the pipe is drained first: all its slots may be in use |
+//! | any, if the pipe is not empty | ignored: the pipe is drained instead |
 //! | `EAGAIN` | blocked on the source |
 //! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW`, `ENOMEM` | unsupported |
 //! | any other | failed on the source |
+//!
+//! While the pipe holds bytes, the error may only mean that the pipe has no free slot. So these
+//! bytes are sent first. If the error has another cause, the next call finds the pipe empty and
+//! fails with the same error.
 //!
 //! From the pipe into the socket:
 //!
@@ -54,8 +58,9 @@
 //!   socket's queue.
 //! - A call with a length of `usize::MAX` would fail with `EINVAL`, so each step limits the length
 //!   to less than 0x7ffff000 bytes.
-//! - `SPLICE_F_MORE` makes the socket hold the last bytes back for up to 200 ms. So the flag is set
-//!   only if the length is exact and more bytes are certain to follow.
+//! - `SPLICE_F_MORE` tells the socket that more bytes follow. If none do, the socket holds the last
+//!   bytes back for up to 200 ms. So the flag is set only if the length is exact and more bytes are
+//!   certain to follow.
 //! - Bytes that are in the pipe when another mechanism takes over are dropped with the pipe. No
 //!   byte is lost or sent twice, because the file can be read again from the first byte that the
 //!   socket has not accepted.

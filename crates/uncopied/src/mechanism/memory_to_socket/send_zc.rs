@@ -39,9 +39,10 @@
 //! - Creating the ring: this fails if the kernel has no io_uring, or if a seccomp filter or
 //!   `kernel.io_uring_disabled` forbids it. The ring takes about 20 KiB, which also count against
 //!   `RLIMIT_MEMLOCK`.
-//! - Submitting: if the kernel does not take an entry from the submission queue, the ring is
-//!   retired, because the entry must never be sent later. `EBUSY` means that completions must be
-//!   processed first. `EPERM` comes from a seccomp filter.
+//! - Submitting: if the kernel does not take an entry from the submission queue, the bytes are sent
+//!   in another way, and the ring is retired. If the ring were used again, the kernel would take
+//!   the old entry as well, and would send its bytes a second time. `EBUSY` means that completions
+//!   must be processed first. `EPERM` comes from a seccomp filter.
 //! - Waiting: the transfer fails, because the kernel has accepted the send but its result is
 //!   unknown.
 //! - The result: `EPERM` comes from a packet filter or a security module. It concerns only this
@@ -54,8 +55,8 @@
 //!
 //! - The memory must not change until the notification, which arrives once the peer has
 //!   acknowledged the bytes. If the peer does not read, no notification arrives.
-//! - A notification may follow even if the result is an error. The flag F_MORE on the result is the
-//!   only sign of whether one follows.
+//! - A notification may follow even if the result is an error. Only the flag `IORING_CQE_F_MORE` on
+//!   the result shows whether a notification follows.
 //! - The notification of a failed send says "copied". This is ignored, because no byte was sent.
 //! - Only one send of a connection is in progress at a time, because the kernel may reorder
 //!   concurrent sends.
@@ -133,8 +134,8 @@ pub(crate) async fn step_in_batch(
         return Status::AtLimit.into();
     };
     match batch::send(ring, sink, leases, part).await {
-        // Nothing was sent. Report `Blocked` although the socket may not be full, because it makes
-        // the driver retry the step on its own instead of in a batch.
+        // Nothing was sent. Report `Blocked` although the socket may not be full, because `Blocked`
+        // makes the driver retry the step on its own instead of in a batch.
         Err(Errno::INTR) => Status::Blocked(Side::Sink).into(),
         result => outcome_of(result),
     }

@@ -15,7 +15,7 @@
 //! |---|---|---|
 //! | protecting a region | any | this step is copied |
 //! | creating the pipe | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported |
-//! | widening it | any (`EPERM`, `ENOMEM`) | this step is copied |
+//! | enlarging it | any (`EPERM`, `ENOMEM`) | this step is copied |
 //! | into the pipe | any (`EAGAIN`, `EFAULT`, `ENOMEM`, `ENOSYS`, `EPERM`) | unsupported |
 //! | out of it | `EAGAIN` | blocked on the sink |
 //! | out of it | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW` | unsupported |
@@ -24,10 +24,11 @@
 //! | either | `EINTR` | the call is repeated: no byte was moved |
 //!
 //! [`Region::protection`](crate::arena::Region::protection) lists why a region cannot be protected.
-//! Widening fails with `EPERM` if the user's limit on pipe pages is reached. The step is then
-//! copied, because a narrow pipe would cost more than a copy. If moving pages into the pipe fails
-//! with `EAGAIN`, the pipe is unusable, because an empty pipe should accept at least one page. If
-//! moving them out fails with `EAGAIN`, the socket is full, because the pipe is not empty.
+//! Enlarging the pipe fails with `EPERM` if the user's limit on pipe pages is reached. The step is
+//! then copied, because a small pipe moves few bytes per call, so that a copy is cheaper. If moving
+//! pages into the pipe fails with `EAGAIN`, the pipe is unusable, because an empty pipe should
+//! accept at least one page. If moving them out fails with `EAGAIN`, the socket is full, because
+//! the pipe is not empty.
 //!
 //! # Caveats
 //!
@@ -92,7 +93,8 @@ impl Vmsplice {
         outcome
     }
 
-    /// Discards the bytes in the pipe, because other bytes are sent next.
+    /// Drops the pipe together with any bytes in it. Called when other bytes are sent next, so that
+    /// the bytes in the pipe are not sent ahead of them.
     pub(crate) fn discard(&mut self) {
         self.filled = None;
     }
@@ -108,9 +110,9 @@ impl FilledPipe {
             WidePipeError::NoPipe(errno) => Status::Unsupported(errno),
             WidePipeError::TooNarrow(errno) => Status::CopyOnce(errno),
         })?;
-        // Prepare a new handle instead of the caller's, because the pages of a region stay in
-        // flight as long as the prepared handle, or one made from it for the pipe or for a lease,
-        // exists.
+        // Prepare a new handle instead of the caller's, which may outlive this send. The pages of a
+        // region stay in flight as long as the prepared handle, or one made from it for the pipe or
+        // for a lease, exists.
         let memory = memory.clone();
         let call = match memory.prepare() {
             Ok(call) => call,
@@ -164,9 +166,9 @@ impl FilledPipe {
     }
 }
 
-/// Completes the part of the send that the socket has accepted. If acknowledgements are tracked and
-/// the limits allow a lease, the part completes when the peer has acknowledged the bytes. Otherwise
-/// the pages are gifted, and the part completes at once.
+/// Determines when the part of the send that the socket has accepted completes. If acknowledgements
+/// are tracked and the limits allow a lease, the part completes when the peer has acknowledged the
+/// bytes. Otherwise the pages are gifted, and the part completes at once.
 fn account_for(
     kernel: &impl Kernel,
     accepted: Memory,
