@@ -103,7 +103,7 @@ impl Usage {
 
 /// Returns the CPU seconds of all threads of a process, including threads that have ended.
 ///
-/// The kernel counts them in clock ticks, usually of 10 ms.
+/// The kernel reports this time in clock ticks, usually of 10 ms.
 fn process_cpu_seconds(pid: u32) -> Result<f64, Error> {
     let path = format!("/proc/{pid}/stat");
     let text = read(&path)?;
@@ -121,13 +121,14 @@ fn machine_busy_seconds() -> Result<f64, Error> {
     Ok(seconds(ticks))
 }
 
-/// Returns the CPU seconds of the calling thread. The scheduler counts them in nanoseconds.
+/// Returns the CPU seconds of the calling thread. The scheduler measures this time in nanoseconds,
+/// not in clock ticks.
 fn thread_cpu_seconds() -> f64 {
     clock_seconds(ClockId::ThreadCPUTime)
 }
 
 /// Returns the user and system CPU seconds of all threads of this process, including threads that
-/// have ended. The scheduler counts them in nanoseconds.
+/// have ended. The scheduler measures this time in nanoseconds, not in clock ticks.
 pub(crate) fn own_process_cpu_seconds() -> f64 {
     clock_seconds(ClockId::ProcessCPUTime)
 }

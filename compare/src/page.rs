@@ -125,7 +125,8 @@ pub(crate) fn contender_line(
     line
 }
 
-/// Formats a command line as text, and replaces the path of this program with `compare`.
+/// Formats a command line as text. Replaces the path of this program with `compare`, so that the
+/// report does not depend on where the program was built.
 pub(crate) fn command_text(command: &[OsString]) -> String {
     let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
     let own = process::own_program().unwrap_or_default();
@@ -133,8 +134,8 @@ pub(crate) fn command_text(command: &[OsString]) -> String {
 }
 
 /// Builds one table of medians for each size. A table has a row for each contender, a column for
-/// each measure, and a column of remarks. `remark` gets the size, and the contender's index in
-/// `contenders`.
+/// each measure, and a column of remarks. `remark` returns the remark for a size and for the
+/// contender at an index of `contenders`.
 pub(crate) fn medians<M: Measure>(
     results: &Rounds<M::Sample>,
     columns: &[M],

@@ -117,12 +117,13 @@ impl<S> Rounds<S> {
     }
 }
 
-/// The other side of the connection is considered the bottleneck if it uses at least this share of
-/// its CPU while the contender uses less than [`CONTENDER_IDLE_SHARE`] of its own.
+/// The other side of the connection (the receiver or the load generator) is considered the
+/// bottleneck if it uses at least this share of its CPU while the contender uses less than
+/// [`CONTENDER_IDLE_SHARE`] of its own CPU.
 const OTHER_SIDE_BUSY_SHARE: f64 = 0.95;
 
-/// A contender that uses less than this share of its CPU is not the bottleneck itself. See
-/// [`OTHER_SIDE_BUSY_SHARE`].
+/// A contender that uses less than this share of its CPU spends the rest of the time waiting, so it
+/// is not the bottleneck itself. See [`OTHER_SIDE_BUSY_SHARE`].
 const CONTENDER_IDLE_SHARE: f64 = 0.90;
 
 /// A measurement is considered disturbed if more than this share of a CPU was used by anything but

@@ -31,8 +31,10 @@ impl Spread {
     /// Divides the first value of each pair by the second, and returns the spread of these ratios.
     /// A pair has the values of two contenders from the same round, so anything that affects both
     /// alike, such as the state of the machine in that round, cancels out. In a ratio of two
-    /// medians, it would not cancel out. Skips pairs with a zero, which means that a contender's
-    /// CPU time was less than a clock tick.
+    /// medians it would not cancel out, because the medians may come from different rounds.
+    ///
+    /// Skips pairs with a zero: there is no meaningful ratio if a contender's CPU time was less
+    /// than a clock tick and counted as 0.
     pub(crate) fn of_ratios(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Self> {
         Self::of(
             pairs

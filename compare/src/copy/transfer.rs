@@ -104,7 +104,8 @@ impl Transfers<'_> {
 ///
 /// # Errors
 ///
-/// [`Error::WrongResult`] unless exactly `file_bytes` bytes have arrived over the connection.
+/// [`Error::WrongResult`] unless exactly `file_bytes` bytes have arrived over the connection,
+/// including those that were received before this call.
 fn receive_rest(incoming: &mut Incoming<'_>, file_bytes: u64) -> Result<(), Error> {
     incoming.discard_to_end()?;
     let received = incoming.received_bytes();

@@ -12,12 +12,12 @@ pub(crate) struct Participant<C: 'static> {
     /// The name and the version of the contender's software, or `None` if the contender cannot be
     /// run.
     pub(crate) version: Option<String>,
-    /// Why the contender was never measured, or stopped being measured.
+    /// Why the contender was never measured, or stopped being measured. `None` while it takes part.
     pub(crate) exclusion: Option<Exclusion>,
 }
 
-/// Returns the contenders in `chosen`, or all contenders if `chosen` is empty. `version` fails for
-/// a contender that cannot be run, which is then excluded.
+/// Prepares the contenders in `chosen`, or all contenders if `chosen` is empty. If `version` fails
+/// for a contender, the contender cannot be run, and is excluded from the start.
 pub(crate) fn prepare<C: Contender>(
     all: &'static [C],
     chosen: &[&'static C],

@@ -116,8 +116,8 @@ impl Session {
             Ok(received) => received,
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => {
-                // Give the sender time to exit. If it exits, its last message says more than the
-                // error of the broken connection.
+                // Give the sender time to exit. If it exits, its last message says more about the
+                // cause than `error`, which may only say that the connection broke.
                 thread::sleep(FAILURE_MESSAGE_DELAY);
                 let error = sender.check_alive().err().unwrap_or(error);
                 return Err(failure(&read(&printed)?).unwrap_or(error));

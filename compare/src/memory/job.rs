@@ -17,7 +17,7 @@ pub(super) struct SenderSetup<'a> {
     /// The size of the buffer in bytes. The sender sends the whole buffer with one call, over and
     /// over.
     pub(super) size: &'a str,
-    /// The sending time, for a sender that cannot be told to stop.
+    /// The sending time, for a sender that cannot be told to stop (iperf3's client).
     pub(super) sending_time: Duration,
     /// The congestion control to set on the socket.
     pub(super) congestion: &'a str,

@@ -39,7 +39,8 @@ pub(super) enum Protocol {
 
 /// The result of receiving from one sender.
 pub(super) struct Received {
-    /// The time, CPU time and bytes of the measurement, without the warm-up and the end.
+    /// The time, CPU time and bytes of the measurement, without the warm-up before it and without
+    /// what the sender sends after it.
     pub(super) usage: Usage,
     /// The number of bytes that arrived from the beginning to the end of the connection.
     pub(super) total_bytes: u64,

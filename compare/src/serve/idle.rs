@@ -8,7 +8,8 @@ use crate::error::Error;
 use crate::process::Server;
 use crate::{interrupt, measure};
 
-/// The time that a server has, after requests, to free the memory that it needed only for them.
+/// The pause between the last request and reading the server's memory. It gives the server time to
+/// free what it needed only while it handled the requests.
 const RELEASE_TIME: Duration = Duration::from_millis(1000);
 
 /// The number of connections that warm up the server before the measurement, so that memory that

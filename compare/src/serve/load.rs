@@ -11,7 +11,7 @@
 //!
 //! A server that sends wrong responses is treated as failed. The first response on every connection
 //! is compared with the file byte by byte. For every later response, the status and the position of
-//! the empty line after the head are checked.
+//! the empty line after the head are checked, as far as the first receive returns them.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -182,8 +182,8 @@ pub(super) fn request(served: &ServedFile<'_>) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Returns a request like [`request`], but with a number as its query, and the position of the
-/// number in the request.
+/// Returns a request like that of [`request`], but with a number as its query. Also returns the
+/// range of bytes that the number takes up in the request.
 fn numbered_request(served: &ServedFile<'_>) -> (Vec<u8>, Range<usize>) {
     let path = format!("{}?{:0digits$}", served.path, 0, digits = NUMBER_DIGITS);
     let end = "GET ".len() + path.len();
@@ -422,12 +422,14 @@ impl LoadConnection {
     }
 }
 
-/// Checks that a response begins with the status 200, and that its head is as long as that of the
-/// first response.
+/// Checks that a response begins with the status 200, and that its head is as long as the head of
+/// the first response, which has `head_bytes` bytes.
 ///
-/// `bytes` is only what one receive has returned. If that is not the whole head, the end of the
-/// head is not checked. If that head turns out to have a different length, the check of the next
-/// response fails, because the next response does not begin where it is expected.
+/// `bytes` holds the result of a single `recv`, which may be only part of the head. In that case
+/// the length cannot be checked yet. A head that is too long is still caught, one response later:
+/// the next response then does not start at the expected offset, and its own check fails. After a
+/// head that is too short, the load generator waits for bytes that never arrive, and the connection
+/// makes no more requests. That can only lower the server's figures.
 fn check_head(bytes: &[u8], head_bytes: usize) -> Result<(), Error> {
     let status = bytes.len().min(STATUS_OK.len());
     let has_status = bytes[..status] == STATUS_OK[..status];

@@ -1,4 +1,5 @@
-//! A plain loop of `sendfile`. It shows the least that sending a file without copying can cost.
+//! A plain loop of `sendfile`. It does nothing else, so it shows about how little CPU time sending
+//! a file without copying can take.
 
 use rustix::io::Errno;
 

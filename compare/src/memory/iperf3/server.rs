@@ -92,7 +92,7 @@ impl Control {
     }
 
     /// Sends the server's results, with all fields that the client requires. The client only prints
-    /// them.
+    /// the results, so every value but the number of bytes is a dummy.
     fn send_results(&mut self, received_bytes: u64) -> Result<(), Error> {
         let results = json!({
             "cpu_util_total": 0, "cpu_util_user": 0, "cpu_util_system": 0,
