@@ -181,7 +181,7 @@ fn there_is_no_log_by_default() {
     assert_eq!(server.stop().stdout, "");
 }
 
-/// Logs more lines than the pipe can hold, while nobody reads the pipe.
+/// Logs more lines than the pipe and the server's buffer can hold, while nobody reads the pipe.
 #[test]
 fn a_log_that_is_not_read_delays_no_request() {
     let site = site();

@@ -166,7 +166,8 @@ fn run(workload: &Workload, addresses: &[SocketAddr], clients: u64, seed: u64) -
                 client.spawn_scoped(threads, run).unwrap()
             })
         });
-        // Start all clients before waiting for the first one to end.
+        // Collect the clients, so that all are started before the first is waited for. Otherwise,
+        // the lazy iterator would run one client after another.
         let running: Vec<_> = each.collect();
         let ended = running.into_iter().map(|client| client.join().unwrap());
         ended.filter_map(Result::err).collect()
@@ -212,7 +213,7 @@ impl ChurnClient {
     fn connect(address: SocketAddr, rng: &mut Rng) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         if rng.chance(50) {
-            // Use a small window, so that the server's socket is often full.
+            // Use a small window, so that the send buffer of the server's socket is often full.
             socket.set_recv_buffer_size(16 << 10)?;
         }
         socket.connect(&address.into())?;

@@ -13,8 +13,8 @@ use crate::trace::{TracedServer, can_trace};
 
 /// The timeout that most tests set with `500ms`.
 const TIMEOUT: Duration = Duration::from_millis(500);
-/// The maximum time until a deadline is enforced. The server checks deadlines at least once a
-/// second; the rest is for slow test machines.
+/// The maximum time from the start of a wait until the server has enforced the deadline. The server
+/// checks deadlines at least once a second; the rest is for slow test machines.
 const MAX_DELAY: Duration = Duration::from_secs(4);
 
 #[test]
@@ -75,8 +75,9 @@ fn a_connection_whose_response_waits_for_the_disk_is_not_idle() {
     let bytes = test_bytes(200_000);
     std::fs::write(site.path().join("large"), &bytes).unwrap();
     let path = site.path().join("large").display().to_string();
-    // Make `mmap` fail, so that the server reads each part of the body. Make `preadv2` report that
-    // the part is not cached, so that the part is read from the disk, and delay that read.
+    // Make `mmap` fail, so that the server reads the body in parts instead of mapping the file.
+    // Make `preadv2` report that a part is not cached, so that another thread reads it with
+    // `pread64`, and delay that call.
     let refused = ["mmap:error=ENOMEM", "preadv2:error=EAGAIN"].map(|it| format!("inject={it}"));
     let slow = "inject=pread64:delay_enter=1500000";
     let options = [
@@ -95,8 +96,8 @@ fn a_connection_whose_response_waits_for_the_disk_is_not_idle() {
     assert!(response.body == bytes, "{} bytes", response.body.len());
 }
 
-/// Like the test above, but for the last part of a response: hyper has already written the whole
-/// body, and the stream waits for the disk.
+/// Like the test above, but for the last part of a response: hyper has already passed the whole
+/// body to the stream, and the stream waits for the disk.
 #[test]
 fn a_connection_whose_last_body_part_waits_for_the_disk_is_not_idle() {
     /// The number of bytes of a file that the server maps at a time.

@@ -81,7 +81,8 @@ fn errors_of_sendfile_fall_back_to_splice() {
     }
     // If the kernel refuses a mechanism for a pair of descriptors, the mechanism is disabled for
     // that file. If the kernel or a filter refuses the system call as such, the mechanism is
-    // disabled for the process. A temporary shortage disables nothing.
+    // disabled for the process. ENOMEM and EOVERFLOW disable nothing: only the current response
+    // falls back. EINTR is retried.
     for errno in ["EINVAL", "EOPNOTSUPP", "ESPIPE"] {
         let inject = format!("inject=sendfile:error={errno}:when=1");
         assert_mechanisms(
@@ -157,8 +158,9 @@ fn errors_of_every_mechanism_fall_back_to_copy() {
         &["-e", "inject=sendfile:error=EINVAL"],
         [0, 0, 0],
     );
-    // Expect `mmap_write` for the large file, because the file is already mapped. `mmap_write`
-    // saves one of the two copies that `copy` makes.
+    // Expect `mmap_write` for the large file: the file is already mapped, and `mmap_write` saves
+    // one of the two copies that `copy` makes. Expect `copy` for the other file, because by default
+    // the library uses `mmap_write` only for sends of at least 256 KiB.
     assert_mechanisms(
         "auto",
         &["-e", "inject=sendfile,splice:error=EPERM"],

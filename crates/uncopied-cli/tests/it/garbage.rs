@@ -90,7 +90,8 @@ fn send_garbage(address: SocketAddr, rng: &mut Rng) {
         bytes.extend(garbage(rng));
     }
     for piece in bytes.chunks(1 + rng.below(bytes.len() + 1)) {
-        // Sending fails if the server has already closed the connection, which is correct.
+        // Sending fails if the server has already closed the connection. It does so after a
+        // malformed head, and after a request with a body.
         if stream.write_all(piece).is_err() {
             return;
         }

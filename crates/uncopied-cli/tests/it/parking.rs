@@ -9,7 +9,7 @@ use crate::server::{Server, site};
 use crate::skip::skip;
 
 /// The number of idle connections. It exceeds 1,024, the number of idle connections per thread that
-/// keep their buffers.
+/// keep their buffers, so that the others are parked.
 const IDLE_CONNECTIONS: usize = 3000;
 
 #[test]

@@ -186,8 +186,7 @@ fn curl_sends_head_requests_and_conditions() {
 
     let saved = |name: &str| site.path().join(name).display().to_string();
     let (tag, body) = (saved("tag"), saved("body"));
-    // Wait until the file is stable. From then on, its entity tag is strong, and changes only if
-    // the file changes.
+    // Wait until the file is stable. Before that, the server would send a weak entity tag.
     wait_until_files_are_stable();
     let code = ["-w", "%{http_code} %{size_download}", "-o", &body];
     let code = |more: &[&str]| curl_text(&[&code[..], more, &[&url]].concat());

@@ -29,7 +29,8 @@ const REQUESTS_UNTIL_PARKED: usize = 12;
 const SMALL_FILE_BYTES: usize = 1000;
 const LARGE_FILE_BYTES: usize = 100_000;
 
-/// More bytes than the kernel buffers for a connection with a small window.
+/// More than the kernel will buffer for one connection with a small window. A response of this size
+/// stays in progress until the client reads it.
 const BIG_FILE_BYTES: usize = 12 << 20;
 
 const SMALL_FILE_REQUEST: &str = "GET /small HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -290,7 +291,8 @@ fn split_and_pipelined_requests_get_one_response_each() {
             check(&mut stream, &[&["\r\n", known].concat()]);
             check(&mut stream, &[known; 50]);
         }
-        // Send the bytes of a known request as the rest of another request.
+        // Send the bytes of a known request as the rest of another request. The server must not
+        // replay a response to them.
         check(&mut stream, &[]);
         stream.write_all(b"GET /other HTTP/1.1\r\nX: ").unwrap();
         sleep(Duration::from_millis(20));

@@ -33,7 +33,7 @@ pub(crate) fn clean(mut command: Command) -> Command {
     command
 }
 
-/// The size of the file `big`: more bytes than the kernel buffers for a connection.
+/// The size of the file `big`: more than the kernel will buffer for one connection.
 pub(crate) const BIG_FILE_BYTES: usize = 40 << 20;
 
 /// Creates a directory with `index.html` ("hello\n") and `big` (a sparse file of 40 MiB).

@@ -118,8 +118,8 @@ fn totals_are_printed_on_request_and_at_the_end() {
         sent += response.head.len() + response.body.len();
     }
     let expected = format!("uncopied: 3 requests, {sent} bytes sent: sendfile ");
-    // Wait until the server has counted the last response. The server counts a response after
-    // sending it, so the client may receive the response first.
+    // Wait until the server has counted the bytes of the last response. It counts them after
+    // sending them, so the client may receive the response first.
     sleep(Duration::from_millis(100));
     server.signal(Signal::USR1);
     let line = server.wait_for_line(" requests, ");

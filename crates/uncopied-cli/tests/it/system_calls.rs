@@ -44,7 +44,7 @@ fn assert_only(trace: &Trace, allowed: &[&str]) {
     }
 }
 
-/// Returns the calls with this name that use the file.
+/// Returns the calls with this name that use the file `mebibyte`.
 fn of_file<'a>(trace: &'a Trace, name: &str) -> Vec<&'a Call> {
     let mut calls = trace.calls_on_file("mebibyte");
     calls.retain(|call| call.name == name);
@@ -72,8 +72,8 @@ fn auto_and_sendfile_send_the_file_without_reading_it() {
     }
     for mechanism in ["auto", "sendfile"] {
         let (trace, exit, head) = serve_once(mechanism, &[]);
-        // Allow `mmap`, because the mapping only provides addresses. Neither the program nor the
-        // kernel reads from it.
+        // Allow `mmap`, because the mapping only provides addresses that stand for the bytes of the
+        // file. Neither the program nor the kernel reads from the mapping.
         assert_only(&trace, &["mmap", "sendfile"]);
         let sent = of_file(&trace, "sendfile");
         assert_eq!(bytes_moved(sent), FILE_BYTES, "{mechanism}");
@@ -251,7 +251,8 @@ fn a_cold_file_is_loaded_by_another_thread_while_the_worker_continues() {
     let bytes = test_bytes(FILE_BYTES as usize);
     fs::write(site.path().join("mebibyte"), &bytes).unwrap();
     fs::write(site.path().join("other"), test_bytes(100_000)).unwrap();
-    // Delay each read by a tenth of a second, because the disk of a test machine may be fast.
+    // Delay each read by a tenth of a second. Otherwise, a fast disk might leave no time for other
+    // requests while the file is loaded.
     let slow = "inject=pread64:delay_enter=100000";
     // Make `preadv2` report that the file is not cached. The server finds this out with a read with
     // RWF_NOWAIT, but that read also starts readahead. If the thread were descheduled before the

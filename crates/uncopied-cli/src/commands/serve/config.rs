@@ -90,8 +90,8 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         .max_open_files(max_open_files)
         .direct(true);
     if flags.mechanism.0.is_some() {
-        // Cache no file in memory. The chosen mechanism sends from an open file, and a file cached
-        // in memory would bypass the mechanism.
+        // Do not cache files in memory: the chosen mechanism needs an open file, and a cached file
+        // would bypass it.
         builder = builder.in_memory_max_bytes(0);
     }
     if let Some(file) = &flags.spa {

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Each worker has its own event loop, counters and connection table, so that workers do not
-//! contend for them. Enforcing deadlines costs a busy connection nothing; see [`control`].
+//! contend for them. The control thread enforces the deadlines, so that no connection needs a
+//! timer; see [`control`].
 
 mod access_log;
 mod config;

@@ -26,7 +26,7 @@ use crate::commands::serve::connection::{
 /// status.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Serves requests and adds the responses to the connection's tracker.
+/// Passes requests to the [`FileService`], and adds its responses to the connection's tracker.
 pub(crate) struct LoggedService {
     inner: FileService,
     tracker: Arc<DeliveryTracker>,
@@ -88,8 +88,8 @@ impl Drop for PendingRequest {
 }
 
 pin_project! {
-    /// The future of a response that is to be logged. Adds the response to the tracker once it is
-    /// ready.
+    /// The future of a response that is to be logged. Adds the response to the tracker once the
+    /// response is ready.
     pub(crate) struct LoggedFuture {
         #[pin]
         response: FileServiceFuture,

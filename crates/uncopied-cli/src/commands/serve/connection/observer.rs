@@ -6,7 +6,7 @@ use std::task::Poll;
 /// Receives the outcome of each write of a connection, and the error that ends the connection.
 pub(crate) trait ConnectionObserver: Unpin {
     /// Called after each write, with its outcome. `offered` is the number of bytes that hyper
-    /// offered, which is everything that it held.
+    /// offered. hyper always offers all bytes that it holds.
     fn wrote(&self, offered: usize, outcome: &Poll<io::Result<usize>>);
 
     /// Called when an error ends the connection. In most cases, the peer has disconnected.

@@ -22,8 +22,8 @@ pub(crate) struct ReplayRecorder {
 }
 
 impl ReplayRecorder {
-    /// Whether all recent requests were repeats. If so, the connection should be parked, because
-    /// repeats do not need hyper.
+    /// Whether at least the last [`REPEATS_BEFORE_PARKING`] requests were repeats. If so, the
+    /// connection should be parked, because repeats do not need hyper.
     pub(crate) fn receives_only_repeats(&self) -> bool {
         self.consecutive_repeats.load(Ordering::Relaxed) >= REPEATS_BEFORE_PARKING
     }

@@ -25,7 +25,7 @@
 //!   request body.
 //! - Responses that are not a whole file (ranges, failed preconditions).
 //! - Every request if there is an access log, because the log reports requests as hyper has parsed
-//!   them.
+//!   them, and a replayed request is never parsed.
 //!
 //! Responses are replayed only while the connection is between two requests. In that state, hyper
 //! holds no unprocessed bytes, so the bytes that arrive are the beginning of a request.
@@ -50,8 +50,8 @@ use uncopied_http::{Basis, Check, FileBody};
 use super::state::ConnectionState;
 use super::stats::WorkerStats;
 
-/// The maximum age of a recorded head that is replayed. hyper itself reuses a `Date` for up to a
-/// second.
+/// The maximum age of a recorded head that is replayed. The limit keeps the `Date` in the head
+/// current. hyper itself reuses a `Date` for up to a second.
 const MAX_REPLAY_AGE: Duration = Duration::from_millis(500);
 
 /// The number of slots in each thread's cache. A full cache, with requests and inline bodies, takes
@@ -81,14 +81,15 @@ enum ReplayState {
     /// hyper has read this request. The head of the response will be recorded when hyper writes
     /// that head.
     Recording(Box<[u8]>),
-    /// A request with a recorded response has arrived. Whether that response is still valid is
-    /// being checked.
+    /// A request with a recorded response has arrived, and the [`Check`] whether that response is
+    /// still valid is in progress.
     Validating(Arc<RecordedResponse>, Check),
     /// A recorded response is being sent.
     Sending(ReplayInProgress),
     /// hyper must read these bytes before any bytes from the socket.
     Forwarding(BufferedRequest),
-    /// A response was cut short, or the connection failed. Nothing more may be sent.
+    /// A response was cut short, or the connection failed. Nothing more may be sent, because the
+    /// peer would take it for the rest of that response.
     Failed(io::ErrorKind),
 }
 
@@ -132,8 +133,9 @@ impl<S> ReplayStream<S> {
         self.state = ReplayState::Recording(request);
     }
 
-    /// Takes back bytes that hyper has read but not used, so that hyper's part of the connection
-    /// can be dropped. Must not be called while a response is in progress.
+    /// Takes back bytes that hyper has read but not used, so that hyper's connection object can be
+    /// dropped. Must not be called while a response is in progress, because this replaces the state
+    /// that tracks the response.
     pub(crate) fn put_back(&mut self, bytes: &[u8]) {
         self.connection.recorder.stop_recording();
         if !matches!(self.state, ReplayState::Failed(_)) {
@@ -141,8 +143,9 @@ impl<S> ReplayStream<S> {
         }
     }
 
-    /// Finishes the recording, if one is in progress. The first of `slices` is the head of the
-    /// response, and the others are its body.
+    /// Finishes the recording, if one is in progress. `slices` are what hyper writes first after
+    /// reading the request. The response is recorded only if the first slice is its head and the
+    /// others are its whole body.
     fn finish_recording(&mut self, slices: &[IoSlice<'_>]) {
         let ReplayState::Recording(request) = &mut self.state else {
             return;
@@ -159,8 +162,9 @@ impl<S> ReplayStream<S> {
         if body_bytes as u64 != length || !is_replayable(head) {
             return;
         }
-        // Record the body only if it is short and in memory. A body that refers to a mapped file is
-        // not recorded, because replays send it from the file.
+        // Record the body only if it is short and in memory. `locate` finds slices that refer to a
+        // mapped file. A body of such slices is not recorded, because replays send it from the
+        // file.
         let is_inline =
             body_bytes <= MAX_INLINE_BODY_BYTES && body.iter().all(|slice| locate(slice).is_none());
         let parts = if is_inline { slices } else { &slices[..1] };
@@ -188,7 +192,7 @@ impl<S: AsyncWrite + Unpin> ReplayStream<S> {
                     let body = ready!(Pin::new(check).poll(cx));
                     let response = Arc::clone(response);
                     self.state = match body {
-                        // The file has changed, so the request goes to hyper.
+                        // The recorded response is no longer valid, so the request goes to hyper.
                         None => {
                             ReplayState::Forwarding(BufferedRequest::new(&response.request, true))
                         }
@@ -221,7 +225,7 @@ struct ReplayInProgress {
     response: Arc<RecordedResponse>,
     /// The number of recorded bytes that have been sent.
     sent: usize,
-    /// Bytes of the body that have been produced but not sent.
+    /// Bytes that the body has yielded but that have not been sent.
     frame: Bytes,
     /// The rest of the body, which is sent from the file. `None` if the body is recorded inline or
     /// has been sent.
@@ -279,7 +283,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplayStream<S> {
     /// Replays responses while the connection is parked. Ready once hyper is needed.
     pub(crate) fn poll_without_hyper(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            // hyper is also needed after an error: it gets the error from its next read, and
+            // hyper is also needed after an error: hyper's next read returns the error, and hyper
             // reports it.
             if ready!(self.poll_replay(cx)).is_err()
                 || matches!(self.state, ReplayState::Forwarding(_))
@@ -464,8 +468,8 @@ thread_local! {
 }
 
 impl ReplayCache {
-    /// Looks up bytes that arrived at time `now`. If they are exactly one request that has not been
-    /// seen yet, marks the request as seen, unless its slot holds a recent response to another
+    /// Looks up bytes that arrived at time `now`. If they are exactly one GET request that has not
+    /// been seen yet, marks the request as seen, unless its slot holds a recent response to another
     /// request.
     fn find(bytes: &[u8], now: Duration) -> CacheLookup {
         if bytes.len() > MAX_REQUEST_BYTES || !bytes.ends_with(END_OF_HEAD) {
@@ -593,7 +597,8 @@ mod tests {
 
     fn body() -> FileBody {
         let files = ServeFiles::builder(env!("CARGO_MANIFEST_DIR")).build();
-        // Leak `files`, so that the file stays open, as it does in a server.
+        // Leak `files`, so that the file stays open, as it does in a server. If the file were
+        // closed, the check before a replay would fail.
         let files = Box::leak(Box::new(files.expect("a directory")));
         let request = Request::builder().uri("/Cargo.toml").body(());
         let mut response = files.respond(request.expect("a request"));

@@ -27,7 +27,7 @@ pub(crate) enum ConnectionCommand {
 pub(crate) struct ConnectionState {
     pub(crate) activity: Arc<Activity>,
     pub(crate) accepted: Instant,
-    /// Whether the connection uses TCP, so that the kernel enforces the send timeout
+    /// Whether the connection uses TCP. If so, the kernel enforces the send timeout
     /// (`TCP_USER_TIMEOUT`).
     pub(crate) is_tcp: bool,
     /// The number of the latest request; see [`ConnectionState::request_number`].
@@ -61,8 +61,8 @@ impl ConnectionState {
     /// Records that a whole request head has arrived.
     pub(crate) fn note_request(&self) {
         // Only the connection's own task writes this number, so no atomic read-modify-write is
-        // needed. The number may wrap, because readers only check whether two values are equal.
-        // When it wraps, it skips 0, which means that there has been no request.
+        // needed. The number may wrap, because readers only check whether it equals an earlier
+        // value or 0. When it wraps, it skips 0, because 0 means that there has been no request.
         let next = self.request_number().wrapping_add(1).max(1);
         self.request_number.store(next, Ordering::Relaxed);
     }

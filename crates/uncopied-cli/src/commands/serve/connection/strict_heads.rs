@@ -1,13 +1,13 @@
 //! Refuses request heads that two programs could parse differently, before hyper sees them.
 //!
-//! hyper accepts everything that RFC 9112 allows a lenient parser to accept: lines that end with a
-//! bare LF, a Content-Length next to a Transfer-Encoding, the same Content-Length twice, a missing
-//! Host. A proxy in front of this server may parse the same bytes differently, so that an attacker
-//! could smuggle a request past the proxy. So each of these heads gets status 400, and the
-//! connection is closed.
+//! hyper accepts some heads that a stricter parser rejects or reads differently: lines that end
+//! with a bare LF, a Content-Length next to a Transfer-Encoding, the same Content-Length twice, a
+//! missing Host. If a proxy in front of this server parses such a head differently, the two may
+//! disagree on where a request ends, and an attacker could smuggle a request past the proxy. So
+//! each of these heads gets status 400, and the connection is closed.
 //!
 //! [`StrictHeads`] inspects the bytes on their way to hyper. It overwrites the line feed of a bad
-//! line with a NUL byte, which no head may contain. After that, it gives hyper nothing but empty
+//! line with a NUL byte, which no head may contain. Every later read returns nothing but empty
 //! lines, which end the head. hyper then sends 400 and closes the connection, as for any malformed
 //! request. Bodies are not inspected: a request with a body is the last one of its connection (see
 //! [`FileService`]), so none of the bytes after its head is parsed as a request.
@@ -34,10 +34,10 @@ const EMPTY_LINES: &[u8] = b"\n\n";
 pub(crate) struct StrictHeads<S, O> {
     stream: S,
     heads: HeadScanner,
-    /// Receives whether a head is incomplete, because the header timeout applies only while it is,
-    /// and not while a response is being prepared.
+    /// Is told whether part of a head has arrived. The header timeout applies until the head is
+    /// complete, but not while the response is being prepared.
     connection: Arc<ConnectionState>,
-    /// Receives the number of bytes that the socket accepts.
+    /// Is told the size and the outcome of each write.
     observer: O,
 }
 
@@ -64,8 +64,9 @@ impl<S: AsyncRead + Unpin, O: ConnectionObserver> AsyncRead for StrictHeads<S, O
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.heads.next == NextBytes::Discarded {
-            // Give hyper empty lines, so that it parses, and rejects, the corrupted head. If a head
-            // arrives in several reads, hyper parses it only after an empty line.
+            // Give hyper empty lines, so that it parses, and rejects, the corrupted head. Without
+            // them, hyper might wait for more bytes: it parses a head that arrives in several reads
+            // only once an empty line has arrived.
             let count = buf.remaining().min(EMPTY_LINES.len());
             buf.put_slice(&EMPTY_LINES[..count]);
             return Poll::Ready(Ok(()));
@@ -172,7 +173,8 @@ impl Default for HeadScanner {
 }
 
 impl HeadScanner {
-    /// Scans the bytes of the next read. Corrupts a head that must be refused.
+    /// Scans the bytes of the next read. Corrupts a head that must be refused, so that hyper
+    /// rejects it.
     fn check(&mut self, mut bytes: &mut [u8]) {
         while self.next == NextBytes::Head && !bytes.is_empty() {
             let Some(at) = bytes.iter().position(|&byte| byte == b'\n') else {
@@ -280,8 +282,8 @@ impl HeadFields {
 mod tests {
     use super::*;
 
-    /// Whether the bytes pass unchanged. Scans them in pieces of every size, and asserts that the
-    /// size makes no difference.
+    /// Whether a scanner leaves the bytes unchanged. Scans them in pieces of every size, and
+    /// asserts that the size makes no difference.
     fn passes(bytes: &[u8]) -> bool {
         let mut outcomes = (1..=bytes.len()).map(|size| {
             let mut seen = bytes.to_vec();

@@ -1,5 +1,5 @@
 //! The task of one connection: polls hyper, carries out commands from the control thread, and parks
-//! the connection. It allocates nothing per request.
+//! the connection. The task allocates nothing per request.
 
 use std::error::Error as StdError;
 use std::future::Future;
@@ -33,19 +33,20 @@ pub(crate) struct ConnectionTask<S: HttpService<Incoming>, O> {
     waker: Option<Waker>,
 }
 
-/// hyper's part of a connection, or what remains of the connection while it is parked.
+/// The HTTP side of a connection: hyper's connection object, or just the stream and the service
+/// while the connection is parked.
 #[expect(
     clippy::large_enum_variant,
     reason = "most connections are parked, and the value is rarely moved"
 )]
 enum HttpState<S: HttpService<Incoming>, O> {
-    /// hyper's part has been dropped. The stream replays responses to repeats, and waits for a
-    /// request that needs hyper.
+    /// hyper's connection object has been dropped. The stream replays responses to repeats, and
+    /// waits for a request that needs hyper.
     Parked(Io<O>, S),
     /// hyper serves the connection, or did so recently.
     Unparked(Box<http1::Connection<Io<O>, S>>),
-    /// A placeholder, used only while a method changes from one of the other variants to the other.
-    /// Replaced before that method returns.
+    /// A placeholder while `park` or `unpark` moves the value from one of the other variants to the
+    /// other. Both methods replace the placeholder before they return.
     Transition,
 }
 
@@ -121,14 +122,14 @@ where
         };
     }
 
-    /// Drops hyper's part. Must be called between two requests, when hyper has nothing to write.
-    /// Bytes that hyper has read but not used are put back into the stream.
+    /// Drops hyper's connection object. Must be called between two requests, when hyper has nothing
+    /// to write. Bytes that hyper has read but not used are put back into the stream.
     fn park(&mut self) {
         self.http = match mem::replace(&mut self.http, HttpState::Transition) {
             HttpState::Unparked(http) => {
                 let mut parts = http.into_parts();
-                // Put back pipelined requests that hyper has read but not yet handled, because it
-                // yielded to other tasks.
+                // Put back pipelined requests that hyper has read but not yet handled. This happens
+                // if hyper yields to other tasks between two of them.
                 if !parts.read_buf.is_empty() {
                     let replay_stream = parts.io.inner_mut().get_mut();
                     replay_stream.put_back(&parts.read_buf);
@@ -169,7 +170,7 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
     O: ConnectionObserver,
 {
-    /// Polls hyper's part. Ready once the connection has ended.
+    /// Polls hyper's connection object. Ready once the connection has ended.
     fn poll_hyper(&mut self, cx: &mut Context<'_>, was_parked: bool) -> Poll<()> {
         let HttpState::Unparked(http) = &mut self.http else {
             return Poll::Ready(());

@@ -1,6 +1,6 @@
 //! Enforces deadlines without a timer per connection.
 //!
-//! A timer per connection would have to be armed and disarmed twice for every request. Instead, a
+//! A timer per connection would have to be armed and disarmed for every request. Instead, a
 //! connection only records what it waits for, and since when (the stream's [`Activity`]). The
 //! control thread sweeps all connections at an interval of a quarter of the shortest deadline, but
 //! at least 50 ms and at most 1 s. A deadline is thus enforced at most one interval late, and costs
@@ -16,16 +16,16 @@
 //! | is in any state | accept | `--keepalive-time` | drain |
 //!
 //! Only the kernel knows whether a peer is reading a response. The send buffer of a TCP socket
-//! holds up to 4 MiB, and the socket becomes writable again only once a third of the buffer is
-//! free. With a slow but healthy peer, that may take minutes. On TCP, the kernel therefore enforces
-//! the send deadline (`TCP_USER_TIMEOUT`), counted from the last byte that the peer acknowledged,
-//! or from the moment when the peer closed its window. A Unix socket accepts more bytes as soon as
-//! the peer reads some. For Unix sockets, the control thread therefore enforces the deadline,
-//! counted from the last byte that the socket accepted.
+//! holds up to 4 MiB by default, and the socket becomes writable again only once a third of the
+//! buffer is free. With a slow but healthy peer, that may take minutes. On TCP, the kernel
+//! therefore enforces the send deadline (`TCP_USER_TIMEOUT`), counted from the last byte that the
+//! peer acknowledged, or from the moment when the peer closed its window. A Unix socket accepts
+//! more bytes as soon as the peer reads some. For Unix sockets, the control thread therefore
+//! enforces the deadline, counted from the last byte that the socket accepted.
 //!
 //! *Abort* drops the connection. *Drain* closes it once no request is in progress: immediately if
-//! it is idle, otherwise after the current response. If an idle connection is told to drain and is
-//! still open at the next sweep, it is aborted.
+//! it is idle, otherwise after the current response. If an idle connection is told to drain because
+//! of `--keepalive-timeout`, and is still open at the next sweep, it is aborted.
 //!
 //! [`Activity`]: uncopied_http::Activity
 
@@ -63,7 +63,7 @@ struct ConnectionSnapshot {
     has_received_request: bool,
     /// Whether a request head is incomplete: part of it has arrived, but not all.
     is_reading_head: bool,
-    /// Whether the connection uses TCP, so that the kernel enforces the send deadline.
+    /// Whether the connection uses TCP. If so, the kernel enforces the send deadline.
     is_tcp: bool,
     command: ConnectionCommand,
     age: Duration,

@@ -56,8 +56,8 @@ impl Acceptor {
     }
 
     /// Accepts connections forever and passes each to `start`. Every connection takes one of
-    /// `permits`, which must be returned when the connection ends. While all permits are taken,
-    /// further connections wait in the kernel's queue.
+    /// `permits`. `start` must ensure that the permit is returned when the connection ends. While
+    /// all permits are taken, further connections wait in the kernel's queue.
     ///
     /// Acquires a permit first, and then waits for a connection on all listeners at once. If each
     /// listener waited with a permit of its own, an idle listener could hold the permit that a
@@ -109,7 +109,8 @@ fn start_accept(listener: Listener) -> PendingAccept {
 }
 
 /// Whether the error concerns only the connection that was to be accepted, and not the listener or
-/// the process. accept(2) says to treat these network errors like EAGAIN, by retrying.
+/// the process. These include the network errors that accept(2) says to treat like EAGAIN, by
+/// retrying.
 fn is_per_connection(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),

@@ -13,7 +13,7 @@ const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
 /// Raises the soft limit on descriptors to the hard limit, and returns the resulting limit.
 ///
 /// The default soft limit of 1024 exists only for programs that use `select`, which cannot handle
-/// descriptors with higher numbers.
+/// descriptors numbered 1024 or higher. This program does not use `select`.
 pub(crate) fn raise_descriptor_limit() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {

@@ -116,8 +116,8 @@ fn tcp(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(v6_only)?;
     }
-    // Without this option, binding would fail while connections of a previous process are in
-    // TIME_WAIT.
+    // Without this option, binding would fail while connections of a previous server on this port
+    // are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
@@ -165,8 +165,8 @@ fn refuse_other_file(path: &Path) -> Result<(), Error> {
 }
 
 /// Listens on a Unix socket at `path`. An existing socket that refuses connections is replaced,
-/// because the process that created it has exited. If the existing socket accepts connections, it
-/// is in use, and this fails with `AddrInUse`.
+/// because no process listens on it. If the existing socket accepts connections, it is in use, and
+/// this fails with `AddrInUse`.
 fn unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let bind = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;

@@ -12,14 +12,16 @@ use super::listeners::BoundListener;
 /// The maximum number of sockets that the service manager may pass.
 const MAX_PASSED_SOCKETS: usize = 256;
 
-/// The sockets passed by the service manager (`LISTEN_FDS`), or the error that says why they cannot
-/// be used.
+/// The sockets passed by the service manager (`LISTEN_FDS`), or the error that explains why they
+/// cannot be used.
 pub(crate) struct PassedSockets(Result<Vec<BoundListener>, Error>);
 
 impl PassedSockets {
     /// Takes ownership of the sockets, and unsets `LISTEN_FDS` and `LISTEN_PID`, so that child
-    /// processes do not use the same descriptors. Must be called first in `main`, before a
-    /// descriptor is opened or a thread is started.
+    /// processes do not use the same descriptors. Must be called first in `main`: before a
+    /// descriptor is opened, because passed sockets are identified by their descriptor numbers, and
+    /// before a thread is started, because other threads may read the environment while this
+    /// changes it.
     pub(crate) fn from_environment() -> Self {
         Self(take_passed().map_err(Error::PassedSockets))
     }
