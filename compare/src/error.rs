@@ -13,7 +13,7 @@ pub(crate) enum Error {
     #[error("{0}")]
     Usage(String),
     /// A system call failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", chain(.source))]
     Io {
         /// The operation that failed and its object, as in `cannot open FILE`.
         what: String,
@@ -31,6 +31,17 @@ pub(crate) enum Error {
     /// has been written.
     #[error("failed during the measurement: {0}; the results of the other contenders are complete")]
     Failed(String),
+}
+
+/// Returns the text of an error and of all its sources.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
 }
 
 /// Adds to an I/O error a description of the operation that failed.

@@ -92,7 +92,9 @@ pub use in_flight::{
     LimitAction, SendOutcome, in_flight_bytes, set_process_in_flight_limit,
 };
 pub use mechanism::Side;
-pub use policy::{Mechanism, Support, set_zero_copy_send, zero_copy_send_enabled};
+pub use policy::{
+    Mechanism, ParseMechanismError, Support, set_zero_copy_send, zero_copy_send_enabled,
+};
 pub use report::{Fallback, Report};
 pub use rustix::io::Errno;
 pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocket, send_file};

@@ -18,6 +18,7 @@ pub struct Report {
 /// A switch from one mechanism to another, because the first one was unsupported or failed for a
 /// temporary reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Fallback {
     /// The mechanism that was tried.
     pub from: Mechanism,
@@ -61,6 +62,26 @@ impl Report {
         self.bytes[mechanism as usize]
     }
 
+    /// Returns each mechanism that moved bytes, with the number of bytes that the socket accepted
+    /// through it.
+    ///
+    /// ```
+    /// # use std::{fs::File, os::unix::net::UnixStream};
+    /// # let file = File::open("Cargo.toml")?;
+    /// # let (socket, _peer) = UnixStream::pair()?;
+    /// let report = uncopied::send_file(&file, ..100, &socket)?;
+    /// for (mechanism, bytes) in report.by_mechanism() {
+    ///     println!("{mechanism}: {bytes} bytes");
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn by_mechanism(&self) -> impl Iterator<Item = (Mechanism, u64)> {
+        Mechanism::ALL
+            .into_iter()
+            .zip(self.bytes)
+            .filter(|&(_, bytes)| bytes > 0)
+    }
+
     /// Returns how many bytes the socket accepted in total.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -81,10 +102,10 @@ impl Report {
     /// the kernel copied them because the network device lacks scatter-gather.
     #[must_use]
     pub fn zero_copy_bytes(&self) -> u64 {
-        let zero_copy = Mechanism::ALL
-            .into_iter()
-            .filter(|mechanism| mechanism.is_zero_copy());
-        let by_reference: u64 = zero_copy.map(|mechanism| self.by(mechanism)).sum();
+        let zero_copy = self
+            .by_mechanism()
+            .filter(|(mechanism, _)| mechanism.is_zero_copy());
+        let by_reference: u64 = zero_copy.map(|(_, bytes)| bytes).sum();
         by_reference.saturating_sub(self.kernel_copied)
     }
 
@@ -116,11 +137,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.bytes())?;
         let mut before = ": ";
-        for mechanism in Mechanism::ALL {
-            if self.by(mechanism) > 0 {
-                write!(f, "{before}{mechanism} {}", self.by(mechanism))?;
-                before = ", ";
-            }
+        for (mechanism, bytes) in self.by_mechanism() {
+            write!(f, "{before}{mechanism} {bytes}")?;
+            before = ", ";
         }
         if self.kernel_copied > 0 {
             let bytes = self.kernel_copied;

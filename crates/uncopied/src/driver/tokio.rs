@@ -81,7 +81,7 @@ pub async fn run(
             // tokio does not watch it: let other tasks run, then try again.
             Ok(Ok(Progress::Blocked(_))) => tokio::task::yield_now().await,
             Ok(Err(error)) => return Err(error),
-            Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
+            Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll_wait", cause)),
         }
         // tokio's cooperative budget counts operations, not bytes. It would allow a fast peer more
         // than a hundred steps of 2 MiB before other tasks run.
@@ -122,7 +122,7 @@ pub(crate) async fn send(
             Ok(Ok(MemoryProgress::AtLimit)) => sink.until_below_limit().await,
             Ok(Ok(_)) => since_yield += transfer.bytes() - before,
             Ok(Err(error)) => return Err(error),
-            Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
+            Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll_wait", cause)),
         }
         is_full = false;
         if since_yield >= MAX_STEP_BYTES {

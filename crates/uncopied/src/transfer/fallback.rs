@@ -30,8 +30,8 @@ pub(super) enum Next {
     Wait(Side),
     /// Wait until some of the memory in flight can be reused.
     WaitForMemory,
-    /// The source has ended.
-    Ended,
+    /// The source has ended, as this system call found.
+    Ended(&'static str),
     /// Repeat this step with `copy`. The steps after it follow the plan again.
     CopyOnce(Fallback),
     /// Step again: the next mechanism has taken over.
@@ -95,30 +95,32 @@ impl FallbackEngine {
         support: &mut Support,
     ) -> Result<Next, Error> {
         self.report.count(mechanism, outcome.moved);
+        let call = outcome.call.unwrap_or(mechanism.system_call());
         match outcome.status {
             Status::Continue => Ok(Next::Continue),
             Status::Blocked(side) => Ok(Next::Wait(side)),
             Status::AtLimit => Ok(Next::WaitForMemory),
-            Status::Ended => Ok(Next::Ended),
+            Status::Ended => Ok(Next::Ended(call)),
             Status::CopyOnce(errno) => {
                 let fallback = self.record(mechanism, Mechanism::Copy, errno);
                 Ok(Next::CopyOnce(fallback))
             }
-            Status::Unsupported(errno) => self.fall_back(mechanism, errno, support),
-            Status::Failed(side, errno) => Err(self.failed(mechanism, side, errno)),
+            Status::Unsupported(errno) => self.fall_back(mechanism, call, errno, support),
+            Status::Failed(side, errno) => Err(self.failed(mechanism, call, side, errno)),
         }
     }
 
     fn fall_back(
         &mut self,
         from: Mechanism,
+        call: &'static str,
         errno: Errno,
         support: &mut Support,
     ) -> Result<Next, Error> {
         support.record_refusal(from, errno);
         let Some(&to) = self.plan.mechanisms().get(self.current + 1) else {
             let cause = Some(errno.into());
-            return Err(self.error(ErrorKind::Unsupported, from.name(), cause));
+            return Err(self.error(ErrorKind::Unsupported, from, call, cause));
         };
         self.current += 1;
         Ok(Next::FellBack(self.record(from, to, errno)))
@@ -135,7 +137,7 @@ impl FallbackEngine {
         fallback
     }
 
-    fn failed(&self, mechanism: Mechanism, side: Side, errno: Errno) -> Error {
+    fn failed(&self, mechanism: Mechanism, call: &'static str, side: Side, errno: Errno) -> Error {
         let kind = match (side, self.promised) {
             (Side::Sink, _) => ErrorKind::of_sink(errno),
             (Side::Source, Some(promised)) if errno == Errno::NODATA => {
@@ -144,22 +146,24 @@ impl FallbackEngine {
             (Side::Source, _) if errno == Errno::SPIPE => ErrorKind::SourceNotSeekable,
             (Side::Source, _) => ErrorKind::Source,
         };
-        self.error(kind, mechanism.name(), Some(errno.into()))
+        self.error(kind, mechanism, call, Some(errno.into()))
     }
 
-    /// Returns the error for a source that ended before the promised number of bytes.
-    pub(super) fn too_short(&self, promised: u64) -> Error {
+    /// Returns the error for a source that ended before the promised number of bytes, as `call`
+    /// found.
+    pub(super) fn too_short(&self, promised: u64, call: &'static str) -> Error {
         let kind = ErrorKind::SourceTooShort { promised };
-        self.error(kind, self.mechanism().name(), None)
+        self.error(kind, self.mechanism(), call, None)
     }
 
     /// Returns an error that contains the report so far.
     pub(super) fn error(
         &self,
         kind: ErrorKind,
+        mechanism: Mechanism,
         call: &'static str,
         cause: Option<io::Error>,
     ) -> Error {
-        Error::new(kind, call, self.report.clone(), cause)
+        Error::of_transfer(kind, mechanism, call, self.report.clone(), cause)
     }
 }

@@ -23,6 +23,9 @@ mod residency;
 /// Sources that do not support `sendfile`, and sinks that are not stream sockets.
 mod endpoints;
 
+/// The text, source and errno of an error, and what an `io::Error` keeps of them.
+mod errors;
+
 /// Processes without free file descriptors or address space.
 mod resource_exhaustion;
 
