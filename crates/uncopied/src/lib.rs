@@ -67,6 +67,9 @@
 //! # Features
 //!
 //! - `tokio`: the driver for tokio's sockets, [`SendFile::to_tokio`] and [`Sender::send_tokio`].
+//! - `serde`: implements `Serialize` for [`Report`], [`Fallback`] and [`Mechanism`].
+//! - `tracing`: emits an event with the target `uncopied` and the level `DEBUG` for each
+//!   [`Fallback`] that a [`Report`] lists.
 
 pub mod arena;
 pub mod driver;
@@ -96,7 +99,6 @@ pub use policy::{
     Mechanism, ParseMechanismError, Support, set_zero_copy_send, zero_copy_send_enabled,
 };
 pub use report::{Fallback, Report};
-pub use rustix::io::Errno;
 pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocket, send_file};
-pub use sys::send_vectored;
+pub use sys::{Errno, send_vectored};
 pub use transfer::{Progress, Transfer};

@@ -1,10 +1,12 @@
 //! The report of a transfer: how many bytes each mechanism moved, and which fallbacks occurred.
 
+#[cfg(feature = "serde")]
+mod serialize;
+
 use std::fmt;
 
-use rustix::io::Errno;
-
 use crate::policy::Mechanism;
+use crate::sys::Errno;
 
 /// How many bytes each mechanism moved, and every fallback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,13 +45,15 @@ impl Report {
 
     /// Records a fallback, unless one with the same mechanism and the same errno is already
     /// recorded. Otherwise the list would grow without bound on a long-lived socket that falls back
-    /// at every send.
-    pub(crate) fn record_fallback_once(&mut self, fallback: Fallback) {
+    /// at every send. Returns whether the fallback was recorded.
+    pub(crate) fn record_fallback_once(&mut self, fallback: Fallback) -> bool {
         let is_same =
             |known: &Fallback| (known.from, known.errno) == (fallback.from, fallback.errno);
-        if !self.fallbacks.iter().any(is_same) {
+        let is_new = !self.fallbacks.iter().any(is_same);
+        if is_new {
             self.fallbacks.push(fallback);
         }
+        is_new
     }
 
     pub(crate) fn set_switched_off(&mut self) {
@@ -155,8 +159,7 @@ impl fmt::Display for Report {
             at,
         } in &self.fallbacks
         {
-            let why = std::io::Error::from(*errno);
-            write!(f, " ({from} fell back to {to} at byte {at}: {why})")?;
+            write!(f, " ({from} fell back to {to} at byte {at}: {errno})")?;
         }
         Ok(())
     }
@@ -166,8 +169,8 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_report_adds_up_and_reads_well() {
+    /// Returns the report of a transfer that fell back from `splice` to `copy`.
+    pub(super) fn report_with_fallback() -> Report {
         let mut report = Report::default();
         report.count(Mechanism::Splice, 65_536);
         report.count(Mechanism::Copy, 4);
@@ -177,7 +180,17 @@ mod tests {
             errno: Errno::INVAL,
             at: 65_536,
         };
-        report.record_fallback_once(fallback);
+        assert!(report.record_fallback_once(fallback));
+        assert!(!report.record_fallback_once(fallback));
+        report
+    }
+
+    #[test]
+    fn a_report_adds_up_and_reads_well() {
+        let report = report_with_fallback();
+        let by_mechanism: Vec<_> = report.by_mechanism().collect();
+        let expected = [(Mechanism::Splice, 65_536), (Mechanism::Copy, 4)];
+        assert_eq!(by_mechanism, expected);
         assert_eq!(
             (
                 report.bytes(),

@@ -329,10 +329,9 @@ pub fn plan_memory(input: &MemoryPlanInput, support: &Support) -> Plan {
 
 #[cfg(test)]
 mod tests {
-    use rustix::io::Errno;
-
     use super::Mechanism::{Copy, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice};
     use super::*;
+    use crate::sys::Errno;
 
     fn refusing(mechanisms: &[Mechanism]) -> Support {
         let mut support = Support::none_refused();

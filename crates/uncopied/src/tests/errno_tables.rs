@@ -159,7 +159,10 @@ fn check_fault(mechanism: Mechanism, call: Call, nth: usize, fault: Fault, expec
                     (mechanism, Mechanism::Copy),
                     "{case}"
                 );
-                assert_eq!(Fault::Fails(fallback.errno), fault, "{case}");
+                let Fault::Fails(errno) = fault else {
+                    panic!("{case}: the fault has no errno");
+                };
+                assert_eq!(fallback.errno, crate::Errno::of(errno), "{case}");
                 assert_eq!(fallback.at, harness.bytes_by(mechanism), "{case}");
                 assert_eq!(
                     fallback.at + harness.bytes_by(Mechanism::Copy),
@@ -347,7 +350,10 @@ fn a_size_of_0_is_not_taken_for_the_end() {
         .run(&FaultyKernel::new(vec![size_is_0.clone()]))
         .expect("copy takes over");
     assert_eq!(harness.bytes_by(Mechanism::Copy), EXPECTED_BYTES);
-    assert_eq!(harness.transfer.report().fallbacks()[0].errno, Errno::NODEV);
+    assert_eq!(
+        harness.transfer.report().fallbacks()[0].errno,
+        crate::Errno::NODEV
+    );
 
     for (errno, kind) in [
         (Errno::IO, ErrorKind::Source),
@@ -406,7 +412,10 @@ fn zero_bytes_into_the_sink_end_the_mechanism() {
             );
             harness.run(&kernel).expect("copy takes over");
             assert_eq!(harness.received.len() as u64, EXPECTED_BYTES);
-            assert_eq!(harness.transfer.report().fallbacks()[0].errno, Errno::IO);
+            assert_eq!(
+                harness.transfer.report().fallbacks()[0].errno,
+                crate::Errno::IO
+            );
         }
     };
     check_fallback(Mechanism::Splice, SpliceOut);
@@ -485,6 +494,6 @@ fn a_refusal_that_concerns_the_process_is_remembered() {
     // Another test of this binary may have recorded EPERM meanwhile.
     assert!(matches!(
         known.refusal(Mechanism::Sendfile),
-        Some(Errno::NOSYS | Errno::PERM)
+        Some(crate::Errno::NOSYS | crate::Errno::PERM)
     ));
 }

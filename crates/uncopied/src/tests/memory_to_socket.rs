@@ -108,7 +108,7 @@ fn a_refused_call_falls_back_and_is_reported() {
         };
         assert_eq!(
             (fallback.from, fallback.to, fallback.errno, fallback.at),
-            (mechanism, Copy, errno, 0)
+            (mechanism, Copy, crate::Errno::of(errno), 0)
         );
         assert_eq!(
             (outcome.copied, outcome.reason),

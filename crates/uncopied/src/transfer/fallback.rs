@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::mechanism::{Outcome, Side, Status};
 use crate::policy::{Mechanism, Plan, Support};
 use crate::report::{Fallback, Report};
+use crate::sys;
 
 /// A plan that a transfer is following.
 #[derive(Debug)]
@@ -117,7 +118,7 @@ impl FallbackEngine {
         errno: Errno,
         support: &mut Support,
     ) -> Result<Next, Error> {
-        support.record_refusal(from, errno);
+        support.record_refusal(from, sys::Errno::of(errno));
         let Some(&to) = self.plan.mechanisms().get(self.current + 1) else {
             let cause = Some(errno.into());
             return Err(self.error(ErrorKind::Unsupported, from, call, cause));
@@ -130,10 +131,12 @@ impl FallbackEngine {
         let fallback = Fallback {
             from,
             to,
-            errno,
+            errno: sys::Errno::of(errno),
             at: self.report.bytes(),
         };
-        self.report.record_fallback_once(fallback);
+        if self.report.record_fallback_once(fallback) {
+            emit(&fallback);
+        }
         fallback
     }
 
@@ -165,5 +168,79 @@ impl FallbackEngine {
         cause: Option<io::Error>,
     ) -> Error {
         Error::of_transfer(kind, mechanism, call, self.report.clone(), cause)
+    }
+}
+
+/// Emits a tracing event for a fallback, if the feature `tracing` is on.
+#[cfg_attr(not(feature = "tracing"), allow(unused_variables))]
+fn emit(fallback: &Fallback) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(
+        target: "uncopied",
+        from = fallback.from.name(),
+        to = fallback.to.name(),
+        errno = fallback.errno.raw_os_error(),
+        at = fallback.at,
+        "a transfer fell back to another mechanism"
+    );
+}
+
+#[cfg(all(test, feature = "tracing"))]
+mod tests {
+    use std::fmt;
+    use std::sync::{Arc, Mutex};
+
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber};
+
+    use super::*;
+
+    /// Collects the fields of all events of this library.
+    #[derive(Clone, Default)]
+    struct Collector(Arc<Mutex<Vec<String>>>);
+
+    impl Subscriber for Collector {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.target() == "uncopied"
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, event: &Event<'_>) {
+            event.record(&mut self.clone());
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    impl Visit for Collector {
+        fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+            let field = format!("{field}={value:?}");
+            self.0.lock().expect("no panic").push(field);
+        }
+    }
+
+    #[test]
+    fn a_fallback_is_an_event_once() {
+        let collector = Collector::default();
+        let seen = Arc::clone(&collector.0);
+        tracing::subscriber::with_default(collector, || {
+            let mut engine = FallbackEngine::new(Plan::copying(), None);
+            engine.record(Mechanism::Splice, Mechanism::Copy, Errno::INVAL);
+            engine.record(Mechanism::Splice, Mechanism::Copy, Errno::INVAL);
+        });
+        assert_eq!(
+            *seen.lock().expect("no panic"),
+            [
+                "message=a transfer fell back to another mechanism",
+                r#"from="splice""#,
+                r#"to="copy""#,
+                "errno=22",
+                "at=0",
+            ]
+        );
     }
 }
