@@ -59,3 +59,26 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// The text of the library's error does not contain that of its source.
+    #[test]
+    fn the_text_contains_the_kernels_message() {
+        let file = File::open("Cargo.toml").expect("opened");
+        let (socket, peer) = UnixStream::pair().expect("a pair");
+        drop(peer);
+        let sent = uncopied::send_file(&file, .., &socket);
+        let error = sent.context(|| "cannot send".into()).expect_err("closed");
+        assert_eq!(
+            error.to_string(),
+            "cannot send: the peer closed the connection after 0 bytes (sendfile): \
+             Broken pipe (os error 32)"
+        );
+    }
+}

@@ -66,10 +66,19 @@
 //!
 //! # Features
 //!
-//! - `tokio`: the driver for tokio's sockets, [`SendFile::to_tokio`] and [`Sender::send_tokio`].
+//! - `tokio`: the driver for tokio's sockets, `SendFile::to_tokio` and `Sender::send_tokio`.
 //! - `serde`: implements `Serialize` for [`Report`], [`Fallback`] and [`Mechanism`].
 //! - `tracing`: emits an event with the target `uncopied` and the level `DEBUG` for each
 //!   [`Fallback`] that a [`Report`] lists.
+
+// docs.rs shows which feature each item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "uncopied works on Linux only; depend on it with \
+     [target.'cfg(target_os = \"linux\")'.dependencies]"
+);
 
 pub mod arena;
 pub mod driver;
