@@ -13,7 +13,7 @@ pub(crate) enum Error {
     #[error("{0}")]
     Usage(String),
     /// A system call failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", chain(.source))]
     Io {
         /// The operation that failed and its object, as in `cannot open FILE`.
         what: String,
@@ -33,6 +33,17 @@ pub(crate) enum Error {
     Failed(String),
 }
 
+/// Returns the text of an error and of all its sources.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
+}
+
 /// Adds to an I/O error a description of the operation that failed.
 pub(crate) trait Context<T> {
     /// Converts an error to [`Error::Io`] with the description that `what` returns. Calls `what`
@@ -46,5 +57,28 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
             what: what(),
             source: source.into(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// The text of the library's error does not contain that of its source.
+    #[test]
+    fn the_text_contains_the_kernels_message() {
+        let file = File::open("Cargo.toml").expect("opened");
+        let (socket, peer) = UnixStream::pair().expect("a pair");
+        drop(peer);
+        let sent = uncopied::send_file(&file, .., &socket);
+        let error = sent.context(|| "cannot send".into()).expect_err("closed");
+        assert_eq!(
+            error.to_string(),
+            "cannot send: the peer closed the connection after 0 bytes (sendfile): \
+             Broken pipe (os error 32)"
+        );
     }
 }

@@ -45,13 +45,25 @@ impl FileStat {
     /// # Errors
     ///
     /// Any error from `statx`.
-    pub fn at(
+    pub(crate) fn at(
         dir: impl std::os::fd::AsFd,
         path: impl rustix::path::Arg,
         flags: AtFlags,
     ) -> io::Result<Self> {
         let wanted = StatxFlags::BASIC_STATS;
-        Ok(Self::from(&rustix::fs::statx(dir, path, flags, wanted)?))
+        let stat = rustix::fs::statx(dir, path, flags, wanted)?;
+        Ok(Self::from_statx(&stat))
+    }
+
+    fn from_statx(stat: &Statx) -> Self {
+        Self {
+            device: (stat.stx_dev_major, stat.stx_dev_minor),
+            inode: stat.stx_ino,
+            mode: stat.stx_mode,
+            len: stat.stx_size,
+            modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+            changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+        }
     }
 
     /// The length in bytes.
@@ -115,17 +127,4 @@ fn since_1970((seconds, nanos): (i64, u32)) -> SystemTime {
     u64::try_from(seconds).map_or(UNIX_EPOCH, |seconds| {
         UNIX_EPOCH + Duration::new(seconds, nanos)
     })
-}
-
-impl From<&Statx> for FileStat {
-    fn from(stat: &Statx) -> Self {
-        Self {
-            device: (stat.stx_dev_major, stat.stx_dev_minor),
-            inode: stat.stx_ino,
-            mode: stat.stx_mode,
-            len: stat.stx_size,
-            modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
-            changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
-        }
-    }
 }

@@ -60,6 +60,14 @@
 //! - `axum` (on by default): implements axum's traits, so that `axum::serve` accepts the
 //!   [`Listener`], and handlers can extract the peer's [`Address`] as connect info.
 #![forbid(unsafe_code)]
+// docs.rs shows which feature each item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "uncopied-http works on Linux only; depend on it with \
+     [target.'cfg(target_os = \"linux\")'.dependencies]"
+);
 
 mod activity;
 mod body;
@@ -82,5 +90,5 @@ pub use stream::Stream;
 pub use totals::Totals;
 
 #[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;

@@ -41,6 +41,7 @@ enum ListeningSocket {
 
 /// The address of a peer, or of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Address {
     /// An IP address and port.
     Tcp(SocketAddr),

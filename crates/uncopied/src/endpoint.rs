@@ -1,6 +1,7 @@
 //! Checks which kind of file or socket a descriptor refers to, and converts ranges of bytes to
 //! offsets and lengths.
 
+use std::net::SocketAddr;
 use std::ops::{Bound, RangeBounds};
 use std::os::fd::BorrowedFd;
 
@@ -23,6 +24,20 @@ pub(crate) fn check_stream_socket(sink: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
+/// Whether a stream socket has never had a peer: it is listening, or it is an IP socket that has
+/// neither been bound nor connected. Returns false if that cannot be determined.
+pub(crate) fn was_never_connected(sink: BorrowedFd<'_>) -> bool {
+    let is_listening = rustix::net::sockopt::socket_acceptconn(sink).unwrap_or(false);
+    // The kernel gives every IP socket a local port when it connects, and keeps the port as the
+    // local address after the connection has ended.
+    let has_no_port = || {
+        let address = rustix::net::getsockname(sink).ok();
+        let address = address.and_then(|it| SocketAddr::try_from(it).ok());
+        address.is_some_and(|it| it.port() == 0)
+    };
+    is_listening || has_no_port()
+}
+
 /// Returns which kind of source a descriptor is, according to `fstat(2)`.
 pub(crate) fn source_kind(source: BorrowedFd<'_>) -> Result<SourceKind> {
     let stat = rustix::fs::fstat(source)?;
@@ -35,21 +50,37 @@ pub(crate) fn source_kind(source: BorrowedFd<'_>) -> Result<SourceKind> {
     })
 }
 
+/// A range whose end lies before its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BackwardRange {
+    /// The offset of the first byte.
+    pub(crate) start: u64,
+    /// The offset of the byte after the last one.
+    pub(crate) end: u64,
+}
+
 /// Converts a range of bytes to an offset and a length. The length of `..` and `n..` is
-/// [`Length::UntilEof`]. A range with an end has an exact length, which is 0 if the range ends
-/// before it begins.
-pub(crate) fn offset_and_length(range: impl RangeBounds<u64>) -> (u64, Length) {
-    let offset = match range.start_bound() {
+/// [`Length::UntilEof`]. A range with an end has an exact length.
+///
+/// # Errors
+///
+/// [`BackwardRange`] if the range ends before it starts.
+pub(crate) fn offset_and_length(
+    range: impl RangeBounds<u64>,
+) -> std::result::Result<(u64, Length), BackwardRange> {
+    let start = match range.start_bound() {
         Bound::Included(&start) => start,
         Bound::Excluded(&start) => start.saturating_add(1),
         Bound::Unbounded => 0,
     };
-    let length = match range.end_bound() {
-        Bound::Included(&last) => Length::Exact(last.saturating_add(1).saturating_sub(offset)),
-        Bound::Excluded(&end) => Length::Exact(end.saturating_sub(offset)),
-        Bound::Unbounded => Length::UntilEof,
+    let end = match range.end_bound() {
+        Bound::Included(&last) => last.saturating_add(1),
+        Bound::Excluded(&end) => end,
+        Bound::Unbounded => return Ok((start, Length::UntilEof)),
     };
-    (offset, length)
+    let bytes = end.checked_sub(start);
+    let bytes = bytes.ok_or(BackwardRange { start, end })?;
+    Ok((start, Length::Exact(bytes)))
 }
 
 #[cfg(test)]
@@ -69,12 +100,11 @@ mod tests {
     }
 
     proptest! {
-        /// Compares the result with 128-bit arithmetic, which cannot overflow. Only two differences
-        /// are allowed: an offset of 2^64 becomes 2^64 - 1, and the length is one byte less if the
-        /// range ends at 2^64. No file is that long.
+        /// Compares the result with 128-bit arithmetic, which cannot overflow. Only one difference
+        /// is allowed: a bound of 2^64 becomes 2^64 - 1. No file is that long.
         #[test]
         fn no_range_overflows(start in bound(), end in bound()) {
-            let (offset, length) = offset_and_length((start, end));
+            let result = offset_and_length((start, end));
             let first = match start {
                 Bound::Included(start) => u128::from(start),
                 Bound::Excluded(start) => u128::from(start) + 1,
@@ -86,13 +116,18 @@ mod tests {
                 Bound::Unbounded => None,
             };
             let most = u128::from(u64::MAX);
-            prop_assert_eq!(u128::from(offset), first.min(most));
-            match (length, end) {
-                (Length::UntilEof, None) => {}
-                (Length::Exact(len), Some(end)) => {
-                    let exact = end.saturating_sub(first);
-                    // The length is one byte less if the range ends at 2^64.
-                    prop_assert!(u128::from(len) == exact || (end > most && u128::from(len) + 1 == exact));
+            let (first, end) = (first.min(most), end.map(|end| end.min(most)));
+            match (result, end) {
+                (Ok((offset, Length::UntilEof)), None) => {
+                    prop_assert_eq!(u128::from(offset), first);
+                }
+                (Ok((offset, Length::Exact(len))), Some(end)) => {
+                    prop_assert_eq!(u128::from(offset), first);
+                    prop_assert_eq!(u128::from(offset) + u128::from(len), end);
+                }
+                (Err(range), Some(end)) => {
+                    prop_assert!(end < first);
+                    prop_assert_eq!((u128::from(range.start), u128::from(range.end)), (first, end));
                 }
                 other => prop_assert!(false, "{:?}", other),
             }
@@ -101,14 +136,16 @@ mod tests {
 
     #[test]
     fn ranges_as_offset_and_length() {
-        assert_eq!(offset_and_length(..), (0, Length::UntilEof));
-        assert_eq!(offset_and_length(7..), (7, Length::UntilEof));
-        assert_eq!(offset_and_length(7..9), (7, Length::Exact(2)));
-        assert_eq!(offset_and_length(7..=9), (7, Length::Exact(3)));
-        assert_eq!(offset_and_length(..9), (0, Length::Exact(9)));
+        assert_eq!(offset_and_length(..), Ok((0, Length::UntilEof)));
+        assert_eq!(offset_and_length(7..), Ok((7, Length::UntilEof)));
+        assert_eq!(offset_and_length(7..9), Ok((7, Length::Exact(2))));
+        assert_eq!(offset_and_length(7..=9), Ok((7, Length::Exact(3))));
+        assert_eq!(offset_and_length(..9), Ok((0, Length::Exact(9))));
+        assert_eq!(offset_and_length(7..7), Ok((7, Length::Exact(0))));
         #[allow(clippy::reversed_empty_ranges)]
         let backwards = offset_and_length(9..7);
-        assert_eq!(backwards, (9, Length::Exact(0)));
-        assert_eq!(offset_and_length(u64::MAX..), (u64::MAX, Length::UntilEof));
+        assert_eq!(backwards, Err(BackwardRange { start: 9, end: 7 }));
+        let last = (u64::MAX, Length::UntilEof);
+        assert_eq!(offset_and_length(u64::MAX..), Ok(last));
     }
 }

@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
+use crate::endpoint;
+use crate::policy::{Length, Mechanism};
 use crate::report::Report;
 
 /// The error of a transfer that stopped before its end.
@@ -12,10 +15,38 @@ use crate::report::Report;
 /// The bytes that the socket accepted before the error may have reached the peer.
 /// [`report`](Self::report) counts them. If the caller has promised the peer more bytes than that,
 /// for example in a `Content-Length` header, it must close the connection.
+///
+/// # Cause
+///
+/// [`source`](std::error::Error::source) returns the error of the system call that failed, and
+/// [`raw_os_error`](Self::raw_os_error) its errno. The text of this error does not repeat the text
+/// of its source, so print the whole chain.
+///
+/// # In an `io::Error`
+///
+/// `io::Error::from` keeps this error as the inner error, and chooses the [`io::ErrorKind`] that
+/// fits best. An `io::Error` that has an inner error has no errno of its own: its `raw_os_error`
+/// returns `None`. The errno is available from the inner error:
+///
+/// ```
+/// use std::{fs::File, io, os::unix::net::UnixStream};
+///
+/// let file = File::open("Cargo.toml")?;
+/// let (socket, peer) = UnixStream::pair()?;
+/// drop(peer);
+/// let error = io::Error::from(uncopied::send_file(&file, .., &socket).unwrap_err());
+/// assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+///
+/// let inner = error.get_ref().and_then(|it| it.downcast_ref::<uncopied::Error>());
+/// let errno = inner.and_then(uncopied::Error::raw_os_error);
+/// assert_eq!(errno, Some(32), "EPIPE");
+/// # Ok::<(), io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
-    call: &'static str,
+    mechanism: Option<Mechanism>,
+    call: Option<&'static str>,
     report: Box<Report>,
     cause: Option<io::Error>,
 }
@@ -34,8 +65,25 @@ pub enum ErrorKind {
     /// The source cannot be read at an offset, because it is a pipe or a terminal, for example.
     /// Only seekable files can be sent.
     SourceNotSeekable,
+    /// The [range](crate::SendFile::range) of bytes to send ends before it starts.
+    RangeEndsBeforeStart {
+        /// The offset of the first byte of the range.
+        start: u64,
+        /// The offset of the byte after the last one of the range.
+        end: u64,
+    },
+    /// The [length](crate::SendFile::length) of the transfer is not the length of its
+    /// [range](crate::SendFile::range), which has an end.
+    LengthContradictsRange {
+        /// The number of bytes in the range.
+        range: u64,
+        /// The length of the transfer.
+        length: Length,
+    },
     /// The peer has closed or reset the connection.
     PeerClosed,
+    /// The socket has no peer: it is a listening socket, or it was never connected.
+    NotConnected,
     /// The socket accepted nothing for the duration of its send timeout (`SO_SNDTIMEO`).
     TimedOut,
     /// Writing to the socket failed for another reason.
@@ -53,9 +101,8 @@ impl ErrorKind {
         match errno {
             // Each of these means that the connection is gone. The errno depends on the call that
             // finds out.
-            Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED | Errno::NOTCONN => {
-                Self::PeerClosed
-            }
+            Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED => Self::PeerClosed,
+            Errno::NOTCONN => Self::NotConnected,
             Errno::NOTSOCK => Self::NotAStreamSocket,
             _ => Self::Sink,
         }
@@ -63,18 +110,46 @@ impl ErrorKind {
 }
 
 impl Error {
-    pub(crate) fn new(
+    /// Creates the error of a transfer that stopped while it used `mechanism`.
+    pub(crate) fn of_transfer(
         kind: ErrorKind,
+        mechanism: Mechanism,
         call: &'static str,
         report: Report,
         cause: Option<io::Error>,
     ) -> Self {
         Self {
             kind,
-            call,
+            mechanism: Some(mechanism),
+            call: Some(call),
             report: Box::new(report),
             cause,
         }
+    }
+
+    /// Creates the error of a transfer that failed before it used any mechanism.
+    pub(crate) fn before_transfer(
+        kind: ErrorKind,
+        call: Option<&'static str>,
+        cause: Option<io::Error>,
+    ) -> Self {
+        Self {
+            kind,
+            mechanism: None,
+            call,
+            report: Box::default(),
+            cause,
+        }
+    }
+
+    /// Changes the kind from [`PeerClosed`](ErrorKind::PeerClosed) to
+    /// [`NotConnected`](ErrorKind::NotConnected) if `sink` never had a peer. The errno does not
+    /// tell: for TCP, it is `EPIPE` in both cases.
+    pub(crate) fn recognise_unconnected(mut self, sink: BorrowedFd<'_>) -> Self {
+        if self.kind == ErrorKind::PeerClosed && endpoint::was_never_connected(sink) {
+            self.kind = ErrorKind::NotConnected;
+        }
+        self
     }
 
     /// Returns the kind of the error.
@@ -83,10 +158,24 @@ impl Error {
         self.kind
     }
 
-    /// Returns the name of the mechanism or system call that failed.
+    /// Returns the name of the system call that failed, such as `sendfile` or `pread`. Returns
+    /// `None` if none was made, because the arguments of the transfer are invalid.
     #[must_use]
-    pub fn call(&self) -> &'static str {
+    pub fn call(&self) -> Option<&'static str> {
         self.call
+    }
+
+    /// Returns the mechanism that the transfer was using. Returns `None` if the transfer failed
+    /// before it used one.
+    #[must_use]
+    pub fn mechanism(&self) -> Option<Mechanism> {
+        self.mechanism
+    }
+
+    /// Returns the errno of the system call that failed, if the error has one.
+    #[must_use]
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.cause.as_ref()?.raw_os_error()
     }
 
     /// Returns how many bytes the socket had accepted before the error.
@@ -101,58 +190,77 @@ impl Error {
     pub fn report(&self) -> &Report {
         &self.report
     }
-}
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { call, .. } = self;
+    fn fmt_kind(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let moved = self.moved();
         match self.kind {
             ErrorKind::SourceTooShort { promised } => write!(
                 f,
-                "the file ended after {moved} of {promised} bytes ({call}): \
+                "the file ended after {moved} of {promised} bytes: \
                  close the connection, the peer waits for the rest"
             ),
-            ErrorKind::Source => write!(f, "{call} could not read the file after {moved} bytes"),
-            ErrorKind::SourceNotSeekable => {
-                write!(f, "the source has no offsets ({call}): send a file")
+            ErrorKind::Source => write!(f, "the file could not be read after {moved} bytes"),
+            ErrorKind::SourceNotSeekable => write!(f, "the source has no offsets: send a file"),
+            ErrorKind::RangeEndsBeforeStart { start, end } => {
+                write!(f, "the range {start}..{end} ends before it starts")
             }
+            ErrorKind::LengthContradictsRange { range, length } => match length {
+                Length::Exact(length) => {
+                    write!(f, "the length is {length} bytes, but the range has {range}")
+                }
+                Length::UntilEof => write!(
+                    f,
+                    "the length is that of the rest of the file, but the range has {range} bytes"
+                ),
+            },
             ErrorKind::PeerClosed => {
+                write!(f, "the peer closed the connection after {moved} bytes")
+            }
+            ErrorKind::NotConnected => {
                 write!(
                     f,
-                    "the peer closed the connection after {moved} bytes ({call})"
+                    "the socket has no peer: connect it, or accept a connection"
                 )
             }
-            ErrorKind::TimedOut => {
-                write!(
-                    f,
-                    "the socket accepted nothing within its send timeout, after {moved} bytes"
-                )
-            }
-            ErrorKind::Sink => write!(
+            ErrorKind::TimedOut => write!(
                 f,
-                "{call} could not write to the socket after {moved} bytes"
+                "the socket accepted nothing within its send timeout, after {moved} bytes"
             ),
-            ErrorKind::NotAStreamSocket => {
-                write!(
-                    f,
-                    "the sink is not a stream socket ({call}): connect a TCP or Unix stream"
-                )
-            }
+            ErrorKind::Sink => write!(f, "the socket could not be written to after {moved} bytes"),
+            ErrorKind::NotAStreamSocket => write!(
+                f,
+                "the sink is not a stream socket: connect a TCP or Unix stream"
+            ),
             ErrorKind::Unsupported => write!(
                 f,
-                "no mechanism of the plan is supported here ({call}), after {moved} bytes: \
+                "no mechanism of the plan is supported here, after {moved} bytes: \
                  add copy to the list"
             ),
-        }?;
-        match &self.cause {
-            Some(cause) => write!(f, ": {cause}"),
-            None => Ok(()),
         }
     }
 }
 
-impl std::error::Error for Error {}
+/// Describes what failed, followed by the mechanism and the system call in parentheses. The text of
+/// the [source](std::error::Error::source) is not included.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fmt_kind(f)?;
+        match (self.mechanism, self.call) {
+            (Some(mechanism), Some(call)) if mechanism.name() != call => {
+                write!(f, " ({mechanism}: {call})")
+            }
+            (_, Some(call)) => write!(f, " ({call})"),
+            (_, None) => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let cause = self.cause.as_ref()?;
+        Some(cause)
+    }
+}
 
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
@@ -160,9 +268,11 @@ impl From<Error> for io::Error {
             ErrorKind::SourceTooShort { .. } => io::ErrorKind::UnexpectedEof,
             ErrorKind::TimedOut => io::ErrorKind::TimedOut,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
-            ErrorKind::SourceNotSeekable | ErrorKind::NotAStreamSocket => {
-                io::ErrorKind::InvalidInput
-            }
+            ErrorKind::NotConnected => io::ErrorKind::NotConnected,
+            ErrorKind::SourceNotSeekable
+            | ErrorKind::NotAStreamSocket
+            | ErrorKind::RangeEndsBeforeStart { .. }
+            | ErrorKind::LengthContradictsRange { .. } => io::ErrorKind::InvalidInput,
             ErrorKind::Source | ErrorKind::Sink | ErrorKind::PeerClosed => error
                 .cause
                 .as_ref()

@@ -66,7 +66,19 @@
 //!
 //! # Features
 //!
-//! - `tokio`: the driver for tokio's sockets, [`SendFile::to_tokio`] and [`Sender::send_tokio`].
+//! - `tokio`: the driver for tokio's sockets, `SendFile::to_tokio` and `Sender::send_tokio`.
+//! - `serde`: implements `Serialize` for [`Report`], [`Fallback`] and [`Mechanism`].
+//! - `tracing`: emits an event with the target `uncopied` and the level `DEBUG` for each
+//!   [`Fallback`] that a [`Report`] lists.
+
+// docs.rs shows which feature each item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "uncopied works on Linux only; depend on it with \
+     [target.'cfg(target_os = \"linux\")'.dependencies]"
+);
 
 pub mod arena;
 pub mod driver;
@@ -92,9 +104,10 @@ pub use in_flight::{
     LimitAction, SendOutcome, in_flight_bytes, set_process_in_flight_limit,
 };
 pub use mechanism::Side;
-pub use policy::{Mechanism, Support, set_zero_copy_send, zero_copy_send_enabled};
+pub use policy::{
+    Mechanism, ParseMechanismError, Support, set_zero_copy_send, zero_copy_send_enabled,
+};
 pub use report::{Fallback, Report};
-pub use rustix::io::Errno;
 pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocket, send_file};
-pub use sys::send_vectored;
+pub use sys::{Errno, send_vectored};
 pub use transfer::{Progress, Transfer};

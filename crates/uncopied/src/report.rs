@@ -1,10 +1,12 @@
 //! The report of a transfer: how many bytes each mechanism moved, and which fallbacks occurred.
 
+#[cfg(feature = "serde")]
+mod serialize;
+
 use std::fmt;
 
-use rustix::io::Errno;
-
 use crate::policy::Mechanism;
+use crate::sys::Errno;
 
 /// How many bytes each mechanism moved, and every fallback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +20,7 @@ pub struct Report {
 /// A switch from one mechanism to another, because the first one was unsupported or failed for a
 /// temporary reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Fallback {
     /// The mechanism that was tried.
     pub from: Mechanism,
@@ -42,13 +45,15 @@ impl Report {
 
     /// Records a fallback, unless one with the same mechanism and the same errno is already
     /// recorded. Otherwise the list would grow without bound on a long-lived socket that falls back
-    /// at every send.
-    pub(crate) fn record_fallback_once(&mut self, fallback: Fallback) {
+    /// at every send. Returns whether the fallback was recorded.
+    pub(crate) fn record_fallback_once(&mut self, fallback: Fallback) -> bool {
         let is_same =
             |known: &Fallback| (known.from, known.errno) == (fallback.from, fallback.errno);
-        if !self.fallbacks.iter().any(is_same) {
+        let is_new = !self.fallbacks.iter().any(is_same);
+        if is_new {
             self.fallbacks.push(fallback);
         }
+        is_new
     }
 
     pub(crate) fn set_switched_off(&mut self) {
@@ -59,6 +64,26 @@ impl Report {
     #[must_use]
     pub fn by(&self, mechanism: Mechanism) -> u64 {
         self.bytes[mechanism as usize]
+    }
+
+    /// Returns each mechanism that moved bytes, with the number of bytes that the socket accepted
+    /// through it.
+    ///
+    /// ```
+    /// # use std::{fs::File, os::unix::net::UnixStream};
+    /// # let file = File::open("Cargo.toml")?;
+    /// # let (socket, _peer) = UnixStream::pair()?;
+    /// let report = uncopied::send_file(&file, ..100, &socket)?;
+    /// for (mechanism, bytes) in report.by_mechanism() {
+    ///     println!("{mechanism}: {bytes} bytes");
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn by_mechanism(&self) -> impl Iterator<Item = (Mechanism, u64)> {
+        Mechanism::ALL
+            .into_iter()
+            .zip(self.bytes)
+            .filter(|&(_, bytes)| bytes > 0)
     }
 
     /// Returns how many bytes the socket accepted in total.
@@ -81,10 +106,10 @@ impl Report {
     /// the kernel copied them because the network device lacks scatter-gather.
     #[must_use]
     pub fn zero_copy_bytes(&self) -> u64 {
-        let zero_copy = Mechanism::ALL
-            .into_iter()
-            .filter(|mechanism| mechanism.is_zero_copy());
-        let by_reference: u64 = zero_copy.map(|mechanism| self.by(mechanism)).sum();
+        let zero_copy = self
+            .by_mechanism()
+            .filter(|(mechanism, _)| mechanism.is_zero_copy());
+        let by_reference: u64 = zero_copy.map(|(_, bytes)| bytes).sum();
         by_reference.saturating_sub(self.kernel_copied)
     }
 
@@ -116,11 +141,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.bytes())?;
         let mut before = ": ";
-        for mechanism in Mechanism::ALL {
-            if self.by(mechanism) > 0 {
-                write!(f, "{before}{mechanism} {}", self.by(mechanism))?;
-                before = ", ";
-            }
+        for (mechanism, bytes) in self.by_mechanism() {
+            write!(f, "{before}{mechanism} {bytes}")?;
+            before = ", ";
         }
         if self.kernel_copied > 0 {
             let bytes = self.kernel_copied;
@@ -136,8 +159,7 @@ impl fmt::Display for Report {
             at,
         } in &self.fallbacks
         {
-            let why = std::io::Error::from(*errno);
-            write!(f, " ({from} fell back to {to} at byte {at}: {why})")?;
+            write!(f, " ({from} fell back to {to} at byte {at}: {errno})")?;
         }
         Ok(())
     }
@@ -147,8 +169,8 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_report_adds_up_and_reads_well() {
+    /// Returns the report of a transfer that fell back from `splice` to `copy`.
+    pub(super) fn report_with_fallback() -> Report {
         let mut report = Report::default();
         report.count(Mechanism::Splice, 65_536);
         report.count(Mechanism::Copy, 4);
@@ -158,7 +180,17 @@ mod tests {
             errno: Errno::INVAL,
             at: 65_536,
         };
-        report.record_fallback_once(fallback);
+        assert!(report.record_fallback_once(fallback));
+        assert!(!report.record_fallback_once(fallback));
+        report
+    }
+
+    #[test]
+    fn a_report_adds_up_and_reads_well() {
+        let report = report_with_fallback();
+        let by_mechanism: Vec<_> = report.by_mechanism().collect();
+        let expected = [(Mechanism::Splice, 65_536), (Mechanism::Copy, 4)];
+        assert_eq!(by_mechanism, expected);
         assert_eq!(
             (
                 report.bytes(),

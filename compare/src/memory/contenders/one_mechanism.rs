@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use uncopied::arena::{PageBuffer, Pages, Region};
 use uncopied::{Mechanism, Memory, SendOptions, Sender};
 
-use crate::error::{Context, Error};
+use crate::error::{Context, Error, chain};
 use crate::machine::dependency_version;
 use crate::memory::job::{MemoryJob, SentBytes};
 
@@ -157,5 +157,5 @@ fn sender(socket: TcpStream, mechanism: Mechanism) -> Sender<TcpStream> {
 }
 
 fn send_failed(mechanism: Mechanism, error: uncopied::Error) -> Error {
-    Error::Unavailable(format!("cannot send with {mechanism}: {error}"))
+    Error::Unavailable(format!("cannot send with {mechanism}: {}", chain(&error)))
 }

@@ -9,6 +9,7 @@ use crate::open_file::OpenFile;
 
 /// One part of a body: bytes in memory, or a range of a file.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum BodyPart {
     /// Bytes in memory.
     Memory(Bytes),

@@ -106,12 +106,8 @@ impl Stream {
                 forced.without(|mechanism| support.refusal(mechanism).is_some())
             }
             _ => {
-                let input = FilePlanInput {
-                    source: SourceKind::File,
-                    length,
-                    force_copy: false,
-                    zero_copy_enabled,
-                };
+                let mut input = FilePlanInput::new(SourceKind::File, length);
+                input.zero_copy_enabled = zero_copy_enabled;
                 plan_file(&input, &support)
             }
         };

@@ -250,7 +250,7 @@ impl Stream {
         more: bool,
     ) -> Poll<io::Result<usize>> {
         let socket = self.as_fd();
-        self.poll_when_writable(cx, || Ok(send_vectored(socket, slices, more)?))
+        self.poll_when_writable(cx, || send_vectored(socket, slices, more))
     }
 
     fn note_protocol(&mut self, slices: &[IoSlice<'_>]) {

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use uncopied::Mechanism;
 use uncopied::arena::FileMapping;
+use uncopied::{Errno, Mechanism};
 use uncopied_http::{FileBody, Listener, Stream, StreamOptions, Totals};
 
 use crate::delivery_harness::{Files, Rng, assert_same, random_bytes, stream_pair, with_timeout};
@@ -230,6 +230,11 @@ async fn a_peer_that_is_gone_causes_an_error_and_no_signal() {
         let error = with_timeout(stream.write_all(&map)).await.unwrap_err();
         let kinds = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
         assert!(kinds.contains(&error.kind()), "{mechanism}: {error}");
+        let inner: uncopied::Error = error.downcast().expect("the error of the transfer");
+        assert_eq!(inner.mechanism(), Some(mechanism));
+        let errno = inner.raw_os_error().map(Errno::from_raw_os_error);
+        let errnos = [Errno::PIPE, Errno::CONNRESET];
+        assert!(errnos.iter().any(|it| Some(*it) == errno), "{errno:?}");
     }
 }
 

@@ -82,7 +82,7 @@ pub async fn run(
             // watch the source and so cannot wait for it. Files in the page cache are always ready.
             Ok(Ok(Progress::Blocked(_))) => tokio::task::yield_now().await,
             Ok(Err(error)) => return Err(error),
-            Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
+            Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll_wait", cause)),
         }
         // Yield after every 2 MiB. tokio's own cooperative budget is not enough, because it counts
         // operations, not bytes: it would allow a fast peer more than a hundred steps of 2 MiB
@@ -125,7 +125,7 @@ pub(crate) async fn send(
             Ok(Ok(MemoryProgress::AtLimit)) => sink.until_below_limit().await,
             Ok(Ok(_)) => since_yield += transfer.bytes() - before,
             Ok(Err(error)) => return Err(error),
-            Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
+            Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll_wait", cause)),
         }
         is_full = false;
         if since_yield >= MAX_STEP_BYTES {

@@ -43,6 +43,7 @@ pub struct Completion(Arc<CompletionState>);
 
 /// The outcome of a send. It is known once the kernel is done with the pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SendOutcome {
     /// The number of bytes that the socket accepted.
     pub bytes: u64,
@@ -61,6 +62,7 @@ pub struct SendOutcome {
 /// The variants are ordered from the strongest guarantee to the weakest. If a send used several
 /// mechanisms, its outcome has the weakest of their reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum FreeReason {
     /// The send copied the bytes, so the pages could be reused as soon as it returned.
     Copied,

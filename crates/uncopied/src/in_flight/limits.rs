@@ -52,6 +52,7 @@ pub fn set_process_in_flight_limit(bytes: u64) {
 /// let options = SendOptions::default().at_limit(LimitAction::Wait);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LimitAction {
     /// The send is copied.
     #[default]

@@ -31,6 +31,9 @@ pub enum Side {
 pub(crate) struct Outcome {
     pub(crate) moved: u64,
     pub(crate) status: Status,
+    /// The name of the system call that led to the status, if it is not the mechanism's
+    /// [main one](crate::policy::Mechanism::system_call).
+    pub(crate) call: Option<&'static str>,
 }
 
 /// What to do after a step.
@@ -60,6 +63,18 @@ impl Outcome {
         Self {
             moved: bytes as u64,
             status: Status::Continue,
+            call: None,
+        }
+    }
+}
+
+impl Status {
+    /// Returns an outcome with this status and no bytes moved. `call` is the name of the system
+    /// call that led to the status.
+    fn in_call(self, call: &'static str) -> Outcome {
+        Outcome {
+            call: Some(call),
+            ..self.into()
         }
     }
 }
@@ -67,7 +82,11 @@ impl Outcome {
 impl From<Status> for Outcome {
     /// Returns an outcome with this status and no bytes moved.
     fn from(status: Status) -> Self {
-        Self { moved: 0, status }
+        Self {
+            moved: 0,
+            status,
+            call: None,
+        }
     }
 }
 

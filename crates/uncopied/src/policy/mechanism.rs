@@ -2,6 +2,7 @@
 //! bytes.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// The kinds of endpoints that bytes move between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,8 @@ pub enum Direction {
 macro_rules! mechanisms {
     ($(
         $(#[$doc:meta])*
-        $mechanism:ident = $name:literal, zero_copy: $zero_copy:literal, [$($direction:ident),+];
+        $mechanism:ident = $name:literal, system_call: $system_call:literal,
+            zero_copy: $zero_copy:literal, [$($direction:ident),+];
     )+) => {
         /// A kernel path that moves bytes from a source to a sink.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +39,15 @@ macro_rules! mechanisms {
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$mechanism => $name,)+
+                }
+            }
+
+            /// Returns the name of the system call with which this mechanism passes bytes to the
+            /// socket.
+            #[must_use]
+            pub const fn system_call(self) -> &'static str {
+                match self {
+                    $(Self::$mechanism => $system_call,)+
                 }
             }
 
@@ -66,26 +77,26 @@ macro_rules! mechanisms {
 
 mechanisms! {
     /// `sendfile(2)`: the socket takes references to the file's pages in the page cache.
-    Sendfile = "sendfile", zero_copy: true, [FileToSocket];
+    Sendfile = "sendfile", system_call: "sendfile", zero_copy: true, [FileToSocket];
     /// `splice(2)` from the file into a pipe, and from the pipe into the socket: the socket takes
     /// the same page references as with `sendfile`, but in two calls.
-    Splice = "splice", zero_copy: true, [FileToSocket];
+    Splice = "splice", system_call: "splice", zero_copy: true, [FileToSocket];
     /// The file is mapped into memory, and `send(2)` reads from the mapping: one copy, made by the
     /// kernel.
-    MmapWrite = "mmap_write", zero_copy: false, [FileToSocket];
+    MmapWrite = "mmap_write", system_call: "send", zero_copy: false, [FileToSocket];
     /// `send(2)` with `MSG_ZEROCOPY`: the socket takes references to the pages of the memory. A
     /// notification in its error queue reports when the kernel is done with them.
-    MsgZerocopy = "msg_zerocopy", zero_copy: true, [MemoryToSocket];
+    MsgZerocopy = "msg_zerocopy", system_call: "send", zero_copy: true, [MemoryToSocket];
     /// io_uring's `SEND_ZC`: like `msg_zerocopy`, except that the notification is a completion in
     /// the ring.
-    SendZc = "send_zc", zero_copy: true, [MemoryToSocket];
+    SendZc = "send_zc", system_call: "io_uring_enter", zero_copy: true, [MemoryToSocket];
     /// `vmsplice(2)` of memory into a pipe, and `splice(2)` from the pipe into the socket: the
-    /// socket takes references to the pages, even if the peer is on the same machine, but nothing
-    /// reports when the kernel is done with them.
-    Vmsplice = "vmsplice", zero_copy: true, [MemoryToSocket];
+    /// socket takes references to the pages, even if the peer is on the same machine, but the
+    /// kernel sends no notification.
+    Vmsplice = "vmsplice", system_call: "splice", zero_copy: true, [MemoryToSocket];
     /// `send(2)` of memory (one copy), or of file contents that `pread(2)` has read into memory
     /// (two copies). It always works.
-    Copy = "copy", zero_copy: false, [FileToSocket, MemoryToSocket];
+    Copy = "copy", system_call: "send", zero_copy: false, [FileToSocket, MemoryToSocket];
 }
 
 impl Mechanism {
@@ -96,12 +107,6 @@ impl Mechanism {
     /// The mechanisms that send memory.
     pub const MEMORY_TO_SOCKET: [Self; count(Direction::MemoryToSocket)] =
         select(Direction::MemoryToSocket);
-
-    /// Returns the mechanism that has this [name](Self::name), if there is one.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|it| it.name() == name)
-    }
 }
 
 const fn count(direction: Direction) -> usize {
@@ -134,6 +139,41 @@ impl fmt::Display for Mechanism {
     }
 }
 
+/// Parses the [name](Mechanism::name) of a mechanism.
+///
+/// ```
+/// use uncopied::Mechanism;
+///
+/// assert_eq!("sendfile".parse(), Ok(Mechanism::Sendfile));
+/// let error = "teleport".parse::<Mechanism>().unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "no such mechanism; the mechanisms are sendfile, splice, mmap_write, msg_zerocopy, \
+///      send_zc, vmsplice, copy"
+/// );
+/// ```
+impl FromStr for Mechanism {
+    type Err = ParseMechanismError;
+
+    fn from_str(name: &str) -> Result<Self, ParseMechanismError> {
+        let named = Self::ALL.into_iter().find(|it| it.name() == name);
+        named.ok_or(ParseMechanismError(()))
+    }
+}
+
+/// The error of parsing a string that is not the name of a [`Mechanism`]. Its text lists the names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParseMechanismError(());
+
+impl fmt::Display for ParseMechanismError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = Mechanism::ALL.map(Mechanism::name).join(", ");
+        write!(f, "no such mechanism; the mechanisms are {names}")
+    }
+}
+
+impl std::error::Error for ParseMechanismError {}
+
 #[cfg(test)]
 mod tests {
     use super::Mechanism::{Copy, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice};
@@ -152,10 +192,12 @@ mod tests {
     }
 
     #[test]
-    fn names_are_unique_and_found() {
+    fn names_are_unique_and_parse() {
         for mechanism in Mechanism::ALL {
-            assert_eq!(Mechanism::from_name(mechanism.name()), Some(mechanism));
+            assert_eq!(mechanism.to_string().parse(), Ok(mechanism));
         }
-        assert_eq!(Mechanism::from_name("mmap"), None);
+        for name in ["", "mmap", "Sendfile", " copy"] {
+            assert_eq!(name.parse::<Mechanism>(), Err(ParseMechanismError(())));
+        }
     }
 }

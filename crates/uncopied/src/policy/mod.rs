@@ -10,7 +10,7 @@ mod plan;
 mod support;
 mod switches;
 
-pub use mechanism::{Direction, Mechanism};
+pub use mechanism::{Direction, Mechanism, ParseMechanismError};
 pub use plan::{
     Driver, FilePlanInput, Length, MemoryPlanInput, Plan, SourceKind, plan_file, plan_memory,
 };

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Mechanism, Support};
+use super::{Mechanism, Support, zero_copy_send_enabled};
 
 /// An ordered list of mechanisms. A transfer starts with the first mechanism. Whenever the current
 /// one turns out to be unsupported, the transfer continues with the next one, from the first byte
@@ -93,6 +93,7 @@ fn select<Input>(table: &[Row<Input>], input: &Input, support: &Support) -> Plan
 
 /// The kind of source that bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SourceKind {
     /// A regular file or a block device, whose contents the kernel keeps in the page cache.
     File,
@@ -102,6 +103,7 @@ pub enum SourceKind {
 
 /// How many bytes a transfer moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Length {
     /// Exactly this many bytes. If the file has fewer, the transfer fails with
     /// [`SourceTooShort`](crate::ErrorKind::SourceTooShort). If the file grows during the transfer,
@@ -114,6 +116,7 @@ pub enum Length {
 
 /// The properties of a transfer from a file that, together with [`Support`], determine its plan.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct FilePlanInput {
     /// The kind of source that the bytes come from.
     pub source: SourceKind,
@@ -124,6 +127,20 @@ pub struct FilePlanInput {
     pub force_copy: bool,
     /// Whether zero-copy sending is [switched on](crate::zero_copy_send_enabled) in this process.
     pub zero_copy_enabled: bool,
+}
+
+impl FilePlanInput {
+    /// Returns the properties of a transfer of `length` bytes that need not be copied, with
+    /// `zero_copy_enabled` as it is [now](crate::zero_copy_send_enabled).
+    #[must_use]
+    pub fn new(source: SourceKind, length: Length) -> Self {
+        Self {
+            source,
+            length,
+            force_copy: false,
+            zero_copy_enabled: zero_copy_send_enabled(),
+        }
+    }
 }
 
 /// For transfers of at least this many bytes, mapping the file costs less than the copy that it
@@ -172,12 +189,7 @@ const FILE_TO_SOCKET: [Row<FilePlanInput>; 4] = [
 /// use uncopied::policy::{FilePlanInput, Length, SourceKind, plan_file};
 /// use uncopied::{Mechanism, Support};
 ///
-/// let input = FilePlanInput {
-///     source: SourceKind::File,
-///     length: Length::Exact(1 << 20),
-///     force_copy: false,
-///     zero_copy_enabled: true,
-/// };
+/// let input = FilePlanInput::new(SourceKind::File, Length::Exact(1 << 20));
 /// let plan = plan_file(&input, &Support::none_refused());
 /// assert_eq!(plan.mechanisms()[0], Mechanism::Sendfile);
 /// ```
@@ -191,6 +203,7 @@ pub fn plan_file(input: &FilePlanInput, support: &Support) -> Plan {
 
 /// The properties of a send from memory that, together with [`Support`], determine its plan.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct MemoryPlanInput {
     /// The number of bytes to send.
     pub len: usize,
@@ -215,9 +228,29 @@ pub struct MemoryPlanInput {
     pub zero_copy_enabled: bool,
 }
 
-/// The code that waits for a socket to become writable. The plan depends on the driver, because not
-/// every driver tolerates notifications in the socket's error queue.
+impl MemoryPlanInput {
+    /// Returns the properties of a send of `len` bytes of page-aligned memory over TCP to another
+    /// machine. The memory is not permanent and has no minimum length, and `zero_copy_enabled` is
+    /// as it is [now](crate::zero_copy_send_enabled). Change the fields for any other send.
+    #[must_use]
+    pub fn new(len: usize, driver: Driver) -> Self {
+        Self {
+            len,
+            is_page_aligned: true,
+            is_permanent: false,
+            min_bytes: 0,
+            kernel_copies: false,
+            is_tcp: true,
+            driver,
+            zero_copy_enabled: zero_copy_send_enabled(),
+        }
+    }
+}
+
+/// What waits for a socket to become writable. The plan depends on it because not every driver
+/// tolerates notifications in the socket's error queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Driver {
     /// The caller, in a blocking call or in its own event loop. It also drains the socket's error
     /// queue.
@@ -272,9 +305,21 @@ fn notified_send_pays(input: &MemoryPlanInput) -> bool {
 
 /// Returns the mechanisms for sending memory, best first. The last one is always `copy`.
 ///
-/// Memory is copied if it is shorter than a page or does not begin at the start of a page, which is
-/// also the rule of FreeBSD's zero-copy sockets. It is also copied if it is shorter than
-/// [`MemoryPlanInput::min_bytes`].
+/// Memory that is shorter than a page, or that does not begin at the start of a page, is copied.
+/// FreeBSD has the same rule. So is memory that is shorter than [`MemoryPlanInput::min_bytes`].
+///
+/// ```
+/// use uncopied::policy::{Driver, MemoryPlanInput, plan_memory};
+/// use uncopied::{Mechanism, Support};
+///
+/// let mut input = MemoryPlanInput::new(1 << 20, Driver::Tokio);
+/// let plan = plan_memory(&input, &Support::none_refused());
+/// assert_eq!(plan.mechanisms()[0], Mechanism::SendZc);
+///
+/// input.is_tcp = false;
+/// let plan = plan_memory(&input, &Support::none_refused());
+/// assert_eq!(plan.mechanisms(), [Mechanism::Copy]);
+/// ```
 #[must_use]
 pub fn plan_memory(input: &MemoryPlanInput, support: &Support) -> Plan {
     let min_bytes = rustix::param::page_size().max(input.min_bytes);
@@ -286,10 +331,9 @@ pub fn plan_memory(input: &MemoryPlanInput, support: &Support) -> Plan {
 
 #[cfg(test)]
 mod tests {
-    use rustix::io::Errno;
-
     use super::Mechanism::{Copy, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice};
     use super::*;
+    use crate::sys::Errno;
 
     fn refusing(mechanisms: &[Mechanism]) -> Support {
         let mut support = Support::none_refused();

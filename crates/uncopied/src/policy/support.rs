@@ -6,9 +6,8 @@
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use rustix::io::Errno;
-
 use super::Mechanism;
+use crate::sys::Errno;
 
 /// For each mechanism, the errno with which it was refused to the whole process, or 0 if it was
 /// not.

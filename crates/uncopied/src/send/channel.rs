@@ -7,6 +7,7 @@ use rustix::net::{SocketAddrAny, getpeername, getsockname};
 
 use super::{SendOptions, Sent};
 use crate::arena::Memory;
+use crate::endpoint;
 use crate::error::Error;
 use crate::mechanism::memory_to_socket::MemorySink;
 use crate::policy::{Driver, MemoryPlanInput, Plan, plan_memory, zero_copy_send_enabled};
@@ -96,17 +97,21 @@ impl Peer {
 }
 
 impl Channel {
-    /// Creates a channel for this connected socket. `driver` is what waits for the socket.
+    /// Creates a channel for this connected stream socket. `driver` is what waits for the socket.
+    ///
+    /// If the descriptor is not that of a stream socket, every send fails with
+    /// [`NotAStreamSocket`](crate::ErrorKind::NotAStreamSocket).
     #[must_use]
     pub fn new(socket: impl AsFd, driver: Driver, options: SendOptions) -> Self {
         let peer = Peer::of(socket.as_fd());
-        let sink = MemorySink::new(
+        let mut sink = MemorySink::new(
             driver,
             peer.is_tcp,
             options.assume_remote_peer,
             options.in_flight_limit,
             options.at_limit,
         );
+        sink.not_a_stream = endpoint::check_stream_socket(socket.as_fd()).err();
         Self {
             forced: options.forced,
             peer_is_local: peer.is_local,

@@ -1,12 +1,12 @@
 //! The simple API for files: send a file, or a range of it, to a socket.
 
 use std::fs::File;
-use std::io;
 use std::ops::RangeBounds;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 
+use crate::endpoint::BackwardRange;
 use crate::error::{Error, ErrorKind};
 use crate::policy::{
     FilePlanInput, Length, Mechanism, Plan, Support, plan_file, zero_copy_send_enabled,
@@ -69,8 +69,10 @@ pub fn send_file(
 #[must_use = "nothing is sent before `to`"]
 pub struct SendFile<'a> {
     file: BorrowedFd<'a>,
-    offset: u64,
-    length: Length,
+    /// The offset and the length of the range, or the range if it is invalid.
+    range: Result<(u64, Length), BackwardRange>,
+    /// The length to use in place of that of the range.
+    length: Option<Length>,
     forced: Option<Plan>,
     force_copy: bool,
 }
@@ -78,11 +80,10 @@ pub struct SendFile<'a> {
 impl<'a> SendFile<'a> {
     /// Prepares to send the whole file, up to its end.
     pub fn new(file: &'a impl AsFd) -> Self {
-        let (file, length) = (file.as_fd(), Length::UntilEof);
         Self {
-            file,
-            offset: 0,
-            length,
+            file: file.as_fd(),
+            range: Ok((0, Length::UntilEof)),
+            length: None,
             forced: None,
             force_copy: false,
         }
@@ -90,15 +91,36 @@ impl<'a> SendFile<'a> {
 
     /// Sets which bytes to send. A range with an end sends exactly as many bytes as it contains. A
     /// range without an end sends everything up to the end of the file.
+    ///
+    /// If the range ends before it starts, sending fails with
+    /// [`ErrorKind::RangeEndsBeforeStart`].
     pub fn range(mut self, range: impl RangeBounds<u64>) -> Self {
-        (self.offset, self.length) = endpoint::offset_and_length(range);
+        self.range = endpoint::offset_and_length(range);
         self
     }
 
-    /// Sets how many bytes to send, in place of the length of the [`range`](Self::range).
+    /// Sets how many bytes to send, starting where the [`range`](Self::range) starts.
+    ///
+    /// If the range has an end, and therefore a length of its own, sending fails with
+    /// [`ErrorKind::LengthContradictsRange`] unless the two lengths are equal.
     pub fn length(mut self, length: Length) -> Self {
-        self.length = length;
+        self.length = Some(length);
         self
+    }
+
+    /// Returns the offset of the first byte to send, and the number of bytes.
+    fn offset_and_length(&self) -> Result<(u64, Length), ErrorKind> {
+        let (offset, of_range) =
+            self.range.map_err(
+                |BackwardRange { start, end }| ErrorKind::RangeEndsBeforeStart { start, end },
+            )?;
+        let length = self.length.unwrap_or(of_range);
+        match of_range {
+            Length::Exact(range) if length != of_range => {
+                Err(ErrorKind::LengthContradictsRange { range, length })
+            }
+            _ => Ok((offset, length)),
+        }
     }
 
     /// Forces these mechanisms, in this order, and no others. If none of them is supported, the
@@ -156,27 +178,30 @@ impl<'a> SendFile<'a> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotAStreamSocket`], or [`ErrorKind::Source`] if `fstat(2)` of the file fails.
+    /// - [`ErrorKind::RangeEndsBeforeStart`] and [`ErrorKind::LengthContradictsRange`]
+    /// - [`ErrorKind::NotAStreamSocket`]
+    /// - [`ErrorKind::Source`] if `fstat(2)` of the file fails
     pub fn transfer(&self, socket: impl AsFd) -> Result<Transfer, Error> {
-        let fail = |kind, call, errno: Errno| {
-            Error::new(kind, call, Report::default(), Some(io::Error::from(errno)))
-        };
+        let (offset, length) = self
+            .offset_and_length()
+            .map_err(|kind| Error::before_transfer(kind, None, None))?;
+        let fail =
+            |kind, call, errno: Errno| Error::before_transfer(kind, Some(call), Some(errno.into()));
         endpoint::check_stream_socket(socket.as_fd())
             .map_err(|errno| fail(ErrorKind::NotAStreamSocket, "getsockopt", errno))?;
         let source = endpoint::source_kind(self.file)
             .map_err(|errno| fail(ErrorKind::Source, "fstat", errno))?;
         let zero_copy_enabled = zero_copy_send_enabled();
         let input = FilePlanInput {
-            source,
-            length: self.length,
             force_copy: self.force_copy,
             zero_copy_enabled,
+            ..FilePlanInput::new(source, length)
         };
         let plan = match self.forced {
             Some(forced) if zero_copy_enabled && !self.force_copy => forced,
             _ => plan_file(&input, &Support::of_process()),
         };
-        let mut transfer = Transfer::new(self.offset, self.length, plan);
+        let mut transfer = Transfer::new(offset, length, plan);
         if !zero_copy_enabled {
             transfer.set_switched_off();
         }

@@ -4,6 +4,7 @@
 //! [arena](crate::arena) hands out references to its memory. This module imports nothing from the
 //! rest of the library.
 
+mod errno;
 mod error_queue;
 pub(crate) mod fork;
 mod kernel;
@@ -15,12 +16,12 @@ mod tcp;
 pub(crate) mod uring;
 mod userfault;
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 
-use rustix::io::{Errno, Result};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
+pub use errno::Errno;
 pub(crate) use error_queue::{ErrorQueueEntry, Notification};
 pub(crate) use kernel::{Kernel, Linux};
 pub(crate) use map::Reservation;
@@ -43,15 +44,16 @@ pub(crate) use userfault::{
 /// # Errors
 ///
 /// The errno of the system call, unchanged. The call is not repeated after `EINTR`.
-pub fn send_vectored(sink: impl AsFd, buffers: &[IoSlice<'_>], more: bool) -> Result<usize> {
+pub fn send_vectored(sink: impl AsFd, buffers: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
     let mut flags = SendFlags::NOSIGNAL;
     flags.set(SendFlags::MORE, more);
     // With `send(2)`, the kernel need not read a list of buffers.
     if let [buffer] = buffers {
-        return rustix::net::send(sink, buffer, flags);
+        return Ok(rustix::net::send(sink, buffer, flags)?);
     }
     let mut no_control = SendAncillaryBuffer::default();
-    rustix::net::sendmsg(sink, buffers, &mut no_control, flags)
+    let sent = rustix::net::sendmsg(sink, buffers, &mut no_control, flags)?;
+    Ok(sent)
 }
 
 /// Returns the milliseconds since the machine started, from a clock that advances only every few
@@ -62,6 +64,7 @@ pub(crate) fn coarse_millis() -> u64 {
 }
 
 /// Returns the errno of the system call that has just failed in this thread.
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+fn last_errno() -> rustix::io::Errno {
+    let error = io::Error::last_os_error();
+    rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO)
 }

@@ -31,6 +31,7 @@ use Expected::{Blocked, Ends, Fails, FallsBack, NoEffect};
 const SOURCE_FAILS: Expected = Fails(ErrorKind::Source);
 const SINK_FAILS: Expected = Fails(ErrorKind::Sink);
 const PEER_CLOSED: Expected = Fails(ErrorKind::PeerClosed);
+const NOT_CONNECTED: Expected = Fails(ErrorKind::NotConnected);
 const NOT_A_SOCKET: Expected = Fails(ErrorKind::NotAStreamSocket);
 
 /// A call, its errno, and the expected result.
@@ -53,7 +54,7 @@ const SENDFILE: &[ErrnoRow] = &[
     (Sendfile, Errno::PIPE, PEER_CLOSED),
     (Sendfile, Errno::CONNRESET, PEER_CLOSED),
     (Sendfile, Errno::CONNABORTED, PEER_CLOSED),
-    (Sendfile, Errno::NOTCONN, PEER_CLOSED),
+    (Sendfile, Errno::NOTCONN, NOT_CONNECTED),
     (Sendfile, Errno::NOTSOCK, NOT_A_SOCKET),
     (Sendfile, Errno::NOBUFS, SINK_FAILS),
     (Sendfile, Errno::TIMEDOUT, SINK_FAILS),
@@ -83,7 +84,7 @@ const SPLICE: &[ErrnoRow] = &[
     (SpliceOut, Errno::PIPE, PEER_CLOSED),
     (SpliceOut, Errno::CONNRESET, PEER_CLOSED),
     (SpliceOut, Errno::CONNABORTED, PEER_CLOSED),
-    (SpliceOut, Errno::NOTCONN, PEER_CLOSED),
+    (SpliceOut, Errno::NOTCONN, NOT_CONNECTED),
     (SpliceOut, Errno::NOBUFS, SINK_FAILS),
     (SpliceOut, Errno::TIMEDOUT, SINK_FAILS),
 ];
@@ -95,7 +96,7 @@ const MMAP_WRITE: &[ErrnoRow] = &[
     (SendMapped, Errno::PIPE, PEER_CLOSED),
     (SendMapped, Errno::CONNRESET, PEER_CLOSED),
     (SendMapped, Errno::CONNABORTED, PEER_CLOSED),
-    (SendMapped, Errno::NOTCONN, PEER_CLOSED),
+    (SendMapped, Errno::NOTCONN, NOT_CONNECTED),
     (SendMapped, Errno::NOTSOCK, NOT_A_SOCKET),
     (SendMapped, Errno::NOBUFS, SINK_FAILS),
     (SendMapped, Errno::NOMEM, SINK_FAILS),
@@ -112,7 +113,7 @@ const COPY: &[ErrnoRow] = &[
     (Send, Errno::PIPE, PEER_CLOSED),
     (Send, Errno::CONNRESET, PEER_CLOSED),
     (Send, Errno::CONNABORTED, PEER_CLOSED),
-    (Send, Errno::NOTCONN, PEER_CLOSED),
+    (Send, Errno::NOTCONN, NOT_CONNECTED),
     (Send, Errno::NOTSOCK, NOT_A_SOCKET),
     (Send, Errno::NOBUFS, SINK_FAILS),
     (Send, Errno::NOMEM, SINK_FAILS),
@@ -160,7 +161,10 @@ fn check_fault(mechanism: Mechanism, call: Call, nth: usize, fault: Fault, expec
                     (mechanism, Mechanism::Copy),
                     "{case}"
                 );
-                assert_eq!(Fault::Fails(fallback.errno), fault, "{case}");
+                let Fault::Fails(errno) = fault else {
+                    panic!("{case}: the fault has no errno");
+                };
+                assert_eq!(fallback.errno, crate::Errno::of(errno), "{case}");
                 assert_eq!(fallback.at, harness.bytes_by(mechanism), "{case}");
                 assert_eq!(
                     fallback.at + harness.bytes_by(Mechanism::Copy),
@@ -189,8 +193,7 @@ fn check_fault(mechanism: Mechanism, call: Call, nth: usize, fault: Fault, expec
                 assert_eq!(error.kind(), kind, "{case}");
                 assert_eq!(error.moved(), received, "{case}");
                 assert_eq!(error.report(), harness.transfer.report(), "{case}");
-                assert_eq!(error.call(), mechanism.name(), "{case}");
-                assert!(error.to_string().contains("(os error"), "{case}: {error}");
+                check_origin(&error, mechanism, call, fault);
             }
             (expected, result) => panic!("{case}: {result:?} instead of {expected:?}"),
         }
@@ -204,6 +207,23 @@ fn check_fault(mechanism: Mechanism, call: Call, nth: usize, fault: Fault, expec
             );
         }
     }
+}
+
+/// Checks that the error names the mechanism and the system call, and that it has the errno, which
+/// the text of the error leaves to its source.
+fn check_origin(error: &Error, mechanism: Mechanism, call: Call, fault: Fault) {
+    let errno = match fault {
+        Fault::Fails(errno) => errno,
+        // The mechanisms report a socket that accepts nothing, without an errno, as `EIO`.
+        _ => Errno::IO,
+    };
+    let case = format!("{mechanism}: {call:?} {errno:?}: {error}");
+    assert_eq!(error.mechanism(), Some(mechanism), "{case}");
+    assert_eq!(error.call(), Some(call.system_call()), "{case}");
+    assert_eq!(error.raw_os_error(), Some(errno.raw_os_error()), "{case}");
+    let source = std::error::Error::source(error).expect("the error of the call");
+    assert_eq!(source.to_string(), std::io::Error::from(errno).to_string());
+    assert!(!error.to_string().contains("os error"), "{case}");
 }
 
 fn check_table(mechanism: Mechanism, rows: &[ErrnoRow]) {
@@ -332,7 +352,10 @@ fn a_size_of_0_is_not_taken_for_the_end() {
         .run(&FaultyKernel::new(vec![size_is_0.clone()]))
         .expect("copy takes over");
     assert_eq!(harness.bytes_by(Mechanism::Copy), EXPECTED_BYTES);
-    assert_eq!(harness.transfer.report().fallbacks()[0].errno, Errno::NODEV);
+    assert_eq!(
+        harness.transfer.report().fallbacks()[0].errno,
+        crate::Errno::NODEV
+    );
 
     for (errno, kind) in [
         (Errno::IO, ErrorKind::Source),
@@ -391,7 +414,10 @@ fn zero_bytes_into_the_sink_end_the_mechanism() {
             );
             harness.run(&kernel).expect("copy takes over");
             assert_eq!(harness.received.len() as u64, EXPECTED_BYTES);
-            assert_eq!(harness.transfer.report().fallbacks()[0].errno, Errno::IO);
+            assert_eq!(
+                harness.transfer.report().fallbacks()[0].errno,
+                crate::Errno::IO
+            );
         }
     };
     check_fallback(Mechanism::Splice, SpliceOut);
@@ -405,22 +431,56 @@ fn zero_bytes_into_the_sink_end_the_mechanism() {
 /// bytes that were sent.
 #[test]
 fn an_unsupported_last_mechanism_is_an_error() {
-    for (mechanism, call) in [
-        (Mechanism::Sendfile, Sendfile),
-        (Mechanism::Splice, SpliceOut),
-        (Mechanism::MmapWrite, SendMapped),
+    for (mechanism, call, errno) in [
+        (Mechanism::Sendfile, Sendfile, Errno::OPNOTSUPP),
+        (Mechanism::Splice, SpliceOut, Errno::OPNOTSUPP),
+        (Mechanism::MmapWrite, SendMapped, Errno::FAULT),
     ] {
-        let errno = if call == SendMapped {
-            Errno::FAULT
-        } else {
-            Errno::OPNOTSUPP
-        };
-        let kernel = failing_once(call, 2, Fault::Fails(errno), MAX_BYTES_PER_CALL);
+        let fault = Fault::Fails(errno);
+        let kernel = failing_once(call, 2, fault, MAX_BYTES_PER_CALL);
         let mut harness =
             TransferHarness::new(START_OFFSET, Length::Exact(EXPECTED_BYTES), &[mechanism]);
         let error = harness.run(&kernel).expect_err("nothing is left to try");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert_eq!(error.moved(), 2 * MAX_BYTES_PER_CALL as u64);
+        check_origin(&error, mechanism, call, fault);
+    }
+}
+
+/// A mechanism makes other calls before the one that moves bytes. If such a call is refused, the
+/// error must name it.
+#[test]
+fn an_error_names_the_call_that_prepares_a_mechanism() {
+    for (mechanism, call) in [
+        (Mechanism::Splice, Pipe),
+        (Mechanism::MmapWrite, Size),
+        (Mechanism::MmapWrite, Map),
+    ] {
+        let fault = Fault::Fails(Errno::NOMEM);
+        let kernel = failing_once(call, 0, fault, MAX_BYTES_PER_CALL);
+        let mut harness = TransferHarness::new(START_OFFSET, Length::UntilEof, &[mechanism]);
+        let error = harness.run(&kernel).expect_err("nothing is left to try");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        check_origin(&error, mechanism, call, fault);
+    }
+}
+
+/// The error of a file that is too short names the call that found its end, and has no errno.
+#[test]
+fn an_error_names_the_call_that_found_the_end_of_the_file() {
+    for (mechanism, call) in [
+        (Mechanism::Sendfile, Sendfile),
+        (Mechanism::Splice, SpliceIn),
+        (Mechanism::MmapWrite, ReadAt),
+        (Mechanism::Copy, ReadAt),
+    ] {
+        let promised = FILE_BYTES + 1;
+        let mut harness = TransferHarness::new(0, Length::Exact(promised), &[mechanism]);
+        let error = harness.run(&faultless()).expect_err("a byte is missing");
+        assert_eq!(error.kind(), ErrorKind::SourceTooShort { promised });
+        assert_eq!(error.mechanism(), Some(mechanism));
+        assert_eq!(error.call(), Some(call.system_call()), "{mechanism}");
+        assert_eq!(error.raw_os_error(), None);
     }
 }
 
@@ -437,6 +497,6 @@ fn a_refusal_that_concerns_the_process_is_remembered() {
     // Accept `EPERM` as well, because another test of this binary may have recorded it.
     assert!(matches!(
         known.refusal(Mechanism::Sendfile),
-        Some(Errno::NOSYS | Errno::PERM)
+        Some(crate::Errno::NOSYS | crate::Errno::PERM)
     ));
 }

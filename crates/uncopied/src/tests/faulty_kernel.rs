@@ -31,6 +31,27 @@ pub(super) enum Call {
     Acknowledged,
 }
 
+impl Call {
+    /// Returns the name of the system call that this call of [`Kernel`] makes.
+    pub(super) fn system_call(self) -> &'static str {
+        match self {
+            Self::Sendfile => "sendfile",
+            Self::Pipe => "pipe2",
+            Self::ResizePipe => "fcntl",
+            Self::SpliceIn | Self::SpliceOut => "splice",
+            Self::Size => "fstat",
+            Self::Map => "mmap",
+            Self::SendMapped | Self::Send | Self::SendMemory | Self::SendZerocopy => "send",
+            Self::ReadAt => "pread",
+            Self::AllowsZerocopy => "getsockopt",
+            Self::AllowZerocopy => "setsockopt",
+            Self::ReadErrorQueue => "recvmsg",
+            Self::Vmsplice => "vmsplice",
+            Self::Acknowledged => "ioctl",
+        }
+    }
+}
+
 /// What goes wrong with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {

@@ -110,7 +110,7 @@ fn a_refused_call_falls_back_and_is_reported() {
         };
         assert_eq!(
             (fallback.from, fallback.to, fallback.errno, fallback.at),
-            (mechanism, Copy, errno, 0)
+            (mechanism, Copy, crate::Errno::of(errno), 0)
         );
         assert_eq!(
             (outcome.copied, outcome.reason),
@@ -151,7 +151,27 @@ fn a_broken_connection_is_an_error_that_counts_the_bytes() {
         ] {
             let error = send(&[mechanism, Copy], call, errno).expect_err("broken");
             assert_eq!((error.kind(), error.moved()), (kind, 0), "{mechanism}");
+            assert_eq!(error.mechanism(), Some(mechanism));
+            assert_eq!(error.call(), Some(call.system_call()), "{mechanism}");
+            assert_eq!(error.raw_os_error(), Some(errno.raw_os_error()));
         }
+    }
+}
+
+/// A mechanism makes other calls before the one that moves bytes. If such a call is refused, the
+/// error must name it.
+#[test]
+fn an_error_names_the_call_that_prepares_a_mechanism() {
+    for (mechanism, call) in [
+        (MsgZerocopy, Call::AllowsZerocopy),
+        (MsgZerocopy, Call::AllowZerocopy),
+        (Vmsplice, Call::Pipe),
+        (Vmsplice, Call::Vmsplice),
+    ] {
+        let error = send(&[mechanism], call, Errno::INVAL).expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(error.mechanism(), Some(mechanism));
+        assert_eq!(error.call(), Some(call.system_call()), "{call:?}");
     }
 }
 

@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::mechanism::{Outcome, Side, Status};
 use crate::policy::{Mechanism, Plan, Support};
 use crate::report::{Fallback, Report};
+use crate::sys;
 
 /// A plan that a transfer is following.
 #[derive(Debug)]
@@ -30,8 +31,8 @@ pub(super) enum Next {
     Wait(Side),
     /// Wait until some of the memory in flight can be reused.
     WaitForMemory,
-    /// The source has ended.
-    Ended,
+    /// The source has ended, as this system call found.
+    Ended(&'static str),
     /// Repeat this step with `copy`. The steps after it follow the plan again.
     CopyOnce(Fallback),
     /// Step again: the next mechanism has taken over.
@@ -95,30 +96,32 @@ impl FallbackEngine {
         support: &mut Support,
     ) -> Result<Next, Error> {
         self.report.count(mechanism, outcome.moved);
+        let call = outcome.call.unwrap_or(mechanism.system_call());
         match outcome.status {
             Status::Continue => Ok(Next::Continue),
             Status::Blocked(side) => Ok(Next::Wait(side)),
             Status::AtLimit => Ok(Next::WaitForMemory),
-            Status::Ended => Ok(Next::Ended),
+            Status::Ended => Ok(Next::Ended(call)),
             Status::CopyOnce(errno) => {
                 let fallback = self.record(mechanism, Mechanism::Copy, errno);
                 Ok(Next::CopyOnce(fallback))
             }
-            Status::Unsupported(errno) => self.fall_back(mechanism, errno, support),
-            Status::Failed(side, errno) => Err(self.failed(mechanism, side, errno)),
+            Status::Unsupported(errno) => self.fall_back(mechanism, call, errno, support),
+            Status::Failed(side, errno) => Err(self.failed(mechanism, call, side, errno)),
         }
     }
 
     fn fall_back(
         &mut self,
         from: Mechanism,
+        call: &'static str,
         errno: Errno,
         support: &mut Support,
     ) -> Result<Next, Error> {
-        support.record_refusal(from, errno);
+        support.record_refusal(from, sys::Errno::of(errno));
         let Some(&to) = self.plan.mechanisms().get(self.current + 1) else {
             let cause = Some(errno.into());
-            return Err(self.error(ErrorKind::Unsupported, from.name(), cause));
+            return Err(self.error(ErrorKind::Unsupported, from, call, cause));
         };
         self.current += 1;
         Ok(Next::FellBack(self.record(from, to, errno)))
@@ -128,14 +131,16 @@ impl FallbackEngine {
         let fallback = Fallback {
             from,
             to,
-            errno,
+            errno: sys::Errno::of(errno),
             at: self.report.bytes(),
         };
-        self.report.record_fallback_once(fallback);
+        if self.report.record_fallback_once(fallback) {
+            emit(&fallback);
+        }
         fallback
     }
 
-    fn failed(&self, mechanism: Mechanism, side: Side, errno: Errno) -> Error {
+    fn failed(&self, mechanism: Mechanism, call: &'static str, side: Side, errno: Errno) -> Error {
         let kind = match (side, self.promised) {
             (Side::Sink, _) => ErrorKind::of_sink(errno),
             (Side::Source, Some(promised)) if errno == Errno::NODATA => {
@@ -144,22 +149,98 @@ impl FallbackEngine {
             (Side::Source, _) if errno == Errno::SPIPE => ErrorKind::SourceNotSeekable,
             (Side::Source, _) => ErrorKind::Source,
         };
-        self.error(kind, mechanism.name(), Some(errno.into()))
+        self.error(kind, mechanism, call, Some(errno.into()))
     }
 
-    /// Returns the error for a source that ended before the promised number of bytes.
-    pub(super) fn too_short(&self, promised: u64) -> Error {
+    /// Returns the error for a source that ended before the promised number of bytes, as `call`
+    /// found.
+    pub(super) fn too_short(&self, promised: u64, call: &'static str) -> Error {
         let kind = ErrorKind::SourceTooShort { promised };
-        self.error(kind, self.mechanism().name(), None)
+        self.error(kind, self.mechanism(), call, None)
     }
 
     /// Returns an error that contains the report so far.
     pub(super) fn error(
         &self,
         kind: ErrorKind,
+        mechanism: Mechanism,
         call: &'static str,
         cause: Option<io::Error>,
     ) -> Error {
-        Error::new(kind, call, self.report.clone(), cause)
+        Error::of_transfer(kind, mechanism, call, self.report.clone(), cause)
+    }
+}
+
+/// Emits a tracing event for a fallback, if the feature `tracing` is on.
+#[cfg_attr(not(feature = "tracing"), allow(unused_variables))]
+fn emit(fallback: &Fallback) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(
+        target: "uncopied",
+        from = fallback.from.name(),
+        to = fallback.to.name(),
+        errno = fallback.errno.raw_os_error(),
+        at = fallback.at,
+        "a transfer fell back to another mechanism"
+    );
+}
+
+#[cfg(all(test, feature = "tracing"))]
+mod tests {
+    use std::fmt;
+    use std::sync::{Arc, Mutex};
+
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber};
+
+    use super::*;
+
+    /// Collects the fields of all events of this library.
+    #[derive(Clone, Default)]
+    struct Collector(Arc<Mutex<Vec<String>>>);
+
+    impl Subscriber for Collector {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.target() == "uncopied"
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, event: &Event<'_>) {
+            event.record(&mut self.clone());
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    impl Visit for Collector {
+        fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+            let field = format!("{field}={value:?}");
+            self.0.lock().expect("no panic").push(field);
+        }
+    }
+
+    #[test]
+    fn a_fallback_is_an_event_once() {
+        let collector = Collector::default();
+        let seen = Arc::clone(&collector.0);
+        tracing::subscriber::with_default(collector, || {
+            let mut engine = FallbackEngine::new(Plan::copying(), None);
+            engine.record(Mechanism::Splice, Mechanism::Copy, Errno::INVAL);
+            engine.record(Mechanism::Splice, Mechanism::Copy, Errno::INVAL);
+        });
+        assert_eq!(
+            *seen.lock().expect("no panic"),
+            [
+                "message=a transfer fell back to another mechanism",
+                r#"from="splice""#,
+                r#"to="copy""#,
+                "errno=22",
+                "at=0",
+            ]
+        );
     }
 }

@@ -132,7 +132,7 @@ impl Transfer {
             return Ok(Progress::Done);
         }
         if self.offset >= MAX_FILE_OFFSET {
-            return self.ended();
+            return self.ended(self.mechanism().system_call());
         }
         let step = FileStep {
             source,
@@ -143,11 +143,15 @@ impl Transfer {
         let outcome = self.active.step(kernel, step);
         self.offset += outcome.moved;
         let mechanism = self.mechanism();
-        match self.engine.process(mechanism, outcome, &mut self.support)? {
+        let next = self
+            .engine
+            .process(mechanism, outcome, &mut self.support)
+            .map_err(|error| error.recognise_unconnected(sink))?;
+        match next {
             Next::Continue if self.remaining() == Some(0) => Ok(Progress::Done),
             Next::Continue => Ok(Progress::Moved(outcome.moved)),
             Next::Wait(side) => Ok(Progress::Blocked(side)),
-            Next::Ended => self.ended(),
+            Next::Ended(call) => self.ended(call),
             // File mechanisms never cause the last two, because they put no memory in flight and
             // have no temporary failures.
             Next::FellBack(_) | Next::WaitForMemory | Next::CopyOnce(_) => {
@@ -157,10 +161,11 @@ impl Transfer {
         }
     }
 
-    fn ended(&self) -> Result<Progress, Error> {
+    /// Returns what follows from the end of the source, which `call` has found.
+    fn ended(&self, call: &'static str) -> Result<Progress, Error> {
         match self.length {
             Length::UntilEof => Ok(Progress::Done),
-            Length::Exact(promised) => Err(self.engine.too_short(promised)),
+            Length::Exact(promised) => Err(self.engine.too_short(promised, call)),
         }
     }
 
@@ -171,7 +176,8 @@ impl Transfer {
         call: &'static str,
         cause: io::Error,
     ) -> Error {
-        self.engine.error(kind, call, Some(cause))
+        let mechanism = self.mechanism();
+        self.engine.error(kind, mechanism, call, Some(cause))
     }
 
     /// Returns the mechanism that the next step uses.

@@ -69,12 +69,29 @@ impl MemoryTransfer {
         sink: &mut MemorySink,
         socket: BorrowedFd<'_>,
     ) -> Result<MemoryProgress, Error> {
+        self.check_stream_socket(sink)?;
         let parts = self.next_parts();
         if parts.is_empty() {
             return Ok(MemoryProgress::Done);
         }
         let outcome = sink.step(kernel, self.mechanism(), &self.request(socket, &parts));
         self.process(outcome, kernel, sink, socket, &parts)
+            .map_err(|error| error.recognise_unconnected(socket))
+    }
+
+    /// Fails if the socket of `sink` is not a stream socket.
+    fn check_stream_socket(&self, sink: &MemorySink) -> Result<(), Error> {
+        match sink.not_a_stream {
+            None => Ok(()),
+            Some(errno) => {
+                let error = Error::before_transfer(
+                    ErrorKind::NotAStreamSocket,
+                    Some("getsockopt"),
+                    Some(errno.into()),
+                );
+                Err(error)
+            }
+        }
     }
 
     /// Whether the next step can be [batched](Self::step_in_batch).
@@ -102,9 +119,11 @@ impl MemoryTransfer {
         sink: &mut MemorySink,
         socket: BorrowedFd<'_>,
     ) -> Result<MemoryProgress, Error> {
+        self.check_stream_socket(sink)?;
         let parts = self.next_parts();
         let outcome = sink.step_in_batch(&self.request(socket, &parts)).await;
         self.process(outcome, &Linux, sink, socket, &parts)
+            .map_err(|error| error.recognise_unconnected(socket))
     }
 
     fn process(
@@ -150,7 +169,7 @@ impl MemoryTransfer {
             Next::Continue => MemoryProgress::Moved,
             // The socket is full. The other two never get here: no memory mechanism reports an end,
             // and a step of `copy` never has to be repeated with `copy`.
-            Next::Wait(_) | Next::Ended | Next::CopyOnce(_) => MemoryProgress::Blocked,
+            Next::Wait(_) | Next::Ended(_) | Next::CopyOnce(_) => MemoryProgress::Blocked,
         }
     }
 
@@ -198,7 +217,8 @@ impl MemoryTransfer {
         call: &'static str,
         cause: io::Error,
     ) -> Error {
-        self.engine.error(kind, call, Some(cause))
+        let mechanism = self.mechanism();
+        self.engine.error(kind, mechanism, call, Some(cause))
     }
 
     fn mechanism(&self) -> Mechanism {

@@ -194,7 +194,11 @@ fn an_unconnected_socket_is_an_error() {
                 .force_mechanisms(&[mechanism])
                 .to(&socket);
             let error = error.expect_err("not connected");
-            assert_eq!(error.kind(), ErrorKind::PeerClosed, "{mechanism}: {error}");
+            assert_eq!(
+                error.kind(),
+                ErrorKind::NotConnected,
+                "{mechanism}: {error}"
+            );
             assert_eq!(error.moved(), 0);
         }
     }

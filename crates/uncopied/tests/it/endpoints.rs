@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use uncopied::policy::{Length, Plan};
 use uncopied::{Errno, ErrorKind, Mechanism, SendFile, Transfer, driver};
 
-use crate::harness::{DRIVERS, FAMILIES, Family, deliver, pattern_file, socket_pair};
+use crate::harness::{
+    DRIVERS, FAMILIES, Family, deliver, pattern_file, pattern_pages, socket_pair,
+};
 
 /// Files whose reported size is 0 or wrong, and whose content does not change during a test.
 const FILES_WITHOUT_SIZE: [&str; 5] = [
@@ -117,29 +119,121 @@ fn a_file_that_is_open_only_for_writing_is_an_invalid_source() {
     }
 }
 
-#[test]
-fn only_a_stream_socket_is_a_valid_sink() {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+/// Descriptors that are not stream sockets, and what their other ends receive.
+struct InvalidSinks {
+    sinks: Vec<OwnedFd>,
+    regular_file: File,
+    pipe: std::io::PipeReader,
+    datagrams: std::os::unix::net::UnixDatagram,
+    udp: std::net::UdpSocket,
+    packets: OwnedFd,
+}
 
+impl InvalidSinks {
+    fn new() -> Self {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+        let regular_file = pattern_file(0);
+        let (pipe, pipe_writer) = std::io::pipe().unwrap();
+        let (datagram, datagrams) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let udp_sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        udp_sender.connect(udp.local_addr().unwrap()).unwrap();
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let (packet, packets) = socketpair(family, kind, SocketFlags::CLOEXEC, None).unwrap();
+        let sinks = vec![
+            regular_file.try_clone().unwrap().into(),
+            pipe_writer.into(),
+            datagram.into(),
+            udp_sender.into(),
+            packet,
+        ];
+        Self {
+            sinks,
+            regular_file,
+            pipe,
+            datagrams,
+            udp,
+            packets,
+        }
+    }
+
+    /// Asserts that nothing has been written to any of the sinks.
+    fn assert_untouched(&self) {
+        use rustix::io::ioctl_fionread;
+
+        assert_eq!(self.regular_file.metadata().unwrap().len(), 0);
+        assert_eq!(ioctl_fionread(&self.pipe).unwrap(), 0);
+        assert_eq!(ioctl_fionread(&self.datagrams).unwrap(), 0);
+        assert_eq!(ioctl_fionread(&self.udp).unwrap(), 0);
+        assert_eq!(ioctl_fionread(&self.packets).unwrap(), 0);
+    }
+}
+
+#[test]
+fn only_a_stream_socket_is_a_valid_sink_for_files() {
     let file = pattern_file(10_000);
-    let regular = pattern_file(0);
-    let (_reader, pipe) = std::io::pipe().unwrap();
-    let (datagram, _peer) = std::os::unix::net::UnixDatagram::pair().unwrap();
-    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-    let (packets, _peer) = socketpair(family, kind, SocketFlags::CLOEXEC, None).unwrap();
-    for sink in [
-        regular.as_fd(),
-        pipe.as_fd(),
-        datagram.as_fd(),
-        udp.as_fd(),
-        packets.as_fd(),
-    ] {
-        let error = SendFile::new(&file).to(&sink).expect_err("invalid sink");
+    let invalid = InvalidSinks::new();
+    for sink in &invalid.sinks {
+        let error = SendFile::new(&file).to(sink).expect_err("invalid sink");
         assert_eq!(error.kind(), ErrorKind::NotAStreamSocket, "{error}");
         assert_eq!(error.moved(), 0);
+        assert_eq!(
+            (error.call(), error.mechanism()),
+            (Some("getsockopt"), None)
+        );
     }
-    assert_eq!(regular.metadata().unwrap().len(), 0);
+    invalid.assert_untouched();
+}
+
+/// Without a check, `vmsplice` writes to files and pipes, and `copy` sends datagrams.
+#[test]
+fn only_a_stream_socket_is_a_valid_sink_for_memory() {
+    use uncopied::{SendOptions, Sender};
+
+    let invalid = InvalidSinks::new();
+    let plans = Mechanism::MEMORY_TO_SOCKET.map(|mechanism| vec![mechanism]);
+    for forced in plans.iter().chain([&Vec::new()]) {
+        for sink in &invalid.sinks {
+            let options = SendOptions::default().force_mechanisms(forced);
+            let mut sender = Sender::with(sink.try_clone().unwrap(), options);
+            let error = sender.send(pattern_pages(10_000)).expect_err("invalid");
+            assert_eq!(error.kind(), ErrorKind::NotAStreamSocket, "{error}");
+            let error = sender.try_send(pattern_pages(10_000)).expect_err("invalid");
+            assert_eq!(error.kind(), ErrorKind::NotAStreamSocket, "{error}");
+            assert_eq!(sender.report().bytes(), 0);
+        }
+    }
+    invalid.assert_untouched();
+}
+
+/// A socket that has no peer must not be mistaken for one whose peer has closed the connection.
+#[test]
+fn a_listening_socket_is_not_connected() {
+    use uncopied::{SendOptions, Sender};
+
+    let file = pattern_file(10_000);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let unix = std::os::unix::net::UnixListener::bind(path).unwrap();
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for listener in [OwnedFd::from(tcp), unix.into()] {
+        for mechanism in Mechanism::FILE_TO_SOCKET {
+            let send = SendFile::new(&file).force_mechanisms(&[mechanism]);
+            let error = send.to(&listener).expect_err("no peer");
+            assert_eq!(error.kind(), ErrorKind::NotConnected, "{mechanism}");
+        }
+        for mechanism in [Mechanism::Vmsplice, Mechanism::Copy] {
+            let options = SendOptions::default().force_mechanisms(&[mechanism]);
+            let mut sender = Sender::with(listener.try_clone().unwrap(), options);
+            let error = sender.send(pattern_pages(10_000)).expect_err("no peer");
+            assert_eq!(error.kind(), ErrorKind::NotConnected, "{mechanism}");
+            assert_eq!(
+                std::io::Error::from(error).kind(),
+                std::io::ErrorKind::NotConnected
+            );
+        }
+    }
 }
 
 /// Unlike [`SendFile`], a [`Transfer`] does not check in advance that the sink is a socket. It must

@@ -25,7 +25,10 @@ mod residency;
 /// Sources that do not support `sendfile`, and sinks that are not stream sockets.
 mod endpoints;
 
-/// Processes that have run out of file descriptors or address space.
+/// The text, source and errno of an error, and what an `io::Error` keeps of them.
+mod errors;
+
+/// Processes without free file descriptors or address space.
 mod resource_exhaustion;
 
 /// Switching zero-copy sends off, and overwriting a file after it was sent.

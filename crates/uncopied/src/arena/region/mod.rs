@@ -100,7 +100,7 @@ use self::fault_handler::FaultHandler;
 use self::state::{PageLeases, RegionState};
 use super::resolve_range;
 use super::space::GRANULE_BYTES;
-use crate::sys::Mapped;
+use crate::sys::{self, Mapped};
 
 pub(crate) use self::state::ProtectedCall;
 
@@ -162,6 +162,7 @@ pub struct Region {
 /// The kind of writes against which a page in flight is protected. These writes wait until the page
 /// has been copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Protection {
     /// All writes, by user code and by the kernel.
     AllWrites,
@@ -242,8 +243,9 @@ impl Region {
     ///   `vm.unprivileged_userfaultfd` does.
     /// - `EINVAL`: the kernel cannot protect against writes (before Linux 5.7).
     /// - `ECHILD`: this is a forked child process, and the region was created by its parent.
-    pub fn protection(&self) -> Result<Protection> {
-        let userfault = self.state.fault_handler()?.userfault();
+    pub fn protection(&self) -> std::result::Result<Protection, sys::Errno> {
+        let handler = self.state.fault_handler().map_err(sys::Errno::of)?;
+        let userfault = handler.userfault();
         Ok(if userfault.is_user_mode_only() {
             Protection::UserWrites
         } else {

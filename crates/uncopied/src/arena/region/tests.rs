@@ -438,7 +438,7 @@ fn a_child_process_has_zeroes_and_cannot_change_what_the_parent_sends() {
 fn without_userfaultfd_a_region_is_memory_that_can_only_be_copied() {
     let (region, mut writer) =
         Region::with_fault_handler(MIB, Err(Errno::PERM)).expect("allocated");
-    assert_eq!(region.protection(), Err(Errno::PERM));
+    assert_eq!(region.protection(), Err(crate::Errno::PERM));
     assert_eq!(region.part(..).protect().err(), Some(Errno::PERM));
     writer.fill(3);
     writer.prepare().expect("nothing to prepare");

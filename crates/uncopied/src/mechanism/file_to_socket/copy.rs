@@ -54,7 +54,7 @@ impl Copy {
         if self.start == self.end
             && let Err(status) = self.fill(kernel, step)
         {
-            return status.into();
+            return status.in_call("pread");
         }
         let bytes = &self.buffer[self.start..self.end];
         match retry_on_intr(|| kernel.send(step.sink, bytes)) {

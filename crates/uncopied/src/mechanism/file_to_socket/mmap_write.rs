@@ -50,7 +50,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use rustix::io::{Errno, Result};
+use rustix::io::Errno;
 
 use super::FileStep;
 use crate::arena::FileMapping;
@@ -82,14 +82,14 @@ impl MmapWrite {
     pub(crate) fn step(&mut self, kernel: &impl Kernel, step: FileStep<'_>) -> Outcome {
         let size = match kernel.file_size(step.source) {
             Ok(size) => size,
-            Err(errno) => return Status::Unsupported(errno).into(),
+            Err(errno) => return Status::Unsupported(errno).in_call("fstat"),
         };
         if step.offset >= size {
-            return at_the_end(kernel, step).into();
+            return at_the_end(kernel, step).in_call("pread");
         }
         let window = match self.window_at(kernel, step, size) {
             Ok(window) => window,
-            Err(errno) => return Status::Unsupported(errno).into(),
+            Err(outcome) => return outcome,
         };
         let start = (step.offset - window.offset()) as usize;
         let in_file = usize::try_from(size - step.offset).unwrap_or(usize::MAX);
@@ -111,7 +111,7 @@ impl MmapWrite {
         kernel: &impl Kernel,
         step: FileStep<'_>,
         size: u64,
-    ) -> Result<&FileMapping> {
+    ) -> Result<&FileMapping, Outcome> {
         let has_it = |window: &FileMapping| {
             let end = window.offset() + window.len() as u64;
             (window.offset()..end).contains(&step.offset)
@@ -123,10 +123,15 @@ impl MmapWrite {
                 .map_or(size, |bytes| size.min(step.offset.saturating_add(bytes)));
             let len = (end - start).min(WINDOW_BYTES) as usize;
             self.window = None;
-            let file = File::from(rustix::io::fcntl_dupfd_cloexec(step.source, 3)?);
-            self.window = Some(FileMapping::map(kernel, Arc::new(file), start, len)?);
+            let file = rustix::io::fcntl_dupfd_cloexec(step.source, 3)
+                .map_err(|errno| Status::Unsupported(errno).in_call("fcntl"))?;
+            let mapped = FileMapping::map(kernel, Arc::new(File::from(file)), start, len)
+                .map_err(|errno| Status::Unsupported(errno).in_call("mmap"))?;
+            return Ok(self.window.insert(mapped));
         }
-        self.window.as_ref().ok_or(Errno::FAULT)
+        self.window
+            .as_ref()
+            .ok_or_else(|| Status::Unsupported(Errno::FAULT).in_call("mmap"))
     }
 }
 
@@ -153,5 +158,6 @@ fn after_send(kernel: &impl Kernel, step: FileStep<'_>, moved: usize) -> Outcome
     Outcome {
         moved: moved as u64,
         status,
+        call: Some("fstat"),
     }
 }

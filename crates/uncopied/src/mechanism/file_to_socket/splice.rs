@@ -89,7 +89,7 @@ impl Splice {
             Some(pipe) => pipe,
             none => match Pipe::new(kernel, step.want()) {
                 Ok(pipe) => none.insert(pipe),
-                Err(errno) => return Status::Unsupported(errno).into(),
+                Err(errno) => return Status::Unsupported(errno).in_call("pipe2"),
             },
         };
         if pipe.held() == 0

@@ -66,6 +66,8 @@ const LIMIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 pub(crate) struct MemorySink {
     driver: Driver,
     is_tcp: bool,
+    /// The errno that says why the descriptor is not that of a stream socket, if it is not.
+    pub(crate) not_a_stream: Option<Errno>,
     assume_remote_peer: bool,
     pub(crate) at_limit: LimitAction,
     pub(crate) support: Support,
@@ -96,6 +98,7 @@ impl MemorySink {
         Self {
             driver,
             is_tcp,
+            not_a_stream: None,
             assume_remote_peer,
             at_limit,
             support: Support::of_process(),
@@ -161,7 +164,7 @@ impl MemorySink {
                     Some(active) => active,
                     None => match MsgZerocopy::new(kernel, step.sink) {
                         Ok(active) => self.msg_zerocopy.insert(active),
-                        Err(errno) => return Status::Unsupported(errno).into(),
+                        Err(outcome) => return outcome,
                     },
                 };
                 active.step(kernel, step, &context)

@@ -71,12 +71,16 @@ pub(crate) struct MsgZerocopy {
 }
 
 impl MsgZerocopy {
-    pub(crate) fn new(kernel: &impl Kernel, sink: BorrowedFd<'_>) -> Result<Self, Errno> {
-        if kernel.allows_zerocopy(sink)? {
-            return Err(Errno::BUSY);
+    pub(crate) fn new(kernel: &impl Kernel, sink: BorrowedFd<'_>) -> Result<Self, Outcome> {
+        let refused = |call| move |errno| Status::Unsupported(errno).in_call(call);
+        if kernel
+            .allows_zerocopy(sink)
+            .map_err(refused("getsockopt"))?
+        {
+            return Err(refused("getsockopt")(Errno::BUSY));
         }
-        kernel.allow_zerocopy(sink)?;
-        let queue = Arc::new(ErrorQueue::of(sink)?);
+        kernel.allow_zerocopy(sink).map_err(refused("setsockopt"))?;
+        let queue = Arc::new(ErrorQueue::of(sink).map_err(refused("fcntl"))?);
         let source: Weak<ErrorQueue> = Arc::downgrade(&queue);
         registry::register(source);
         Ok(Self { queue })

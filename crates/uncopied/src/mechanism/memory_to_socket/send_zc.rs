@@ -94,7 +94,7 @@ use crate::uring::{RING_RETIRED, ThreadRing};
 pub(crate) fn step(step: &MemoryStep<'_>, context: &LeaseContext<'_>) -> Outcome {
     let ring = match ring_of_thread() {
         Ok(ring) => ring,
-        Err(status) => return status.into(),
+        Err(outcome) => return outcome,
     };
     let parts = step.parts.to_vec();
     let calls: Result<Vec<_>, Errno> = parts.iter().map(Memory::prepare).collect();
@@ -128,7 +128,7 @@ pub(crate) async fn step_in_batch(
 ) -> Outcome {
     let ring = match ring_of_thread() {
         Ok(ring) => ring,
-        Err(status) => return status.into(),
+        Err(outcome) => return outcome,
     };
     let Some((leases, part)) = lease(&ring, step.parts, step, context) else {
         return Status::AtLimit.into();
@@ -141,10 +141,10 @@ pub(crate) async fn step_in_batch(
     }
 }
 
-fn ring_of_thread() -> Result<Arc<ThreadRing>, Status> {
+fn ring_of_thread() -> Result<Arc<ThreadRing>, Outcome> {
     ThreadRing::of_thread().map_err(|errno| match errno {
-        RING_RETIRED => Status::CopyOnce(RING_RETIRED),
-        errno => Status::Unsupported(errno),
+        RING_RETIRED => Status::CopyOnce(RING_RETIRED).into(),
+        errno => Status::Unsupported(errno).in_call("io_uring_setup"),
     })
 }
 

@@ -85,7 +85,7 @@ impl Vmsplice {
             Some(filled) => filled,
             None => match FilledPipe::new(kernel, memory, context) {
                 Ok(filled) => filled,
-                Err(status) => return status.into(),
+                Err(outcome) => return outcome,
             },
         };
         let (outcome, rest) = filled.drain(kernel, step, context);
@@ -105,10 +105,10 @@ impl FilledPipe {
         kernel: &impl Kernel,
         memory: &Memory,
         context: &LeaseContext<'_>,
-    ) -> Result<Self, Status> {
+    ) -> Result<Self, Outcome> {
         let mut pipe = Pipe::wide(kernel).map_err(|error| match error {
-            WidePipeError::NoPipe(errno) => Status::Unsupported(errno),
-            WidePipeError::TooNarrow(errno) => Status::CopyOnce(errno),
+            WidePipeError::NoPipe(errno) => Status::Unsupported(errno).in_call("pipe2"),
+            WidePipeError::TooNarrow(errno) => Status::CopyOnce(errno).into(),
         })?;
         // Prepare a new handle instead of the caller's, which may outlive this send. The pages of a
         // region stay in flight as long as the prepared handle, or one made from it for the pipe or
@@ -118,14 +118,14 @@ impl FilledPipe {
             Ok(call) => call,
             Err(errno) => {
                 pipe.recycle();
-                return Err(Status::CopyOnce(errno));
+                return Err(Status::CopyOnce(errno).into());
             }
         };
         let taken = retry_on_intr(|| kernel.vmsplice(pipe.writer(), memory.mapped()));
         let taken = match taken {
             Ok(taken @ 1..) => taken,
-            Ok(0) => return Err(Status::Unsupported(Errno::IO)),
-            Err(errno) => return Err(Status::Unsupported(errno)),
+            Ok(0) => return Err(Status::Unsupported(Errno::IO).in_call("vmsplice")),
+            Err(errno) => return Err(Status::Unsupported(errno).in_call("vmsplice")),
         };
         if context.acknowledgements.is_none() {
             call.gift(taken);
