@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::limits::Quota;
+use super::limits::{BytesInFlight, Quota};
 use crate::arena::Memory;
 
 /// A lease on memory in flight, which counts against a [`Quota`]. Dropping the lease declares that
@@ -17,10 +17,8 @@ use crate::arena::Memory;
 #[must_use = "dropping a lease frees the memory"]
 pub(crate) struct Lease {
     memory: Memory,
-    /// The number of bytes that count against the quota: the total size of the pages that the
-    /// memory touches.
-    bytes: u64,
-    quota: Arc<Quota>,
+    /// The bytes that count against the quota: the total size of the pages that the memory touches.
+    bytes: BytesInFlight,
 }
 
 impl Lease {
@@ -30,12 +28,8 @@ impl Lease {
     /// Always succeeds while nothing else is in flight, so that even a send that is longer than the
     /// limit can be made.
     pub(crate) fn take(memory: Memory, quota: &Arc<Quota>) -> Option<Self> {
-        let bytes = bytes_of_touched_pages(&memory);
-        quota.reserve(bytes).then(|| Self {
-            memory,
-            bytes,
-            quota: Arc::clone(quota),
-        })
+        let bytes = quota.reserve(bytes_of_touched_pages(&memory))?;
+        Some(Self { memory, bytes })
     }
 
     pub(crate) fn memory(&self) -> &Memory {
@@ -47,15 +41,7 @@ impl Lease {
     /// [prepared call](Memory::prepare) still exists.
     pub(crate) fn shorten(&mut self, len: usize) {
         self.memory.shorten(len);
-        let bytes = bytes_of_touched_pages(&self.memory);
-        self.quota.release(self.bytes - bytes);
-        self.bytes = bytes;
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.quota.release(self.bytes);
+        self.bytes.shrink_to(bytes_of_touched_pages(&self.memory));
     }
 }
 
