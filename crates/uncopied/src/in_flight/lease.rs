@@ -99,6 +99,8 @@ impl From<Lease> for Leases {
 mod tests {
     use super::*;
     use crate::arena::PageBuffer;
+    use crate::in_flight::in_flight_bytes;
+    use crate::sys::fork::tests::in_child;
 
     fn zeroed_memory(len: usize) -> Memory {
         Memory::Pages(PageBuffer::zeroed(len).expect("allocated").freeze())
@@ -116,6 +118,23 @@ mod tests {
         assert_eq!((quota.in_flight_bytes(), long.memory().len()), (8192, 4097));
         drop(long);
         assert_eq!(quota.in_flight_bytes(), 0);
+    }
+
+    /// The copy of a lease in a forked child is not counted there, so dropping it must not make the
+    /// counts of the child negative.
+    #[test]
+    fn dropping_an_inherited_lease_changes_no_count_of_the_child() {
+        let quota = Quota::new(1 << 20);
+        let mut lease = Lease::take(zeroed_memory(5000), &quota);
+        let failed_check = in_child(|| {
+            let own = Lease::take(zeroed_memory(1), &quota);
+            drop(lease.take());
+            let counts = [quota.in_flight_bytes(), in_flight_bytes()];
+            drop(own);
+            let counts_at_end = [quota.in_flight_bytes(), in_flight_bytes()];
+            u8::from((counts, counts_at_end) != ([4096; 2], [0; 2]))
+        });
+        assert_eq!((failed_check, quota.in_flight_bytes()), (0, 8192));
     }
 
     #[test]
