@@ -27,8 +27,8 @@ pub(crate) enum Error {
     /// contradict what was received.
     #[error("wrong result: {0}")]
     WrongResult(String),
-    /// Some contenders failed while they were measured. The report with the results of the others
-    /// has been written.
+    /// Some contenders failed while being measured. The report with the results of the others has
+    /// been written.
     #[error("failed during the measurement: {0}; the results of the other contenders are complete")]
     Failed(String),
 }

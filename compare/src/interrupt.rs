@@ -36,9 +36,9 @@ pub(crate) fn watch() -> Result<(), Error> {
             });
             first_signal.await;
             INTERRUPTED.store(true, Ordering::Relaxed);
-            // Keep the runtime alive, and ignore all further signals: a second Ctrl-C must not end
-            // the process during the cleanup. (Dropping the runtime would not restore the default
-            // action of the signals anyway.)
+            // Ignore all further signals: a second Ctrl-C must not end the process during the
+            // cleanup. tokio never restores the default action of a signal that it has handled, so
+            // it is enough to do nothing here.
             std::future::pending::<()>().await;
         });
     });

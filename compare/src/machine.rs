@@ -1,5 +1,6 @@
-//! Describes the machine and the tools for the report. Also changes the only setting of the machine
-//! that a run changes: the default congestion control, which only `serve` changes.
+//! Describes the machine and the tools for the report. For `serve`, also sets the machine's default
+//! congestion control, because the servers are separate programs and their sockets cannot be
+//! changed from here. No run changes any other setting of the machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,8 @@ use std::process::Command;
 use crate::error::{Context, Error};
 use crate::process;
 
-/// The lock file, which has the versions of the dependencies that this program is built with.
+/// The content of Cargo.lock, which has the versions of the dependencies that this program is built
+/// with.
 const LOCK: &str = include_str!("../../Cargo.lock");
 
 const CONGESTION_PATH: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
@@ -24,8 +26,8 @@ pub(crate) struct CongestionSetting {
 }
 
 impl CongestionSetting {
-    /// Makes the algorithm `wanted` the default. If that fails, for example for lack of permission,
-    /// prints a warning and keeps the present default. The comparison is fair either way, because
+    /// Makes `wanted` the default algorithm. If that fails, for example for lack of permission,
+    /// prints a warning and keeps the current default. The comparison is fair either way, because
     /// all contenders use the same algorithm.
     pub(crate) fn set(wanted: &str) -> Result<Self, Error> {
         let previous = read_congestion()?;
@@ -88,7 +90,8 @@ fn read_congestion() -> Result<String, Error> {
 /// Returns the directory in which a run creates its files: `directory` if it is given, otherwise
 /// the directory of this program's executable.
 ///
-/// Prints a warning if the directory is on a tmpfs, which keeps its files only in memory.
+/// Prints a warning if the directory is on a tmpfs: for a file on a tmpfs, `sendfile` takes another
+/// path through the kernel than for a file on a disk, so the figures would not be typical.
 pub(crate) fn scratch_parent(directory: Option<&Path>) -> Result<PathBuf, Error> {
     let parent = match directory {
         Some(directory) => directory.to_owned(),
@@ -129,8 +132,8 @@ pub(crate) fn host_name() -> String {
         .unwrap_or_else(|| "machine".to_owned())
 }
 
-/// Returns names and values for the report that describe the machine, the file system of `files`,
-/// and the tools.
+/// Returns the facts for the report's table, each with its name: the machine, the file system that
+/// holds `files`, the compiler, and the commit if this is a git checkout.
 pub(crate) fn facts(files: &Path) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
@@ -181,7 +184,8 @@ pub(crate) fn tcp_facts() -> Vec<(&'static str, String)> {
         .collect()
 }
 
-/// Returns the name and the version of a dependency that this program is built with.
+/// Returns the name and the version of a dependency that this program is built with, or only the
+/// name if Cargo.lock does not have the dependency.
 pub(crate) fn dependency_version(name: &str) -> String {
     let entry = format!("name = \"{name}\"\nversion = \"");
     match LOCK.split_once(&entry) {

@@ -4,8 +4,8 @@
 //! `serve` compares file servers, `copy` compares ways to send a file from a program, and `memory`
 //! compares mechanisms that send memory. Each program or mechanism that takes part is called a
 //! contender, and runs as a child process. The hidden subcommands are for these child processes:
-//! most run a contender that is part of this program, and `pinned` is the wrapper that pins every
-//! contender to its CPU.
+//! most run a contender that is built into this program, and `pinned` is the wrapper that pins
+//! every contender to its CPU.
 
 #![forbid(unsafe_code)]
 

@@ -76,17 +76,17 @@ impl Usage {
         self.machine_busy_seconds / self.gigabytes()
     }
 
-    /// CPU time of the contender's process, as a share of one CPU.
+    /// CPU time of the contender's process, as a fraction of one CPU.
     pub(crate) fn process_share(&self) -> f64 {
         self.process_cpu_seconds / self.seconds
     }
 
-    /// CPU time of the thread that took the snapshots, as a share of one CPU.
+    /// CPU time of the thread that took the snapshots, as a fraction of one CPU.
     pub(crate) fn own_share(&self) -> f64 {
         self.own_cpu_seconds / self.seconds
     }
 
-    /// CPU time of everything else (other programs and kernel threads), as a share of one CPU.
+    /// CPU time of everything else (other programs and kernel threads), as a fraction of one CPU.
     pub(crate) fn other_share(&self) -> f64 {
         self.other_cpu_seconds() / self.seconds
     }
@@ -103,7 +103,7 @@ impl Usage {
 
 /// Returns the CPU seconds of all threads of a process, including threads that have ended.
 ///
-/// The kernel counts them in clock ticks, usually of 10 ms.
+/// The kernel reports this time in clock ticks, usually of 10 ms.
 fn process_cpu_seconds(pid: u32) -> Result<f64, Error> {
     let path = format!("/proc/{pid}/stat");
     let text = read(&path)?;
@@ -121,13 +121,14 @@ fn machine_busy_seconds() -> Result<f64, Error> {
     Ok(seconds(ticks))
 }
 
-/// Returns the CPU seconds of the calling thread. The scheduler counts them in nanoseconds.
+/// Returns the CPU seconds of the calling thread. The scheduler measures this time in nanoseconds,
+/// not in clock ticks.
 fn thread_cpu_seconds() -> f64 {
     clock_seconds(ClockId::ThreadCPUTime)
 }
 
 /// Returns the user and system CPU seconds of all threads of this process, including threads that
-/// have ended. The scheduler counts them in nanoseconds.
+/// have ended. The scheduler measures this time in nanoseconds, not in clock ticks.
 pub(crate) fn own_process_cpu_seconds() -> f64 {
     clock_seconds(ClockId::ProcessCPUTime)
 }
@@ -137,8 +138,9 @@ fn clock_seconds(clock: ClockId) -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// Returns the resident memory of a process in bytes. The kernel counts the pages when
-/// `smaps_rollup` is read. The figures in `/proc/PID/status` cost less, but may lag behind.
+/// Returns the resident memory of a process in bytes. Reads `smaps_rollup`, for which the kernel
+/// counts the pages on each read. The figures in `/proc/PID/status` are cheaper to read, but may be
+/// out of date.
 pub(crate) fn resident_bytes(pid: u32) -> Result<u64, Error> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = read(&path)?;

@@ -78,8 +78,8 @@ pub(crate) fn warn_of_debug_build() {
     }
 }
 
-/// Builds the beginning of the page, which tells how the run was made: the command, the method in
-/// words, the machine, and the congestion control.
+/// Builds the beginning of the page, which describes how the run was made: the command, the method
+/// in words, the machine, and the congestion control.
 pub(crate) fn head(
     title: &str,
     method: &str,
@@ -125,7 +125,8 @@ pub(crate) fn contender_line(
     line
 }
 
-/// Formats a command line as text, and replaces the path of this program with `compare`.
+/// Formats a command line as text. Replaces the path of this program with `compare`, so that the
+/// report does not depend on where the program was built.
 pub(crate) fn command_text(command: &[OsString]) -> String {
     let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
     let own = process::own_program().unwrap_or_default();
@@ -133,8 +134,8 @@ pub(crate) fn command_text(command: &[OsString]) -> String {
 }
 
 /// Builds one table of medians for each size. A table has a row for each contender, a column for
-/// each measure, and a column of remarks. `remark` gets the size, and the contender's index in
-/// `contenders`.
+/// each measure, and a column of remarks. `remark` returns the remark for a size and for the
+/// contender at an index of `contenders`.
 pub(crate) fn medians<M: Measure>(
     results: &Rounds<M::Sample>,
     columns: &[M],
@@ -212,7 +213,7 @@ impl RawData {
         values: impl IntoIterator<Item = (&'static str, f64)>,
     ) {
         for (key, value) in values {
-            // Writing to a String does not fail.
+            // Ignore the result, because writing to a `String` never fails.
             let _ = writeln!(self.0, "{round},{contender},{size},{key},{value}");
         }
     }

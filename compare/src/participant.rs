@@ -1,4 +1,4 @@
-//! What the contenders of every comparison have in common: names, selection and exclusion.
+//! The code that the contenders of all comparisons share: names, selection and exclusion.
 
 use crate::error::Error;
 
@@ -25,8 +25,8 @@ pub(crate) fn by_name<C: Contender>(all: &'static [C], name: &str) -> Result<&'s
         })
 }
 
-/// Returns the contenders in `chosen`, or all contenders if `chosen` is empty. Both are returned in
-/// the order of `all`.
+/// Returns the contenders in `chosen`, or all contenders if `chosen` is empty. Either way, they are
+/// returned in the order in which `all` lists them.
 pub(crate) fn selected<C: Contender>(
     all: &'static [C],
     chosen: &[&'static C],
@@ -45,14 +45,14 @@ pub(crate) enum Exclusion {
 }
 
 impl Exclusion {
-    /// Returns the exclusion of a contender that cannot be started, and prints the reason.
+    /// Prints why a contender could not be started, and returns the matching `Exclusion`.
     pub(crate) fn unavailable(name: &str, error: &Error) -> Self {
         eprintln!("compare: leaving out {name}: {error}");
         Self::Unavailable(error.to_string())
     }
 
-    /// Returns the exclusion of a contender that failed while it was measured, and prints the
-    /// reason. `at` is the size at which it failed.
+    /// Prints why a contender failed while being measured, and returns the matching `Exclusion`.
+    /// `at` is the size at which the contender failed.
     pub(crate) fn failed(name: &str, at: &str, error: &Error) -> Self {
         eprintln!("compare: {name} failed at {at}, continuing without it: {error}");
         Self::Failed(format!("at {at}: {error}"))
@@ -72,10 +72,10 @@ impl Exclusion {
     }
 }
 
-/// Returns an error if a contender failed while it was measured.
+/// Returns an error if a contender failed while being measured.
 ///
-/// A contender that could not be started is not an error: the report says that it was left out, and
-/// why.
+/// A contender that could not be started does not cause an error here: the report says that it was
+/// left out, and why.
 pub(crate) fn check_failures<'a>(
     participants: impl Iterator<Item = (&'static str, Option<&'a Exclusion>)>,
 ) -> Result<(), Error> {

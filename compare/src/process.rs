@@ -89,12 +89,13 @@ pub(crate) fn allow_descriptors(needed: u64) -> Result<(), Error> {
 }
 
 /// Runs the hidden subcommand `pinned`: pins this process to `cpu`, and replaces it with `command`
-/// by exec. A child has to pin itself, after the fork and before the exec. A subcommand can do that
-/// without an unsafe `pre_exec` hook.
+/// with exec. A child has to be pinned before the contender's program begins, that is, between the
+/// fork and the exec. Running code at that point would need an unsafe `pre_exec` hook. A subcommand
+/// that pins itself and then execs the contender's program needs no unsafe code.
 ///
 /// Before the exec, asks the kernel to kill this process when its parent dies (the parent-death
-/// signal). The exec does not reset this, so no contender keeps running even if `compare` is
-/// killed.
+/// signal). The exec keeps this setting. So even if `compare` is killed and cannot stop its
+/// children, no contender keeps running.
 pub(crate) fn become_pinned(cpu: usize, command: &[OsString]) -> Result<(), Error> {
     let [program, arguments @ ..] = command else {
         return Err(Error::Usage("pinned: no command".into()));
@@ -161,8 +162,8 @@ impl PinnedChild {
         }
     }
 
-    /// Closes the process's standard input. Senders that are part of this program wait for this:
-    /// those of `copy` then start to send, and those of `memory` then stop.
+    /// Closes the process's standard input. Our built-in senders treat the end of their standard
+    /// input as a signal: the `copy` senders start sending, and the `memory` senders stop.
     pub(crate) fn close_input(&mut self) {
         self.child.stdin = None;
     }
@@ -221,8 +222,8 @@ impl Drop for PinnedChild {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
-        // Ignore a failure: nothing more can be done here, and the parent-death signal still kills
-        // the child when this program exits.
+        // Ignore all failures. A child that does not exit after SIGTERM is killed below, and if
+        // that fails too, the parent-death signal kills the child when this program exits.
         let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
         let deadline = Instant::now() + STOP_LIMIT;
         while Instant::now() < deadline {
@@ -269,7 +270,8 @@ impl Server {
             self.check_alive()?;
             if TcpStream::connect_timeout(&self.address, POLL_INTERVAL).is_ok() {
                 // A process listens there, but it may be a different one that has taken the port.
-                // In that case our server cannot listen and exits, so check it again after a pause.
+                // In that case our server cannot listen and exits. So after a pause, check that our
+                // server is still running.
                 thread::sleep(POLL_INTERVAL);
                 return self.check_alive();
             }

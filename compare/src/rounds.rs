@@ -117,19 +117,20 @@ impl<S> Rounds<S> {
     }
 }
 
-/// The other side of the connection is considered the bottleneck if it uses at least this share of
-/// its CPU while the contender uses less than [`CONTENDER_IDLE_SHARE`] of its own.
+/// The other side of the connection (the receiver or the load generator) is considered the
+/// bottleneck if it uses at least this share of its CPU while the contender uses less than
+/// [`CONTENDER_IDLE_SHARE`] of its own CPU.
 const OTHER_SIDE_BUSY_SHARE: f64 = 0.95;
 
-/// A contender that uses less than this share of its CPU is not the bottleneck itself. See
-/// [`OTHER_SIDE_BUSY_SHARE`].
+/// A contender that uses less than this share of its CPU spends the rest of the time waiting, so it
+/// is not the bottleneck itself. See [`OTHER_SIDE_BUSY_SHARE`].
 const CONTENDER_IDLE_SHARE: f64 = 0.90;
 
 /// A measurement is considered disturbed if more than this share of a CPU was used by anything but
 /// the two sides of the connection.
 const DISTURBED_SHARE: f64 = 0.10;
 
-/// The CPU time that each party used during a measurement, as a share of one CPU.
+/// The CPU time that each party used during a measurement, as a fraction of one CPU.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CpuShares {
     /// The contender's process.

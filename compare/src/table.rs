@@ -31,8 +31,10 @@ impl Spread {
     /// Divides the first value of each pair by the second, and returns the spread of these ratios.
     /// A pair has the values of two contenders from the same round, so anything that affects both
     /// alike, such as the state of the machine in that round, cancels out. In a ratio of two
-    /// medians it would not. Skips pairs with a zero, which means that a contender's CPU time was
-    /// less than a clock tick.
+    /// medians it would not cancel out, because the medians may come from different rounds.
+    ///
+    /// Skips pairs with a zero: there is no meaningful ratio if a contender's CPU time was less
+    /// than a clock tick and counted as 0.
     pub(crate) fn of_ratios(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Self> {
         Self::of(
             pairs
@@ -93,8 +95,8 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// The maximum size of a file or a buffer. Its content is kept in memory, so that the bytes that
-/// arrive can be compared with it.
+/// The maximum size of a file or a buffer. There has to be a limit, because the content is kept in
+/// memory for comparison with the bytes that arrive.
 const MAX_SIZE_BYTES: u64 = 1 << 30;
 
 /// Parses a time in seconds.
@@ -110,12 +112,12 @@ pub(crate) fn dash() -> String {
     "–".to_owned()
 }
 
-/// Formats a ratio or a throughput.
+/// Formats a ratio or a throughput with two decimal places.
 pub(crate) fn two_digits(value: f64) -> String {
     format!("{value:.2}")
 }
 
-/// Formats a number of CPU seconds per GB.
+/// Formats a number of CPU seconds per GB with three decimal places.
 pub(crate) fn three_digits(value: f64) -> String {
     format!("{value:.3}")
 }
@@ -130,7 +132,7 @@ pub(crate) fn three_significant(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// Formats a share from 0 to 1 as a percentage.
+/// Formats a fraction from 0 to 1 as a percentage.
 pub(crate) fn percent(value: f64) -> String {
     format!("{:.0} %", value * 100.0)
 }

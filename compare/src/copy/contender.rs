@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::participant::Contender;
 use crate::process;
 
-/// A way to send a file over TCP. All file senders are part of this program.
+/// A way to send a file over TCP. All file senders are built into this program.
 pub(crate) struct FileSender {
     /// The contender's name on the command line and in every table.
     pub(super) name: &'static str,
@@ -16,7 +16,7 @@ pub(crate) struct FileSender {
     pub(super) about: &'static str,
     /// Whether the contender is part of this project.
     pub(super) ours: bool,
-    /// Returns the name and the version of what sends the file.
+    /// Returns the name and the version of the software that sends the file.
     pub(super) version: fn() -> String,
     /// Sends the file, and returns the number of bytes sent.
     pub(super) send: fn(CopyJob) -> Result<u64, Error>,

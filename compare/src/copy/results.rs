@@ -18,11 +18,11 @@ pub(super) enum CopyMeasure {
     MachineBusy,
     /// GB received per second.
     Throughput,
-    /// CPU time of the sender's process, as a share of one CPU.
+    /// CPU time of the sender's process, as a fraction of one CPU.
     SenderShare,
-    /// CPU time of the receiver, as a share of one CPU.
+    /// CPU time of the receiver, as a fraction of one CPU.
     ReceiverShare,
-    /// CPU time of everything else (other programs and kernel threads), as a share of one CPU.
+    /// CPU time of everything else (other programs and kernel threads), as a fraction of one CPU.
     OtherShare,
 }
 
@@ -94,9 +94,11 @@ const MIN_JUDGED_SECONDS: f64 = 0.5;
 
 /// Returns a remark about what distorts a row of the report, or an empty string.
 ///
-/// The kernel counts the machine's busy time in clock ticks, and a transfer takes only a few ticks.
-/// So the CPU time of other programs is judged by its sum over all rounds, not by the median of the
-/// rounds. That sum is ignored if the transfers take less than [`MIN_JUDGED_SECONDS`] in total.
+/// The kernel counts the machine's busy time in clock ticks, and a transfer takes only a few ticks,
+/// so the figure of a single round has a large rounding error. These errors mostly cancel out over
+/// the rounds. So the CPU time of other programs is judged by its sum over all rounds, not by its
+/// median. If the transfers take less than [`MIN_JUDGED_SECONDS`] in total, even the sum is too
+/// coarse, and is ignored.
 pub(super) fn remark(results: &CopyResults, size: u64, contender: &str) -> String {
     let (mut other_cpu_seconds, mut seconds) = (0.0, 0.0);
     for (_, usage) in results.samples(size, contender) {

@@ -31,8 +31,8 @@ pub(crate) struct CopySenderFlags {
     congestion: String,
 }
 
-/// Opens the file and the connection, waits until standard input ends, which is the signal to
-/// start, sends the file, and prints a report.
+/// Opens the file and the connection, waits for the end of standard input as the signal to start,
+/// sends the file, and prints a report.
 pub(crate) fn run(flags: &CopySenderFlags) -> Result<(), Error> {
     let file =
         File::open(&flags.file).context(|| format!("cannot open {}", flags.file.display()))?;
@@ -64,7 +64,8 @@ pub(crate) fn run(flags: &CopySenderFlags) -> Result<(), Error> {
 fn wait_until_received(mut connection: TcpStream) -> Result<(), Error> {
     connection
         .shutdown(Shutdown::Write)
-        // The asynchronous contenders have made the socket non-blocking.
+        // Make the socket blocking again, because the asynchronous contenders have made it
+        // non-blocking.
         .and_then(|()| connection.set_nonblocking(false))
         .and_then(|()| connection.read(&mut [0]))
         .map(|_| ())

@@ -1,5 +1,5 @@
-//! Makes transfers. For each transfer, starts the process of a contender, and receives the file
-//! that the process sends.
+//! Makes transfers. For each transfer, starts a contender's process, and receives the file that the
+//! process sends.
 
 use std::time::Instant;
 
@@ -104,7 +104,8 @@ impl Transfers<'_> {
 ///
 /// # Errors
 ///
-/// [`Error::WrongResult`] unless exactly `file_bytes` bytes have arrived over the connection.
+/// [`Error::WrongResult`] unless exactly `file_bytes` bytes have arrived over the connection,
+/// including those that were received before this call.
 fn receive_rest(incoming: &mut Incoming<'_>, file_bytes: u64) -> Result<(), Error> {
     incoming.discard_to_end()?;
     let received = incoming.received_bytes();

@@ -9,14 +9,15 @@ use crate::table::size_text;
 pub(crate) struct Participant<C: 'static> {
     /// The contender.
     pub(crate) contender: &'static C,
-    /// The name and the version of what is run, or `None` if the contender cannot be run.
+    /// The name and the version of the contender's software, or `None` if the contender cannot be
+    /// run.
     pub(crate) version: Option<String>,
-    /// Why the contender was never measured, or stopped being measured.
+    /// Why the contender was never measured, or stopped being measured. `None` while it takes part.
     pub(crate) exclusion: Option<Exclusion>,
 }
 
-/// Returns the contenders in `chosen`, or all contenders if `chosen` is empty. `version` fails for
-/// a contender that cannot be run, which is then excluded.
+/// Prepares the contenders in `chosen`, or all contenders if `chosen` is empty. If `version` fails
+/// for a contender, the contender cannot be run, and is excluded from the start.
 pub(crate) fn prepare<C: Contender>(
     all: &'static [C],
     chosen: &[&'static C],
@@ -85,7 +86,7 @@ pub(crate) fn measure_all<C: Contender, S>(
     Ok(results)
 }
 
-/// Returns an error if a contender failed while it was measured.
+/// Returns an error if a contender failed while being measured.
 pub(crate) fn check_failures<C: Contender>(participants: &[Participant<C>]) -> Result<(), Error> {
     participant::check_failures(participants.iter().map(|participant| {
         let name = participant.contender.name();

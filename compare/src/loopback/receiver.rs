@@ -3,7 +3,7 @@
 //!
 //! The receiver has to use less CPU time than any sender. Otherwise it would be the bottleneck, and
 //! the run would measure the receiver. So it discards bytes inside the kernel (`MSG_TRUNC`):
-//! copying them to user space would cost more than sending costs a sender that does not copy.
+//! copying them to user space would cost the receiver more than sending costs a zero-copy sender.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
@@ -150,7 +150,7 @@ impl Incoming<'_> {
         Ok(())
     }
 
-    /// Discards the bytes that arrive until the time `end`.
+    /// Keeps receiving until the time `end`, and discards the bytes.
     ///
     /// # Errors
     ///
@@ -172,7 +172,7 @@ impl Incoming<'_> {
         }
     }
 
-    /// Discards the bytes that arrive until the sender ends the connection.
+    /// Keeps receiving until the sender ends the connection, and discards the bytes.
     pub(crate) fn discard_to_end(&mut self) -> Result<(), Error> {
         let mut last_progress = Instant::now();
         loop {

@@ -97,9 +97,9 @@ impl Session {
     /// exits. Returns the result of `receive`, and the text that the sender printed on standard
     /// output.
     ///
-    /// If `receive` fails, returns the most informative error that there is: the error that
-    /// `failure` finds in the sender's output, otherwise the error that describes how the sender
-    /// exited, otherwise the error of `receive`.
+    /// If `receive` fails, returns the most informative error available: the error that `failure`
+    /// finds in the sender's output, otherwise the error that describes how the sender exited,
+    /// otherwise the error of `receive`.
     pub(crate) fn run_sender<T>(
         &self,
         command: &[OsString],
@@ -116,8 +116,8 @@ impl Session {
             Ok(received) => received,
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => {
-                // If the sender has exited, its last message says more than the error of the broken
-                // connection.
+                // Give the sender time to exit. If it exits, its last message says more about the
+                // cause than `error`, which may only say that the connection broke.
                 thread::sleep(FAILURE_MESSAGE_DELAY);
                 let error = sender.check_alive().err().unwrap_or(error);
                 return Err(failure(&read(&printed)?).unwrap_or(error));

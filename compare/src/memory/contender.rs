@@ -17,7 +17,7 @@ pub(crate) struct MemorySender {
     pub(super) about: &'static str,
     /// Whether the contender is part of this project.
     pub(super) ours: bool,
-    /// Returns the name and the version of what sends.
+    /// Returns the name and the version of the software that sends.
     ///
     /// Returns [`Error::Unavailable`] if the contender cannot be run. The message says what to
     /// install, or why this machine does not support the contender.
@@ -49,7 +49,8 @@ impl Contender for MemorySender {
 }
 
 impl MemorySender {
-    /// Returns the name and the version of what sends, or an error if the contender cannot be run.
+    /// Returns the name and the version of the software that sends, or an error if the contender
+    /// cannot be run.
     pub(super) fn version(&self) -> Result<String, Error> {
         (self.version)()
     }
@@ -84,7 +85,7 @@ impl MemorySender {
         }
     }
 
-    /// Returns the function that sends, or `None` if the contender is not part of this program.
+    /// Returns the function that sends, or `None` if the contender is not built into this program.
     pub(super) fn own_function(&self) -> Option<fn(MemoryJob) -> Result<SentBytes, Error>> {
         match self.program {
             SendingProgram::Own(send) => Some(send),
@@ -101,8 +102,8 @@ impl MemorySender {
     }
 
     /// Returns the failure that the contender has reported on standard output, if there is one.
-    /// Only iperf3 reports failures there. The contenders of this program print them on standard
-    /// error.
+    /// Only iperf3 reports failures there. The contenders that are built into this program print
+    /// them on standard error.
     pub(super) fn failure(&self, printed: &str) -> Option<Error> {
         match &self.program {
             SendingProgram::Own(_) => None,
@@ -111,7 +112,7 @@ impl MemorySender {
     }
 }
 
-/// Returns the command line of a sender that is part of this program.
+/// Returns the command line of a sender that is built into this program.
 fn own_subcommand(name: &str, setup: &SenderSetup<'_>) -> Result<Vec<OsString>, Error> {
     Ok(vec![
         process::own_program()?.into(),

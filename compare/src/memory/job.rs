@@ -17,7 +17,7 @@ pub(super) struct SenderSetup<'a> {
     /// The size of the buffer in bytes. The sender sends the whole buffer with one call, over and
     /// over.
     pub(super) size: &'a str,
-    /// The sending time, for a sender that cannot be told to stop.
+    /// The sending time, for a sender that cannot be told to stop (iperf3's client).
     pub(super) sending_time: Duration,
     /// The congestion control to set on the socket.
     pub(super) congestion: &'a str,
@@ -25,7 +25,7 @@ pub(super) struct SenderSetup<'a> {
     pub(super) scratch: &'a Path,
 }
 
-/// The input of a contender that is part of this program.
+/// The input of a contender that is built into this program.
 pub(super) struct MemoryJob {
     /// A connected, blocking socket. All its options are the kernel's defaults, except for the
     /// congestion control.
@@ -90,7 +90,7 @@ impl SenderReport {
         .to_string()
     }
 
-    /// Parses the line that a sender of this program has printed.
+    /// Parses the line printed by a sender that is built into this program.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
         let malformed = || Error::WrongResult(format!("the sender's report is {text:?}"));
         let value: Value = serde_json::from_str(text).map_err(|_| malformed())?;

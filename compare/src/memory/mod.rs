@@ -31,7 +31,7 @@ use results::{MemoryMeasure, MemorySample};
 ///
 /// # Errors
 ///
-/// [`Error::Failed`] if a contender failed while it was measured. The report is written even then,
+/// [`Error::Failed`] if a contender failed while being measured. The report is written even then,
 /// with the results of the other contenders. A contender that cannot be started is not an error:
 /// the report says that it was left out.
 pub(crate) fn run(options: &MemoryOptions) -> Result<(), Error> {

@@ -11,8 +11,8 @@ use super::targets;
 use crate::loopback::options::LoopbackOptions;
 use crate::table::{parse_seconds, parse_size};
 
-/// The time that is added to the sending time of a sender that cannot be told to stop, so that it
-/// does not end before the measurement does.
+/// The time that is added to the sending time of a sender that cannot be told to stop, so that the
+/// sender does not stop before the measurement ends.
 const EXTRA_SENDING_TIME: Duration = Duration::from_millis(250);
 
 /// Options of `compare memory`.

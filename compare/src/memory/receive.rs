@@ -1,12 +1,12 @@
-//! Receives the bytes that a sender of `compare memory` sends, and measures during a part of that
-//! time.
+//! Receives everything that one sender of `compare memory` sends, and takes the measurement during
+//! a part of that time.
 //!
 //! All senders send to this receiver. iperf3's client does too, because iperf3's own server would
 //! copy the bytes to user space, and so would need more CPU time than this receiver.
 //!
-//! A sender that sends wrong bytes fails. For each sender that is part of this program, the first
-//! two buffers are compared byte by byte. For every sender, the number of bytes received must in
-//! the end be the number that the sender reports.
+//! A sender that sends wrong bytes is treated as failed. For each sender that is built into this
+//! program, the first two buffers are compared byte by byte. At the end, the number of bytes
+//! received from any sender must equal the number that the sender reports.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,8 @@ pub(super) enum Protocol {
 
 /// The result of receiving from one sender.
 pub(super) struct Received {
-    /// The time, CPU time and bytes of the measurement, without the warm-up and the end.
+    /// The time, CPU time and bytes of the measurement, without the warm-up before it and without
+    /// what the sender sends after it.
     pub(super) usage: Usage,
     /// The number of bytes that arrived from the beginning to the end of the connection.
     pub(super) total_bytes: u64,
@@ -84,8 +85,8 @@ pub(super) fn measure(
     })
 }
 
-/// Discards the bytes that arrive until the sender ends the connection. Meanwhile, responds to the
-/// states that iperf3's client sends on the control connection.
+/// Keeps receiving until the sender ends the connection, and discards the bytes. Also responds to
+/// the states that iperf3's client sends on the control connection during that time.
 fn discard_to_end_with_control(incoming: &mut Incoming<'_>, control: Control) -> Result<(), Error> {
     let mut control = Some(control);
     let mut last_progress = Instant::now();

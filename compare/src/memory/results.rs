@@ -26,13 +26,13 @@ pub(super) enum MemoryMeasure {
     SenderCpu,
     /// Busy seconds of all CPUs of the machine, including the receiver's CPU time, per GB.
     MachineBusy,
-    /// The share of the bytes sent, from 0 to 1, that the CPU copied on the sender's side.
+    /// The fraction of the bytes sent that the CPU copied on the sender's side.
     CopiedShare,
-    /// CPU time of the sender's process, as a share of one CPU.
+    /// CPU time of the sender's process, as a fraction of one CPU.
     SenderShare,
-    /// CPU time of the receiver, as a share of one CPU.
+    /// CPU time of the receiver, as a fraction of one CPU.
     ReceiverShare,
-    /// CPU time of everything else (other programs and kernel threads), as a share of one CPU.
+    /// CPU time of everything else (other programs and kernel threads), as a fraction of one CPU.
     OtherShare,
 }
 
@@ -100,8 +100,8 @@ impl Measure for MemoryMeasure {
     }
 }
 
-/// Returns a remark about what distorts a row of the report, or an empty string. Decides by the
-/// medians of the CPU shares over the rounds.
+/// Returns a remark about what distorts a row of the report, or an empty string. The remark is
+/// based on the medians of the CPU shares over the rounds.
 pub(super) fn remark(results: &MemoryResults, size: u64, contender: &str) -> String {
     let median = |measure| results.median(measure, size, contender);
     let shares = CpuShares {

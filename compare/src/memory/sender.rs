@@ -1,4 +1,5 @@
-//! The hidden subcommand `memory-sender`: the process in which a contender of this program sends.
+//! The hidden subcommand `memory-sender`: the process in which a contender that is built into this
+//! program sends.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -53,8 +54,8 @@ pub(crate) fn run(flags: &MemorySenderFlags) -> Result<(), Error> {
 
 /// Starts a thread that waits until standard input ends, and then sets `stop`.
 ///
-/// The sender checks this flag before it sends each buffer, which costs practically nothing.
-/// Reading the clock each time would cost more.
+/// The sender checks this flag before it sends each buffer. That costs practically nothing, and
+/// less than reading the clock each time would.
 fn set_at_end_of_input(stop: Arc<AtomicBool>) {
     thread::spawn(move || {
         let mut ignored = [0; 64];

@@ -3,7 +3,8 @@
 use super::results::{MemoryMeasure, MemoryResults};
 use crate::targets::{self, Bound, KIB, MIB, RatioTarget};
 
-/// The target that the contender `above` needs less CPU time per GB than the contender `below`.
+/// Returns the target that the contender `above` needs less CPU time per GB than the contender
+/// `below`.
 const fn less_cpu(
     size: u64,
     above: &'static str,

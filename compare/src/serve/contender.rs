@@ -18,7 +18,7 @@ pub(crate) struct FileServer {
     pub(super) about: &'static str,
     /// Whether the contender is part of this project.
     pub(super) ours: bool,
-    /// Returns how to start the server.
+    /// Returns the command and the configuration with which to start the server.
     ///
     /// Returns [`Error::Unavailable`] if the server cannot be started. If something has to be
     /// installed, the message says what.
@@ -49,11 +49,11 @@ pub(super) struct ServerSetup<'a> {
     pub(super) address: SocketAddr,
 }
 
-/// How to start a server as one process with one event loop.
+/// The command and the configuration that start a server as one process with one event loop.
 pub(super) struct Launch {
     /// The program and its arguments.
     pub(super) command: Vec<OsString>,
-    /// The name and the version of what is run.
+    /// The name and the version of the server's software.
     pub(super) version: String,
     /// The content of the server's configuration file, if it has one.
     pub(super) configuration: Option<String>,

@@ -8,7 +8,8 @@ use crate::error::Error;
 use crate::process::Server;
 use crate::{interrupt, measure};
 
-/// The time that a server has, after requests, to free the memory that it needed only for them.
+/// The pause between the last request and reading the server's memory. It gives the server time to
+/// free what it needed only while it handled the requests.
 const RELEASE_TIME: Duration = Duration::from_millis(1000);
 
 /// The number of connections that warm up the server before the measurement, so that memory that
@@ -70,8 +71,8 @@ pub(super) fn measure(
     })
 }
 
-/// Returns an error unless the connection is still open and has nothing to read. Otherwise a server
-/// that closes idle connections early would seem to need little memory for them.
+/// Returns an error unless the connection is still open and has nothing to read. Without this
+/// check, a server that closes idle connections early would seem to need little memory for them.
 fn check_still_open(stream: &std::net::TcpStream) -> Result<(), Error> {
     let closed = || Error::WrongResult("an idle connection did not stay open and silent".into());
     stream.set_nonblocking(true).map_err(|_| closed())?;

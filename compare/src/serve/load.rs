@@ -6,12 +6,12 @@
 //! bottleneck, and the run would measure the load generator. So it has one thread with
 //! edge-triggered epoll, needs one send and one receive for a small response, and does not allocate
 //! memory while the load runs. It discards bodies of 16 KiB and more inside the kernel
-//! (`MSG_TRUNC`): copying them to user space would cost more than sending costs a server that does
-//! not copy.
+//! (`MSG_TRUNC`): copying them to user space would cost the load generator more than sending costs
+//! a zero-copy server.
 //!
-//! A server that sends wrong responses fails. The first response on every connection is compared
-//! with the file byte by byte. For every later response, the status and the position of the empty
-//! line after the head are checked.
+//! A server that sends wrong responses is treated as failed. The first response on every connection
+//! is compared with the file byte by byte. For every later response, the status and the position of
+//! the empty line after the head are checked, as far as the first receive returns them.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -165,8 +165,8 @@ pub(super) fn open_checked(
     ))
 }
 
-/// The lengths in bytes of a response and of its head. They must be the same for all responses in
-/// which a server sends the same file.
+/// The lengths in bytes of a response and of its head. They must be the same for all of a server's
+/// responses with the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Framing {
     head_bytes: usize,
@@ -182,8 +182,8 @@ pub(super) fn request(served: &ServedFile<'_>) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Returns a request like [`request`], but with a number as its query, and the position of the
-/// number in the request.
+/// Returns a request like that of [`request`], but with a number as its query. Also returns the
+/// range of bytes that the number takes up in the request.
 fn numbered_request(served: &ServedFile<'_>) -> (Vec<u8>, Range<usize>) {
     let path = format!("{}?{:0digits$}", served.path, 0, digits = NUMBER_DIGITS);
     let end = "GET ".len() + path.len();
@@ -250,7 +250,7 @@ struct LoadConnection {
     remaining_bytes: usize,
 }
 
-/// Why [`LoadConnection::receive_response`] returned.
+/// The reason why [`LoadConnection::receive_response`] returned.
 enum ReceiveProgress {
     /// The response is complete.
     Complete,
@@ -413,8 +413,8 @@ impl LoadConnection {
             if self.remaining_bytes == 0 {
                 return Ok(ReceiveProgress::Complete);
             }
-            // The socket had fewer bytes than wanted, so it is empty now. Edge-triggered epoll
-            // reports the next bytes when they arrive.
+            // Return without receiving again. The socket had fewer bytes than wanted, so it is
+            // empty now, and edge-triggered epoll will report the next bytes when they arrive.
             if got < wanted {
                 return Ok(ReceiveProgress::Drained);
             }
@@ -422,12 +422,14 @@ impl LoadConnection {
     }
 }
 
-/// Checks that a response begins with the status 200, and that its head is as long as that of the
-/// first response.
+/// Checks that a response begins with the status 200, and that its head is as long as the head of
+/// the first response, which has `head_bytes` bytes.
 ///
-/// `bytes` is only what one receive has returned. If that is not the whole head, the end of the
-/// head is not checked. If the head then has a different length, the check of the next response
-/// fails, because that response does not begin where it is expected.
+/// `bytes` holds the result of a single `recv`, which may be only part of the head. In that case
+/// the length cannot be checked yet. A head that is too long is still caught, one response later:
+/// the next response then does not start at the expected offset, and its own check fails. After a
+/// head that is too short, the load generator waits for bytes that never arrive, and the connection
+/// makes no more requests. That can only lower the server's figures.
 fn check_head(bytes: &[u8], head_bytes: usize) -> Result<(), Error> {
     let status = bytes.len().min(STATUS_OK.len());
     let has_status = bytes[..status] == STATUS_OK[..status];

@@ -31,15 +31,15 @@ use site::{IDLE_SIZE_BYTES, Site};
 /// per connection hardly varies between rounds.
 const MAX_IDLE_ROUNDS: usize = 3;
 
-/// The number of descriptors that are needed for anything but connections: for files, pipes and
-/// libraries, and inside the servers.
+/// The number of descriptors that this process or a server may need in addition to one per idle
+/// connection, for example for files, pipes and epoll.
 const OTHER_DESCRIPTORS: u64 = 200;
 
 /// Runs the comparison, prints the report, and writes it.
 ///
 /// # Errors
 ///
-/// [`Error::Failed`] if a contender failed while it was measured. The report is written even then,
+/// [`Error::Failed`] if a contender failed while being measured. The report is written even then,
 /// with the results of the other contenders. A contender that cannot be started is not an error:
 /// the report says that it was left out.
 pub(crate) fn run(options: &ServeOptions) -> Result<(), Error> {
@@ -95,7 +95,8 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Error> {
     participants::check_failures(&participants)
 }
 
-/// Creates a file of each size, including the one that idle connections request.
+/// Creates a file of each size in the options, and one of [`IDLE_SIZE_BYTES`], which is requested
+/// on each connection before it becomes idle.
 fn create_site(options: &ServeOptions) -> Result<Site, Error> {
     let mut sizes = options.sizes.clone();
     sizes.push(IDLE_SIZE_BYTES);

@@ -22,9 +22,10 @@ pub(super) struct ServerParticipant {
     pub(super) address: SocketAddr,
     /// A directory for the server's own files, such as its configuration.
     pub(super) scratch: PathBuf,
-    /// How to start the server, or `None` if it cannot be started.
+    /// The command and the configuration that start the server, or `None` if `prepare` failed, for
+    /// example because the server is not installed.
     pub(super) launch: Option<Launch>,
-    /// Why the contender was never measured, or stopped being measured.
+    /// Why the contender was never measured, or stopped being measured. `None` while it takes part.
     pub(super) exclusion: Option<Exclusion>,
     server: Option<Server>,
 }
@@ -62,7 +63,7 @@ pub(super) fn prepare(
     Ok(prepared)
 }
 
-/// Returns an error if a contender failed while it was measured.
+/// Returns an error if a contender failed while being measured.
 pub(super) fn check_failures(participants: &[ServerParticipant]) -> Result<(), Error> {
     participant::check_failures(participants.iter().map(|participant| {
         let name = participant.contender.name;
@@ -121,8 +122,8 @@ impl ServerParticipant {
             Ok(value) => Ok(Some(value)),
             Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
-                // If the server has exited, its last message says more than the error of the broken
-                // connection.
+                // If the server has exited, report its last message. It says more about the cause
+                // than `error`, which may only say that the connection broke.
                 let error = server.check_alive().err().unwrap_or(error);
                 let at = size_text(size);
                 self.exclusion = Some(Exclusion::failed(self.contender.name, &at, &error));

@@ -170,7 +170,8 @@ impl ServeReport<'_> {
     }
 
     /// Returns the pairs of contenders whose ratios the report has: each of ours with every peer,
-    /// and every other peer with nginx. In a pair, the first contender is divided by the second.
+    /// and every other peer with nginx. In a pair, the first contender's figure is divided by the
+    /// second's.
     fn pairs(&self) -> Vec<(&'static str, &'static str)> {
         let names_of = |is_ours| {
             self.participants

@@ -35,11 +35,11 @@ pub(super) enum LoadMeasure {
     MachineBusy,
     /// Requests per CPU second of the server's process.
     RequestsPerCpuSecond,
-    /// CPU time of the server's process, as a share of one CPU.
+    /// CPU time of the server's process, as a fraction of one CPU.
     ServerShare,
-    /// CPU time of the load generator, as a share of one CPU.
+    /// CPU time of the load generator, as a fraction of one CPU.
     LoadShare,
-    /// CPU time of everything else (other programs and kernel threads), as a share of one CPU.
+    /// CPU time of everything else (other programs and kernel threads), as a fraction of one CPU.
     OtherShare,
 }
 
@@ -116,8 +116,8 @@ impl ServeResults {
         Spread::of(of_contender.map(|idle| idle.footprint.bytes_per_connection() / 1024.0))
     }
 
-    /// Returns a remark about what distorts a row of the report, or an empty string. Decides by the
-    /// medians of the CPU shares over the rounds.
+    /// Returns a remark about what distorts a row of the report, or an empty string. The remark is
+    /// based on the medians of the CPU shares over the rounds.
     pub(super) fn remark(&self, size: u64, contender: &str) -> String {
         let median = |measure| self.loads.median(measure, size, contender);
         let shares = CpuShares {

@@ -31,9 +31,9 @@ pub(super) struct SiteFile {
 
 /// Minimum age of the files when they are first requested.
 ///
-/// The files of a real site are usually older than a few seconds. A server may treat a file that
-/// has just been written differently: for 3 s after a change, uncopied does not keep the file in
-/// memory, and sends a weak entity tag for it.
+/// A server may treat a file that has just changed differently: for 3 s after a change, uncopied
+/// does not keep the file in memory, and sends a weak entity tag for it. The files of a real site
+/// are usually older than that, so measuring with new files would measure a special case.
 const MIN_FILE_AGE: Duration = Duration::from_secs(4);
 
 impl Site {

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// The options for `reno`, a congestion control that every user may set.
+/// The options that select `reno`, a congestion control that every user may set.
 const RENO: [&str; 2] = ["--congestion", "reno"];
 
 /// Returns the command `compare COMPARISON`, with one round and with temporary files in
@@ -23,7 +23,8 @@ fn compare(comparison: &str, directory: &Path) -> Command {
     command
 }
 
-/// Like [`compare`], with sender and receiver on the first CPU that this process may run on.
+/// Like [`compare`], with sender and receiver on the first CPU that this process may run on: it may
+/// not be allowed to run on both of the default CPUs, 0 and 1.
 fn compare_senders(comparison: &str, directory: &Path) -> Command {
     let cpu = first_allowed_cpu();
     let mut command = compare(comparison, directory);

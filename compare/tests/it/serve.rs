@@ -1,4 +1,5 @@
-//! A short but complete run of `compare serve`, with two contenders that are part of `compare`.
+//! A short but complete run of `compare serve`, with two contenders that are built into the
+//! `compare` binary.
 
 use std::fs;
 use std::process::Command;
@@ -9,7 +10,7 @@ use crate::{check_finished_run, compare, first_allowed_cpu, raw_value};
 fn a_run_measures_every_contender_and_leaves_nothing_behind() {
     let files = tempfile::tempdir().unwrap();
     let out = tempfile::tempdir().unwrap();
-    // Use the machine's present congestion control: a test must not change a setting of the
+    // Use the machine's current congestion control, because a test must not change a setting of the
     // machine.
     let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap();
     let cpu = first_allowed_cpu();

@@ -89,8 +89,8 @@ impl Error {
     }
 }
 
-/// Returns the kernel's message for an error, in lower case and without a suffix such as "(os error
-/// 98)".
+/// Returns the text of an I/O error, in lower case: our own words for common errors, and otherwise
+/// the kernel's message, without a suffix such as "(os error 98)".
 pub(crate) fn kernel_text(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => "the address is in use".into(),

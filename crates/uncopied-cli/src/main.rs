@@ -22,8 +22,8 @@ use crate::output::{print, say};
 
 fn main() -> ExitCode {
     // Must run before the process opens a descriptor, because passed sockets are identified by
-    // their descriptor numbers, and before it starts a thread, because this changes the
-    // environment.
+    // their descriptor numbers, and before it starts a thread, because other threads may read the
+    // environment while this changes it.
     let passed = serve::PassedSockets::from_environment();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

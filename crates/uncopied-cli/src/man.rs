@@ -40,10 +40,10 @@ pub(crate) fn manual() -> io::Result<Vec<u8>> {
         if subcommand.get_after_help().is_some() {
             man.render_extra_section(&mut part)?;
         }
-        // Adds the subcommand to the names of its sections ("SERVE OPTIONS"), so that they differ
+        // Add the subcommand to the names of its sections ("SERVE OPTIONS"), so that they differ
         // from the sections of the command itself ("OPTIONS").
         for line in String::from_utf8_lossy(&part).lines() {
-            // Skips roff definitions that the top of the page already contains.
+            // Skip roff definitions that the top of the page already contains.
             if line.starts_with(".ie") || line.starts_with(".el") {
                 continue;
             }

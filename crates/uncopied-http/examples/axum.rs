@@ -1,8 +1,9 @@
-//! An ordinary axum app. Only the listener, the file service and the pages are from uncopied: files
-//! go out by sendfile, 8 MiB of memory without a copy, and everything else as usual.
+//! An ordinary axum app that uses three things from uncopied: the listener, the file service and
+//! the pages. Files are sent with `sendfile`, 8 MiB of pages are sent without copying, and
+//! everything else is sent as usual.
 //!
-//! `cargo run -p uncopied-http --example axum -- DIR [ADDRESS]`, then `curl
-//! http://127.0.0.1:3000/`.
+//!     cargo run -p uncopied-http --example axum -- DIR [ADDRESS]
+//!     curl http://127.0.0.1:3000/
 
 use std::io::Write;
 
@@ -21,14 +22,15 @@ async fn main() -> std::io::Result<()> {
         .next()
         .unwrap_or_else(|| "127.0.0.1:3000".to_owned());
 
-    // Filled once, never written to again, sent many times.
+    // The pages are filled once, never written to again, and sent many times.
     let mut buffer = PageBuffer::with_capacity(8 << 20)?;
     while buffer.write(b"All work and no copy makes Jack a fast server.\n")? > 0 {}
     let pages = Bytes::from(buffer.freeze_permanently());
 
     let app = Router::new()
         .route("/hello", get(|| async { "Hello!\n" }))
-        // The compressor reads the bytes of this one, so they are copied. The response is the same.
+        // Files below this path cannot be sent with `sendfile`, because the compressor reads their
+        // bytes. The service detects that and reads the files into memory.
         .nest_service("/compressed", ServeFiles::new(&dir)?)
         .layer(CompressionLayer::new())
         .route("/pages", get(|| async { pages }))

@@ -12,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 pub enum Phase {
     /// The connection waits for its next request. No byte of that request has arrived.
     Idle,
-    /// A request has begun to arrive, and nothing has been sent since: the connection waits for the
+    /// A request has begun to arrive, but nothing has been sent since. The connection waits for the
     /// rest of the request, or for the service.
     Head,
     /// The connection waits for the peer to accept more bytes: the socket's send buffer is full.
@@ -21,14 +21,14 @@ pub enum Phase {
     Active,
 }
 
-/// The [`Phase`] of a connection, and when it began. The [`Stream`](crate::Stream) keeps this up to
-/// date. Code that enforces deadlines reads it at an interval of its choice.
+/// The current [`Phase`] of a connection, and when that phase began. The [`Stream`](crate::Stream)
+/// keeps both up to date. A server that enforces deadlines should read them at regular intervals.
 ///
 /// Times come from the kernel's coarse clock, which is accurate to a few milliseconds.
 #[derive(Debug)]
 pub struct Activity {
-    /// The lowest two bits hold the phase. The bits above them hold the time at which it began, in
-    /// milliseconds on the clock of [`coarse_now`].
+    /// The lowest two bits hold the phase. The bits above them hold the time at which the phase
+    /// began, in milliseconds on the clock of [`coarse_now`].
     state: AtomicU64,
 }
 
@@ -107,8 +107,8 @@ impl Activity {
 
     /// Records that everything written has been sent.
     pub(crate) fn note_flushed(&self) {
-        // Keep the time of the last write instead of reading the clock: that write sent the last of
-        // the bytes, at most a moment ago.
+        // Let the idle phase begin at the time of the last write, which saves reading the clock.
+        // The difference is small, because that write has only just sent the last of the bytes.
         let since = self.state.load(Ordering::Relaxed) & !3;
         if self.phase() == Phase::Active {
             self.state
@@ -124,8 +124,8 @@ impl Activity {
     }
 }
 
-/// Returns the time since the first call of this function in the process, on the kernel's coarse
-/// clock.
+/// Returns the time since this function was first called in the process, as measured by the
+/// kernel's coarse clock.
 fn coarse_now() -> Duration {
     static EPOCH: OnceLock<Duration> = OnceLock::new();
     let time = clock_gettime(ClockId::MonotonicCoarse);

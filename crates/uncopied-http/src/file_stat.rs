@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Statx, StatxFlags};
 
-/// The metadata that `statx` reports about a file: enough to tell whether it is still the same file
-/// with the same content.
+/// The metadata that `statx` reports about a file. Comparing two values shows whether they describe
+/// the same file with the same content.
 ///
-/// If two values are equal, the content has not changed in between, unless the later change
-/// happened within the same tick of the file system's clock as the one before it; see
-/// [`FileStat::is_stable`].
+/// If two values are equal, the content did not change between the two queries, with one exception:
+/// a change leaves the timestamps as they are if it happens within the same tick of the file
+/// system's clock as the previous change. This cannot happen if the file was
+/// [stable](FileStat::is_stable) at the first query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileStat {
     device: (u32, u32),
@@ -22,11 +23,10 @@ pub struct FileStat {
     changed: (i64, u32),
 }
 
-/// The time that must pass after a change to a file so that any further change is certain to get a
-/// different timestamp.
+/// Two changes to a file that are further apart than this are certain to get different timestamps.
 ///
-/// Linux takes timestamps from a clock that ticks every 1 to 10 ms, and FAT stores them with a
-/// resolution of 2 s.
+/// Linux takes timestamps from a clock that ticks every 1 to 10 ms, but FAT stores them with a
+/// resolution of only 2 s. The value of 3 s covers both.
 const TIMESTAMP_GRANULARITY: Duration = Duration::from_secs(3);
 
 impl FileStat {
@@ -39,8 +39,8 @@ impl FileStat {
         Self::at(file, "", AtFlags::EMPTY_PATH)
     }
 
-    /// Queries `path`, relative to the directory `dir`. Makes one system call. `flags` are those of
-    /// `statx(2)`.
+    /// Queries `path`, relative to the directory `dir`. Makes one system call. `flags` are passed
+    /// to `statx(2)`.
     ///
     /// # Errors
     ///
@@ -78,15 +78,15 @@ impl FileStat {
         rustix::fs::FileType::from_raw_mode(self.mode.into()).is_dir()
     }
 
-    /// Returns when the content was last modified, in seconds and nanoseconds since 1970. Any
-    /// program may set this time.
+    /// Returns when the content was last modified, in seconds and nanoseconds since 1970. Programs
+    /// can set this time to any value.
     #[must_use]
     pub fn modified(&self) -> (i64, u32) {
         self.modified
     }
 
     /// Returns when the content or the attributes last changed, in seconds and nanoseconds since
-    /// 1970. Unlike [`modified`](Self::modified), programs cannot set this time.
+    /// 1970. Unlike [`modified`](Self::modified), this time cannot be set by programs.
     #[must_use]
     pub fn changed(&self) -> (i64, u32) {
         self.changed
@@ -97,8 +97,9 @@ impl FileStat {
     /// so only in that case may the `ETag` be strong.
     #[must_use]
     pub fn is_stable(&self, now: SystemTime) -> bool {
-        // Ignore times in the future: any program may set the modification time to one. If both
-        // times are in the future, use the change time, which programs cannot set.
+        // Ignore times in the future, because a program may have set the modification time to a
+        // future one. If both times are in the future, use the change time, which programs cannot
+        // set.
         let last = [self.modified, self.changed]
             .into_iter()
             .map(since_1970)

@@ -17,21 +17,21 @@ use crate::file_stat::FileStat;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskAccess {
     /// The call may use only what the kernel has cached. If it needs the disk, it fails with
-    /// [`io::ErrorKind::WouldBlock`]. For event loops.
+    /// [`io::ErrorKind::WouldBlock`] instead of waiting. Use this on event loops.
     CachedOnly,
-    /// The call may wait for the disk. For threads that may block.
+    /// The call may wait for the disk. Use this on threads that may block.
     MayBlock,
 }
 
-/// The default limit on the length of files that are kept in memory, in bytes. The body of such a
-/// file is sent together with the response head in one system call, which costs less than a
-/// separate `sendfile`.
+/// The default maximum length, in bytes, of files that are kept in memory. The body of such a file
+/// is sent together with the response head in one system call, which costs less than a separate
+/// `sendfile`.
 pub const IN_MEMORY_FILE_MAX_BYTES: u64 = 16 << 10;
 
 /// A regular file that is open for serving. All responses that send the file share this object.
 ///
-/// A small file is held as a copy of the bytes that it had when it was opened, without a file
-/// descriptor. A larger file is held as an open file.
+/// For a small file, this object holds a copy of the bytes that the file had when it was opened,
+/// and no file descriptor. For a larger file, it holds the open file.
 #[derive(Debug)]
 pub struct OpenFile {
     stat: FileStat,
@@ -54,11 +54,12 @@ enum Content {
 #[derive(Clone, Debug)]
 struct MappedFile(FileMapping, Bytes);
 
-/// How many times a file is read into memory if it keeps changing while it is read.
+/// The maximum number of attempts at reading a file into memory. An attempt fails if the file
+/// changes while being read.
 const MAX_READ_ATTEMPTS: usize = 4;
 
-/// The maximum length of one mapping. Longer files are mapped one window at a time. A mapping uses
-/// address space, not memory.
+/// The maximum length of one mapping. Longer files are mapped one window at a time. The limit can
+/// be this high because a mapping uses only address space, not memory.
 const MAPPING_WINDOW_BYTES: u64 = 1 << 30;
 
 impl OpenFile {
@@ -132,9 +133,10 @@ impl OpenFile {
         }
     }
 
-    /// Returns a slice of the arena that begins at the start of `range`, and ends at the end of the
-    /// range or of the mapping, whichever comes first. Returns `None` if there is no such mapping:
-    /// the file is kept in memory, was too short when it was opened, or cannot be mapped.
+    /// Returns the bytes of `range` from a mapping of the file into the arena. If the mapping ends
+    /// before the range does, returns only the bytes up to the mapping's end. Returns `None` if the
+    /// file is kept in memory, cannot be mapped, or already ended at or before the start of `range`
+    /// when it was opened.
     pub(crate) fn mapped(&self, range: &Range<u64>) -> Option<Bytes> {
         let mapped = self.mapping(range.start)?;
         let MappedFile(mapping, bytes) = &*mapped;
@@ -148,7 +150,7 @@ impl OpenFile {
         let Content::File { file, mapped } = &self.content else {
             return None;
         };
-        // Bytes past the length in `stat` are not mapped. The caller then reads them from the file
+        // Do not map bytes past the length in `stat`. The caller reads such bytes from the file
         // instead, which shows whether the file has grown.
         let len = self.stat.len();
         if offset >= len {
@@ -175,7 +177,7 @@ impl OpenFile {
     }
 }
 
-/// Reads the first `len` bytes. Returns `None` if the file has become shorter.
+/// Reads the first `len` bytes of `file`. Returns `None` if the file is shorter than that.
 fn read_whole(file: &File, len: u64, access: DiskAccess) -> io::Result<Option<Bytes>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?];
     let mut filled = 0;
@@ -189,8 +191,8 @@ fn read_whole(file: &File, len: u64, access: DiskAccess) -> io::Result<Option<By
             Ok(0) => return Ok(None),
             Ok(read) => filled += read,
             Err(Errno::INTR) => {}
-            // The file system does not support `RWF_NOWAIT`, so only a caller that may block can
-            // read.
+            // The file system does not support `RWF_NOWAIT`. Report `WouldBlock`, so that the
+            // caller retries on a thread that may block.
             Err(Errno::OPNOTSUPP) if access == DiskAccess::CachedOnly => {
                 return Err(io::ErrorKind::WouldBlock.into());
             }

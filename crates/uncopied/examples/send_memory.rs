@@ -1,8 +1,9 @@
-//! Sends frames from a few buffers, and reuses each as soon as the kernel is done with it.
+//! Sends frames from a few buffers, and reuses each buffer as soon as the kernel no longer reads
+//! it.
 //!
 //!     cargo run --example send_memory -- 192.0.2.1:9000 1000
 //!
-//! A program must listen at that address, such as `nc -l 9000 >/dev/null`.
+//! Start a program that listens at that address first, such as `nc -l 9000 >/dev/null`.
 
 use std::collections::VecDeque;
 use std::net::TcpStream;
@@ -19,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let frames = args.next().map_or(Ok(1000), |count| count.parse::<u64>())?;
 
     let mut sender = Sender::new(TcpStream::connect(address)?);
-    // The oldest send first.
+    // The pages of the most recent sends, oldest first.
     let mut sent: VecDeque<Pages> = VecDeque::new();
     for frame in 0..frames {
         let oldest = if sent.len() == BUFFER_COUNT {
@@ -27,8 +28,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         } else {
             None
         };
-        // If the oldest pages are still in flight, take a new buffer. They return to the pool once
-        // the kernel is done with them.
+        // If the kernel still reads the oldest pages, take a new buffer from the pool instead. The
+        // old pages return to the pool by themselves once the kernel is done with them.
         let mut buffer = match oldest.map(Pages::try_into_buffer) {
             Some(Ok(buffer)) => buffer,
             Some(Err(_)) | None => PageBuffer::with_capacity(FRAME_BYTES)?,

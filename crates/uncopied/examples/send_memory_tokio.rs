@@ -13,8 +13,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("listening on {}", listener.local_addr()?);
     let mut buffer = PageBuffer::zeroed(8 << 20)?;
     buffer.fill(b'u');
-    // The pages are never written to again, so the kernel need not copy them, even for clients on
-    // this machine.
+    // `freeze_permanently` promises that the pages are never written to again. So no copy is
+    // needed, even for clients on this machine, whose sockets refer to the pages even after the
+    // bytes have been acknowledged.
     let pages = buffer.freeze_permanently();
     loop {
         let (socket, peer) = listener.accept().await?;

@@ -12,8 +12,8 @@ mod uncopied_tokio;
 use super::contender::FileSender;
 use crate::participant;
 
-/// All contenders, in the order in which they are measured and listed. The first one that is not
-/// ours is the baseline: the report has the ratio of every other contender to it.
+/// All contenders, in the order in which they are measured and listed. The first contender that is
+/// not ours is the baseline: the report has the ratio of every other contender to the baseline.
 pub(super) const ALL: &[FileSender] = &[
     uncopied_tokio::CONTENDER,
     tokio_copy::CONTENDER,

@@ -1,4 +1,5 @@
-//! A plain loop of `sendfile`. It shows the least that sending a file without a copy can cost.
+//! A plain loop of `sendfile`. It does nothing else, so it shows about how little CPU time sending
+//! a file without copying can take.
 
 use rustix::io::Errno;
 
@@ -7,8 +8,8 @@ use crate::copy::job::CopyJob;
 use crate::error::{Context, Error};
 use crate::machine;
 
-/// The number of bytes that each call asks for. It is less than what Linux sends at most per call,
-/// about 2 GiB.
+/// The number of bytes that each call asks for: less than about 2 GiB, the most that Linux sends
+/// per call.
 const MAX_CALL_BYTES: usize = 1 << 30;
 
 pub(super) const CONTENDER: FileSender = FileSender {

@@ -1,9 +1,9 @@
 //! The standard library's `copy`.
 //!
 //! For some kinds of sources and destinations, `copy` uses `sendfile` or `splice`, but not from a
-//! file to a socket. With these calls the kernel would send the file's own pages, so that a change
-//! to the file after the call could still change the bytes sent. To rule that out, `copy` calls
-//! `read` and `write` here, with 8 KiB at a time.
+//! file to a socket. There, both calls would make the kernel send the file's own pages, so that a
+//! change to the file after the call could still change the bytes sent. To rule that out, `copy`
+//! reads and writes 8 KiB at a time when it copies from a file to a socket.
 
 use crate::copy::contender::FileSender;
 use crate::copy::job::CopyJob;

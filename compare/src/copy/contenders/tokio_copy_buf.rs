@@ -9,8 +9,8 @@ use crate::error::{Context, Error};
 use crate::machine::dependency_version;
 use crate::runtime;
 
-/// The size of the buffer. tokio hands each read of the file to a blocking thread. With this buffer
-/// there is one read for every MiB, and with `copy` there is one for every 8 KiB.
+/// The size of the buffer. It is large because tokio hands each read of the file to a blocking
+/// thread: with this buffer there is one read per MiB, whereas `copy` makes one per 8 KiB.
 const BUFFER_BYTES: usize = 1024 * 1024;
 
 pub(super) const CONTENDER: FileSender = FileSender {

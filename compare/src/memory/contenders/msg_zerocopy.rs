@@ -1,5 +1,5 @@
-//! Frozen pages ([`uncopied::arena::Pages`]), sent with `MSG_ZEROCOPY`. On loopback the kernel
-//! copies all of them nevertheless.
+//! Frozen pages ([`uncopied::arena::Pages`]), sent with `MSG_ZEROCOPY`. On loopback, the kernel
+//! copies all of them anyway.
 
 use uncopied::Mechanism;
 

@@ -109,8 +109,8 @@ pub(super) fn version(mechanism: Mechanism, kind: BufferKind) -> Result<String, 
 impl Buffer {
     /// Copies `payload` into new memory of the given kind.
     fn new(payload: &[u8], kind: BufferKind) -> Result<Self, Error> {
-        // Permanently frozen memory gets huge pages, which pay off because it is sent many times:
-        // in each send, the kernel looks up and counts one huge page instead of many small ones.
+        // Use huge pages for permanently frozen memory, because it is sent many times: in each
+        // send, the kernel then looks up and counts one huge page instead of many small ones.
         let pages = match kind {
             BufferKind::Region => return Self::region(payload),
             BufferKind::Frozen => PageBuffer::with_capacity(payload.len()),
@@ -139,8 +139,8 @@ impl Buffer {
         Ok(Self::Region(region))
     }
 
-    /// Returns the memory for one send. For a region, each call creates a new part, like a program
-    /// that writes to the region before each send.
+    /// Returns the memory for one send. For a region, each call creates a new part: a program that
+    /// writes to the region before each send would do the same.
     fn memory(&self) -> Memory {
         match self {
             Self::Pages(pages) => pages.into(),

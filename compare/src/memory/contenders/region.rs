@@ -1,5 +1,5 @@
-//! A region of huge pages, sent with `vmsplice`. A program may overwrite a region at any time. This
-//! contender does not.
+//! A region of huge pages, sent with `vmsplice`. A program may overwrite a region at any time, but
+//! this contender never does.
 
 use uncopied::Mechanism;
 

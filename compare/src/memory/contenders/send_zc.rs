@@ -1,5 +1,5 @@
-//! Frozen pages ([`uncopied::arena::Pages`]), sent with io_uring's `SEND_ZC`. On loopback the
-//! kernel copies all of them nevertheless.
+//! Frozen pages ([`uncopied::arena::Pages`]), sent with io_uring's `SEND_ZC`. On loopback, the
+//! kernel copies all of them anyway.
 
 use uncopied::Mechanism;
 

@@ -1,5 +1,5 @@
-//! A plain loop of `write`, which works in every program. It is the baseline: the report has the
-//! ratio of every other contender to it.
+//! A plain loop of `write`, the call that every program can use. It is the baseline: the report has
+//! the ratio of every other contender to it.
 
 use std::io::Write;
 

@@ -35,8 +35,8 @@ impl Mode {
     /// only whole seconds.
     pub(in crate::memory) fn command(self, setup: &SenderSetup<'_>) -> Vec<OsString> {
         let seconds = setup.sending_time.as_secs_f64().ceil();
-        // With -Z, the client sends a temporary file from TMPDIR. The default, /tmp, may be a
-        // tmpfs.
+        // With -Z, the client sends a temporary file from TMPDIR. Set this variable, because the
+        // default, /tmp, may be a tmpfs, where `sendfile` takes another path through the kernel.
         let mut directory = OsString::from("TMPDIR=");
         directory.push(setup.scratch);
         let mut command = vec![OsString::from("env"), directory];

@@ -2,11 +2,11 @@
 //! receiver.
 //!
 //! First, the client opens a control connection and sends a cookie on it. On this connection,
-//! client and server then exchange states, which are single bytes, and messages, each of which
-//! follows its length. The client opens a second connection, sends the same cookie, and then sends
-//! the data on it. When the sending time is over, the client sends the state `TEST_END` on the
-//! control connection, client and server exchange their results, and the client closes the control
-//! connection.
+//! client and server then exchange states, which are single bytes, and messages, each of which is
+//! preceded by its length. The client opens a second connection, sends the same cookie, and then
+//! sends the data on it. When the sending time is over, the client sends the state `TEST_END` on
+//! the control connection, client and server exchange their results, and the client closes the
+//! control connection.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -52,7 +52,7 @@ impl Control {
         let mut control = Self(control);
         let cookie = read_cookie(&mut control.0)?;
         control.send_state(state::PARAM_EXCHANGE)?;
-        // Ignore the parameters: they are those of the client's command line.
+        // Ignore the parameters, because they only repeat the client's command line.
         control.read_message()?;
         control.send_state(state::CREATE_STREAMS)?;
         let mut stream = accept()?;
@@ -91,8 +91,8 @@ impl Control {
         }
     }
 
-    /// Sends the server's results, with all fields that the client requires. The client does
-    /// nothing but print them.
+    /// Sends the server's results, with all fields that the client requires. The client only prints
+    /// the results, so every value but the number of bytes is a dummy.
     fn send_results(&mut self, received_bytes: u64) -> Result<(), Error> {
         let results = json!({
             "cpu_util_total": 0, "cpu_util_user": 0, "cpu_util_system": 0,
@@ -167,7 +167,7 @@ mod tests {
         drop(stream);
         control.write_all(after).unwrap();
         let mut received = Vec::new();
-        // If the server gives up, it resets the connection, and this read fails.
+        // Ignore an error, because the server resets the connection if it gives up.
         let _ = control.read_to_end(&mut received);
         received
     }

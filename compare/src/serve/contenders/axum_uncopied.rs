@@ -1,5 +1,5 @@
 //! The same axum app as the contender `axum`, but with this project's listener and file service.
-//! The difference from `axum` is what a Rust program gains from them.
+//! The difference from `axum` shows what such a program gains from using this project.
 
 use axum::Router;
 use uncopied_http::{Listener, ServeFiles};

@@ -56,10 +56,11 @@ fn find() -> Option<PathBuf> {
 /// Returns the configuration. It turns off what costs time per request, and turns on what saves
 /// time.
 ///
-/// nginx runs without a master process. Its only process uses the same event loop as a worker, and
-/// all of nginx's CPU time and memory belong to that process. `multi_accept` and the backlog matter
-/// only while connections are being opened. The limits `keepalive_*` are so high that no run
-/// reaches them, as no run reaches such a limit of another contender.
+/// nginx runs without a master process, so that all of its CPU time and memory belong to a single
+/// process, which uses the same event loop as a worker. `multi_accept` and the backlog matter only
+/// while connections are being opened, which is not timed. The `keepalive_*` limits are so high
+/// that no run reaches them. This is fair, because no run reaches such limits of the other
+/// contenders either.
 fn configuration(setup: &ServerSetup<'_>) -> String {
     let files = quoted(setup.files);
     let scratch = |name: &str| quoted(&setup.scratch.join(name));

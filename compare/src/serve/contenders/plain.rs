@@ -1,10 +1,10 @@
-//! A minimal server that sends files with `sendfile`. It shows the least that serving a file can
-//! cost, which a server that implements HTTP can come close to.
+//! A minimal server that sends files with `sendfile`. It does hardly anything else, so it shows
+//! about how little CPU time serving a file with `sendfile` can take.
 //!
-//! All files are opened, and all response heads are built, at the start. A request is the bytes up
-//! to an empty line, and the server uses only the path in it. The server responds by sending the
-//! head with `MSG_MORE`, and then calls `sendfile` until the whole file is sent. It has one thread,
-//! with edge-triggered epoll.
+//! All files are opened, and all response heads are built, at the start. Of a request, the server
+//! uses only the path, and checks only that the request ends with an empty line. The server
+//! responds by sending the head with `MSG_MORE`, and then calls `sendfile` until the whole file is
+//! sent. It has one thread, with edge-triggered epoll.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ use crate::serve::response::EMPTY_LINE;
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "plain",
     about: "a minimal sendfile loop (epoll, prepared heads, `send(MSG_MORE)` then `sendfile`, no \
-            HTTP parsing), which shows the least that serving with sendfile can cost and is not \
+            HTTP parsing), which shows about how little serving with sendfile can cost and is not \
             meant to be used",
     ours: false,
     prepare,
@@ -38,8 +38,8 @@ const LISTENER_EVENT: u64 = u64::MAX;
 /// The maximum length of a request. The requests of our load generator are shorter.
 const REQUEST_LIMIT_BYTES: usize = 8 * 1024;
 
-/// The time limit of a wait for events if there are connections that have yielded: these must get
-/// their next turn without waiting.
+/// The time limit for waiting for events while some connections have yielded. It is 0, because
+/// these connections must get their next turn without waiting.
 const NO_WAIT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
@@ -48,9 +48,11 @@ const NO_WAIT: Timespec = Timespec {
 /// The maximum number of body bytes that a connection may send before the other connections have
 /// their turn.
 ///
-/// Without such a limit, a connection keeps sending for as long as its client keeps receiving, and
-/// the client is woken for every small piece. With turns, a client finds more bytes each time it is
-/// woken. On loopback this saves about a tenth of the server's CPU time for a file of 16 MiB.
+/// Without such a limit, the server keeps sending on one connection for as long as the client keeps
+/// receiving, and wakes the client for every small piece. With turns, the bytes of several
+/// connections are waiting at the same time, so the client finds more of them each time it is
+/// woken, and the server needs to wake it less often. On loopback this saves about a tenth of the
+/// server's CPU time for a file of 16 MiB.
 const MAX_TURN_BYTES: u64 = 2 * 1024 * 1024;
 
 fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
@@ -151,7 +153,7 @@ enum NextAction {
     Close,
 }
 
-/// How a successful [`PlainConnection::send`] ended.
+/// The reason why a successful [`PlainConnection::send`] returned.
 enum SendEnd {
     /// The response is complete.
     Response,
@@ -246,7 +248,8 @@ impl EventLoop {
 }
 
 impl PlainConnection {
-    /// Continues the response, or reads the next request, until the socket blocks or the turn ends.
+    /// Reads the next request, unless a response is in progress. Then sends the response until it
+    /// is complete, the socket would block, or the turn ends.
     fn take_turn(
         &mut self,
         responses: &HashMap<Vec<u8>, PreparedResponse>,
@@ -272,8 +275,9 @@ impl PlainConnection {
             return NextAction::Close;
         };
         match self.send(response) {
-            // The next request will be reported as an event. It cannot have arrived yet, because
-            // our load generator sends it only after it has received this response.
+            // Wait for an event instead of trying to receive again: the attempt would usually fail.
+            // Our load generator sends the next request only after it has received this response,
+            // and epoll reports the request when it arrives.
             Ok(SendEnd::Response) => {
                 self.is_responding = false;
                 NextAction::Wait

@@ -16,7 +16,8 @@ pub(super) const CONTENDER: FileServer = FileServer {
 
 fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
     let own = process::own_program()?;
-    // This program is target/<profile>/compare. Build the server into the same target directory.
+    // The path of this program is target/<profile>/compare. Build the server into the same target
+    // directory.
     let target = own
         .parent()
         .and_then(Path::parent)

@@ -12,7 +12,8 @@ use crate::output::say;
 pub(crate) fn report_usage_error(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // Printing fails only if the output is closed, which is not an error here.
+            // Ignore errors: the usual cause is that the reader has closed the pipe, which is not a
+            // failure.
             let _ = error.print();
             ExitCode::SUCCESS
         }

@@ -115,8 +115,9 @@ impl FromStr for HeaderLine {
         let name: HeaderName = name
             .parse()
             .map_err(|_| format!("'{name}' is not a header name"))?;
-        // The server itself sets the headers that frame a response. With a wrong length or transfer
-        // coding, a client would take part of one response for the next.
+        // Refuse the headers that frame a response, because the server sets them itself. With a
+        // wrong length or transfer coding, a client would mistake part of one response for the
+        // next.
         if ["content-length", "transfer-encoding", "connection"].contains(&name.as_str()) {
             return Err(format!("{name} is set by the server"));
         }

@@ -1,4 +1,4 @@
-//! Tests of the access log: formats, escapes, and readers of the log that are slow or gone.
+//! Tests of the access log: formats, escapes, and log readers that are slow or have gone away.
 
 use std::io::{Read as _, Write as _};
 use std::thread::sleep;
@@ -10,8 +10,8 @@ use crate::server::{BIG_FILE_BYTES, ProgramExit, Server, site};
 /// Sends requests that need escaping, and stops the server.
 fn serve_requests_that_need_escapes(format: &str) -> ProgramExit {
     let site = site();
-    // With a single worker, the lines of all connections are in the order in which the responses
-    // end.
+    // Use a single worker, so that the lines of all connections are in the order in which the
+    // responses end.
     let flags = ["--access-log", format, "--threads", "1"];
     let mut server = Server::start(site.path(), &flags);
     server.collect_stdout();
@@ -104,7 +104,8 @@ fn a_response_that_is_cut_short_is_not_complete() {
     };
     assert!(line.contains("\"status\":200"), "{line}");
     assert!(line.contains("\"complete\":false"), "{line}");
-    // The totals also count the bytes that the socket accepted, but include the head.
+    // Compare with the totals, which also count the bytes that the socket accepted, but include the
+    // head.
     let taken = exit.totals().bytes - head.len() as u64;
     assert!(
         line.contains(&format!("\"bytes\":{taken},")),
@@ -180,7 +181,7 @@ fn there_is_no_log_by_default() {
     assert_eq!(server.stop().stdout, "");
 }
 
-/// The log receives more lines than the pipe holds, and nobody reads the pipe.
+/// Logs more lines than the pipe and the server's buffer can hold, while nobody reads the pipe.
 #[test]
 fn a_log_that_is_not_read_delays_no_request() {
     let site = site();

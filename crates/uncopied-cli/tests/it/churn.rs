@@ -22,8 +22,8 @@ use crate::server::Server;
 
 /// The number of clients per server. There are two servers.
 const CLIENTS_PER_SERVER: u64 = 100;
-/// The names and lengths of the files: some are cached in memory, `kept` is as large as such a file
-/// can be, `sent` is larger, and `large` is larger than a socket's buffer.
+/// The names and lengths of the files. `kept` has the maximum length of a file that is cached in
+/// memory, `sent` is too long to be cached, and `large` is larger than a socket's buffer.
 const FILES: [(&str, usize); 6] = [
     ("empty", 0),
     ("tiny", 700),
@@ -32,10 +32,12 @@ const FILES: [(&str, usize); 6] = [
     ("sent", 70_001),
     ("large", 3_000_000),
 ];
-/// The memory growth allowed at the end of the test. The allocator keeps some memory for later use.
+/// The memory growth allowed at the end of the test. It is not 0, because the allocator keeps some
+/// freed memory for later use.
 const MAX_MEMORY_GROWTH_BYTES: u64 = 32 << 20;
-/// The maximum time to wait until resources have been released. Abandoned connections end within
-/// seconds. Threads that read from the disk end after being idle for ten seconds.
+/// The maximum time to wait until resources have been released. This is enough for abandoned
+/// connections, which end within seconds, and for threads that read from the disk, which end after
+/// being idle for ten seconds.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Default)]
@@ -72,10 +74,12 @@ fn churn_leaks_nothing_and_every_body_is_complete() {
     for ((name, _), content) in FILES.iter().zip(&contents) {
         fs::write(site.path().join(name), content).unwrap();
     }
-    // Once a file is stable, the server opens it once and keeps it open.
+    // Wait until the files are stable, so that the server opens each of them once and keeps it
+    // open.
     wait_until_files_are_stable();
     let flags = ["--threads", "2", "--mechanism"];
-    // With a forced mechanism, no file is cached in memory, so small files stay open as well.
+    // A forced mechanism turns off in-memory caching, so `max_in_memory` is 0, and small files stay
+    // open as well.
     let servers = [("auto", 16 << 10), ("splice", 0)].map(|(mechanism, max_in_memory)| {
         let server = Server::start(site.path(), &[&flags[..], &[mechanism]].concat());
         let open = FILES.iter().filter(|(_, len)| *len > max_in_memory).count();
@@ -162,7 +166,8 @@ fn run(workload: &Workload, addresses: &[SocketAddr], clients: u64, seed: u64) -
                 client.spawn_scoped(threads, run).unwrap()
             })
         });
-        // Starts all clients before it waits for the first to end.
+        // Collect the clients, so that all are started before the first is waited for. Otherwise,
+        // the lazy iterator would run one client after another.
         let running: Vec<_> = each.collect();
         let ended = running.into_iter().map(|client| client.join().unwrap());
         ended.filter_map(Result::err).collect()
@@ -208,7 +213,7 @@ impl ChurnClient {
     fn connect(address: SocketAddr, rng: &mut Rng) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         if rng.chance(50) {
-            // With a small window, the server's socket is often full.
+            // Use a small window, so that the send buffer of the server's socket is often full.
             socket.set_recv_buffer_size(16 << 10)?;
         }
         socket.connect(&address.into())?;
@@ -282,7 +287,7 @@ impl ChurnClient {
         increment(&counts.vanished);
         if departure == Departure::Reset {
             increment(&counts.reset);
-            // Fails only if the server has closed the connection first.
+            // Ignore an error: the server may have closed the connection first.
             let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
         }
     }

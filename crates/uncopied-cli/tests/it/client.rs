@@ -80,7 +80,7 @@ pub(crate) fn read_head(stream: &mut impl Read) -> io::Result<(String, usize)> {
     Ok((head, length))
 }
 
-/// Reads until the peer closes or resets the connection. Panics if it stays open.
+/// Reads until the peer closes or resets the connection. Panics if the connection stays open.
 pub(crate) fn read_to_close(stream: &mut impl Read) -> Vec<u8> {
     let mut all = Vec::new();
     let mut buffer = [0; 65536];

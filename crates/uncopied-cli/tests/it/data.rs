@@ -8,7 +8,7 @@ use std::time::Duration;
 pub(crate) fn test_bytes(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = std::iter::repeat_with(|| {
-        // xorshift64: all words of a file differ.
+        // xorshift64 repeats a state only after 2^64 - 1 words, so all words of a file differ.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;

@@ -13,8 +13,8 @@ use crate::trace::{TracedServer, can_trace};
 
 /// The timeout that most tests set with `500ms`.
 const TIMEOUT: Duration = Duration::from_millis(500);
-/// The maximum time until a deadline is enforced. The server checks deadlines at least once a
-/// second; the rest is for slow test machines.
+/// The maximum time from the start of a wait until the server has enforced the deadline. The server
+/// checks deadlines at least once a second; the rest is for slow test machines.
 const MAX_DELAY: Duration = Duration::from_secs(4);
 
 #[test]
@@ -75,8 +75,9 @@ fn a_connection_whose_response_waits_for_the_disk_is_not_idle() {
     let bytes = test_bytes(200_000);
     std::fs::write(site.path().join("large"), &bytes).unwrap();
     let path = site.path().join("large").display().to_string();
-    // strace makes `mmap` fail, so that each part is read from the disk, and makes those reads
-    // slow.
+    // Make `mmap` fail, so that the server reads the body in parts instead of mapping the file.
+    // Make `preadv2` report that a part is not cached, so that another thread reads it with
+    // `pread64`, and delay that call.
     let refused = ["mmap:error=ENOMEM", "preadv2:error=EAGAIN"].map(|it| format!("inject={it}"));
     let slow = "inject=pread64:delay_enter=1500000";
     let options = [
@@ -95,11 +96,11 @@ fn a_connection_whose_response_waits_for_the_disk_is_not_idle() {
     assert!(response.body == bytes, "{} bytes", response.body.len());
 }
 
-/// Like the test above, but for the last part of a response: hyper has already written the whole
-/// body, and the stream waits for the disk.
+/// Like the test above, but for the last part of a response: hyper has already passed the whole
+/// body to the stream, and the stream waits for the disk.
 #[test]
 fn a_connection_whose_last_body_part_waits_for_the_disk_is_not_idle() {
-    /// The size of the part of a file that the server maps at a time.
+    /// The number of bytes of a file that the server maps at a time.
     const WINDOW_BYTES: u64 = 1 << 30;
     let name = "a_connection_whose_last_body_part_waits_for_the_disk_is_not_idle";
     if !can_trace(name) {
@@ -109,8 +110,8 @@ fn a_connection_whose_last_body_part_waits_for_the_disk_is_not_idle() {
     let path = site.path().join("large");
     let file = File::create_new(&path).unwrap();
     file.set_len(WINDOW_BYTES + 300_000).unwrap();
-    // Loads everything but the end of the file into the page cache. `Advice::Random` turns
-    // readahead off, which would load the end too.
+    // Load everything but the end of the file into the page cache. `Advice::Random` turns off
+    // readahead, because readahead would load the end too.
     let mut warm = vec![0; 4 << 20];
     let read = File::open(&path).unwrap();
     rustix::fs::fadvise(&read, 0, None, rustix::fs::Advice::Random).unwrap();
@@ -175,7 +176,7 @@ fn a_pause_shorter_than_the_send_timeout_is_allowed() {
     stream.read_exact(&mut vec![0; BIG_FILE_BYTES]).unwrap();
 }
 
-/// A deadline for the whole body, which Caddy has, would disconnect this client.
+/// A deadline for the whole body, such as Caddy's, would disconnect this client.
 #[test]
 fn a_slow_client_that_keeps_reading_is_not_disconnected() {
     let site = site();

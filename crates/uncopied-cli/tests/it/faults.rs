@@ -81,7 +81,8 @@ fn errors_of_sendfile_fall_back_to_splice() {
     }
     // If the kernel refuses a mechanism for a pair of descriptors, the mechanism is disabled for
     // that file. If the kernel or a filter refuses the system call as such, the mechanism is
-    // disabled for the process. A temporary shortage disables nothing.
+    // disabled for the process. ENOMEM and EOVERFLOW disable nothing: only the current response
+    // falls back. EINTR is retried.
     for errno in ["EINVAL", "EOPNOTSUPP", "ESPIPE"] {
         let inject = format!("inject=sendfile:error={errno}:when=1");
         assert_mechanisms(
@@ -123,7 +124,8 @@ fn errors_in_the_middle_of_a_file_neither_lose_nor_repeat_bytes() {
         ("splice", "inject=splice:error=EINVAL:when=2"),
         ("splice", "inject=splice:error=EINVAL:when=5"),
         ("splice", "inject=splice:error=ENOMEM:when=8"),
-        // The first `sendto` sends the head.
+        // Fail the third `sendto`, because the first sends the head and the second the start of the
+        // body.
         ("mmap_write", "inject=sendto:error=EFAULT:when=3"),
     ] {
         let flags = ["--mechanism", mechanism];
@@ -139,8 +141,8 @@ fn errors_in_the_middle_of_a_file_neither_lose_nor_repeat_bytes() {
             "splice" => (totals.splice, totals.copy),
             _ => (totals.mmap_write, totals.copy),
         };
-        // With splice, the error may occur before any byte has left the pipe. The pipe's bytes are
-        // then dropped, and sent with `copy` instead.
+        // With splice, `first` may be 0, because the error may occur before any byte has left the
+        // pipe. The pipe is then discarded, and its bytes are sent with `copy` instead.
         assert!(first > 0 || mechanism == "splice", "{inject}: {totals:?}");
         assert!(rest > 0, "{inject}: {totals:?}");
     }
@@ -156,8 +158,9 @@ fn errors_of_every_mechanism_fall_back_to_copy() {
         &["-e", "inject=sendfile:error=EINVAL"],
         [0, 0, 0],
     );
-    // The large file is already mapped, so `mmap_write` can send it, which saves one of the two
-    // copies.
+    // Expect `mmap_write` for the large file: the file is already mapped, and `mmap_write` saves
+    // one of the two copies that `copy` makes. Expect `copy` for the other file, because by default
+    // the library uses `mmap_write` only for sends of at least 256 KiB.
     assert_mechanisms(
         "auto",
         &["-e", "inject=sendfile,splice:error=EPERM"],
@@ -195,8 +198,8 @@ fn a_file_that_cannot_be_mapped_is_read() {
     }
 }
 
-/// Runs the server with a filter that makes these calls fail with `errno`, as a container may do.
-/// Returns the totals.
+/// Runs the server with a seccomp filter, as containers use it. The filter makes these calls fail
+/// with `errno`. Returns the totals.
 fn serve_filtered(calls: &[i64], errno: i32) -> Totals {
     let site = site();
     let rules = calls.iter().map(|&call| (call, vec![])).collect();
@@ -204,8 +207,8 @@ fn serve_filtered(calls: &[i64], errno: i32) -> Totals {
     let errno = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, arch).unwrap();
     let filter: BpfProgram = filter.try_into().unwrap();
-    // A filter applies to the thread that installs it, and to the processes that this thread
-    // starts. So another thread starts the server.
+    // Start the server from a separate thread, because the filter applies to the thread that
+    // installs it, and to the processes that this thread starts.
     let server = std::thread::scope(|scope| {
         let start = || {
             seccompiler::apply_filter(&filter).unwrap();
@@ -230,8 +233,8 @@ fn serve_filtered(calls: &[i64], errno: i32) -> Totals {
 
 #[test]
 fn old_kernels_and_filters_lose_no_byte() {
-    /// The system call `cachestat`, which the libc crate does not define. It has the same number on
-    /// every architecture.
+    /// The number of the system call `cachestat`, which the libc crate does not define. The number
+    /// is the same on every architecture.
     const CACHESTAT: i64 = 451;
     let (sendfile, splice) = (libc::SYS_sendfile, libc::SYS_splice);
     for errno in [libc::ENOSYS, libc::EPERM] {
@@ -264,8 +267,9 @@ fn an_error_when_a_file_is_opened_or_examined_fails_only_that_request() {
     ] {
         let site = site();
         let large = site.path().join("large").display().to_string();
-        // statx uses the descriptor of the open file, openat2 the path relative to the directory.
-        // -P must match both.
+        // Give -P both paths of the file, because it must match two calls: statx, whose descriptor
+        // strace resolves to the absolute path, and openat2, which gets the path relative to the
+        // directory.
         let traced = TracedServer::start(
             site.path(),
             &[],

@@ -25,9 +25,9 @@ fn without_a_path_the_current_directory_is_served() {
     assert_eq!(get(&mut connect(server.address()), "/").body, b"hello\n");
 }
 
-/// Changes files in place, replaces them by a rename, removes and creates them again, and gives a
-/// replacement the timestamp of its predecessor. Small files are cached in memory, and larger ones
-/// stay open, so both sizes are tested.
+/// Changes files in place, replaces them with a rename, removes and creates them again, and gives a
+/// replacement the timestamp of its predecessor. Tests small files, which are cached in memory, and
+/// larger files, which stay open.
 #[test]
 fn the_next_request_sees_a_changed_file() {
     let site = tempfile::tempdir().unwrap();
@@ -72,7 +72,8 @@ fn the_next_request_sees_a_changed_file() {
     }
 }
 
-/// The server considers a file to be stable after three seconds without a change.
+/// The server considers a file to be stable after three seconds without a change, and from then on
+/// trusts its timestamps.
 #[test]
 fn the_next_request_sees_a_change_to_a_stable_file() {
     let site = tempfile::tempdir().unwrap();

@@ -20,7 +20,7 @@ fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
     read_to_close(&mut stream)
 }
 
-/// Ambiguous or malformed requests. Each has a description of its fault.
+/// Ambiguous or malformed requests, each with a description of its fault.
 const AMBIGUOUS_REQUESTS: &[(&str, &str)] = &[
     (
         "two lengths",
@@ -87,7 +87,7 @@ fn ambiguous_requests_get_400_and_the_connection_is_closed() {
     let site = site();
     let server = Server::start(site.path(), &[]);
     for (name, request) in AMBIGUOUS_REQUESTS {
-        // A second request follows. It must not get a response.
+        // Append a second request, which must not get a response.
         let bytes = format!("{request}GET / HTTP/1.1\r\nHost: a\r\n\r\n");
         let got = exchange(&server, bytes.as_bytes());
         assert_eq!(head_of(&got), "HTTP/1.1 400 Bad Request", "{name}");

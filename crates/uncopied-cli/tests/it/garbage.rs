@@ -29,7 +29,7 @@ fn garbage(rng: &mut Rng) -> Vec<u8> {
             request.truncate(rng.below(REQUEST.len()));
             request
         }
-        // Changes some bytes.
+        // Change some bytes.
         2 => {
             for _ in 0..=rng.below(8) {
                 let at = rng.below(request.len());
@@ -37,7 +37,7 @@ fn garbage(rng: &mut Rng) -> Vec<u8> {
             }
             request
         }
-        // Inserts NULs, line feeds, spaces and colons in the wrong places.
+        // Insert NULs, line feeds, spaces and colons in the wrong places.
         3 => {
             for _ in 0..=rng.below(4) {
                 let at = rng.below(request.len());
@@ -90,7 +90,8 @@ fn send_garbage(address: SocketAddr, rng: &mut Rng) {
         bytes.extend(garbage(rng));
     }
     for piece in bytes.chunks(1 + rng.below(bytes.len() + 1)) {
-        // The server may have closed the connection.
+        // Sending fails if the server has already closed the connection. It does so after a
+        // malformed head, and after a request with a body.
         if stream.write_all(piece).is_err() {
             return;
         }
@@ -123,7 +124,7 @@ fn garbage_ends_only_its_own_connection() {
     fs::write(site.path().join("file"), "0123456789").unwrap();
     let mut server = Server::start(site.path(), &["--list", "--access-log", "json"]);
     server.collect_stdout();
-    // Ignores the number of threads, because threads that read from the disk stay for a while.
+    // Ignore the number of threads, because threads that read from the disk stay alive for a while.
     let before = ProcessResources {
         threads: usize::MAX,
         ..ProcessResources::of(server.id(), site.path())

@@ -9,10 +9,10 @@
 //! | `framing` | ambiguous requests, unexpected request bodies |
 //! | `deadlines` | the timeouts, and that none of them affects a slow but healthy client |
 //! | `shutdown` | signals, the grace period, the totals |
-//! | `access_log` | formats, escapes, readers of the log that are slow or gone |
+//! | `access_log` | formats, escapes, log readers that are slow or have gone away |
 //! | `parking` | the memory of idle connections, and that they still serve requests |
 //! | `help` | help, completions, the manual page |
-//! | `system_calls` | the system calls of each mechanism, for a cache hit and an uncached file |
+//! | `system_calls` | the calls made by each mechanism, for a cache hit, for an uncached file |
 //! | `faults` | kernel errors: all bytes arrive, and the totals name the mechanism that sent them |
 //! | `real_clients` | curl, wget and a browser receive the right content |
 //! | `garbage` | bytes that are not requests affect only their own connection |

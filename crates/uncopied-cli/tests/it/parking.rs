@@ -8,7 +8,8 @@ use crate::client::{connect, get};
 use crate::server::{Server, site};
 use crate::skip::skip;
 
-/// More than the 1,024 idle connections per thread that keep their buffers.
+/// The number of idle connections. It exceeds 1,024, the number of idle connections per thread that
+/// keep their buffers, so that the others are parked.
 const IDLE_CONNECTIONS: usize = 3000;
 
 #[test]

@@ -11,7 +11,7 @@ pub(crate) struct ProcessResources {
     pub(crate) descriptors: usize,
     pub(crate) pipes: usize,
     pub(crate) sockets: usize,
-    /// Mappings of files below the path given to [`ProcessResources::of`].
+    /// The number of mappings of files below the path given to [`ProcessResources::of`].
     pub(crate) mappings: usize,
     pub(crate) threads: usize,
 }
@@ -20,7 +20,7 @@ impl ProcessResources {
     pub(crate) fn of(process: u32, site: &Path) -> Self {
         let links: Vec<_> = fs::read_dir(format!("/proc/{process}/fd"))
             .unwrap()
-            // A descriptor may be closed between the two calls.
+            // Ignore errors, because a descriptor may be closed between the two calls.
             .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
             .map(|link| link.display().to_string())
             .collect();

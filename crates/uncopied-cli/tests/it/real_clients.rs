@@ -104,7 +104,7 @@ fn curl_gets_every_file() {
             let body = curl(&["--fail", &url(&server, name)]);
             assert!(body == test_bytes(len), "{mechanism}: {name}");
         }
-        // Gets all files once more, over a single connection.
+        // Get all files once more, over a single connection.
         let urls: Vec<_> = FILES.iter().map(|(name, _)| url(&server, name)).collect();
         let urls: Vec<_> = urls.iter().map(String::as_str).collect();
         let bodies = curl(&[&["--fail"], &urls[..]].concat());
@@ -121,7 +121,7 @@ fn wget_mirrors_the_directory() {
     let site = site();
     let server = Server::start(site.path(), &["--list"]);
     let copy = tempfile::tempdir().unwrap();
-    // wget finds the files through the listing.
+    // `--recursive` makes wget find the files through the listing.
     let options = ["--recursive", "--no-parent", "--no-host-directories"];
     let escapes = "--restrict-file-names=nocontrol";
     output(
@@ -186,7 +186,7 @@ fn curl_sends_head_requests_and_conditions() {
 
     let saved = |name: &str| site.path().join(name).display().to_string();
     let (tag, body) = (saved("tag"), saved("body"));
-    // Once a file is stable, its entity tag is strong and does not change.
+    // Wait until the file is stable. Before that, the server would send a weak entity tag.
     wait_until_files_are_stable();
     let code = ["-w", "%{http_code} %{size_download}", "-o", &body];
     let code = |more: &[&str]| curl_text(&[&code[..], more, &[&url]].concat());
@@ -267,8 +267,8 @@ fn curl_gets_five_gibibytes() {
     if !is_installed("curl", "curl_gets_five_gibibytes") {
         return;
     }
-    // An in-memory file system uses the same page for all holes of a file, so reading them is much
-    // faster.
+    // Use an in-memory file system if there is one. It uses the same page for all holes of a file,
+    // so reading the holes is much faster.
     let memory = Path::new("/dev/shm");
     let site = match memory.is_dir() {
         true => tempfile::tempdir_in(memory),
@@ -281,7 +281,7 @@ fn curl_gets_five_gibibytes() {
     let url = url(&server, "huge");
     let size = ["--fail", "-w", "%{size_download}", "-o", "/dev/null", &url];
     assert_eq!(curl_text(&size), length.to_string());
-    // Compares every byte around the 4 GiB boundary, where a 32-bit count would wrap around.
+    // Compare every byte around the 4 GiB boundary, where a 32-bit count would wrap around.
     let start = (1_u64 << 32) - (100 << 20);
     let end = (1_u64 << 32) + (100 << 20);
     let mut curl = client("curl")

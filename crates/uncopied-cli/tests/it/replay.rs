@@ -29,7 +29,8 @@ const REQUESTS_UNTIL_PARKED: usize = 12;
 const SMALL_FILE_BYTES: usize = 1000;
 const LARGE_FILE_BYTES: usize = 100_000;
 
-/// More bytes than the kernel buffers for a connection with a small window.
+/// More than the kernel will buffer for one connection with a small window. A response of this size
+/// stays in progress until the client reads it.
 const BIG_FILE_BYTES: usize = 12 << 20;
 
 const SMALL_FILE_REQUEST: &str = "GET /small HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -93,7 +94,7 @@ fn a_replay_costs_one_statx_and_the_calls_that_send() {
             work.map(|call| call.name.as_str()).collect()
         })
         .collect();
-    // The calls after the last request belong to the shutdown.
+    // Ignore the last request, because the calls after it include those of the shutdown.
     costs.pop();
     let replays = &costs[REQUESTS_UNTIL_REPLAY..];
     assert!(replays.len() > REQUESTS_UNTIL_PARKED / 2, "{costs:?}");
@@ -253,11 +254,11 @@ fn split_and_pipelined_requests_get_one_response_each() {
         };
         requests.split_inclusive("\r\n\r\n").map(of).collect()
     };
-    // Tests a connection that hyper serves, and a parked one.
+    // Test both a connection that hyper serves and a parked connection.
     for repeats in [REQUESTS_UNTIL_REPLAY, REQUESTS_UNTIL_PARKED] {
         let mut stream = connect(server.address());
         let check = |stream: &mut TcpStream, pieces: &[&str]| {
-            // Makes `/small` known to the server, because only responses to known requests are
+            // Make `/small` known to the server, because only responses to known requests are
             // replayed.
             for _ in 0..repeats {
                 assert!(get(stream, "/small").body == test_bytes(SMALL_FILE_BYTES));
@@ -280,8 +281,8 @@ fn split_and_pipelined_requests_get_one_response_each() {
             check(&mut stream, &[&[other, first].concat(), last, known]);
             check(&mut stream, &[known, other, first, last]);
         }
-        // Sends these packets so often that they would be replayed if the server mistook several
-        // requests in one packet for a single request.
+        // Send these packets often enough that, if the server mistook several requests in one
+        // packet for a single request, it would replay a single response to them.
         for _ in 0..=REQUESTS_UNTIL_REPLAY {
             check(&mut stream, &[&[known, known].concat()]);
             check(&mut stream, &[&[known, other, known].concat()]);
@@ -290,13 +291,14 @@ fn split_and_pipelined_requests_get_one_response_each() {
             check(&mut stream, &[&["\r\n", known].concat()]);
             check(&mut stream, &[known; 50]);
         }
-        // The bytes of a known request arrive as the rest of another request.
+        // Send the bytes of a known request as the rest of another request. The server must not
+        // replay a response to them.
         check(&mut stream, &[]);
         stream.write_all(b"GET /other HTTP/1.1\r\nX: ").unwrap();
         sleep(Duration::from_millis(20));
         stream.write_all(known.as_bytes()).unwrap();
         assert_eq!(read_response(&mut stream).unwrap().body, b"other");
-        // Sends bytes that end like a known request but are a different request.
+        // Send bytes that end like a known request but are a different request.
         for _ in 0..REQUESTS_UNTIL_REPLAY {
             let mut stream = connect(server.address());
             check(&mut stream, &[]);
@@ -346,8 +348,8 @@ fn a_replay_of_a_truncated_file_closes_the_connection() {
     for (mechanism, repeats, name) in CASES {
         let server = serve(&site, &["--mechanism", mechanism]);
         let mut stream = begin_replay(&server, &format!("/{name}"), repeats);
-        // The server receives this request during the replay. Its response must not appear inside
-        // the first one.
+        // The server receives this request during the replay. The response to it must not appear
+        // inside the replayed response.
         send_get(&mut stream, "/small");
         let big = OpenOptions::new().write(true).open(site.path().join(name));
         big.unwrap().set_len(1 << 20).unwrap();
@@ -367,7 +369,7 @@ fn a_replay_in_progress_finishes_when_the_server_stops() {
         let server = serve(&site, &[]);
         let mut stream = begin_replay(&server, "/big", repeats);
         server.signal(Signal::TERM);
-        // Now the server is draining, and the client has not read the response.
+        // Wait until the server is draining, while most of the response is still unread.
         sleep(Duration::from_millis(300));
         stream.read_exact(&mut vec![0; BIG_FILE_BYTES]).unwrap();
         assert_eq!(read_to_close(&mut stream), b"");
@@ -377,9 +379,9 @@ fn a_replay_in_progress_finishes_when_the_server_stops() {
     }
 }
 
-/// A connection has not yet sent a request when the server is told to stop. Its first request may
-/// be on its way, so it must get a response, whether it is known or not. Then the connection
-/// closes.
+/// A connection on which no request has arrived must stay open when the server is told to stop,
+/// because its first request may be on its way. That request must get a response, whether or not a
+/// response to it has been recorded. After that, the connection must close.
 #[test]
 fn a_first_request_gets_a_response_while_the_server_stops() {
     let site = stable_site(|_| ());
@@ -412,8 +414,8 @@ fn the_date_of_a_replay_is_current() {
     while began.elapsed() < Duration::from_millis(3500) {
         let response = get(&mut stream, "/small");
         let date = httpdate::parse_http_date(response.header("date").unwrap()).unwrap();
-        // A date has a resolution of one second. hyper reuses it for a second, and a replay for up
-        // to half a second more.
+        // Allow an age of 3 s, because a date is rounded down to a second, hyper reuses it for up
+        // to a second, and a replay reuses it for up to half a second more.
         let age = SystemTime::now().duration_since(date).unwrap();
         assert!(age < Duration::from_millis(3000), "{age:?}");
         dates.insert(date);

@@ -1,5 +1,5 @@
-//! The program under test. Tests run it on a free port. Dropping a [`Server`] that still runs kills
-//! the program.
+//! Runs the program under test on a free port. Dropping a [`Server`] kills the program if it is
+//! still running.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -17,7 +17,7 @@ use crate::client::TEST_TIMEOUT;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_uncopied");
 
-/// Returns a command that runs the program without environment variables for its flags.
+/// Returns a command that runs the program without the environment variables that set its flags.
 pub(crate) fn program() -> Command {
     clean(Command::new(PROGRAM))
 }
@@ -33,7 +33,7 @@ pub(crate) fn clean(mut command: Command) -> Command {
     command
 }
 
-/// The size of the file `big`: more bytes than the kernel buffers for a connection.
+/// The size of the file `big`: more than the kernel will buffer for one connection.
 pub(crate) const BIG_FILE_BYTES: usize = 40 << 20;
 
 /// Creates a directory with `index.html` ("hello\n") and `big` (a sparse file of 40 MiB).
@@ -218,8 +218,8 @@ impl Server {
         };
         self.has_exited = true;
         let mut stderr = std::mem::take(&mut self.seen_stderr);
-        // The iteration ends when the thread that reads standard error does, which is when the
-        // program has exited.
+        // Add the remaining lines. The iteration ends when the thread that reads standard error
+        // ends, which happens once the program has exited.
         stderr.extend(self.stderr.iter());
         let stdout = self.stdout.take().map_or_else(Vec::new, |stdout| {
             stdout.recv_timeout(TEST_TIMEOUT).unwrap()

@@ -32,8 +32,8 @@ fn requests_in_progress_finish_and_idle_connections_close_at_once() {
             "{:?}",
             began.elapsed()
         );
-        // Each worker closes its own duplicate of the listener, so the port may stay open for a
-        // moment.
+        // Wait until the port is closed. This may take a moment, because each worker closes its own
+        // duplicate of the listener.
         while TcpStream::connect(address).is_ok() {
             assert!(
                 began.elapsed() < Duration::from_secs(5),
@@ -118,7 +118,8 @@ fn totals_are_printed_on_request_and_at_the_end() {
         sent += response.head.len() + response.body.len();
     }
     let expected = format!("uncopied: 3 requests, {sent} bytes sent: sendfile ");
-    // The server counts a response after sending it, so the client may receive the response first.
+    // Wait until the server has counted the bytes of the last response. It counts them after
+    // sending them, so the client may receive the response first.
     sleep(Duration::from_millis(100));
     server.signal(Signal::USR1);
     let line = server.wait_for_line(" requests, ");

@@ -127,8 +127,8 @@ fn a_stale_socket_is_replaced_but_a_live_one_is_an_error() {
 }
 
 /// Returns a command that starts the program as a service manager does: with `sockets` as the
-/// descriptors starting at 3, and with `LISTEN_PID` set to `pid`. A shell expands `pid`, so `$$` is
-/// the process ID of the program.
+/// descriptors starting at 3, and with `LISTEN_PID` set to `pid`. A shell expands `pid` and then
+/// execs the program, so `$$` is the process ID of the program.
 fn socket_activated(sockets: Vec<OwnedFd>, pid: &str) -> Command {
     let mut command = clean(Command::new("sh"));
     command.args([
@@ -294,7 +294,8 @@ fn connections_beyond_the_maximum_wait_to_be_accepted() {
     let second = server.urls[1]
         .trim_start_matches("http://")
         .trim_end_matches('/');
-    // Both listeners must accept connections, although there are only two permits.
+    // Each of the two workers waits on both listeners, but there are only two permits. Both
+    // listeners must accept connections nevertheless.
     let mut first = connect(server.address());
     assert_eq!(get(&mut first, "/").status, 200);
     let mut other = connect(second.parse().unwrap());
@@ -323,7 +324,8 @@ fn the_descriptor_limit_is_raised() {
 fn accepting_pauses_and_resumes_when_descriptors_run_out() {
     let site = site();
     let mut command = clean(Command::new("sh"));
-    // 24 descriptors are fewer than the event loops, the listener and 16 connections need.
+    // Allow only 24 descriptors, which are too few for the event loops, the listener and 16
+    // connections. The server never lowers its default maximum of connections below 16.
     command.args(["-c", "ulimit -n 24; exec \"$0\" \"$@\"", PROGRAM, "serve"]);
     command
         .arg(site.path())

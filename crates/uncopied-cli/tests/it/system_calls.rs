@@ -1,5 +1,5 @@
-//! Tests of the system calls of each mechanism, for a cache hit, and for a file that is not in the
-//! page cache.
+//! Tests which system calls the server makes: with each mechanism, for a cache hit, and for a file
+//! that is not in the page cache.
 
 use std::fs::{self, File};
 use std::io::IoSliceMut;
@@ -18,8 +18,8 @@ use crate::trace::{Call, Trace, TracedServer, bytes_moved, can_trace};
 
 const FILE_BYTES: u64 = 1 << 20;
 
-/// Serves a file of 1 MiB once, under strace with `options`. Returns the trace, the exit of the
-/// program, and the length of the response's head.
+/// Serves a file of 1 MiB once, under strace with `options`. Returns the trace, the program's exit,
+/// and the length of the response's head.
 fn serve_once(mechanism: &str, options: &[&str]) -> (Trace, ProgramExit, u64) {
     let site = tempfile::tempdir().unwrap();
     let bytes = test_bytes(FILE_BYTES as usize);
@@ -44,7 +44,7 @@ fn assert_only(trace: &Trace, allowed: &[&str]) {
     }
 }
 
-/// Returns the calls with this name that use the file.
+/// Returns the calls with this name that use the file `mebibyte`.
 fn of_file<'a>(trace: &'a Trace, name: &str) -> Vec<&'a Call> {
     let mut calls = trace.calls_on_file("mebibyte");
     calls.retain(|call| call.name == name);
@@ -72,8 +72,8 @@ fn auto_and_sendfile_send_the_file_without_reading_it() {
     }
     for mechanism in ["auto", "sendfile"] {
         let (trace, exit, head) = serve_once(mechanism, &[]);
-        // `mmap` is allowed, because the mapping only provides addresses. Neither the program nor
-        // the kernel reads from them.
+        // Allow `mmap`, because the mapping only provides addresses that stand for the bytes of the
+        // file. Neither the program nor the kernel reads from the mapping.
         assert_only(&trace, &["mmap", "sendfile"]);
         let sent = of_file(&trace, "sendfile");
         assert_eq!(bytes_moved(sent), FILE_BYTES, "{mechanism}");
@@ -155,8 +155,8 @@ fn copy_reads_and_sends() {
     assert_only(&trace, &["mmap", "pread64"]);
     assert_eq!(bytes_moved(of_file(&trace, "pread64")), FILE_BYTES);
     assert_eq!(bytes_moved(sends_from(&trace, &mapping(&trace))), 0);
-    // Only sends to the accepted socket count: when a signal arrives, the runtime also sends a byte
-    // to itself.
+    // Count only sends to the accepted socket, because the runtime also sends a byte to itself when
+    // a signal arrives.
     let accepted = trace.calls_named(&["accept4"]).find(|call| call.result > 0);
     let socket = format!("{:#x}", accepted.unwrap().result);
     let sends = trace.calls_named(&["sendto"]);
@@ -174,7 +174,7 @@ fn a_hit_on_a_small_file_is_one_statx_and_one_send() {
     let site = tempfile::tempdir().unwrap();
     let bytes = test_bytes(1000);
     fs::write(site.path().join("small"), &bytes).unwrap();
-    // Small files are cached in memory only once they are stable.
+    // Wait until the file is stable, because only stable files are cached in memory.
     wait_until_files_are_stable();
     let traced = TracedServer::start(site.path(), &[], &[]);
     let mut stream = connect(traced.server.address());
@@ -194,8 +194,8 @@ fn a_hit_on_a_small_file_is_one_statx_and_one_send() {
             work.map(|call| call.name.as_str()).collect()
         })
         .collect();
-    // The first request opens the file, so it is skipped above. The calls after the last request
-    // belong to the shutdown.
+    // The first request is skipped above, because it opens the file. The last request is ignored,
+    // because the calls after it include those of the shutdown.
     let [hits @ .., _] = &costs[..] else {
         panic!("no request was seen");
     };
@@ -208,8 +208,8 @@ fn a_hit_on_a_small_file_is_one_statx_and_one_send() {
     assert_eq!(replays, [["statx", "sendto"]; 3]);
 }
 
-/// Evicts a file from the page cache. Works only on a disk's file system. Tries several times,
-/// because the kernel may not evict recently used pages at once.
+/// Evicts a file from the page cache. Works only if the file is on a disk, not on an in-memory file
+/// system. Tries several times, because the kernel may not evict recently used pages at once.
 fn evict(path: &Path) {
     let file = File::open(path).unwrap();
     for _ in 0..5 {
@@ -241,8 +241,8 @@ fn a_cold_file_is_loaded_by_another_thread_while_the_worker_continues() {
     if !can_trace(name) {
         return;
     }
-    // Uses the build directory, which is on a disk. The system's temporary directory may be in
-    // memory.
+    // Use the build directory, which is usually on a disk, because the system's temporary directory
+    // may be in memory.
     let site = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     if !can_evict(site.path()) {
         skip(name, "files here cannot be evicted from the page cache");
@@ -251,11 +251,12 @@ fn a_cold_file_is_loaded_by_another_thread_while_the_worker_continues() {
     let bytes = test_bytes(FILE_BYTES as usize);
     fs::write(site.path().join("mebibyte"), &bytes).unwrap();
     fs::write(site.path().join("other"), test_bytes(100_000)).unwrap();
-    // The disk of a test machine is fast, so each read is delayed by a tenth of a second.
+    // Delay each read by a tenth of a second. Otherwise, a fast disk might leave no time for other
+    // requests while the file is loaded.
     let slow = "inject=pread64:delay_enter=100000";
-    // The server uses a read with RWF_NOWAIT to find out whether a file is cached, but that read
-    // also starts readahead. If the thread is descheduled before the call returns, the disk may
-    // finish first, and the file appears to be cached. So strace makes this call fail.
+    // Make `preadv2` report that the file is not cached. The server finds this out with a read with
+    // RWF_NOWAIT, but that read also starts readahead. If the thread were descheduled before the
+    // call returned, the disk might finish first, and the file would appear to be cached.
     let cold = "inject=preadv2:error=EAGAIN";
     let traced = TracedServer::start(site.path(), &[], &["-e", slow, "-e", cold]);
     let mut other = connect(traced.server.address());
@@ -297,6 +298,6 @@ fn a_cold_file_is_loaded_by_another_thread_while_the_worker_continues() {
     let meanwhile = meanwhile.count();
     assert!(
         meanwhile > 3,
-        "{meanwhile} of {responses} responses meanwhile"
+        "only {meanwhile} of {responses} responses were sent while the file was loaded"
     );
 }

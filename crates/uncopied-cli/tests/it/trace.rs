@@ -41,11 +41,11 @@ pub(crate) struct TracedServer {
 
 impl TracedServer {
     /// Serves `path` with one worker, on a free port of 127.0.0.1, under strace. `options` are
-    /// additional options of strace.
+    /// additional options for strace.
     pub(crate) fn start(path: &Path, flags: &[&str], options: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = clean(Command::new("strace"));
-        // With -D, strace runs as a grandchild, so that the child of this process is the program
+        // -D makes strace run as a grandchild, so that the child of this process is the program
         // itself.
         command
             .args(["-D", "-f", "-q", "-y", "-o"])
@@ -70,7 +70,7 @@ impl TracedServer {
         };
         let exit = self.server.stop();
         let began = Instant::now();
-        // strace may write its last lines after the program has exited.
+        // Wait for the last line, because strace may write it after the program has exited.
         loop {
             let text = fs::read(self.directory.path().join("trace")).unwrap();
             let text = String::from_utf8_lossy(&text);

@@ -12,9 +12,9 @@ use super::site::Negotiation;
 use crate::body::{Basis, FileBody};
 
 impl Basis {
-    /// Returns the basis of a response that sends the whole of `entry`. Returns `None` if the file
-    /// changed so recently that its `ETag` is still weak, or if the response depends on which
-    /// precompressed files exist.
+    /// Returns the basis of a response whose body is the whole file of `entry`. Returns `None` if
+    /// the file changed so recently that its `ETag` is still weak, or if the response depends on
+    /// which precompressed files exist.
     pub(super) fn of(entry: &Arc<Entry>, negotiation: Negotiation) -> Option<Self> {
         let has_basis = entry.is_stable && negotiation != Negotiation::AmongPrecompressed;
         has_basis.then(|| Self {
@@ -23,7 +23,9 @@ impl Basis {
         })
     }
 
-    /// Checks whether the response is still valid. Call this after the request has arrived.
+    /// Checks whether the response is still valid, and may therefore be sent again in response to a
+    /// later request. Call this after that request has arrived, because the check only covers
+    /// changes made before the call.
     pub fn check(&self) -> Check {
         let entry = self.entry.upgrade();
         let entry = entry.and_then(|entry| entry.downcast::<Entry>().ok());
@@ -35,9 +37,9 @@ impl Basis {
     }
 }
 
-/// The future that [`Basis::check`] returns. If the response is still valid, it resolves to a new
-/// body for the whole file, made with [`FileBody::from_file`], and otherwise to `None`. It is ready
-/// at once, or after the task has yielded once to other tasks that are ready.
+/// The future returned by [`Basis::check`]. If the response is still valid, the future resolves to
+/// a new body for the whole file, made with [`FileBody::from_file`]. Otherwise, it resolves to
+/// `None`. The future returns [`Poll::Pending`] at most once, to let other ready tasks run.
 ///
 /// # Cancellation
 ///

@@ -6,8 +6,8 @@ use http::StatusCode;
 
 use super::cache::headers::ConfiguredHeaders;
 
-/// The settings that responses depend on, besides the files and the request.
-/// [`ServeFilesBuilder`](super::ServeFilesBuilder) describes each of them.
+/// The settings that affect responses. For the meaning of each setting, see
+/// [`ServeFilesBuilder`](super::ServeFilesBuilder).
 #[derive(Debug)]
 pub(super) struct Config {
     pub(super) index: Vec<Vec<u8>>,
@@ -24,8 +24,8 @@ pub(super) struct Config {
 /// A fallback or error page: a file that is served in place of the requested one.
 #[derive(Debug)]
 pub(super) struct ConfiguredPage {
-    /// The page's key in the cache. It cannot equal a request path, because it does not begin with
-    /// a slash.
+    /// The page's key in the cache. The key does not begin with a slash, so it cannot equal a
+    /// request path.
     pub(super) key: Box<[u8]>,
     /// The page's path beneath the root.
     pub(super) path: CString,

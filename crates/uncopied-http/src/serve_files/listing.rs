@@ -31,7 +31,7 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Returns the headers of the listing, and its text.
+    /// Returns the listing's response headers and its text.
     pub(super) fn into_parts(
         self,
     ) -> (impl IntoIterator<Item = (HeaderName, HeaderValue)>, String) {
@@ -79,8 +79,8 @@ pub(super) fn list(
     })
 }
 
-/// Returns the entries of a directory that requests can reach, and whether some of these were left
-/// out because there are more than [`MAX_LISTED_NAMES`].
+/// Returns at most [`MAX_LISTED_NAMES`] of the directory's entries that requests can reach, and
+/// whether there are more of them.
 fn read_entries(
     root: &Root,
     path: &RequestPath,
@@ -94,7 +94,9 @@ fn read_entries(
         if name == b"." || name == b".." || !(hidden || is_visible(name, path.is_root())) {
             continue;
         }
-        // Special files are left out, and so are files that vanish while the directory is read.
+        // Get the entry's metadata. `None` leaves the entry out of the listing: it is a special
+        // file, a link that requests cannot follow, or was deleted while the directory was being
+        // read.
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let stat = match dir_entry.file_type() {
             FileType::Fifo
@@ -103,8 +105,8 @@ fn read_entries(
             | FileType::BlockDevice => None,
             FileType::Symlink => follow_link(root, path, name),
             _ => match FileStat::at(&dir, dir_entry.file_name(), flags) {
-                // Not every file system reports the file type along with the name, so this may
-                // still be a symbolic link.
+                // This may still be a symbolic link, because not every file system reports the file
+                // type along with the name.
                 Ok(stat) if !stat.is_regular() && !stat.is_directory() => {
                     follow_link(root, path, name)
                 }
@@ -211,8 +213,8 @@ fn date(seconds: i64) -> Option<String> {
     ))
 }
 
-/// Formats a length for humans: the exact number of bytes up to 1023, and otherwise one decimal and
-/// a unit.
+/// Formats a length for humans: the exact number of bytes if there are fewer than 1024, and
+/// otherwise a number with one decimal place and a binary unit.
 fn size(len: u64) -> String {
     let mut scaled = len as f64;
     let mut unit = "B";

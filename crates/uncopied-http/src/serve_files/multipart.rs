@@ -1,4 +1,4 @@
-//! Bodies of type `multipart/byteranges` (RFC 9110 §14.6).
+//! Builds bodies of type `multipart/byteranges` (RFC 9110 §14.6).
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
@@ -20,11 +20,12 @@ pub(super) struct Multipart {
 }
 
 impl Multipart {
-    /// Creates a body in which each of `ranges` follows a head of its own. The ranges must be few,
-    /// and must lie within the file.
+    /// Creates a body with one part per range, each consisting of the part's header fields and the
+    /// range's bytes. Each range must be non-empty and lie within the file. The caller must limit
+    /// the number of ranges.
     ///
-    /// The boundary consists of 128 random bits, chosen anew for each response. It is so unlikely
-    /// to occur in the file that the file is not searched for it.
+    /// The boundary is a random number of 128 bits, generated for each response. The file is not
+    /// searched for the boundary, because it is too unlikely to occur there.
     pub(super) fn new(
         file: &Arc<OpenFile>,
         ranges: Vec<Range<u64>>,
@@ -56,7 +57,7 @@ impl Multipart {
         }
     }
 
-    /// The value of `Content-Type`.
+    /// Returns the value of `Content-Type`.
     pub(super) fn content_type(&self) -> String {
         format!("multipart/byteranges; boundary={}", self.boundary)
     }

@@ -1,4 +1,4 @@
-//! Makes responses: checks the method, then the preconditions, then the range.
+//! Builds the response to a request: checks the method, then the preconditions, then the range.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,11 +26,12 @@ use crate::open_file::DiskAccess;
 /// The value of `Allow`.
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
-/// The error if a response needs the disk and the caller may not wait for it.
+/// The error for a response that cannot be made without reading from disk, although the caller must
+/// not wait for the disk ([`DiskAccess::CachedOnly`]).
 pub(super) struct NeedsDisk;
 
-/// Returns the response to a request. `current` is the file that the request path leads to, if that
-/// is already known.
+/// Returns the response to a request. `current` is the cache entry of the requested file, if the
+/// caller has already found the entry and checked that it is current.
 pub(super) fn respond(
     site: &Site,
     request: &Parts,
@@ -54,8 +55,8 @@ struct Responder<'a> {
     access: DiskAccess,
 }
 
-/// The kinds of header fields that a request has. One pass over all fields finds them, which costs
-/// less than looking up each field.
+/// The presence of the header fields that affect the response for a file. Determined in a single
+/// pass over all fields, which is cheaper than looking up each field by name.
 #[derive(Default)]
 struct FieldKinds {
     conditional: bool,
@@ -97,10 +98,12 @@ impl Responder<'_> {
             }
             response => response,
         };
-        // `error` turns every status into a response, so `NeedsDisk` is the only error left.
+        // The only remaining error is `NeedsDisk`, because `self.error` has turned every `Status`
+        // into a response.
         let response = response.map_err(|_| NeedsDisk)?;
-        // An HTTP/2 connection reads the first bytes of some frames, so the promise of
-        // `FileBody::direct` cannot be made for it.
+        // Use `FileBody::direct` with HTTP/1 only. Calling it promises that nothing reads the
+        // frames before they reach the stream, but an HTTP/2 connection copies the first bytes of
+        // some frames.
         let is_direct = self.site.config.direct && self.request.version <= Version::HTTP_11;
         Ok(match is_direct {
             true => response.map(FileBody::direct),
@@ -134,8 +137,9 @@ impl Responder<'_> {
                 Some(page) if self.wants_fallback() => {
                     let entry = self.site.page(page, self.access)?;
                     let response = self.file(entry)?;
-                    // The body gets no basis, because a basis does not check that the requested
-                    // file is still missing.
+                    // Remove the basis, because `Basis::check` would not detect that the requested
+                    // file has been created since. A server could then repeat the fallback page
+                    // although it should send the file.
                     Ok(response.map(|body| body.with_basis(None)))
                 }
                 _ => Err(ResolveError::NOT_FOUND),
@@ -144,7 +148,9 @@ impl Responder<'_> {
         }
     }
 
-    /// Whether this request, whose file is missing, gets the fallback page instead of 404.
+    /// Whether this request for a missing file gets the fallback page instead of a 404. It does if
+    /// the path looks like a page rather than a file, because its last name has no dot, or if the
+    /// client asks for HTML by name. So a missing script or image still gets a 404.
     fn wants_fallback(&self) -> bool {
         let path = self.request.uri.path();
         let name = path.rsplit('/').next().unwrap_or_default();
@@ -202,8 +208,8 @@ impl Responder<'_> {
         self.error(StatusCode::RANGE_NOT_SATISFIABLE, headers)
     }
 
-    /// Returns an error response. Its body is the page that is configured for `status`, or else one
-    /// line of text.
+    /// Returns an error response. Its body is the page configured for `status`, or one line of text
+    /// if there is no such page.
     fn error(
         &self,
         status: StatusCode,
@@ -214,7 +220,7 @@ impl Responder<'_> {
         let entry = match page.map(|(_, page)| self.site.page(page, self.access)) {
             Some(Ok(entry)) => entry,
             Some(Err(ResolveError::NeedsDisk)) => return Err(ResolveError::NeedsDisk),
-            // If the page cannot be opened, the original error is reported without it.
+            // If the page cannot be opened, report the original error as plain text.
             Some(Err(ResolveError::Status(_))) | None => {
                 let media_type = HeaderValue::from_static("text/plain; charset=utf-8");
                 let headers = headers.into_iter().chain([(CONTENT_TYPE, media_type)]);
@@ -248,8 +254,8 @@ impl Responder<'_> {
         response
     }
 
-    /// Returns a response without a body. It has the given headers, and those that are configured
-    /// for all responses.
+    /// Returns a response with no body. Its headers are the given ones and those configured for all
+    /// responses.
     fn without_body(
         &self,
         status: StatusCode,
@@ -281,8 +287,8 @@ fn several_ranges(entry: &Entry, ranges: Vec<Range<u64>>) -> Response<FileBody> 
     response(StatusCode::PARTIAL_CONTENT, headers, multipart.body)
 }
 
-/// Returns 304 with the headers that a 200 would have (RFC 9110 §15.4.5), except for those that
-/// describe the body.
+/// Returns a 304 response with the headers that a 200 would have (RFC 9110 §15.4.5), except for
+/// those that describe the body.
 fn not_modified(entry: &Entry) -> Response<FileBody> {
     let mut headers = entry.headers.clone();
     for name in [
@@ -307,8 +313,8 @@ fn response(status: StatusCode, headers: HeaderMap, body: FileBody) -> Response<
     response
 }
 
-/// Sets a header to `text`. The text is always a valid value, because this module composes it from
-/// fixed text, numbers and media types.
+/// Sets a header to `text`, which is always a valid header value, because this module composes it
+/// from fixed text, numbers and media types.
 fn set(headers: &mut HeaderMap, name: HeaderName, text: String) {
     if let Ok(value) = HeaderValue::try_from(text) {
         headers.insert(name, value);

@@ -19,7 +19,8 @@ use super::resolve::root::{ResolveError, Root};
 use crate::file_stat::FileStat;
 use crate::open_file::{DiskAccess, OpenFile};
 
-/// A directory or a single file that is served, with its configuration and its open files.
+/// The directory or single file that a service serves, with the configuration and the cache of open
+/// files.
 #[derive(Debug)]
 pub(super) struct Site {
     pub(super) config: Config,
@@ -31,7 +32,7 @@ pub(super) struct Site {
 
 /// The target of a request path.
 pub(super) enum ResolvedTarget {
-    /// A file, perhaps the index of a directory.
+    /// A file: the requested one, or the index file of the requested directory.
     File(Arc<Entry>),
     /// A directory that would be served if the path ended with a slash.
     MissingSlash(RequestPath),
@@ -45,15 +46,16 @@ enum Opened {
     Directory,
 }
 
-/// The facts that determined the choice between a file and its precompressed files.
+/// The facts that determined whether a file or one of its precompressed versions is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Negotiation {
-    /// Only the request.
+    /// The choice depended only on the request.
     NotNeeded,
-    /// The request, and that no precompressed file exists.
+    /// The choice depended on the request, and on the absence of all precompressed versions.
     NoPrecompressed,
-    /// The request, and which precompressed files exist and can be opened. A
-    /// [`Basis`](crate::Basis) cannot check this.
+    /// The choice depended on the request, and on which precompressed versions exist and can be
+    /// opened. The response gets no [`Basis`](crate::Basis), because a basis cannot check whether
+    /// the same versions still exist and can be opened.
     AmongPrecompressed,
 }
 
@@ -75,14 +77,14 @@ impl Site {
         gets_bytes.then(|| self.cache.peek(request.uri.path().as_bytes()))?
     }
 
-    /// Finds what `path` leads to. Uses the cached entry if that is still current.
+    /// Finds what the request path `path` leads to. Uses the cached entry if it is still current.
     pub(super) fn find(
         &self,
         path: &str,
         access: DiskAccess,
     ) -> Result<ResolvedTarget, ResolveError> {
-        // The cache keys of pages and precompressed files do not begin with a slash. Requiring one
-        // here keeps requests from naming such keys.
+        // Reject paths that do not begin with a slash, because they could equal the cache key of a
+        // page or of a precompressed file. Those keys never begin with a slash.
         if !path.starts_with('/') {
             return Err(StatusCode::BAD_REQUEST.into());
         }
@@ -112,7 +114,7 @@ impl Site {
         }
     }
 
-    /// Returns the file of a fallback or error page.
+    /// Returns the entry of a fallback or error page.
     pub(super) fn page(
         &self,
         page: &ConfiguredPage,
@@ -121,7 +123,8 @@ impl Site {
         self.get_or_open(&page.key, &page.path, EntryOptions::default(), access)
     }
 
-    /// Returns the best precompressed file that the client accepts, or else the file itself.
+    /// Returns the best precompressed version of a file that the client accepts, or the file itself
+    /// if there is none. Also returns what this choice depended on.
     pub(super) fn negotiate(
         &self,
         entry: Arc<Entry>,
@@ -158,7 +161,8 @@ impl Site {
         Ok((entry, Negotiation::AmongPrecompressed))
     }
 
-    /// Finds the single file that is served, at `/` or at its own name.
+    /// Returns the single file that this site serves if `path` is `/` or the file's name. Fails
+    /// with 404 for any other path.
     fn find_single(
         &self,
         path: &str,
@@ -174,8 +178,8 @@ impl Site {
             .map(ResolvedTarget::File)
     }
 
-    /// Returns the index file of a directory, if there is one. In the cache, the key of the index
-    /// file is `key`, the request path of the directory.
+    /// Returns the index file of `directory`, if there is one, and caches it under `key`: the
+    /// request path of the directory, with a trailing slash.
     fn index(
         &self,
         key: &[u8],
@@ -206,7 +210,8 @@ impl Site {
         if !self.config.listing {
             return Err(ResolveError::NOT_FOUND);
         }
-        // A listing queries every file in the directory, which would hold up an event loop.
+        // Never build a listing on an event loop, because building one queries the metadata of
+        // every file in the directory, which would delay other connections.
         if access == DiskAccess::CachedOnly {
             return Err(ResolveError::NeedsDisk);
         }
@@ -218,8 +223,8 @@ impl Site {
         Ok(ResolvedTarget::Listing(directory, dir))
     }
 
-    /// Returns the file at `path`: from the cache if the entry under `key` is still current, or
-    /// else by opening the file.
+    /// Returns the file at `path`. Uses the cache entry under `key` if it is still current, and
+    /// otherwise opens the file.
     fn get_or_open(
         &self,
         key: &[u8],
@@ -236,8 +241,8 @@ impl Site {
         }
     }
 
-    /// Opens `path`, and caches the file under `key` if it is a regular file. Fails with 404 if it
-    /// is neither a regular file nor a directory.
+    /// Opens `path`. If it leads to a regular file, caches the file under `key`. Fails with 404 if
+    /// it leads to neither a regular file nor a directory.
     fn open(
         &self,
         key: &[u8],

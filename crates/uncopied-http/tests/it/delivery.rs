@@ -1,4 +1,4 @@
-//! Bodies arrive byte for byte, by the mechanism that the totals show.
+//! File bodies arrive byte for byte, and the totals show that the expected mechanism sent them.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,7 +16,8 @@ use crate::delivery_harness::{
 
 const KIB: usize = 1 << 10;
 
-/// Sizes around every limit on the path of the bytes.
+/// File sizes around every limit that applies between the file and the socket, such as the maximum
+/// lengths of a frame and of a step.
 const FILE_SIZES: [usize; 16] = [
     0,
     1,
@@ -36,7 +37,10 @@ const FILE_SIZES: [usize; 16] = [
     5 * KIB * KIB + 17,
 ];
 
-/// How many bytes of a body are read, and so copied, before the body knows that nothing reads them.
+/// The length of the first frame. A body reads this frame from its file into memory instead of
+/// yielding a slice of the mapped file. It does not know yet whether a layer between the body and
+/// the socket reads the bytes, and reading a slice of a file that has been truncated raises SIGBUS.
+/// If no layer reads the first frame, the rest is sent with `sendfile`.
 const FIRST_FRAME_BYTES: usize = 4 * KIB;
 
 async fn assert_every_size_arrives(stack: Stack, transport: Transport) {
@@ -72,7 +76,7 @@ async fn assert_every_size_arrives(stack: Stack, transport: Transport) {
         let copied = server.totals.bytes(Mechanism::Copy) as usize;
         assert!(
             copied > whole - expected && copied < whole - expected + FILE_SIZES.len() * 200,
-            "the heads and the bytes that were read count as copied, not {copied} bytes: {mode}"
+            "{mode}: {copied} bytes were copied; expected the heads and the bytes that were read"
         );
     }
 }
@@ -180,7 +184,8 @@ async fn odd_ranges_arrive() {
     assert!(server.totals.bytes(Mechanism::Sendfile) > 0);
 }
 
-/// Files larger than 1 GiB are mapped window by window.
+/// Files larger than 1 GiB are not mapped as a whole, but in windows of 1 GiB. Ranges that end at,
+/// start at or cross the end of a window must arrive.
 #[tokio::test]
 async fn ranges_across_the_mapping_windows_of_a_large_file_arrive() {
     const MAPPING_WINDOW_BYTES: u64 = 1 << 30;
@@ -236,7 +241,8 @@ async fn ranges_across_the_mapping_windows_of_a_large_file_arrive() {
     }
 }
 
-/// As in multipart/byteranges: bytes in memory alternate with bytes of several files.
+/// Sends a body in which bytes in memory alternate with bytes of several files, as in a
+/// `multipart/byteranges` response.
 #[tokio::test]
 async fn bodies_of_many_parts_arrive_in_order() {
     let files = Files::of(&[300 * KIB, 17, 100 * KIB + 1]);
@@ -280,7 +286,7 @@ async fn bodies_of_many_parts_arrive_in_order() {
             let sent = server.totals.bytes(Mechanism::Sendfile) as usize;
             let is_ours = stack != Stack::Foreign;
             if is_ours && mode != "buffered" {
-                assert!(sent > expected.len(), "more than half of it: {sent}");
+                assert!(sent > expected.len(), "sendfile sent only {sent} bytes");
             } else {
                 assert_eq!(sent, 0);
             }
@@ -345,7 +351,8 @@ async fn a_head_request_has_the_length_and_no_body() {
             client.io.write_all(request.as_bytes()).await.unwrap();
             let head = with_timeout(client.head()).await.unwrap();
             assert_eq!(crate::delivery_harness::content_length(&head), 100_000);
-            // The next response follows at once.
+            // The response to HEAD must have no body, so the bytes after its head must belong to
+            // the next response.
             let body = with_timeout(client.get(&format!("/0/{mode}"))).await;
             assert_same(&body, &files.contents[0], mode);
         }

@@ -1,4 +1,4 @@
-//! File bodies by themselves, polled without a server.
+//! File bodies that are polled directly, without a server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,8 @@ impl Wake for WakeCounter {
     }
 }
 
-/// Polls a body to its end. Asserts that each pending poll has woken the task.
+/// Polls a body to its end. Returns its bytes, and how many polls returned `Pending`. Asserts that
+/// each of those polls has woken the task, because otherwise the body would never be polled again.
 fn drain(mut body: FileBody) -> std::io::Result<(Vec<u8>, usize)> {
     let wakes = Arc::new(WakeCounter(AtomicUsize::new(0)));
     let waker = Waker::from(Arc::clone(&wakes));
@@ -53,6 +54,8 @@ fn a_body_needs_no_runtime_and_never_hangs() {
         };
         let (bytes, pending) = drain(body).unwrap();
         assert_same(&bytes, &files.contents[0][3..300_000], "the body");
+        // After its first frame, a body in the default mode (0) returns `Pending` once, so that the
+        // connection can flush that frame.
         assert_eq!(pending, usize::from(mode == 0), "one chance to flush");
     }
 }
@@ -65,8 +68,8 @@ fn a_cold_body_needs_no_runtime() {
     assert_same(&drain(body).unwrap().0, &files.contents[0], "the body");
 }
 
-/// The creator of a body chooses its range. If the range reaches beyond the end of the file, every
-/// mode fails at the byte where the file ends.
+/// A body can be created with a range that reaches beyond the end of the file. In every mode, such
+/// a body must yield the bytes up to the end of the file, and then fail.
 #[tokio::test]
 async fn a_range_beyond_the_end_is_an_error() {
     let files = Files::of(&[100_000]);
@@ -118,8 +121,8 @@ async fn part_lengths_that_overflow_are_an_error() {
     assert!(with_timeout(body.collect()).await.is_err());
 }
 
-/// Bytes that were added since the file was opened can be read. Bytes that were removed are an
-/// error.
+/// If the file has grown since it was opened, a body whose range includes the new bytes must yield
+/// them. If the file has shrunk, a body whose range includes the removed bytes must fail.
 #[tokio::test]
 async fn a_file_that_changed_its_length_is_read_to_its_current_end() {
     let files = Files::of(&[100_000]);

@@ -1,7 +1,12 @@
-//! Files that are not in the page cache. Only tokio's blocking pool waits for the disk: while that
-//! pool is held up, a cold file makes no progress, and everything else does. (A buffered body may
-//! make progress: an attempt to read without waiting makes the kernel read ahead, and a fast disk
-//! can be done before the attempt is over.)
+//! Cold files: files that are not in the page cache.
+//!
+//! Only threads of tokio's blocking pool may wait for the disk. The tests check that by keeping the
+//! pool busy. While it is busy, the response with a cold file must make no progress, and all other
+//! responses must continue.
+//!
+//! In modes other than `direct`, a body with a cold file may still make progress, because it first
+//! tries to read without waiting. That attempt makes the kernel read ahead, and a fast disk may
+//! deliver the bytes before the attempt returns.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -13,7 +18,7 @@ use uncopied::{Mechanism, residency};
 
 use crate::delivery_harness::{Files, ServerConfig, TestServer, assert_same, with_timeout};
 
-/// A runtime of one thread, with one more thread that may block.
+/// Returns a single-threaded runtime whose blocking pool has only one thread.
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -22,10 +27,10 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Holds up the blocking pool until the returned sender is dropped.
+/// Keeps the only thread of the blocking pool busy until the returned sender is dropped.
 fn hold_pool() -> mpsc::Sender<()> {
     let (release, held) = mpsc::channel::<()>();
-    // It waits for the error that the sender was dropped.
+    // Nothing is ever sent on the channel, so `recv` returns when the sender is dropped.
     tokio::task::spawn_blocking(move || held.recv());
     release
 }
@@ -77,12 +82,13 @@ fn a_cold_file_waits_on_the_pool_and_holds_up_no_other_connection() {
             }
         }
     });
-    // Bytes that `MSG_MORE` holds back arrive after 200 ms, each time.
+    // The head must not be held back to share a packet with the file's first bytes (`MSG_MORE`),
+    // because those must first be read from disk. Otherwise, every head would take 200 ms.
     let limit = Duration::from_millis(150);
     assert!(fastest_head < limit, "{fastest_head:?}");
 }
 
-/// How many bytes arrive before none arrive for 150 ms.
+/// Reads until no byte has arrived for 150 ms. Returns the number of bytes read.
 async fn bytes_until_quiet(client: &mut crate::delivery_harness::TestClient) -> usize {
     let mut buffer = vec![0; 64 << 10];
     let mut all = 0;
@@ -93,8 +99,9 @@ async fn bytes_until_quiet(client: &mut crate::delivery_harness::TestClient) -> 
     all
 }
 
-/// A step of a transfer moves up to 2 MiB, and the socket accepts them in pieces. No step may reach
-/// into bytes that have not been checked.
+/// A transfer checks for each part of a file whether the part is in the page cache. A step can move
+/// up to 2 MiB, but it must stop where the part that was found in the cache ends, because reading
+/// further could block the thread.
 #[test]
 fn no_step_reaches_beyond_the_bytes_known_to_be_cached() {
     runtime().block_on(async {
@@ -121,7 +128,8 @@ fn no_step_reaches_beyond_the_bytes_known_to_be_cached() {
     });
 }
 
-/// That a file was cached when its transfer began says little once the peer has stalled.
+/// A file may be evicted from the page cache while the peer stalls. So the transfer must check the
+/// page cache again when it continues, even if the whole file was cached when the transfer began.
 #[test]
 fn a_file_that_goes_cold_while_the_peer_stalls_waits_on_the_pool() {
     runtime().block_on(async {

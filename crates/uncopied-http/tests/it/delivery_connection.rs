@@ -1,4 +1,5 @@
-//! What a connection does between its responses.
+//! Behaviour of a connection over time: idle and stalled connections, phases, delays, and several
+//! requests on one connection.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,7 +17,7 @@ use crate::delivery_harness::{
     with_timeout,
 };
 
-/// Counts the polls of what it wraps.
+/// A future that counts how often it is polled.
 struct Counted<F> {
     inner: Pin<Box<F>>,
     polls: Arc<AtomicUsize>,
@@ -31,7 +32,8 @@ impl<F: Future> Future for Counted<F> {
     }
 }
 
-/// A connection to a server of `files`, with its activity and the number of polls of its task.
+/// Connects to a server of `files`. Returns the client, the activity of the server's connection,
+/// and the number of times that the task of that connection has been polled.
 async fn connection(files: &Arc<Files>) -> (TestClient, Arc<Activity>, Arc<AtomicUsize>) {
     let served = Arc::clone(files);
     connection_to(StreamOptions::default(), move |parts| {
@@ -40,7 +42,8 @@ async fn connection(files: &Arc<Files>) -> (TestClient, Arc<Activity>, Arc<Atomi
     .await
 }
 
-/// A connection to a server with these bodies, with its activity and the number of polls.
+/// Connects to a server that responds with the bodies of `make_body`. Returns the client, the
+/// activity of the server's connection, and the number of times that its task has been polled.
 pub(crate) async fn connection_to(
     options: StreamOptions,
     make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
@@ -66,6 +69,7 @@ pub(crate) async fn connection_to(
     (client, activity, polls)
 }
 
+/// Waits for `time`, and returns the number of polls during that time.
 pub(crate) async fn polls_in(polls: &AtomicUsize, time: Duration) -> usize {
     let before = polls.load(Ordering::Relaxed);
     tokio::time::sleep(time).await;
@@ -104,7 +108,7 @@ async fn until_phase(activity: &Activity, phase: Phase) {
 
 const STALL: Duration = Duration::from_millis(150);
 
-/// Waits until nothing has been sent for a while.
+/// Waits until the connection is in the middle of a response and has sent nothing for [`STALL`].
 async fn until_stalled(activity: &Activity) {
     with_timeout(async {
         while activity.phase() != Phase::Sending || activity.waiting() < STALL {
@@ -134,7 +138,8 @@ async fn a_real_connection_passes_through_the_phases() {
             until_stalled(&activity).await;
 
             let since = activity.since();
-            // Progress restarts the measured time.
+            // Read a part of the body, so that the server sends more bytes. That must restart the
+            // connection's waiting time.
             let head = with_timeout(client.head()).await.unwrap();
             let mut body = vec![0; crate::delivery_harness::content_length(&head)];
             let (some, rest) = body.split_at_mut(3 << 20);
@@ -147,7 +152,8 @@ async fn a_real_connection_passes_through_the_phases() {
     }
 }
 
-/// Bytes that are held back arrive after 200 ms. No bytes may be held back.
+/// If the kernel is told that more bytes follow (`MSG_MORE`) but none do, it holds the last bytes
+/// back for up to 200 ms. That must not happen to any response.
 #[tokio::test]
 async fn responses_arrive_without_delay() {
     let files = Files::of(&[1, 5000, 20_000, 100_000, 3_000_000]);
@@ -177,8 +183,8 @@ async fn responses_arrive_without_delay() {
     }
 }
 
-/// If a file fails after its head was written, neither the head nor the end of the connection
-/// waits.
+/// If a file cannot be sent after the head of its response has been written, the head must arrive
+/// without delay, and the connection must end without delay.
 #[tokio::test]
 async fn a_head_without_its_body_arrives_without_delay() {
     let mut times = Vec::new();
@@ -227,7 +233,7 @@ async fn pipelined_requests_get_responses_in_order() {
     }
 }
 
-/// The body of a request must not be taken for the next request.
+/// The body of a GET request must not be parsed as the next request (request smuggling).
 #[tokio::test]
 async fn a_request_within_the_body_of_a_get_gets_no_response() {
     let files = Files::of(&[70_001, 60_002, 80_003]);
@@ -248,7 +254,8 @@ async fn a_request_within_the_body_of_a_get_gets_no_response() {
         client.io.write_all(requests.as_bytes()).await.unwrap();
         let first = with_timeout(client.response()).await.unwrap();
         assert_same(&first, &files.contents[0], "the first response");
-        // A server may close the connection instead of reading the body.
+        // Accept a closed connection in place of the last response, because a server may close the
+        // connection instead of reading the request's body.
         let rest = with_timeout(client.rest()).await;
         assert!(rest.is_empty() || rest.ends_with(&files.contents[2]));
         assert!(rest.len() < 80_003 + 200, "{} bytes", rest.len());

@@ -1,5 +1,6 @@
-//! Files that change their length while they are sent: no byte beyond the promised length, no bytes
-//! of another response inside a body, and no clean end of an incomplete body.
+//! Files whose length changes while they are sent. A client must not get more bytes than promised,
+//! or bytes of another response inside a body, and an incomplete body must not end as if it were
+//! complete.
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -21,7 +22,8 @@ use crate::delivery_harness::{
 
 const FILE_BYTES: usize = 6 << 20;
 
-/// Every way in which the bytes of a body reach the socket: mode, and forced mechanism.
+/// Returns pairs of a body mode and a forced mechanism. Together, the pairs cover every way in
+/// which the bytes of a body can reach the socket.
 fn modes_and_mechanisms() -> impl Iterator<Item = (&'static str, Mechanism)> {
     let forced = Mechanism::FILE_TO_SOCKET.map(|mechanism| ("direct", mechanism));
     let planned = ["default", "buffered"].map(|mode| (mode, Mechanism::Sendfile));
@@ -44,7 +46,8 @@ fn server(
     TestServer::start(&config, move |parts| served.body_for(parts))
 }
 
-/// Requests file 0 and at once file 1. Reads the head and the first `some` bytes.
+/// Requests file 0 and, right after it, file 1. Then reads the head of the first response and the
+/// first `some` bytes of its body, and returns those bytes.
 async fn begin(client: &mut TestClient, mode: &str, some: usize) -> Vec<u8> {
     client.request(&format!("/0/{mode}")).await;
     client.request("/1/buffered").await;
@@ -116,7 +119,8 @@ async fn a_file_that_grows_is_sent_up_to_its_original_length() {
     }
 }
 
-/// Text that a compressor makes smaller, but that still fills the buffers of the socket.
+/// Returns text that can be compressed, but that still fills the socket buffers once it is
+/// compressed.
 pub(crate) fn compressible_text(len: usize) -> Vec<u8> {
     let mut text = crate::delivery_harness::random_bytes(len, 9);
     for byte in &mut text {
@@ -125,6 +129,8 @@ pub(crate) fn compressible_text(len: usize) -> Vec<u8> {
     text
 }
 
+/// Serves the files with a compression layer, on this crate's listener if `ours` is set, and
+/// otherwise on tokio's listener. Returns the server's address.
 async fn serve_compressed(files: &Arc<Files>, ours: bool) -> std::net::SocketAddr {
     let served = Arc::clone(files);
     let app = axum::Router::new()
@@ -149,6 +155,7 @@ async fn serve_compressed(files: &Arc<Files>, ours: bool) -> std::net::SocketAdd
     address
 }
 
+/// Requests file 0 with gzip compression, and reads the head of the response.
 pub(crate) async fn request_gzip(address: std::net::SocketAddr) -> TestClient {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(16 << 10).unwrap();
@@ -165,7 +172,8 @@ pub(crate) async fn request_gzip(address: std::net::SocketAddr) -> TestClient {
     client
 }
 
-/// The content of the chunks, and whether the last one arrived.
+/// Decodes a chunked body. Returns the content of its chunks, and whether the final chunk, which is
+/// empty, has arrived.
 pub(crate) fn unchunk(mut raw: &[u8]) -> (Vec<u8>, bool) {
     let mut content = Vec::new();
     while let Some(at) = raw.windows(2).position(|two| two == b"\r\n") {
@@ -181,7 +189,7 @@ pub(crate) fn unchunk(mut raw: &[u8]) -> (Vec<u8>, bool) {
     (content, false)
 }
 
-/// Decompresses with the `gzip` program, which every system has.
+/// Decompresses with the program `gzip`, which nearly every Linux system has.
 pub(crate) fn gunzip(compressed: Vec<u8>) -> Vec<u8> {
     let mut gzip = Command::new("gzip")
         .arg("-dc")
@@ -213,7 +221,9 @@ async fn a_compressor_gets_the_right_bytes() {
     }
 }
 
-/// If the compressor read a mapping, this process would be killed by SIGBUS.
+/// The frames that the compressor reads must not be slices of the mapped file. If they were, the
+/// compressor would read from the mapping after the file is truncated, and SIGBUS would kill this
+/// process.
 #[tokio::test]
 async fn a_compressor_survives_a_truncated_file() {
     for ours in [true, false] {
@@ -228,8 +238,13 @@ async fn a_compressor_survives_a_truncated_file() {
     }
 }
 
-/// HTTP/2 copies the first bytes of a frame next to its head, unless a long head precedes them, as
-/// the head of the response does here. That this frame was passed on unread proves nothing.
+/// Truncating a file must not raise SIGBUS while the file is sent over HTTP/2. In general, hyper
+/// copies the first bytes of a DATA frame into its buffer, behind the frame's head. hyper skips
+/// this copy if the buffer is already long. In this test, the response has a long head, which fills
+/// the buffer. So hyper passes on the body's first frame without reading it, but reads the
+/// beginning of later frames. The body must not conclude from the first frame that later frames may
+/// be slices of the mapped file, because reading such a slice raises SIGBUS once the file is
+/// truncated.
 #[test]
 fn http_2_survives_a_truncated_file() {
     let test = "delivery_cut::http_2_survives_a_truncated_file";
@@ -267,7 +282,8 @@ async fn truncate_over_http_2() {
         let frame = with_timeout(body.frame()).await.unwrap().unwrap();
         got += frame.into_data().map_or(0, |data| data.len());
     }
-    // Until the window is closed. The server is then between two frames.
+    // Wait until the client's flow-control window is full, so that the server is between two frames
+    // when the file is truncated.
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     files.set_len(0, 0);
     let end = with_timeout(async {

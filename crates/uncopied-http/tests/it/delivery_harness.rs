@@ -1,4 +1,4 @@
-//! Servers, files and a simple client for the delivery tests.
+//! Servers, files and a simple HTTP client for the delivery tests.
 
 use std::fs::File;
 use std::future::Future;
@@ -21,7 +21,8 @@ use uncopied_http::{
     Address, DiskAccess, FileBody, FileStat, Listener, OpenFile, Stream, StreamOptions, Totals,
 };
 
-/// `len` pseudo-random bytes, the same ones for the same seed. No two pages are alike.
+/// Returns `len` pseudo-random bytes that depend on the seed. No two pages of them are equal, so
+/// that a comparison detects pages that are out of place.
 pub(crate) fn random_bytes(len: usize, seed: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 8);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -39,7 +40,7 @@ pub(crate) fn random_bytes(len: usize, seed: u64) -> Vec<u8> {
 pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    /// The next number below `bound`.
+    /// Returns the next number, which is below `bound`, or 0 if `bound` is 0.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.0 = self
             .0
@@ -49,8 +50,8 @@ impl Rng {
     }
 }
 
-/// Files and their contents. They are on the disk of the target directory, so that they can be
-/// evicted from the page cache.
+/// Test files, with their contents for comparison. The files are in Cargo's target directory,
+/// because that is usually on a disk, so that the files can be evicted from the page cache.
 pub(crate) struct Files {
     dir: tempfile::TempDir,
     pub(crate) contents: Vec<Vec<u8>>,
@@ -58,7 +59,8 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Files of these sizes, none of them kept in memory.
+    /// Creates files of these sizes with pseudo-random contents. Bodies always read or send the
+    /// files themselves, because [`open_file`] keeps no content in memory.
     pub(crate) fn of(sizes: &[usize]) -> Arc<Self> {
         let contents = sizes
             .iter()
@@ -87,16 +89,19 @@ impl Files {
         self.dir.path().join(at.to_string())
     }
 
-    /// Sets the length, as another process might at any time.
+    /// Sets the length of a file on disk, as another process might do while the file is being
+    /// served.
     pub(crate) fn set_len(&self, at: usize, len: u64) {
         let file = File::options().write(true).open(self.path(at)).unwrap();
         file.set_len(len).unwrap();
     }
 
-    /// Evicts the file from the page cache from `start` on. The kernel does not evict pages in use
-    /// at once, and the check whether they are gone starts to read ahead: if this thread is
-    /// preempted before it has the result, they can be back. So each eviction is followed by a new
-    /// check.
+    /// Evicts the bytes starting at `start` from the page cache, and checks that they are gone.
+    ///
+    /// This may take several attempts, for two reasons. First, the kernel does not evict pages that
+    /// are in use. Second, the check itself makes the kernel read ahead: if this thread is
+    /// preempted during the check, the pages may be back in the cache before the check determines
+    /// its result.
     pub(crate) fn evict_from(&self, at: usize, start: u64) {
         let file = File::open(self.path(at)).unwrap();
         let len = self.contents[at].len() as u64 - start;
@@ -112,8 +117,8 @@ impl Files {
         );
     }
 
-    /// The body for `/FILE`, `/FILE/MODE` or `/FILE/MODE/START/END`. The modes are `default`,
-    /// `direct` and `buffered`.
+    /// Returns the body for `/FILE`, `/FILE/MODE` or `/FILE/MODE/START/END`. The modes are
+    /// `default`, `direct` and `buffered`.
     pub(crate) fn body_for(&self, parts: &http::request::Parts) -> FileBody {
         let mut words = parts.uri.path().trim_start_matches('/').split('/');
         let at: usize = words.next().unwrap().parse().unwrap();
@@ -132,13 +137,14 @@ impl Files {
     }
 }
 
+/// Opens a file of any size without keeping its content in memory.
 pub(crate) fn open_file(path: &Path) -> Arc<OpenFile> {
     let file = File::open(path).unwrap();
     let stat = FileStat::of(&file).unwrap();
     Arc::new(OpenFile::with_memory_limit(0, file, stat, DiskAccess::MayBlock).unwrap())
 }
 
-/// What serves HTTP on top of the stream.
+/// The HTTP server that runs on top of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stack {
     /// `hyper::server::conn::http1`.
@@ -147,7 +153,8 @@ pub(crate) enum Stack {
     Auto,
     /// `axum::serve`.
     Axum,
-    /// `hyper::server::conn::http1` on tokio's own `TcpStream`. Only the body is from this crate.
+    /// `hyper::server::conn::http1` on tokio's own `TcpStream`. Only the body comes from this
+    /// crate, so every byte is copied.
     Foreign,
 }
 
@@ -174,7 +181,8 @@ pub(crate) struct ServerConfig<'a> {
     pub(crate) stack: Stack,
     pub(crate) transport: Transport,
     pub(crate) mechanisms: &'a [uncopied::Mechanism],
-    /// `SO_SNDBUF` of the server's sockets and `SO_RCVBUF` of the client's.
+    /// `SO_SNDBUF` of the server's sockets and `SO_RCVBUF` of the client's, in bytes. `None` keeps
+    /// the kernel's defaults.
     pub(crate) buffers: Option<usize>,
 }
 
@@ -202,7 +210,7 @@ impl TestServer {
             Transport::Tcp => {
                 let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
                 if let Some(bytes) = config.buffers {
-                    // Connections inherit it.
+                    // Set the buffer size on the listener, because accepted sockets inherit it.
                     SockRef::from(&listener)
                         .set_send_buffer_size(bytes)
                         .unwrap();
@@ -304,13 +312,13 @@ async fn accept(
     }
 }
 
-/// Serves one connection with hyper's HTTP/1, unmodified.
+/// Serves one connection with hyper's own HTTP/1 server.
 pub(crate) async fn serve_http1(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
 ) {
     let service = service_fn(move |request| respond(&make_body, request));
-    // The client decides whether an error of the connection is expected.
+    // Ignore connection errors, because each test checks on the client's side what arrived.
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(io), service)
         .await;
@@ -350,7 +358,7 @@ impl TestClient {
         self.io.write_all(request.as_bytes()).await.unwrap();
     }
 
-    /// The head of the next response, including the empty line.
+    /// Reads the head of the next response, including the empty line at its end.
     pub(crate) async fn head(&mut self) -> io::Result<String> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -359,7 +367,7 @@ impl TestClient {
         Ok(String::from_utf8(head).unwrap())
     }
 
-    /// The body of the next response, by its `Content-Length`.
+    /// Reads the next response, and returns its body. The response must have a `Content-Length`.
     pub(crate) async fn response(&mut self) -> io::Result<Vec<u8>> {
         let head = self.head().await?;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -373,7 +381,7 @@ impl TestClient {
         self.response().await.unwrap()
     }
 
-    /// All bytes until the connection ends, even if by a reset.
+    /// Reads all bytes until the connection ends, either cleanly or with a reset.
     pub(crate) async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let mut buffer = vec![0; 64 << 10];
@@ -391,23 +399,23 @@ pub(crate) fn content_length(head: &str) -> usize {
     line.expect("a Content-Length").parse().unwrap()
 }
 
-/// Fails with a short message instead of all the bytes.
+/// Asserts that the bytes are equal. Unlike `assert_eq`, a failure does not print all of them.
 pub(crate) fn assert_same(got: &[u8], expected: &[u8], what: &str) {
     assert_eq!(got.len(), expected.len(), "length of {what}");
     if got != expected {
         let at = got.iter().zip(expected).position(|(a, b)| a != b);
-        panic!("{what} differs from byte {at:?} on");
+        panic!("{what} differs, first at byte {at:?}");
     }
 }
 
-/// Waits for a future that must complete within 20 seconds.
+/// Awaits a future, and panics if it does not complete within 20 seconds.
 pub(crate) async fn with_timeout<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future)
         .await
         .expect("the future must complete in time")
 }
 
-/// A connected TCP stream of this crate, with tokio's at the other end.
+/// Returns a connected TCP stream of this crate, and the tokio stream at its other end.
 pub(crate) async fn stream_pair(options: StreamOptions) -> (Stream, tokio::net::TcpStream) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (ours, theirs) = tokio::join!(
@@ -419,7 +427,11 @@ pub(crate) async fn stream_pair(options: StreamOptions) -> (Stream, tokio::net::
     (Stream::tcp(ours, options), theirs.unwrap().0)
 }
 
-/// Runs `body` in a process of its own, by starting this test again. For process-wide state.
+/// Runs `body` in a child process, for tests that change or observe the state of the whole process.
+///
+/// The parent starts the test binary again with `test` as the only test to run. `test` must be the
+/// path of the calling test. In the child, the test calls this function again, which then runs
+/// `body`.
 pub(crate) fn in_own_process(test: &str, environment: &[(&str, &str)], body: impl FnOnce()) {
     const CHILD: &str = "DELIVERY_TEST_IN_OWN_PROCESS";
     if std::env::var_os(CHILD).is_some() {
@@ -440,7 +452,7 @@ pub(crate) fn in_own_process(test: &str, environment: &[(&str, &str)], body: imp
     );
 }
 
-/// A current-thread runtime.
+/// Returns a single-threaded runtime.
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! Many clients: slow ones, greedy ones, and clients that disconnect.
+//! Many clients: slow ones, greedy ones, and ones that disconnect early.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -58,8 +58,8 @@ async fn slow_readers_with_tiny_buffers_get_every_byte() {
     }
 }
 
-/// What this process could leak: descriptors by the kind of what they refer to, and mappings of
-/// files beneath `dir`.
+/// Counts the resources that this process could leak: its open descriptors, by the kind of object
+/// that they refer to, and its mappings of files beneath `dir`.
 fn resources(dir: &Path) -> BTreeMap<String, usize> {
     let mut resources = BTreeMap::new();
     for link in std::fs::read_dir("/proc/self/fd").unwrap() {
@@ -102,7 +102,8 @@ async fn disconnect_many() {
                 buffers: Some(16 << 10),
             };
             let server = TestServer::start(&config, move |parts| served.body_for(parts));
-            // Descriptors that are opened once and kept are open from here on.
+            // Request every file before counting, so that descriptors that are opened only once and
+            // then kept do not look like leaks.
             for mode in ["default", "direct"] {
                 for file in 0..3 {
                     let mut client = server.connect().await;
@@ -140,7 +141,8 @@ async fn disconnect_many() {
     let path = files.path(0);
     drop(files);
     with_timeout(async {
-        // The last server drops the files, and the files drop their mappings.
+        // Wait for the last server's task to end, because it holds the last handles to the files.
+        // Dropping those handles removes the files' directory and mappings.
         while path.exists() || resources(&dir)["mappings"] > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -148,8 +150,9 @@ async fn disconnect_many() {
     .await;
 }
 
-/// A connection keeps the pipe of a body only while the pipe holds bytes. A thread caches a few
-/// empty pipes, regardless of its number of connections.
+/// A body of permanent pages is sent through a pipe (`vmsplice`). A connection must keep its pipe
+/// only while the pipe holds bytes. Each thread caches a few empty pipes, and their number must not
+/// depend on the number of connections.
 #[test]
 fn idle_connections_keep_no_pipes() {
     let test = "delivery_load::idle_connections_keep_no_pipes";
@@ -199,12 +202,12 @@ async fn keep_alive_and_disconnect() {
     assert_eq!(server.totals.bytes(Mechanism::SendZc), 0);
 }
 
-/// The bytes of files or of pages that were sent.
+/// Returns the number of bytes of files and pages that were sent without copying.
 fn sent(totals: &Totals) -> u64 {
     totals.bytes(Mechanism::Sendfile) + totals.bytes(Mechanism::Vmsplice)
 }
 
-/// Records the most bytes that one poll of a connection sends.
+/// A wrapper of a connection that records the largest number of bytes sent during a single poll.
 struct Metered {
     connection: Pin<Box<dyn Future<Output = ()> + Send>>,
     totals: Arc<Totals>,
@@ -223,7 +226,8 @@ impl Future for Metered {
     }
 }
 
-/// Serves every connection, and records the most bytes that one poll of any of them has sent.
+/// Serves every connection, and records in `most` the largest number of bytes that any connection
+/// has sent during a single poll.
 async fn serve_metered(
     listener: std::net::TcpListener,
     make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
@@ -245,7 +249,8 @@ async fn serve_metered(
 
 const GREEDY_BODY_BYTES: usize = 3 << 20;
 
-/// Reads faster than the server can send, and always has further requests waiting.
+/// Runs a client that reads faster than the server can send, and that sends eight requests at a
+/// time, so that the server almost always has another request to process.
 fn run_greedy_client(address: std::net::SocketAddr, path: &str, stop: &AtomicBool) {
     let mut socket = std::net::TcpStream::connect(address).unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
@@ -254,7 +259,8 @@ fn run_greedy_client(address: std::net::SocketAddr, path: &str, stop: &AtomicBoo
         socket.write_all(request.repeat(8).as_bytes()).unwrap();
         let mut left = 8 * GREEDY_BODY_BYTES;
         while left > 0 && !stop.load(Ordering::Relaxed) {
-            // MSG_TRUNC discards the bytes instead of copying them (`tcp(7)`).
+            // With MSG_TRUNC, the kernel discards the received bytes instead of copying them
+            // (`tcp(7)`).
             let (_, read) = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::TRUNC).unwrap();
             assert!(read > 0);
             left = left.saturating_sub(read);
@@ -308,14 +314,16 @@ fn a_greedy_client_does_not_hold_up_the_others() {
         greedy.join().unwrap();
         drop(end);
         server.join().unwrap();
-        // A connection yields after 4 MiB. The step that reaches them moves up to 2 MiB.
+        // A connection must yield once it has sent 4 MiB. The step that reaches this limit may
+        // exceed it by up to 2 MiB.
         let most = most.load(Ordering::Relaxed);
         assert!(most <= 6 << 20, "{path}: {most} bytes without yielding");
     }
 }
 
-/// In a multi-threaded runtime, connections move between threads, and the mark of a body may stay
-/// behind.
+/// In a multi-threaded runtime, a connection may move to another thread. To detect whether its
+/// bytes reach the stream unread, a body marks its first frame in a thread-local variable. If the
+/// connection moves, that mark is left behind on the old thread. Every byte must still arrive.
 #[test]
 fn many_connections_on_many_threads_get_every_byte() {
     let runtime = tokio::runtime::Builder::new_multi_thread()

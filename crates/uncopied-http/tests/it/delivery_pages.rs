@@ -1,4 +1,5 @@
-//! Bodies made of pages of the arena arrive byte for byte, by the mechanism that the totals show.
+//! Bodies that consist of pages of the arena arrive byte for byte, and the totals show that the
+//! expected mechanism sent them.
 
 use std::convert::Infallible;
 use std::io::IoSlice;
@@ -24,7 +25,8 @@ use crate::delivery_harness::{
 
 const KIB: usize = 1 << 10;
 
-/// Sizes around every limit on the path of the bytes.
+/// Body sizes around every limit that applies between the pages and the socket, such as the minimum
+/// lengths for a separate call and for `vmsplice`.
 const BODY_SIZES: [usize; 19] = [
     0,
     1,
@@ -47,14 +49,15 @@ const BODY_SIZES: [usize; 19] = [
     8 * KIB * KIB,
 ];
 
-/// The least length of a slice of permanently frozen pages that the plan sends by `vmsplice`.
+/// The minimum length of a slice of permanently frozen pages for which the plan uses `vmsplice`.
 const VMSPLICE_MIN_BYTES: usize = 64 * KIB;
 
-/// How pages are frozen.
+/// The way in which pages are frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Freeze {
-    /// The pages can be written to again.
+    /// `freeze`: the pages can become a buffer again, and be written to again.
     Reusable,
+    /// `freeze_permanently`: the pages are never written to again.
     Permanent,
 }
 
@@ -66,7 +69,7 @@ pub(crate) fn pages_of(content: &[u8], freeze: Freeze) -> Pages {
     }
 }
 
-/// Serves the Nth body at `/N`.
+/// Returns a function that responds to requests for `/N` with `bodies[N]`.
 pub(crate) fn serve_bodies(
     bodies: Vec<Bytes>,
 ) -> impl Fn(&http::request::Parts) -> FileBody + Clone {
@@ -76,6 +79,8 @@ pub(crate) fn serve_bodies(
     }
 }
 
+/// Returns pseudo-random contents, one for each of the [`BODY_SIZES`], and frozen pages with those
+/// contents.
 fn all_sizes(freeze: Freeze) -> (Vec<Vec<u8>>, Vec<Bytes>) {
     let contents = BODY_SIZES
         .iter()
@@ -87,14 +92,16 @@ fn all_sizes(freeze: Freeze) -> (Vec<Vec<u8>>, Vec<Bytes>) {
     (contents, bodies)
 }
 
-/// Asserts that the totals count `vmsplice` bytes as spliced, and all other bytes as copied.
+/// Asserts that, according to the totals, `vmsplice` is the number of bytes that were sent with
+/// that mechanism, and all other bytes were copied. `bodies` is the total length of all bodies, and
+/// `heads` is the number of responses.
 fn assert_totals(totals: &Totals, vmsplice: usize, bodies: usize, heads: usize, what: &str) {
     assert_eq!(totals.bytes(Mechanism::Vmsplice), vmsplice as u64, "{what}");
     let copied = totals.bytes(Mechanism::Copy) as usize;
     let least = bodies - vmsplice;
     assert!(
         (least..least + heads * 200).contains(&copied),
-        "{what}: {copied} bytes copied, not {least} and the heads"
+        "{what}: {copied} bytes copied; expected {least} and the heads"
     );
     for mechanism in [Mechanism::Sendfile, Mechanism::Splice, Mechanism::MmapWrite] {
         assert_eq!(totals.bytes(mechanism), 0, "{what}: {mechanism}");
@@ -165,7 +172,7 @@ async fn every_size_arrives_behind_tokios_own_stream() {
 
 const LARGE_BODY_BYTES: usize = 8 << 20;
 
-/// A listener with totals of its own, and its address.
+/// Returns a listener on an unused port, its totals, and its address.
 fn listener() -> (Listener, Arc<Totals>, String) {
     let totals = Arc::new(Totals::default());
     let options = StreamOptions::default().totals(Arc::clone(&totals));
@@ -182,7 +189,8 @@ async fn client(address: &str) -> TestClient {
     }
 }
 
-/// Only the listener and the bytes are from this project.
+/// Serves an ordinary axum app, in which only the listener and the bytes of the bodies come from
+/// this project.
 #[tokio::test]
 async fn the_body_of_an_axum_handler_is_spliced() {
     let content = random_bytes(LARGE_BODY_BYTES, 3);
@@ -248,11 +256,11 @@ async fn every_forced_list_is_respected() {
     let rows: [(&[Mechanism], Freeze, &[Mechanism]); 9] = [
         (&[Vmsplice, Copy], Freeze::Reusable, &[Vmsplice]),
         (&[Vmsplice], Freeze::Permanent, &[Vmsplice]),
-        // Falls back to `copy` if the process cannot create a ring.
+        // If the process cannot create a ring (`io_uring`), `send_zc` falls back to `copy`.
         (&[SendZc, Copy], Freeze::Reusable, &[SendZc, Copy]),
         (&[Copy], Freeze::Permanent, &[Copy]),
         (&[Sendfile, Copy], Freeze::Permanent, &[Copy]),
-        // The list has none for memory, so the usual plan applies.
+        // The list contains no mechanism for memory, so the usual plan applies to the pages.
         (&[Sendfile], Freeze::Permanent, &[Vmsplice]),
         (&[Sendfile], Freeze::Reusable, &[Copy]),
         // `msg_zerocopy` is never used on tokio.
@@ -284,7 +292,7 @@ async fn every_forced_list_is_respected() {
     }
 }
 
-/// A list of mechanisms for memory does not affect files.
+/// If the forced list contains only mechanisms for memory, files must be sent with the usual plan.
 #[tokio::test]
 async fn a_forced_list_for_memory_does_not_affect_files() {
     let files = Files::of(&[300_000]);
@@ -342,7 +350,8 @@ async fn files_and_pages_alternate_on_one_connection() {
     }
 }
 
-/// Files, pages of both kinds, small and large, and other memory, in one body.
+/// Sends a body in which files, small and large slices of reusable and of permanent pages, and
+/// other memory alternate.
 #[tokio::test]
 async fn bodies_of_many_parts_arrive_in_order() {
     let files = Files::of(&[300 * KIB]);
@@ -355,7 +364,7 @@ async fn bodies_of_many_parts_arrive_in_order() {
     for round in 0..60 {
         let source = &sources[rng.below(2)];
         let most = [100, 5000, 40 * KIB, 400 * KIB][rng.below(4)];
-        // In every other round at the start of a page.
+        // In every other round, let the slice begin at the start of a page.
         let start = rng.below(300 * KIB) / [1, 4 * KIB][round % 2] * [1, 4 * KIB][round % 2];
         let slice = source.slice(start..start + rng.below(most));
         expected.extend_from_slice(&slice);
@@ -392,7 +401,8 @@ async fn bodies_of_many_parts_arrive_in_order() {
     }
 }
 
-/// Slices that are not worth a call of their own are written together with their neighbors.
+/// Slices of pages that are too short for a system call of their own must be written in one call,
+/// together with the slices before and after them.
 #[tokio::test]
 async fn small_slices_are_written_together() {
     for freeze in [Freeze::Reusable, Freeze::Permanent] {
@@ -426,7 +436,8 @@ async fn every_size_arrives_over_http_2() {
         };
         let server = TestServer::start(&config, serve_bodies(bodies));
         let io = TokioIo::new(server.connect().await.io);
-        // Frames that are large enough to be sent by themselves, and frames of the usual size.
+        // Cover short and long frames. By default, HTTP/2 frames are too short for a system call of
+        // their own. With permanent pages, let the server send frames that are long enough.
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
         if freeze == Freeze::Permanent {
             builder.max_frame_size(256 << 10);
@@ -446,7 +457,8 @@ async fn every_size_arrives_over_http_2() {
     }
 }
 
-/// Pages are immutable, so a layer may read them.
+/// A layer such as a compressor may read frozen pages, because nothing can change them, and must
+/// get the right bytes.
 #[tokio::test]
 async fn a_compressor_gets_the_right_bytes() {
     let text = compressible_text(1 << 20);
@@ -469,7 +481,8 @@ async fn a_compressor_gets_the_right_bytes() {
     }
 }
 
-/// Sends both kinds of pages. Returns the bytes sent by `vmsplice`, and by `copy`.
+/// Sends a body of reusable pages and one of permanent pages. Returns how many bytes were sent with
+/// `vmsplice`, and how many with `copy`.
 async fn send_both(mechanisms: &[Mechanism]) -> (u64, u64) {
     let content = random_bytes(3_000_001, 5);
     let bodies =

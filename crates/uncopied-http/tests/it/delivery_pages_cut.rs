@@ -1,5 +1,6 @@
-//! Bodies of pages that are cut off, abandoned, or read late: no client ever gets other bytes, and
-//! the pages are released.
+//! Bodies of pages that are cut off, abandoned, or read late. A client must never get other bytes
+//! in place of the body's, and every handle to the pages must eventually be dropped, so that the
+//! pages can be reused.
 
 use std::io::{ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -28,14 +29,16 @@ use crate::delivery_pages::{Freeze, pages_of, serve_bodies};
 
 const BODY_BYTES: usize = 6 << 20;
 
-/// How pages that can be reused reach the socket.
+/// The lists of forced mechanisms for tests with reusable pages. The empty list forces nothing.
+/// `vmsplice` is left out, because pages that were sent with it to a peer on this machine are never
+/// reused.
 const WITH_REUSABLE_PAGES: [&[Mechanism]; 3] = [
     &[],
     &[Mechanism::SendZc, Mechanism::Copy],
     &[Mechanism::Copy],
 ];
 
-/// Waits until no other handle to the pages is left, and returns their buffer.
+/// Waits until `pages` is the only handle left, and turns the pages into a buffer again.
 async fn until_released(mut pages: Pages) -> PageBuffer {
     with_timeout(async {
         loop {
@@ -58,8 +61,9 @@ async fn until_nothing_is_in_flight() {
     .await;
 }
 
-/// A connection that hyper serves with these pages as the body of every response, stalled within a
-/// body.
+/// Serves a connection with hyper, with these pages as the body of every response. The client reads
+/// only the head and the first bytes of a response, so that the connection stalls within the body.
+/// Returns the client and the server's task.
 async fn stalled(mechanisms: &[Mechanism], pages: &Pages) -> (TestClient, JoinHandle<()>) {
     let (stream, theirs) = stream_pair(StreamOptions::default().force_mechanisms(mechanisms)).await;
     let body = Bytes::from(pages.clone());
@@ -83,7 +87,8 @@ fn pages_are_released_by_a_client_that_leaves() {
         runtime().block_on(async {
             for mechanisms in WITH_REUSABLE_PAGES {
                 let pages = pages_of(&random_bytes(BODY_BYTES, 1), Freeze::Reusable);
-                // Because of the unread bytes, closing resets the connection.
+                // Close the client's socket while it holds unread bytes, which resets the
+                // connection.
                 let (client, serving) = stalled(mechanisms, &pages).await;
                 drop(client);
                 with_timeout(serving).await.unwrap();
@@ -105,7 +110,8 @@ fn pages_are_released_by_a_connection_that_is_dropped() {
                 let (mut client, serving) = stalled(mechanisms, &pages).await;
                 serving.abort();
                 assert!(with_timeout(serving).await.unwrap_err().is_cancelled());
-                // The bytes that the socket had accepted still arrive.
+                // The bytes that the socket accepted before the connection was dropped must still
+                // arrive.
                 let rest = with_timeout(client.rest()).await;
                 assert!(!rest.is_empty() && rest.len() < BODY_BYTES - 100_000);
                 assert_same(&rest, &content[100_000..][..rest.len()], "the sent bytes");
@@ -146,7 +152,8 @@ fn pages_are_released_by_a_runtime_that_is_shut_down() {
     });
 }
 
-/// hyper drops the bytes that it has queued, and the connection.
+/// If a body fails, hyper drops the bytes that it has queued, and closes the connection.
+/// Afterwards, no handle to the pages may be left.
 #[test]
 fn pages_are_released_by_a_body_that_fails() {
     let test = "delivery_pages_cut::pages_are_released_by_a_body_that_fails";
@@ -191,7 +198,7 @@ async fn fail_midway(mechanisms: &[Mechanism]) {
     until_nothing_is_in_flight().await;
 }
 
-/// One frame, then an error.
+/// A body that yields one frame and then fails.
 struct Failing(Option<Bytes>);
 
 impl Body for Failing {
@@ -209,7 +216,9 @@ impl Body for Failing {
     }
 }
 
-/// A send that was begun and abandoned blocks no later bytes, and keeps no pages.
+/// If a write blocks and its future is dropped, the caller may go on to write other bytes. The
+/// stream must send exactly those bytes, and must not keep handles to the pages of the abandoned
+/// write.
 #[test]
 fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
     let test = "delivery_pages_cut::other_bytes_after_a_blocked_write_are_sent_as_they_are";
@@ -227,6 +236,8 @@ fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
     });
 }
 
+/// Writes pages until the stream is blocked. Then writes other bytes instead: other pages, plain
+/// memory, a mapped file, and different slices of the first pages.
 async fn replace_midway(mechanisms: &[Mechanism], freeze: Freeze) {
     let files = Files::of(&[300_000]);
     let file = uncopied::arena::FileMapping::new(
@@ -239,7 +250,7 @@ async fn replace_midway(mechanisms: &[Mechanism], freeze: Freeze) {
     let (mut stream, mut theirs) =
         stream_pair(StreamOptions::default().force_mechanisms(mechanisms)).await;
     let mut at = 0;
-    // Until the window is closed.
+    // Write until the socket accepts no more bytes.
     let pause = Duration::from_millis(100);
     while let Ok(written) = tokio::time::timeout(pause, stream.write(&pages[at..])).await {
         at += written.unwrap();
@@ -253,7 +264,7 @@ async fn replace_midway(mechanisms: &[Mechanism], freeze: Freeze) {
         &file[7..],
         &pages[at..at + 500_000],
         &others[4096..90_000],
-        // The bytes that the pipe held earlier.
+        // Include the bytes that the blocked write may have left in its pipe.
         &pages[at..at + 40_000],
     ] {
         expected.extend_from_slice(piece);
@@ -283,8 +294,8 @@ async fn replace_midway(mechanisms: &[Mechanism], freeze: Freeze) {
     until_nothing_is_in_flight().await;
 }
 
-/// The app has dropped the pages and fills new buffers, which may well have the same addresses,
-/// while its response is still on its way.
+/// The app drops its pages before the client has read the response, and fills new buffers, which
+/// are likely to have the same addresses. The client must still get the bytes of the response.
 #[tokio::test]
 async fn a_client_that_reads_late_gets_the_original_bytes() {
     const LATE_BODY_BYTES: usize = 256 << 10;
@@ -303,7 +314,8 @@ async fn a_client_that_reads_late_gets_the_original_bytes() {
                 .force_mechanisms(mechanisms)
                 .totals(Arc::clone(&totals));
             let (stream, theirs) = stream_pair(options).await;
-            // The whole body fits into the send buffer and the peer's window.
+            // Make sure that the whole body fits into the send buffer and the peer's receive
+            // window, so that the server has sent the whole body before the client reads.
             SockRef::from(&stream)
                 .set_send_buffer_size(4 << 20)
                 .unwrap();

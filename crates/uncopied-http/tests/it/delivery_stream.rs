@@ -1,4 +1,4 @@
-//! The stream by itself: how it sends the slices that it is given.
+//! The stream without an HTTP server: how it sends the slices that the tests write to it.
 
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice};
@@ -15,13 +15,15 @@ use uncopied_http::{FileBody, Listener, Stream, StreamOptions, Totals};
 
 use crate::delivery_harness::{Files, Rng, assert_same, random_bytes, stream_pair, with_timeout};
 
-/// The bytes of the whole file, in the arena.
+/// Maps a whole file, and returns its bytes in the arena.
 fn mapped(files: &Files, at: usize) -> Bytes {
     let file = File::open(files.path(at)).unwrap();
     let len = files.contents[at].len() as u64;
     FileMapping::new(Arc::new(file), 0..len).unwrap().bytes()
 }
 
+/// Returns options for a stream, and the totals in which a stream with these options counts its
+/// bytes.
 fn counting() -> (StreamOptions, Arc<Totals>) {
     let totals = Arc::new(Totals::default());
     (StreamOptions::default().totals(Arc::clone(&totals)), totals)
@@ -43,7 +45,7 @@ async fn read_with_pauses(mut io: impl AsyncRead + Unpin, mut rng: Rng) -> Vec<u
     }
 }
 
-/// Writes all pieces by vectored writes of up to `most` slices, as hyper does.
+/// Writes all pieces with vectored writes of up to `most` slices each, as hyper does.
 async fn write_all(stream: &mut Stream, pieces: &[Bytes], most: usize) {
     let mut left: Vec<Bytes> = pieces.to_vec();
     left.reverse();
@@ -79,7 +81,8 @@ async fn slices_of_memory_and_of_files_arrive_in_every_order() {
             let piece = match rng.below(5) {
                 0 => Bytes::new(),
                 1 | 2 => Bytes::from(random_bytes(rng.below(3000), round)),
-                // Slices of one file are sometimes adjacent, even twice the same one.
+                // Choose one of the files more often, so that some neighbouring slices belong to
+                // the same file.
                 _ => {
                     let map = &maps[[0, 0, 1, 2][rng.below(4)]];
                     let start = rng.below(map.len());
@@ -136,7 +139,7 @@ async fn a_write_of_one_slice_is_sent_from_its_file() {
     assert_eq!(totals.bytes(Mechanism::Copy), 0);
 }
 
-/// `sendmsg` accepts 1024 slices, and fails with `EMSGSIZE` for more.
+/// `sendmsg` fails with `EMSGSIZE` for more than 1024 slices, so the stream must split them.
 #[tokio::test]
 async fn more_slices_than_one_call_accepts_all_arrive() {
     let files = Files::of(&[50_000]);
@@ -156,8 +159,10 @@ async fn more_slices_than_one_call_accepts_all_arrive() {
     );
 }
 
-/// No other bytes are ever sent in place of those that failed: not even if the writer learned only
-/// that the head was written, and the file has grown back in between.
+/// If the bytes of a file cannot be sent, the stream must not send any other bytes in their place.
+/// In this test, the failing call reports only the head as written, and the file gets its old
+/// length back before the next call. All further calls must still fail, so the stream has to
+/// remember the failure.
 #[tokio::test]
 async fn nothing_is_written_after_a_file_fails() {
     for mechanism in Mechanism::FILE_TO_SOCKET {
@@ -182,7 +187,8 @@ async fn nothing_is_written_after_a_file_fails() {
     }
 }
 
-/// A send that was begun and abandoned blocks no later bytes.
+/// If a write blocks and its future is dropped, the caller may go on to write other bytes. The
+/// stream must send exactly those bytes.
 #[tokio::test]
 async fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
     for mechanism in Mechanism::FILE_TO_SOCKET {
@@ -191,7 +197,7 @@ async fn other_bytes_after_a_blocked_write_are_sent_as_they_are() {
         let options = StreamOptions::default().force_mechanisms(&[mechanism]);
         let (mut stream, theirs) = stream_pair(options).await;
         let mut at = 0;
-        // Until the window is closed.
+        // Write until the socket accepts no more bytes.
         let pause = std::time::Duration::from_millis(100);
         while let Ok(written) = tokio::time::timeout(pause, stream.write(&map[at..])).await {
             at += written.unwrap();
@@ -227,7 +233,8 @@ async fn a_peer_that_is_gone_causes_an_error_and_no_signal() {
     }
 }
 
-/// An idle connection costs its buffers in hyper, its socket in the kernel, and this memory.
+/// The stream and the body must stay small, because every connection, even an idle one, keeps them
+/// in addition to hyper's buffers and the kernel's socket.
 #[test]
 fn an_idle_stream_is_small() {
     assert!(size_of::<Stream>() <= 128, "{}", size_of::<Stream>());

@@ -1,4 +1,5 @@
-//! With zero-copy sending switched off, every byte is copied, counted as copied, and correct.
+//! While zero-copy sends are switched off, every byte must be copied, the totals must show that,
+//! and the responses must stay the same.
 
 use std::sync::Arc;
 
@@ -10,8 +11,8 @@ use crate::delivery_harness::{
 
 const FILE_SIZES: [usize; 4] = [1, 5000, 70_001, 3_000_000];
 
-/// Sends every file in every mode. Returns the bytes sent by other mechanisms than `copy`, and by
-/// `copy`.
+/// Sends every file in every mode. Returns how many bytes were sent with mechanisms other than
+/// `copy`, and how many with `copy`.
 async fn send_all(mechanisms: &[Mechanism]) -> (u64, u64) {
     let files = Files::of(&FILE_SIZES);
     let (mut zero_copy, mut copied) = (0, 0);

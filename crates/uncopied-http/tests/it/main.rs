@@ -1,4 +1,5 @@
-//! Tests of the public API of `uncopied-http`. This list is the table of contents.
+//! Tests of the public API of `uncopied-http`: the `delivery*` modules test how bodies reach the
+//! client, and the `serve_files*` modules test the responses of the file service.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Methods, headers, error pages, configuration.
+//! The file service: methods, headers, error pages and configuration.
 
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, VARY};
 use http::{Method, StatusCode};

@@ -1,4 +1,5 @@
-//! The cache of open files is never stale, and is bounded.
+//! The service never responds from a stale entry of the cache of open files, and the size of the
+//! cache is bounded.
 
 use std::future::Future;
 use std::path::Path;
@@ -10,7 +11,8 @@ use uncopied_http::{Basis, FileBody, ServeFiles};
 
 use crate::test_site::{TestSite, get, get_with};
 
-/// How many descriptors of this process refer to files beneath `root`, including removed ones.
+/// Returns how many descriptors of this process refer to files beneath `root`, including files that
+/// have been removed.
 fn count_open_beneath(root: &Path) -> usize {
     let links = std::fs::read_dir("/proc/self/fd").unwrap();
     let is_beneath = |link: &Path| link.starts_with(root) && link != root;
@@ -24,7 +26,8 @@ fn count_open_beneath(root: &Path) -> usize {
 async fn a_replaced_file_is_picked_up_by_the_next_request() {
     let site = TestSite::new(&[("a.txt", "first"), ("dir/index.html", "first")]);
     let service = site.serve();
-    // Once while the files are not yet stable, and once when they are.
+    // Test first with files that changed only a moment ago, and then with stable files, because the
+    // service treats the two differently.
     for is_stable in [false, true] {
         for (file, uri) in [("a.txt", "/a.txt"), ("dir/index.html", "/dir/")] {
             if is_stable {
@@ -157,7 +160,7 @@ async fn keys_of_paths_pages_and_precompressed_files_do_not_collide() {
 }
 
 #[test]
-fn the_service_works_outside_of_tokio() {
+fn the_service_works_outside_any_runtime() {
     use std::task::{Context, Poll, Waker};
     let site = TestSite::new(&[("dir/a.txt", "x")]);
     let service = site.builder().listing(true).build().unwrap();
@@ -175,12 +178,13 @@ fn the_service_works_outside_of_tokio() {
 }
 
 #[test]
-fn listings_run_on_the_blocking_pool_and_open_files_do_not() {
+fn listings_use_the_blocking_pool_and_files_do_not() {
     use std::sync::mpsc::channel;
     use std::task::{Context, Waker};
     let site = TestSite::new(&[("dir/a.txt", "x")]);
     let service = site.builder().listing(true).build().unwrap();
-    // The only thread for blocking work is busy until `release` is dropped.
+    // Allow the blocking pool only one thread, so that a single task can keep the pool busy until
+    // `release` is dropped.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(1)
         .build()
@@ -199,7 +203,8 @@ fn listings_run_on_the_blocking_pool_and_open_files_do_not() {
     });
 }
 
-/// The basis of the response to this request.
+/// Requests `uri`, and returns the [`Basis`] of the response: the condition under which a server
+/// may send the same response again.
 async fn basis(service: &ServeFiles, uri: &str, headers: &[(&str, &str)]) -> Option<Basis> {
     let mut request = Request::builder().uri(uri);
     for (name, value) in headers {
@@ -272,8 +277,9 @@ async fn a_response_that_depends_on_more_than_its_file_has_no_basis() {
     }
     assert!(basis(&service, "/b.txt", &[]).await.is_some());
 
-    // The first response finds that there is no precompressed file, and records it once the
-    // directory is stable.
+    // Send a first request, so that the service records that there is no precompressed file. It
+    // keeps such a record only if the directory is stable, and only later responses are based on
+    // the record.
     site.wait_until_stable(".");
     assert!(basis(&service, "/a.txt", &zipped).await.is_none());
     let known = basis(&service, "/a.txt", &zipped).await.unwrap();

@@ -1,4 +1,5 @@
-//! Preconditions, as far as they show in responses. The complete table is next to the pure code.
+//! Conditional requests: the effect of preconditions on responses. The crate's unit tests cover the
+//! complete table of preconditions.
 
 use http::StatusCode;
 
@@ -80,7 +81,8 @@ async fn a_tag_is_weak_until_the_file_is_stable_and_then_changes() {
     site.wait_until_stable("a.txt");
     let stable = get(&service, "/a.txt").await;
     assert!(stable.header("etag").starts_with('"'));
-    // A client that got the file before it was stable requests it once more.
+    // The earlier weak tag must no longer match, so that a client that has it gets the whole file
+    // again.
     let response = get_with(
         &service,
         "/a.txt",
@@ -91,7 +93,7 @@ async fn a_tag_is_weak_until_the_file_is_stable_and_then_changes() {
 }
 
 #[tokio::test]
-async fn a_change_that_sets_the_time_back_has_another_tag() {
+async fn a_change_that_sets_the_modification_time_back_gets_another_tag() {
     let site = TestSite::new(&[("a.txt", "hello")]);
     let service = site.serve();
     let before = get(&service, "/a.txt").await;

@@ -1,4 +1,4 @@
-//! Index files, redirects, listings.
+//! Requests for directories: index files, redirects and listings.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -56,7 +56,8 @@ async fn a_directory_without_its_slash_is_redirected() {
         assert_eq!(response.header("location"), location);
         assert_eq!(response.header("content-length"), "0");
     }
-    // A directory that would be 404 with its slash does not reveal that it exists.
+    // `/bare/` would be a 404, because the directory has no index. So `/bare` must be a 404 as
+    // well: a redirect would reveal that the directory exists.
     assert_eq!(get(&service, "/bare").await.status, StatusCode::NOT_FOUND);
     let listing = site.builder().listing(true).build().unwrap();
     assert_eq!(get(&listing, "/bare").await.header("location"), "./bare/");

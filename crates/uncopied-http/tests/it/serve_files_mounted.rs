@@ -1,4 +1,4 @@
-//! The service under axum, and under plain hyper over a real socket.
+//! The file service as part of an axum app, and with hyper alone over a real socket.
 
 use axum::Router;
 use axum::routing::get as route;
@@ -10,8 +10,8 @@ use tower::ServiceExt;
 
 use crate::test_site::TestSite;
 
-/// Sends one request over a connection of its own. Returns status, `Location`, `Content-Length` and
-/// body.
+/// Sends one request over a new connection. Returns the status, `Location`, `Content-Length` and
+/// the body of the response.
 async fn fetch(
     address: std::net::SocketAddr,
     method: &str,
@@ -51,7 +51,7 @@ async fn fetch(
 }
 
 #[tokio::test]
-async fn axum_serves_it_as_a_fallback_and_nested() {
+async fn axum_serves_files_as_a_fallback_and_nested() {
     let site = TestSite::new(&[("a.txt", "hello"), ("dir/index.html", "index")]);
     let app = Router::new()
         .route("/dynamic", route(|| async { "dynamic" }))
@@ -72,12 +72,13 @@ async fn axum_serves_it_as_a_fallback_and_nested() {
         .body(axum::body::Body::empty())
         .unwrap();
     let response = app.clone().oneshot(request).await.unwrap();
-    // The reference is relative to the URL of the request, so the prefix remains.
+    // The service does not know the prefix `/static`, so it must respond with a relative reference.
+    // The client resolves that against the request's URL, which keeps the prefix.
     assert_eq!(response.headers()["location"], "./dir/");
 }
 
 #[tokio::test]
-async fn plain_hyper_serves_it() {
+async fn hyper_alone_serves_files() {
     let big = "0123456789".repeat(100_000);
     let site = TestSite::new(&[
         ("a.txt", "hello"),

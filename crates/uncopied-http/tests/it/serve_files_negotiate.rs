@@ -1,4 +1,5 @@
-//! Precompressed files.
+//! Precompressed files: for `app.js`, the service may send `app.js.br`, `app.js.zst` or
+//! `app.js.gz` to a client that accepts the coding.
 
 use std::os::unix::fs::symlink;
 
@@ -66,7 +67,7 @@ async fn the_weights_of_the_client_choose_the_precompressed_file() {
 }
 
 #[tokio::test]
-async fn vary_is_sent_also_to_clients_that_accept_no_coding() {
+async fn vary_is_also_sent_to_clients_that_accept_no_coding() {
     let site = site();
     let service = site.serve();
     let response = get(&service, "/app.js").await;
@@ -143,7 +144,7 @@ async fn precompressed_files_that_may_not_be_served_are_ignored() {
     let service = site.serve();
     let all = [("accept-encoding", "br, zstd, gzip")];
     assert_eq!(get_with(&service, "/a.txt", &all).await.text(), "plain");
-    // Without the original, its precompressed file is not served.
+    // `b.txt` itself does not exist, so `b.txt.gz` must not be served in its place.
     assert_eq!(
         get_with(&service, "/b.txt", &all).await.status,
         StatusCode::NOT_FOUND
@@ -155,7 +156,8 @@ async fn precompressed_files_are_added_and_removed_between_requests() {
     let site = TestSite::new(&[("a.txt", "plain")]);
     let service = site.serve();
     let gzip = [("accept-encoding", "gzip")];
-    // Once in a directory that is not yet stable, and once in one that is.
+    // Test with a directory that has just changed, and with a stable one, because only for a stable
+    // directory does the service remember that a precompressed file is absent.
     for is_stable in [false, true] {
         if is_stable {
             site.wait_until_stable(".");

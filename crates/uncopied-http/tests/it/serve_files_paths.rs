@@ -1,4 +1,4 @@
-//! Which paths a request may reach.
+//! The paths that a request may reach, and those that it must not reach.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
@@ -46,7 +46,7 @@ async fn names_are_decoded_once() {
 }
 
 #[tokio::test]
-async fn no_path_outside_of_the_root_is_reached() {
+async fn no_path_outside_the_root_is_reached() {
     let site = site();
     for hidden in [false, true] {
         let service = site.builder().hidden(hidden).build().unwrap();
@@ -111,7 +111,7 @@ async fn links_are_followed_within_the_root_only() {
 }
 
 #[tokio::test]
-async fn the_cache_does_not_follow_a_link_that_is_replaced_by_one_out_of_the_root() {
+async fn the_cache_does_not_follow_a_link_that_is_replaced_by_a_link_out_of_the_root() {
     let site = site();
     let service = site.serve();
     site.wait_until_stable("dir/inside.txt");
@@ -162,7 +162,8 @@ async fn a_file_that_may_not_be_read_is_forbidden() {
     let site = site();
     let path = site.path("dir/inside.txt");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
-    // A user who may read it regardless, such as root, gets it: the kernel makes the check.
+    // Expect the file to be served if this test runs as a user who may read it regardless of its
+    // mode, such as root, because the service leaves the permission check to the kernel.
     let expected = if std::fs::File::open(&path).is_ok() {
         200
     } else {

@@ -1,4 +1,5 @@
-//! The bytes of ranges. The syntax of ranges is tested next to the pure code.
+//! Range requests: the bytes and headers of the responses. The crate's unit tests cover the syntax
+//! of the `Range` header.
 
 use http::StatusCode;
 

@@ -1,4 +1,4 @@
-//! A directory of files, and requests to a [`ServeFiles`] of it.
+//! A temporary site, and functions that send requests to a [`ServeFiles`] that serves it.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -9,13 +9,14 @@ use http_body_util::{BodyExt, Empty};
 use tower::ServiceExt;
 use uncopied_http::{FileStat, ServeFiles, ServeFilesBuilder};
 
-/// A temporary directory. The root is a directory in it, so that paths outside of the root exist.
+/// A site in a temporary directory. The site's root is a subdirectory of that directory, so that
+/// tests can create files outside the root.
 pub(crate) struct TestSite {
     dir: tempfile::TempDir,
 }
 
 impl TestSite {
-    /// A site with these files: path and content.
+    /// Creates a site with these files, given as pairs of path and content.
     pub(crate) fn new(files: &[(&str, &str)]) -> Self {
         let site = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -41,13 +42,14 @@ impl TestSite {
         std::fs::write(path, content).unwrap();
     }
 
-    /// Replaces `path` by renaming a new file over it, as careful deployments do.
+    /// Replaces the file at `path` atomically, by renaming a new file over it.
     pub(crate) fn replace(&self, path: &str, content: &str) {
         self.write("new", content);
         std::fs::rename(self.path("new"), self.path(path)).unwrap();
     }
 
-    /// Waits until any further change of `path` is certain to show in its stat.
+    /// Waits until any further change to the file at `path` is certain to change the file's
+    /// timestamps (see [`FileStat::is_stable`]).
     pub(crate) fn wait_until_stable(&self, path: &str) {
         let file = std::fs::File::open(self.path(path)).unwrap();
         while !FileStat::of(&file).unwrap().is_stable(SystemTime::now()) {
@@ -64,7 +66,7 @@ impl TestSite {
     }
 }
 
-/// A response, read to its end.
+/// A response whose body has been read to its end.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TestResponse {
     pub(crate) status: StatusCode,
@@ -73,7 +75,8 @@ pub(crate) struct TestResponse {
 }
 
 impl TestResponse {
-    /// The value of a header, empty if it is absent. Fails if it is repeated.
+    /// Returns the value of a header, or an empty string if the header is absent. Panics if the
+    /// header is repeated.
     pub(crate) fn header(&self, name: &str) -> &str {
         let mut values = self.headers.get_all(name).iter();
         let value = values.next().map_or("", |value| value.to_str().unwrap());

@@ -14,10 +14,10 @@ use crate::mechanism::Side;
 use crate::mechanism::memory_to_socket::MemorySink;
 use crate::transfer::{MemoryProgress, MemoryTransfer, Progress, Transfer};
 
-/// Runs `transfer` to its end. While the transfer is blocked, this blocks the thread.
+/// Runs `transfer` to its end. Blocks the thread whenever the transfer has to wait.
 ///
-/// A send timeout of the socket (`SO_SNDTIMEO`) limits each period in which the socket accepts
-/// nothing, not the duration of the whole transfer.
+/// If the socket has a send timeout (`SO_SNDTIMEO`), the timeout limits each period in which the
+/// socket accepts no bytes. It does not limit the duration of the whole transfer.
 ///
 /// # Errors
 ///
@@ -69,8 +69,9 @@ pub(crate) fn send(
         };
         let is_ready =
             waited.map_err(|cause| transfer.driver_error(kind_of(&cause), "poll", cause))?;
-        // `wait` returned early because the error queue has entries. If none of them was a
-        // notification of ours, they may still be there, and `poll(2)` would return at once again.
+        // Sleep briefly if `wait` returned only because the error queue has entries, and none of
+        // them was a notification of ours. Such entries may stay in the queue, and `poll(2)` would
+        // then return at once again.
         if !is_ready && sink.reap() == 0 {
             thread::sleep(ERROR_QUEUE_BACKOFF);
         }
@@ -84,13 +85,14 @@ fn kind_of(cause: &io::Error) -> ErrorKind {
     }
 }
 
-/// Measures for how long no bytes have moved, and enforces the send timeout of the socket.
+/// Measures how long no bytes have moved, and enforces the socket's send timeout.
 #[derive(Default)]
 struct StallTimer {
-    /// The send timeout of the socket. The outer `Option` is `None` until the timeout is needed:
-    /// most sends never wait. The inner one is `None` if the socket has no timeout.
+    /// The socket's send timeout. The outer `Option` is `None` until the timeout is first needed,
+    /// because most sends never wait. The inner `Option` is `None` if the socket has no timeout.
     limit: Option<Option<Duration>>,
-    /// When the transfer was first blocked after bytes last moved.
+    /// The time at which the transfer was first found blocked after bytes last moved. `None` if it
+    /// has not been blocked since then.
     since: Option<Instant>,
 }
 
@@ -100,7 +102,8 @@ impl StallTimer {
         self.since = None;
     }
 
-    /// Returns how much longer the socket may accept nothing, or `None` if there is no timeout.
+    /// Returns how much longer the socket may accept no bytes before the timeout expires, or `None`
+    /// if there is no timeout.
     ///
     /// # Errors
     ///
@@ -111,8 +114,9 @@ impl StallTimer {
             return Ok(None);
         };
         let since = self.since.get_or_insert_with(Instant::now);
-        // The timeout that is passed to `poll(2)` is not enough: while the error queue is not
-        // empty, `poll(2)` always returns at once and never times out.
+        // Check the elapsed time here, because the timeout that is passed to `poll(2)` is not
+        // enough: while the error queue is not empty, `poll(2)` always returns at once and never
+        // times out.
         match limit.saturating_sub(since.elapsed()) {
             Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
             left => Ok(Some(left)),

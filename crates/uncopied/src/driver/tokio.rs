@@ -17,7 +17,8 @@ use crate::transfer::{MemoryProgress, MemoryTransfer, Progress, Transfer};
 /// The most bytes that one step moves.
 const MAX_STEP_BYTES: u64 = crate::mechanism::MAX_STEP_BYTES as u64;
 
-/// A tokio socket that can be sent to. The halves of a split socket return theirs from `as_ref`.
+/// A tokio socket that can be sent to. To send on one half of a split socket, pass the socket that
+/// the half's `as_ref` returns.
 ///
 /// This trait is sealed because only tokio's own socket types can clear the readiness that tokio
 /// remembers for them.
@@ -77,14 +78,15 @@ pub async fn run(
         match step.await {
             Ok(Ok(Progress::Done)) => return Ok(()),
             Ok(Ok(Progress::Moved(bytes))) => since_yield += bytes,
-            // Files in the page cache never block. Another source may be slow to provide bytes, and
-            // tokio does not watch it: let other tasks run, then try again.
+            // The source is not ready. Let other tasks run, then retry, because tokio does not
+            // watch the source and so cannot wait for it. Files in the page cache are always ready.
             Ok(Ok(Progress::Blocked(_))) => tokio::task::yield_now().await,
             Ok(Err(error)) => return Err(error),
             Err(cause) => return Err(transfer.driver_error(ErrorKind::Sink, "epoll", cause)),
         }
-        // tokio's cooperative budget counts operations, not bytes. It would allow a fast peer more
-        // than a hundred steps of 2 MiB before other tasks run.
+        // Yield after every 2 MiB. tokio's own cooperative budget is not enough, because it counts
+        // operations, not bytes: it would allow a fast peer more than a hundred steps of 2 MiB
+        // before other tasks run.
         if since_yield >= MAX_STEP_BYTES {
             since_yield = 0;
             tokio::task::yield_now().await;
@@ -111,8 +113,9 @@ pub(crate) async fn send(
             }
             continue;
         }
-        // tokio clears the readiness and waits only if the closure that it calls returns
-        // `WouldBlock`. So if a step in a batch found the socket full, it is repeated here.
+        // Make the step outside a batch. If a step in a batch found the socket full, it has to be
+        // repeated here, because tokio clears the readiness and waits only if this closure returns
+        // `WouldBlock`.
         let step = socket.when_writable(|| match transfer.step(sink, socket.as_fd()) {
             Ok(MemoryProgress::Blocked) => Err(io::ErrorKind::WouldBlock.into()),
             other => Ok(other),
@@ -141,7 +144,8 @@ async fn prefetch_if_uncached(source: BorrowedFd<'_>, transfer: &Transfer) {
     if residency::is_resident(source, offset, len) {
         return;
     }
-    // If the descriptor cannot be duplicated for the thread, the step itself waits for the disk.
+    // Duplicate the descriptor for the thread that reads. If that fails, skip the read: the step
+    // itself then waits for the disk.
     if let Ok(file) = source.try_clone_to_owned() {
         let load = move || residency::prefetch_blocking(file, offset, len);
         let _ = tokio::task::spawn_blocking(load).await;
@@ -157,7 +161,8 @@ mod tests {
     use super::*;
     use crate::policy::{Length, Mechanism, Plan};
 
-    /// Accepts every byte at once and never blocks: the fastest possible peer.
+    /// A socket that accepts every byte at once and never blocks, like one with the fastest
+    /// possible peer.
     struct NullSocket(File);
 
     impl AsFd for NullSocket {

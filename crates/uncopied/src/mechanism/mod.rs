@@ -1,5 +1,5 @@
-//! The mechanisms, which are the kernel paths for bytes: one folder for each direction, one file
-//! for each mechanism.
+//! The mechanisms: the ways to have the kernel move bytes. There is one folder for each direction,
+//! with one file for each mechanism.
 //!
 //! In one *step*, a mechanism tries once to move bytes, without blocking, and returns the
 //! [`Outcome`]. It does not decide whether it is worth using: [`policy`](crate::policy) does.
@@ -13,8 +13,8 @@ mod pipe;
 use rustix::io::{Errno, Result};
 
 /// The most bytes that one step moves, so that one fast peer cannot monopolise an event loop. nginx
-/// uses the same limit (`sendfile_max_chunk 2m`). It is also below 0x7ffff000 bytes, the most that
-/// the kernel moves in one of these calls.
+/// uses the same limit (`sendfile_max_chunk 2m`). The limit is also below 0x7ffff000 bytes, the
+/// most that the kernel moves in one call of `read`, `send`, `sendfile` or `splice`.
 pub(crate) const MAX_STEP_BYTES: usize = 2 << 20;
 
 /// One of the two ends of a transfer.
@@ -48,7 +48,8 @@ pub(crate) enum Status {
     /// The step failed for a temporary reason. Its bytes must be sent with `copy` instead, and the
     /// next step tries the mechanism again.
     CopyOnce(Errno),
-    /// This mechanism does not work for this pair of descriptors, or not in this process.
+    /// This mechanism does not work for this pair of descriptors, or does not work anywhere in this
+    /// process.
     Unsupported(Errno),
     /// This side has failed in a way that affects every mechanism.
     Failed(Side, Errno),
@@ -91,7 +92,8 @@ fn sink_failure(errno: Errno) -> Status {
 }
 
 /// Whether an errno of `sendfile(2)` or `splice(2)` means that the call does not work for this pair
-/// of descriptors or in this process. The two calls share their implementation in the kernel.
+/// of descriptors or in this process. One function serves both calls, because they share their
+/// implementation in the kernel and so fail with the same errnos.
 fn is_unsupported(errno: Errno) -> bool {
     matches!(
         errno,

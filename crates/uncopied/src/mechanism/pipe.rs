@@ -23,9 +23,10 @@ const DEFAULT_PIPE_BYTES: usize = 64 << 10;
 
 /// The most idle pipes that each thread caches.
 ///
-/// All pipes of a user together may hold 64 MiB (`/proc/sys/fs/pipe-user-pages-soft`). Beyond that,
-/// a new pipe holds only two pages. If every connection kept a pipe after using it, this limit
-/// would soon be reached, and new pipes would be too small to be useful.
+/// All pipes of a user together may hold 64 MiB (`/proc/sys/fs/pipe-user-pages-soft`), which is 64
+/// wide pipes. Beyond that, a new pipe holds only two pages. If every connection kept its pipe
+/// after using it, 64 connections would reach this limit, and all further pipes would be too small
+/// to be useful.
 const MAX_IDLE_PIPES: usize = 8;
 
 thread_local! {
@@ -42,9 +43,9 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
-    /// Creates a pipe for transfers of `bytes` bytes. If they do not fit into a new pipe, tries to
-    /// widen it. If the user's limit on pipe pages is reached, the pipe may hold as little as one
-    /// page.
+    /// Creates a pipe for transfers of `bytes` bytes. If these do not fit into a pipe of the
+    /// default capacity, tries to enlarge the pipe. If the user's limit on pipe pages is reached,
+    /// the pipe may hold as little as one page.
     ///
     /// # Errors
     ///
@@ -52,7 +53,7 @@ impl Pipe {
     pub(crate) fn new(kernel: &impl Kernel, bytes: usize) -> Result<Self> {
         let pipe = Self::of_default_size(kernel)?;
         if bytes > DEFAULT_PIPE_BYTES {
-            // If this fails, the pipe works with the capacity that it has.
+            // Ignore a failure, because the transfer also works with a smaller pipe.
             let _ = kernel.resize_pipe(pipe.writer().as_fd(), WIDE_PIPE_BYTES);
         }
         Ok(pipe)
@@ -62,7 +63,7 @@ impl Pipe {
     ///
     /// # Errors
     ///
-    /// The [`WidePipeError`] says whether the pipe could not be created or could not be widened.
+    /// The [`WidePipeError`] says whether the pipe could not be created or could not be enlarged.
     pub(crate) fn wide(kernel: &impl Kernel) -> std::result::Result<Self, WidePipeError> {
         if let Some(pipe) = take_idle() {
             return Ok(pipe);
@@ -85,12 +86,14 @@ impl Pipe {
 
     /// Caches a [wide](Self::wide) pipe for another transfer of this thread. If the pipe still
     /// holds bytes, it is closed instead, because the next transfer would send these bytes as its
-    /// own. It is also closed if it belongs to the parent process.
+    /// own. A pipe that was inherited from the parent process is also closed, because the parent
+    /// may still be using it.
     pub(crate) fn recycle(self) {
         if self.held > 0 || !self.is_ours() {
             return;
         }
-        // This fails if the thread is ending and has already destroyed its cache.
+        // Ignore a failure, which means that the thread is ending and has already destroyed its
+        // cache.
         let _ = IDLE_PIPES.try_with(|idle| {
             let mut idle = idle.borrow_mut();
             if idle.len() < MAX_IDLE_PIPES {
@@ -99,8 +102,8 @@ impl Pipe {
         });
     }
 
-    /// Whether this process created the pipe. If not, the process that forked this one did, and may
-    /// be using it.
+    /// Whether this process created the pipe. Otherwise the pipe was inherited in a fork, and the
+    /// parent process may still be using it.
     pub(crate) fn is_ours(&self) -> bool {
         self.owner_process.is_current()
     }
@@ -131,8 +134,9 @@ impl Pipe {
     ) -> Outcome {
         let reader = self.reader.as_fd();
         match retry_on_intr(|| kernel.splice_out(reader, sink, self.held, more)) {
-            // The pipe holds bytes and its write end is open, so this does not mean end of file. It
-            // is not expected to happen, and trying again could go on forever.
+            // Report the mechanism as unsupported, because retrying could go on forever. A result
+            // of 0 is not expected: it cannot mean end of file, because the pipe holds bytes and
+            // its write end is open.
             Ok(0) => Status::Unsupported(Errno::IO).into(),
             Ok(moved) => {
                 let moved = moved.min(self.held);
@@ -151,7 +155,7 @@ impl Pipe {
 pub(crate) enum WidePipeError {
     /// The pipe could not be created.
     NoPipe(Errno),
-    /// The pipe could not be widened.
+    /// The pipe was created, but could not be enlarged.
     TooNarrow(Errno),
 }
 

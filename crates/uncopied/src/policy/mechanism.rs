@@ -80,8 +80,8 @@ mechanisms! {
     /// the ring.
     SendZc = "send_zc", zero_copy: true, [MemoryToSocket];
     /// `vmsplice(2)` of memory into a pipe, and `splice(2)` from the pipe into the socket: the
-    /// socket takes references to the pages, even if the peer is on the same machine, but the
-    /// kernel sends no notification.
+    /// socket takes references to the pages, even if the peer is on the same machine, but nothing
+    /// reports when the kernel is done with them.
     Vmsplice = "vmsplice", zero_copy: true, [MemoryToSocket];
     /// `send(2)` of memory (one copy), or of file contents that `pread(2)` has read into memory
     /// (two copies). It always works.

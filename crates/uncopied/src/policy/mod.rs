@@ -2,8 +2,8 @@
 //!
 //! This module uses no descriptor and does no I/O. A [`Plan`] is a pure function of what is known
 //! about a transfer before it starts. What the transfer then learns about the mechanisms is
-//! recorded in [`Support`]. Mechanisms are put in an order only here: the rest of the library, and
-//! the crates that use it, rely on these plans.
+//! recorded in [`Support`]. This is the only module that ranks mechanisms: the rest of the library,
+//! and the crates that use it, rely on these plans.
 
 mod mechanism;
 mod plan;

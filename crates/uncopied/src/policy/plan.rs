@@ -4,8 +4,9 @@ use std::fmt;
 
 use super::{Mechanism, Support};
 
-/// An ordered list of mechanisms. A transfer uses the first one until that turns out to be
-/// unsupported. It then continues with the next one, from the first byte that has not been sent.
+/// An ordered list of mechanisms. A transfer starts with the first mechanism. Whenever the current
+/// one turns out to be unsupported, the transfer continues with the next one, from the first byte
+/// that has not been sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     mechanisms: [Mechanism; Mechanism::ALL.len()],
@@ -103,8 +104,8 @@ pub enum SourceKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
     /// Exactly this many bytes. If the file has fewer, the transfer fails with
-    /// [`SourceTooShort`](crate::ErrorKind::SourceTooShort). If the file grows meanwhile, no more
-    /// than these are sent.
+    /// [`SourceTooShort`](crate::ErrorKind::SourceTooShort). If the file grows during the transfer,
+    /// the additional bytes are not sent.
     Exact(u64),
     /// All bytes up to the end of the file. If the file grows or shrinks during the transfer, the
     /// transfer stops at its new end.
@@ -128,8 +129,9 @@ pub struct FilePlanInput {
 /// For transfers of at least this many bytes, mapping the file costs less than the copy that it
 /// saves.
 ///
-/// Mapping and unmapping take two system calls, each of which flushes address translations on every
-/// core, and one page fault per 64 KiB.
+/// Mapping and unmapping take two system calls, which may have to flush address translations on
+/// other cores. In addition, the kernel handles one page fault per 64 KiB when it reads the mapped
+/// pages.
 const MMAP_WRITE_MIN_BYTES: u64 = 256 << 10;
 
 /// The table for sending a file to a socket, in order of preference.
@@ -194,10 +196,10 @@ pub struct MemoryPlanInput {
     pub len: usize,
     /// Whether the first byte lies at the start of a page.
     pub is_page_aligned: bool,
-    /// Whether it costs nothing extra to never write to the page frames again, as `vmsplice`
-    /// requires. True for pages that were [frozen
-    /// permanently](crate::arena::PageBuffer::freeze_permanently), and for regions, which replace
-    /// such a frame with a new one when it is next written to.
+    /// Whether it costs nothing extra to never write to the page frames again after the send.
+    /// `vmsplice` requires this, because nothing reports when the kernel is done with the frames.
+    /// True for pages that were [frozen permanently](crate::arena::PageBuffer::freeze_permanently),
+    /// and for regions, which replace such a frame with a new one when it is next written to.
     pub is_permanent: bool,
     /// The smallest zero-copy send of this kind of memory that pays, in bytes. It is 0 except for
     /// regions, whose pages must first be protected against writes, which has a cost of its own.
@@ -207,21 +209,21 @@ pub struct MemoryPlanInput {
     pub kernel_copies: bool,
     /// Whether the socket is TCP. Unix sockets support neither `MSG_ZEROCOPY` nor `SEND_ZC`.
     pub is_tcp: bool,
-    /// What waits for the socket to become writable.
+    /// The code that waits for the socket to become writable.
     pub driver: Driver,
     /// Whether zero-copy sending is [switched on](crate::zero_copy_send_enabled) in this process.
     pub zero_copy_enabled: bool,
 }
 
-/// What waits for a socket to become writable. The plan depends on it because not every driver
-/// tolerates notifications in the socket's error queue.
+/// The code that waits for a socket to become writable. The plan depends on the driver, because not
+/// every driver tolerates notifications in the socket's error queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
     /// The caller, in a blocking call or in its own event loop. It also drains the socket's error
     /// queue.
     Caller,
     /// tokio. It treats a socket with entries in its error queue as broken, and never waits for
-    /// that socket again. So notifications must not arrive there.
+    /// that socket again. So notifications must not arrive in the error queue.
     Tokio,
 }
 
@@ -270,8 +272,9 @@ fn notified_send_pays(input: &MemoryPlanInput) -> bool {
 
 /// Returns the mechanisms for sending memory, best first. The last one is always `copy`.
 ///
-/// Memory that is shorter than a page, or that does not begin at the start of a page, is copied.
-/// FreeBSD has the same rule. So is memory that is shorter than [`MemoryPlanInput::min_bytes`].
+/// Memory is copied if it is shorter than a page or does not begin at the start of a page, which is
+/// also the rule of FreeBSD's zero-copy sockets. It is also copied if it is shorter than
+/// [`MemoryPlanInput::min_bytes`].
 #[must_use]
 pub fn plan_memory(input: &MemoryPlanInput, support: &Support) -> Plan {
     let min_bytes = rustix::param::page_size().max(input.min_bytes);

@@ -1,4 +1,4 @@
-//! Which mechanisms have been refused, and why.
+//! Records which mechanisms have been refused, and why.
 //!
 //! Support is learned by trying a mechanism, never from a kernel version. `ENOSYS` and `EPERM` mean
 //! that the kernel or a seccomp filter refuses the system call, so they apply to the whole process.
@@ -49,7 +49,8 @@ impl Support {
 
     /// Records that `mechanism` was refused. If the errno applies to the whole process, the refusal
     /// is included in what later calls of [`of_process`](Self::of_process) return. A refusal of
-    /// `copy` is never recorded for the process, because `copy` works everywhere.
+    /// `copy` is never recorded for the process: `copy` makes only ordinary reads and sends, which
+    /// work in every process, so such a refusal can concern only this pair of descriptors.
     pub fn record_refusal(&mut self, mechanism: Mechanism, errno: Errno) {
         self.refused[mechanism as usize] = Some(errno);
         let for_process = matches!(errno, Errno::NOSYS | Errno::PERM);

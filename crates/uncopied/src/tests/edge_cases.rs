@@ -1,14 +1,14 @@
 //! Tests for bugs that other programs have shipped, at the edges of sizes, offsets and buffers.
-//! Where such a bug does not change the bytes that arrive, the test checks the arguments of the
-//! calls.
+//! Where such a bug would not change the bytes that arrive, the test checks the arguments of the
+//! system calls instead.
 
 use rustix::io::Errno;
 
 use super::*;
 use crate::error::ErrorKind;
 
-/// The mechanisms, each with the calls that it moves bytes with. The last of these calls writes to
-/// the socket.
+/// Each mechanism, with the calls that move its bytes. The last of these calls writes to the
+/// socket.
 const MECHANISM_CALLS: [(Mechanism, &[Call]); 4] = [
     (Mechanism::Sendfile, &[Call::Sendfile]),
     (Mechanism::Splice, &[Call::SpliceIn, Call::SpliceOut]),
@@ -137,7 +137,7 @@ fn splice_f_more_is_set_only_if_bytes_follow() {
     let out = kernel.calls(Call::SpliceOut);
     assert!(
         out.iter().all(|made| !made.more),
-        "no length was promised, so that any bytes may be the last"
+        "no length was promised, so any bytes may be the last"
     );
 }
 
@@ -156,7 +156,8 @@ fn sendfile_is_not_asked_for_more_than_the_file_has() {
     }
 }
 
-/// A step that is blocked makes one call and returns, because the driver does the waiting.
+/// A step that finds the socket full must return after one call instead of retrying, because
+/// waiting is the driver's task.
 #[test]
 fn a_blocked_step_makes_one_call() {
     for (mechanism, calls) in MECHANISM_CALLS {
@@ -203,8 +204,8 @@ fn a_file_that_shrinks_is_an_error_that_counts_the_bytes() {
     for (mechanism, _) in MECHANISM_CALLS {
         for new_size in [0, 100_000 / page * page, 100_000, 60_000, 1] {
             let case = format!("{mechanism}, truncated to {new_size}");
-            // Bytes that are in the pipe are sent despite the truncation. This pipe holds fewer
-            // bytes than one call moves, so it is empty after the first step.
+            // Make the pipe hold fewer bytes than one call moves, so that it is empty after the
+            // first step. Any bytes left in it would be sent despite the truncation.
             let kernel = faultless()
                 .max_bytes_per_call(70_000)
                 .pipe_capacity(64 << 10);
@@ -298,8 +299,8 @@ fn truncate_before_send(length: Length, nth: usize, new_size: u64) -> (Result<()
 }
 
 /// If the file is truncated at a page boundary, or to nothing, the kernel reports the missing page
-/// with `EFAULT` or a short count. The transfer must find the new end of the file there, and send
-/// only bytes of the file.
+/// with `EFAULT` or a short count. The transfer must then determine the new end of the file, and
+/// must send only bytes of the file.
 #[test]
 fn a_missing_page_is_the_end_of_the_file() {
     let page = rustix::param::page_size();

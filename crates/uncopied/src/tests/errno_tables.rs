@@ -17,11 +17,12 @@ enum Expected {
     NoEffect,
     /// The step is blocked on this side. After a retry, the mechanism moves every byte.
     Blocked(Side),
-    /// `copy` moves the rest.
+    /// The transfer falls back, and `copy` moves the rest.
     FallsBack,
     /// The transfer fails.
     Fails(ErrorKind),
-    /// The file has ended: an error if more bytes were promised, success otherwise.
+    /// The transfer ends early, as at the end of the file: with an error if more bytes were
+    /// promised, and successfully otherwise.
     Ends,
 }
 
@@ -120,14 +121,15 @@ const COPY: &[ErrnoRow] = &[
 const START_OFFSET: u64 = 3;
 const EXPECTED_BYTES: u64 = FILE_BYTES - START_OFFSET;
 
-/// Small enough that a transfer makes all the calls of [`CALL_INDEXES`].
+/// The most bytes that one call moves: small enough that a transfer reaches every call in
+/// [`CALL_INDEXES`].
 const MAX_BYTES_PER_CALL: usize = 9_001;
 
 /// The indexes of the calls that fail: the first call, the second, and one in the middle.
 const CALL_INDEXES: [usize; 3] = [0, 1, 17];
 
-/// Sends with `mechanism`, and `copy` as its fallback, while the `nth` call of a kind has this
-/// fault. Checks that the effect is the expected one.
+/// Injects this fault into the `nth` call of a kind, sends with `mechanism` and with `copy` as its
+/// fallback, and checks that the effect is the expected one.
 fn check_fault(mechanism: Mechanism, call: Call, nth: usize, fault: Fault, expected: Expected) {
     for length in [Length::Exact(EXPECTED_BYTES), Length::UntilEof] {
         let case = format!("{mechanism}: {call:?} no. {nth} {fault:?} of {length:?}");
@@ -375,8 +377,8 @@ fn zero_bytes_from_the_source_are_its_end() {
     assert_eq!(error.moved(), 3 * MAX_BYTES_PER_CALL as u64);
 }
 
-/// A stream socket that is given some bytes never accepts 0 of them. If one did, the transfer must
-/// not loop forever.
+/// A stream socket never accepts 0 bytes of a non-empty send. If a socket does so nevertheless, the
+/// transfer must fall back or fail instead of looping forever.
 #[test]
 fn zero_bytes_into_the_sink_end_the_mechanism() {
     let check_fallback = |mechanism, call| {
@@ -422,8 +424,9 @@ fn an_unsupported_last_mechanism_is_an_error() {
     }
 }
 
-/// If the kernel or a seccomp filter refuses a mechanism to the whole process, later plans must
-/// know that.
+/// If the kernel or a seccomp filter refuses a mechanism to the whole process,
+/// [`Support::of_process`](crate::Support::of_process) must report that, so that later plans leave
+/// the mechanism out.
 #[test]
 fn a_refusal_that_concerns_the_process_is_remembered() {
     let kernel = failing_once(Sendfile, 0, Fault::Fails(Errno::NOSYS), MAX_BYTES_PER_CALL);
@@ -431,7 +434,7 @@ fn a_refusal_that_concerns_the_process_is_remembered() {
         TransferHarness::new(0, Length::UntilEof, &[Mechanism::Sendfile, Mechanism::Copy]);
     harness.run(&kernel).expect("copy takes over");
     let known = crate::Support::of_process();
-    // Another test of this binary may have recorded EPERM meanwhile.
+    // Accept `EPERM` as well, because another test of this binary may have recorded it.
     assert!(matches!(
         known.refusal(Mechanism::Sendfile),
         Some(Errno::NOSYS | Errno::PERM)

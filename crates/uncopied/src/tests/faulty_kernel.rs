@@ -11,7 +11,7 @@ use crate::sys::{
     Acknowledged, ErrorQueueEntry, Kernel, Linux, Mapped, PipeWriter, UnplacedMapping,
 };
 
-/// The calls of [`Kernel`].
+/// The kinds of calls that [`Kernel`] makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     Sendfile,
@@ -138,8 +138,8 @@ impl FaultyKernel {
             .collect()
     }
 
-    /// Records a call, and returns the fault that replaces it, if there is one. If the file is to
-    /// be truncated before the call, does that and returns `None`.
+    /// Records a call, and returns the fault that replaces it, if there is one. If the rule says
+    /// that the file is truncated before the call, truncates it and returns `None`.
     fn record(&self, made: CallRecord) -> Option<Fault> {
         let nth = self.calls(made.call).len();
         self.calls.borrow_mut().push(made);

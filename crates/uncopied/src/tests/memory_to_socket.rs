@@ -41,8 +41,10 @@ fn tcp_pair() -> (TcpStream, TcpStream) {
     (socket, listener.accept().expect("accepted").0)
 }
 
-/// Sends according to this plan while the first call of a kind fails, and checks the bytes that
-/// arrive. The send runs in a new thread, which has no idle pipe left over from an earlier send.
+/// Sends with this plan while the first call of a kind fails, and checks the bytes that arrive. The
+/// send runs in a new thread, because this thread may still cache an idle pipe from an earlier
+/// send. With such a pipe, `vmsplice` would make no call that creates or resizes a pipe, so these
+/// calls could not fail.
 fn send(plan: &[Mechanism], call: Call, errno: Errno) -> Result<(Report, SendOutcome), Error> {
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| send_in_this_thread(plan, call, errno));
@@ -167,8 +169,8 @@ fn interruptions_change_nothing() {
     }
 }
 
-/// If 16 or more sends are outstanding, each send first drains the error queue. A read of the queue
-/// that a signal interrupts must be repeated.
+/// If 16 or more sends are outstanding, each send first drains the error queue. If a signal
+/// interrupts a read of the queue, the read must be repeated.
 #[test]
 fn an_interrupted_read_of_the_error_queue_is_repeated() {
     const SEND_COUNT: usize = 20;
@@ -297,7 +299,8 @@ fn acknowledgements_of_a_remote_peer_free_the_pages() {
     }
     assert_eq!(channel.in_flight_bytes(), 0);
 
-    // The peer reads nothing more, so its receive window fills up again.
+    // Send until the socket is full again. The last bytes stay unacknowledged, because the peer
+    // reads nothing more.
     let mut last = None;
     let (memory, completion) = loop {
         let memory = pages(2);

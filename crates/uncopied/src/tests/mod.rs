@@ -1,6 +1,7 @@
 //! Tests every error arm of the mechanisms that make their system calls through
-//! [`Kernel`](crate::sys::Kernel), at every call where the error can occur, with real files and
-//! sockets. A [`FaultyKernel`] makes the real calls, except for those that the test wants to fail.
+//! [`Kernel`](crate::sys::Kernel), for each kind of call that can fail with the error. The tests
+//! use real files and sockets. A [`FaultyKernel`] makes the real calls, except for those that the
+//! test wants to fail.
 
 /// The documented errno tables of the file mechanisms, row by row.
 mod errno_tables;
@@ -14,8 +15,8 @@ mod memory_to_socket;
 /// Random faults in random plans.
 mod random_faults;
 
-/// Sizes, offsets, signals, full pipes, and files that change: bugs that other programs have
-/// shipped.
+/// Tests for bugs that other programs have shipped, which concern sizes, offsets, signals, full
+/// pipes, and files that change.
 mod edge_cases;
 
 use std::fs::File;
@@ -32,8 +33,8 @@ use crate::mechanism::Side;
 use crate::policy::{Length, Mechanism, Plan};
 use crate::transfer::{Progress, Transfer};
 
-/// The size of the files that are sent: more than a page, a pipe and the buffer of `copy` hold, and
-/// not a multiple of any of them.
+/// The size of the files that are sent: larger than a page, a pipe and `copy`'s buffer, and not a
+/// multiple of any of these sizes.
 const FILE_BYTES: u64 = 300_001;
 
 /// A transfer of [`FILE_BYTES`] that takes this many steps is considered to hang.

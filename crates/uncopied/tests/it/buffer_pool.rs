@@ -11,7 +11,8 @@ use crate::harness::{Family, expect_bytes, in_child, pattern, sender};
 
 const MIB: usize = 1 << 20;
 
-/// The resident set size of this process in bytes, counted page by page.
+/// Returns the resident set size of this process, in bytes. Reads `smaps_rollup`, which counts
+/// every page, because the counters in `/proc/self/status` are only approximate.
 fn resident_bytes() -> usize {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     let line = rollup
@@ -22,7 +23,7 @@ fn resident_bytes() -> usize {
     kib.parse::<usize>().unwrap() * 1024
 }
 
-/// Frozen pages of `len` bytes, each of them `mark`.
+/// Returns `len` bytes of frozen pages, with every byte set to `mark`.
 fn pages_filled_with(mark: u8, len: usize) -> Pages {
     let mut buffer = PageBuffer::with_capacity(len).unwrap();
     buffer.set_len(len);
@@ -30,8 +31,9 @@ fn pages_filled_with(mark: u8, len: usize) -> Pages {
     buffer.freeze()
 }
 
-/// Threads take buffers of all sizes, and other threads drop them. No buffer changes until then,
-/// and the memory that the process keeps for the next buffers is bounded.
+/// Some threads allocate buffers of all sizes, and other threads drop them. The content of a buffer
+/// must not change before the buffer is dropped, and the pool must bound the memory that it keeps
+/// for later buffers.
 #[test]
 fn buffers_that_another_thread_drops_are_used_again() {
     in_child(
@@ -45,7 +47,9 @@ fn buffers_that_another_thread_drops_are_used_again() {
                 filled_bytes += churn(round);
                 peak = peak.max(resident_bytes());
             }
-            // 64 MiB that all threads share, and less than 10 MiB for each of 5 threads.
+            // Allow for the memory that the pool may keep, which is at most 109 MiB: 64 MiB shared
+            // by all threads, and for each of the 5 threads a cache of 1 MiB for each of the 9
+            // block lengths up to 1 MiB.
             let growth = peak - before;
             assert!(growth < 160 * MIB, "grew by {} MiB", growth / MIB);
             assert!(
@@ -56,14 +60,15 @@ fn buffers_that_another_thread_drops_are_used_again() {
     );
 }
 
-/// Two threads take buffers, and two others drop them. Returns how many bytes were written in
-/// total.
+/// Two threads allocate and fill buffers, and two other threads check and drop them. Returns how
+/// many bytes were written in total.
 fn churn(round: u8) -> usize {
+    // The lengths of the pool's blocks, from 4 KiB to 16 MiB.
     let classes: Vec<usize> = (12..=24).map(|bits| 1 << bits).collect();
     std::thread::scope(|scope| {
         let takers: Vec<_> = [0, 1]
             .map(|taker| {
-                // The channel is short, so that few buffers exist at a time.
+                // Use a short channel, so that only a few buffers exist at the same time.
                 let (send, receive) = mpsc::sync_channel::<(Pages, u8)>(2);
                 scope.spawn(move || {
                     for (pages, mark) in receive {
@@ -76,7 +81,8 @@ fn churn(round: u8) -> usize {
                     let mut bytes = 0;
                     for turn in 0..15_u8 {
                         for (class, &size) in classes.iter().enumerate() {
-                            // The largest buffer of a size class, and the smallest.
+                            // Alternate between the largest and the smallest buffer for which the
+                            // pool uses a block of this length.
                             let len = if turn % 2 == 0 { size } else { size / 2 + 1 };
                             let mark = (turn * 13 + class as u8) ^ (round << 6) ^ taker;
                             send.send((pages_filled_with(mark, len), mark)).unwrap();
@@ -92,12 +98,12 @@ fn churn(round: u8) -> usize {
     })
 }
 
-/// The longest buffers use memory only for the pages that are written, and return it when they are
-/// dropped.
+/// A buffer of the maximum capacity must use memory only for the pages that are written to, and
+/// must return that memory to the kernel when it is dropped.
 #[test]
-fn the_longest_buffers_use_only_what_is_written() {
+fn buffers_of_maximum_capacity_use_memory_only_for_written_pages() {
     in_child(
-        "buffer_pool::the_longest_buffers_use_only_what_is_written",
+        "buffer_pool::buffers_of_maximum_capacity_use_memory_only_for_written_pages",
         |_| {},
         || {
             let before = resident_bytes();
@@ -108,8 +114,8 @@ fn the_longest_buffers_use_only_what_is_written() {
                     buffer.set_len(PageBuffer::MAX_CAPACITY);
                     let last = buffer.len() - 1;
                     for at in [0, last / 2, last] {
-                        // The bytes of an earlier buffer are gone: blocks of this size are not
-                        // kept.
+                        // The bytes of the previous buffer must be gone, because the pool returns
+                        // the memory of blocks of this size to the kernel.
                         assert_eq!(buffer[at], 0);
                         buffer[at] = mark;
                     }
@@ -122,8 +128,9 @@ fn the_longest_buffers_use_only_what_is_written() {
     );
 }
 
-/// When their last handle is dropped, pages that are frozen permanently or were gifted by
-/// `vmsplice` go back to the kernel. Others are kept for the next buffer.
+/// When the last handle to frozen pages is dropped, the pool normally keeps their memory for the
+/// next buffer. Pages that were frozen permanently, or that `vmsplice` has gifted to the kernel
+/// (so they must never be written to again), are returned to the kernel instead.
 #[test]
 fn gifted_pages_are_not_kept() {
     in_child(
@@ -131,7 +138,8 @@ fn gifted_pages_are_not_kept() {
         |_| {},
         || {
             const BUFFER_BYTES: usize = 16 * MIB;
-            // Generates the pattern before anything is measured.
+            // Generate the pattern before the first measurement, so that the memory of the pattern
+            // itself is not measured.
             drop(pattern(BUFFER_BYTES));
             let filled_buffer = || {
                 let mut buffer = PageBuffer::with_capacity(BUFFER_BYTES).unwrap();

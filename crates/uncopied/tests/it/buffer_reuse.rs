@@ -1,12 +1,12 @@
 //! Buffers that are overwritten as soon as their completions allow it.
 //!
-//! Each send has a pattern that depends on its number. As soon as the library gives a buffer back,
-//! it is overwritten, and then filled again for another send. The receiver, which is on the same
-//! machine and slower than the sender, checks every byte: one that was overwritten too early
-//! belongs to another pattern.
+//! Each send has a number, and its bytes follow a pattern that depends on that number. As soon as a
+//! send's completion allows it, the test overwrites the buffer, and later fills it again for
+//! another send. The receiver is on the same machine and is slower than the sender. It checks every
+//! byte, so it detects a buffer that was overwritten too early.
 //!
-//! The test must fail if `gift` is removed from the `vmsplice` mechanism, or if a send by
-//! `MSG_ZEROCOPY` is completed before its notification.
+//! The test fails if the `vmsplice` mechanism does not call `gift`, or if a send with
+//! `MSG_ZEROCOPY` is completed before the kernel's notification.
 
 use std::fs::File;
 use std::io::Read;
@@ -23,15 +23,15 @@ use crate::harness::{
 
 const DEFAULT_SOAK_TIME: Duration = Duration::from_secs(5);
 
-/// A connection, and how the test uses it.
+/// The settings of one connection of the test.
 #[derive(Clone, Copy)]
 struct Traffic {
     family: Family,
     /// `SO_SNDBUF` and `SO_RCVBUF`, in bytes; `None` leaves both to the kernel.
     socket_buffer_bytes: Option<usize>,
-    /// The upper limit on the size of a send.
+    /// The upper limit on the size of a send, in bytes.
     max_send_bytes: usize,
-    /// On average, the receiver sleeps before one of this number of sends.
+    /// The average number of sends that the receiver reads between two pauses.
     sends_per_sleep: u64,
     seed: u64,
 }
@@ -74,7 +74,9 @@ const TRAFFIC: [Traffic; 5] = [
     },
 ];
 
-/// The number of buffers of a connection: fewer than its sockets have room for.
+/// The maximum number of buffers per connection. It is so small that the sockets can hold more
+/// bytes than all the buffers together. So the sender has to reuse buffers whose earlier bytes may
+/// still be queued in a socket, which is the case that this test must cover.
 const MAX_BUFFERS: usize = 6;
 
 #[test]
@@ -112,20 +114,21 @@ struct TrafficCount {
 }
 
 impl Traffic {
-    /// The size of the send with this number in bytes: often small, sometimes large.
+    /// Returns the size of send `number`, in bytes: often small, sometimes large.
     fn send_bytes(&self, number: u64) -> usize {
         let bits = mix(self.seed << 32 | number);
         let max = self.max_send_bytes >> (bits % 8);
         1 + (bits >> 8) as usize % max
     }
 
-    /// The key of the pattern of the send with this number.
+    /// Returns the key of the pattern for send `number`.
     fn key(&self, number: u64) -> u64 {
         mix(self.seed << 48 | number)
     }
 
     fn send(&self, socket: OwnedFd, end: Instant) -> TrafficCount {
-        // One sender for each mechanism, all on the same socket. They take turns.
+        // Create one sender per mechanism, all on the same socket. Each send uses one of them,
+        // chosen at random.
         let mut senders: Vec<Sender<OwnedFd>> = memory_mechanisms(self.family)
             .iter()
             .map(|&mechanism| {
@@ -141,7 +144,7 @@ impl Traffic {
         while Instant::now() < end {
             let bits = mix(self.key(count.sends));
             let len = self.send_bytes(count.sends);
-            // Half of the sends do not begin at the start of a page.
+            // About half of the sends start in the middle of a page.
             let start = if bits & 1 == 0 {
                 0
             } else {
@@ -191,33 +194,36 @@ impl Traffic {
         }
     }
 
-    /// Panics with the position and number of the wrong bytes.
+    /// Panics with a message that says how many bytes are wrong, and where the first of them is.
     fn fail(&self, received: &[u8], expected: &[u8], number: u64) -> ! {
         let wrong = |(received, expected): &(&u8, &u8)| received != expected;
         let pairs = || received.iter().zip(expected);
         let first = pairs().position(|pair| wrong(&pair));
         let count = pairs().filter(wrong).count();
         panic!(
-            "send {number} of traffic {}: {count} of {} bytes are wrong, from {first:?} on",
+            "send {number} of traffic {}: {count} of {} bytes are wrong, the first at {first:?}",
             self.seed,
             received.len()
         );
     }
 }
 
-/// The buffers of a connection.
+/// The buffers of one connection.
 #[derive(Default)]
 struct Buffers {
+    /// Buffers that have been overwritten after their send completed.
     free: Vec<PageBuffer>,
     in_flight: Vec<(Pages, Completion)>,
 }
 
 impl Buffers {
-    /// Overwrites every buffer that is no longer in flight, and returns one of them.
+    /// Overwrites every buffer that is no longer in flight, and returns a buffer that can be
+    /// filled. If [`MAX_BUFFERS`] buffers are in flight, waits until one of them can be reused.
     fn take(&mut self) -> PageBuffer {
         self.overwrite_completed();
         while self.free.is_empty() && self.in_flight.len() >= MAX_BUFFERS {
-            // The peer is slow. The oldest send completes first.
+            // All buffers are in flight because the peer is slow. Wait for the oldest send, which
+            // is likely to complete first.
             self.in_flight[0].1.wait(Some(HANG_TIMEOUT)).unwrap();
             self.overwrite_completed();
         }
@@ -233,7 +239,10 @@ impl Buffers {
             }
             let len = pages.len();
             let mut buffer = pages.try_into_buffer().unwrap_or_else(|pages| {
-                // Gifted. The next buffer of this size is likely to get the same addresses.
+                // The pages were gifted to the kernel, so they must not be written to again.
+                // Overwrite a new buffer instead. It is likely to have the same addresses. If it
+                // also had the same page frames, overwriting it would change bytes in flight, and
+                // the receiver would detect that.
                 drop(pages);
                 PageBuffer::with_capacity(len).unwrap()
             });
@@ -244,7 +253,8 @@ impl Buffers {
     }
 }
 
-/// A number that looks random but depends only on `number`: the last step of splitmix64.
+/// Returns a pseudo-random number that depends only on `number` (the final mixing step of the
+/// splitmix64 generator).
 fn mix(number: u64) -> u64 {
     let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

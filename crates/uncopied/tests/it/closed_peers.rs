@@ -1,4 +1,4 @@
-//! Peers that close the connection: sending to them is an error and never raises SIGPIPE.
+//! Peers that close the connection: sending to them fails with an error, and never raises SIGPIPE.
 
 #![allow(unsafe_code)]
 
@@ -13,10 +13,12 @@ use crate::harness::{
     DRIVERS, FAMILIES, Family, in_child, pattern_file, receive, send, set_nonblocking, socket_pair,
 };
 
-/// More than the buffers of any pair of sockets hold.
+/// The size of the test file: more than the buffers of any socket pair hold, so that a send can
+/// complete only if the peer reads.
 const FILE_BYTES: usize = 16 << 20;
 
-/// Sends to a peer that has closed its socket, until every kind of error has occurred.
+/// Sends several times to a peer that has closed its socket, because the errno changes after the
+/// first error.
 fn send_to_closed_peer(mechanism: Mechanism, family: Family, nonblocking: bool, file: &File) {
     let case = format!("{mechanism} to {family:?}, non-blocking: {nonblocking}");
     let (socket, peer) = socket_pair(family);
@@ -26,7 +28,8 @@ fn send_to_closed_peer(mechanism: Mechanism, family: Family, nonblocking: bool, 
     drop(peer);
     let forced = [mechanism];
     let send = SendFile::new(file).force_mechanisms(&forced);
-    // TCP reports the reset once. From then on the error is EPIPE, which SIGPIPE comes with.
+    // TCP reports the reset only once (`ECONNRESET`). Every later send fails with `EPIPE`, and the
+    // kernel raises SIGPIPE together with `EPIPE`.
     for _ in 0..3 {
         let error = send.to(&socket).expect_err(&case);
         assert_eq!(error.kind(), ErrorKind::PeerClosed, "{case}: {error}");
@@ -40,7 +43,8 @@ fn send_to_closed_peer(mechanism: Mechanism, family: Family, nonblocking: bool, 
     );
 }
 
-fn send_to_closed_peers_by_all() {
+/// Sends to closed peers with every mechanism, over every kind of socket.
+fn send_to_closed_peers_with_every_mechanism() {
     let file = pattern_file(FILE_BYTES);
     for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
@@ -53,11 +57,11 @@ fn send_to_closed_peers_by_all() {
 
 #[test]
 fn sending_to_a_closed_peer_is_an_error() {
-    send_to_closed_peers_by_all();
+    send_to_closed_peers_with_every_mechanism();
 }
 
-/// The peer reads a part of the file and closes: what it has read is correct, and the error counts
-/// at least as many bytes.
+/// The peer reads a part of the file and then closes its socket. The bytes that the peer has read
+/// must be correct, and the error must count at least those bytes as sent.
 #[test]
 fn a_peer_that_closes_during_a_transfer_is_an_error() {
     use std::io::Read;
@@ -82,11 +86,12 @@ fn a_peer_that_closes_during_a_transfer_is_an_error() {
     }
 }
 
-/// Undoes what Rust does at start-up, so that writing to a closed socket ends the process.
+/// Restores the default disposition of SIGPIPE, so that the signal ends the process. Rust ignores
+/// the signal at start-up.
 fn restore_default_sigpipe() {
     // SAFETY: the default disposition is valid, and this process runs only this test.
     let before = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    assert_eq!(before, libc::SIG_IGN, "Rust ignores it at start-up");
+    assert_eq!(before, libc::SIG_IGN, "Rust ignores SIGPIPE at start-up");
 }
 
 fn ignore_sigpipe() {
@@ -94,7 +99,7 @@ fn ignore_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
-/// Whether SIGPIPE is in the set that `get_set` fills in.
+/// Whether SIGPIPE is in the signal set that `get_set` writes to its argument.
 fn has_sigpipe(get_set: impl FnOnce(*mut libc::sigset_t) -> libc::c_int) -> bool {
     let mut set = MaybeUninit::zeroed();
     assert_eq!(get_set(set.as_mut_ptr()), 0);
@@ -128,9 +133,11 @@ fn raise_sigpipe() {
     assert_eq!(unsafe { libc::raise(libc::SIGPIPE) }, 0);
 }
 
-/// In a process whose main function is not Rust's, SIGPIPE ends the process. It must neither be
-/// raised nor be left pending, and the mask of the thread must not change. Guarded by
-/// `without_sigpipe` and `MSG_NOSIGNAL`.
+/// In a program whose main function is not written in Rust, SIGPIPE is not ignored, so raising it
+/// ends the process. Sends must neither raise SIGPIPE nor leave it pending, and they must not
+/// change the thread's signal mask.
+///
+/// Fails if either `without_sigpipe` or `MSG_NOSIGNAL` is removed.
 #[test]
 fn sigpipe_is_never_raised() {
     in_child(
@@ -138,7 +145,7 @@ fn sigpipe_is_never_raised() {
         |_| {},
         || {
             restore_default_sigpipe();
-            send_to_closed_peers_by_all();
+            send_to_closed_peers_with_every_mechanism();
             assert!(!sigpipe_is_pending());
             assert!(!sigpipe_is_blocked());
         },
@@ -169,7 +176,8 @@ fn sigpipe_is_not_raised_right_after_the_program_stops_ignoring_it() {
     );
 }
 
-/// If the caller has blocked the signal, none is left pending, and it stays blocked.
+/// If the caller has blocked SIGPIPE, sends must not leave the signal pending, and must not unblock
+/// it.
 #[test]
 fn sigpipe_is_not_left_pending() {
     in_child(
@@ -178,14 +186,15 @@ fn sigpipe_is_not_left_pending() {
         || {
             restore_default_sigpipe();
             block_sigpipe();
-            send_to_closed_peers_by_all();
+            send_to_closed_peers_with_every_mechanism();
             assert!(!sigpipe_is_pending());
             assert!(sigpipe_is_blocked());
         },
     );
 }
 
-/// A signal that was pending before the transfer is not the library's to clear.
+/// The library must clear only a SIGPIPE that it has caused itself, not one that was pending before
+/// the transfer.
 #[test]
 fn a_sigpipe_that_was_pending_before_stays_pending() {
     in_child(
@@ -195,7 +204,7 @@ fn a_sigpipe_that_was_pending_before_stays_pending() {
             restore_default_sigpipe();
             block_sigpipe();
             raise_sigpipe();
-            send_to_closed_peers_by_all();
+            send_to_closed_peers_with_every_mechanism();
             assert!(sigpipe_is_pending());
             assert!(sigpipe_is_blocked());
         },

@@ -8,7 +8,7 @@ use uncopied::{Errno, ErrorKind, Mechanism, SendFile, Transfer, driver};
 
 use crate::harness::{DRIVERS, FAMILIES, Family, deliver, pattern_file, socket_pair};
 
-/// Files whose reported size is 0 or wrong, and whose bytes stay the same.
+/// Files whose reported size is 0 or wrong, and whose content does not change during a test.
 const FILES_WITHOUT_SIZE: [&str; 5] = [
     "/proc/version",
     "/proc/filesystems",
@@ -17,9 +17,9 @@ const FILES_WITHOUT_SIZE: [&str; 5] = [
     "/sys/kernel/uevent_seqnum",
 ];
 
-/// Some of these files do not support `sendfile`, none can be mapped, and none has the number of
-/// bytes that it reports. They are sent completely by the plan, and by each mechanism with `copy`
-/// to fall back to.
+/// The size that these files report is not the number of bytes that they contain. None of them can
+/// be mapped, and some do not support `sendfile`. They must still be sent completely: with the
+/// usual plan, and with each mechanism followed by `copy` as a fallback.
 #[test]
 fn files_of_procfs_and_sysfs_are_sent_completely() {
     for path in FILES_WITHOUT_SIZE {
@@ -42,8 +42,8 @@ fn files_of_procfs_and_sysfs_are_sent_completely() {
     }
 }
 
-/// procfs supports no mapping, and for some files no `sendfile`. If one of these is forced, the
-/// transfer fails.
+/// The file `/proc/self/auxv` supports neither `sendfile` nor `splice`, and cannot be mapped. If
+/// the only forced mechanism is `sendfile`, `splice` or `mmap_write`, the transfer must fail.
 #[test]
 fn a_forced_mechanism_that_the_source_does_not_support_is_an_error() {
     let file = File::open("/proc/self/auxv").unwrap();
@@ -65,7 +65,8 @@ fn send_invalid_source(source: &impl AsFd, plan: &[Mechanism]) -> uncopied::Erro
     result.expect_err("this source cannot be sent")
 }
 
-/// Each mechanism with `copy` to fall back to, and an empty list, which forces nothing.
+/// Returns the lists of mechanisms to force: each mechanism followed by `copy` as a fallback, and
+/// an empty list, which forces nothing.
 fn plans() -> [Vec<Mechanism>; 5] {
     let [a, b, c, d] = Mechanism::FILE_TO_SOCKET.map(|first| vec![first, Mechanism::Copy]);
     [a, b, c, d, Vec::new()]
@@ -141,9 +142,10 @@ fn only_a_stream_socket_is_a_valid_sink() {
     assert_eq!(regular.metadata().unwrap().len(), 0);
 }
 
-/// A `Transfer` does not check the kind of the sink first, but the errno of the send reveals it.
+/// Unlike [`SendFile`], a [`Transfer`] does not check in advance that the sink is a socket. It must
+/// report the error when the first send fails because the sink is not a socket.
 #[test]
-fn a_transfer_to_something_else_than_a_socket_is_an_error() {
+fn a_transfer_to_a_sink_that_is_not_a_socket_is_an_error() {
     let file = pattern_file(10_000);
     let (_reader, pipe) = std::io::pipe().unwrap();
     for mechanism in [Mechanism::MmapWrite, Mechanism::Copy] {
@@ -153,9 +155,10 @@ fn a_transfer_to_something_else_than_a_socket_is_an_error() {
     }
 }
 
-/// Every refusal is recorded with its errno, so that later plans can take it into account.
+/// A transfer records each mechanism that the source does not support, with its errno, so that
+/// later plans can leave the mechanism out.
 #[test]
-fn a_transfer_records_what_was_refused() {
+fn a_transfer_records_unsupported_mechanisms() {
     let file = File::open("/proc/self/auxv").unwrap();
     for family in FAMILIES {
         let (socket, _peer) = socket_pair(family);

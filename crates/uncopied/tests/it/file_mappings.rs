@@ -13,9 +13,9 @@ use crate::harness::{
     FAMILIES, Family, assert_all_sent_by, in_child, pattern, pattern_file, receive, socket_pair,
 };
 
-/// Threads map files, look up slices, pass them to another thread and unmap, all at the same time.
-/// A look-up always finds the mapping that the slice was taken from, and the bytes are those of its
-/// file.
+/// Several threads map files, look up slices of the mappings with [`locate`], and pass the slices
+/// to another thread, which looks them up again and unmaps the files. A look-up must always find
+/// the mapping that the slice was taken from, and the slice must contain the bytes of that file.
 #[test]
 fn many_threads_map_and_look_up_concurrently() {
     const THREADS: u64 = 8;
@@ -30,7 +30,8 @@ fn many_threads_map_and_look_up_concurrently() {
                     let file = tempfile::tempfile().unwrap();
                     file.write_all_at(&id, 4096).unwrap();
                     let file = Arc::new(file);
-                    // Mappings of one granule of the arena, and of several.
+                    // Alternate between mappings that fill one granule of the arena and mappings
+                    // that span several.
                     let len = [10_000, 2 << 20, (4 << 20) + 1][(round % 3) as usize];
                     let mapping = FileMapping::new(Arc::clone(&file), 0..len).unwrap();
                     let bytes = mapping.bytes().slice(4096..4104);
@@ -43,7 +44,8 @@ fn many_threads_map_and_look_up_concurrently() {
             });
         }
         drop(send);
-        // This is not the thread that created the mapping: it looks up again, and unmaps.
+        // This thread did not create the mappings. It looks up each slice again, and unmaps the
+        // file by dropping the last handle to the mapping.
         for (bytes, file, id) in receive {
             let (mapping, offset) = file_at(&bytes[3..]);
             assert!(Arc::ptr_eq(mapping.file(), &file));
@@ -78,6 +80,7 @@ fn addresses_of_a_dropped_mapping_have_no_owner() {
     );
 }
 
+/// Returns the mapping that `bytes` lies in, and the offset of its first byte in the file.
 fn file_at(bytes: &[u8]) -> (FileMapping, u64) {
     match locate(bytes) {
         Some(Located::File { mapping, offset }) => (mapping, offset),
@@ -85,7 +88,8 @@ fn file_at(bytes: &[u8]) -> (FileMapping, u64) {
     }
 }
 
-/// The addresses behind a mapping do not belong to it, even in the same page.
+/// Addresses past the end of a mapping do not belong to the mapping, even if they are in its last
+/// page.
 #[test]
 fn a_look_up_past_the_end_of_a_mapping_finds_nothing() {
     let file = Arc::new(pattern_file(5_000));
@@ -97,10 +101,9 @@ fn a_look_up_past_the_end_of_a_mapping_finds_nothing() {
     assert!(locate(&bytes[4_999..]).is_none());
 }
 
-/// Mapping a file that cannot be mapped, or an invalid range, is an error, and does not use up
-/// addresses.
+/// Mapping fails for a file that cannot be mapped, and for an invalid range.
 #[test]
-fn what_cannot_be_mapped_is_an_error() {
+fn mapping_an_unsupported_file_or_an_invalid_range_is_an_error() {
     for path in ["/proc/version", "/proc/self/auxv", "/"] {
         let file = Arc::new(File::open(path).unwrap());
         for _ in 0..10 {
@@ -117,8 +120,8 @@ fn what_cannot_be_mapped_is_an_error() {
     assert!(FileMapping::new(file, 1 << 63..(1 << 63) + 1).is_err());
 }
 
-/// A transfer that is given a mapping sends from it. What the mapping does not cover, the transfer
-/// maps itself.
+/// A transfer that is given a mapping must send from that mapping. If the mapping covers only a
+/// part of the range, the transfer must map the rest itself.
 #[test]
 fn a_transfer_uses_the_mapping_that_it_is_given() {
     let file = Arc::new(pattern_file(3_000_000));
@@ -141,8 +144,9 @@ fn a_transfer_uses_the_mapping_that_it_is_given() {
     }
 }
 
-/// The file is truncated after it was mapped: a transfer ends in an error, and a send of the mapped
-/// bytes themselves fails with `EFAULT` or sends fewer. No SIGBUS is raised.
+/// A file is truncated after it was mapped. A transfer of the file must fail with an error, and
+/// sending the mapped bytes directly must fail with `EFAULT` or send fewer bytes. Neither may raise
+/// SIGBUS.
 #[test]
 fn truncating_a_mapped_file_raises_no_sigbus() {
     let page = rustix::param::page_size();
@@ -186,7 +190,6 @@ fn truncating_a_mapped_file_raises_no_sigbus() {
     }
 }
 
-/// Transfers leave neither descriptors nor mappings behind.
 #[test]
 fn transfers_leak_neither_descriptors_nor_mappings() {
     crate::harness::in_child(
@@ -197,8 +200,8 @@ fn transfers_leak_neither_descriptors_nor_mappings() {
             let count = || {
                 let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
                 let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-                // The mappings of the heap come and go. Those of the temporary file, which has no
-                // name, are listed as deleted.
+                // Count only mappings of the temporary file, because heap mappings come and go. The
+                // file is unlinked, so `maps` marks its mappings as `(deleted)`.
                 let mappings = maps.lines().filter(|line| line.contains("(deleted)"));
                 (descriptors, mappings.count())
             };

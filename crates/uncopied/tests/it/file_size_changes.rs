@@ -12,10 +12,11 @@ use crate::harness::{
     DRIVERS, Driver, FAMILIES, Family, pattern, pattern_file, send, small_buffer_pair,
 };
 
-/// More than a pipe and the buffers of the sockets hold.
+/// The size of the test file: more than a pipe and the socket buffers hold together, so that the
+/// file changes before all of it has been sent.
 const FILE_BYTES: usize = 4 << 20;
 
-/// Sends the file. Once the peer has read a little, it calls `change_file`, and then reads the
+/// Sends the file. The peer first reads a few bytes, then calls `change_file`, and then reads the
 /// rest. Returns the result of the send, and the bytes that arrived.
 fn send_while_changing(
     (mechanism, family, driver): (Mechanism, Family, Driver),
@@ -39,15 +40,16 @@ fn send_while_changing(
     })
 }
 
-/// If the file ends before the promised length, the result is an error that counts the bytes, and
-/// never success. Guarded by `Transfer::ended`.
+/// If the file turns out to be shorter than the promised length, the send must fail with an error
+/// that counts the bytes sent. Fails if `Transfer::ended` reports success for an exact length.
 #[test]
 fn a_file_that_shrinks_while_it_is_sent_is_an_error() {
     let expected = pattern(FILE_BYTES);
     for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {
             for &driver in DRIVERS {
-                // Both are in the middle of a page: one that has been sent, and one that has not.
+                // Truncate in the middle of a page: first in a page that has already been sent,
+                // then in a page that has not.
                 for new_size in [1, FILE_BYTES as u64 / 2 + 11] {
                     let case =
                         format!("{mechanism} {family:?} {driver:?}, truncated to {new_size}");
@@ -67,8 +69,9 @@ fn a_file_that_shrinks_while_it_is_sent_is_an_error() {
                     );
                     assert_eq!(error.moved(), received.len() as u64, "{case}");
                     assert!(error.moved() < promised, "{case}");
-                    // The bytes before the new end have not changed. Behind it, the peer may have
-                    // read the page before or after the truncation cleared it.
+                    // Check only the bytes before the new end. The truncation zeroes the rest of
+                    // the last page, and those bytes may have been sent either before or after
+                    // that.
                     let unchanged = (new_size as usize).min(received.len());
                     assert!(received[..unchanged] == expected[..unchanged], "{case}");
                 }
@@ -77,10 +80,10 @@ fn a_file_that_shrinks_while_it_is_sent_is_an_error() {
     }
 }
 
-/// If the file grows, a transfer of an exact length does not send the new bytes, and a transfer
-/// until the end of the file does.
+/// If the file grows, a transfer of an exact length must not send the new bytes, but a transfer up
+/// to the end of the file must.
 #[test]
-fn a_file_that_grows_while_it_is_sent() {
+fn bytes_appended_while_a_file_is_sent_are_sent_only_without_an_exact_length() {
     let grown = pattern(FILE_BYTES + 100_000);
     for mechanism in Mechanism::FILE_TO_SOCKET {
         for family in FAMILIES {

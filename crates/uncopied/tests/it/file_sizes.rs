@@ -1,5 +1,5 @@
-//! Files by every mechanism, socket and driver: sizes around every boundary, offsets, and ranges
-//! past 4 GiB.
+//! Files of sizes around every boundary, offsets, and ranges past 4 GiB, sent with every mechanism
+//! and driver to every kind of socket.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -15,7 +15,7 @@ use crate::harness::{
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// The most bytes that the kernel moves in one call.
+/// The largest number of bytes that the kernel moves in one call (`MAX_RW_COUNT`).
 const MAX_CALL_BYTES: u64 = 0x7fff_f000;
 
 fn for_each_combination(mut run: impl FnMut(Mechanism, Family, Driver)) {
@@ -28,8 +28,9 @@ fn for_each_combination(mut run: impl FnMut(Mechanism, Family, Driver)) {
     }
 }
 
-/// Sends `len` bytes from `offset` on by this mechanism alone: an exact length, or until the end of
-/// the file.
+/// Sends the `len` bytes that start at `offset`, with this mechanism alone, and checks that they
+/// arrive. If `until_eof` is set, the transfer has no exact length, and runs to the end of the
+/// file.
 fn check_send(
     (mechanism, family, driver): (Mechanism, Family, Driver),
     file: &File,
@@ -37,7 +38,7 @@ fn check_send(
     len: u64,
     until_eof: bool,
 ) {
-    let case = format!("{mechanism} to {family:?} by {driver:?}: {len} bytes from {offset}");
+    let case = format!("{mechanism} to {family:?}, {driver:?}: {len} bytes at {offset}");
     let forced = [mechanism];
     let send = SendFile::new(file).force_mechanisms(&forced);
     let send = if until_eof {
@@ -52,7 +53,7 @@ fn check_send(
 }
 
 #[test]
-fn files_of_sizes_around_every_boundary() {
+fn files_of_sizes_around_every_boundary_arrive() {
     let page = rustix::param::page_size() as u64;
     let boundaries = [page, 64 << 10, 2 * MIB];
     let around = boundaries.map(|size| [size - 1, size, size + 1]);
@@ -67,7 +68,7 @@ fn files_of_sizes_around_every_boundary() {
 }
 
 #[test]
-fn ranges_at_odd_offsets() {
+fn ranges_at_odd_offsets_arrive() {
     let page = rustix::param::page_size() as u64;
     let size = 3 * MIB + 17;
     let file = pattern_file(size as usize);
@@ -135,7 +136,7 @@ fn a_length_beyond_the_end_is_an_error_that_counts_the_bytes() {
     });
 }
 
-/// A file of 4 GiB and 3 MiB. Nearly all of it is a hole; there are bytes around each boundary.
+/// A sparse file of 4 GiB + 3 MiB. It is a hole except for some bytes around each boundary.
 static SPARSE_FILE: LazyLock<File> = LazyLock::new(|| {
     let file = tempfile::tempfile().unwrap();
     file.set_len(4 * GIB + 3 * MIB).unwrap();
@@ -147,11 +148,12 @@ static SPARSE_FILE: LazyLock<File> = LazyLock::new(|| {
     file
 });
 
-/// Sends 2 GiB - 1 and 2 GiB + 1 bytes, and compares every byte.
+/// Sends 2 GiB - 1 and 2 GiB + 1 bytes of the sparse file, and compares every byte.
 fn check_two_gib(mechanism: Mechanism) {
     let sizes = [2 * GIB - 1, 2 * GIB + 1];
     for (family, size) in FAMILIES.into_iter().flat_map(|f| sizes.map(|s| (f, s))) {
-        // Both drivers with each size and family would take twice as long and find no more.
+        // Send each size with only one of the drivers. Using both would take twice as long, and is
+        // unlikely to find more errors.
         let nth = usize::from((family == Family::Tcp) == (size < 2 * GIB));
         let driver = DRIVERS[nth % DRIVERS.len()];
         check_send((mechanism, family, driver), &SPARSE_FILE, 0, size, false);
@@ -159,27 +161,27 @@ fn check_two_gib(mechanism: Mechanism) {
 }
 
 #[test]
-fn two_gib_by_sendfile() {
+fn two_gib_arrive_with_sendfile() {
     check_two_gib(Mechanism::Sendfile);
 }
 
 #[test]
-fn two_gib_by_splice() {
+fn two_gib_arrive_with_splice() {
     check_two_gib(Mechanism::Splice);
 }
 
 #[test]
-fn two_gib_by_mmap_write() {
+fn two_gib_arrive_with_mmap_write() {
     check_two_gib(Mechanism::MmapWrite);
 }
 
 #[test]
-fn two_gib_by_copy() {
+fn two_gib_arrive_with_copy() {
     check_two_gib(Mechanism::Copy);
 }
 
 #[test]
-fn ranges_across_and_past_4_gib() {
+fn ranges_across_and_past_4_gib_arrive() {
     for_each_combination(|mechanism, family, driver| {
         for (offset, len) in [
             (4 * GIB - MIB - 1, 2 * MIB + 2),
@@ -205,7 +207,8 @@ fn ranges_across_and_past_4_gib() {
     });
 }
 
-/// The simple API sends everything by `sendfile`, and leaves the position of the file unchanged.
+/// `uncopied::send_file` must send all bytes with `sendfile`, and must not change the file
+/// position.
 #[test]
 fn send_file_uses_sendfile_and_keeps_the_file_position() {
     use std::io::Seek;
@@ -222,7 +225,7 @@ fn send_file_uses_sendfile_and_keeps_the_file_position() {
             assert_eq!(receiver.join().unwrap(), 499_900);
             report
         });
-        assert_all_sent_by(&report, Mechanism::Sendfile, 499_900, "the simple API");
+        assert_all_sent_by(&report, Mechanism::Sendfile, 499_900, "send_file");
     }
     assert_eq!(file.stream_position().unwrap(), 77);
 }

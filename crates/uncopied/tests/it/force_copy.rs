@@ -1,4 +1,5 @@
-//! The switch for zero copy, `force_copy`, and files that change after they were sent.
+//! Switching zero-copy sends off for the whole process, switching them off for one file with
+//! `force_copy`, and overwriting a file after it was sent.
 
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -11,6 +12,8 @@ use crate::harness::{
 
 const FILE_BYTES: u64 = 300_001;
 
+/// Asserts that all bytes were copied, and that the report gives the process-wide switch as the
+/// reason.
 fn assert_switched_off(report: &Report) {
     assert_eq!(report.by(Mechanism::Copy), FILE_BYTES, "{report}");
     assert_eq!(report.bytes(), FILE_BYTES);
@@ -19,9 +22,9 @@ fn assert_switched_off(report: &Report) {
     assert!(report.to_string().contains("switched off"), "{report}");
 }
 
-/// Sends by each mechanism and by the plan, and passes the forced mechanism and the report to
-/// `check`.
-fn send_by_all(mut check: impl FnMut(Option<Mechanism>, &Report)) {
+/// Sends a file with each forced mechanism and with the usual plan. Passes each report to `check`,
+/// together with the forced mechanism, or with `None` for the usual plan.
+fn send_with_every_mechanism(mut check: impl FnMut(Option<Mechanism>, &Report)) {
     let file = pattern_file(FILE_BYTES as usize);
     let forced = Mechanism::FILE_TO_SOCKET.map(|mechanism| vec![mechanism]);
     for forced in forced.into_iter().chain([Vec::new()]) {
@@ -36,7 +39,7 @@ fn send_by_all(mut check: impl FnMut(Option<Mechanism>, &Report)) {
     }
 }
 
-// The switch affects the whole process, so that each of these tests runs in a child process.
+// The switch affects the whole process, so each test that uses it runs in a child process.
 
 #[test]
 fn the_environment_switches_zero_copy_off() {
@@ -47,10 +50,10 @@ fn the_environment_switches_zero_copy_off() {
         },
         || {
             assert!(!zero_copy_send_enabled());
-            send_by_all(|_, report| assert_switched_off(report));
-            // The function overrides the environment.
+            send_with_every_mechanism(|_, report| assert_switched_off(report));
+            // A call of `set_zero_copy_send` must override the environment variable.
             set_zero_copy_send(true);
-            send_by_all(|forced, report| {
+            send_with_every_mechanism(|forced, report| {
                 let by = forced.unwrap_or(Mechanism::Sendfile);
                 assert_all_sent_by(report, by, FILE_BYTES, "switched on again");
             });
@@ -70,10 +73,10 @@ fn a_call_switches_zero_copy_off_and_on() {
             for _ in 0..2 {
                 set_zero_copy_send(false);
                 assert!(!zero_copy_send_enabled());
-                send_by_all(|_, report| assert_switched_off(report));
+                send_with_every_mechanism(|_, report| assert_switched_off(report));
                 set_zero_copy_send(true);
                 assert!(zero_copy_send_enabled());
-                send_by_all(|forced, report| {
+                send_with_every_mechanism(|forced, report| {
                     let by = forced.unwrap_or(Mechanism::Sendfile);
                     assert_all_sent_by(report, by, FILE_BYTES, "switched on again");
                 });
@@ -82,7 +85,8 @@ fn a_call_switches_zero_copy_off_and_on() {
     );
 }
 
-/// `force_copy` copies whatever mechanisms are forced, and the report does not blame the switch.
+/// With `force_copy`, all bytes must be copied even if another mechanism is forced. The report must
+/// not say that zero copy is switched off, because that refers only to the process-wide switch.
 #[test]
 fn force_copy_overrides_forced_mechanisms() {
     let file = pattern_file(FILE_BYTES as usize);
@@ -98,11 +102,11 @@ fn force_copy_overrides_forced_mechanisms() {
     }
 }
 
-/// The guarantee that zero copy gives up, as documented: if the file is overwritten after the call
-/// and before the peer (on the same host) reads, the peer gets the new bytes. By `mmap_write`, by
-/// `copy` and with `force_copy`, it gets the bytes that the file had during the call.
+/// If a file is overwritten after a zero-copy send and before the peer (on the same host) has read
+/// the bytes, the peer gets the new bytes, as documented. With `mmap_write`, `copy` and
+/// `force_copy`, the peer gets the bytes that the file contained at the time of the call.
 #[test]
-fn an_overwrite_in_place_reaches_the_peer_only_by_zero_copy() {
+fn an_overwrite_in_place_reaches_the_peer_only_with_zero_copy() {
     let size = 64 << 10;
     for family in FAMILIES {
         let forced =

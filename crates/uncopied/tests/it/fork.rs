@@ -18,11 +18,13 @@ use crate::harness::{
 
 const SEND_BYTES: usize = 100_001;
 
-/// A sender with sends in flight, its peer, which has read nothing, and the completions.
+/// Returns a sender with sends in flight, its peer, which has read nothing yet, and the completions
+/// of the sends.
 fn sender_in_flight() -> (Sender<OwnedFd>, File, Vec<Completion>) {
     let plan = [Mechanism::MsgZerocopy];
     let (mut sender, peer) = sender(Family::Tcp, &plan, SendOptions::default());
-    // The default size may be large enough for all the sends.
+    // Shrink the peer's receive buffer. With the default size, it may hold all the sends, and none
+    // of them would stay in flight.
     set_socket_recv_buffer_size(&peer, 32 << 10).unwrap();
     let completions = (0..3)
         .map(|_| {
@@ -49,7 +51,8 @@ fn assert_all_arrive_and_complete(peer: &mut File, completions: &[Completion]) {
     }
 }
 
-/// A program that is started while sends are in flight inherits neither the socket nor the memory.
+/// A program that is started while sends are in flight must inherit neither the socket nor the
+/// memory.
 #[test]
 fn a_program_started_with_sends_in_flight_inherits_nothing() {
     let (sender, mut peer, completions) = sender_in_flight();
@@ -62,36 +65,38 @@ fn a_program_started_with_sends_in_flight_inherits_nothing() {
     assert_eq!(sockets.count(), 0);
     assert_all_arrive_and_complete(&mut peer, &completions);
     drop(sender);
-    // The stream ends although the program is still running.
+    // The program is still running. If it had inherited the socket, the stream would not end.
     expect_eof(&mut peer);
     program.kill().unwrap();
     program.wait().unwrap();
 }
 
-/// Forks, runs `body` in the child, which then exits, and waits for it. A child that hangs is
-/// killed after [`HANG_TIMEOUT`].
+/// Forks, and runs `body` in the child. Waits until the child exits, and asserts that `body` has
+/// not panicked. A child that hangs is killed after [`HANG_TIMEOUT`], so that the assertion fails.
 fn in_forked_child(body: impl FnOnce()) {
     // SAFETY: the child has only this thread. It runs `body`, which calls only the library and the
-    // allocator, and ends by `_exit`. Both allow that in the child, whatever locks other threads of
-    // this process hold at the time of the fork. No other thread holds a lock of the test harness,
-    // because each caller runs in a child process of `in_child`.
+    // allocator, and ends with `_exit`. The library and the allocator must work in the child
+    // whatever locks other threads of this process hold at the time of the fork. Those threads hold
+    // no lock of the test harness: each caller runs in a child process started by `in_child`, where
+    // the main thread of the test harness only waits.
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
         // SAFETY: the call only starts a timer, whose signal ends the child.
         unsafe { libc::alarm(HANG_TIMEOUT.as_secs() as u32) };
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        // SAFETY: it ends the child without running any handlers of the parent.
+        // SAFETY: the call ends the child at once, without running the parent's exit handlers.
         unsafe { libc::_exit(i32::from(result.is_err())) };
     }
     let mut status = 0;
-    // SAFETY: the call writes the status to an integer, and the child is one of this process.
+    // SAFETY: the call writes the status to a local integer, and `child` is a child of this
+    // process.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
     assert_eq!((waited, status), (child, 0), "the child has failed");
 }
 
-/// The child drops its copy of the sender and of the completions. The parent's socket stays open,
-/// its bytes stay correct, and it gets its notifications.
+/// A forked child drops its copies of the sender and of the completions. The parent's socket must
+/// stay open, the bytes in flight must stay correct, and the parent must get its notifications.
 #[test]
 fn a_child_that_drops_everything_does_not_affect_its_parent() {
     in_child(
@@ -99,8 +104,9 @@ fn a_child_that_drops_everything_does_not_affect_its_parent() {
         |_| {},
         || {
             let (sender, mut peer, completions) = sender_in_flight();
-            // The closure consumes its completions, so they are clones. Only the child drops the
-            // sender.
+            // Clone the completions, because the closure consumes them and the parent still needs
+            // its own. Put the sender in an `Option`, so that the child can drop its copy while the
+            // parent keeps the sender.
             let (mut sender, childs_completions) = (Some(sender), completions.clone());
             in_forked_child(|| {
                 assert!(childs_completions[0].outcome().is_none());
@@ -125,8 +131,8 @@ fn a_child_that_drops_everything_does_not_affect_its_parent() {
     );
 }
 
-/// Notifications that have arrived before the fork belong to the parent: a child that calls `reap`
-/// takes none of them.
+/// Parent and child share the socket's error queue. A call of `reap` in the child must not take
+/// notifications from that queue, because the parent needs them.
 #[test]
 fn a_child_that_reaps_takes_no_notification() {
     in_child(
@@ -137,7 +143,8 @@ fn a_child_that_reaps_takes_no_notification() {
             for _ in &completions {
                 expect_bytes(&mut peer, &pattern(SEND_BYTES));
             }
-            // Time for the notifications to arrive. They are not processed before the fork.
+            // Give the notifications time to arrive, so that they are in the error queue when the
+            // child calls `reap`. The parent does not read them before the fork.
             std::thread::sleep(std::time::Duration::from_millis(100));
             in_forked_child(|| {
                 sender.reap();
@@ -149,8 +156,8 @@ fn a_child_that_reaps_takes_no_notification() {
     );
 }
 
-/// A child that writes to its buffers while the parent's are in flight does not change the parent's
-/// bytes, and the parent does not change those of the child.
+/// A forked child writes to its buffers while the parent's sends are in flight. That must change
+/// neither the bytes that the parent sends nor the content of the parent's buffers.
 #[test]
 fn parent_and_child_do_not_overwrite_each_others_buffers() {
     in_child(
@@ -160,7 +167,7 @@ fn parent_and_child_do_not_overwrite_each_others_buffers() {
             let (sender, mut peer, completions) = sender_in_flight();
             let mut buffer = PageBuffer::zeroed(SEND_BYTES).unwrap();
             in_forked_child(|| {
-                // Whatever the child fills is its own copy.
+                // These writes must change only the child's own copies of the pages.
                 buffer.fill(7);
                 for _ in 0..100 {
                     let mut other = PageBuffer::zeroed(SEND_BYTES).unwrap();

@@ -1,4 +1,5 @@
-//! The fixture that all tests share.
+//! Helpers that the tests share: files and memory with a known pattern, socket pairs, receivers
+//! that check every byte, and child processes.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -22,7 +23,7 @@ pub(crate) enum Family {
 
 pub(crate) const FAMILIES: [Family; 2] = [Family::Unix, Family::Tcp];
 
-/// What waits between the steps of a transfer.
+/// The driver of a transfer: the code that waits while the socket is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Driver {
     Blocking,
@@ -35,10 +36,11 @@ pub(crate) const DRIVERS: &[Driver] = &[Driver::Blocking, Driver::Tokio];
 #[cfg(not(feature = "tokio"))]
 pub(crate) const DRIVERS: &[Driver] = &[Driver::Blocking];
 
-/// How long a test waits for something that should happen at once.
+/// The time that a test waits for an event that should happen immediately. The test fails if the
+/// event has not happened by then.
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Two connected sockets. Reading from the second one times out after [`HANG_TIMEOUT`].
+/// Returns two connected sockets. Reading from the second one times out after [`HANG_TIMEOUT`].
 pub(crate) fn socket_pair(family: Family) -> (OwnedFd, File) {
     let (socket, peer): (OwnedFd, OwnedFd) = match family {
         Family::Unix => {
@@ -56,12 +58,13 @@ pub(crate) fn socket_pair(family: Family) -> (OwnedFd, File) {
     (socket, File::from(peer))
 }
 
-/// Makes the send buffer as small as the kernel allows.
+/// Sets the send buffer of the socket to the smallest size that the kernel allows.
 pub(crate) fn minimize_send_buffer(socket: &OwnedFd) {
     rustix::net::sockopt::set_socket_send_buffer_size(socket, 1).unwrap();
 }
 
-/// Two connected sockets that hold little unread data: about 300 KiB.
+/// Returns two connected sockets with small buffers, which together hold only about 300 KiB of
+/// unread data.
 pub(crate) fn small_buffer_pair(family: Family) -> (OwnedFd, File) {
     let (socket, peer) = socket_pair(family);
     rustix::net::sockopt::set_socket_send_buffer_size(&socket, 64 << 10).unwrap();
@@ -73,10 +76,12 @@ pub(crate) fn set_nonblocking(socket: &OwnedFd) {
     rustix::io::ioctl_fionbio(socket, true).unwrap();
 }
 
-/// Bytes that depend on their position, so that a byte that is lost, duplicated or moved is
-/// detected. A shorter pattern is a prefix of a longer one.
+/// Returns `len` bytes that depend on their position, so that a comparison detects a byte that was
+/// lost, duplicated or moved. A shorter pattern is a prefix of a longer one.
 pub(crate) fn pattern(len: usize) -> Vec<u8> {
-    // Each test may run in a process of its own, and most need only a short pattern.
+    // Generate a short and a long pattern separately, because most tests need only the short one. A
+    // test runner may start a process for each test, and each process has to generate its patterns
+    // again.
     static SHORT: LazyLock<Vec<u8>> = LazyLock::new(|| generate(1 << 20));
     static LONG: LazyLock<Vec<u8>> = LazyLock::new(|| generate(MAX_PATTERN_BYTES));
     fn generate(len: usize) -> Vec<u8> {
@@ -87,16 +92,19 @@ pub(crate) fn pattern(len: usize) -> Vec<u8> {
     SHORT.get(..len).unwrap_or_else(|| &LONG[..len]).to_vec()
 }
 
-/// Any number, but not 0: the first bytes of the pattern are its bytes.
+/// The key of the usual pattern, and also its first eight bytes. It may be any number except 0:
+/// with 0, those bytes would look like bytes that were never written.
 const PATTERN_KEY: u64 = 0x243f_6a88_85a3_08d3;
 
 /// The length of the longest pattern that a test needs.
 const MAX_PATTERN_BYTES: usize = 16 << 20;
 
-/// Fills `bytes` with the pattern of `key`. Each word of 8 bytes depends on the key and on its
-/// position.
+/// Fills `bytes` with a pattern in which each 8-byte word depends on `key` and on the position of
+/// the word.
 pub(crate) fn fill_pattern(bytes: &mut [u8], key: u64) {
-    // The golden ratio as a fraction of 2^64, so that no two words of a pattern are the same.
+    // 2^64 divided by the golden ratio. Each word is the previous word plus this number. Because
+    // the number is odd, the sums run through all 64-bit values before one repeats, so no two words
+    // of a pattern are the same.
     const INCREMENT: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut word = key;
     let mut words = bytes.chunks_exact_mut(8);
@@ -108,15 +116,15 @@ pub(crate) fn fill_pattern(bytes: &mut [u8], key: u64) {
     rest.copy_from_slice(&word.to_ne_bytes()[..rest.len()]);
 }
 
-/// A file that contains a pattern.
+/// Returns a temporary file that contains the first `len` bytes of the [`pattern`].
 pub(crate) fn pattern_file(len: usize) -> File {
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&pattern(len), 0).unwrap();
     file
 }
 
-/// Reads to the end of the stream, and asserts that it carries the bytes of the file from `offset`
-/// on. Returns their number.
+/// Reads to the end of the stream, and asserts that its bytes are those of the file, starting at
+/// `offset`. Returns the number of bytes read.
 pub(crate) fn receive(peer: &mut impl Read, file: &File, offset: u64) -> u64 {
     receive_slowly(peer, file, offset, 1 << 20, Duration::ZERO)
 }
@@ -136,7 +144,7 @@ pub(crate) fn receive_slowly(
         let count = match peer.read(&mut received) {
             Ok(0) => return at - offset,
             Ok(count) => count,
-            // Bytes that had not been read before the reset are lost.
+            // After a reset, the unread bytes are lost, so return how many were read.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return at - offset,
             Err(error) => panic!("after {} bytes: {error}", at - offset),
         };
@@ -145,7 +153,7 @@ pub(crate) fn receive_slowly(
             .unwrap_or_else(|error| panic!("{count} bytes at {at} are not in the file: {error}"));
         assert!(
             received[..count] == *expected,
-            "some of the {count} bytes from {at} on are not those of the file"
+            "some of the {count} bytes at {at} are not those of the file"
         );
         at += count as u64;
         if !pause.is_zero() {
@@ -154,7 +162,7 @@ pub(crate) fn receive_slowly(
     }
 }
 
-/// Sends a file, and closes the socket.
+/// Sends a file with the given driver, and closes the socket.
 pub(crate) fn send(
     driver: Driver,
     family: Family,
@@ -183,7 +191,7 @@ pub(crate) fn send(
     }
 }
 
-/// A tokio runtime of one thread.
+/// Returns a single-threaded tokio runtime.
 #[cfg(feature = "tokio")]
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
@@ -192,8 +200,8 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Sends while a peer reads, and compares the bytes that arrive with those of `file` from `offset`
-/// on. Returns the result of the send, and how many bytes arrived.
+/// Sends while a peer reads, and compares the bytes that arrive with those of `file`, starting at
+/// `offset`. Returns the result of the send, and how many bytes arrived.
 pub(crate) fn deliver(
     driver: Driver,
     family: Family,
@@ -209,7 +217,8 @@ pub(crate) fn deliver(
     })
 }
 
-/// Asserts that `mechanism` alone moved all bytes, and that the report is consistent.
+/// Asserts that `mechanism` moved `bytes` bytes without a fallback, that no other mechanism moved
+/// any, and that the report's totals are consistent with that.
 pub(crate) fn assert_all_sent_by(report: &Report, mechanism: Mechanism, bytes: u64, case: &str) {
     assert_eq!(report.by(mechanism), bytes, "{case}: {report}");
     assert_eq!(report.bytes(), bytes, "{case}: {report}");
@@ -220,7 +229,7 @@ pub(crate) fn assert_all_sent_by(report: &Report, mechanism: Mechanism, bytes: u
     assert_eq!(report.copied_bytes(), bytes - zero_copy, "{case}: {report}");
 }
 
-/// The mechanisms that send memory to a socket of this family.
+/// Returns the mechanisms that can send memory to a socket of this family.
 pub(crate) fn memory_mechanisms(family: Family) -> &'static [Mechanism] {
     match family {
         Family::Tcp => &[
@@ -233,12 +242,13 @@ pub(crate) fn memory_mechanisms(family: Family) -> &'static [Mechanism] {
     }
 }
 
-/// Frozen pages that contain a pattern.
+/// Returns frozen pages that contain the first `len` bytes of the [`pattern`].
 pub(crate) fn pattern_pages(len: usize) -> Pages {
     PageBuffer::copy_from_slice(&pattern(len)).unwrap().freeze()
 }
 
-/// A sender that uses only these mechanisms, and its peer. If there are none, the plan decides.
+/// Returns a sender that uses only `mechanisms`, and the sender's peer. If `mechanisms` is empty,
+/// nothing is forced, and the sender uses the usual plan.
 pub(crate) fn sender(
     family: Family,
     mechanisms: &[Mechanism],
@@ -251,9 +261,9 @@ pub(crate) fn sender(
     )
 }
 
-/// Like [`sender`], but with a [`small_buffer_pair`]. Little is in flight at a time, so that the
-/// send stays below the limit on locked memory (`RLIMIT_MEMLOCK`), which the user's other processes
-/// share.
+/// Like [`sender`], but with a [`small_buffer_pair`], so that only a few bytes are in flight at a
+/// time. That keeps zero-copy sends below the limit on locked memory (`RLIMIT_MEMLOCK`), which
+/// counts the memory of all processes of the user.
 pub(crate) fn small_buffer_sender(
     family: Family,
     mechanisms: &[Mechanism],
@@ -266,7 +276,7 @@ pub(crate) fn small_buffer_sender(
     )
 }
 
-/// Asserts that these are the next bytes of the stream.
+/// Asserts that the next bytes of the stream are `expected`.
 pub(crate) fn expect_bytes(peer: &mut impl Read, expected: &[u8]) {
     let mut received = vec![0; expected.len()];
     peer.read_exact(&mut received).unwrap();
@@ -276,7 +286,7 @@ pub(crate) fn expect_bytes(peer: &mut impl Read, expected: &[u8]) {
     );
 }
 
-/// Asserts that the stream ends here.
+/// Asserts that the stream ends without further bytes.
 pub(crate) fn expect_eof(peer: &mut impl Read) {
     assert_eq!(
         peer.read(&mut [0]).unwrap(),
@@ -285,7 +295,7 @@ pub(crate) fn expect_eof(peer: &mut impl Read) {
     );
 }
 
-/// Waits until `condition` holds, for at most [`HANG_TIMEOUT`].
+/// Waits until `condition` holds. Panics with `description` after [`HANG_TIMEOUT`].
 pub(crate) fn wait_until(description: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
@@ -297,7 +307,8 @@ pub(crate) fn wait_until(description: &str, mut condition: impl FnMut() -> bool)
     }
 }
 
-/// How long a soak test runs, unless `UNCOPIED_SOAK_SECONDS` says otherwise (`just soak`).
+/// Returns how long a soak test runs: the value of `UNCOPIED_SOAK_SECONDS`, which `just soak` sets,
+/// or else `default`.
 pub(crate) fn soak_time(default: Duration) -> Duration {
     let seconds = std::env::var("UNCOPIED_SOAK_SECONDS");
     seconds.map_or(default, |seconds| {
@@ -307,9 +318,12 @@ pub(crate) fn soak_time(default: Duration) -> Duration {
 
 const CHILD_ENV: &str = "UNCOPIED_TEST_CHILD";
 
-/// Runs `body` in a child process: starts this binary again to run only the test `name`, which must
-/// be the path of the calling test in this binary. In the child, runs the body. A test calls this
-/// at most once.
+/// Runs `body` in a child process, for tests that change the state of the whole process.
+///
+/// In the parent, this starts the test binary again with `name` as the only test to run. `name`
+/// must be the path of the calling test. In the child, the same test calls this function again,
+/// which then runs `body`. A test can call this function only once, because the child would run the
+/// bodies of all calls in the same process.
 pub(crate) fn in_child(name: &str, configure: impl FnOnce(&mut Command), body: impl FnOnce()) {
     if std::env::var_os(CHILD_ENV).is_some_and(|child| child == name) {
         return body();
@@ -321,7 +335,8 @@ pub(crate) fn in_child(name: &str, configure: impl FnOnce(&mut Command), body: i
     );
 }
 
-/// Runs the test `name` in the child process that `child` starts, and asserts that it passes.
+/// Runs the test `name` in the child process that the command `child` starts, and asserts that the
+/// test passes. Prints the child's lines about skipped tests.
 fn run_in_child(mut child: Command, name: &str, configure: impl FnOnce(&mut Command)) {
     child
         .args([name, "--exact", "--show-output", "--test-threads=1"])
@@ -346,8 +361,9 @@ fn run_in_child(mut child: Command, name: &str, configure: impl FnOnce(&mut Comm
     }
 }
 
-/// Like [`in_child`], but in a new network namespace, with the capabilities of its administrator.
-/// Its only interface is `lo`, which is down.
+/// Like [`in_child`], but the child runs in a new network namespace, where it has all capabilities.
+/// The namespace's only interface is `lo`, which is down. If the machine does not allow creating
+/// the namespace, the test is skipped.
 pub(crate) fn in_network_namespace(name: &str, body: impl FnOnce()) {
     if std::env::var_os(CHILD_ENV).is_some_and(|child| child == name) {
         return body();
@@ -372,8 +388,9 @@ pub(crate) fn in_network_namespace(name: &str, body: impl FnOnce()) {
     run_in_child(child, name, |_| {});
 }
 
-/// Reports that this machine does not allow a test to run. A skip is a third result next to pass
-/// and fail: it is printed, and `UNCOPIED_TEST_FORBID_SKIPS` turns it into a failure.
+/// Reports that the test cannot run on this machine. A skip is neither a pass nor a failure: it is
+/// printed, so that a script can count the skipped tests. If `UNCOPIED_TEST_FORBID_SKIPS` is set, a
+/// skip is a failure.
 pub(crate) fn skip(name: &str, why: &str) {
     println!("SKIP {name}: {why}");
     assert!(

@@ -1,4 +1,4 @@
-//! Limits on the bytes in flight, of a sender and of the process, when the peer does not read.
+//! Limits on the bytes in flight, per sender and per process, when the peer does not read.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -16,10 +16,13 @@ use crate::harness::{
     pattern_pages, sender, wait_until,
 };
 
-/// The size of a send. Whole pages, so that a send counts against the limit with exactly its size.
+/// The size of a send: a whole number of pages, because every page that a send touches counts in
+/// full against the limit. If a send ended within a page, more bytes would be counted than were
+/// sent.
 const SEND_BYTES: usize = 32 << 10;
 
-/// The limit on bytes in flight: much less than the buffers of the sockets hold.
+/// The limit on bytes in flight: much less than the socket buffers hold, so that a sender reaches
+/// the limit before the socket is full.
 const LIMIT_BYTES: u64 = 4 * SEND_BYTES as u64;
 
 fn limited_sender(at_limit: LimitAction, in_flight_limit: u64) -> (Sender<OwnedFd>, File) {
@@ -29,8 +32,8 @@ fn limited_sender(at_limit: LimitAction, in_flight_limit: u64) -> (Sender<OwnedF
     sender(Family::Tcp, &[Mechanism::MsgZerocopy], options)
 }
 
-/// Sends `pages` again and again until the socket accepts nothing. Calls `check` after each try,
-/// and returns how many bytes were sent.
+/// Sends `pages` repeatedly, until nothing more can be sent. Calls `check` after each send, and
+/// returns the total number of bytes sent.
 fn send_until_full(
     sender: &mut Sender<OwnedFd>,
     pages: &Pages,
@@ -38,7 +41,8 @@ fn send_until_full(
 ) -> usize {
     let mut total = 0;
     loop {
-        // Go on from where the last try ended, so that the stream is a repetition of `pages`.
+        // If the last send was incomplete, continue where it ended, so that the stream repeats all
+        // of `pages` without a gap.
         let sent = sender.try_send(pages.slice(total % SEND_BYTES..)).unwrap();
         check(sender);
         if sent.bytes() == 0 {
@@ -48,7 +52,7 @@ fn send_until_full(
     }
 }
 
-/// Asserts that the next bytes of the stream are a repetition of the pattern.
+/// Asserts that the next `bytes` bytes of the stream repeat the pattern of one send.
 fn expect_repeated_pattern(peer: &mut File, mut bytes: usize) {
     let pattern = pattern(SEND_BYTES);
     while bytes > 0 {
@@ -58,8 +62,8 @@ fn expect_repeated_pattern(peer: &mut File, mut bytes: usize) {
     }
 }
 
-/// A peer that stops reading cannot pin more memory than the limit of the sender: bytes beyond it
-/// are copied. Other senders are not affected.
+/// A peer that stops reading must not pin more memory than the sender's limit allows. Bytes beyond
+/// the limit are copied instead. Other senders are not affected.
 #[test]
 fn bytes_beyond_the_limit_are_copied() {
     let (mut stuck, mut peer) = limited_sender(LimitAction::Copy, LIMIT_BYTES);
@@ -95,14 +99,15 @@ fn bytes_beyond_the_limit_are_copied() {
     pages.try_into_buffer().expect("no other handle is left");
 }
 
-/// A sender that waits at the limit times out if the peer does not read. The error counts the
-/// bytes, and the sender can go on from there.
+/// A sender that waits at the limit must time out if the peer does not read. The error must report
+/// the number of bytes sent, and a later send must be able to continue after those bytes.
 #[test]
 fn waiting_at_the_limit_times_out_with_the_count_of_bytes() {
     let (mut sender, mut peer) = limited_sender(LimitAction::Wait, LIMIT_BYTES);
     let timeout = Some(Duration::from_millis(200));
     set_socket_timeout(sender.get_ref(), Timeout::Send, timeout).unwrap();
-    // The peer acknowledges what fits into its buffer. The rest stays in flight.
+    // Send until the sender reaches the limit. That happens because the peer acknowledges only the
+    // bytes that fit into its buffer, so all further bytes stay in flight.
     let (mut total, mut peak) = (0, 0);
     let error = loop {
         match sender.send(pattern_pages(SEND_BYTES)) {
@@ -119,7 +124,7 @@ fn waiting_at_the_limit_times_out_with_the_count_of_bytes() {
     assert_all_by_msg_zerocopy(&sender, total);
     assert_eq!(report.bytes(), total);
 
-    // Now the peer reads, and the sender may wait longer.
+    // Let the peer read from now on, and let the sender wait longer.
     set_socket_timeout(sender.get_ref(), Timeout::Send, Some(HANG_TIMEOUT)).unwrap();
     let rest = pattern_pages(SEND_BYTES).slice(total as usize % SEND_BYTES..);
     let all = total as usize + rest.len() + 50 * SEND_BYTES;
@@ -146,7 +151,7 @@ fn assert_all_by_msg_zerocopy(sender: &Sender<OwnedFd>, bytes: u64) {
     assert!(report.fallbacks().is_empty(), "{report}");
 }
 
-/// `try_send` does not wait at the limit: it sends nothing.
+/// `try_send` must not wait at the limit. It must return at once without sending anything.
 #[test]
 fn try_send_at_the_limit_sends_nothing() {
     let (mut sender, mut peer) = limited_sender(LimitAction::Wait, LIMIT_BYTES);
@@ -154,7 +159,8 @@ fn try_send_at_the_limit_sends_nothing() {
     let total = send_until_full(&mut sender, &pages, |sender| {
         assert!(sender.in_flight_bytes() <= LIMIT_BYTES)
     });
-    // It is not the socket that accepts no more.
+    // Check that the socket is not full, so that only the limit can have stopped the sender: a
+    // second sender, which copies, must still be able to send.
     let mut copying = Sender::with(
         sender.get_ref().try_clone().unwrap(),
         SendOptions::default().force_mechanisms(&[Mechanism::Copy]),
@@ -167,8 +173,8 @@ fn try_send_at_the_limit_sends_nothing() {
     });
 }
 
-/// The limit of the process holds for all senders together. It is set in a child process, so that
-/// it does not affect other tests.
+/// The process-wide limit applies to all senders together. The test sets it in a child process, so
+/// that it does not affect other tests.
 #[test]
 fn all_senders_together_stay_below_the_limit_of_the_process() {
     in_child(
@@ -207,8 +213,8 @@ fn all_senders_together_stay_below_the_limit_of_the_process() {
     );
 }
 
-/// The notifications of an idle sender are processed, even if it never looks for them, so that
-/// another sender can use what they free.
+/// A sender that waits at the process-wide limit must process the notifications of all senders.
+/// Otherwise, an idle sender, which does not process its own notifications, would block the others.
 #[test]
 fn an_idle_sender_does_not_block_others_at_the_limit_of_the_process() {
     in_child(

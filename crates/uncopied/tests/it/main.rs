@@ -1,14 +1,16 @@
-//! The library on a real kernel: files, memory, sockets, limits and signals. One binary.
+//! Tests of the library on a real kernel: files, memory, sockets, limits and signals. All tests are
+//! modules of one binary, so that the library is linked only once.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
-/// The shared fixture: files, socket pairs, receivers that check every byte, child processes.
+/// Helpers that the tests share: test files, socket pairs, receivers that check every byte, and
+/// child processes.
 mod harness;
 
 // --- Files ---------------------------------------------------------------------------------------
 
-/// Sizes around every boundary, offsets, and ranges past 4 GiB, by every mechanism.
+/// Files of sizes around every boundary, offsets, and ranges past 4 GiB, with every mechanism.
 mod file_sizes;
 
 /// Files that shrink or grow while they are sent.
@@ -23,31 +25,32 @@ mod residency;
 /// Sources that do not support `sendfile`, and sinks that are not stream sockets.
 mod endpoints;
 
-/// Processes without free file descriptors or address space.
+/// Processes that have run out of file descriptors or address space.
 mod resource_exhaustion;
 
-/// The switch for zero copy, `force_copy`, and files that change after they were sent.
+/// Switching zero-copy sends off, and overwriting a file after it was sent.
 mod force_copy;
 
-/// Peers that read slowly or stop reading, and send time-outs.
+/// Peers that read slowly or stop reading, and send timeouts (`SO_SNDTIMEO`).
 mod slow_peers;
 
 /// Peers that close the connection, and SIGPIPE.
 mod closed_peers;
 
-/// Transfers on tokio that are dropped and resumed, and what idle ones cost.
+/// Transfers on tokio that are dropped and resumed, and the CPU time that idle transfers use.
 #[cfg(feature = "tokio")]
 mod transfer_cancellation;
 
 // --- Memory --------------------------------------------------------------------------------------
 
-/// Sizes around every boundary, by every mechanism, and the outcome of each send.
+/// Memory of sizes around every boundary, with every mechanism, and the outcome of each send.
 mod memory_sizes;
 
-/// Notifications: several in one, too many, between other messages, and what the sender learns.
+/// Notifications of `MSG_ZEROCOPY`: when the kernel merges them, has no memory left for them,
+/// queues them with other messages, or reports in them that it has copied the bytes.
 mod notifications;
 
-/// Limits on the bytes in flight, of a sender and of the process.
+/// Limits on the bytes in flight, per sender and per process.
 mod in_flight_limits;
 
 /// Sends in flight when the sender is dropped, the peer closes, or the thread panics.
@@ -56,7 +59,7 @@ mod sender_dropped;
 /// Sends in flight when the process forks.
 mod fork;
 
-/// Sends on tokio that are dropped before they are done.
+/// Sends on tokio whose future is dropped before it completes.
 #[cfg(feature = "tokio")]
 mod send_cancellation;
 

@@ -1,4 +1,4 @@
-//! Memory by every mechanism: sizes around every boundary, and the outcome of each send.
+//! Memory of sizes around every boundary, sent with every mechanism, and the outcome of each send.
 
 use std::io::Read;
 
@@ -20,8 +20,8 @@ fn sizes_around_every_boundary() -> Vec<usize> {
         .collect()
 }
 
-/// Waits for the completion of a send of `len` bytes by `mechanism` to a peer on this machine, and
-/// checks the outcome.
+/// Waits until a send to a peer on this machine is complete, and checks its outcome: `mechanism`
+/// must have sent `len` bytes.
 fn assert_completes(sent: &Sent, mechanism: Mechanism, len: u64, case: &str) {
     let outcome = sent.completion().wait(Some(HANG_TIMEOUT)).expect(case);
     let reason = match mechanism {
@@ -29,7 +29,8 @@ fn assert_completes(sent: &Sent, mechanism: Mechanism, len: u64, case: &str) {
         Mechanism::Vmsplice if len > 0 => FreeReason::Gifted,
         _ => FreeReason::Copied,
     };
-    // On loopback the kernel copies everything, except for gifted pages.
+    // On loopback, the kernel copies the bytes whichever mechanism sends them, except for pages
+    // that `vmsplice` gifts to the kernel (they are never written to again).
     let copied = if reason == FreeReason::Gifted { 0 } else { len };
     assert_eq!(
         (outcome.bytes, outcome.copied, outcome.reason),
@@ -39,18 +40,19 @@ fn assert_completes(sent: &Sent, mechanism: Mechanism, len: u64, case: &str) {
     assert_eq!(sent.completion().outcome(), Some(outcome), "{case}");
 }
 
-/// Whether sends were copied because of the limit on locked memory. That is allowed, if the report
-/// says so.
+/// Whether some bytes were copied because of the limit on locked memory, according to the report.
+/// The tests allow this, because the user's other processes count against the same limit.
 fn reached_memory_limit(sent: &Sent) -> bool {
     let fallbacks = sent.report().fallbacks();
     !fallbacks.is_empty() && fallbacks.iter().all(|one| one.errno == Errno::NOBUFS)
 }
 
 #[test]
-fn every_size_arrives_by_every_mechanism_from_any_address() {
+fn every_size_arrives_with_every_mechanism_from_any_address() {
     for family in FAMILIES {
         for &mechanism in memory_mechanisms(family) {
-            // Stays below the usual limit on locked memory.
+            // With at most 1 MiB in flight, the sender stays below the usual limit on locked memory
+            // (`RLIMIT_MEMLOCK`).
             let options = SendOptions::default()
                 .in_flight_limit(1 << 20)
                 .at_limit(LimitAction::Wait);
@@ -72,7 +74,8 @@ fn every_size_arrives_by_every_mechanism_from_any_address() {
                         assert_completes(&sent, mechanism, size as u64, &case);
                     }
                     sent.completion().wait(Some(HANG_TIMEOUT)).expect(&case);
-                    // The pages become a buffer again, unless they were gifted to the kernel.
+                    // The pages must be able to become a buffer again, unless they were gifted to
+                    // the kernel.
                     let is_gifted = mechanism == Mechanism::Vmsplice && size > 0;
                     assert_eq!(pages.is_permanent(), is_gifted, "{case}");
                     assert_eq!(pages.try_into_buffer().is_err(), is_gifted, "{case}");
@@ -85,7 +88,8 @@ fn every_size_arrives_by_every_mechanism_from_any_address() {
     }
 }
 
-/// Several sends of the same pages, each by a handle of its own, before the peer reads anything.
+/// Sends the same pages several times before the peer reads anything. Each send has its own handle
+/// to the pages.
 #[test]
 fn the_same_pages_can_be_sent_again_while_in_flight() {
     const PAGES_BYTES: usize = 10_000;
@@ -107,8 +111,10 @@ fn the_same_pages_can_be_sent_again_while_in_flight() {
     }
 }
 
-/// `try_send` sends as much as fits and returns how much, so that the next send can go on from
-/// there. The socket is non-blocking, because `splice(2)` has no flag for a single call.
+/// `try_send` must send as many bytes as fit into the socket, and must return their number, so that
+/// the next send can continue after them. The test makes the socket non-blocking, because
+/// `splice(2)` has no flag that keeps a single call from blocking on the socket
+/// (`SPLICE_F_NONBLOCK` affects only the pipe).
 #[test]
 fn try_send_sends_what_fits() {
     const PAGES_BYTES: usize = 8 << 20;
@@ -145,8 +151,8 @@ fn try_send_sends_what_fits() {
     }
 }
 
-/// If the only forced mechanism is unsupported by the socket, the send fails. If `copy` is forced
-/// as well, the send falls back to it.
+/// If the socket does not support the only forced mechanism, the send must fail. If `copy` is
+/// forced as well, the send must fall back to `copy`.
 #[test]
 fn forcing_msg_zerocopy_on_a_unix_socket_is_an_error() {
     let forced = [Mechanism::MsgZerocopy];
@@ -171,8 +177,8 @@ fn forcing_msg_zerocopy_on_a_unix_socket_is_an_error() {
     assert_eq!(received, pattern(5000));
 }
 
-/// No mechanism is forced. For a peer on this machine, the plan copies pages that will be reused,
-/// and does not copy pages that are frozen permanently.
+/// If no mechanism is forced and the peer is on this machine, pages that may be reused must be
+/// copied, and pages that are frozen permanently must be sent without copying.
 #[test]
 fn the_plan_copies_reusable_pages_for_a_peer_on_this_machine() {
     for family in FAMILIES {

@@ -1,5 +1,5 @@
-//! Notifications of `MSG_ZEROCOPY`: several in one, too many, between other messages of the error
-//! queue, and what the sender learns from them.
+//! Notifications of `MSG_ZEROCOPY`: when the kernel merges them, has no memory left for them,
+//! queues them with other messages, or reports in them that it has copied the bytes.
 
 #![allow(unsafe_code)]
 
@@ -23,14 +23,16 @@ use crate::harness::{
 
 const MSG_ZEROCOPY: [Mechanism; 1] = [Mechanism::MsgZerocopy];
 
-/// How many bytes of memory a socket uses for notifications, outstanding or unread (`SO_MEMINFO`).
+/// Returns how many bytes of kernel memory the socket uses for its notifications (`SO_MEMINFO`):
+/// for unread ones, and for those that the kernel will deliver later.
 fn notification_memory(socket: impl AsFd) -> u32 {
     // SK_MEMINFO_OPTMEM and SK_MEMINFO_VARS of linux/sock_diag.h.
     const OPTMEM: usize = 6;
     let mut meminfo = [0_u32; 9];
     let mut len = size_of_val(&meminfo) as libc::socklen_t;
     let socket = socket.as_fd().as_raw_fd();
-    // SAFETY: the call writes to an array of integers, and no further than its length.
+    // SAFETY: the call writes to an array of integers, and never past the end of the array, whose
+    // length is passed.
     let result = unsafe {
         libc::getsockopt(
             socket,
@@ -47,7 +49,8 @@ fn notification_memory(socket: impl AsFd) -> u32 {
 fn set_option(socket: BorrowedFd<'_>, name: libc::c_int, value: libc::c_uint) {
     let len = size_of_val(&value) as libc::socklen_t;
     let (socket, level) = (socket.as_raw_fd(), libc::SOL_SOCKET);
-    // SAFETY: the option is an int, and a pointer to one is passed with its size.
+    // SAFETY: the option has the type `int`, and the call gets a pointer to an integer of that size
+    // and its length.
     let result = unsafe { libc::setsockopt(socket, level, name, (&raw const value).cast(), len) };
     assert_eq!(result, 0);
 }
@@ -58,13 +61,15 @@ fn has_error_queue_entry(socket: impl AsFd) -> bool {
     poll(&mut ready, Some(&Timespec::default())).unwrap() > 0
 }
 
-/// As long as the notifications of several sends are not read, the kernel merges them into one.
+/// The kernel merges the notifications of consecutive sends into one message as long as the process
+/// does not read that message. The merged notification must complete all of the sends.
 #[test]
 fn one_notification_completes_several_sends() {
-    // Fewer than the number of outstanding sends from which on a send drains the error queue.
+    // With 16 or more outstanding sends, each further send reads the error queue first. Stay below
+    // that, so that the notifications remain unread and are merged.
     const SEND_COUNT: usize = 12;
     let (mut sender, mut peer) = sender(Family::Tcp, &MSG_ZEROCOPY, SendOptions::default());
-    // Measure the memory that one notification uses.
+    // First measure how much memory a single notification uses.
     assert_eq!(sender.send(pattern_pages(5000)).unwrap().bytes(), 5000);
     expect_bytes(&mut peer, &pattern(5000));
     wait_until("one notification", || {
@@ -97,13 +102,15 @@ fn one_notification_completes_several_sends() {
     assert_eq!((report.bytes(), report.kernel_copied()), (total, total));
 }
 
-/// Once the unacknowledged sends leave no room for another notification (`optmem_max`), a send is
-/// copied and reports so. Later sends are zero-copy again.
+/// The kernel reserves memory for the notification of each zero-copy send, up to `optmem_max` per
+/// socket. A send for which no memory is left must be copied and must report that. Later sends must
+/// be zero-copy again.
 #[test]
 fn a_send_without_room_for_its_notification_is_copied() {
     let (mut sender, mut peer) = sender(Family::Tcp, &MSG_ZEROCOPY, SendOptions::default());
-    // Short sends without a delay. A peer that reads would acknowledge them faster than they are
-    // made. This one does not read, and acknowledges several together, after 40 ms.
+    // Make the notifications accumulate: use short sends without delay (`TCP_NODELAY`), and a peer
+    // that does not read. Such a peer acknowledges many sends together, up to 40 ms late. A peer
+    // that reads would acknowledge each send right away.
     rustix::net::sockopt::set_tcp_nodelay(sender.get_ref(), true).unwrap();
     let began = Instant::now();
     let mut bytes = 0;
@@ -142,8 +149,8 @@ fn a_send_without_room_for_its_notification_is_copied() {
     assert!(receiver.join().unwrap() == expected);
 }
 
-/// A send of more pages than the process may lock is copied. The process gives up the capability
-/// that exempts it from the limit.
+/// A send of more pages than the process may lock (`RLIMIT_MEMLOCK`) must be copied. The test first
+/// drops `CAP_IPC_LOCK`, which would exempt the process from the limit.
 #[test]
 fn a_send_beyond_the_limit_on_locked_memory_is_copied() {
     in_child(
@@ -165,8 +172,8 @@ fn a_send_beyond_the_limit_on_locked_memory_is_copied() {
             assert_eq!(sent.report().fallbacks()[0].errno, Errno::NOBUFS);
             expect_bytes(&mut peer, &pattern(size));
             assert_eq!(sender.in_flight_bytes(), 0);
-            // A send below the limit is zero-copy, once the user's other processes leave room for
-            // it.
+            // A send below the limit is zero-copy. Retry it, because the user's other processes
+            // count against the same limit and may leave no room at first.
             wait_until("a zero-copy send", || {
                 let sent = sender.send(pattern_pages(4096)).unwrap();
                 expect_bytes(&mut peer, &pattern(4096));
@@ -176,8 +183,8 @@ fn a_send_beyond_the_limit_on_locked_memory_is_copied() {
     );
 }
 
-/// Timestamps share the error queue. They are skipped, and the notifications between them are
-/// found.
+/// The kernel puts timestamps on the same error queue as notifications. The library must skip the
+/// timestamps, and must find every notification between them.
 #[test]
 fn timestamps_between_notifications_are_skipped() {
     // SOF_TIMESTAMPING_… of linux/net_tstamp.h: TX_SOFTWARE, SOFTWARE, OPT_ID, TX_SCHED, TX_ACK,
@@ -211,7 +218,7 @@ fn timestamps_between_notifications_are_skipped() {
                 (3000, FreeReason::Notification)
             );
         }
-        // Once all entries have arrived, a single call of `reap` processes every notification.
+        // Once all entries have arrived, a single call of `reap` must process every notification.
         wait_until("a reap that completes every send", || {
             for _ in 0..10 {
                 assert_eq!(sender.send(pattern_pages(3000)).unwrap().bytes(), 3000);
@@ -228,8 +235,8 @@ fn timestamps_between_notifications_are_skipped() {
     }
 }
 
-/// Timestamps that are not read keep the socket ready for `poll(2)` forever. A send that waits for
-/// the peer times out nevertheless.
+/// While there are unread timestamps on the error queue, `poll(2)` returns at once and reports the
+/// socket as ready. A send that waits for the peer must still time out.
 #[test]
 fn a_send_times_out_with_timestamps_on_the_error_queue() {
     const TIMESTAMP_FLAGS: u32 = 1 << 1 | 1 << 4 | 1 << 7 | 1 << 11;
@@ -249,26 +256,28 @@ fn a_send_times_out_with_timestamps_on_the_error_queue() {
     }
 }
 
-/// Runs `ip` with these arguments.
+/// Runs the command `ip` with these arguments.
 fn run_ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status();
     assert!(status.unwrap().success(), "ip {arguments}");
 }
 
-/// The peer is behind a virtual link. The kernel copies what goes there, but the address is not one
-/// of this machine. So the plan starts with zero-copy sends, learns from the notifications, and
-/// copies for a while.
+/// The peer is at the other end of a virtual Ethernet link (`veth`), over which the kernel copies
+/// all bytes of zero-copy sends. The peer's address is not a local one, so the plan starts with
+/// zero-copy sends. After several notifications that report a copy, the sender must use `copy` for
+/// a while, and then try zero copy again.
 #[test]
 fn repeated_copies_by_the_kernel_pause_zero_copy_sends() {
     in_network_namespace(
         "notifications::repeated_copies_by_the_kernel_pause_zero_copy_sends",
         || {
-            // The thread of the peer has its own network namespace.
+            // Run the peer in a thread that has its own network namespace.
             let (send_id, id) = mpsc::channel();
             let (linked, wait_for_link) = mpsc::channel::<()>();
             let (send_address, address) = mpsc::channel();
             let peer = std::thread::spawn(move || {
-                // SAFETY: only the network namespace of this thread changes, not its descriptors.
+                // SAFETY: the call changes only the network namespace of this thread. Descriptors
+                // stay valid.
                 assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
                 send_id.send(rustix::thread::gettid()).unwrap();
                 wait_for_link.recv().unwrap();
@@ -305,7 +314,8 @@ fn repeated_copies_by_the_kernel_pause_zero_copy_sends() {
                     "{}",
                     sent.report()
                 );
-                // A zero-copy send is completed by its notification, a copy by the call itself.
+                // A zero-copy send completes with its notification, and a copied send completes
+                // when the call returns.
                 let expected_reason = if is_zero_copy {
                     FreeReason::Notification
                 } else {
@@ -314,7 +324,8 @@ fn repeated_copies_by_the_kernel_pause_zero_copy_sends() {
                 assert_eq!(outcome.reason, expected_reason);
                 is_zero_copy
             };
-            // Eight notifications in a row that report a copy pause zero-copy sends for 256 sends.
+            // After eight consecutive notifications that report a copy, the next 256 sends must use
+            // `copy`.
             assert!((0..8).all(|_| send()), "zero-copy at first");
             assert!((0..256).all(|_| !send()), "copied for a while");
             assert!((0..8).all(|_| send()), "zero-copy again");

@@ -1,7 +1,8 @@
 //! Regions that are overwritten while they are being sent.
 //!
-//! Writers never wait for a send. The receiver, which is on the same machine and slower, must get
-//! the bytes that the region had at the time of each send.
+//! The tests write to a region without waiting for its sends to complete. The receiver, which is on
+//! the same machine and slower than the sender, must still get the bytes that the region had at the
+//! time of each send.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +19,9 @@ use crate::harness::{
 
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Whether this machine supports write protection and huge pages for regions. If not, they are
-/// copied, which other tests cover, and `test` is skipped.
+/// Whether the region is write-protected while it is sent, which needs `userfaultfd` and huge
+/// pages. If not, reports `test` as skipped: sends of an unprotected region are copied, and other
+/// tests cover that.
 fn is_protected(region: &Region, test: &str) -> bool {
     let why = match region.protection() {
         Err(errno) => format!("needs userfaultfd, which is refused: {errno}"),
@@ -30,14 +32,16 @@ fn is_protected(region: &Region, test: &str) -> bool {
     false
 }
 
+/// Fills the memory with the words of this round; see [`word`].
 fn fill_with_round(writer: &mut RegionMut, round: u64) {
     for (at, eight) in writer.chunks_exact_mut(8).enumerate() {
         eight.copy_from_slice(&word(round, at).to_ne_bytes());
     }
 }
 
-/// The upper half is the round, and the lower half is the round combined with the position. If only
-/// a part of the word was written, the two do not match.
+/// Returns the 8-byte word that is written at position `at` in round `round`. The upper half of the
+/// word is the round, and the lower half combines the round with the position. In a word that mixes
+/// the bytes of two rounds, the halves do not match.
 fn word(round: u64, at: usize) -> u64 {
     round << 32 | (round ^ at as u64)
 }
@@ -60,8 +64,8 @@ fn bytes_overwritten_after_the_send_arrive_unchanged() {
                     received
                 });
                 let mut completions = Vec::new();
-                // The whole region, a part of one huge page, one across two, and one that ends one
-                // byte behind the first huge page.
+                // Send the whole region, a range within one huge page, a range across two huge
+                // pages, and a range of which only the last byte is in the second huge page.
                 let ranges = [
                     0..2 * HUGE_PAGE_BYTES,
                     5..4000,
@@ -89,8 +93,8 @@ fn bytes_overwritten_after_the_send_arrive_unchanged() {
     }
 }
 
-/// The plan copies parts that are too small or not aligned. Others are sent without a copy, even to
-/// a peer on this machine.
+/// If no mechanism is forced, parts of a region that are too small or not aligned to a huge page
+/// must be copied. Other parts must be sent without copying, even to a peer on this machine.
 #[test]
 fn the_plan_copies_small_and_unaligned_parts() {
     let (region, mut writer) = Region::new(4 * HUGE_PAGE_BYTES).unwrap();
@@ -194,10 +198,11 @@ fn a_page_without_memory_for_its_copy_delays_no_other_page() {
     );
 }
 
-/// Each writer fills its half over and over, while senders send both halves without coordination.
-/// Each word contains its position and the round in which it was written. The words of a half that
-/// arrives are those of one round or of two consecutive ones, and never older than those that
-/// arrived before.
+/// Two writers keep filling their halves of a region, round after round, while several senders send
+/// the whole region without coordination. Each word identifies its position and the round in which
+/// it was written, so that [`check_half`] can check the halves that arrive: each word must be at
+/// its position, and no word may be more than one round older than the latest round that arrived
+/// before.
 #[test]
 fn writers_that_never_wait_change_nothing_in_flight() {
     let (region, writer) = Region::new(2 * HUGE_PAGE_BYTES).unwrap();
@@ -257,13 +262,18 @@ fn writers_that_never_wait_change_nothing_in_flight() {
     assert!(sends > 10, "{sends} sends are too few");
 }
 
-/// Checks a half of the region that arrived, and returns the latest round in it. The latest round
-/// that arrived before is `previous`.
+/// Checks a received half of the region, and returns the latest round in it, or `previous` if that
+/// is later. `previous` is the latest round that arrived with earlier sends.
 ///
-/// A send takes some time, as `write(2)` does, and the writer may complete several rounds
-/// meanwhile. Every word must be at its own position, and none may be older than those that were
-/// sent before: otherwise, those were changed in flight. A word that is being written at the moment
-/// when the kernel reads it may consist of two rounds.
+/// The writer may complete several rounds during one send, so a half may contain words of several
+/// rounds. Each word must be at its own position. A few words may mix two rounds, because the
+/// writer was writing them while they were sent.
+///
+/// No word may be more than one round older than `previous`. The writer begins a round only after
+/// it has completed the round before. So once it has begun round `previous`, which an earlier send
+/// contained, every word of the half dates from the round before `previous` or from a later round.
+/// If an even older word arrives now, the writer cannot have begun round `previous` when the
+/// earlier send was made. So a later write must have changed that send while it was in flight.
 fn check_half(half: &[u8], previous: u64, mechanism: Mechanism) -> u64 {
     let (mut latest, mut torn_words) = (previous, 0);
     for (at, eight) in half.chunks_exact(8).enumerate() {
@@ -273,15 +283,17 @@ fn check_half(half: &[u8], previous: u64, mechanism: Mechanism) -> u64 {
             torn_words += 1;
             continue;
         }
-        // The previous send may have overtaken the writer within a round, so that words of the
-        // round before its latest one are still correct.
+        // Accept words of the round before `previous`. The previous send may have been made while
+        // the writer was in the middle of round `previous`, and this send may still have found
+        // words that the writer had not yet replaced.
         assert!(
             round + 1 >= previous,
             "{mechanism}: {round} after {previous}"
         );
         latest = latest.max(round);
     }
-    // Writer and kernel may proceed at the same speed for a while, which tears several words.
+    // Allow several torn words, because the writer and the sender may advance through the region at
+    // the same speed for a while.
     assert!(
         torn_words < half.len() / 8 / 20,
         "{mechanism}: {torn_words} words belong to no round"

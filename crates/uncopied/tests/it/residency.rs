@@ -11,11 +11,13 @@ use crate::harness::{pattern, skip};
 
 const FILE_BYTES: u64 = 5_000_001;
 
-/// How often a test evicts a file before it gives up. Pages with I/O in progress cannot be evicted.
+/// The number of times that a test tries to evict a file from the page cache before it gives up. An
+/// attempt can fail, because pages with I/O in progress cannot be evicted.
 const MAX_EVICTIONS: usize = 50;
 
-/// A file in the target directory. Unlike the one for temporary files, it is usually on a disk, so
-/// that its files can leave the page cache.
+/// Creates a file in Cargo's target directory. That directory is usually on a disk, so that the
+/// file can be evicted from the page cache. The system's directory for temporary files is often in
+/// memory.
 fn file_on_disk() -> File {
     let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     file.write_all_at(&pattern(FILE_BYTES as usize), 0).unwrap();
@@ -23,12 +25,15 @@ fn file_on_disk() -> File {
     file
 }
 
+/// Asks the kernel to drop the file from the page cache.
 fn evict(file: &File) {
     fadvise(file, 0, None, Advice::DontNeed).unwrap();
 }
 
-/// Whether a range is reported as not resident after an eviction. A file system in memory evicts
-/// nothing. The check itself may trigger read-ahead, so that each check needs a new eviction.
+/// Evicts the file repeatedly, until the range is reported as not resident. Returns false if that
+/// never happens, for example because the file system keeps its files in memory.
+///
+/// Each check follows a new eviction, because the check itself may trigger read-ahead.
 fn is_cold_after_eviction(file: &File, offset: u64, len: u64) -> bool {
     (0..MAX_EVICTIONS).any(|nth| {
         if nth > 0 {
@@ -40,12 +45,13 @@ fn is_cold_after_eviction(file: &File, offset: u64, len: u64) -> bool {
 }
 
 #[test]
-fn cold_files_and_warm_files_are_told_apart() {
+fn is_resident_distinguishes_cached_and_uncached_ranges() {
     let file = file_on_disk();
     assert!(residency::is_resident(&file, 0, FILE_BYTES));
     if !is_cold_after_eviction(&file, 0, FILE_BYTES) {
         let why = "the file system of the target directory evicts nothing";
-        return skip("residency::cold_files_and_warm_files_are_told_apart", why);
+        let test = "residency::is_resident_distinguishes_cached_and_uncached_ranges";
+        return skip(test, why);
     }
     for (offset, len) in [
         (0, 1),
@@ -68,8 +74,9 @@ fn cold_files_and_warm_files_are_told_apart() {
     assert!(residency::is_resident(&file, 0, u64::MAX));
 }
 
-/// A cold file is read by a thread that may block. For a warm file no thread is started. Guarded by
-/// `prefetch_if_uncached` in `driver::tokio`.
+/// If a file is not in the page cache, a thread of tokio's blocking pool must read it first. If the
+/// file is in the page cache, no such thread may be started. Fails without `prefetch_if_uncached`
+/// in `driver::tokio`.
 #[cfg(feature = "tokio")]
 #[test]
 fn the_event_loop_does_not_wait_for_the_disk() {
@@ -94,8 +101,8 @@ fn the_event_loop_does_not_wait_for_the_disk() {
     }
 }
 
-/// Sends the whole file on a new runtime, and returns how many threads that started in addition to
-/// the one of the event loop.
+/// Sends the whole file on a new single-threaded runtime, and returns how many threads of the
+/// blocking pool the runtime has started.
 #[cfg(feature = "tokio")]
 fn threads_started(file: &File, mechanism: uncopied::Mechanism) -> usize {
     use std::sync::Arc;
@@ -116,7 +123,8 @@ fn threads_started(file: &File, mechanism: uncopied::Mechanism) -> usize {
         .unwrap();
     let (socket, mut peer) = socket_pair(Family::Unix);
     set_nonblocking(&socket);
-    // The peer compares with a copy, because reading the file itself would bring it into the cache.
+    // Let the peer compare the bytes with those of a second file with the same content, because
+    // reading the first file would bring it into the page cache.
     let copy = pattern_file(FILE_BYTES as usize);
     let receiver = std::thread::spawn(move || receive(&mut peer, &copy, 0));
     let report = runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! Processes without free file descriptors or address space.
+//! Processes that have run out of file descriptors or address space.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -17,8 +17,9 @@ fn set_soft_limit(resource: Resource, limit: u64) {
     setrlimit(resource, Rlimit { current, maximum }).unwrap();
 }
 
-/// No descriptor is left for the pipe of `splice` or for the one that a mapping keeps. Those
-/// mechanisms fall back to `copy`, and every byte arrives. `sendfile` needs no descriptor.
+/// If no descriptor is free, `splice` cannot create its pipe, and `mmap_write` cannot duplicate the
+/// file's descriptor for the mapping. Both must fall back to `copy`, and every byte must arrive.
+/// `sendfile` and `copy` need no further descriptor, so they must not fall back.
 #[test]
 fn without_free_descriptors_splice_and_mmap_write_fall_back() {
     in_child(
@@ -65,7 +66,8 @@ fn without_free_descriptors_splice_and_mmap_write_fall_back() {
                     ),
                 }
                 drop(socket);
-                // Closing the socket has freed a descriptor for the next round: use it up too.
+                // Use up the descriptor that closing the socket has freed, so that the next round
+                // has none either.
                 while let Ok(duplicate) = file.try_clone() {
                     duplicates.push(duplicate);
                 }
@@ -76,8 +78,8 @@ fn without_free_descriptors_splice_and_mmap_write_fall_back() {
 
 const GIB: u64 = 1 << 30;
 
-/// The address space suffices for the process but not for the smallest arena: mapping fails, and
-/// the transfer falls back.
+/// If the limit on address space leaves no room even for the smallest arena, mapping a file must
+/// fail, and a transfer must fall back to another mechanism.
 #[test]
 fn without_free_address_space_mapping_fails() {
     in_child(
@@ -105,8 +107,8 @@ fn without_free_address_space_mapping_fails() {
     );
 }
 
-/// If the address space is limited, the arena leaves most of it to the program. Guarded by the
-/// share in `Space::reserve`.
+/// If the address space is limited, the arena must leave most of it to the program. Fails if
+/// `AddressSpace::reserve` ignores `ADDRESS_LIMIT_DIVISOR`.
 #[test]
 fn the_arena_leaves_address_space_to_the_program() {
     in_child(

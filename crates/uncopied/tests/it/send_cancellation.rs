@@ -1,4 +1,4 @@
-//! Sends of memory on tokio that are dropped before they are done.
+//! Sends of memory on tokio whose future is dropped before the send is complete.
 
 use std::future::{Future, poll_fn};
 use std::io::Read;
@@ -16,16 +16,17 @@ use crate::harness::{
     set_nonblocking, small_buffer_pair,
 };
 
-/// More than the sockets hold, so that the send waits for the peer and at the limit many times.
+/// The size of a send: more than the sockets hold, and more than the limit on bytes in flight. So a
+/// send has to wait many times, both for the peer and at the limit.
 const SEND_BYTES: usize = 2_000_001;
 
 const MECHANISMS: [Mechanism; 3] = [Mechanism::SendZc, Mechanism::Vmsplice, Mechanism::Copy];
 
-/// Polls a send `polls` times, while the peer reads a little in between, and then drops it. Returns
-/// whether the send was done.
+/// Polls the future of a send `polls` times, and then drops it. The peer reads a little between the
+/// polls. Returns whether the send completed before it was dropped.
 ///
-/// The bytes that have arrived must be a prefix of those that were sent. The sender must be able to
-/// send other bytes after them, and the pages must become free.
+/// The bytes that have arrived must be a prefix of the bytes of the send. Afterwards, the sender
+/// must be able to send other bytes, and the pages must become reusable.
 async fn drop_after(polls: usize, mechanism: Mechanism, at_limit: LimitAction) -> bool {
     let (socket, mut peer) = small_buffer_pair(Family::Tcp);
     set_nonblocking(&socket);
@@ -48,7 +49,7 @@ async fn drop_after(polls: usize, mechanism: Mechanism, at_limit: LimitAction) -
                 break;
             }
             if nth % 3 == 2 {
-                // Read what has arrived, as another task would.
+                // Let the peer read the bytes that have arrived.
                 let available = rustix::io::ioctl_fionread(&peer).unwrap() as usize;
                 let mut bytes = vec![0; available];
                 peer.read_exact(&mut bytes).unwrap();
@@ -79,16 +80,17 @@ async fn drop_after(polls: usize, mechanism: Mechanism, at_limit: LimitAction) -
     if mechanism == Mechanism::Vmsplice && bytes > 0 {
         assert!(pages.is_some_and(|pages| pages.is_permanent()));
     } else {
-        // A task of the runtime processes the notifications, so this one must yield to it.
-        let become_free = async {
+        // Sleep between the attempts, because the notifications are processed by another task of
+        // this runtime, which must get a chance to run.
+        let become_reusable = async {
             while let Some(Err(in_flight)) = pages.take().map(Pages::try_into_buffer) {
                 pages = Some(in_flight);
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(HANG_TIMEOUT, become_free)
+        timeout(HANG_TIMEOUT, become_reusable)
             .await
-            .expect("the pages become free");
+            .expect("the pages become reusable");
     }
     is_done
 }
@@ -98,7 +100,7 @@ fn a_send_can_be_dropped_at_every_point_where_it_waits() {
     for mechanism in MECHANISMS {
         for at_limit in [LimitAction::Copy, LimitAction::Wait] {
             let mut polls = 0;
-            // The first points one by one, and later ones at growing distances.
+            // Drop the send after each of the first few polls, and then at growing intervals.
             while !runtime().block_on(drop_after(polls, mechanism, at_limit)) {
                 polls += 1 + polls / 12;
                 assert!(polls < 100_000, "{mechanism} does not end");

@@ -21,14 +21,16 @@ use crate::harness::{
 
 const SEND_BYTES: usize = 100_001;
 
-/// More sends than fit into the buffer of a peer that does not read, so that some of them stay in
-/// flight.
+/// The number of sends: more than fit into the buffer of a peer that does not read, so that some of
+/// them stay in flight.
 const SEND_COUNT: usize = 3;
 
-/// A sender with sends in flight, its peer, which has read nothing, the pages, and the completions.
+/// Returns a sender with sends in flight, its peer, which has read nothing yet, the pages that are
+/// sent, and the completions of the sends.
 fn sender_in_flight() -> (Sender<OwnedFd>, File, Pages, Vec<Completion>) {
     let mut in_flight = None;
-    // Fails as long as the user's other processes lock too much memory.
+    // Retry until all sends are zero-copy, because sends are copied while the user's other
+    // processes lock too much memory.
     wait_until("a sender with sends in flight", || {
         in_flight = try_sender_in_flight();
         in_flight.is_some()
@@ -36,10 +38,12 @@ fn sender_in_flight() -> (Sender<OwnedFd>, File, Pages, Vec<Completion>) {
     in_flight.unwrap()
 }
 
+/// Like [`sender_in_flight`], but tries only once. Returns `None` if a send was copied.
 fn try_sender_in_flight() -> Option<(Sender<OwnedFd>, File, Pages, Vec<Completion>)> {
     let plan = [Mechanism::MsgZerocopy];
     let (mut sender, peer) = sender(Family::Tcp, &plan, SendOptions::default());
-    // The default size may be large enough for all the sends.
+    // Shrink the peer's receive buffer. With the default size, it may hold all the sends, and none
+    // of them would stay in flight.
     set_socket_recv_buffer_size(&peer, 32 << 10).unwrap();
     let pages = pattern_pages(SEND_BYTES);
     let sends: Vec<_> = (0..SEND_COUNT)
@@ -67,12 +71,13 @@ fn assert_all_complete(completions: &[Completion]) {
     }
 }
 
-/// Closes the connection by a reset.
+/// Closes the peer's socket so that the connection is reset.
 fn reset(peer: File) {
     set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
 }
 
-/// Whether the reaper, the library's own thread, is running.
+/// Whether the reaper is running: the library's thread that waits for the notifications of dropped
+/// senders.
 fn reaper_runs() -> bool {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     tasks.flatten().any(|task| {
@@ -87,7 +92,7 @@ fn assert_nothing_in_flight_and_reaper_ends(pages: Pages) {
     wait_until("the end of the reaper", || !reaper_runs());
 }
 
-/// Asserts that nothing else keeps the pages, so that they become a buffer again.
+/// Asserts that there is no other handle to the pages, so that they can become a buffer again.
 fn assert_no_other_handle(pages: Pages) {
     pages.try_into_buffer().expect("no other handle is left");
 }
@@ -104,8 +109,8 @@ fn a_reset_ends_every_send_in_flight() {
     assert_eq!(sender.in_flight_bytes(), 0);
 }
 
-/// The same after the sender is dropped and the reaper has taken over. The completions can still
-/// be waited for.
+/// Like [`a_reset_ends_every_send_in_flight`], but the sender is dropped before the reset. The
+/// reaper must complete the sends, and it must still be possible to wait for the completions.
 #[test]
 fn a_reset_after_the_sender_is_dropped_ends_every_send_in_flight() {
     in_child(
@@ -124,19 +129,20 @@ fn a_reset_after_the_sender_is_dropped_ends_every_send_in_flight() {
 }
 
 #[test]
-fn what_a_dropped_sender_has_in_flight_arrives_and_is_freed() {
+fn sends_in_flight_arrive_and_are_freed_after_the_sender_is_dropped() {
     in_child(
-        "sender_dropped::what_a_dropped_sender_has_in_flight_arrives_and_is_freed",
+        "sender_dropped::sends_in_flight_arrive_and_are_freed_after_the_sender_is_dropped",
         |_| {},
         || {
-            // Twice, because the reaper ends and must start again.
+            // Run two rounds, because the reaper ends when it has nothing left to wait for, and
+            // must start again for the next dropped sender.
             for _ in 0..2 {
                 let (sender, mut peer, pages, completions) = sender_in_flight();
                 drop(completions);
                 drop(sender);
                 wait_until("the reaper", reaper_runs);
                 let pages = pages.try_into_buffer().expect_err("in flight");
-                // Nothing is freed before the peer reads.
+                // As long as the peer does not read, the sends must stay in flight.
                 std::thread::sleep(Duration::from_millis(100));
                 assert!(in_flight_bytes() > 0);
                 expect_all_sends(&mut peer);
@@ -147,7 +153,9 @@ fn what_a_dropped_sender_has_in_flight_arrives_and_is_freed() {
     );
 }
 
-/// Several senders are dropped at the same time, and their peers read in a different order.
+/// Several senders are dropped while they have sends in flight. Each peer then either reads or
+/// resets the connection, in a different order from that in which the senders were dropped. All
+/// sends must complete.
 #[test]
 fn the_reaper_serves_many_dropped_senders() {
     in_child(
@@ -176,7 +184,8 @@ fn the_reaper_serves_many_dropped_senders() {
     );
 }
 
-/// A sender by any mechanism that is dropped right after a send has sent every byte.
+/// If a sender is dropped right after a send, every byte of the send must still arrive, whichever
+/// mechanism is used.
 #[test]
 fn dropping_a_sender_loses_no_byte() {
     for family in FAMILIES {
@@ -184,7 +193,7 @@ fn dropping_a_sender_loses_no_byte() {
             let (mut sender, mut peer) = sender(family, &[mechanism], SendOptions::default());
             let sent =
                 std::thread::spawn(move || sender.send(pattern_pages(SEND_BYTES)).unwrap().bytes());
-            // The peer reads meanwhile, because a Unix socket does not hold all of it.
+            // Read while the other thread sends, because a Unix socket does not hold all the bytes.
             expect_bytes(&mut peer, &pattern(SEND_BYTES));
             assert_eq!(sent.join().unwrap(), SEND_BYTES as u64);
             expect_eof(&mut peer);
@@ -205,7 +214,8 @@ fn the_socket_of_a_sender_can_be_used_afterwards() {
     let socket = writer.join().unwrap();
     assert_all_complete(&completions);
     assert_no_other_handle(pages);
-    // The end of the sender has neither shut the socket down nor left an error on it.
+    // Taking the socket out of the sender must neither shut the socket down nor leave a pending
+    // error (`SO_ERROR`) on it.
     assert!(socket.take_error().unwrap().is_none());
     (&peer).write_all(b"reply").unwrap();
     expect_bytes(&mut &socket, b"reply");
@@ -215,8 +225,9 @@ fn the_socket_of_a_sender_can_be_used_afterwards() {
     expect_eof(&mut peer);
 }
 
-/// The kernel numbers the sends of a socket. A second sender on the same socket does not know where
-/// the numbers continue, so it copies, and reports why.
+/// The kernel numbers the zero-copy sends of a socket, and its notifications contain those numbers.
+/// A second sender on the same socket does not know the next number. So the second sender must
+/// copy, and must report `EBUSY` as the reason.
 #[test]
 fn a_second_sender_on_a_socket_copies() {
     let (sender, mut peer, _, completions) = sender_in_flight();
@@ -247,7 +258,8 @@ fn dropping_the_completions_leaks_nothing() {
     assert_no_other_handle(pages);
 }
 
-/// A thread panics while sends are in flight: it unwinds, and everything that it has sent arrives.
+/// A thread panics while its sends are in flight. Unwinding drops the thread's sender, but every
+/// byte that was sent must still arrive.
 #[test]
 fn a_panic_with_sends_in_flight_loses_nothing() {
     in_child(
@@ -281,7 +293,7 @@ fn a_panic_with_sends_in_flight_loses_nothing() {
     );
 }
 
-/// Another thread waits for the completions while the sender is dropped.
+/// A thread that waits for completions must still get them if another thread drops the sender.
 #[test]
 fn a_completion_outlives_its_sender() {
     let (sender, mut peer, pages, completions) = sender_in_flight();
@@ -302,10 +314,10 @@ fn a_completion_outlives_its_sender() {
     });
 }
 
-/// When a send fails half-way, the bytes that it has sent stay leased until their notifications,
-/// like those of any other send.
+/// If a send fails halfway, some of its bytes have been sent. As with any other send, their memory
+/// must stay in flight until the kernel's notification arrives, and must then become reusable.
 #[test]
-fn the_pages_of_a_send_that_fails_half_way_are_freed() {
+fn the_pages_of_a_send_that_fails_halfway_are_freed() {
     let plan = [Mechanism::MsgZerocopy];
     let (mut sender, mut peer) = small_buffer_sender(Family::Tcp, &plan, SendOptions::default());
     let pages = pattern_pages(16 << 20);

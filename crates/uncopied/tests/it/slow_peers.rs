@@ -1,4 +1,4 @@
-//! Peers that read slowly or stop reading, and send time-outs.
+//! Peers that read slowly or stop reading, and send timeouts (`SO_SNDTIMEO`).
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,8 +14,9 @@ use crate::harness::{
     receive_slowly, send, set_nonblocking, socket_pair,
 };
 
-/// The smallest possible send buffer cuts every call short, and a slow peer keeps blocking the
-/// sender.
+/// Every byte must arrive even if the send buffer has the smallest possible size, so that each
+/// system call sends only a few bytes, and the peer reads slowly, so that the sender is blocked
+/// again and again.
 #[test]
 fn a_slow_peer_behind_a_small_buffer_gets_every_byte() {
     const SMALL_FILE_BYTES: usize = 400_003;
@@ -50,19 +51,22 @@ fn a_slow_peer_behind_a_small_buffer_gets_every_byte() {
 
 const SEND_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// More than the buffers of any pair of sockets hold.
+/// The size of the test file: more than the buffers of any socket pair hold, so that a send can
+/// complete only if the peer reads.
 const FILE_BYTES: usize = 16 << 20;
 
-/// The CPU time that this thread has used.
+/// Returns the CPU time that this thread has used.
 fn cpu_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
-/// The peer does not read, and the socket has a send time-out. The transfer fails after about that
-/// time and reports how many bytes were sent; waiting costs no CPU time. Once the peer reads, the
-/// same transfer goes on from that byte.
-fn check_time_out(mechanism: Mechanism, family: Family, nonblocking: bool, file: &File) {
+/// Runs a transfer over a socket with a send timeout, to a peer that does not read.
+///
+/// The transfer must fail after about that timeout, must report how many bytes were sent, and must
+/// use hardly any CPU time while it waits. Once the peer reads, the same transfer must continue
+/// after the last byte sent.
+fn check_timeout(mechanism: Mechanism, family: Family, nonblocking: bool, file: &File) {
     let case = format!("{mechanism} to {family:?}, non-blocking: {nonblocking}");
     let (socket, mut peer) = socket_pair(family);
     set_socket_timeout(&socket, Timeout::Send, Some(SEND_TIMEOUT)).unwrap();
@@ -99,22 +103,23 @@ fn check_time_out(mechanism: Mechanism, family: Family, nonblocking: bool, file:
 }
 
 #[test]
-fn a_transfer_can_go_on_after_a_send_time_out() {
+fn a_transfer_can_continue_after_a_send_timeout() {
     let file = pattern_file(FILE_BYTES);
     std::thread::scope(|scope| {
         for mechanism in Mechanism::FILE_TO_SOCKET {
             for family in FAMILIES {
                 let file = &file;
                 scope.spawn(move || {
-                    check_time_out(mechanism, family, false, file);
-                    check_time_out(mechanism, family, true, file);
+                    check_timeout(mechanism, family, false, file);
+                    check_timeout(mechanism, family, true, file);
                 });
             }
         }
     });
 }
 
-/// The time-out limits each period in which no byte moves, not the whole transfer.
+/// The send timeout must apply to each period in which no byte is sent, not to the duration of the
+/// whole transfer.
 #[test]
 fn a_slow_peer_that_keeps_reading_does_not_time_out() {
     let file = pattern_file(600_000);
@@ -145,7 +150,8 @@ fn a_slow_peer_that_keeps_reading_does_not_time_out() {
     });
 }
 
-/// While the socket is full, every step returns at once that it is blocked, and moves nothing.
+/// While the socket is full, every step of a transfer must return `Blocked` at once, and must send
+/// nothing.
 #[test]
 fn a_full_socket_blocks_every_step() {
     let file = pattern_file(FILE_BYTES);
@@ -156,8 +162,8 @@ fn a_full_socket_blocks_every_step() {
             let plan = Plan::of(&[mechanism]);
             let mut transfer = Transfer::new(0, Length::UntilEof, plan);
             let blocked = uncopied::Progress::Blocked(uncopied::Side::Sink);
-            // Shortly after the first blocked step, loopback may still move queued bytes to the
-            // peer.
+            // Wait for 100 blocked steps in a row. A single blocked step does not show that the
+            // socket stays full, because loopback may still move queued bytes to the peer.
             let start = Instant::now();
             let mut blocked_in_a_row = 0;
             while blocked_in_a_row < 100 {

@@ -1,4 +1,5 @@
-//! Transfers on tokio that are dropped and resumed, and what an idle transfer or socket costs.
+//! Transfers on tokio that are dropped and resumed, and the CPU time that an idle transfer or
+//! socket uses.
 
 use std::fs::File;
 use std::future::{Future, poll_fn};
@@ -30,7 +31,7 @@ fn tokio_tcp(socket: OwnedFd) -> TcpStream {
     TcpStream::from_std(socket.into()).unwrap()
 }
 
-/// Polls a future once, and drops it.
+/// Polls a future once, and drops it. Returns its output if it was ready.
 async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     poll_fn(|context| {
@@ -42,7 +43,7 @@ async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// Polls a future until it is ready, and counts the polls.
+/// Awaits `future`, and adds the number of times that it is polled to `polls`.
 async fn count_polls<T>(polls: &mut usize, future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     poll_fn(|context| {
@@ -52,8 +53,8 @@ async fn count_polls<T>(polls: &mut usize, future: impl Future<Output = T>) -> T
     .await
 }
 
-/// Drops every run of the same `Transfer` at the first point where it waits, or after a short time.
-/// No byte is lost or sent twice.
+/// Runs one `Transfer` to its end, but drops the future of each run early, alternately at the first
+/// point where it waits and after a short time. No byte may be lost or sent twice.
 async fn run_with_cancellations(
     socket: &impl driver::tokio::Socket,
     file: &File,
@@ -67,7 +68,7 @@ async fn run_with_cancellations(
             Some(result) => break result.unwrap(),
             None => cancelled += 1,
         }
-        // The duration varies, so that runs are dropped at different points.
+        // Vary the time limit, so that the runs are dropped at different points.
         let limit = Duration::from_micros(10 + 37 * (cancelled % 29));
         let run = driver::tokio::run(&mut transfer, file, socket);
         match timeout(limit, run).await {
@@ -107,7 +108,7 @@ fn a_cancelled_transfer_can_be_resumed() {
     }
 }
 
-/// The CPU time that this thread uses while it awaits `future`.
+/// Returns the CPU time that this thread uses while it awaits `future`.
 async fn cpu_time_of(future: impl Future) -> Duration {
     let now = || {
         let now = clock_gettime(ClockId::ThreadCPUTime);
@@ -118,9 +119,11 @@ async fn cpu_time_of(future: impl Future) -> Duration {
     now() - before
 }
 
-/// If the peer stops reading, the transfer is polled a few times, and then sleeps. A driver that
-/// does not clear tokio's readiness is polled about 100,000 times. Guarded by returning
-/// `WouldBlock` for a blocked step in `driver::tokio::run`.
+/// If the peer stops reading, the transfer must sleep after only a few polls.
+///
+/// Fails if the closure in `driver::tokio::run` does not return `WouldBlock` for a blocked step:
+/// tokio would then still consider the socket writable, and the transfer would be polled about
+/// 100,000 times.
 #[test]
 fn a_peer_that_stops_reading_costs_no_cpu_time() {
     let file = pattern_file(16 << 20);
@@ -136,20 +139,21 @@ fn a_peer_that_stops_reading_costs_no_cpu_time() {
                     }
                 };
                 let mut sending = pin!(count_polls(&mut polls, sending));
-                // First fill the buffers of the sockets.
+                // First fill the socket buffers.
                 let filling = timeout(Duration::from_millis(200), sending.as_mut());
                 assert!(filling.await.is_err(), "16 MiB fit into the socket");
                 cpu_time_of(timeout(Duration::from_millis(300), sending)).await
             });
-            // One poll for each 2 MiB of the buffers, and one for each timer.
+            // Expect one poll for each 2 MiB sent while the buffers fill, and one for each of the
+            // two timers. Allow a few more.
             assert!(polls < 50, "{mechanism} {family:?}: {polls} polls");
             assert!(used < Duration::from_millis(100), "{used:?} of CPU");
         }
     }
 }
 
-/// After a transfer the socket is quiet: a task that waits for the peer to send something is not
-/// woken early, and the socket can be used as usual.
+/// After a transfer, a task that reads from the socket must not be woken before the peer sends
+/// something, and reading and writing must work as usual.
 #[test]
 fn an_idle_socket_is_not_woken_after_a_transfer() {
     use std::io::{Read, Write};
@@ -188,8 +192,9 @@ fn an_idle_socket_is_not_woken_after_a_transfer() {
     }
 }
 
-/// The last bytes arrive at once, not 200 ms later. The median of twenty transfers of about 1 ms
-/// each stays far below 200 ms, even on a busy machine.
+/// The last bytes of a transfer must arrive at once. If the kernel were told that more bytes follow
+/// (`MSG_MORE`), it would hold the last ones back for up to 200 ms. A transfer takes about 1 ms, so
+/// the median of twenty transfers stays far below 200 ms even on a busy machine.
 #[test]
 fn the_last_bytes_are_not_delayed() {
     use std::io::Read;
@@ -224,7 +229,7 @@ fn the_last_bytes_are_not_delayed() {
     }
 }
 
-/// The writing half of a split socket is enough to send a file.
+/// A file can also be sent if only the writing half of a split socket is available.
 #[test]
 fn a_file_can_be_sent_to_the_writing_half_of_a_socket() {
     let file = pattern_file(FILE_BYTES);

@@ -90,8 +90,8 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         .max_open_files(max_open_files)
         .direct(true);
     if flags.mechanism.0.is_some() {
-        // The chosen mechanism sends from an open file. Files cached in memory would bypass that
-        // mechanism, so no file is cached in memory.
+        // Do not cache files in memory: the chosen mechanism needs an open file, and a cached file
+        // would bypass it.
         builder = builder.in_memory_max_bytes(0);
     }
     if let Some(file) = &flags.spa {
@@ -115,7 +115,7 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
 }
 
 /// Checks that a file named by a flag is a regular file below the served path, so that a mistake is
-/// reported at startup and not only when a client needs the file.
+/// reported at startup instead of when a client first needs the file.
 fn check_inside(root: &Path, flag: &'static str, file: &Path) -> Result<(), Error> {
     let checked = root
         .join(file)

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Each worker has its own event loop, counters and connection table, so that workers do not
-//! contend for them. Enforcing deadlines costs a busy connection nothing; see [`control`].
+//! contend for them. The control thread enforces the deadlines, so that no connection needs a
+//! timer; see [`control`].
 
 mod access_log;
 mod config;
@@ -93,7 +94,7 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
         log: log.as_deref(),
     };
     let outcome = runtime.block_on(control.run());
-    // Lets the access log write its last lines before the totals are printed.
+    // Close the access log first, so that its last lines are written before the totals are printed.
     if let Some(log) = &log {
         log.close();
     }
@@ -107,8 +108,8 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
 fn http_builder() -> http1::Builder {
     let mut http = http1::Builder::new();
     http.max_header_size(MAX_HEAD_BYTES);
-    // Turns off hyper's timer, because the control thread enforces the deadlines without a timer
-    // per connection.
+    // Turn off hyper's timer, because the control thread enforces the deadlines without a timer per
+    // connection.
     http.header_read_timeout(None);
     // A client may close its sending side after its last request, as `nc -N` does, and must still
     // get its responses. A client that has exited looks the same at first, but its host resets the

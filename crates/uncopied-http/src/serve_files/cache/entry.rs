@@ -1,4 +1,4 @@
-//! An open file, together with what its responses need.
+//! The entries of the cache.
 
 use std::ffi::CString;
 use std::sync::Arc;
@@ -22,7 +22,8 @@ pub(crate) struct Entry {
     pub(crate) headers: HeaderMap,
     /// The paths at which precompressed files may exist. `None` if they are not looked for.
     pub(crate) precompressed: Option<Precompressed>,
-    /// The media type, even if a configured header replaces `Content-Type`.
+    /// The file's own media type. The `Content-Type` in `headers` may differ, if one is configured
+    /// for all responses.
     pub(crate) media_type: HeaderValue,
     root: Arc<Root>,
     path: CString,
@@ -42,9 +43,9 @@ pub(crate) struct EntrySource {
     pub(crate) earlier_index: Vec<CString>,
     /// For a precompressed file: its coding, and the media type of the original.
     pub(crate) coding: Option<(Coding, HeaderValue)>,
-    /// A time taken *before* the `statx` of the file. If it were taken afterwards, the file might
-    /// count as stable although it changed again right after the `statx`, within the same tick of
-    /// the clock as the change that `statx` reported.
+    /// The system time shortly *before* the `statx` of the file. With a later time, the file might
+    /// count as stable although it changed again right after the `statx`, within the same clock
+    /// tick as the change that `statx` reported.
     pub(crate) before_stat: SystemTime,
 }
 
@@ -115,14 +116,14 @@ impl Entry {
     /// Whether the entry's path still leads to this very file, with unchanged content. Makes one
     /// system call, and one more for each index file that takes precedence.
     ///
-    /// The look-up follows symbolic links without checking that they stay beneath the root. This is
-    /// safe, because the result is only compared with the metadata of the file that was opened, and
-    /// *that* file was checked. No other file can have equal metadata: while the entry holds a
-    /// descriptor, the inode number is not reused, and if the entry holds the bytes in memory
-    /// instead, a newer file with the same inode number has a later change time. So a link that has
-    /// been replaced in the meantime can at worst lead to the same file in another way. For any
-    /// other file, this function returns false, and the request then goes through [`Root::open`],
-    /// which checks links.
+    /// The `statx` calls follow symbolic links without checking that they stay beneath the root.
+    /// This is safe, because the result is only compared with the metadata of the file that was
+    /// opened, and *that* file was checked. No other file can have equal metadata: while the entry
+    /// holds a descriptor, the inode number is not reused, and if the entry holds the bytes in
+    /// memory instead, a newer file with the same inode number has a later change time. So even if
+    /// a link has been replaced since, this function returns true only if the path leads to the
+    /// same file as before. If it returns false, the request goes through [`Root::open`], which
+    /// checks links.
     pub(crate) fn is_current(&self) -> bool {
         self.root
             .stat(&self.path)
@@ -141,16 +142,17 @@ impl Entry {
 
     /// Whether this entry may serve later requests.
     ///
-    /// An entry may not if its bytes were read into memory when the file was not yet
-    /// [stable](crate::FileStat::is_stable). A further change might not show in the metadata, so
-    /// the bytes could be out of date without any sign of it. An open file has no such problem: its
-    /// bytes are read when they are sent, and its `ETag` is weak until the file is stable.
+    /// False if the bytes were read into memory before the file was
+    /// [stable](crate::FileStat::is_stable). In that case, a further change might leave the
+    /// metadata as it is, so nothing would show that the bytes are out of date. A file that is kept
+    /// open does not have this problem: its bytes are read when they are sent, and its `ETag` is
+    /// weak until the file is stable.
     pub(super) fn is_cacheable(&self) -> bool {
         self.is_stable || self.file.in_memory().is_none()
     }
 
-    /// Whether the `ETag` of this entry is weak, but the file has become stable since it was
-    /// opened, so that a new entry would have a strong one.
+    /// Whether the file has become stable only since it was opened. In that case, this entry has a
+    /// weak `ETag`, and should be replaced with a new entry, which will have a strong one.
     pub(super) fn has_become_stable(&self) -> bool {
         !self.is_stable && self.file.stat().is_stable(SystemTime::now())
     }

@@ -11,7 +11,8 @@ use http::{HeaderMap, HeaderValue};
 use crate::file_stat::FileStat;
 use crate::serve_files::request::negotiate::Coding;
 
-/// 9999-12-31 23:59:59, the last second that an HTTP date can name, in seconds since 1970.
+/// 9999-12-31 23:59:59, the last second that an HTTP date can express, in seconds since the Unix
+/// epoch.
 pub(crate) const MAX_HTTP_DATE_SECONDS: u64 = 253_402_300_799;
 
 /// The headers that the configuration adds.
@@ -24,8 +25,8 @@ pub(crate) struct ConfiguredHeaders {
 }
 
 impl ConfiguredHeaders {
-    /// Adds the headers for every response. Each of them replaces an existing header of the same
-    /// name, except for `Vary`, which is extended.
+    /// Adds the [`common`](Self::common) headers to `headers`. Each of them replaces any existing
+    /// header of the same name, except for `Vary`, whose existing values are kept.
     pub(crate) fn apply(&self, headers: &mut HeaderMap) {
         for name in self.common.keys().filter(|name| **name != VARY) {
             headers.remove(name);
@@ -36,7 +37,7 @@ impl ConfiguredHeaders {
     }
 }
 
-/// The values on which the headers of a file depend.
+/// The values that determine the headers of a response that sends a file.
 pub(super) struct FileHeaders<'a> {
     pub(super) media_type: &'a HeaderValue,
     pub(super) len: u64,
@@ -48,7 +49,7 @@ pub(super) struct FileHeaders<'a> {
     pub(super) configured: &'a ConfiguredHeaders,
 }
 
-/// Returns the complete headers of a 200 response.
+/// Returns the complete headers of a 200 response that sends the file.
 pub(super) fn of_file(file: &FileHeaders<'_>) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8 + file.configured.common.len());
     headers.insert(CONTENT_TYPE, file.media_type.clone());
@@ -72,14 +73,14 @@ pub(super) fn of_file(file: &FileHeaders<'_>) -> HeaderMap {
     headers
 }
 
-/// Returns the entity tag. It contains the values that differ after the content changes: the
-/// length, the modification time, and the time of the last status change. The modification time
-/// alone is not enough, because a program may set it back.
+/// Returns the entity tag of a file. The tag is made from the values that can change along with the
+/// content: the length, the modification time, and the time of the last status change. The
+/// modification time alone is not enough, because a program may set it back.
 ///
-/// A tag is strong only if it can never denote different content, that is, if the file is stable. A
-/// weak tag is spelled differently from the later strong one, so that it stops matching once the
-/// file is stable. A client that received the file while it was being written then requests it
-/// again.
+/// The tag is strong only if the file is stable, because otherwise the same tag could later denote
+/// different content. `If-None-Match` ignores the `W/` of a weak tag, so a weak tag also contains
+/// `-m`. Because of the `-m`, it no longer matches once the file is stable and has a strong tag. So
+/// a client that received the file while it was being written downloads the file again.
 pub(super) fn etag(stat: &FileStat, is_stable: bool, coding: Option<Coding>) -> HeaderValue {
     let ((modified, modified_nanos), (changed, changed_nanos)) = (stat.modified(), stat.changed());
     let (weak, moving) = if is_stable { ("", "") } else { ("W/", "-m") };
@@ -91,8 +92,8 @@ pub(super) fn etag(stat: &FileStat, is_stable: bool, coding: Option<Coding>) -> 
     HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("W/\"\""))
 }
 
-/// Returns `Last-Modified` in seconds since 1970. Returns `None` if the time is in the future (RFC
-/// 9110 §8.8.2.1) or cannot be written as an HTTP date.
+/// Returns the value of `Last-Modified`, in seconds since the Unix epoch. Returns `None` if the
+/// time is in the future (RFC 9110 §8.8.2.1) or cannot be written as an HTTP date.
 pub(super) fn last_modified(stat: &FileStat, now: SystemTime) -> Option<u64> {
     let now = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
     let seconds = u64::try_from(stat.modified().0).ok()?;

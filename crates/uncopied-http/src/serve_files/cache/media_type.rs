@@ -30,8 +30,8 @@ impl MediaType {
     }
 }
 
-/// Adds `charset=utf-8` to text types. The values of common types are static, because cloning a
-/// static value does not modify a reference count that threads share.
+/// Adds `charset=utf-8` to text types. Common types have static values, because cloning a static
+/// value does not modify a reference count that is shared between threads.
 fn with_charset(essence: &'static str) -> HeaderValue {
     let common = match essence {
         "text/html" => "text/html; charset=utf-8",

@@ -1,4 +1,5 @@
-//! Keeps files open between requests, and checks at each request that they are current.
+//! Keeps files open between requests, and checks on each request that the requested file is still
+//! current.
 
 pub(crate) mod entry;
 pub(crate) mod headers;
@@ -24,12 +25,12 @@ pub(crate) struct Cache {
 const SHARD_MIN_ENTRIES: usize = 32;
 
 impl Cache {
-    /// Creates a cache with room for at most `files` entries. With 0, nothing is cached.
+    /// Creates a cache with room for at most `files` entries. If `files` is 0, nothing is cached.
     pub(crate) fn new(files: usize) -> Self {
-        // quick_cache gives every shard the same number of entries, and halves the number of shards
-        // until there are at least 32 entries in each. So choose a number of shards that needs no
-        // halving, and round `files` down to a multiple of it, so that the total does not exceed
-        // the limit.
+        // Make sure that the shards together hold no more than `files` entries. quick_cache gives
+        // every shard the same number of entries, and halves the number of shards until each has at
+        // least 32 entries. So choose a number of shards that needs no halving, and round `files`
+        // down to a multiple of that number.
         let shards = [16, 8, 4, 2]
             .into_iter()
             .find(|shards| files / shards >= SHARD_MIN_ENTRIES);
@@ -47,22 +48,22 @@ impl Cache {
         Self { entries }
     }
 
-    /// Returns the entry of `key` if it is current: a look-up of the path would find the same,
-    /// unchanged file now. [`Entry::is_current`] describes the system calls that this makes. An
-    /// entry that is out of date is removed.
+    /// Returns the entry under `key` if it is current, that is, if looking up the path now would
+    /// find the same, unchanged file. Removes the entry if it is out of date. For the system calls
+    /// that this makes, see [`Entry::is_current`].
     pub(crate) fn get(&self, key: &[u8]) -> Option<Arc<Entry>> {
         let entries = self.entries.as_ref()?;
         let entry = entries.get(key)?;
         if entry.is_current() && !entry.has_become_stable() {
             return Some(entry);
         }
-        // If another thread has just put a newer entry there, this removes the newer one. That
-        // costs only one more look-up of the file.
+        // This may remove a newer entry that another thread has just stored. That does no harm: the
+        // next request only has to open the file again.
         entries.remove(key);
         None
     }
 
-    /// Returns the entry of `key`, which may be out of date. Makes no system call.
+    /// Returns the entry under `key`, which may be out of date. Makes no system call.
     pub(crate) fn peek(&self, key: &[u8]) -> Option<Arc<Entry>> {
         let entry = self.entries.as_ref()?.get(key)?;
         (!entry.has_become_stable()).then_some(entry)

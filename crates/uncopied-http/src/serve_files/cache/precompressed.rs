@@ -1,4 +1,4 @@
-//! Finds out whether a file has precompressed files.
+//! Finds out whether a file has precompressed versions.
 
 use std::ffi::CString;
 use std::sync::{Mutex, PoisonError};
@@ -8,12 +8,13 @@ use crate::file_stat::FileStat;
 use crate::serve_files::request::negotiate::Coding;
 use crate::serve_files::resolve::root::Root;
 
-/// The paths at which the precompressed files of one file may exist.
+/// The paths at which precompressed versions of one file may exist.
 ///
-/// Most files have none, but most clients accept three codings, and looking for all three at each
-/// request would cost more than sending the file itself. So once none has been found, the service
-/// remembers the metadata of the directory. Adding a file to the directory would change the
-/// directory's times, so as long as the metadata stays equal, there is still no precompressed file.
+/// Most files have no precompressed version, but most clients accept three codings, and looking for
+/// all three on each request would cost more than sending the file itself. So once no version has
+/// been found, the service remembers the metadata of the directory. Adding a file to the directory
+/// would change the directory's times, so as long as the metadata stays equal, there is still no
+/// precompressed version.
 #[derive(Debug)]
 pub(crate) struct Precompressed {
     pub(crate) files: Box<[PrecompressedFile]>,
@@ -26,8 +27,8 @@ pub(crate) struct Precompressed {
 #[derive(Debug)]
 pub(crate) struct PrecompressedFile {
     pub(crate) coding: Coding,
-    /// The file's key in the cache. It cannot equal a request path, because it does not begin with
-    /// a slash.
+    /// The file's key in the cache. The key does not begin with a slash, so it cannot equal a
+    /// request path.
     pub(crate) key: Box<[u8]>,
     /// The file's path beneath the root.
     pub(crate) path: CString,
@@ -49,21 +50,21 @@ impl Precompressed {
         }
     }
 
-    /// Whether it is known that none of the files exists. Makes at most one system call.
+    /// Whether all of the files are known to be absent. Makes at most one system call.
     pub(crate) fn is_known_absent(&self, root: &Root) -> bool {
         let dir = &self.dir_without_files;
         let known = *dir.lock().unwrap_or_else(PoisonError::into_inner);
         known.is_some_and(|known| root.stat(&self.dir).is_ok_and(|stat| stat == known))
     }
 
-    /// Records that none of the files exists, if that is so. The directory must be
-    /// [stable](FileStat::is_stable), because otherwise a file that is created right afterwards
-    /// might leave the directory's times unchanged.
+    /// Checks whether all of the files are absent, and if so, remembers it. Remembers nothing if
+    /// the directory is not [stable](FileStat::is_stable), because in that case, creating a file
+    /// right after the check might leave the directory's times unchanged.
     pub(crate) fn record_if_absent(&self, root: &Root) {
         let now = SystemTime::now();
         let stat = root.stat(&self.dir).ok().filter(|stat| stat.is_stable(now));
-        // A dangling link counts as present, because its target may be created without a change to
-        // this directory.
+        // A dangling link counts as present, because its target may be created later without
+        // changing this directory.
         let absent = stat.filter(|_| self.files.iter().all(|file| root.is_absent(&file.path)));
         let dir = &self.dir_without_files;
         *dir.lock().unwrap_or_else(PoisonError::into_inner) = absent;

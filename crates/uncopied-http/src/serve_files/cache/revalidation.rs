@@ -1,29 +1,29 @@
-//! Shares one `statx` among requests that wait for it at the same time.
+//! Shares one `statx` among requests for the same file that are waiting at the same time.
 //!
 //! A response must reflect what its path leads to at some moment after the request arrived. So a
 //! request can use the result of any `statx` of its path that is made after its arrival, even one
 //! that is made for another request. Under load, requests therefore form groups. Each request joins
 //! the open group of its thread, and then yields once to other tasks that are ready, so that
 //! requests of other connections can join. The first member to run again closes the group and makes
-//! its `statx`. Other members that want the same file use that result, because all of them had
-//! arrived before the call.
+//! its `statx`. The other members that request the same file may use that result, because all of
+//! them arrived before the call.
 //!
 //! The eighth member to join does not yield, but runs at once and closes the group. So when many
 //! requests are waiting, some responses are sent early, and their clients can work while the server
 //! handles the other requests.
 //!
-//! Joining costs each request one turn of the run queue, which is about a tenth of the cost of a
-//! `statx`. This pays off only if requests for the same file arrive together, and
-//! [`GroupingCredit`] learns whether they do.
+//! Joining makes each request pass through the run queue once more, which costs about a tenth of a
+//! `statx`. This pays off only if requests for the same file arrive together. [`GroupingCredit`]
+//! keeps track of whether they do.
 
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::entry::Entry;
 
-/// The maximum number of requests in a group. Measured with 32 connections and files of 1 KiB, 8
-/// and 16 are the fastest. Without a limit, the clients idle while the server works, and the other
-/// way round.
+/// The maximum number of requests in a group. In measurements with 32 connections and files of 1
+/// KiB, limits of 8 and 16 were the fastest. Without a limit, the clients idle while the server
+/// works, and the server idles while the clients work.
 const GROUP_MAX_MEMBERS: usize = 8;
 
 thread_local! {
@@ -56,14 +56,14 @@ struct GroupState {
 
 impl RevalidationGroup {
     /// Joins the open group of this thread, or opens one. Returns `None` if grouping has not paid
-    /// off lately.
+    /// off recently.
     pub(crate) fn join() -> Option<GroupMember> {
         if !GROUPING_CREDIT.with(GroupingCredit::spend) {
             return None;
         }
         OPEN_GROUP.with_borrow_mut(|open| {
-            // A member may have closed the group, even on another thread, if its task has moved
-            // there.
+            // `add_member` returns `None` if a member has closed the group. That may have happened
+            // on another thread, if the member's task has moved there.
             if let Some(group) = open
                 && let Some(must_yield) = group.add_member()
             {
@@ -111,17 +111,18 @@ impl RevalidationGroup {
     }
 
     fn lock(&self) -> MutexGuard<'_, GroupState> {
-        // A poisoned lock does no harm: the list is consistent after a panic, whether or not the
-        // last result was added.
+        // Ignore poisoning, because a panic leaves the list of results consistent, whether or not
+        // the last result was added.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Decides whether requests on this thread join groups, depending on whether that has paid off
-/// lately. Each time a request uses a result that was obtained for another request, the next
-/// [`Self::REQUESTS_PER_HIT`] requests may join. Once this credit is used up, requests do not join,
-/// except that after every [`Self::PAUSE_REQUESTS`] requests, [`Self::TRIAL_REQUESTS`] in a row try
-/// again. A single request would find no other to share with.
+/// Decides whether requests on this thread join groups, depending on whether grouping has paid off
+/// recently. Each time a request uses a result that was obtained for another request, the next
+/// [`Self::REQUESTS_PER_HIT`] requests may join. Once this credit is used up, requests no longer
+/// join, except in trials: after every [`Self::PAUSE_REQUESTS`] requests that did not join, the
+/// next [`Self::TRIAL_REQUESTS`] join. A trial takes more than one request, because a group of one
+/// has nobody to share its result with.
 struct GroupingCredit(Cell<i32>);
 
 impl GroupingCredit {

@@ -10,10 +10,12 @@ use http::{HeaderMap, HeaderName};
 pub(crate) struct Validators<'a> {
     /// The entity tag as it is sent: `"…"` or `W/"…"`.
     pub(crate) etag: &'a [u8],
-    /// `Last-Modified` in seconds since 1970, if the response has this header.
+    /// The time in `Last-Modified`, in seconds since the Unix epoch. `None` if the response does
+    /// not have this header.
     pub(crate) last_modified: Option<u64>,
     /// Whether the file last changed long enough ago that any later change would get a different
-    /// timestamp.
+    /// timestamp. If not, a date does not count as a strong validator, because the file may change
+    /// again without changing its date.
     pub(crate) is_stable: bool,
 }
 
@@ -57,7 +59,7 @@ pub(crate) fn check(headers: &HeaderMap, validators: Validators<'_>) -> Precondi
 /// (§13.1.5).
 ///
 /// A date is a strong validator only if the file cannot have changed twice within that second
-/// (§8.8.2.2). As long as the file is not stable, this is not known.
+/// (§8.8.2.2), which is certain only if the file is [stable](Validators::is_stable).
 pub(crate) fn range_applies(headers: &HeaderMap, validators: Validators<'_>) -> bool {
     let mut lines = headers.get_all(IF_RANGE).iter();
     let Some(line) = lines.next() else {
@@ -89,7 +91,8 @@ fn matches(
     }))
 }
 
-/// Returns the entity tags of a list, up to the first malformed one. A tag may contain commas.
+/// Returns the entity tags in a list, up to the first malformed one. The list cannot simply be
+/// split at its commas, because a tag may contain commas.
 fn tags(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         while let [b',' | b' ' | b'\t', rest @ ..] = list {
@@ -127,8 +130,8 @@ fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// Returns the date of a field, in seconds since 1970. Returns `None` if the field is absent,
-/// malformed or repeated.
+/// Returns the date of a field, in seconds since the Unix epoch. Returns `None` if the field is
+/// absent, malformed or repeated.
 fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
     let mut lines = headers.get_all(name).iter();
     let (line, None) = (lines.next()?, lines.next()) else {

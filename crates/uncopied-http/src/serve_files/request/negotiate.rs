@@ -46,8 +46,8 @@ const FULL_WEIGHT: u16 = 1000;
 /// accepts and does not rank below `identity`. If none of these files exists, the original file is
 /// sent.
 ///
-/// The original file is sent even to a client that refuses `identity`. Every common server does
-/// this, because a 406 would help no client.
+/// The original file is sent even to a client that refuses `identity`. All common servers do this,
+/// because a 406 response would not help the client.
 pub(crate) fn codings<'a>(
     lines: impl IntoIterator<Item = &'a HeaderValue>,
 ) -> impl Iterator<Item = Coding> {
@@ -63,7 +63,7 @@ pub(crate) fn codings<'a>(
     }
     let min_weight = identity.unwrap_or(0).max(1);
     let mut ranked = [0, 1, 2].map(|at| (named[at].or(others).unwrap_or(0), Coding::ALL[at]));
-    // The sort is stable, so equal weights keep the order of `Coding::ALL`.
+    // The sort is stable, so codings of equal weight stay in the order of `Coding::ALL`.
     ranked.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
     ranked
         .into_iter()
@@ -71,8 +71,8 @@ pub(crate) fn codings<'a>(
         .map(|(_, coding)| coding)
 }
 
-/// Whether `Accept` prefers `application/json` to `text/html`. The weight of each of these types is
-/// that of the most specific media range that covers it.
+/// Whether `Accept` prefers `application/json` to `text/html`. Each type's weight is that of the
+/// most specific media range that covers the type.
 pub(crate) fn prefers_json<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
     let (mut json, mut html) = ((0, 0), (0, 0));
     for (range, weight) in lines.into_iter().flat_map(elements) {
@@ -90,8 +90,8 @@ pub(crate) fn names_html<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -
         .any(|(range, weight)| weight > 0 && range.eq_ignore_ascii_case("text/html"))
 }
 
-/// Returns how specifically a media range covers the type `main/sub`, from 1 to 3, and with which
-/// weight. Returns zeros if the range does not cover the type.
+/// Returns how specifically the media range `range` covers the type `main/sub`, from 1 (`*/*`) to 3
+/// (the exact type), along with `weight`. Returns zeros if the range does not cover the type.
 fn coverage(range: &str, weight: u16, main: &str, sub: &str) -> (u8, u16) {
     match range.split_once('/') {
         Some(("*", "*")) => (1, weight),
@@ -101,8 +101,8 @@ fn coverage(range: &str, weight: u16, main: &str, sub: &str) -> (u8, u16) {
     }
 }
 
-/// Returns the elements of a list with their weights. Elements with a malformed weight are left
-/// out.
+/// Returns the elements of a comma-separated list, each with its weight in thousandths. Leaves out
+/// elements with a malformed weight.
 fn elements(line: &HeaderValue) -> impl Iterator<Item = (&str, u16)> {
     line.to_str()
         .unwrap_or_default()

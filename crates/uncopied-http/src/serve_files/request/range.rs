@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// The maximum number of ranges in one request. If there are more, the response is the whole file,
-/// as with nginx.
+/// as in nginx.
 pub(crate) const MAX_RANGES: usize = 16;
 
 /// The bytes of a file to send, and the status of the response.
@@ -14,9 +14,9 @@ pub(crate) enum RangeSelection {
     /// One range, which is not empty and lies within the file: 206.
     One(Range<u64>),
     /// Two or more ranges that neither overlap nor touch: 206, multipart. They are in the order of
-    /// the request, unless some of them had to be merged.
+    /// the request, or sorted if some of them had to be merged.
     Several(Vec<Range<u64>>),
-    /// No range lies within the file: 416.
+    /// No range contains a byte of the file: 416.
     Unsatisfiable,
 }
 
@@ -26,7 +26,7 @@ pub(crate) enum RangeSelection {
 /// - Ranges that overlap or touch are merged, so that no byte is sent twice.
 /// - If the ranges together ask for more bytes than the file has, the response is the whole file.
 ///   Such a request is an attack or a mistake, and the whole file costs less to send.
-/// - If the file is empty, the response is the whole file, as with nginx and Go.
+/// - If the file is empty, the response is the whole file, as in nginx and Go.
 pub(crate) fn select(value: &[u8], len: u64) -> RangeSelection {
     let Some(specs) = parse(value) else {
         return RangeSelection::Whole;
@@ -49,8 +49,8 @@ pub(crate) fn select(value: &[u8], len: u64) -> RangeSelection {
     }
 }
 
-/// One element of the list, as it was written. A number that does not fit into 64 bits is replaced
-/// with the largest 64-bit number, which is beyond the end of every file.
+/// One element of the list in a `Range` field, as the client wrote it. A number that does not fit
+/// into 64 bits is replaced with the largest 64-bit number, which is beyond the end of every file.
 #[derive(Clone, Copy, Debug)]
 enum RangeSpec {
     From(u64),
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(of("bytes=0-5,4-9", 10), Whole);
     }
 
-    /// In nginx, the sum of the suffix lengths overflowed and became negative.
+    /// The bug in nginx: the sum of the suffix lengths overflowed and became negative.
     #[test]
     fn cve_2017_7529_sums_do_not_overflow() {
         assert_eq!(
@@ -239,7 +239,8 @@ mod tests {
         );
     }
 
-    /// dufs subtracted the suffix length from the length of a shorter file.
+    /// The bug in dufs: it subtracted the suffix length from the file length, even if the file was
+    /// shorter than the suffix.
     #[test]
     fn dufs_690_long_suffixes_do_not_underflow() {
         assert_eq!(of("bytes=-1001", 1000), One(0..1000));
@@ -247,7 +248,8 @@ mod tests {
         assert_eq!(of("bytes=-99999999999999999999999999", 1000), One(0..1000));
     }
 
-    /// lighttpd used the ranges in front of an invalid one.
+    /// The bug in lighttpd: it served the ranges before an invalid one instead of ignoring the
+    /// field.
     #[test]
     fn lighttpd_2899_an_invalid_range_invalidates_the_field() {
         assert_eq!(of("bytes=0-1,bad", 10), Whole);
@@ -255,7 +257,7 @@ mod tests {
         assert_eq!(of("bytes=20-,5-4", 10), Whole);
     }
 
-    /// The naive implementation: the selected bytes as a set of positions.
+    /// A naive implementation of range selection. Returns the positions of the selected bytes.
     fn model(specs: &[(u8, u64, u64)], len: u64) -> BTreeSet<u64> {
         let is_selected = |at: &u64| {
             specs.iter().any(|(kind, a, b)| match kind {
@@ -281,7 +283,8 @@ mod tests {
             let expected = model(&specs, len);
             let ranges = match of(&format!("bytes={}", list.join(", ")), len) {
                 Whole => {
-                    // Allowed only for an empty file, or for more bytes than the file has.
+                    // The whole file is expected only if the file is empty, or if the ranges
+                    // together ask for more bytes than the file has.
                     let sum: u64 = specs.iter().map(|spec| model(&[*spec], len).len() as u64).sum();
                     prop_assert!(len == 0 || sum > len);
                     return Ok(());

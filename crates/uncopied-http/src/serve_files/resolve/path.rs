@@ -31,8 +31,9 @@ impl RequestPath {
     /// Checks the path of a request, and decodes its percent escapes exactly once.
     ///
     /// Fails with 400 if the path is malformed (a broken percent escape, an encoded `/` or NUL).
-    /// Fails with 404 if no request may reach the path (`.`, `..`, or a name that begins with a dot
-    /// unless `hidden` is true).
+    /// Fails with 404 if the path contains the name `.` or `..`. Unless `hidden` is true, also
+    /// fails with 404 if the path contains any other name that begins with a dot, except for
+    /// [`WELL_KNOWN`] directly beneath the root.
     pub(crate) fn parse(path: &str, hidden: bool) -> Result<Self, StatusCode> {
         let segments = path.strip_prefix('/').ok_or(StatusCode::BAD_REQUEST)?;
         let mut relative = Vec::with_capacity(segments.len());
@@ -81,8 +82,8 @@ impl RequestPath {
     /// Returns the redirect target for a request that left out the trailing slash of a directory.
     ///
     /// The target is relative to the request's own URL (RFC 3986 §5.2), so it remains correct if a
-    /// router or a proxy has removed a prefix from the path. It begins with `./`, so it cannot name
-    /// another host, as `//evil.example/` would.
+    /// router or a proxy has removed a prefix from the path. The target begins with `./`, so that
+    /// it cannot name another host, as `//evil.example/` would.
     pub(crate) fn with_slash(&self, query: Option<&str>) -> String {
         let name = self
             .relative
@@ -97,7 +98,8 @@ impl RequestPath {
     }
 }
 
-/// Whether `name` is served even if hidden files are not.
+/// Whether requests can reach `name` even if hidden files are not served. `at_root` means that
+/// `name` is directly beneath the root.
 pub(crate) fn is_visible(name: &[u8], at_root: bool) -> bool {
     name.first() != Some(&b'.') || (at_root && name == WELL_KNOWN)
 }

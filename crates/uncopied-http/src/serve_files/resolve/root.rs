@@ -1,4 +1,4 @@
-//! Opens paths beneath one directory, never outside of it.
+//! Opens paths beneath one directory, and never outside it.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -14,15 +14,16 @@ use rustix::io::Errno;
 use crate::file_stat::FileStat;
 use crate::open_file::DiskAccess;
 
-/// How many times opening a path is tried if concurrent renames or signals make it fail.
+/// The maximum number of attempts at opening a path. A concurrent rename or a signal can make an
+/// attempt fail.
 const MAX_OPEN_ATTEMPTS: usize = 16;
 
 /// The reason why a path could not be resolved to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ResolveError {
-    /// The disk is needed, and the caller may not wait for it.
+    /// The disk is needed, but the caller must not wait for it.
     NeedsDisk,
-    /// The response to the request has this status.
+    /// The request fails with this status.
     Status(StatusCode),
 }
 
@@ -39,7 +40,7 @@ impl ResolveError {
     ///
     /// | errno | outcome |
     /// |---|---|
-    /// | EAGAIN, and the caller may not wait | `NeedsDisk`: try again on a thread that may block |
+    /// | EAGAIN with `DiskAccess::CachedOnly` | `NeedsDisk`: retry on a thread that may block |
     /// | ENOENT, ENOTDIR | 404 |
     /// | EXDEV (`RESOLVE_BENEATH`), ELOOP, ENAMETOOLONG, EILSEQ | 404 |
     /// | ENXIO, ENODEV (a socket, a device without a driver) | 404 |
@@ -70,16 +71,17 @@ impl ResolveError {
     }
 }
 
-/// The symbolic links that are followed.
+/// Controls which symbolic links are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SymlinkPolicy {
-    /// Only those that stay beneath the root. Without `openat2(2)`, none.
+    /// Follow only links that stay beneath the root, or no links at all if `openat2(2)` is
+    /// unavailable.
     BeneathRoot,
-    /// All links.
+    /// Follow all links.
     Anywhere,
 }
 
-/// The directory beneath which all paths are looked up. It is opened once.
+/// The directory beneath which all paths are looked up. It is opened once and kept open.
 #[derive(Debug)]
 pub(crate) struct Root {
     dir: OwnedFd,
@@ -99,8 +101,8 @@ impl Root {
     }
 
     /// Returns the metadata of the file that `path` leads to. Makes one system call. Follows links
-    /// wherever they lead, so the result may only be compared with other metadata. To use the file
-    /// itself, open it with [`Root::open`].
+    /// even if they lead out of the root, so the result may only be used for comparison with other
+    /// metadata. To use the file itself, open it with [`Root::open`].
     pub(crate) fn stat(&self, path: &CStr) -> io::Result<FileStat> {
         FileStat::at(&self.dir, path, AtFlags::NO_AUTOMOUNT)
     }
@@ -112,7 +114,7 @@ impl Root {
         stat.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Opens `path` for reading, whatever the type of the file. The caller must check the type.
+    /// Opens `path` for reading, whatever type of file it leads to. The caller must check the type.
     ///
     /// `O_NONBLOCK` keeps a FIFO without a writer from blocking the thread. `O_NOCTTY` keeps a
     /// terminal from becoming the controlling terminal of this process.
@@ -120,17 +122,18 @@ impl Root {
         for _ in 0..MAX_OPEN_ATTEMPTS {
             let opened = match (self.has_openat2, access) {
                 (true, _) => self.open_by_openat2(path, access),
-                // Only openat2 can be restricted to the kernel's caches.
+                // Without openat2, opening cannot be restricted to what the kernel has cached.
                 (false, DiskAccess::CachedOnly) => return Err(ResolveError::NeedsDisk),
                 (false, DiskAccess::MayBlock) => self.open_by_names(path),
             };
             match opened {
                 Ok(file) => return Ok(file.into()),
                 Err(Errno::INTR) => {}
-                // A concurrent rename or mount kept the kernel from proving that the path stays
-                // beneath the root. `openat2(2)` advises trying again.
+                // Try again, as `openat2(2)` advises: a concurrent rename or mount kept the kernel
+                // from proving that the path stays beneath the root.
                 Err(Errno::AGAIN) if access == DiskAccess::MayBlock => {}
-                // Linux before 5.12 has no RESOLVE_CACHED.
+                // Linux before 5.12 does not support `RESOLVE_CACHED`, so the caller must retry on
+                // a thread that may block.
                 Err(Errno::INVAL) if access == DiskAccess::CachedOnly => {
                     return Err(ResolveError::NeedsDisk);
                 }
@@ -152,8 +155,8 @@ impl Root {
     }
 
     /// Opens `path` without `openat2`, one name at a time. With [`SymlinkPolicy::Anywhere`],
-    /// follows all links, and otherwise none. Without links, `path` stays beneath the root, because
-    /// it contains no `..`.
+    /// follows all links. Otherwise, follows none, which is enough to keep `path` beneath the root,
+    /// because it contains no `..`.
     fn open_by_names(&self, path: &CStr) -> rustix::io::Result<OwnedFd> {
         if self.symlinks == SymlinkPolicy::Anywhere {
             return rustix::fs::openat(&self.dir, path, OPEN_FLAGS, Mode::empty());

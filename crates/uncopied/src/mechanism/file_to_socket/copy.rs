@@ -23,7 +23,7 @@
 //! # Caveats
 //!
 //! - The peer receives the bytes as they were when they were read from the file. At most 128 KiB
-//!   are read before the socket accepts them.
+//!   are read ahead of what the socket has accepted.
 //! - A read that returns 0 bytes means the end of the file.
 //!
 //! # References
@@ -40,8 +40,8 @@ use crate::sys::Kernel;
 /// and small enough that the bytes stay in a core's cache between the read and the send.
 const BUFFER_BYTES: usize = 128 << 10;
 
-/// The bytes that were read and not yet sent: `buffer[start..end]`. They are the bytes of the
-/// source that begin at the offset of the next step.
+/// The bytes that were read but not yet sent: `buffer[start..end]`. The first of them is the
+/// source's byte at the next step's offset.
 #[derive(Debug, Default)]
 pub(crate) struct Copy {
     buffer: Vec<u8>,

@@ -24,9 +24,9 @@
 //! | getting the size after sending | any | failed on the source |
 //!
 //! `EFAULT` means that a page of the mapping is missing. If the file was truncated, the next step
-//! finds its new end. Otherwise the page cannot be read from the disk, and the mechanism that takes
-//! over gets the errno of the disk when it reads. If the size cannot be determined after a send,
-//! the transfer fails, because bytes may have been sent that are not bytes of the file.
+//! finds its new end. Otherwise the page cannot be read from the disk, and the next mechanism gets
+//! the disk's errno when it reads. If the size cannot be determined after a send, the transfer
+//! fails, because some of the bytes sent may not be bytes of the file.
 //!
 //! # Caveats
 //!
@@ -34,12 +34,13 @@
 //!   here, because no code in user space reads the mapping. If the kernel finds a page missing,
 //!   `send(2)` fails with `EFAULT`.
 //! - If a file is truncated in the middle of a page, the rest of that page becomes zeros. So the
-//!   size is checked before and after each send. If the file then ends before the last byte that
-//!   was sent, the transfer fails, because some of the bytes sent may have been such zeros.
+//!   size is checked before and after each send. If, after a send, the file ends before the last
+//!   byte that was sent, the transfer fails, because some of the bytes sent may have been such
+//!   zeros.
 //! - The bytes are copied during the call and cannot change afterwards.
-//! - Files of procfs and block devices have more bytes than their size says. So when the offset
-//!   reaches the size, one byte is read at that offset. If there is one, the file cannot be sent
-//!   with this mechanism.
+//! - Files of procfs and block devices contain more bytes than their reported size. So when the
+//!   offset reaches the size, one byte is read at that offset. If the read returns a byte, the file
+//!   cannot be sent with this mechanism.
 //! - At most 1 GiB is mapped at a time. Larger files are sent window by window.
 //!
 //! # References
@@ -59,19 +60,19 @@ use crate::sys::Kernel;
 /// The most bytes that are mapped at a time.
 const WINDOW_BYTES: u64 = 1 << 30;
 
-/// The offset at which a window begins is a multiple of this number of bytes, which is itself a
-/// multiple of every page size of Linux.
+/// Each window begins at a multiple of this number of bytes. `mmap(2)` requires a multiple of the
+/// page size, and this number is a multiple of every page size in common use.
 const WINDOW_ALIGN_BYTES: u64 = 64 << 10;
 
-/// The state of the mechanism: the window of the file that is mapped, if there is one.
+/// The mechanism's state: the window of the file that is currently mapped, if any.
 #[derive(Debug, Default)]
 pub(crate) struct MmapWrite {
     window: Option<FileMapping>,
 }
 
 impl MmapWrite {
-    /// Creates the state of a transfer that has moved nothing. `window` is a part of the file that
-    /// is already mapped, if there is one.
+    /// Creates the state for a new transfer. `window` is a part of the file that is already mapped,
+    /// if any.
     pub(crate) fn new(window: Option<&FileMapping>) -> Self {
         Self {
             window: window.cloned(),
@@ -129,9 +130,9 @@ impl MmapWrite {
     }
 }
 
-/// Decides what follows when the offset has reached the file's size. Files of procfs and block
-/// devices have more bytes than their size says, so the file has ended only if a read returns no
-/// bytes.
+/// Returns the status when the offset has reached the file's size. The file has ended only if a
+/// read returns no bytes, because files of procfs and block devices contain more bytes than their
+/// reported size.
 fn at_the_end(kernel: &impl Kernel, step: FileStep<'_>) -> Status {
     match retry_on_intr(|| kernel.read_at(step.source, &mut [0], step.offset)) {
         Ok(0) => Status::Ended,
@@ -141,8 +142,8 @@ fn at_the_end(kernel: &impl Kernel, step: FileStep<'_>) -> Status {
     }
 }
 
-/// Returns the outcome of a send that moved `moved` bytes. They are bytes of the file only if the
-/// file still reaches as far as the last of them.
+/// Returns the outcome of a send that moved `moved` bytes. The status is a failure if the file is
+/// now too short to contain all of these bytes, because some of them may then have been zeros.
 fn after_send(kernel: &impl Kernel, step: FileStep<'_>, moved: usize) -> Outcome {
     let status = match kernel.file_size(step.source) {
         Ok(now) if now >= step.offset + moved as u64 => Status::Continue,

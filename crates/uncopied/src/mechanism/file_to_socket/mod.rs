@@ -27,7 +27,7 @@ pub(crate) const MAX_FILE_OFFSET: u64 = i64::MAX as u64;
 pub(crate) struct FileStep<'a> {
     pub(crate) source: BorrowedFd<'a>,
     pub(crate) sink: BorrowedFd<'a>,
-    /// The first byte of the source that the sink has not accepted.
+    /// The offset in the source of the first byte that the sink has not accepted.
     pub(crate) offset: u64,
     /// The number of bytes that are still to be sent, or `None` to send up to the end of the file.
     pub(crate) remaining: Option<u64>,

@@ -20,7 +20,7 @@
 //! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE` | unsupported by the file system or for these descriptors |
 //! | `ENOSYS`, `EPERM` | unsupported in the whole process: a seccomp filter |
 //! | `EOVERFLOW` | unsupported: the offset is beyond what the call accepts |
-//! | `ENOMEM` | unsupported: no pages for the call's internal pipe; copying needs fewer |
+//! | `ENOMEM` | unsupported: no pages for the call's internal pipe; copying needs fewer pages |
 //! | `EIO`, `EBADF`, `EISDIR`, `ESTALE` | failed on the source: only files report these |
 //! | any other | failed on the sink: the connection is gone, or the socket has no buffers |
 //!
@@ -29,11 +29,11 @@
 //!
 //! # Caveats
 //!
-//! - Later changes to the file may reach the peer: until the peer has acknowledged the bytes (on
-//!   the same host: has read them), a write to the file changes what the peer receives.
-//! - If the call returns 0, the file has ended. If more bytes were promised, that is an error and
-//!   never success: on a keep-alive connection, the peer would take the next response for the rest
-//!   of this one.
+//! - Later changes to the file may reach the peer: until the peer has acknowledged the bytes (or,
+//!   on the same host, has read them), a write to the file changes what the peer receives.
+//! - If the call returns 0, the file has ended. If more bytes were promised, the transfer fails.
+//!   Reporting success would be wrong: on a keep-alive connection, the peer would take the next
+//!   response for the rest of this one.
 //! - One call moves at most 0x7ffff000 bytes. It may also move fewer bytes than requested because
 //!   of a signal, or for any other reason.
 //! - If a call asks for more bytes than the file has, Linux before 6.5 assumes that more bytes
@@ -54,7 +54,7 @@ use super::FileStep;
 use crate::mechanism::{Outcome, Side, Status, is_unsupported, retry_on_intr};
 use crate::sys::Kernel;
 
-/// The mechanism. It keeps no state between steps.
+/// The mechanism, which keeps no state between steps.
 #[derive(Debug, Default)]
 pub(crate) struct Sendfile;
 
@@ -70,8 +70,9 @@ impl Sendfile {
 }
 
 /// Returns how many bytes to ask for. In a transfer up to the end of the file, this is no more than
-/// the file has according to its size. But if the offset has reached the size, the full count is
-/// asked for, because the size may be wrong (procfs reports 0) and only the call can find the end.
+/// the file has left according to its reported size. Once the offset has reached that size, the
+/// full count is requested, because the size may be wrong (procfs reports 0) and only the call
+/// itself can find the end.
 fn count(kernel: &impl Kernel, step: FileStep<'_>) -> usize {
     let want = step.want();
     if step.remaining.is_some() {
@@ -89,7 +90,8 @@ fn failure(errno: Errno) -> Status {
     match errno {
         Errno::AGAIN => Status::Blocked(Side::Sink),
         errno if is_unsupported(errno) => Status::Unsupported(errno),
-        // The errno does not say which of the two descriptors failed, but only files report these.
+        // Blame the source. The errno does not say which of the two descriptors failed, but only
+        // files report these errnos.
         Errno::IO | Errno::BADF | Errno::ISDIR | Errno::STALE => {
             Status::Failed(Side::Source, errno)
         }

@@ -3,8 +3,8 @@
 //! # Moves
 //!
 //! The pipe takes references to the file's pages, and the socket takes them from the pipe.
-//! `sendfile` does the same internally. Here it takes two calls and a pipe of our own, which may be
-//! larger than the internal one of `sendfile`.
+//! `sendfile` does the same internally. This mechanism makes two calls and needs its own pipe,
+//! which may be larger than the pipe inside `sendfile`.
 //!
 //! # Needs
 //!
@@ -16,13 +16,13 @@
 //!
 //! | errno | outcome |
 //! |---|---|
-//! | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported: copying needs no pipe |
+//! | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported: fall back to a mechanism without a pipe |
 //!
-//! Widening it:
+//! Enlarging the pipe:
 //!
 //! | errno | outcome |
 //! |---|---|
-//! | any (`EPERM`, `EBUSY`, `ENOMEM`) | ignored: a narrow pipe works too |
+//! | any (`EPERM`, `EBUSY`, `ENOMEM`) | ignored: the transfer works with a smaller pipe |
 //!
 //! `EPERM` means that the user's limit on pipe pages is reached.
 //!
@@ -30,10 +30,14 @@
 //!
 //! | errno | outcome |
 //! |---|---|
-//! | any, if the pipe is not empty | the pipe is drained first: all its slots may be in use |
+//! | any, if the pipe is not empty | ignored: the pipe is drained instead |
 //! | `EAGAIN` | blocked on the source |
 //! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW`, `ENOMEM` | unsupported |
 //! | any other | failed on the source |
+//!
+//! While the pipe holds bytes, the error may only mean that the pipe has no free slot. So these
+//! bytes are sent first. If the error has another cause, the next call finds the pipe empty and
+//! fails with the same error.
 //!
 //! From the pipe into the socket:
 //!
@@ -52,10 +56,11 @@
 //!   contents that they had, and the next step that reads finds the new end. But if the new end is
 //!   in the middle of a page, the rest of that page becomes zeros, in the pipe as well as in the
 //!   socket's queue.
-//! - A call with a length of `usize::MAX` fails with `EINVAL`. Steps ask for less than 0x7ffff000
-//!   bytes.
-//! - `SPLICE_F_MORE` makes the socket hold the last bytes back for up to 200 ms. So it is set only
-//!   if the length is exact and more bytes are certain to follow.
+//! - A call with a length of `usize::MAX` would fail with `EINVAL`, so each step limits the length
+//!   to less than 0x7ffff000 bytes.
+//! - `SPLICE_F_MORE` tells the socket that more bytes follow. If none do, the socket holds the last
+//!   bytes back for up to 200 ms. So the flag is set only if the length is exact and more bytes are
+//!   certain to follow.
 //! - Bytes that are in the pipe when another mechanism takes over are dropped with the pipe. No
 //!   byte is lost or sent twice, because the file can be read again from the first byte that the
 //!   socket has not accepted.
@@ -73,8 +78,8 @@ use crate::mechanism::pipe::Pipe;
 use crate::mechanism::{Outcome, Side, Status, is_unsupported, retry_on_intr};
 use crate::sys::Kernel;
 
-/// The state of the mechanism: the pipe, once it has been created. Its contents are the bytes of
-/// the source that begin at the offset of the next step.
+/// The mechanism's state: the pipe, once it has been created. The first byte in the pipe is the
+/// source's byte at the next step's offset.
 #[derive(Debug, Default)]
 pub(crate) struct Splice {
     pipe: Option<Pipe>,
@@ -113,8 +118,8 @@ fn fill(pipe: &mut Pipe, kernel: &impl Kernel, step: FileStep<'_>) -> Result<(),
             Ok(0) if held == 0 => return Err(Status::Ended),
             Ok(0) => return Ok(()),
             Ok(taken) => pipe.filled(taken),
-            // Whatever the error, the bytes in the pipe are sent first. If the cause persists, the
-            // next call to fill the empty pipe fails in the same way.
+            // Ignore the error for now, so that the bytes in the pipe are sent first. If the cause
+            // persists, the next call to fill the empty pipe fails in the same way.
             Err(_) if held > 0 => return Ok(()),
             Err(Errno::AGAIN) => return Err(Status::Blocked(Side::Source)),
             Err(errno) if is_unsupported(errno) => return Err(Status::Unsupported(errno)),

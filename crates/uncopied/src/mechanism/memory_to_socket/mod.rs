@@ -45,8 +45,8 @@ impl MemoryStep<'_> {
     }
 }
 
-/// What a step needs to lease memory: the quota that the leases count against, and the statistics
-/// that their notifications are counted in.
+/// The values that a step needs to lease memory: the quota that the leases count against, and the
+/// statistics in which their notifications are counted.
 pub(crate) struct LeaseContext<'a> {
     quota: &'a Arc<Quota>,
     stats: &'a Arc<NotificationStats>,
@@ -56,9 +56,9 @@ pub(crate) struct LeaseContext<'a> {
     acknowledgements: Option<&'a Arc<Acknowledgements>>,
 }
 
-/// The longest time for which a send waits before it checks again whether the memory in flight is
-/// below the limits. Memory of other senders may have become reusable meanwhile, and nothing
-/// reports that to this sender.
+/// The longest time that a send at a limit waits before it rechecks whether the memory in flight is
+/// below the limits. It has to recheck regularly, because nothing tells this sender when memory of
+/// other senders becomes reusable.
 const LIMIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What is known about a socket that memory is sent to, and the memory that is in flight on it.
@@ -76,9 +76,9 @@ pub(crate) struct MemorySink {
     msg_zerocopy: Option<MsgZerocopy>,
     vmsplice: Vmsplice,
     acknowledgements: Option<Arc<Acknowledgements>>,
-    /// A duplicate of the socket's descriptor, for sends that wait in a batch. The caller could
-    /// close its own descriptor meanwhile, and the number of that descriptor could then refer to
-    /// another file.
+    /// A duplicate of the socket's descriptor, for sends that wait in a batch. The caller's own
+    /// descriptor cannot be used for them: the caller could close it before the batch is submitted,
+    /// and its number could then refer to another file.
     #[cfg(feature = "tokio")]
     batch_descriptor: Option<Arc<OwnedFd>>,
     /// Whether the socket stays open when this sink is dropped.
@@ -137,8 +137,8 @@ impl MemorySink {
         step: &MemoryStep<'_>,
     ) -> Outcome {
         if mechanism == Mechanism::Vmsplice && self.tracks_acknowledgements() {
-            // If this fails, acknowledgements are not tracked, and the pages are gifted to the
-            // kernel (never written to again).
+            // If this fails, continue without tracking acknowledgements: the pages are then gifted
+            // to the kernel (never written to again).
             self.acknowledgements = Acknowledgements::of(step.sink).ok().map(Arc::new);
         }
         let context = LeaseContext {
@@ -152,7 +152,7 @@ impl MemorySink {
         match mechanism {
             Mechanism::Copy => copy::step(kernel, step),
             Mechanism::Vmsplice => self.vmsplice.step(kernel, step, &context),
-            // tokio treats a socket with entries in its error queue as broken.
+            // Refuse on tokio, which treats a socket with entries in its error queue as broken.
             Mechanism::MsgZerocopy if self.driver == Driver::Tokio => {
                 Status::Unsupported(Errno::OPNOTSUPP).into()
             }
@@ -182,8 +182,9 @@ impl MemorySink {
     }
 
     /// Tries once to send with `send_zc`, in the same system call as sends of other connections of
-    /// this thread. Only pages may be sent in this way. A region would have to be protected while
-    /// the system call is made, but another task may make that call.
+    /// this thread. Must be called only if all parts are pages. A region would have to stay
+    /// protected during the system call, which cannot be ensured here, because another task may
+    /// make that call.
     ///
     /// # Cancellation
     ///
@@ -219,8 +220,8 @@ impl MemorySink {
     }
 
     /// Waits until some of the memory in flight may have become reusable, for at most
-    /// [`LIMIT_POLL_INTERVAL`]. The limit may be reached because of other senders, whose
-    /// notifications do not end this wait.
+    /// [`LIMIT_POLL_INTERVAL`]. The wait must be short, because the memory in flight may belong to
+    /// other senders, whose notifications do not end the wait.
     pub(crate) fn wait_at_limit(&self, limit: Option<Duration>) -> io::Result<()> {
         let interval = limit.map_or(LIMIT_POLL_INTERVAL, |limit| limit.min(LIMIT_POLL_INTERVAL));
         match &self.msg_zerocopy {
@@ -232,16 +233,16 @@ impl MemorySink {
         }
     }
 
-    /// Waits in the same way as [`wait_at_limit`](Self::wait_at_limit), on tokio. If this sender
-    /// has memory in flight, waits for its next notification instead of polling.
+    /// Does the same as [`wait_at_limit`](Self::wait_at_limit), but on tokio. If this sender has
+    /// memory in flight, waits for the sender's next notification instead of polling.
     #[cfg(feature = "tokio")]
     pub(crate) async fn until_below_limit(&self) {
         let seen = self.stats.notifications();
         if self.in_flight_bytes() > 0 {
             poll_fn(|cx| self.stats.poll_notification(cx, seen)).await;
         } else {
-            // All of the memory in flight belongs to other senders, and nothing reports to this
-            // sender when it can be reused.
+            // Poll, because all of the memory in flight belongs to other senders, and nothing tells
+            // this sender when that memory can be reused.
             let wait = || thread::sleep(LIMIT_POLL_INTERVAL);
             let _ = tokio::task::spawn_blocking(wait).await;
         }
@@ -259,8 +260,8 @@ impl Drop for MemorySink {
         };
         let queue = Arc::clone(active.queue());
         if queue.belongs_to_parent() {
-            // After a fork, the queue belongs to the parent process. Dropping it in the child would
-            // take its lock, which may stay locked forever there, so it is leaked.
+            // Leak the queue in a forked child, because it belongs to the parent process. Dropping
+            // it would take its lock, which may stay locked forever in the child.
             std::mem::forget(queue);
             return;
         }

@@ -29,15 +29,16 @@
 //!
 //! If `SO_ZEROCOPY` is already set, other code may have sent with `MSG_ZEROCOPY` on this socket.
 //! The kernel numbers those sends too, so the number of our first send would be unknown. The
-//! descriptor is duplicated in order to read notifications, without which no memory may be put in
-//! flight. [`Region::protection`](crate::arena::Region::protection) lists why a region cannot be
-//! protected. `ENOBUFS` means that too many notifications are outstanding (`optmem_max`) or too
-//! much memory is locked (`RLIMIT_MEMLOCK`). Nothing was queued, and a plain send works.
+//! descriptor is duplicated for reading notifications. If it cannot be duplicated, no notifications
+//! could be read, so no memory may be put in flight.
+//! [`Region::protection`](crate::arena::Region::protection) lists why a region cannot be protected.
+//! `ENOBUFS` means that too many notifications are outstanding (`optmem_max`) or too much memory is
+//! locked (`RLIMIT_MEMLOCK`). Nothing was queued, and a plain send works.
 //!
 //! # Caveats
 //!
-//! - The kernel numbers each call that moved at least one byte, even if it moved fewer bytes than
-//!   requested, and no other calls.
+//! - The kernel assigns a number to each call that moved at least one byte, even if it moved fewer
+//!   bytes than requested. Other calls get no number.
 //! - Notifications arrive once the peer has acknowledged the bytes. So a peer that stops reading
 //!   keeps the pages in flight.
 //! - One notification may cover several calls. Whether the notification says "copied" depends only
@@ -60,7 +61,8 @@ use crate::mechanism::{Outcome, Side, Status, retry_on_intr};
 use crate::sys::Kernel;
 
 /// If at least this many sends are outstanding, each send first processes the notifications that
-/// have arrived. With the default `optmem_max`, the kernel allows about 150 outstanding sends.
+/// have arrived. This is well below the kernel's limit, which is about 150 outstanding sends with
+/// the default `optmem_max`.
 const REAP_FROM_OUTSTANDING: usize = 16;
 
 #[derive(Debug)]
@@ -90,8 +92,8 @@ impl MsgZerocopy {
         step: &MemoryStep<'_>,
         context: &LeaseContext<'_>,
     ) -> Outcome {
-        // A send counts against the kernel's limit on outstanding sends until its notification has
-        // been read.
+        // Read notifications before the kernel's limit on outstanding sends is reached: a send
+        // counts against that limit until its notification has been read.
         if self.queue.len() >= REAP_FROM_OUTSTANDING {
             self.queue.drain(kernel);
         }

@@ -11,8 +11,8 @@
 //! # Needs
 //!
 //! TCP, Linux 6.2 (`SEND_ZC` needs 6.0, `SENDMSG_ZC` 6.1, the report about copies 6.2), and a
-//! kernel that lets this process create a ring. This mechanism needs no socket option, and none of
-//! the memory that `net.core.optmem_max` limits.
+//! kernel that lets this process create a ring. This mechanism needs no socket option, and uses
+//! none of the memory that `net.core.optmem_max` limits.
 //!
 //! # Errno
 //!
@@ -39,35 +39,38 @@
 //! - Creating the ring: this fails if the kernel has no io_uring, or if a seccomp filter or
 //!   `kernel.io_uring_disabled` forbids it. The ring takes about 20 KiB, which also count against
 //!   `RLIMIT_MEMLOCK`.
-//! - Submitting: if the kernel does not take an entry from the submission queue, the ring is
-//!   retired, because the entry must never be sent later. `EBUSY` means that completions must be
-//!   processed first. `EPERM` comes from a seccomp filter.
-//! - Waiting: the kernel has accepted the send, but its result is unknown. So the transfer fails.
-//! - The result: `EPERM` comes from a packet filter or a security module. It concerns this send,
-//!   not rings, and the copy will fail with it too. `EOPNOTSUPP` means a Unix socket, kernel TLS or
-//!   a sockmap on the socket, or a kernel without the operation. `ECANCELED` means that the ring is
-//!   retired, which happens when its thread or runtime ends, and in a child process.
+//! - Submitting: if the kernel does not take an entry from the submission queue, the bytes are sent
+//!   in another way, and the ring is retired. If the ring were used again, the kernel would take
+//!   the old entry as well, and would send its bytes a second time. `EBUSY` means that completions
+//!   must be processed first. `EPERM` comes from a seccomp filter.
+//! - Waiting: the transfer fails, because the kernel has accepted the send but its result is
+//!   unknown.
+//! - The result: `EPERM` comes from a packet filter or a security module. It concerns only this
+//!   send, not the ring, and the copy will fail with `EPERM` too. `EOPNOTSUPP` means a Unix socket,
+//!   kernel TLS or a sockmap on the socket, or a kernel without the operation. `ECANCELED` means
+//!   that the ring is retired, which happens when its thread or runtime ends, and in a child
+//!   process.
 //!
 //! # Caveats
 //!
 //! - The memory must not change until the notification, which arrives once the peer has
 //!   acknowledged the bytes. If the peer does not read, no notification arrives.
-//! - A notification may follow even if the result is an error. The flag F_MORE on the result is the
-//!   only sign of whether one follows.
+//! - A notification may follow even if the result is an error. Only the flag `IORING_CQE_F_MORE` on
+//!   the result shows whether a notification follows.
 //! - The notification of a failed send says "copied". This is ignored, because no byte was sent.
 //! - Only one send of a connection is in progress at a time, because the kernel may reorder
-//!   several.
-//! - The kernel posts a notification when the thread that sent next enters the kernel. If the
-//!   thread is in `epoll_wait(2)`, the notification interrupts that call with `EINTR`.
-//! - `execve(2)` in the process that sent waits until all notifications have arrived. With a peer
-//!   that began to read after 4 s, it took 4 s. `exit(3)`, and running a program in a child
-//!   process, do not wait.
-//! - Registered buffers are not used. They save taking page references, but they refer to the page
-//!   frames that an address had when it was registered. The arena returns frames to the kernel and
-//!   gets new ones for the same address, and the ring would still send the old ones. Over loopback,
-//!   registered buffers took 0.90 to 0.99 of the CPU time (16 and 64 KiB, Linux 6.18), which is
-//!   within the noise. The kernel copies over loopback, so the gain with a network device is
-//!   unknown.
+//!   concurrent sends.
+//! - The kernel posts a notification the next time that the sending thread enters the kernel. If
+//!   the thread is in `epoll_wait(2)`, the notification interrupts that call with `EINTR`.
+//! - `execve(2)` in the sending process waits until all notifications have arrived: with a peer
+//!   that began to read only after 4 s, the call took 4 s. `exit(3)` does not wait, and neither
+//!   does running a program in a child process.
+//! - Registered buffers are not used. They would save taking page references for each send, but a
+//!   registered address keeps referring to the page frames that it had when it was registered. The
+//!   arena returns frames to the kernel and later gets new ones for the same address, but the ring
+//!   would still send the old ones. Over loopback, registered buffers took 0.90 to 0.99 times the
+//!   CPU time of ordinary ones (16 and 64 KiB, Linux 6.18), which is within the noise. The kernel
+//!   copies over loopback, so the gain with a network device is unknown.
 //!
 //! # References
 //!
@@ -87,7 +90,7 @@ use crate::mechanism::{Outcome, Side, Status};
 use crate::uring::batch;
 use crate::uring::{RING_RETIRED, ThreadRing};
 
-/// Tries once to send the parts of `step` with the ring of this thread, without waiting.
+/// Tries once to send the parts of `step` with this thread's ring, and never waits.
 pub(crate) fn step(step: &MemoryStep<'_>, context: &LeaseContext<'_>) -> Outcome {
     let ring = match ring_of_thread() {
         Ok(ring) => ring,
@@ -115,8 +118,8 @@ pub(crate) fn step(step: &MemoryStep<'_>, context: &LeaseContext<'_>) -> Outcome
 ///
 /// # Cancellation
 ///
-/// If the future is dropped before it is ready, some or all of the bytes may have been sent, and
-/// their number is lost.
+/// If the future is dropped before it is ready, some or all of the bytes may have been sent, and it
+/// is unknown how many.
 #[cfg(feature = "tokio")]
 pub(crate) async fn step_in_batch(
     sink: Arc<OwnedFd>,
@@ -131,7 +134,8 @@ pub(crate) async fn step_in_batch(
         return Status::AtLimit.into();
     };
     match batch::send(ring, sink, leases, part).await {
-        // After `Blocked`, the driver repeats the step without a batch.
+        // Nothing was sent. Report `Blocked` although the socket may not be full, because `Blocked`
+        // makes the driver retry the step on its own instead of in a batch.
         Err(Errno::INTR) => Status::Blocked(Side::Sink).into(),
         result => outcome_of(result),
     }

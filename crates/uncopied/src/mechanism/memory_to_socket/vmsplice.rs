@@ -15,7 +15,7 @@
 //! |---|---|---|
 //! | protecting a region | any | this step is copied |
 //! | creating the pipe | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported |
-//! | widening it | any (`EPERM`, `ENOMEM`) | this step is copied |
+//! | enlarging it | any (`EPERM`, `ENOMEM`) | this step is copied |
 //! | into the pipe | any (`EAGAIN`, `EFAULT`, `ENOMEM`, `ENOSYS`, `EPERM`) | unsupported |
 //! | out of it | `EAGAIN` | blocked on the sink |
 //! | out of it | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW` | unsupported |
@@ -24,24 +24,25 @@
 //! | either | `EINTR` | the call is repeated: no byte was moved |
 //!
 //! [`Region::protection`](crate::arena::Region::protection) lists why a region cannot be protected.
-//! Widening fails with `EPERM` if the user's limit on pipe pages is reached. The step is then
-//! copied, because a narrow pipe would cost more than a copy. If moving pages into the pipe fails
-//! with `EAGAIN`, the pipe is unusable, because an empty pipe should accept at least one page. If
-//! moving them out fails with `EAGAIN`, the socket is full, because the pipe is not empty.
+//! Enlarging the pipe fails with `EPERM` if the user's limit on pipe pages is reached. The step is
+//! then copied, because a small pipe moves few bytes per call, so that a copy is cheaper. If moving
+//! pages into the pipe fails with `EAGAIN`, the pipe is unusable, because an empty pipe should
+//! accept at least one page. If moving them out fails with `EAGAIN`, the socket is full, because
+//! the pipe is not empty.
 //!
 //! # Caveats
 //!
-//! - Nothing reports when the kernel is done with the pages. On one machine, the peer's receive
-//!   queue holds *the same pages*, even after the peer has acknowledged them. So pages that were
-//!   sent this way are *gifted* to the kernel: they are never written to again, and their frames
-//!   return to the kernel when the last handle is dropped. If the caller
+//! - Nothing reports when the kernel is done with the pages. If the peer is on the same machine,
+//!   its receive queue holds *the same pages*, even after the peer has acknowledged them. So pages
+//!   that were sent this way are *gifted* to the kernel: they are never written to again, and their
+//!   frames return to the kernel when the last handle is dropped. If the caller
 //!   [declares](crate::SendOptions::assume_remote_peer) that the peer is on another machine, the
 //!   pages can be reused once the peer has acknowledged them.
 //! - Bytes that the pipe holds and the socket has not accepted are dropped with the pipe when
 //!   another mechanism, or other memory, comes next. No byte is lost, because the memory still
 //!   exists and is sent again from the first byte that the socket has not accepted.
-//! - A slot of a pipe refers to one page at most. If the memory does not begin at the start of a
-//!   page, the same number of bytes needs one more slot, so fewer bytes fit into the pipe.
+//! - A pipe slot refers to at most one page. Memory that does not begin at the start of a page
+//!   needs one more slot for the same number of bytes, so fewer of its bytes fit into the pipe.
 //!
 //! # References
 //!
@@ -66,8 +67,9 @@ pub(crate) struct Vmsplice {
 #[derive(Debug)]
 struct FilledPipe {
     pipe: Pipe,
-    /// The bytes in the pipe. While this handle exists, no other memory can get the same address,
-    /// by which [`begins`](Self::begins) recognises the bytes.
+    /// A handle to the bytes in the pipe. While it exists, no other memory can get the same
+    /// address. This matters because [`begins`](Self::begins) recognises the bytes by their
+    /// address.
     memory: Memory,
 }
 
@@ -91,7 +93,8 @@ impl Vmsplice {
         outcome
     }
 
-    /// Discards the bytes in the pipe, because other bytes are sent next.
+    /// Drops the pipe together with any bytes in it. Called when other bytes are sent next, so that
+    /// the bytes in the pipe are not sent ahead of them.
     pub(crate) fn discard(&mut self) {
         self.filled = None;
     }
@@ -107,8 +110,9 @@ impl FilledPipe {
             WidePipeError::NoPipe(errno) => Status::Unsupported(errno),
             WidePipeError::TooNarrow(errno) => Status::CopyOnce(errno),
         })?;
-        // Prepare a new handle. The pages of a region stay in flight while that handle, or one that
-        // is made from it for the pipe or for a lease, exists.
+        // Prepare a new handle instead of the caller's, which may outlive this send. The pages of a
+        // region stay in flight as long as the prepared handle, or one made from it for the pipe or
+        // for a lease, exists.
         let memory = memory.clone();
         let call = match memory.prepare() {
             Ok(call) => call,
@@ -162,9 +166,9 @@ impl FilledPipe {
     }
 }
 
-/// Completes the part of the send that the socket has accepted. If acknowledgements are tracked and
-/// the limits allow a lease, the part completes when the peer has acknowledged the bytes. Otherwise
-/// the pages are gifted, and the part completes at once.
+/// Determines when the part of the send that the socket has accepted completes. If acknowledgements
+/// are tracked and the limits allow a lease, the part completes when the peer has acknowledged the
+/// bytes. Otherwise the pages are gifted, and the part completes at once.
 fn account_for(
     kernel: &impl Kernel,
     accepted: Memory,

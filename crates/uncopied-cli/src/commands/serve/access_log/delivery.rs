@@ -1,15 +1,17 @@
 //! Tracks which responses have been sent completely, so that they can be logged.
 //!
 //! hyper takes the frames of a body long before the socket accepts their bytes: the whole body of a
-//! large file is a single frame that refers to the mapped file. So a log line waits here until the
-//! socket has accepted the last byte of its response.
+//! large file is a single frame that refers to the mapped file. So the log record of a response
+//! waits here until the socket has accepted the last byte of that response.
 //!
-//! A connection sends one stream of bytes, response after response. In each write, hyper offers all
-//! bytes of that stream that it holds, which are those that the socket has not yet accepted. The
-//! end of the stream so far is therefore the number of bytes accepted before the write plus the
-//! number of bytes offered. Of the responses in the offered bytes, only the last can have a body,
-//! because hyper encodes the next head only once no body is pending. That body thus begins at the
-//! end of the stream minus the number of bytes that the body has yielded.
+//! On each connection, hyper sends one stream of bytes: one response after another. Every write
+//! offers the socket all bytes that hyper holds, which are those that the socket has not yet
+//! accepted. In the stream, the position at which the offered bytes end is therefore the number of
+//! bytes accepted before the write plus the number of bytes offered. Only the last response in the
+//! offered bytes can have a body, because hyper encodes the next head only once the socket has
+//! accepted all bytes of the current body. So the offered bytes end with that body, and the body
+//! begins at the end of the offered bytes minus the number of bytes that the body has yielded so
+//! far.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,7 +27,8 @@ use super::queue::AccessLog;
 /// The responses of one connection that the socket has not yet accepted completely.
 ///
 /// A response is logged once the socket has accepted all of it. When the connection ends, the
-/// tracker is dropped and logs the remaining responses.
+/// tracker is dropped. It then logs the remaining responses, each with the number of body bytes
+/// that the socket has accepted.
 pub(crate) struct DeliveryTracker {
     log: Arc<AccessLog>,
     client: Address,
@@ -47,12 +50,13 @@ struct OutgoingBytes {
 pub(super) struct PendingResponse {
     started: Instant,
     record: LogRecord,
-    /// Whether the body has yielded all its bytes.
+    /// Whether the body has yielded all its bytes. Also true if there is no body.
     has_body_ended: bool,
     /// The number of bytes that the body has yielded to hyper.
     yielded: u64,
-    /// The position of the body's first byte. `None` until the first write that includes the
-    /// response.
+    /// The position of the body's first byte. `None` until hyper first offers bytes of the response
+    /// to the socket. For a response without a body, this is a position at or after the end of its
+    /// head.
     body_position: Option<u64>,
 }
 
@@ -67,7 +71,8 @@ impl PendingResponse {
         }
     }
 
-    /// Updates and returns the log record, given the number of bytes that the socket has accepted.
+    /// Updates and returns the log record. `taken` is the number of bytes that the socket has
+    /// accepted since the connection began.
     fn update_record(&mut self, taken: u64) -> &LogRecord {
         let record = &mut self.record;
         if let Some(body_position) = self.body_position {
@@ -112,8 +117,8 @@ impl DeliveryTracker {
         }
     }
 
-    /// Records the outcome of a write in which hyper offered `offered` bytes, which is everything
-    /// that it held. Logs the responses that are now complete.
+    /// Records the outcome of a write, and logs the responses that are now complete. `offered` is
+    /// the number of bytes that hyper offered. hyper always offers all bytes that it holds.
     pub(super) fn note_write(&self, offered: usize, outcome: &Poll<io::Result<usize>>) {
         let taken = match outcome {
             Poll::Ready(Ok(taken)) => *taken,
@@ -157,9 +162,10 @@ impl OutgoingBytes {
             if response.body_position.is_some() {
                 break;
             }
-            // Responses before the last one have no body. The exact end of their heads is unknown,
-            // so they count as complete once the socket has accepted everything before the body of
-            // the last response.
+            // If hyper offers several new responses at once, only the last can have a body. The
+            // exact ends of the other heads are unknown, so all new responses get the position of
+            // the last body. Those without a body thus count as complete once the socket has
+            // accepted everything before that body.
             response.body_position = Some(self.end.saturating_sub(last));
         }
         self.taken += taken;

@@ -58,7 +58,7 @@ impl LogRecord {
     fn text(&self, out: &mut Vec<u8>) {
         let time = CalendarTime::of(self.at);
         let month = MONTHS[usize::from(time.month - 1)];
-        // The combined format has addresses without ports.
+        // Omit the port, because addresses in the combined format have none.
         match &self.client {
             Address::Tcp(address) => put(out, format_args!("{}", address.ip())),
             client => put(out, format_args!("{client}")),
@@ -182,19 +182,20 @@ struct CalendarTime {
 }
 
 impl CalendarTime {
-    /// Converts a system time. A time before 1970 becomes the start of 1970.
+    /// Converts a system time. A time before the Unix epoch becomes the epoch.
     fn of(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-        // Counts in years that begin on 1 March, so that a leap day is the last day of its year.
-        // There are 719,468 days between 0000-03-01 and 1970-01-01. An era is 400 years, or 146,097
-        // days.
+        // Count in years that begin on 1 March, so that a leap day is the last day of its year and
+        // does not shift any later day. There are 719,468 days between 0000-03-01 and 1970-01-01.
+        // An era is 400 years, which have 146,097 days.
         let shifted = days + 719_468;
         let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
         let year_of_era =
             (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
         let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        // Starting in March, each group of five months has 153 days.
+        // Starting in March, every five months have 153 days in total, so a month has 153/5 days on
+        // average.
         let month_from_march = (5 * day_of_year + 2) / 153;
         let month = (month_from_march + 2) % 12 + 1;
         Self {

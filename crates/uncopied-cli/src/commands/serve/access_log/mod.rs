@@ -4,9 +4,9 @@
 //! socket has accepted a response -> line -> buffer (4 MiB) -> writer thread -> standard output
 //! ```
 //!
-//! An event loop only copies its lines into the buffer. If standard output is too slow, the buffer
-//! fills up, and further lines are dropped and counted. If the reader of standard output goes away,
-//! logging stops, but the server continues.
+//! An event loop only copies lines into the buffer, so it never waits for standard output. If
+//! standard output is too slow, the buffer fills up, and further lines are dropped and counted. If
+//! the reader of standard output goes away, logging stops, but the server continues.
 
 mod delivery;
 mod line;

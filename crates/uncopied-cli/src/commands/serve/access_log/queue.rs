@@ -10,7 +10,7 @@ use crate::output::say;
 
 use super::line::{LineFormat, LogRecord};
 
-/// The maximum size of the buffer of lines that wait to be written to standard output.
+/// The maximum size of the buffer that holds lines until they are written to standard output.
 const MAX_BUFFERED_BYTES: usize = 4 << 20;
 /// The maximum time that [`AccessLog::close`] waits for the last lines to be written.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,7 +26,8 @@ pub(crate) struct AccessLog {
 }
 
 thread_local! {
-    /// A buffer for formatting a line. Every line of this thread reuses its memory.
+    /// A buffer for formatting a line. All lines of this thread use the same buffer, so that
+    /// formatting a line does not allocate memory.
     static LINE_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -101,8 +102,8 @@ impl AccessLog {
         }
     }
 
-    /// Closes the log. Waits until the writer thread has written the buffered lines, but not longer
-    /// than [`CLOSE_TIMEOUT`].
+    /// Closes the log, and waits for up to [`CLOSE_TIMEOUT`] until the writer thread has written
+    /// the buffered lines.
     pub(crate) fn close(&self) {
         let mut queue = self.lock();
         queue.is_closed = true;

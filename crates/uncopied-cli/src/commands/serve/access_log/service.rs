@@ -26,7 +26,7 @@ use crate::commands::serve::connection::{
 /// status.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Serves requests and adds the responses to the connection's tracker.
+/// Passes requests to the [`FileService`], and adds its responses to the connection's tracker.
 pub(crate) struct LoggedService {
     inner: FileService,
     tracker: Arc<DeliveryTracker>,
@@ -88,8 +88,8 @@ impl Drop for PendingRequest {
 }
 
 pin_project! {
-    /// The future of a response that is to be logged. When the response is ready, it is added to
-    /// the tracker.
+    /// The future of a response that is to be logged. Adds the response to the tracker once the
+    /// response is ready.
     pub(crate) struct LoggedFuture {
         #[pin]
         response: FileServiceFuture,
@@ -126,7 +126,7 @@ impl Future for LoggedFuture {
 }
 
 pin_project! {
-    /// A body that reports the bytes that it yields to the tracker.
+    /// A body that tells the tracker how many bytes it has yielded.
     pub(crate) struct LoggedBody {
         #[pin]
         body: FileServiceBody,
@@ -151,7 +151,8 @@ impl Body for LoggedBody {
                     .note_body_bytes(bytes, this.body.is_end_stream());
             }
             None => this.tracker.note_body_bytes(0, true),
-            // After an error the body never ends, so the response is never marked as complete.
+            // A body that fails never reaches its end, so `has_body_ended` stays false and the
+            // response is never logged as complete.
             Some(Err(_)) => {}
         }
         Poll::Ready(frame)

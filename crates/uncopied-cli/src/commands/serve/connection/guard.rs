@@ -18,7 +18,8 @@ pub(crate) struct ConnectionGuard {
 
 impl ConnectionGuard {
     /// Adds the connection to the table. The caller must have acquired a permit from `permits` and
-    /// called `forget` on that permit, because the guard adds a permit when it is dropped.
+    /// called `forget` on that permit, because the guard returns the permit to `permits` when
+    /// dropped.
     pub(crate) fn register(
         connection: ConnectionState,
         stats: &Arc<WorkerStats>,

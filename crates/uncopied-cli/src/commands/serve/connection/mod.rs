@@ -9,8 +9,8 @@
 //! ```
 //!
 //! [`ConnectionTask`] polls all of these layers. They share a [`ConnectionState`] with the control
-//! thread. The layers in this module usually allocate nothing per request; only recording a
-//! response for replay does.
+//! thread. The layers in this module usually allocate no memory for a request, except to record its
+//! response for replay.
 
 mod guard;
 mod observer;

@@ -3,10 +3,10 @@
 use std::io;
 use std::task::Poll;
 
-/// Receives the writes of a connection and the error that ends it.
+/// Receives the outcome of each write of a connection, and the error that ends the connection.
 pub(crate) trait ConnectionObserver: Unpin {
-    /// Called after each write, with its outcome. hyper offered `offered` bytes, which is
-    /// everything that it held.
+    /// Called after each write, with its outcome. `offered` is the number of bytes that hyper
+    /// offered. hyper always offers all bytes that it holds.
     fn wrote(&self, offered: usize, outcome: &Poll<io::Result<usize>>);
 
     /// Called when an error ends the connection. In most cases, the peer has disconnected.

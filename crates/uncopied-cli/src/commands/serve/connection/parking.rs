@@ -1,16 +1,17 @@
 //! Decides which idle connections keep their buffers.
 //!
 //! hyper holds two buffers of 8 KiB for each connection, even while the connection is idle. To save
-//! this memory, a connection that has been idle for a while is *parked*: hyper's part is dropped,
-//! and only the stream, the service and the registration with the event loop remain. When bytes
-//! arrive that need hyper, hyper's part is created again.
+//! this memory, a connection that has been idle for a while is *parked*: hyper's connection object
+//! (`http1::Connection`) is dropped, and only the stream, the service and the registration with the
+//! event loop remain. When a request arrives that needs hyper, that object is created again.
 //!
-//! "For a while" is measured by the number of other connections that have become idle since, not by
-//! time. So no timer is needed, and memory is always bounded. Each thread has a list of up to
-//! [`MAX_UNPARKED_IDLE_CONNECTIONS`]. A connection that becomes idle is appended to the list. If
-//! the list is then too long, its first connection is removed. If that connection has received a
-//! request since it was listed, it is appended again; otherwise, it is parked. A busy connection
-//! stays in the list, so becoming idle again costs it nothing.
+//! "For a while" is not measured in time, but by the number of other connections that have become
+//! idle since. This needs no timer, and it limits the memory that the buffers of idle connections
+//! take. Each thread has a list of up to [`MAX_UNPARKED_IDLE_CONNECTIONS`]. A connection that
+//! becomes idle is appended to the list. If the list is then too long, its first connection is
+//! removed. If that connection has received a request since it was listed, it is appended again;
+//! otherwise, it is parked. A connection that receives a request stays in the list, so it does not
+//! have to be added when it becomes idle again.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -22,8 +23,10 @@ use super::state::{ConnectionCommand, ConnectionState};
 /// MiB in total.
 const MAX_UNPARKED_IDLE_CONNECTIONS: usize = 1024;
 
-/// A connection that has buffers, and the number of its latest request at the time when it was
-/// listed.
+/// A connection that is not parked, and its [`request_number`] at the time when it was added to the
+/// list. If that number has changed since, the connection has received another request.
+///
+/// [`request_number`]: ConnectionState::request_number
 type IdleEntry = (Arc<ConnectionState>, u32);
 
 thread_local! {
@@ -31,7 +34,7 @@ thread_local! {
 }
 
 /// Adds a connection of this thread that has just become idle to the list. If the list is then too
-/// long, parks the connection that has been idle longest.
+/// long, parks the first listed connection that has received no request since it was added.
 pub(crate) fn note_idle(connection: &Arc<ConnectionState>) {
     if connection.enter_idle_list() {
         IDLE_CONNECTIONS.with_borrow_mut(|list| {

@@ -10,9 +10,9 @@ use uncopied_http::{Basis, FileBody};
 /// served without hyper.
 const REPEATS_BEFORE_PARKING: u8 = 8;
 
-/// Passes the [`Basis`] of a response, which can tell whether the response is still valid, from the
-/// service to the stream. The stream stores the basis together with the head that hyper writes.
-/// Also counts consecutive repeats, which are requests whose responses were replayed.
+/// Passes the [`Basis`] of a response from the service to the stream, which stores it together with
+/// the head that hyper writes. The basis can tell later whether the response is still valid. Also
+/// counts consecutive repeats, which are requests whose responses were replayed.
 #[derive(Default)]
 pub(crate) struct ReplayRecorder {
     is_recording: AtomicBool,
@@ -22,8 +22,8 @@ pub(crate) struct ReplayRecorder {
 }
 
 impl ReplayRecorder {
-    /// Whether all recent requests were repeats, so that the connection should be parked: repeats
-    /// do not need hyper.
+    /// Whether at least the last [`REPEATS_BEFORE_PARKING`] requests were repeats. If so, the
+    /// connection should be parked, because repeats do not need hyper.
     pub(crate) fn receives_only_repeats(&self) -> bool {
         self.consecutive_repeats.load(Ordering::Relaxed) >= REPEATS_BEFORE_PARKING
     }
@@ -58,7 +58,7 @@ impl ReplayRecorder {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<(Basis, u64)>> {
-        // Ignores poisoning: a panic cannot leave the value half updated.
+        // Ignore poisoning, because a panic cannot leave the value half updated.
         self.basis.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -19,12 +19,13 @@
 //! Requests are compared byte by byte and not parsed: equal bytes are equal requests. A replayed
 //! response is never stale: for each request, the kernel is asked whether the file is still the one
 //! that was recorded (see [`Basis`]). A head is replayed for at most [`MAX_REPLAY_AGE`], so that
-//! its `Date` is correct. hyper handles all other cases:
+//! its `Date` stays correct. hyper handles all other cases:
 //!
 //! - Responses that depend on more than one file (precompressed variants, a fallback page) or on a
 //!   request body.
 //! - Responses that are not a whole file (ranges, failed preconditions).
-//! - Every request if there is an access log, because its lines report what hyper has parsed.
+//! - Every request if there is an access log, because the log reports requests as hyper has parsed
+//!   them, and a replayed request is never parsed.
 //!
 //! Responses are replayed only while the connection is between two requests. In that state, hyper
 //! holds no unprocessed bytes, so the bytes that arrive are the beginning of a request.
@@ -49,8 +50,8 @@ use uncopied_http::{Basis, Check, FileBody};
 use super::state::ConnectionState;
 use super::stats::WorkerStats;
 
-/// The maximum age of a recorded head that is replayed. hyper itself reuses a `Date` for up to a
-/// second.
+/// The maximum age of a recorded head that is replayed. The limit keeps the `Date` in the head
+/// current. hyper itself reuses a `Date` for up to a second.
 const MAX_REPLAY_AGE: Duration = Duration::from_millis(500);
 
 /// The number of slots in each thread's cache. A full cache, with requests and inline bodies, takes
@@ -65,7 +66,7 @@ const MAX_INLINE_BODY_BYTES: usize = 16 << 10;
 
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
-/// A stream that responds to repeated requests itself, and leaves the others to hyper.
+/// A stream that itself responds to repeated requests, and passes all other requests to hyper.
 pub(crate) struct ReplayStream<S> {
     stream: S,
     connection: Arc<ConnectionState>,
@@ -77,16 +78,18 @@ pub(crate) struct ReplayStream<S> {
 enum ReplayState {
     /// Bytes pass through unchanged.
     PassThrough,
-    /// hyper has read this request. The head of its response is recorded when hyper writes it.
+    /// hyper has read this request. The head of the response will be recorded when hyper writes
+    /// that head.
     Recording(Box<[u8]>),
-    /// A request with a recorded response has arrived. Whether that response is still valid is
-    /// being checked.
+    /// A request with a recorded response has arrived, and the [`Check`] whether that response is
+    /// still valid is in progress.
     Validating(Arc<RecordedResponse>, Check),
     /// A recorded response is being sent.
     Sending(ReplayInProgress),
     /// hyper must read these bytes before any bytes from the socket.
     Forwarding(BufferedRequest),
-    /// A response was cut short, or the connection failed. Nothing more may be sent.
+    /// A response was cut short, or the connection failed. Nothing more may be sent, because the
+    /// peer would take it for the rest of that response.
     Failed(io::ErrorKind),
 }
 
@@ -130,8 +133,9 @@ impl<S> ReplayStream<S> {
         self.state = ReplayState::Recording(request);
     }
 
-    /// Takes back bytes that hyper has read but not used, so that hyper's part of the connection
-    /// can be dropped. No response may be in progress.
+    /// Takes back bytes that hyper has read but not used, so that hyper's connection object can be
+    /// dropped. Must not be called while a response is in progress, because this replaces the state
+    /// that tracks the response.
     pub(crate) fn put_back(&mut self, bytes: &[u8]) {
         self.connection.recorder.stop_recording();
         if !matches!(self.state, ReplayState::Failed(_)) {
@@ -139,8 +143,9 @@ impl<S> ReplayStream<S> {
         }
     }
 
-    /// Finishes the recording, if one is in progress. The first slice is the head of the response,
-    /// and the others are its body.
+    /// Finishes the recording, if one is in progress. `slices` are what hyper writes first after
+    /// reading the request. The response is recorded only if the first slice is its head and the
+    /// others are its whole body.
     fn finish_recording(&mut self, slices: &[IoSlice<'_>]) {
         let ReplayState::Recording(request) = &mut self.state else {
             return;
@@ -157,7 +162,8 @@ impl<S> ReplayStream<S> {
         if body_bytes as u64 != length || !is_replayable(head) {
             return;
         }
-        // A body that refers to a mapped file is not recorded, because a replay sends it from the
+        // Record the body only if it is short and in memory. `locate` finds slices that refer to a
+        // mapped file. A body of such slices is not recorded, because replays send it from the
         // file.
         let is_inline =
             body_bytes <= MAX_INLINE_BODY_BYTES && body.iter().all(|slice| locate(slice).is_none());
@@ -173,7 +179,7 @@ impl<S> ReplayStream<S> {
 }
 
 impl<S: AsyncWrite + Unpin> ReplayStream<S> {
-    /// Continues a replay. Ready once no replay is in progress.
+    /// Continues the replay that is in progress, if any. Ready once no replay is in progress.
     fn poll_replay(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             match &mut self.state {
@@ -186,7 +192,7 @@ impl<S: AsyncWrite + Unpin> ReplayStream<S> {
                     let body = ready!(Pin::new(check).poll(cx));
                     let response = Arc::clone(response);
                     self.state = match body {
-                        // The file has changed, so the request goes to hyper.
+                        // The recorded response is no longer valid, so the request goes to hyper.
                         None => {
                             ReplayState::Forwarding(BufferedRequest::new(&response.request, true))
                         }
@@ -219,7 +225,7 @@ struct ReplayInProgress {
     response: Arc<RecordedResponse>,
     /// The number of recorded bytes that have been sent.
     sent: usize,
-    /// Bytes of the body that have been produced but not sent.
+    /// Bytes that the body has yielded but that have not been sent.
     frame: Bytes,
     /// The rest of the body, which is sent from the file. `None` if the body is recorded inline or
     /// has been sent.
@@ -229,8 +235,8 @@ struct ReplayInProgress {
 impl ReplayInProgress {
     fn new(response: Arc<RecordedResponse>, body: FileBody) -> Self {
         Self {
-            // `direct` is allowed here, because nothing between this body and the stream reads its
-            // bytes.
+            // Calling `direct` promises that nothing between the body and the stream reads the
+            // bytes. That holds here, because the replay passes them straight to the stream.
             body: (!response.has_inline_body).then(|| body.direct()),
             response,
             sent: 0,
@@ -277,7 +283,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplayStream<S> {
     /// Replays responses while the connection is parked. Ready once hyper is needed.
     pub(crate) fn poll_without_hyper(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            // After an error, hyper is needed as well, because it reports the error.
+            // hyper is also needed after an error: hyper's next read returns the error, and hyper
+            // reports it.
             if ready!(self.poll_replay(cx)).is_err()
                 || matches!(self.state, ReplayState::Forwarding(_))
             {
@@ -403,7 +410,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReplayStream<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // A replay flushes the stream itself when it ends.
+        // Do nothing during a replay, because the replay flushes the stream when it ends.
         match this.state {
             ReplayState::Validating(..) | ReplayState::Sending(_) => Poll::Ready(Ok(())),
             _ => Pin::new(&mut this.stream).poll_flush(cx),
@@ -429,7 +436,8 @@ struct RecordedResponse {
     recorded_at: Duration,
 }
 
-/// The requests that a thread has seen. Each is in the one slot that its hash selects.
+/// A thread's cache of requests that it has seen, and of recorded responses. A request can be only
+/// in the slot that its hash selects.
 struct ReplayCache {
     hasher: RandomState,
     slots: Box<[CacheSlot]>,
@@ -460,8 +468,9 @@ thread_local! {
 }
 
 impl ReplayCache {
-    /// Looks up bytes that arrived at time `now`. If they are exactly one request that has not been
-    /// seen yet, marks the request as seen, unless its slot is in use.
+    /// Looks up bytes that arrived at time `now`. If they are exactly one GET request that has not
+    /// been seen yet, marks the request as seen, unless its slot holds a recent response to another
+    /// request.
     fn find(bytes: &[u8], now: Duration) -> CacheLookup {
         if bytes.len() > MAX_REQUEST_BYTES || !bytes.ends_with(END_OF_HEAD) {
             return CacheLookup::Miss;
@@ -476,8 +485,8 @@ impl ReplayCache {
                         false => CacheLookup::Seen,
                     }
                 }
-                // A recent entry keeps its slot. Otherwise, two requests that share a slot would
-                // keep evicting each other.
+                // Keep a recent response to another request in this slot. Otherwise, two requests
+                // that share a slot would keep evicting each other.
                 CacheSlot::Recorded(response) if response.is_recent(now) => CacheLookup::Miss,
                 CacheSlot::Seen(seen) if *seen == hash => CacheLookup::Seen,
                 _ if is_single_get(bytes) => {
@@ -588,7 +597,8 @@ mod tests {
 
     fn body() -> FileBody {
         let files = ServeFiles::builder(env!("CARGO_MANIFEST_DIR")).build();
-        // Leaked, so that the file stays open, as it does in a server.
+        // Leak `files`, so that the file stays open, as it does in a server. If the file were
+        // closed, the check before a replay would fail.
         let files = Box::leak(Box::new(files.expect("a directory")));
         let request = Request::builder().uri("/Cargo.toml").body(());
         let mut response = files.respond(request.expect("a request"));
@@ -631,7 +641,7 @@ mod tests {
     fn read(replay_stream: &mut ReplayStream<ScriptedStream>, room: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; room];
         let mut buf = ReadBuf::new(&mut bytes);
-        // A `Check` may yield to other tasks, so this polls more than once.
+        // Poll more than once, because a `Check` may yield to other tasks.
         for _ in 0..3 {
             let cx = &mut Context::from_waker(Waker::noop());
             if let Poll::Ready(read) = Pin::new(&mut *replay_stream).poll_read(cx, &mut buf) {
@@ -680,7 +690,7 @@ mod tests {
         let ready = (0..3).any(|_| replay_stream.poll_without_hyper(cx).is_ready());
         assert!(ready, "an unknown request needs hyper");
         assert_eq!(replay_stream.stream.written, [HEAD, BODY].concat());
-        // A write before the read must not lose any of these bytes.
+        // If hyper writes before it reads the forwarded bytes, the write must not lose any of them.
         let written = Pin::new(&mut replay_stream).poll_write(cx, b"early");
         assert!(matches!(written, Poll::Ready(Ok(5))), "{written:?}");
         let mut all = Vec::new();

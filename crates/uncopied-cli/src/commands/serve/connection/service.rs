@@ -21,9 +21,9 @@ use super::stats::WorkerStats;
 
 /// Serves the files of one connection and counts its requests.
 ///
-/// A request with a body is the last one of its connection. The body is not read, because no
-/// response depends on it, and closing the connection ensures that unread bytes are not mistaken
-/// for the next request.
+/// The body of a request is never read, because no response depends on it. A request with a body is
+/// therefore the last one of its connection: closing the connection ensures that the unread bytes
+/// are not mistaken for the next request.
 pub(crate) struct FileService {
     files: ServeFiles,
     connection: Arc<ConnectionState>,
@@ -71,8 +71,8 @@ pin_project! {
     }
 }
 
-/// While this exists, the connection is marked as responding: from the call of the service until
-/// the body is dropped.
+/// Marks the connection as responding while this value exists, which is from the call of the
+/// service until the body is dropped.
 struct ResponseInProgress(Arc<ConnectionState>);
 
 impl ResponseInProgress {

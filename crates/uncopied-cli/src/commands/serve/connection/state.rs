@@ -9,7 +9,7 @@ use uncopied_http::{Activity, Phase};
 
 use super::recorder::ReplayRecorder;
 
-/// A command that a connection has received. A greater command replaces a lesser one.
+/// A command that a connection has received. A greater command replaces a smaller one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum ConnectionCommand {
@@ -27,7 +27,8 @@ pub(crate) enum ConnectionCommand {
 pub(crate) struct ConnectionState {
     pub(crate) activity: Arc<Activity>,
     pub(crate) accepted: Instant,
-    /// Whether the kernel enforces the send timeout (`TCP_USER_TIMEOUT`).
+    /// Whether the connection uses TCP. If so, the kernel enforces the send timeout
+    /// (`TCP_USER_TIMEOUT`).
     pub(crate) is_tcp: bool,
     /// The number of the latest request; see [`ConnectionState::request_number`].
     request_number: AtomicU32,
@@ -60,8 +61,8 @@ impl ConnectionState {
     /// Records that a whole request head has arrived.
     pub(crate) fn note_request(&self) {
         // Only the connection's own task writes this number, so no atomic read-modify-write is
-        // needed. Readers compare two values only for equality, so the number may wrap. The number
-        // skips 0, which means that there has been no request.
+        // needed. The number may wrap, because readers only check whether it equals an earlier
+        // value or 0. When it wraps, it skips 0, because 0 means that there has been no request.
         let next = self.request_number().wrapping_add(1).max(1);
         self.request_number.store(next, Ordering::Relaxed);
     }
@@ -91,8 +92,8 @@ impl ConnectionState {
         self.is_responding.store(is_responding, Ordering::Relaxed);
     }
 
-    /// Returns what the connection is waiting for. If everything written has been sent but the
-    /// response is not complete, the connection is active, and not waiting for a request.
+    /// Returns what the connection is waiting for. While a response is in progress, the phase is
+    /// never [`Phase::Idle`], even if everything that hyper has written so far has been sent.
     pub(crate) fn phase(&self) -> Phase {
         match self.activity.phase() {
             Phase::Idle if self.is_responding.load(Ordering::Relaxed) => Phase::Active,
@@ -101,14 +102,14 @@ impl ConnectionState {
     }
 
     /// Whether the connection is between two requests: the last response has been written
-    /// completely, and no byte of the next request has arrived. Exact only when called by the
-    /// connection's own task.
+    /// completely, and no byte of the next request has arrived. Only the connection's own task can
+    /// rely on the result; in any other thread, it may already be out of date.
     pub(crate) fn is_idle(&self) -> bool {
         self.phase() == Phase::Idle && !self.is_reading_head()
     }
 
-    /// Marks the connection as a member of its thread's idle list. Returns false if it already is a
-    /// member.
+    /// Marks the connection as a member of its thread's idle list. Returns false if it already was
+    /// a member.
     pub(crate) fn enter_idle_list(&self) -> bool {
         let was_listed = self.is_in_idle_list.load(Ordering::Relaxed);
         self.is_in_idle_list.store(true, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The data of a worker that the control thread reads: connections and counters.
+//! A worker's data that the control thread reads: connections and counters.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

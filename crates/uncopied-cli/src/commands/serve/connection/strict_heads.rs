@@ -1,14 +1,14 @@
 //! Refuses request heads that two programs could parse differently, before hyper sees them.
 //!
-//! hyper accepts everything that RFC 9112 allows a lenient parser to accept: lines that end with a
-//! bare LF, a Content-Length next to a Transfer-Encoding, the same Content-Length twice, a missing
-//! Host. A proxy in front of this server may parse the same bytes differently, so that an attacker
-//! could smuggle a request past the proxy. So each of these heads gets status 400, and the
-//! connection is closed.
+//! hyper accepts some heads that a stricter parser rejects or reads differently: lines that end
+//! with a bare LF, a Content-Length next to a Transfer-Encoding, the same Content-Length twice, a
+//! missing Host. If a proxy in front of this server parses such a head differently, the two may
+//! disagree on where a request ends, and an attacker could smuggle a request past the proxy. So
+//! each of these heads gets status 400, and the connection is closed.
 //!
 //! [`StrictHeads`] inspects the bytes on their way to hyper. It overwrites the line feed of a bad
-//! line with a NUL byte, which no head may contain. From then on, hyper reads only empty lines,
-//! which end the head. hyper then sends 400 and closes the connection, as for any malformed
+//! line with a NUL byte, which no head may contain. Every later read returns nothing but empty
+//! lines, which end the head. hyper then sends 400 and closes the connection, as for any malformed
 //! request. Bodies are not inspected: a request with a body is the last one of its connection (see
 //! [`FileService`]), so none of the bytes after its head is parsed as a request.
 //!
@@ -24,8 +24,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::observer::ConnectionObserver;
 use super::state::ConnectionState;
 
-/// The number of bytes kept of each line: enough for the name of every header that is checked, and
-/// for the value of a Content-Length.
+/// The number of bytes of each line that are kept: enough for the name of every header that is
+/// checked, and for the value of a Content-Length.
 const MAX_LINE_PREFIX_BYTES: usize = 40;
 /// The bytes that hyper reads after a refused head.
 const EMPTY_LINES: &[u8] = b"\n\n";
@@ -34,10 +34,10 @@ const EMPTY_LINES: &[u8] = b"\n\n";
 pub(crate) struct StrictHeads<S, O> {
     stream: S,
     heads: HeadScanner,
-    /// Told whether a head is incomplete, because the deadline for heads applies only to an
-    /// incomplete head, and not while a response is being prepared.
+    /// Is told whether part of a head has arrived. The header timeout applies until the head is
+    /// complete, but not while the response is being prepared.
     connection: Arc<ConnectionState>,
-    /// Told how many bytes the socket accepts.
+    /// Is told the size and the outcome of each write.
     observer: O,
 }
 
@@ -64,8 +64,9 @@ impl<S: AsyncRead + Unpin, O: ConnectionObserver> AsyncRead for StrictHeads<S, O
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.heads.next == NextBytes::Discarded {
-            // If a head arrives in several reads, hyper parses it only after an empty line. So
-            // these empty lines make hyper parse, and reject, the corrupted head.
+            // Give hyper empty lines, so that it parses, and rejects, the corrupted head. Without
+            // them, hyper might wait for more bytes: it parses a head that arrives in several reads
+            // only once an empty line has arrived.
             let count = buf.remaining().min(EMPTY_LINES.len());
             buf.put_slice(&EMPTY_LINES[..count]);
             return Poll::Ready(Ok(()));
@@ -122,7 +123,7 @@ struct HeadScanner {
     next: NextBytes,
 }
 
-/// What the next bytes belong to.
+/// The part of the stream that the next bytes belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NextBytes {
     /// A head, or the rest of one.
@@ -141,7 +142,7 @@ struct PartialLine {
     tail: [u8; 2],
 }
 
-/// What the lines of the current head have shown so far.
+/// Facts about the current head, gathered from its lines so far.
 #[derive(Clone, Copy, Default)]
 struct HeadFields {
     has_request_line: bool,
@@ -172,7 +173,8 @@ impl Default for HeadScanner {
 }
 
 impl HeadScanner {
-    /// Scans the bytes of the next read. Corrupts a head that must be refused.
+    /// Scans the bytes of the next read. Corrupts a head that must be refused, so that hyper
+    /// rejects it.
     fn check(&mut self, mut bytes: &mut [u8]) {
         while self.next == NextBytes::Head && !bytes.is_empty() {
             let Some(at) = bytes.iter().position(|&byte| byte == b'\n') else {
@@ -207,13 +209,13 @@ impl HeadScanner {
                 return head.add_line(&self.line);
             }
             head.has_request_line = true;
-            // The request line of an HTTP/1.0 request ends with a 0. HTTP/1.0 does not require a
-            // Host.
+            // Require a Host unless the request line ends with the 0 of `HTTP/1.0`, because
+            // HTTP/1.0 does not require one.
             head.needs_host = before != b'0';
             return Ok(());
         }
-        // An empty line ends the head. Empty lines before a head are ignored (RFC 9112, section
-        // 2.2).
+        // This line is empty. It ends the current head, or is ignored if no head has begun (RFC
+        // 9112, section 2.2).
         if head.has_request_line {
             if head.host_count > 1 || head.needs_host && head.host_count == 0 {
                 return Err(AmbiguousHead);
@@ -245,8 +247,8 @@ impl PartialLine {
 impl HeadFields {
     /// Processes one header line.
     fn add_line(&mut self, line: &PartialLine) -> Result<(), AmbiguousHead> {
-        // The names that are checked begin with one of three letters, so most lines need no further
-        // work.
+        // Skip most lines early, because all names that are checked begin with one of three
+        // letters.
         if !matches!(line.prefix[0] | 0x20, b'c' | b't' | b'h') {
             return Ok(());
         }
@@ -261,8 +263,8 @@ impl HeadFields {
             self.has_coding = true;
             self.has_body = true;
         } else if name.eq_ignore_ascii_case(b"content-length") {
-            // A value that does not fit into the prefix cannot be checked completely, so it is
-            // refused.
+            // Refuse a second Content-Length, and a value that does not fit into the prefix and
+            // therefore cannot be checked completely.
             if self.has_length || line.len > MAX_LINE_PREFIX_BYTES {
                 return Err(AmbiguousHead);
             }
@@ -280,8 +282,8 @@ impl HeadFields {
 mod tests {
     use super::*;
 
-    /// Whether the bytes pass unchanged. They are read in pieces of every size, and the size must
-    /// make no difference.
+    /// Whether a scanner leaves the bytes unchanged. Scans them in pieces of every size, and
+    /// asserts that the size makes no difference.
     fn passes(bytes: &[u8]) -> bool {
         let mut outcomes = (1..=bytes.len()).map(|size| {
             let mut seen = bytes.to_vec();

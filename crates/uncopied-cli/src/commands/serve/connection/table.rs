@@ -1,4 +1,4 @@
-//! The table of the connections of one worker thread, shared with the control thread.
+//! A worker thread's table of connections, shared with the control thread.
 
 use std::sync::{Arc, Mutex};
 
@@ -37,8 +37,8 @@ impl ConnectionTable {
         let mut entries = lock(&self.entries);
         entries.connections.remove(key);
         if entries.connections.is_empty() {
-            // The table does not shrink by itself, so this frees the memory that a busy period has
-            // left allocated.
+            // Free the memory that a busy period has left allocated, because the table does not
+            // shrink by itself.
             entries.connections.shrink_to_fit();
             self.emptied.notify_one();
         }

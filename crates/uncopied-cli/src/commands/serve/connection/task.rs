@@ -1,5 +1,5 @@
 //! The task of one connection: polls hyper, carries out commands from the control thread, and parks
-//! the connection. It allocates nothing per request.
+//! the connection. The task allocates nothing per request.
 
 use std::error::Error as StdError;
 use std::future::Future;
@@ -24,7 +24,7 @@ use super::strict_heads::StrictHeads;
 
 type Io<O> = TokioIo<StrictHeads<ReplayStream<Stream>, O>>;
 
-/// Serves one connection until it ends, and carries out the commands that it receives meanwhile.
+/// Serves one connection until it ends, and carries out the commands that the connection receives.
 pub(crate) struct ConnectionTask<S: HttpService<Incoming>, O> {
     http: HttpState<S, O>,
     builder: Arc<http1::Builder>,
@@ -33,19 +33,20 @@ pub(crate) struct ConnectionTask<S: HttpService<Incoming>, O> {
     waker: Option<Waker>,
 }
 
-/// hyper's part of a connection, or what remains of the connection while it is parked.
+/// The HTTP side of a connection: hyper's connection object, or just the stream and the service
+/// while the connection is parked.
 #[expect(
     clippy::large_enum_variant,
-    reason = "most connections of a server are parked, and the value is rarely moved"
+    reason = "most connections are parked, and the value is rarely moved"
 )]
 enum HttpState<S: HttpService<Incoming>, O> {
-    /// hyper's part has been dropped. The stream replays responses to repeats, and waits for a
-    /// request that needs hyper.
+    /// hyper's connection object has been dropped. The stream replays responses to repeats, and
+    /// waits for a request that needs hyper.
     Parked(Io<O>, S),
     /// hyper serves the connection, or did so recently.
     Unparked(Box<http1::Connection<Io<O>, S>>),
-    /// A placeholder during a change between the other two. Never left in place when a method
-    /// returns.
+    /// A placeholder while `park` or `unpark` moves the value from one of the other variants to the
+    /// other. Both methods replace the placeholder before they return.
     Transition,
 }
 
@@ -66,8 +67,8 @@ impl<S: HttpService<Incoming>, O> ConnectionTask<S, O> {
         }
     }
 
-    /// Makes commands wake this task. The task's waker rarely changes, so every poll after the
-    /// first usually costs only a comparison.
+    /// Registers the task's waker, so that commands wake the task. The waker rarely changes, so
+    /// every poll after the first usually costs only a comparison.
     fn register_waker(&mut self, waker: &Waker) {
         let is_registered = self
             .waker
@@ -96,8 +97,8 @@ where
         };
         match connection.command() {
             ConnectionCommand::Abort => return Poll::Ready(()),
-            // If no request has arrived yet, the connection stays open, because the first request
-            // may be on its way.
+            // Close only if a request has arrived before. Otherwise, the first request may be on
+            // its way, so the connection stays open.
             ConnectionCommand::Drain if connection.has_received_request() => {
                 return Poll::Ready(());
             }
@@ -105,8 +106,8 @@ where
         }
         let polled = io.inner_mut().get_mut().poll_without_hyper(cx);
         match connection.command() {
-            // The first request has arrived during this poll, and its response has been sent or is
-            // being sent. So the connection can drain now.
+            // The first request arrived during this poll, and its response has been sent or is
+            // being sent. So the connection may drain now.
             ConnectionCommand::Drain if connection.has_received_request() => Poll::Ready(()),
             _ => polled,
         }
@@ -121,14 +122,14 @@ where
         };
     }
 
-    /// Drops hyper's part. Must be called between two requests, when hyper has nothing to write.
-    /// Bytes that hyper has read but not used are put back into the stream.
+    /// Drops hyper's connection object. Must be called between two requests, when hyper has nothing
+    /// to write. Bytes that hyper has read but not used are put back into the stream.
     fn park(&mut self) {
         self.http = match mem::replace(&mut self.http, HttpState::Transition) {
             HttpState::Unparked(http) => {
                 let mut parts = http.into_parts();
-                // hyper may have read pipelined requests that it has not handled yet, because it
-                // yielded to other tasks.
+                // Put back pipelined requests that hyper has read but not yet handled. This happens
+                // if hyper yields to other tasks between two of them.
                 if !parts.read_buf.is_empty() {
                     let replay_stream = parts.io.inner_mut().get_mut();
                     replay_stream.put_back(&parts.read_buf);
@@ -169,7 +170,7 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
     O: ConnectionObserver,
 {
-    /// Polls hyper's part. Ready once the connection has ended.
+    /// Polls hyper's connection object. Ready once the connection has ended.
     fn poll_hyper(&mut self, cx: &mut Context<'_>, was_parked: bool) -> Poll<()> {
         let HttpState::Unparked(http) = &mut self.http else {
             return Poll::Ready(());
@@ -180,8 +181,8 @@ where
             return Poll::Ready(());
         }
         // After unparking, hyper must be polled once before it is told to shut down. Otherwise, it
-        // would not read the bytes that unparked the connection. Calling `graceful_shutdown` more
-        // than once has no effect.
+        // would not read the bytes that unparked the connection. Calling `graceful_shutdown` again
+        // has no further effect.
         let drains = command == ConnectionCommand::Drain;
         if drains && !was_parked {
             http.as_mut().graceful_shutdown();

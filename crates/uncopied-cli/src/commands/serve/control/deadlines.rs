@@ -1,6 +1,6 @@
 //! Enforces deadlines without a timer per connection.
 //!
-//! A timer per connection would have to be armed and disarmed twice for every request. Instead, a
+//! A timer per connection would have to be armed and disarmed for every request. Instead, a
 //! connection only records what it waits for, and since when (the stream's [`Activity`]). The
 //! control thread sweeps all connections at an interval of a quarter of the shortest deadline, but
 //! at least 50 ms and at most 1 s. A deadline is thus enforced at most one interval late, and costs
@@ -16,16 +16,16 @@
 //! | is in any state | accept | `--keepalive-time` | drain |
 //!
 //! Only the kernel knows whether a peer is reading a response. The send buffer of a TCP socket
-//! holds up to 4 MiB, and the socket becomes writable again only once a third of the buffer is
-//! free. With a slow but healthy peer, that may take minutes. On TCP, the kernel therefore enforces
-//! the send deadline (`TCP_USER_TIMEOUT`), counted from the last byte that the peer acknowledged,
-//! or from the moment when the peer closed its window. A Unix socket accepts more bytes as soon as
-//! the peer reads some. There, the control thread enforces the deadline, counted from the last byte
-//! that the socket accepted.
+//! holds up to 4 MiB by default, and the socket becomes writable again only once a third of the
+//! buffer is free. With a slow but healthy peer, that may take minutes. On TCP, the kernel
+//! therefore enforces the send deadline (`TCP_USER_TIMEOUT`), counted from the last byte that the
+//! peer acknowledged, or from the moment when the peer closed its window. A Unix socket accepts
+//! more bytes as soon as the peer reads some. For Unix sockets, the control thread therefore
+//! enforces the deadline, counted from the last byte that the socket accepted.
 //!
 //! *Abort* drops the connection. *Drain* closes it once no request is in progress: immediately if
-//! it is idle, otherwise after the current response. An idle connection that has not closed by the
-//! next sweep after it was told to drain is aborted.
+//! it is idle, otherwise after the current response. If an idle connection is told to drain because
+//! of `--keepalive-timeout`, and is still open at the next sweep, it is aborted.
 //!
 //! [`Activity`]: uncopied_http::Activity
 
@@ -45,7 +45,8 @@ pub(crate) struct Deadlines {
     pub(crate) send: Option<Duration>,
     /// The maximum idle time between two requests.
     pub(crate) idle: Option<Duration>,
-    /// The maximum time from the accept to the last request.
+    /// The maximum age of a connection, counted from the accept. An older connection is closed
+    /// after its current request.
     pub(crate) age: Option<Duration>,
     /// The time from the signal to stop until the remaining connections are aborted.
     pub(crate) grace: Duration,
@@ -62,7 +63,7 @@ struct ConnectionSnapshot {
     has_received_request: bool,
     /// Whether a request head is incomplete: part of it has arrived, but not all.
     is_reading_head: bool,
-    /// Whether the connection uses TCP, so that the kernel enforces the send deadline.
+    /// Whether the connection uses TCP. If so, the kernel enforces the send deadline.
     is_tcp: bool,
     command: ConnectionCommand,
     age: Duration,
@@ -109,8 +110,8 @@ impl Deadlines {
             Phase::Idle => {
                 is_past(time_in_phase, self.idle) && connection.command == ConnectionCommand::Drain
             }
-            // Once the whole head has arrived, the connection waits for the server, not for the
-            // peer.
+            // Apply the deadline only to an incomplete head. Once the whole head has arrived, the
+            // connection waits for the server, not for the peer.
             Phase::Head => connection.is_reading_head && is_past(time_in_phase, self.head),
             Phase::Sending => !connection.is_tcp && is_past(time_in_phase, self.send),
             Phase::Active => false,

@@ -24,7 +24,7 @@ pub(crate) use totals::TotalsLine;
 /// The maximum time that the workers may take to drop aborted connections. After that, the process
 /// exits without waiting for them.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The interval at which all connections are told to abort during that time. The command is
+/// The interval at which all connections are told to abort during [`ABORT_TIMEOUT`]. The command is
 /// repeated, because a worker may have accepted another connection just before it stopped
 /// accepting.
 const ABORT_INTERVAL: Duration = Duration::from_millis(50);
@@ -90,8 +90,8 @@ impl Control<'_> {
             }
         }
         if running.count > 0 {
-            // If a worker is stuck in a system call, the wait times out, and the worker ends with
-            // the process.
+            // Ignore a timeout: a worker that is stuck in a system call ends when the process
+            // exits.
             let _ = timeout(ABORT_TIMEOUT, self.abort(&mut running)).await;
         }
         match running.has_lost_one {

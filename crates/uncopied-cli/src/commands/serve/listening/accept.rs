@@ -26,8 +26,8 @@ type PendingAccept = Pin<Box<dyn Future<Output = (Listener, AcceptResult)> + Sen
 /// Accepts connections for one event loop, with one pending accept per listener.
 pub(crate) struct Acceptor {
     pending: Vec<PendingAccept>,
-    /// The index of the listener to poll first. After each accept, the next listener becomes the
-    /// first, so that a busy listener does not starve the others.
+    /// The index of the listener to poll first. After an accept, this is the listener after the one
+    /// that accepted, so that a busy listener does not starve the others.
     first: usize,
 }
 
@@ -56,12 +56,12 @@ impl Acceptor {
     }
 
     /// Accepts connections forever and passes each to `start`. Every connection takes one of
-    /// `permits`, which must be returned when the connection ends. While all permits are taken,
-    /// further connections wait in the kernel's queue.
+    /// `permits`. `start` must ensure that the permit is returned when the connection ends. While
+    /// all permits are taken, further connections wait in the kernel's queue.
     ///
-    /// The permit is acquired before the accept, and the accept waits for all listeners at once. So
-    /// a connection never has to wait for a permit that is held for another listener on which no
-    /// connection arrives.
+    /// Acquires a permit first, and then waits for a connection on all listeners at once. If each
+    /// listener waited with a permit of its own, an idle listener could hold the permit that a
+    /// connection on another listener needs.
     pub(crate) async fn accept_all(
         mut self,
         permits: &Semaphore,
@@ -109,7 +109,8 @@ fn start_accept(listener: Listener) -> PendingAccept {
 }
 
 /// Whether the error concerns only the connection that was to be accepted, and not the listener or
-/// the process. accept(2) says to treat these network errors like EAGAIN, by retrying.
+/// the process. These include the network errors that accept(2) says to treat like EAGAIN, by
+/// retrying.
 fn is_per_connection(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),

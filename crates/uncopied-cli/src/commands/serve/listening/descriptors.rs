@@ -13,7 +13,7 @@ const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
 /// Raises the soft limit on descriptors to the hard limit, and returns the resulting limit.
 ///
 /// The default soft limit of 1024 exists only for programs that use `select`, which cannot handle
-/// larger descriptors.
+/// descriptors numbered 1024 or higher. This program does not use `select`.
 pub(crate) fn raise_descriptor_limit() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -45,7 +45,7 @@ impl DescriptorBudget {
     ///
     /// # Errors
     ///
-    /// Fails if the requested connections do not fit. The error is the limit that they need.
+    /// The requested connections do not fit into `limit`. The error is the limit that they need.
     pub(crate) fn divide(limit: usize, requested: Option<usize>) -> Result<Self, usize> {
         let free = limit.saturating_sub(RESERVED_DESCRIPTORS);
         let open_files = match requested {

@@ -16,8 +16,8 @@ use uncopied_http::{Listener, StreamOptions};
 use crate::error::Error;
 use crate::flags::ListenAddress;
 
-/// The maximum number of connections that wait in the kernel to be accepted. The kernel lowers this
-/// to `net.core.somaxconn`, which is 4096 by default.
+/// The maximum number of connections that wait in the kernel to be accepted. The kernel caps this
+/// number at `net.core.somaxconn`, which is 4096 by default.
 const LISTEN_BACKLOG: i32 = 4096;
 
 /// A listening socket. Each worker registers a duplicate of it with its own event loop.
@@ -109,15 +109,15 @@ pub(crate) fn open(
     Ok(listeners)
 }
 
-/// Listens on a TCP address. An IPv6 socket also accepts IPv4 clients if `v6_only` is false. This
-/// overrides the system default (`net.ipv6.bindv6only`).
+/// Listens on a TCP address. An IPv6 socket also accepts IPv4 clients if `v6_only` is false.
+/// `v6_only` overrides the system default (`net.ipv6.bindv6only`).
 fn tcp(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(v6_only)?;
     }
-    // Without this option, binding would fail while connections of a previous process are in
-    // TIME_WAIT.
+    // Without this option, binding would fail while connections of a previous server on this port
+    // are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
@@ -126,7 +126,7 @@ fn tcp(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
 
 fn all_interfaces(port: u16) -> io::Result<TcpListener> {
     match tcp((Ipv6Addr::UNSPECIFIED, port).into(), false) {
-        // The machine has no IPv6.
+        // Use IPv4 only, because this machine has no IPv6.
         Err(error) if Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) => {
             tcp((Ipv4Addr::UNSPECIFIED, port).into(), false)
         }
@@ -144,7 +144,8 @@ pub(crate) struct SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            // If the file cannot be removed, that does no harm: the next start replaces it.
+            // Ignore errors: a file that is left behind does no harm, because the next start
+            // replaces it.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -163,9 +164,9 @@ fn refuse_other_file(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Listens on a Unix socket at `path`. If there already is a socket that refuses connections, the
-/// process that created it has exited, and the socket is replaced. If it accepts connections, it is
-/// in use, and this fails with `AddrInUse`.
+/// Listens on a Unix socket at `path`. An existing socket that refuses connections is replaced,
+/// because no process listens on it. If the existing socket accepts connections, it is in use, and
+/// this fails with `AddrInUse`.
 fn unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let bind = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;

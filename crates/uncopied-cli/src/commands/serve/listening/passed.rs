@@ -12,14 +12,16 @@ use super::listeners::BoundListener;
 /// The maximum number of sockets that the service manager may pass.
 const MAX_PASSED_SOCKETS: usize = 256;
 
-/// The sockets passed by the service manager (`LISTEN_FDS`), or the error that says why they cannot
-/// be used.
+/// The sockets passed by the service manager (`LISTEN_FDS`), or the error that explains why they
+/// cannot be used.
 pub(crate) struct PassedSockets(Result<Vec<BoundListener>, Error>);
 
 impl PassedSockets {
-    /// Takes ownership of the sockets, and unsets the variables so that child processes do not use
-    /// the same descriptors. Must be called first in `main`, before a descriptor is opened or a
-    /// thread started.
+    /// Takes ownership of the sockets, and unsets `LISTEN_FDS` and `LISTEN_PID`, so that child
+    /// processes do not use the same descriptors. Must be called first in `main`: before a
+    /// descriptor is opened, because passed sockets are identified by their descriptor numbers, and
+    /// before a thread is started, because other threads may read the environment while this
+    /// changes it.
     pub(crate) fn from_environment() -> Self {
         Self(take_passed().map_err(Error::PassedSockets))
     }
@@ -34,8 +36,9 @@ fn take_passed() -> Result<Vec<BoundListener>, String> {
     let Some(count) = env::var_os("LISTEN_FDS") else {
         return Ok(vec![]);
     };
-    // The sockets are meant for this process only if LISTEN_PID is its process ID. Otherwise, it
-    // has inherited LISTEN_FDS, which describes descriptors of another process.
+    // The sockets are meant for this process only if LISTEN_PID is its process ID. Otherwise, this
+    // process has inherited variables that were meant for another process, and that do not describe
+    // its own descriptors.
     let is_for_this_process =
         env::var("LISTEN_PID").is_ok_and(|pid| pid.parse() == Ok(std::process::id()));
     if !is_for_this_process {

@@ -21,8 +21,9 @@ pub(crate) use setup::WorkerSetup;
 const MAX_DISK_THREADS: usize = 64;
 
 /// The number of task polls between two checks for I/O events. A request takes two polls, so with
-/// tokio's default of 61, a busy worker would check before it has polled all ready connections.
-/// Checking less often is fine, because no single poll moves more than 4 MiB.
+/// tokio's default of 61, a worker with more than 30 ready connections would check before it has
+/// served all of them. Checking less often delays new events, but only by a bounded time, because
+/// no single poll moves more than 4 MiB.
 const POLLS_PER_EVENT_CHECK: u32 = 128;
 
 /// A running worker thread.
@@ -47,7 +48,7 @@ struct ExitReporter {
 }
 
 impl ExitReporter {
-    /// Reports a clean exit. Takes `self` by value, so that the thread's closure owns the whole
+    /// Reports a clean exit. Takes `self` by value, so that the thread's closure captures the whole
     /// reporter, and drops it even if the worker panics.
     fn report_clean(mut self) {
         self.exit = WorkerExit::Clean;
@@ -56,7 +57,7 @@ impl ExitReporter {
 
 impl Drop for ExitReporter {
     fn drop(&mut self) {
-        // The receiver is gone only if the process is about to exit.
+        // Ignore an error: the receiver is gone only if the process is about to exit.
         let _ = self.sender.send(self.exit);
     }
 }
