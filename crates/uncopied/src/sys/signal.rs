@@ -7,6 +7,7 @@
 
 use std::mem::MaybeUninit;
 use std::ptr;
+
 /// Runs `call` so that a SIGPIPE that it raises is neither delivered nor left pending.
 ///
 /// If SIGPIPE is ignored, as in most Rust programs, this just calls `call`. Whether it is ignored
