@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::space::{AddressSpace, GranuleOwner, Owner, OwnerKind};
+use super::space::{AddressSpace, GranuleOwner, Granules, Owner, OwnerKind};
 use crate::policy::Mechanism;
 use crate::sys::{Kernel, Linux, Mapped, coarse_millis};
 
@@ -24,18 +24,21 @@ use crate::sys::{Kernel, Linux, Mapped, coarse_millis};
 /// # Stability of the bytes
 ///
 /// The mapping always shows the current content of the file: a write to the file changes these
-/// bytes, even while they are being sent. If the file is truncated, *user code that reads a page
-/// past the new end gets a SIGBUS*. A system call that is given the address of such a page raises
-/// no signal: it fails with `EFAULT` or sends fewer bytes. The bytes are therefore meant for sinks
-/// that find the file with [`locate`](super::locate) and send from it with a
-/// [`Transfer`](crate::Transfer). Code that needs to read the content should read the file instead.
+/// bytes, even while they are being sent. Code that reads the bytes must not rely on them to stay
+/// the same: a `str` made from them may stop being UTF-8, which is undefined behaviour. If the file
+/// is truncated, *user code that reads a page past the new end gets a SIGBUS*. A system call that
+/// is given the address of such a page raises no signal: it fails with `EFAULT` or sends fewer
+/// bytes. The bytes are therefore meant for sinks that find the file with [`locate`](super::locate)
+/// and send from it with a [`Transfer`](crate::Transfer). Code that needs to read the content
+/// should read the file instead.
 #[derive(Clone, Debug)]
 pub struct FileMapping(Arc<MappedFileRange>);
 
 /// A range of the arena, and the file that is mapped there.
 #[derive(Debug)]
 struct MappedFileRange {
-    address: usize,
+    /// The addresses of the mapping.
+    granules: Granules,
     len: usize,
     file: Arc<File>,
     /// The position in the file at which the mapping begins, in bytes.
@@ -72,6 +75,7 @@ impl FileMapping {
         Ok(Self::map(&Linux, file, range.start, len)?)
     }
 
+    #[allow(unsafe_code)]
     pub(crate) fn map(
         kernel: &impl Kernel,
         file: Arc<File>,
@@ -81,11 +85,10 @@ impl FileMapping {
         if len == 0 {
             return Err(Errno::INVAL);
         }
-        let space = AddressSpace::get()?;
-        let address = space.map_file(kernel, file.as_fd(), offset, len)?;
+        let granules = AddressSpace::get()?.map_file(kernel, file.as_fd(), offset, len)?;
         let units = 0..(len as u64).div_ceil(Self::RESIDENCY_UNIT_BYTES);
         let mapped = Arc::new_cyclic(|weak_self| MappedFileRange {
-            address,
+            granules,
             len,
             file,
             offset,
@@ -93,7 +96,9 @@ impl FileMapping {
             resident_at: units.map(|_| AtomicU64::new(0)).collect(),
             weak_self: weak_self.clone(),
         });
-        space.register(address, len, Arc::as_ptr(&mapped));
+        // SAFETY: every slice that begins in the granules is borrowed from a `Bytes` made from the
+        // mapping, and that `Bytes` keeps the `MappedFileRange` alive.
+        unsafe { mapped.granules.register(Arc::as_ptr(&mapped)) };
         Ok(Self(mapped))
     }
 
@@ -136,7 +141,7 @@ impl FileMapping {
         // SAFETY: the range lies within the mapping, which is removed only when the
         // `MappedFileRange` is dropped. `self` is borrowed for the lifetime of the result, and
         // keeps the `MappedFileRange` alive.
-        unsafe { Mapped::new(self.0.address + start, count) }
+        unsafe { Mapped::new(self.0.granules.address() + start, count) }
     }
 
     /// Records that `mechanism` has failed as unsupported for this file, so that later transfers
@@ -170,29 +175,21 @@ impl FileMapping {
     }
 }
 
-impl Drop for MappedFileRange {
-    fn drop(&mut self) {
-        // The address space always exists here, because this range was mapped into it.
-        if let Some(space) = AddressSpace::existing() {
-            space.unregister(self.address, self.len);
-            space.release(self.address, self.len);
-        }
-    }
-}
-
 /// Keeps a mapping alive for the [`Bytes`] made from it.
 struct MappedBytes(Arc<MappedFileRange>);
 
 impl AsRef<[u8]> for MappedBytes {
     #[allow(unsafe_code)]
     fn as_ref(&self) -> &[u8] {
-        let start = ptr::with_exposed_provenance(self.0.address);
-        // SAFETY: the `len` bytes starting at `address` are mapped for reading, and stay mapped
-        // until the `MappedFileRange` is dropped, which `self` prevents. As with every shared
-        // mapping, another process may write to the file meanwhile. The library never reads through
-        // this slice: it only passes the slice's address on. User code that reads the slice may see
-        // torn bytes, but never memory of anything else. The docs of `FileMapping` warn such code
-        // that reading past the end of a truncated file raises SIGBUS.
+        let start = ptr::with_exposed_provenance(self.0.granules.address());
+        // SAFETY: this holds only for code that never reads through the slice, such as the I/O
+        // layers of this project, which only pass its address on. The `len` bytes starting at the
+        // address are mapped for reading, and stay mapped until the `MappedFileRange` is dropped,
+        // which `self` prevents. But they are not immutable while the slice exists, as
+        // `from_raw_parts` requires: anything that can write to the file can change them, and no
+        // type prevents that. For code that reads the slice, such a change is undefined behaviour
+        // (a `str` made from the slice may stop being UTF-8), and reading past the end of a
+        // truncated file raises SIGBUS. The docs of `FileMapping` warn of both.
         unsafe { std::slice::from_raw_parts(start, self.0.len) }
     }
 }
@@ -209,13 +206,13 @@ impl FileMapping {
         let mapped = owner.downcast::<MappedFileRange>()?;
         // SAFETY: `downcast` only returns pointers that were registered as a `MappedFileRange`, the
         // only type of its kind. The `MappedFileRange` was alive when `owner` was looked up,
-        // because its drop removes the pointer from the owner table before anything is freed. And
-        // it cannot be dropped before this function returns: `bytes` is not empty and begins in the
-        // granules of the mapping, and only a `Bytes` made from the mapping can point there. So the
-        // value that `bytes` is borrowed from keeps the `MappedFileRange` alive for at least as
-        // long as the borrow.
+        // because dropping its granules removes the pointer from the owner table before anything is
+        // freed. And it cannot be dropped before this function returns: `bytes` is not empty and
+        // begins in the granules of the mapping, and only a `Bytes` made from the mapping can point
+        // there. So the value that `bytes` is borrowed from keeps the `MappedFileRange` alive for
+        // at least as long as the borrow.
         let mapped = unsafe { &*mapped };
-        let at = bytes.as_ptr().addr() - mapped.address;
+        let at = bytes.as_ptr().addr() - mapped.granules.address();
         if at + bytes.len() > mapped.len {
             return None;
         }
@@ -262,6 +259,27 @@ mod tests {
         assert!(locate(&bytes[1..]).is_none());
         assert!(locate(b"a literal").is_none());
         assert!(locate(&vec![1; 1 << 22]).is_none());
+    }
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn a_slice_beyond_the_end_of_its_mapping_is_not_located() {
+        let mapping = FileMapping::new(file_of(b"0123456789"), 0..10).expect("mapped");
+        let bytes = mapping.bytes();
+        for (len, is_inside) in [(5, true), (6, false), (100, false)] {
+            // SAFETY: the mapping contains the whole page of the bytes. Nothing reads them.
+            let bytes = unsafe { std::slice::from_raw_parts(bytes[5..].as_ptr(), len) };
+            assert_eq!(locate(bytes).is_some(), is_inside, "{len}");
+        }
+    }
+
+    /// The kernel would read whatever follows the mapping.
+    #[test]
+    fn no_address_range_extends_beyond_the_mapping() {
+        let mapping = FileMapping::new(file_of(b"0123456789"), 0..10).expect("mapped");
+        for (start, count, expected) in [(0, 10, 10), (8, 100, 2), (10, 1, 0), (50, 1, 0)] {
+            assert_eq!(mapping.mapped(start, count).len(), expected, "{start}");
+        }
     }
 
     #[test]

@@ -7,6 +7,9 @@
 //! the pages. The look-up is a bounds check and a load from a table that has one entry per 2 MiB of
 //! the arena: it takes constant time and no lock.
 //!
+//! A forked child reserves an arena of its own. What it has inherited from its parent stays in the
+//! parent's range, where [`locate`] still finds it.
+//!
 //! ```
 //! use std::{fs::File, sync::Arc};
 //! use uncopied::arena::{FileMapping, Located, locate};
@@ -64,7 +67,7 @@ pub fn locate(bytes: &[u8]) -> Option<Located> {
     if bytes.is_empty() {
         return None;
     }
-    let owner = AddressSpace::existing()?.owner(bytes.as_ptr().addr())?;
+    let owner = AddressSpace::owner_of(bytes.as_ptr().addr())?;
     if let Some((mapping, offset)) = FileMapping::locate(owner, bytes) {
         return Some(Located::File { mapping, offset });
     }
@@ -78,13 +81,14 @@ pub fn locate(bytes: &[u8]) -> Option<Located> {
 ///
 /// If the range does not lie within `len` bytes.
 fn resolve_range(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
+    // No memory is `usize::MAX` bytes long, so a bound that saturates lies outside of it.
     let start = match range.start_bound() {
         Bound::Included(&start) => start,
-        Bound::Excluded(&previous) => previous + 1,
+        Bound::Excluded(&previous) => previous.saturating_add(1),
         Bound::Unbounded => 0,
     };
     let end = match range.end_bound() {
-        Bound::Included(&last) => last + 1,
+        Bound::Included(&last) => last.saturating_add(1),
         Bound::Excluded(&end) => end,
         Bound::Unbounded => len,
     };
@@ -93,4 +97,44 @@ fn resolve_range(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
         "the range {start}..{end} does not lie within {len} bytes"
     );
     start..end
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    #[test]
+    fn a_range_within_the_bytes_is_resolved() {
+        let excluded = (Bound::Excluded(3), Bound::Included(5));
+        assert_eq!(resolve_range(excluded, 10), 4..6);
+        assert_eq!(resolve_range(.., 10), 0..10);
+        assert_eq!(resolve_range(10..10, 10), 10..10);
+    }
+
+    /// The message is checked, because in a debug build the additions would panic too if they
+    /// overflowed.
+    #[test]
+    fn any_other_range_is_refused() {
+        const MAX: usize = usize::MAX;
+        type Bounds = (Bound<usize>, Bound<usize>);
+        let refused: [Bounds; 7] = [
+            (Bound::Included(0), Bound::Excluded(11)),
+            (Bound::Included(0), Bound::Included(10)),
+            (Bound::Included(5), Bound::Excluded(4)),
+            (Bound::Included(11), Bound::Unbounded),
+            (Bound::Excluded(10), Bound::Unbounded),
+            (Bound::Excluded(MAX), Bound::Unbounded),
+            (Bound::Unbounded, Bound::Included(MAX)),
+        ];
+        for range in refused {
+            let panic = catch_unwind(|| resolve_range(range, 10)).expect_err("refused");
+            let message = panic.downcast_ref::<String>().expect("a formatted message");
+            assert!(
+                message.contains("does not lie within 10 bytes"),
+                "{message}"
+            );
+        }
+    }
 }

@@ -162,21 +162,25 @@ impl PageBuffer {
     fn memory(&self) -> &[u8] {
         let start = ptr::with_exposed_provenance(self.block.address());
         // SAFETY: a block is `len` bytes of readable memory, all of them initialised (by the
-        // kernel, with zeroes, or by earlier owners), and stays so until the block is dropped.
-        // Nothing else uses the memory: `self.block` is the only reference to the block, because a
-        // block cannot be located by its address before it is frozen, and `freeze` consumes the
-        // buffer. The kernel does not write to the memory.
+        // kernel, with zeroes, or by earlier owners), and stays so until the block is dropped. No
+        // other block has this memory, and `self.block` is the only reference to the block:
+        // `locate` finds only frozen blocks, `freeze` consumes the buffer, and a block that is
+        // dropped or turned back into a buffer is removed from the table of frozen blocks. The
+        // kernel does not write to the memory: its address is passed only to calls that read from
+        // it.
         unsafe { std::slice::from_raw_parts(start, self.block.len()) }
     }
 
     #[allow(unsafe_code)]
     fn memory_mut(&mut self) -> &mut [u8] {
         let start = ptr::with_exposed_provenance_mut(self.block.address());
-        // SAFETY: as in `memory`. In addition, the memory is writable and borrowed exclusively, and
-        // the kernel no longer reads it. Every zero-copy send keeps a reference to the block until
-        // the kernel has reported that it is done. If the kernel does not report this, the block is
-        // gifted: it never becomes a buffer again, and its addresses get new page frames before
-        // they are reused.
+        // SAFETY: as in `memory`. In addition, the memory is writable and borrowed exclusively. The
+        // kernel at most reads it, and such a read is not an access by this program: it changes
+        // nothing here. (If the kernel were still to read bytes of an earlier send, the peer would
+        // get wrong bytes. To prevent that, a zero-copy send keeps a reference to the block until
+        // the notification that it attributes to itself has arrived. If there will be none, the
+        // block is gifted: it never becomes a buffer again, and its addresses get new page frames
+        // before they are reused.)
         unsafe { std::slice::from_raw_parts_mut(start, self.block.len()) }
     }
 }
@@ -433,6 +437,44 @@ mod tests {
         let mut buffer = pages.try_into_buffer().expect("the last handle");
         buffer.put_slice(b"again");
         assert_eq!(&buffer.freeze()[..], b"again");
+    }
+
+    /// Fails if a dropped block stays in the table of frozen blocks: the look-up would follow a
+    /// pointer to freed memory.
+    #[test]
+    fn memory_that_is_used_again_is_not_located_before_it_is_frozen() {
+        let pages = PageBuffer::copy_from_slice(b"first")
+            .expect("allocated")
+            .freeze();
+        let address = pages.as_ptr();
+        drop(pages);
+        let next = PageBuffer::copy_from_slice(b"next").expect("allocated");
+        assert_eq!(
+            next.as_ptr(),
+            address,
+            "not the memory of the dropped pages"
+        );
+        assert!(Pages::of(&next).is_none());
+        let mut again = next.freeze().try_into_buffer().expect("the last handle");
+        again.put_slice(b"again");
+        assert!(Pages::of(&again).is_none());
+    }
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn a_slice_beyond_the_end_of_its_block_is_not_located() {
+        let block_len = MIN_BLOCK_BYTES.max(rustix::param::page_size());
+        let pages = std::iter::repeat_with(|| PageBuffer::zeroed(block_len).expect("allocated"))
+            .map(PageBuffer::freeze)
+            .find(|pages| !(pages.as_ptr().addr() + block_len).is_multiple_of(2 << 20))
+            .expect("not the last block of its slab");
+        let last_bytes = pages[block_len - 10..].as_ptr();
+        for (len, is_inside) in [(10, true), (11, false), (20, false)] {
+            // SAFETY: another block of the slab follows, so the bytes are readable memory, which is
+            // never freed. Nothing reads or writes them through this slice.
+            let bytes = unsafe { std::slice::from_raw_parts(last_bytes, len) };
+            assert_eq!(Pages::of(bytes).is_some(), is_inside, "{len}");
+        }
     }
 
     #[test]

@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::{Errno, Result};
 
-use super::space::{AddressSpace, GRANULE_BYTES, GranuleOwner, OwnerKind};
+use super::space::{AddressSpace, GRANULE_BYTES, GranuleOwner, Granules, OwnerKind};
+use crate::sys::fork::PerProcess;
 
 /// The smallest length of a block. If the machine's pages are larger than this, the smallest length
 /// is one page.
@@ -38,11 +39,12 @@ const THREAD_CACHE_BYTES: usize = 1 << 20;
 /// thread caches are not counted.
 const MAX_WARM_BYTES: usize = 64 << 20;
 
-static POOL: Pool = Pool {
-    free: [const { Mutex::new(FreeBlocks::new()) }; CLASS_COUNT],
-    warm_bytes: AtomicUsize::new(0),
-};
+/// The pool of each process. A forked child starts with an empty one: in the pool of its parent, a
+/// lock may be held by a thread that exists only in the parent.
+static POOL: PerProcess<Pool> = PerProcess::new();
 
+// A forked child inherits the cache of the thread that forked, and may use the blocks in it: no
+// other thread of the parent could allocate them, and the child has its own copy of their memory.
 thread_local! {
     static THREAD_CACHE: RefCell<ThreadCache> =
         const { RefCell::new(ThreadCache([const { Vec::new() }; CLASS_COUNT])) };
@@ -52,7 +54,7 @@ thread_local! {
 /// differently.
 #[derive(Debug)]
 pub(super) struct Slab {
-    address: usize,
+    memory: Granules,
     block_len: usize,
     /// For each block, a pointer to its [`Block`] if it is frozen, otherwise null.
     /// [`locate`](super::locate) reads these pointers.
@@ -70,7 +72,11 @@ impl Slab {
     /// The pointer comes from [`Arc::as_ptr`] and does not keep the block alive. So the caller may
     /// use the pointer only while something else is certain to keep the block alive.
     pub(super) fn frozen_at(&self, address: usize) -> *const Block {
-        self.frozen[(address - self.address) / self.block_len].load(Ordering::Acquire)
+        self.frozen_entry(address).load(Ordering::Acquire)
+    }
+
+    fn frozen_entry(&self, address: usize) -> &AtomicPtr<Block> {
+        &self.frozen[(address - self.memory.address()) / self.block_len]
     }
 }
 
@@ -133,8 +139,7 @@ impl Block {
     }
 
     fn frozen_entry(&self) -> &AtomicPtr<Self> {
-        let slab = self.location.slab;
-        &slab.frozen[(self.location.address - slab.address) / slab.block_len]
+        self.location.slab.frozen_entry(self.location.address)
     }
 }
 
@@ -172,9 +177,10 @@ fn allocate(class: usize) -> Result<BlockLocation> {
     if let Ok(Some(location)) = cached {
         return Ok(location);
     }
-    let mut free = POOL.free(class);
+    let pool = POOL.get();
+    let mut free = pool.free(class);
     if let Some(location) = free.warm.pop() {
-        POOL.warm_bytes
+        pool.warm_bytes
             .fetch_sub(block_len(class), Ordering::Relaxed);
         return Ok(location);
     }
@@ -186,20 +192,22 @@ fn allocate(class: usize) -> Result<BlockLocation> {
 
 /// Allocates a slab of blocks of this class. Returns its first block, and adds its other blocks to
 /// `free`.
+#[allow(unsafe_code)]
 fn allocate_slab(class: usize, free: &mut Vec<BlockLocation>) -> Result<BlockLocation> {
     let block_len = block_len(class);
     let len = block_len.max(GRANULE_BYTES);
-    let space = AddressSpace::get()?;
-    let address = space.allocate(len, class >= LEN_COUNT)?;
+    let memory = AddressSpace::get()?.allocate(len, class >= LEN_COUNT)?;
+    let address = memory.address();
     let frozen = (0..len / block_len)
         .map(|_| AtomicPtr::new(ptr::null_mut()))
         .collect();
     let slab: &'static Slab = Box::leak(Box::new(Slab {
-        address,
+        memory,
         block_len,
         frozen,
     }));
-    space.register(address, len, slab);
+    // SAFETY: the slab is never freed.
+    unsafe { slab.memory.register(slab) };
     let location = |address| BlockLocation {
         slab,
         address,
@@ -217,7 +225,7 @@ fn allocate_slab(class: usize, free: &mut Vec<BlockLocation>) -> Result<BlockLoc
 fn release(location: BlockLocation, is_gifted: bool) {
     let max_cached = THREAD_CACHE_BYTES / block_len(location.class);
     if is_gifted {
-        POOL.release_cold(location);
+        POOL.get().release_cold(location);
         return;
     }
     let is_cached = THREAD_CACHE.try_with(|cache| {
@@ -230,7 +238,7 @@ fn release(location: BlockLocation, is_gifted: bool) {
     });
     // The thread's cache is full, or already destroyed because the thread is ending.
     if !matches!(is_cached, Ok(true)) {
-        POOL.release(location);
+        POOL.get().release(location);
     }
 }
 
@@ -240,21 +248,22 @@ struct Pool {
     warm_bytes: AtomicUsize,
 }
 
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            free: std::array::from_fn(|_| Mutex::default()),
+            warm_bytes: AtomicUsize::new(0),
+        }
+    }
+}
+
 /// The free blocks of one class.
+#[derive(Default)]
 struct FreeBlocks {
     /// Blocks that still have the page frames from their last use.
     warm: Vec<BlockLocation>,
     /// Blocks without page frames. The first write to each page allocates a zeroed frame.
     cold: Vec<BlockLocation>,
-}
-
-impl FreeBlocks {
-    const fn new() -> Self {
-        Self {
-            warm: Vec::new(),
-            cold: Vec::new(),
-        }
-    }
 }
 
 impl Pool {
@@ -280,11 +289,15 @@ impl Pool {
     /// Returns the page frames to the kernel, and then the block to the pool. If the kernel refuses
     /// to take the frames back, the block is leaked, because its frames may still be in use, for
     /// example by a socket's queue.
+    #[allow(unsafe_code)]
     fn release_cold(&self, location: BlockLocation) {
         let len = block_len(location.class);
-        let is_discarded = AddressSpace::existing()
-            .is_some_and(|space| space.discard_frames(location.address, len).is_ok());
-        if is_discarded {
+        let memory = &location.slab.memory;
+        // SAFETY: the block lies within the memory of its slab. It is free, so no reference into it
+        // exists. If the call fails, the block is not returned to the pool, and so never used
+        // again.
+        let discarded = unsafe { memory.discard_frames(location.address, len) };
+        if discarded.is_ok() {
             self.free(location.class).cold.push(location);
         }
     }
@@ -296,7 +309,7 @@ struct ThreadCache([Vec<BlockLocation>; CLASS_COUNT]);
 impl Drop for ThreadCache {
     fn drop(&mut self) {
         for location in self.0.iter_mut().flat_map(std::mem::take) {
-            POOL.release(location);
+            POOL.get().release(location);
         }
     }
 }

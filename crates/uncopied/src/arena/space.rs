@@ -2,6 +2,7 @@
 //! in which [`locate`](super::locate) looks up the owner of a granule.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -10,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use rustix::io::{Errno, Result};
 use rustix::process::{Resource, getrlimit};
 
+use crate::sys::fork::{OwnerProcess, PerProcess};
 use crate::sys::{Kernel, Reservation};
 
 /// The size of a granule, the unit in which addresses are allocated. A granule has at most one
@@ -82,11 +84,14 @@ impl Owner {
     }
 }
 
-static SPACE: OnceLock<Result<AddressSpace>> = OnceLock::new();
+/// The address space of each process. A forked child reserves its own: in the space of its parent,
+/// a thread that exists only in the parent may have been allocating granules during the fork.
+static SPACES: PerProcess<OnceLock<Result<AddressSpace>>> = PerProcess::new();
 
-/// The address space of the arena, one per process.
+/// The address space of the arena of one process.
 #[derive(Debug)]
 pub(super) struct AddressSpace {
+    owner_process: OwnerProcess,
     reservation: Reservation,
     /// The owner table: for each granule a pointer to its owner, or null. A leaf is allocated when
     /// the first owner in its range is registered.
@@ -103,15 +108,11 @@ impl AddressSpace {
     /// limit on address space is too low for any size. If the first call fails, all later calls
     /// fail with the same error.
     pub(super) fn get() -> Result<&'static Self> {
-        SPACE
+        SPACES
+            .get()
             .get_or_init(Self::reserve)
             .as_ref()
             .map_err(|errno| *errno)
-    }
-
-    /// Returns the address space of this process if it has already been reserved.
-    pub(super) fn existing() -> Option<&'static Self> {
-        SPACE.get()?.as_ref().ok()
     }
 
     fn reserve() -> Result<Self> {
@@ -131,6 +132,7 @@ impl AddressSpace {
                         .collect();
                     let free = Mutex::new(FreeGranules::new(granules));
                     return Ok(Self {
+                        owner_process: OwnerProcess::current(),
                         reservation,
                         owners,
                         free,
@@ -142,80 +144,84 @@ impl AddressSpace {
         Err(error)
     }
 
-    /// Maps `len` bytes of a file into newly allocated granules, and returns their address.
+    /// Maps `len` bytes of a file into newly allocated granules.
     pub(super) fn map_file(
-        &self,
+        &'static self,
         kernel: &impl Kernel,
         file: BorrowedFd<'_>,
         offset: u64,
         len: usize,
-    ) -> Result<usize> {
+    ) -> Result<Granules> {
         let mapping = kernel.map_file(file, offset, len)?;
-        let count = len.div_ceil(GRANULE_BYTES);
-        let first = self.free().allocate(count).ok_or(Errno::NOMEM)?;
-        // If this fails, the granules stay allocated forever: the kernel may have unmapped them,
-        // and another mapping of this process may already be there.
-        self.reservation.place(first * GRANULE_BYTES, mapping)?;
-        Ok(self.reservation.base() + first * GRANULE_BYTES)
+        let granules = self.allocate_addresses(len)?;
+        // SAFETY: the granules were free, so nothing refers into them, and they now belong to
+        // `granules`, which is at least as long as the mapping.
+        #[allow(unsafe_code)]
+        let placed = unsafe { self.reservation.place(granules.at(), mapping) };
+        if let Err(errno) = placed {
+            // The granules stay allocated forever: the kernel may have unmapped them, and another
+            // mapping of this process may already be there.
+            std::mem::forget(granules);
+            return Err(errno);
+        }
+        Ok(granules)
     }
 
     /// Allocates at least `len` bytes of zeroed memory that can be read and written, in whole
-    /// granules, and returns its address. With `is_huge`, the memory consists of huge pages if
-    /// possible.
-    pub(super) fn allocate(&self, len: usize, is_huge: bool) -> Result<usize> {
+    /// granules. With `is_huge`, the memory consists of huge pages if possible.
+    pub(super) fn allocate(&'static self, len: usize, is_huge: bool) -> Result<Granules> {
+        let granules = self.allocate_addresses(len)?;
+        // SAFETY: the granules were free. A granule is free if nothing was ever mapped there, or if
+        // it was reset since. If the call fails, dropping `granules` resets them.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.reservation
+                .make_accessible(granules.at(), granules.len(), is_huge)?;
+        }
+        Ok(granules)
+    }
+
+    /// Allocates granules for `len` bytes. Nothing is mapped there yet.
+    fn allocate_addresses(&'static self, len: usize) -> Result<Granules> {
         let count = len.div_ceil(GRANULE_BYTES);
         let first = self.free().allocate(count).ok_or(Errno::NOMEM)?;
-        // If this fails, the granules stay allocated forever, because their state is unknown.
-        self.reservation
-            .make_accessible(first * GRANULE_BYTES, count * GRANULE_BYTES, is_huge)?;
-        Ok(self.reservation.base() + first * GRANULE_BYTES)
+        Ok(Granules {
+            space: self,
+            first,
+            count,
+        })
     }
 
-    /// Returns the page frames of [allocated](Self::allocate) memory to the kernel. The memory
-    /// stays accessible and then reads as zeroes. A frame that is also used elsewhere, such as in a
-    /// socket's queue, keeps its content there.
-    pub(super) fn discard_frames(&self, address: usize, len: usize) -> Result<()> {
-        self.reservation
-            .discard_frames(address - self.reservation.base(), len)
-    }
-
-    /// Unmaps a range that [`map_file`](Self::map_file) or [`allocate`](Self::allocate) returned,
-    /// and frees its granules.
-    pub(super) fn release(&self, address: usize, len: usize) {
-        let at = address - self.reservation.base();
-        // If the mapping cannot be removed, its addresses are leaked, so that they are not used
-        // twice.
-        if self
-            .reservation
-            .reset(at, len.next_multiple_of(GRANULE_BYTES))
-            .is_ok()
-        {
-            self.free()
-                .release(at / GRANULE_BYTES, len.div_ceil(GRANULE_BYTES));
-        }
-    }
-
-    /// Registers `owner` as the owner of all granules of a range.
-    pub(super) fn register<T: GranuleOwner>(&self, address: usize, len: usize, owner: *const T) {
-        self.set_owner(address, len, Owner::new(owner).0);
-    }
-
-    /// Removes the owner of all granules of a range.
-    pub(super) fn unregister(&self, address: usize, len: usize) {
-        self.set_owner(address, len, ptr::null_mut());
-    }
-
-    fn set_owner(&self, address: usize, len: usize, owner: *mut ()) {
-        let first = (address - self.reservation.base()) / GRANULE_BYTES;
-        for granule in first..first + len.div_ceil(GRANULE_BYTES) {
-            let leaf = self.owners[granule / LEAF_GRANULES].get_or_init(new_leaf);
+    fn set_owner(&self, granules: Range<usize>, owner: Option<Owner>) {
+        for granule in granules {
+            let leaf = &self.owners[granule / LEAF_GRANULES];
+            let leaf = match owner {
+                Some(_) => leaf.get_or_init(new_leaf),
+                // In a forked child, a leaf that a thread of the parent was allocating during the
+                // fork can never be allocated. It has no owners.
+                None => match leaf.get() {
+                    Some(leaf) => leaf,
+                    None => continue,
+                },
+            };
+            let owner = owner.map_or(ptr::null_mut(), |owner| owner.0);
             leaf[granule % LEAF_GRANULES].store(owner, Ordering::Release);
         }
     }
 
     /// Returns the owner of the granule that contains `address`. `None` if it has no owner, or if
     /// `address` lies outside the arena.
-    pub(super) fn owner(&self, address: usize) -> Option<Owner> {
+    ///
+    /// A forked child also finds the owners that it has inherited. The look-up takes no lock, so
+    /// threads that exist only in the parent cannot block it.
+    pub(super) fn owner_of(address: usize) -> Option<Owner> {
+        SPACES
+            .values()
+            .filter_map(|space| space.get()?.as_ref().ok())
+            .find_map(|space| space.owner(address))
+    }
+
+    fn owner(&self, address: usize) -> Option<Owner> {
         let at = address.wrapping_sub(self.reservation.base());
         if at >= self.reservation.len() {
             return None;
@@ -230,6 +236,86 @@ impl AddressSpace {
         // A poisoned lock may still be used: no statement that may panic comes between two changes
         // that belong together, so a panic cannot have left the list inconsistent.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Adjacent granules that were allocated, and what is mapped there. No other value has any of them.
+///
+/// Dropping this value removes the granules from the owner table, unmaps what is mapped there, and
+/// frees the granules. So code that makes references into the granules must keep this value for as
+/// long as a reference exists. To make such a reference, unsafe code is needed anyway, because this
+/// type only returns the address.
+#[derive(Debug)]
+pub(super) struct Granules {
+    space: &'static AddressSpace,
+    first: usize,
+    count: usize,
+}
+
+impl Granules {
+    /// Returns the address of the first byte.
+    pub(super) fn address(&self) -> usize {
+        self.space.reservation.base() + self.at()
+    }
+
+    /// Returns the length in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.count * GRANULE_BYTES
+    }
+
+    /// Registers `owner` as the owner of these granules, until they are dropped.
+    ///
+    /// # Safety
+    ///
+    /// `owner` must be valid for as long as a slice exists that begins in these granules. A look-up
+    /// returns the pointer for such a slice, and the pointer may then be used while the slice is
+    /// borrowed.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn register<T: GranuleOwner>(&self, owner: *const T) {
+        self.space
+            .set_owner(self.indices(), Some(Owner::new(owner)));
+    }
+
+    /// Returns the page frames of a part of [allocated](AddressSpace::allocate) memory to the
+    /// kernel. The part is given by the address of its first byte and its length in bytes. The
+    /// memory stays accessible and then reads as zeroes. A frame that is also used elsewhere, such
+    /// as in a socket's queue, keeps its content there.
+    ///
+    /// # Safety
+    ///
+    /// The part must lie within these granules, and no reference into it may exist. If this fails,
+    /// the part must never be used again.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn discard_frames(&self, address: usize, len: usize) -> Result<()> {
+        let at = address.wrapping_sub(self.space.reservation.base());
+        // SAFETY: the part lies within these granules, which belong to `self`. The rest is what the
+        // caller guarantees.
+        unsafe { self.space.reservation.discard_frames(at, len) }
+    }
+
+    /// Returns the position in the reservation, in bytes.
+    fn at(&self) -> usize {
+        self.first * GRANULE_BYTES
+    }
+
+    fn indices(&self) -> Range<usize> {
+        self.first..self.first + self.count
+    }
+}
+
+impl Drop for Granules {
+    fn drop(&mut self) {
+        self.space.set_owner(self.indices(), None);
+        // SAFETY: the granules belong to `self`. Code that makes references into them keeps `self`
+        // for as long as a reference exists, so no reference exists any longer.
+        #[allow(unsafe_code)]
+        let reset = unsafe { self.space.reservation.reset(self.at(), self.len()) };
+        // If what is mapped there cannot be removed, the addresses are leaked, so that they are not
+        // used twice. A forked child leaks those that it has inherited: the lock of the free list
+        // may be held by a thread that exists only in the parent.
+        if reset.is_ok() && self.space.owner_process.is_current() {
+            self.space.free().release(self.first, self.count);
+        }
     }
 }
 
@@ -290,6 +376,7 @@ mod tests {
 
     use super::*;
     use crate::sys::Linux;
+    use crate::sys::fork::tests::in_child;
 
     /// If the reservation had a hole, the next `malloc` of another thread could place memory there,
     /// and the arena would later overwrite that memory. Fails if a file is mapped directly over the
@@ -317,6 +404,22 @@ mod tests {
             }
         }
         assert!(covered >= end, "a hole at {covered:#x}");
+    }
+
+    /// The parent holds the lock of the free list during the fork.
+    #[test]
+    fn a_child_can_drop_granules_of_its_parent() {
+        let space = AddressSpace::get().expect("the arena exists");
+        let mut granules = space.allocate(1, false).ok();
+        assert!(granules.is_some());
+        let free = space.free();
+        let result = in_child(|| {
+            drop(granules.take());
+            let own = AddressSpace::get().and_then(|space| space.allocate(1, false));
+            u8::from(own.is_err())
+        });
+        drop(free);
+        assert_eq!(result, 0);
     }
 
     proptest! {

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::limits::Quota;
+use super::limits::{BytesInFlight, Quota};
 use crate::arena::Memory;
 
 /// A lease on memory in flight, which counts against a [`Quota`]. Dropping the lease declares that
@@ -17,10 +17,8 @@ use crate::arena::Memory;
 #[must_use = "dropping a lease frees the memory"]
 pub(crate) struct Lease {
     memory: Memory,
-    /// The number of bytes that count against the quota: the total size of the pages that the
-    /// memory touches.
-    bytes: u64,
-    quota: Arc<Quota>,
+    /// The bytes that count against the quota: the total size of the pages that the memory touches.
+    bytes: BytesInFlight,
 }
 
 impl Lease {
@@ -30,12 +28,8 @@ impl Lease {
     /// Always succeeds while nothing else is in flight, so that even a send that is longer than the
     /// limit can be made.
     pub(crate) fn take(memory: Memory, quota: &Arc<Quota>) -> Option<Self> {
-        let bytes = bytes_of_touched_pages(&memory);
-        quota.reserve(bytes).then(|| Self {
-            memory,
-            bytes,
-            quota: Arc::clone(quota),
-        })
+        let bytes = quota.reserve(bytes_of_touched_pages(&memory))?;
+        Some(Self { memory, bytes })
     }
 
     pub(crate) fn memory(&self) -> &Memory {
@@ -47,15 +41,7 @@ impl Lease {
     /// [prepared call](Memory::prepare) still exists.
     pub(crate) fn shorten(&mut self, len: usize) {
         self.memory.shorten(len);
-        let bytes = bytes_of_touched_pages(&self.memory);
-        self.quota.release(self.bytes - bytes);
-        self.bytes = bytes;
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.quota.release(self.bytes);
+        self.bytes.shrink_to(bytes_of_touched_pages(&self.memory));
     }
 }
 
@@ -113,6 +99,8 @@ impl From<Lease> for Leases {
 mod tests {
     use super::*;
     use crate::arena::PageBuffer;
+    use crate::in_flight::in_flight_bytes;
+    use crate::sys::fork::tests::in_child;
 
     fn zeroed_memory(len: usize) -> Memory {
         Memory::Pages(PageBuffer::zeroed(len).expect("allocated").freeze())
@@ -130,6 +118,23 @@ mod tests {
         assert_eq!((quota.in_flight_bytes(), long.memory().len()), (8192, 4097));
         drop(long);
         assert_eq!(quota.in_flight_bytes(), 0);
+    }
+
+    /// The copy of a lease in a forked child is not counted there, so dropping it must not make the
+    /// counts of the child negative.
+    #[test]
+    fn dropping_an_inherited_lease_changes_no_count_of_the_child() {
+        let quota = Quota::new(1 << 20);
+        let mut lease = Lease::take(zeroed_memory(5000), &quota);
+        let failed_check = in_child(|| {
+            let own = Lease::take(zeroed_memory(1), &quota);
+            drop(lease.take());
+            let counts = [quota.in_flight_bytes(), in_flight_bytes()];
+            drop(own);
+            let counts_at_end = [quota.in_flight_bytes(), in_flight_bytes()];
+            u8::from((counts, counts_at_end) != ([4096; 2], [0; 2]))
+        });
+        assert_eq!((failed_check, quota.in_flight_bytes()), (0, 8192));
     }
 
     #[test]

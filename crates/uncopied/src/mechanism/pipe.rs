@@ -11,8 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, Result};
 
 use super::{Outcome, Side, Status, is_unsupported, retry_on_intr};
-use crate::sys::Kernel;
 use crate::sys::fork::OwnerProcess;
+use crate::sys::{Kernel, PipeWriter};
 
 /// The capacity of a wide pipe, in bytes: the most that an unprivileged process may ask for by
 /// default (`/proc/sys/fs/pipe-max-size`).
@@ -38,7 +38,7 @@ thread_local! {
 pub(crate) struct Pipe {
     owner_process: OwnerProcess,
     reader: OwnedFd,
-    writer: OwnedFd,
+    writer: PipeWriter,
     held: usize,
 }
 
@@ -54,7 +54,7 @@ impl Pipe {
         let pipe = Self::of_default_size(kernel)?;
         if bytes > DEFAULT_PIPE_BYTES {
             // Ignore a failure, because the transfer also works with a smaller pipe.
-            let _ = kernel.resize_pipe(pipe.writer(), WIDE_PIPE_BYTES);
+            let _ = kernel.resize_pipe(pipe.writer().as_fd(), WIDE_PIPE_BYTES);
         }
         Ok(pipe)
     }
@@ -69,7 +69,7 @@ impl Pipe {
             return Ok(pipe);
         }
         let pipe = Self::of_default_size(kernel).map_err(WidePipeError::NoPipe)?;
-        retry_on_intr(|| kernel.resize_pipe(pipe.writer(), WIDE_PIPE_BYTES))
+        retry_on_intr(|| kernel.resize_pipe(pipe.writer().as_fd(), WIDE_PIPE_BYTES))
             .map_err(WidePipeError::TooNarrow)?;
         Ok(pipe)
     }
@@ -114,8 +114,8 @@ impl Pipe {
     }
 
     /// Returns the end to write into.
-    pub(crate) fn writer(&self) -> BorrowedFd<'_> {
-        self.writer.as_fd()
+    pub(crate) fn writer(&self) -> &PipeWriter {
+        &self.writer
     }
 
     /// Records that `bytes` were written into the pipe.

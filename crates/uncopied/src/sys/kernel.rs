@@ -8,11 +8,11 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, Result};
 use rustix::net::SendFlags;
-use rustix::pipe::{PipeFlags, SpliceFlags};
+use rustix::pipe::SpliceFlags;
 
 use super::error_queue::{self, ErrorQueueEntry};
 use super::map::UnplacedMapping;
-use super::mapped::{self, Mapped};
+use super::mapped::{self, Mapped, PipeWriter};
 use super::signal::without_sigpipe;
 use super::tcp::{self, Acknowledged};
 
@@ -31,7 +31,7 @@ pub(crate) trait Kernel {
     ) -> Result<usize>;
 
     /// `pipe2(2)`: returns the reading and the writing end, both non-blocking.
-    fn pipe(&self) -> Result<(OwnedFd, OwnedFd)>;
+    fn pipe(&self) -> Result<(OwnedFd, PipeWriter)>;
 
     /// `fcntl(F_SETPIPE_SZ)`.
     fn resize_pipe(&self, pipe: BorrowedFd<'_>, bytes: usize) -> Result<()>;
@@ -89,7 +89,7 @@ pub(crate) trait Kernel {
 
     /// `vmsplice(2)` into a pipe, without blocking. No bytes are copied: the pipe, and later a
     /// socket that gets the pages from the pipe, refer to the page frames for an unknown time.
-    fn vmsplice(&self, pipe: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
+    fn vmsplice(&self, pipe: &PipeWriter, bytes: Mapped<'_>) -> Result<usize>;
 
     /// Returns how many bytes the peer has acknowledged. Makes two calls: `ioctl(SIOCOUTQ)`, and
     /// then `getsockopt(TCP_INFO)` (`tcp(7)`).
@@ -111,8 +111,8 @@ impl Kernel for Linux {
         without_sigpipe(|| rustix::fs::sendfile(sink, source, Some(&mut offset), count))
     }
 
-    fn pipe(&self) -> Result<(OwnedFd, OwnedFd)> {
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+    fn pipe(&self) -> Result<(OwnedFd, PipeWriter)> {
+        mapped::pipe()
     }
 
     fn resize_pipe(&self, pipe: BorrowedFd<'_>, bytes: usize) -> Result<()> {
@@ -183,7 +183,7 @@ impl Kernel for Linux {
         error_queue::read(sink)
     }
 
-    fn vmsplice(&self, pipe: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {
+    fn vmsplice(&self, pipe: &PipeWriter, bytes: Mapped<'_>) -> Result<usize> {
         mapped::vmsplice(pipe, bytes)
     }
 

@@ -43,16 +43,17 @@ impl Reservation {
     /// Moves a mapping into the reservation, to the range that starts at offset `at`. The mapping
     /// replaces whatever was mapped there before.
     ///
-    /// The caller must own that range, and no reference into it may exist. If this fails, the range
-    /// must never be used again: the kernel may have left it unmapped, and another mapping of this
-    /// process may then be placed there.
-    pub(crate) fn place(&self, at: usize, mapping: UnplacedMapping) -> Result<()> {
+    /// # Safety
+    ///
+    /// The caller must own the range, which is as long as the mapping, and no reference into it may
+    /// exist. If this fails, the range must never be used again: the kernel may have left it
+    /// unmapped, and another mapping of this process may then be placed there.
+    pub(crate) unsafe fn place(&self, at: usize, mapping: UnplacedMapping) -> Result<()> {
         let start = self.address(at, mapping.len)?;
-        // SAFETY: the old range is exactly that of `mapping`, and nothing refers into it. `address`
-        // has checked that the new range lies within the reservation. Nothing but this type maps
-        // anything into the reservation, so no other mapping of the process is replaced. The arena
-        // gives each range to one owner at a time, and that owner calls this before it hands out a
-        // reference.
+        // SAFETY: the old range is exactly that of `mapping`, whose address was never handed out,
+        // so nothing refers into it. `address` has checked that the new range lies within the
+        // reservation, into which only this type maps anything. So what the call replaces there
+        // belongs to the caller, who guarantees that nothing refers into it.
         unsafe {
             rustix::mm::mremap_fixed(
                 mapping.start,
@@ -70,13 +71,21 @@ impl Reservation {
     /// Turns a range into zeroed memory that can be read and written. With `is_huge`, the memory
     /// consists of huge pages, if the kernel provides them (`MADV_HUGEPAGE` of `madvise(2)`).
     ///
-    /// The caller must own that range. If anything was mapped there before, the range must have
-    /// been [reset](Self::reset) since.
-    pub(crate) fn make_accessible(&self, at: usize, len: usize, is_huge: bool) -> Result<()> {
+    /// # Safety
+    ///
+    /// The caller must own the range. If anything was mapped there before, the range must have been
+    /// [reset](Self::reset) since. If this fails, the range must be reset before it is used again.
+    pub(crate) unsafe fn make_accessible(
+        &self,
+        at: usize,
+        len: usize,
+        is_huge: bool,
+    ) -> Result<()> {
         let start = self.address(at, len)?;
-        // SAFETY: `address` has checked that the range lies within the reservation, and nothing but
-        // this type maps anything there. The range was inaccessible, so no reference into it
-        // exists.
+        // SAFETY: `address` has checked that the range lies within the reservation, into which only
+        // this type maps anything. The caller guarantees that nothing has been mapped into the
+        // range since it was reserved or reset, so no memory is there to which a reference could
+        // exist or that must not be written to.
         unsafe { rustix::mm::mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE)? };
         if is_huge {
             // SAFETY: the advice changes no content. If the kernel has no huge pages, it refuses
@@ -87,27 +96,43 @@ impl Reservation {
     }
 
     /// Returns the page frames of an [accessible](Self::make_accessible) range to the kernel
-    /// (`MADV_DONTNEED` of `madvise(2)`).
+    /// (`MADV_DONTNEED` of `madvise(2)`), even if the range is locked in memory (`mlock(2)`).
     ///
     /// The range stays accessible and then reads as zeroes. A frame that is also used elsewhere,
     /// such as in a socket's queue, keeps its content there.
     ///
-    /// The caller must own that range, and no reference into it may exist.
-    pub(crate) fn discard_frames(&self, at: usize, len: usize) -> Result<()> {
+    /// # Safety
+    ///
+    /// The caller must own the range, and no reference into it may exist. If this fails, the range
+    /// must never be used again: it may still have its old frames, or be unmapped.
+    pub(crate) unsafe fn discard_frames(&self, at: usize, len: usize) -> Result<()> {
         let start = self.address(at, len)?;
-        // SAFETY: `address` has checked that the range lies within the reservation. The range is
-        // private anonymous memory, and its owner guarantees that no reference into it exists.
-        unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) }
+        // The kernel refuses the first advice for locked memory. The second is for that case; Linux
+        // has it since 5.18.
+        for advice in [Advice::LinuxDontNeed, Advice::LinuxDontneedLocked] {
+            // SAFETY: `address` has checked that the range lies within the reservation. The caller
+            // owns the range, which is private anonymous memory, and guarantees that no reference
+            // into it exists.
+            match unsafe { rustix::mm::madvise(start, len, advice) } {
+                Err(Errno::INVAL) => {}
+                result => return result,
+            }
+        }
+        // SAFETY: as above.
+        unsafe { map_new_frames(start, len) }
     }
 
     /// Unmaps whatever is mapped in a range. The range stays reserved, and becomes inaccessible.
     ///
-    /// The caller must own that range, and no reference into it may exist.
-    pub(crate) fn reset(&self, at: usize, len: usize) -> Result<()> {
+    /// # Safety
+    ///
+    /// The caller must own the range, and no reference into it may exist. If this fails, the range
+    /// must never be used again.
+    pub(crate) unsafe fn reset(&self, at: usize, len: usize) -> Result<()> {
         let start = self.address(at, len)?;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: as in `place`, the range lies within the reservation. The owner of the range
-        // calls this when the owner is dropped, and no reference into the range exists any longer.
+        // SAFETY: as in `place`, what the call replaces belongs to the caller, who guarantees that
+        // nothing refers into it.
         unsafe { rustix::mm::mmap_anonymous(start, len, ProtFlags::empty(), flags)? };
         Ok(())
     }
@@ -121,6 +146,21 @@ impl Reservation {
         }
         Ok(ptr::with_exposed_provenance_mut(self.base + at))
     }
+}
+
+/// Replaces the memory of a range by new zeroed memory that can be read and written, of pages of
+/// the ordinary size. This is the way to get rid of the frames of locked memory before Linux 5.18.
+///
+/// # Safety
+///
+/// The range must be private anonymous memory that belongs to the caller, and no reference into it
+/// may exist. If this fails, the range must never be used again: it may be unmapped.
+unsafe fn map_new_frames(start: *mut c_void, len: usize) -> Result<()> {
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+    // SAFETY: the memory that the call replaces belongs to the caller, and nothing refers into it.
+    unsafe { rustix::mm::mmap_anonymous(start, len, access, flags)? };
+    Ok(())
 }
 
 /// A mapping of a file, at an address that the kernel chose. [`Reservation::place`] moves it into
@@ -152,5 +192,32 @@ impl Drop for UnplacedMapping {
         // SAFETY: the range is exactly that of this mapping, and its address was never handed out.
         // If the call fails, the range stays mapped and is leaked.
         let _ = unsafe { rustix::mm::munmap(self.start, self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Beyond the reservation is memory of something else. Fails if `address` checks no bounds.
+    #[test]
+    fn a_range_outside_of_the_reservation_is_refused() {
+        const LEN: usize = 2 << 20;
+        let reservation = Reservation::new(LEN, 2 << 20).expect("reserved");
+        for (at, len) in [
+            (0, LEN + 1),
+            (LEN, 4096),
+            (LEN - 4096, 8192),
+            (usize::MAX - 4095, 8192),
+            (0, 0),
+        ] {
+            assert_eq!(
+                reservation.address(at, len),
+                Err(Errno::INVAL),
+                "{at} {len}"
+            );
+        }
+        let last_page = reservation.address(LEN - 4096, 4096).expect("in bounds");
+        assert_eq!(last_page.addr(), reservation.base() + LEN - 4096);
     }
 }

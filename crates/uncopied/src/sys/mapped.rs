@@ -6,10 +6,11 @@
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
 use rustix::io::Result;
+use rustix::pipe::PipeFlags;
 
 use super::last_errno;
 
@@ -77,15 +78,36 @@ pub(super) fn send(sink: BorrowedFd<'_>, bytes: Mapped<'_>, flags: libc::c_int) 
     usize::try_from(sent).map_err(|_| last_errno())
 }
 
+/// The writing end of a pipe.
+///
+/// The type matters for `vmsplice(2)`: given the *reading* end, that call copies bytes out of the
+/// pipe into the memory, which here belongs to a sender and must not change.
+#[derive(Debug)]
+pub(crate) struct PipeWriter(OwnedFd);
+
+impl AsFd for PipeWriter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// See [`Kernel::pipe`](super::Kernel::pipe).
+pub(super) fn pipe() -> Result<(OwnedFd, PipeWriter)> {
+    let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+    let (reader, writer) = rustix::pipe::pipe_with(flags)?;
+    Ok((reader, PipeWriter(writer)))
+}
+
 /// See [`Kernel::vmsplice`](super::Kernel::vmsplice).
-pub(super) fn vmsplice(pipe: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {
+pub(super) fn vmsplice(pipe: &PipeWriter, bytes: Mapped<'_>) -> Result<usize> {
     let buffer = bytes.as_iovec();
-    // SAFETY: the list has one element, a local, whose bytes are mapped as in `send`. A call that
-    // moves bytes into a pipe does not write to the bytes: it only takes references to their page
-    // frames.
+    // SAFETY: the list has one element, a local, whose bytes are mapped as in `send`. The
+    // descriptor is the writing end of a pipe, because only `pipe` creates a `PipeWriter`, which
+    // owns the descriptor. So the call moves bytes into the pipe: it does not write to the bytes,
+    // and only takes references to their page frames.
     let taken = unsafe {
         libc::vmsplice(
-            pipe.as_raw_fd(),
+            pipe.as_fd().as_raw_fd(),
             &raw const buffer,
             1,
             libc::SPLICE_F_NONBLOCK,

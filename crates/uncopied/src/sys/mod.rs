@@ -27,7 +27,7 @@ pub(crate) use kernel::{Kernel, Linux};
 pub(crate) use map::Reservation;
 #[cfg(test)]
 pub(crate) use map::UnplacedMapping;
-pub(crate) use mapped::Mapped;
+pub(crate) use mapped::{Mapped, PipeWriter};
 pub(crate) use page_cache::cached_pages;
 #[cfg(test)]
 pub(crate) use tcp::Acknowledged;

@@ -9,7 +9,9 @@ use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, Result};
 use rustix::mm::{Advice, MprotectFlags, MremapFlags};
 
@@ -168,12 +170,20 @@ impl Userfault {
 
     /// Protects a registered range. When this returns, no write to the range is in progress, and
     /// every later write waits until its fault has been handled.
+    ///
+    /// Protecting the wrong range makes threads wait, but changes no memory.
     pub(crate) fn protect(&self, address: usize, len: usize) -> Result<()> {
         self.write_protect(address, len, UFFDIO_WRITEPROTECT_MODE_WP)
     }
 
     /// Removes the protection of a range, and wakes the threads that wait to write to the range.
-    pub(crate) fn unprotect(&self, address: usize, len: usize) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// No thread may be [replacing](replace_page) a page of the range: the writers would change the
+    /// page while that thread copies it. If the kernel may still read a page of the range, the next
+    /// write changes what the kernel reads.
+    pub(crate) unsafe fn unprotect(&self, address: usize, len: usize) -> Result<()> {
         self.write_protect(address, len, 0)
     }
 
@@ -191,41 +201,52 @@ impl Userfault {
     }
 
     /// Wakes the threads that wait because of a fault in this range, so that they repeat their
-    /// writes.
+    /// writes. If the range is still protected, they wait again.
     pub(crate) fn wake(&self, address: usize, len: usize) -> Result<()> {
         ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, &mut range(address, len))
     }
 
     /// Waits for the next write to a protected page, and returns the address of the write, rounded
-    /// down to the start of a page.
-    pub(crate) fn next_fault(&self) -> Result<usize> {
-        loop {
-            let mut message = UffdMessage::default();
-            let buffer = (&raw mut message).cast::<c_void>();
-            // SAFETY: the message has the kernel's layout (asserted above), and all its fields are
-            // integers, for which any bytes are valid. The kernel writes no more bytes than the
-            // size of the message.
-            let read = unsafe { libc::read(self.fd.as_raw_fd(), buffer, size_of::<UffdMessage>()) };
-            match usize::try_from(read) {
-                Ok(len)
-                    if len == size_of::<UffdMessage>() && message.event == UFFD_EVENT_PAGEFAULT =>
-                {
-                    return usize::try_from(message.address).map_err(|_| Errno::OVERFLOW);
-                }
-                // No other events were requested, so any other message is ignored.
-                Ok(_) => {}
-                Err(_) => match last_errno() {
-                    Errno::INTR => {}
-                    errno => return Err(errno),
-                },
+    /// down to the start of a page. Waits for at most `timeout`, if there is one.
+    ///
+    /// Returns `None` if the time is over. May return `None` earlier.
+    pub(crate) fn next_fault(&self, timeout: Option<Duration>) -> Result<Option<usize>> {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut ready = [PollFd::new(&self.fd, PollFlags::IN)];
+        match poll(&mut ready, timeout.as_ref()) {
+            Ok(0) | Err(Errno::INTR) => return Ok(None),
+            Ok(_) => {}
+            Err(errno) => return Err(errno),
+        }
+        let mut message = UffdMessage::default();
+        let buffer = (&raw mut message).cast::<c_void>();
+        // SAFETY: the message has the kernel's layout (asserted above), and all its fields are
+        // integers, for which any bytes are valid. The kernel writes no more bytes than the size of
+        // the message.
+        let read = unsafe { libc::read(self.fd.as_raw_fd(), buffer, size_of::<UffdMessage>()) };
+        match usize::try_from(read) {
+            Ok(len) if len == size_of::<UffdMessage>() && message.event == UFFD_EVENT_PAGEFAULT => {
+                let address = usize::try_from(message.address).map_err(|_| Errno::OVERFLOW)?;
+                Ok(Some(address))
             }
+            // No other events were requested, so any other message is ignored.
+            Ok(_) => Ok(None),
+            Err(_) => match last_errno() {
+                // The descriptor is non-blocking. The writer may have been woken, or killed, after
+                // poll(2) had returned.
+                Errno::AGAIN | Errno::INTR => Ok(None),
+                errno => Err(errno),
+            },
         }
     }
 }
 
+/// The flags of a new descriptor. poll(2) works only if the descriptor is non-blocking.
+const DESCRIPTOR_FLAGS: libc::c_int = libc::O_CLOEXEC | libc::O_NONBLOCK;
+
 fn userfaultfd(flags: libc::c_int) -> Result<OwnedFd> {
     // SAFETY: the call takes only flags, and creates a descriptor.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) };
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, DESCRIPTOR_FLAGS | flags) };
     into_owned_fd(fd)
 }
 
@@ -235,7 +256,7 @@ fn open_device() -> Result<OwnedFd> {
     let device = File::open("/dev/userfaultfd")
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NODEV))?;
     // SAFETY: the request takes only flags, and creates a descriptor.
-    let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, libc::O_CLOEXEC) };
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, DESCRIPTOR_FLAGS) };
     into_owned_fd(fd.into())
 }
 
@@ -273,33 +294,41 @@ fn ioctl<T>(fd: RawFd, request: libc::Ioctl, argument: &mut T) -> Result<()> {
 /// content. Everything else that refers to the old frame, such as a socket's queue, keeps the old
 /// frame unchanged.
 ///
-/// `page` and `spare` must each be the address of `len` bytes of accessible memory that belong to
-/// the caller. The fresh frame is first filled at `spare`, whose addresses stay accessible. `page`
-/// must be protected against writes, so that the copy is consistent; afterwards it is no longer
-/// registered with the userfaultfd. `page` is mapped all the time: any reader, even the kernel,
-/// finds either the old frame or the fresh one.
+/// The fresh frame is first filled at `spare`, whose addresses stay accessible. Afterwards, `page`
+/// is no longer registered with the userfaultfd. `page` is mapped all the time: any reader, even
+/// the kernel, finds either the old frame or the fresh one.
 ///
 /// # Errors
 ///
 /// `ENOMEM`: there is no memory, or the process has too many mappings (`vm.max_map_count`). The
 /// page is unchanged.
-pub(crate) fn replace_page(page: usize, spare: usize, len: usize) -> Result<()> {
+///
+/// # Safety
+///
+/// - `page` and `spare` must each be the address of `len` bytes of private anonymous memory that
+///   can be read and written and that belongs to the caller. The two ranges must not overlap.
+/// - No reference into the spare range may exist, and no other thread may use it until this
+///   returns.
+/// - `page` must be [protected](Userfault::protect), and stay so until this returns. So references
+///   into it may exist, but nothing is written through them.
+pub(crate) unsafe fn replace_page(page: usize, spare: usize, len: usize) -> Result<()> {
     let from = ptr::with_exposed_provenance_mut::<c_void>(spare);
     let to = ptr::with_exposed_provenance_mut::<c_void>(page);
     // If there is no memory for the fresh frame, this returns an error. Without this call, the copy
     // below would kill the process in that case.
-    populate(spare, len)?;
-    // SAFETY: both ranges are `len` bytes of this process's memory, do not overlap, and belong to
-    // the caller. Nothing has a reference into the spare range. User code may have an exclusive
-    // reference into the page, but cannot write through it: the hardware stops each store until its
-    // fault has been handled. Everything that was stored before the protection was set is visible
-    // here, because setting the protection synchronised with every CPU. The kernel does the same
-    // when it copies a page on a write.
+    //
+    // SAFETY: the spare range is accessible memory that belongs to the caller.
+    unsafe { populate(spare, len)? };
+    // SAFETY: both ranges are `len` bytes of accessible memory, and do not overlap. Nothing else
+    // uses the spare range. User code may have an exclusive reference into the page, but cannot
+    // write through it: the hardware stops each store until its fault has been handled. Everything
+    // that was stored before the protection was set is visible here, because setting the protection
+    // synchronised with every CPU. The kernel does the same when it copies a page on a write.
     unsafe { ptr::copy_nonoverlapping(to.cast::<u8>().cast_const(), from.cast::<u8>(), len) };
     let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
-    // SAFETY: nothing has a reference into the spare range. The content at the addresses of the
-    // page stays the same, because it was copied, and nothing could write to the page since. So
-    // references into the page see no change.
+    // SAFETY: both ranges belong to the caller, and nothing has a reference into the spare range.
+    // The content at the addresses of the page stays the same, because it was copied, and nothing
+    // could write to the page since. So references into the page see no change.
     let moved = unsafe { rustix::mm::mremap_fixed(from, len, len, flags, to) };
     let Err(errno) = moved else { return Ok(()) };
     if !is_mapped(page, len) {
@@ -321,11 +350,15 @@ fn is_mapped(address: usize, len: usize) -> bool {
 }
 
 /// Allocates a page frame for each page of a range that has none yet. The frames are zeroed, and
-/// huge if that was requested and is possible. Other pages keep their content. The range must be
-/// accessible memory that belongs to the caller.
-pub(crate) fn populate(address: usize, len: usize) -> Result<()> {
+/// huge if that was requested and is possible. Other pages keep their content.
+///
+/// # Safety
+///
+/// The range must be accessible memory that belongs to the caller.
+pub(crate) unsafe fn populate(address: usize, len: usize) -> Result<()> {
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
-    // SAFETY: the advice changes no content.
+    // SAFETY: the memory belongs to the caller, and the advice changes no content: a page that has
+    // no frame yet reads as zeroes before the call and after it.
     match unsafe { rustix::mm::madvise(start, len, Advice::LinuxPopulateWrite) } {
         // Linux has this advice since 5.14. On older kernels, each page gets its frame at the first
         // write.
@@ -336,16 +369,26 @@ pub(crate) fn populate(address: usize, len: usize) -> Result<()> {
 
 /// Makes a range read as zeroes in every forked child, so that no child shares its page frames
 /// (`MADV_WIPEONFORK` of `madvise(2)`).
-pub(crate) fn wipe_on_fork(address: usize, len: usize) -> Result<()> {
+///
+/// # Safety
+///
+/// The range must be private anonymous memory that belongs to the caller, and may only ever hold
+/// plain bytes, for which zeroes are a valid value.
+pub(crate) unsafe fn wipe_on_fork(address: usize, len: usize) -> Result<()> {
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
-    // SAFETY: the advice changes nothing in this process. In a child, the range is anonymous memory
-    // of plain bytes, for which zeroes are a valid value.
+    // SAFETY: the advice changes nothing in this process. In a child, references into the range
+    // then refer to zeroes. That is a valid value, and the child, which has a single thread, cannot
+    // observe the change: it happens before `fork(2)` returns there.
     unsafe { rustix::mm::madvise(start, len, Advice::LinuxWipeOnFork) }
 }
 
-/// Makes a range inaccessible. The range must belong to the caller, and no reference into it may
-/// exist.
-pub(crate) fn make_inaccessible(address: usize, len: usize) -> Result<()> {
+/// Makes a range inaccessible.
+///
+/// # Safety
+///
+/// The range must belong to the caller. No reference into it may exist, or be made as long as the
+/// range is inaccessible.
+pub(crate) unsafe fn make_inaccessible(address: usize, len: usize) -> Result<()> {
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
     // SAFETY: the caller owns the range, and no reference into it exists.
     unsafe { rustix::mm::mprotect(start, len, MprotectFlags::empty()) }

@@ -7,7 +7,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, Result};
 
-use crate::sys::{Acknowledged, ErrorQueueEntry, Kernel, Linux, Mapped, UnplacedMapping};
+use crate::sys::{
+    Acknowledged, ErrorQueueEntry, Kernel, Linux, Mapped, PipeWriter, UnplacedMapping,
+};
 
 /// The kinds of calls that [`Kernel`] makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,7 +211,7 @@ impl Kernel for FaultyKernel {
         })
     }
 
-    fn pipe(&self) -> Result<(OwnedFd, OwnedFd)> {
+    fn pipe(&self) -> Result<(OwnedFd, PipeWriter)> {
         let (reader, writer) = self.other(CallRecord::new(Call::Pipe, 0, 0), || Linux.pipe())?;
         if let Some(bytes) = self.pipe_capacity {
             rustix::pipe::fcntl_setpipe_size(&writer, bytes)?;
@@ -315,7 +317,7 @@ impl Kernel for FaultyKernel {
         })
     }
 
-    fn vmsplice(&self, pipe: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {
+    fn vmsplice(&self, pipe: &PipeWriter, bytes: Mapped<'_>) -> Result<usize> {
         self.moving(CallRecord::new(Call::Vmsplice, bytes.len(), 0), |count| {
             Linux.vmsplice(pipe, bytes.first(count))
         })

@@ -1,9 +1,11 @@
 //! The pool that buffers come from and return to.
 
+#![allow(unsafe_code)]
+
 use std::sync::mpsc;
 
 use uncopied::arena::{PageBuffer, Pages};
-use uncopied::{Mechanism, SendOptions};
+use uncopied::{Errno, Mechanism, SendOptions};
 
 use crate::harness::{Family, expect_bytes, in_child, pattern, sender};
 
@@ -169,6 +171,113 @@ fn gifted_pages_are_not_kept() {
                 kept > BUFFER_BYTES - MIB,
                 "only {kept} bytes of reusable pages"
             );
+        },
+    );
+}
+
+const BLOCK_BYTES: usize = 64 << 10;
+
+/// Drops pages that are never written to again, after `prepare` was called with their address.
+/// Returns whether a later buffer has the same address. Such a buffer must contain zeroes.
+fn is_reused_after_gift(prepare: impl FnOnce(*const u8)) -> bool {
+    let mut buffer = PageBuffer::zeroed(BLOCK_BYTES).unwrap();
+    buffer.fill(7);
+    let pages = buffer.freeze_permanently();
+    let address = pages.as_ptr();
+    prepare(address);
+    drop(pages);
+    // More buffers than a slab of the pool has.
+    let mut later: Vec<_> = (0..100)
+        .map(|_| PageBuffer::with_capacity(BLOCK_BYTES).unwrap())
+        .collect();
+    let reused = later.iter_mut().find(|it| it.as_ptr() == address);
+    reused.is_some_and(|buffer| {
+        assert!(buffer.spare_mut().iter().all(|&byte| byte == 0));
+        true
+    })
+}
+
+/// Makes every later `madvise(2)` of this thread fail with `errno`.
+fn refuse_madvise(errno: Errno) {
+    let statement = |code: u32, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let errno = errno.raw_os_error().unsigned_abs();
+    let mut filter = [
+        // The number of the system call is at the start of the data.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        libc::sock_filter {
+            jf: 1,
+            ..statement(
+                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                libc::SYS_madvise as u32,
+            )
+        },
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: the call only forbids this process to gain privileges.
+    let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    assert_eq!(result, 0);
+    // SAFETY: the program is a local, and refers to a local array of the given length. The kernel
+    // copies both.
+    let result = unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const program,
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// After `mlockall(2)`, and for locked pages in general, the kernel refuses `MADV_DONTNEED`. Fails
+/// if the pool then leaks the pages.
+#[test]
+fn gifted_pages_that_are_locked_do_not_leak() {
+    in_child(
+        "buffer_pool::gifted_pages_that_are_locked_do_not_leak",
+        |_| {},
+        || {
+            let lock = |address: *const u8| {
+                // SAFETY: locking pages in memory changes no content.
+                let result = unsafe { libc::mlock(address.cast(), BLOCK_BYTES) };
+                assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+            };
+            assert!(is_reused_after_gift(lock), "the locked pages have leaked");
+        },
+    );
+}
+
+/// Before Linux 5.18, no advice discards locked pages. Fails if the pool does not then map new
+/// memory over them.
+#[test]
+fn gifted_pages_for_which_no_advice_exists_do_not_leak() {
+    in_child(
+        "buffer_pool::gifted_pages_for_which_no_advice_exists_do_not_leak",
+        |_| {},
+        || {
+            assert!(is_reused_after_gift(|_| refuse_madvise(Errno::INVAL)));
+        },
+    );
+}
+
+/// The kernel may still send pages whose frames could not be discarded, so they must not be written
+/// to. Fails if `release_cold` returns such a block to the pool.
+#[test]
+fn gifted_pages_that_the_kernel_does_not_take_back_are_never_used_again() {
+    in_child(
+        "buffer_pool::gifted_pages_that_the_kernel_does_not_take_back_are_never_used_again",
+        |_| {},
+        || {
+            assert!(!is_reused_after_gift(|_| refuse_madvise(Errno::NOMEM)));
         },
     );
 }

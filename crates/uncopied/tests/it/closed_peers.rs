@@ -94,6 +94,11 @@ fn restore_default_sigpipe() {
     assert_eq!(before, libc::SIG_IGN, "Rust ignores SIGPIPE at start-up");
 }
 
+fn ignore_sigpipe() {
+    // SAFETY: ignoring a signal is a valid disposition, and this process runs only this test.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// Whether SIGPIPE is in the signal set that `get_set` writes to its argument.
 fn has_sigpipe(get_set: impl FnOnce(*mut libc::sigset_t) -> libc::c_int) -> bool {
     let mut set = MaybeUninit::zeroed();
@@ -143,6 +148,30 @@ fn sigpipe_is_never_raised() {
             send_to_closed_peers_with_every_mechanism();
             assert!(!sigpipe_is_pending());
             assert!(!sigpipe_is_blocked());
+        },
+    );
+}
+
+/// A program may restore the default disposition at any time, even right after a send. Fails if
+/// `without_sigpipe` relies on an earlier look-up.
+#[test]
+fn sigpipe_is_not_raised_right_after_the_program_stops_ignoring_it() {
+    in_child(
+        "closed_peers::sigpipe_is_not_raised_right_after_the_program_stops_ignoring_it",
+        |_| {},
+        || {
+            let file = pattern_file(1000);
+            for mechanism in [Mechanism::Sendfile, Mechanism::Splice] {
+                let forced = [mechanism];
+                let send = SendFile::new(&file).force_mechanisms(&forced);
+                let (socket, peer) = socket_pair(Family::Unix);
+                send.to(&socket).unwrap();
+                drop(peer);
+                restore_default_sigpipe();
+                let error = send.to(&socket).expect_err("the peer has closed");
+                assert_eq!(error.kind(), ErrorKind::PeerClosed, "{mechanism}: {error}");
+                ignore_sigpipe();
+            }
         },
     );
 }

@@ -5,12 +5,12 @@ use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use uncopied::arena::{FileMapping, Located, locate};
+use uncopied::arena::{FileMapping, Located, Region, locate};
 use uncopied::policy::{Length, Plan};
 use uncopied::{Errno, ErrorKind, Mechanism, Transfer, driver, send_vectored};
 
 use crate::harness::{
-    FAMILIES, Family, assert_all_sent_by, pattern, pattern_file, receive, socket_pair,
+    FAMILIES, Family, assert_all_sent_by, in_child, pattern, pattern_file, receive, socket_pair,
 };
 
 /// Several threads map files, look up slices of the mappings with [`locate`], and pass the slices
@@ -53,6 +53,31 @@ fn many_threads_map_and_look_up_concurrently() {
             assert_eq!(bytes[..], id.to_le_bytes());
         }
     });
+}
+
+/// The addresses of a dropped mapping are used again, here by a region, whose bytes belong to no
+/// file. Fails if dropping a mapping leaves its owner in the table: the look-up would follow a
+/// pointer to freed memory.
+#[test]
+fn addresses_of_a_dropped_mapping_have_no_owner() {
+    in_child(
+        "file_mappings::addresses_of_a_dropped_mapping_have_no_owner",
+        |_| {},
+        || {
+            const MAPPING_BYTES: u64 = 5 << 20;
+            let file = Arc::new(tempfile::tempfile().unwrap());
+            let mapping = FileMapping::new(file, 0..MAPPING_BYTES).unwrap();
+            let bytes = mapping.bytes();
+            let address = bytes.as_ptr().addr();
+            assert!(locate(&bytes[4 << 20..]).is_some());
+            drop((mapping, bytes));
+            let (_region, writer) = Region::new(4 << 20).unwrap();
+            assert_eq!(writer.as_ptr().addr(), address, "not the same addresses");
+            for at in [0, 2 << 20] {
+                assert!(locate(&writer[at..at + 10]).is_none(), "at {at}");
+            }
+        },
+    );
 }
 
 /// Returns the mapping that `bytes` lies in, and the offset of its first byte in the file.

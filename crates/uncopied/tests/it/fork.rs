@@ -5,14 +5,15 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::Command;
+use std::sync::Arc;
 
 use rustix::net::sockopt::set_socket_recv_buffer_size;
-use uncopied::arena::PageBuffer;
+use uncopied::arena::{FileMapping, Located, PageBuffer, Region, locate};
 use uncopied::{Completion, FreeReason, Mechanism, SendOptions, Sender, in_flight_bytes};
 
 use crate::harness::{
-    Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, pattern, pattern_pages, sender,
-    wait_until,
+    Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, pattern, pattern_file, pattern_pages,
+    sender, wait_until,
 };
 
 const SEND_BYTES: usize = 100_001;
@@ -71,15 +72,18 @@ fn a_program_started_with_sends_in_flight_inherits_nothing() {
 }
 
 /// Forks, and runs `body` in the child. Waits until the child exits, and asserts that `body` has
-/// not panicked.
+/// not panicked. A child that hangs is killed after [`HANG_TIMEOUT`], so that the assertion fails.
 fn in_forked_child(body: impl FnOnce()) {
     // SAFETY: the child has only this thread. It runs `body`, which calls only the library and the
-    // allocator, and ends with `_exit`. No other thread of this process can hold a lock at the time
-    // of the fork: each caller runs in a child process started by `in_child`, where the main thread
-    // of the test harness only waits.
+    // allocator, and ends with `_exit`. The library and the allocator must work in the child
+    // whatever locks other threads of this process hold at the time of the fork. Those threads hold
+    // no lock of the test harness: each caller runs in a child process started by `in_child`, where
+    // the main thread of the test harness only waits.
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
+        // SAFETY: the call only starts a timer, whose signal ends the child.
+        unsafe { libc::alarm(HANG_TIMEOUT.as_secs() as u32) };
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
         // SAFETY: the call ends the child at once, without running the parent's exit handlers.
         unsafe { libc::_exit(i32::from(result.is_err())) };
@@ -175,6 +179,119 @@ fn parent_and_child_do_not_overwrite_each_others_buffers() {
             buffer.fill(9);
             assert_all_arrive_and_complete(&mut peer, &completions);
             assert_eq!(sender.in_flight_bytes(), 0);
+        },
+    );
+}
+
+/// What is in flight when a process forks is in flight for the parent only.
+#[test]
+fn a_child_has_nothing_in_flight() {
+    in_child(
+        "fork::a_child_has_nothing_in_flight",
+        |_| {},
+        || {
+            let (sender, mut peer, completions) = sender_in_flight();
+            let (before, of_sender) = (in_flight_bytes(), sender.in_flight_bytes());
+            let mut sender = Some(sender);
+            let childs_completions = completions.clone();
+            in_forked_child(|| {
+                let counts = [
+                    in_flight_bytes(),
+                    sender.as_ref().unwrap().in_flight_bytes(),
+                ];
+                assert_eq!(counts, [0, 0]);
+                drop((sender.take(), childs_completions));
+                assert_eq!(in_flight_bytes(), 0);
+            });
+            let sender = sender.unwrap();
+            let after = (in_flight_bytes(), sender.in_flight_bytes());
+            assert_eq!(after, (before, of_sender));
+            assert_all_arrive_and_complete(&mut peer, &completions);
+            drop(sender);
+            wait_until("the end of all leases", || in_flight_bytes() == 0);
+        },
+    );
+}
+
+/// A child finds the pages and files that it has inherited by their address, as the parent does.
+#[test]
+fn a_child_locates_what_it_has_inherited() {
+    in_child(
+        "fork::a_child_locates_what_it_has_inherited",
+        |_| {},
+        || {
+            let pages = pattern_pages(SEND_BYTES);
+            let mapping = FileMapping::new(Arc::new(pattern_file(SEND_BYTES)), 0..5000).unwrap();
+            in_forked_child(|| {
+                let own = pattern_pages(SEND_BYTES);
+                let own_mapping = FileMapping::new(Arc::clone(mapping.file()), 0..5000).unwrap();
+                for pages in [&pages, &own] {
+                    assert!(matches!(locate(&pages[1..]), Some(Located::Pages(_))));
+                }
+                for bytes in [mapping.bytes(), own_mapping.bytes()] {
+                    let found = locate(&bytes[1..]);
+                    assert!(matches!(found, Some(Located::File { offset: 1, .. })));
+                }
+            });
+        },
+    );
+}
+
+/// A buffer length for which a thread keeps no buffers for itself, so that each one is taken from
+/// the pool of the process.
+const POOLED_BYTES: usize = 2 << 20;
+
+fn take_and_drop_buffers() {
+    loop {
+        drop(PageBuffer::with_capacity(POOLED_BYTES).unwrap());
+    }
+}
+
+fn take_and_drop_mappings_and_regions_and_send() {
+    let file = Arc::new(pattern_file(5000));
+    let plan = [Mechanism::Vmsplice];
+    let (mut sender, mut peer) = sender(Family::Unix, &plan, SendOptions::default());
+    std::thread::spawn(move || std::io::copy(&mut peer, &mut std::io::sink()));
+    for round in 0_usize.. {
+        let mapping = FileMapping::new(Arc::clone(&file), 0..5000).unwrap();
+        assert!(locate(&mapping.bytes()).is_some());
+        if round % 16 == 0 {
+            let (region, _writer) = Region::new(1).unwrap();
+            sender.send(region.part(..)).unwrap();
+            sender.send(pattern_pages(SEND_BYTES)).unwrap();
+        }
+    }
+}
+
+fn use_the_arena_once() {
+    assert_eq!(in_flight_bytes(), 0);
+    let mut buffers = [1, SEND_BYTES, POOLED_BYTES].map(|len| PageBuffer::zeroed(len).unwrap());
+    buffers.iter_mut().for_each(|buffer| buffer.fill(1));
+    assert!(Region::new(1).is_ok());
+    for mechanism in [Mechanism::MsgZerocopy, Mechanism::Vmsplice] {
+        let (mut sender, mut peer) = sender(Family::Tcp, &[mechanism], SendOptions::default());
+        let sent = sender.send(pattern_pages(SEND_BYTES)).unwrap();
+        expect_bytes(&mut peer, &pattern(SEND_BYTES));
+        sent.into_completion().wait(Some(HANG_TIMEOUT)).unwrap();
+    }
+}
+
+/// Threads of the parent hold the locks of the arena most of the time. A child that inherited a
+/// held lock would wait for it forever.
+#[test]
+fn a_child_can_use_the_arena_whatever_its_parent_does() {
+    in_child(
+        "fork::a_child_can_use_the_arena_whatever_its_parent_does",
+        |_| {},
+        || {
+            const FORKS: u32 = 200;
+            // Generates the pattern before the first fork.
+            drop(pattern(SEND_BYTES));
+            std::thread::spawn(take_and_drop_buffers);
+            std::thread::spawn(take_and_drop_mappings_and_regions_and_send);
+            for _ in 0..FORKS {
+                in_forked_child(use_the_arena_once);
+            }
         },
     );
 }

@@ -5,14 +5,16 @@
 //! time of each send.
 
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uncopied::arena::{Region, RegionMut};
 use uncopied::{FreeReason, Mechanism, SendOptions, Sender};
 
 use crate::harness::{
-    Family, HANG_TIMEOUT, expect_bytes, expect_eof, memory_mechanisms, sender, skip, soak_time,
-    socket_pair,
+    Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, memory_mechanisms, sender, skip,
+    soak_time, socket_pair, wait_until,
 };
 
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -124,6 +126,76 @@ fn the_plan_copies_small_and_unaligned_parts() {
         drop(sender);
         reading.join().unwrap();
     });
+}
+
+/// The number of bytes of memory of this process to which the limit on data applies.
+fn data_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmData:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() * 1024
+}
+
+/// There is no memory for the copy of a page in flight, so its writer waits. Meanwhile, the writer
+/// of a page that needs no copy continues. Fails if the fault handler sleeps before it tries again.
+#[test]
+fn a_page_without_memory_for_its_copy_delays_no_other_page() {
+    const NAME: &str = "a_page_without_memory_for_its_copy_delays_no_other_page";
+    static MAY_WRITE: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
+    static HAS_WRITTEN: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
+    let has_written = |index: usize| HAS_WRITTEN[index].load(Ordering::SeqCst);
+    in_child(
+        &format!("regions::{NAME}"),
+        |_| {},
+        || {
+            let regions = [(); 2].map(|()| Region::new(HUGE_PAGE_BYTES).unwrap());
+            if !is_protected(&regions[0].0, NAME) {
+                return;
+            }
+            // The page of the first region stays in flight, because nothing reports when `vmsplice`
+            // is done. The page of the second region is protected, but no longer in flight.
+            let plan = [Mechanism::Vmsplice];
+            let (mut gifting, _peer) = sender(Family::Tcp, &plan, SendOptions::default());
+            let sent = gifting.send(regions[0].0.part(..4096)).unwrap();
+            assert_eq!(sent.report().by(Mechanism::Vmsplice), 4096);
+            let plan = [Mechanism::MsgZerocopy];
+            let (mut leasing, mut peer) = sender(Family::Tcp, &plan, SendOptions::default());
+            let sent = leasing.send(regions[1].0.part(..4096)).unwrap();
+            assert_eq!(sent.report().by(Mechanism::MsgZerocopy), 4096);
+            expect_bytes(&mut peer, &[0; 4096]);
+            sent.into_completion().wait(Some(HANG_TIMEOUT)).unwrap();
+
+            let mut writers = regions.map(|(_, writer)| writer).into_iter();
+            for index in 0..2 {
+                let mut writer = writers.next().unwrap();
+                std::thread::spawn(move || {
+                    while !MAY_WRITE[index].load(Ordering::SeqCst) {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    writer[5000] = 1;
+                    HAS_WRITTEN[index].store(true, Ordering::SeqCst);
+                    std::thread::park();
+                });
+            }
+            let limit = getrlimit(Resource::Data);
+            // Leaves memory for the allocator, but less than a huge page.
+            let current = Some(data_bytes() + HUGE_PAGE_BYTES as u64 / 2);
+            setrlimit(Resource::Data, Rlimit { current, ..limit }).unwrap();
+            MAY_WRITE[0].store(true, Ordering::SeqCst);
+            // Time for the fault handler to find that there is no memory.
+            std::thread::sleep(Duration::from_millis(100));
+            MAY_WRITE[1].store(true, Ordering::SeqCst);
+            let began = Instant::now();
+            while !has_written(1) && began.elapsed() < HANG_TIMEOUT {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let written = [0, 1].map(has_written);
+            // A failed assertion needs memory too.
+            setrlimit(Resource::Data, limit).unwrap();
+            assert_eq!(written, [false, true], "has the page been written to?");
+            wait_until("the write that needs a copy", || has_written(0));
+        },
+    );
 }
 
 /// Two writers keep filling their halves of a region, round after round, while several senders send

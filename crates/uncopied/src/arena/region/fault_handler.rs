@@ -7,21 +7,22 @@
 //! into a region, while the thread keeps the socket locked. If the handler waited for that socket,
 //! both threads would wait forever.
 //!
-//! If there is no memory for a copy, the handler retries until there is, and the writer waits. The
-//! process is aborted if the handler panics, or if the handler can no longer read write faults
-//! because something has closed its descriptor (which removes all protection). Otherwise peers
-//! would get wrong bytes, or writers would wait forever.
+//! If there is no memory for a copy, the writer waits, and the handler retries until there is. In
+//! the meantime it handles the faults of other pages, which may need no memory. The process is
+//! aborted if the handler panics, or if the handler can no longer read write faults because
+//! something has closed its descriptor (which removes all protection). Otherwise peers would get
+//! wrong bytes, or writers would wait forever.
 
 use std::collections::BTreeMap;
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, Result};
 
 use super::state::RegionState;
-use crate::arena::space::{AddressSpace, GRANULE_BYTES};
+use crate::arena::space::{AddressSpace, GRANULE_BYTES, Granules};
 use crate::sys::fork::{OwnerProcess, PerProcess};
 use crate::sys::{self, Userfault};
 
@@ -29,6 +30,9 @@ const THREAD_NAME: &str = "uncopied-faults";
 
 /// The delay before the handler tries again to make a page writable.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The number of pages whose faults can be postponed before the handler has to allocate memory.
+const INITIAL_POSTPONED_CAPACITY: usize = 256;
 
 /// The handler of this process. A forked child process starts its own.
 static FAULT_HANDLER: PerProcess<OnceLock<Result<&'static FaultHandler>>> = PerProcess::new();
@@ -40,9 +44,9 @@ pub(super) struct FaultHandler {
     owner_process: OwnerProcess,
     /// The regions, by start address.
     regions: Mutex<BTreeMap<usize, Weak<RegionState>>>,
-    /// The addresses of unused huge pages. The copy of a page is made in one of these, and then
-    /// moved to the address of that page.
-    spare_pages: Mutex<Vec<usize>>,
+    /// Unused huge pages. The copy of a page is made in one of these, and then moved to the address
+    /// of that page.
+    spare_pages: Mutex<Vec<Granules>>,
 }
 
 impl FaultHandler {
@@ -93,10 +97,18 @@ impl FaultHandler {
     /// Replaces the frame of the protected huge page at address `page` with a fresh one, and wakes
     /// the threads that wait to write to the page. Returns whether the kernel registered the page
     /// with the userfaultfd again: without that, the page cannot be protected.
-    pub(super) fn replace_page(&self, page: usize) -> Result<bool> {
+    ///
+    /// # Safety
+    ///
+    /// `page` must be a huge page of a region, and must be protected until it has been replaced.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn replace_page(&self, page: usize) -> Result<bool> {
         let spare = lock(&self.spare_pages).pop();
         let spare = spare.map_or_else(allocate_spare_page, Ok)?;
-        let replaced = sys::replace_page(page, spare, GRANULE_BYTES);
+        // SAFETY: `page` is memory of a region, and is protected. `spare` is one granule of memory
+        // that only this function uses, because it has been taken from the list; nothing ever makes
+        // a reference into it.
+        let replaced = unsafe { sys::replace_page(page, spare.address(), GRANULE_BYTES) };
         lock(&self.spare_pages).push(spare);
         replaced?;
         let is_registered = self.userfault.register(page, GRANULE_BYTES).is_ok();
@@ -106,27 +118,43 @@ impl FaultHandler {
 
     fn run(&self) {
         let _guard = AbortOnUnwind;
+        // The pages whose faults could not be handled. Allocated now, because there may be no
+        // memory when a page is added.
+        let mut postponed = Vec::with_capacity(INITIAL_POSTPONED_CAPACITY);
+        let mut retried_at = Instant::now();
         loop {
-            match self.userfault.next_fault() {
-                Ok(address) => self.handle_fault(address),
+            let timeout = (!postponed.is_empty()).then_some(RETRY_INTERVAL);
+            match self.userfault.next_fault(timeout) {
+                Ok(Some(address)) => {
+                    let page = address / GRANULE_BYTES * GRANULE_BYTES;
+                    if !postponed.contains(&page) && !self.handle_fault(page) {
+                        postponed.push(page);
+                    }
+                }
+                Ok(None) => {}
                 Err(errno) => {
                     eprintln!("uncopied: can no longer read write faults ({errno}); aborting");
                     process::abort();
                 }
             }
+            if !postponed.is_empty() && retried_at.elapsed() >= RETRY_INTERVAL {
+                postponed.retain(|&page| !self.handle_fault(page));
+                retried_at = Instant::now();
+            }
         }
     }
 
-    fn handle_fault(&self, address: usize) {
-        if let Some(region) = self.region_at(address) {
-            while region.make_writable(address).is_err() {
-                thread::sleep(RETRY_INTERVAL);
-            }
+    /// Makes the huge page at address `page` writable, and wakes the threads that wait to write to
+    /// it. Returns false if that failed because there is no memory: the threads then still wait.
+    fn handle_fault(&self, page: usize) -> bool {
+        if let Some(region) = self.region_at(page) {
+            return region.make_writable(page).is_ok();
         }
-        // The page may already have been made writable, for another thread, after this fault
-        // occurred. In that case the code above may wake no thread, so the thread that waits is
-        // woken here.
-        self.wake(address / GRANULE_BYTES * GRANULE_BYTES);
+        // The region has been dropped. The write was not made by user code of this process, which
+        // would have kept the region alive, but for example by `process_vm_writev(2)`. Once woken,
+        // it fails or writes to whatever is mapped there now.
+        self.wake(page);
+        true
     }
 
     fn wake(&self, page: usize) {
@@ -144,9 +172,12 @@ impl FaultHandler {
     }
 }
 
-fn allocate_spare_page() -> Result<usize> {
+#[allow(unsafe_code)]
+fn allocate_spare_page() -> Result<Granules> {
     let spare = AddressSpace::get()?.allocate(GRANULE_BYTES, true)?;
-    sys::wipe_on_fork(spare, GRANULE_BYTES)?;
+    // SAFETY: the range is the memory of `spare`, which holds copies of the plain bytes of a
+    // region.
+    unsafe { sys::wipe_on_fork(spare.address(), spare.len())? };
     Ok(spare)
 }
 
@@ -162,5 +193,61 @@ impl Drop for AbortOnUnwind {
     fn drop(&mut self) {
         eprintln!("uncopied: the thread that handles write faults panicked; aborting");
         process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::super::Region;
+    use super::*;
+    use crate::sys::fork::tests::in_child;
+
+    /// Fails if the handler does not wake the writers of a page that belongs to no region.
+    #[test]
+    #[allow(unsafe_code)]
+    fn a_writer_continues_when_the_region_is_gone() {
+        let handler = FaultHandler::of_this_process().expect("userfaultfd is allowed");
+        let [page, spare] = [(); 2].map(|()| allocate_spare_page().expect("allocated"));
+        // SAFETY: the page belongs to this test, and is accessible.
+        unsafe { sys::populate(page.address(), GRANULE_BYTES) }.expect("populated");
+        let userfault = handler.userfault();
+        let registered = userfault.register(page.address(), GRANULE_BYTES);
+        registered.expect("registered");
+        let protected = userfault.protect(page.address(), GRANULE_BYTES);
+        protected.expect("protected");
+        let (done, is_done) = mpsc::channel();
+        let address = page.address();
+        thread::spawn(move || {
+            // SAFETY: the page is accessible memory. Nothing else uses it until the channel reports
+            // that the write is done, except for the copy below, which the protection excludes.
+            unsafe { std::ptr::with_exposed_provenance_mut::<u8>(address).write_volatile(7) };
+            done.send(())
+        });
+        // Time for the write to begin. It waits for the handler.
+        thread::sleep(Duration::from_millis(100));
+        // Puts an unprotected frame in place of the page, without waking anything.
+        //
+        // SAFETY: both pages belong to this test, the first one is protected, and nothing uses the
+        // second one.
+        let replaced = unsafe { sys::replace_page(page.address(), spare.address(), GRANULE_BYTES) };
+        replaced.expect("replaced");
+        let written = is_done.recv_timeout(Duration::from_secs(60));
+        assert_eq!(written, Ok(()), "the writer still waits");
+    }
+
+    /// The parent holds the lock of the list of regions during the fork.
+    #[test]
+    fn a_child_can_drop_a_region_of_its_parent() {
+        let mut handles = Some(Region::new(GRANULE_BYTES).expect("allocated"));
+        let handler = FaultHandler::of_this_process().expect("userfaultfd is allowed");
+        let regions = lock(&handler.regions);
+        let result = in_child(|| {
+            drop(handles.take());
+            u8::from(Region::new(GRANULE_BYTES).is_err())
+        });
+        drop(regions);
+        assert_eq!(result, 0);
     }
 }

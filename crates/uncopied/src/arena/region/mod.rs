@@ -147,9 +147,10 @@ pub(crate) use self::state::ProtectedCall;
 /// - **After a fork**, the child finds zeroes instead of the region's bytes (`MADV_WIPEONFORK`), so
 ///   that it shares no page frame with its parent. The child can read and write the region, but its
 ///   sends from the region are copied.
-/// - **If there is no memory for a copy**, the writer waits until there is. The writer also waits
-///   while the process has no mappings left (`vm.max_map_count`, 65,530 by default). Each huge page
-///   that has ever been replaced uses one mapping, so the default is enough for 128 GiB.
+/// - **If there is no memory for a copy**, the writer waits until there is; writers of other huge
+///   pages need not wait. The writer also waits while the process has no mappings left
+///   (`vm.max_map_count`, 65,530 by default). Each huge page that has ever been replaced uses one
+///   mapping, so the default is enough for 128 GiB.
 /// - **A single byte in flight** keeps the frame of its whole huge page in memory.
 /// - **If the thread that handles write faults fails**, the process is aborted, because the bytes
 ///   in flight would no longer be protected.

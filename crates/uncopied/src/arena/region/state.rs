@@ -20,13 +20,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::io::{Errno, Result};
 
 use super::fault_handler::FaultHandler;
-use crate::arena::space::{AddressSpace, GRANULE_BYTES};
+use crate::arena::space::{AddressSpace, GRANULE_BYTES, Granules};
 use crate::sys;
 
 /// The memory of a region, and the state of its huge pages.
 #[derive(Debug)]
 pub(super) struct RegionState {
-    address: usize,
+    /// The memory, and after it one granule that is inaccessible.
+    memory: Granules,
+    /// The length of the accessible memory in bytes.
     len: usize,
     is_huge: bool,
     /// The handler of write faults in the memory, or the reason why the memory cannot be protected.
@@ -62,6 +64,7 @@ impl HugePageState {
 
 impl RegionState {
     /// Allocates zeroed memory for `len` bytes. `fault_handler` handles the write faults in it.
+    #[allow(unsafe_code)]
     pub(super) fn new(
         len: usize,
         fault_handler: Result<&'static FaultHandler>,
@@ -73,22 +76,27 @@ impl RegionState {
             return Err(Errno::INVAL);
         }
         let padded = memory_len.checked_add(GRANULE_BYTES).ok_or(Errno::NOMEM)?;
-        let address = AddressSpace::get()?.allocate(padded, true)?;
-        // From here on, dropping `state` releases the memory.
+        let memory = AddressSpace::get()?.allocate(padded, true)?;
+        let address = memory.address();
+        // The extra granule at the end is made inaccessible. It keeps the kernel from merging the
+        // region with adjacent memory into a single mapping: `huge_bytes` reads `/proc/self/smaps`,
+        // which has one figure per mapping.
+        //
+        // SAFETY: the granule is the last one of `memory`, and nothing has a reference into it: the
+        // `RegionMut`s, which make the references, only have the `memory_len` bytes before it.
+        unsafe { sys::make_inaccessible(address + memory_len, GRANULE_BYTES)? };
+        // SAFETY: the range is the rest of `memory`. A region holds plain bytes.
+        unsafe { sys::wipe_on_fork(address, memory_len)? };
+        // SAFETY: the range is the rest of `memory`, which is accessible.
+        unsafe { sys::populate(address, memory_len)? };
         let mut state = Self {
-            address,
+            memory,
             len: memory_len,
             is_huge: false,
             fault_handler,
             pages: Mutex::new(vec![HugePageState::default(); memory_len / GRANULE_BYTES].into()),
             replacement_ended: Condvar::new(),
         };
-        // The extra granule at the end is made inaccessible. It keeps the kernel from merging the
-        // region with adjacent memory into a single mapping: `huge_bytes` reads `/proc/self/smaps`,
-        // which has one figure per mapping.
-        sys::make_inaccessible(address + memory_len, GRANULE_BYTES)?;
-        sys::wipe_on_fork(address, memory_len)?;
-        sys::populate(address, memory_len)?;
         if let Ok(handler) = fault_handler
             && let Err(errno) = handler.userfault().register(address, memory_len)
         {
@@ -97,17 +105,17 @@ impl RegionState {
         state.is_huge = state.huge_bytes().is_ok_and(|bytes| bytes == memory_len);
         let state = Arc::new(state);
         if let Ok(handler) = state.fault_handler {
-            handler.register(address, &state);
+            handler.register(state.address(), &state);
         }
         Ok(state)
     }
 
     pub(super) fn address(&self) -> usize {
-        self.address
+        self.memory.address()
     }
 
     pub(super) fn contains(&self, address: usize) -> bool {
-        (self.address..self.address + self.len).contains(&address)
+        (self.address()..self.address() + self.len).contains(&address)
     }
 
     pub(super) fn is_huge(&self) -> bool {
@@ -161,23 +169,29 @@ impl RegionState {
     /// replaces the frame with a copy. Otherwise only removes the protection.
     ///
     /// Does nothing if the memory cannot be protected.
+    #[allow(unsafe_code)]
     pub(super) fn make_writable(&self, address: usize) -> Result<()> {
         let Ok(handler) = self.fault_handler() else {
             return Ok(());
         };
-        let index = (address - self.address) / GRANULE_BYTES;
-        let start = self.address + index * GRANULE_BYTES;
+        let index = (address - self.address()) / GRANULE_BYTES;
+        let start = self.address() + index * GRANULE_BYTES;
         let mut pages = self.lock_after_replacements(index..index + 1);
         if !(pages[index].is_protected && pages[index].is_in_flight()) {
             if !pages[index].is_unregistered {
-                handler.userfault().unprotect(start, GRANULE_BYTES)?;
+                // SAFETY: the page is not being replaced, and is not in flight. Neither can change
+                // before the call returns, because the states of the pages are locked.
+                unsafe { handler.userfault().unprotect(start, GRANULE_BYTES)? };
             }
             pages[index].is_protected = false;
             return Ok(());
         }
         pages[index].is_being_replaced = true;
         drop(pages);
-        let replaced = handler.replace_page(start);
+        // SAFETY: the page is a huge page of `memory`, and was protected when the states were
+        // locked. It stays protected until it has been replaced: every thread that would remove the
+        // protection first waits until `is_being_replaced` is false.
+        let replaced = unsafe { handler.replace_page(start) };
         let mut pages = self.lock();
         let page = &mut pages[index];
         page.is_being_replaced = false;
@@ -196,7 +210,7 @@ impl RegionState {
     /// the first element of `pages`.
     fn protect(&self, pages: &mut [HugePageState], first: usize) -> Result<()> {
         let userfault = self.fault_handler()?.userfault();
-        let address_of = |index: usize| self.address + (first + index) * GRANULE_BYTES;
+        let address_of = |index: usize| self.address() + (first + index) * GRANULE_BYTES;
         for (index, page) in pages.iter_mut().enumerate() {
             if page.is_unregistered {
                 userfault.register(address_of(index), GRANULE_BYTES)?;
@@ -234,14 +248,10 @@ impl RegionState {
 }
 
 impl Drop for RegionState {
+    /// Frames that are still in kernel queues stay allocated until the kernel is done with them.
     fn drop(&mut self) {
-        if let Ok(handler) = self.fault_handler {
-            handler.unregister(self.address);
-        }
-        // This unmaps the memory. Frames that are still in kernel queues stay allocated until the
-        // kernel is done with them.
-        if let Some(space) = AddressSpace::existing() {
-            space.release(self.address, self.len + GRANULE_BYTES);
+        if let Ok(handler) = self.fault_handler() {
+            handler.unregister(self.address());
         }
     }
 }
@@ -273,8 +283,13 @@ impl PageLeases {
 
     /// Takes further leases of the same frames, for some of these pages. `indices` are the indices
     /// of these pages in the region.
+    ///
+    /// In a forked child, takes no leases: see [`is_of_this_process`](Self::is_of_this_process).
     pub(super) fn subset(&self, indices: Range<usize>) -> Self {
         let subset = Self::new(&self.region, indices.clone());
+        if !self.is_of_this_process() {
+            return subset;
+        }
         let mut pages = self.region.lock();
         for (index, epoch) in indices.zip(&subset.epochs) {
             let leased = self.epochs[index - self.first].load(Ordering::Relaxed);
@@ -301,6 +316,13 @@ impl PageLeases {
         })
     }
 
+    /// Whether the region was created by the calling process. If not, this is a forked child, which
+    /// sends nothing from the region without a copy, and so needs no leases. It must not lock the
+    /// states of the pages: a thread that exists only in the parent may hold the lock.
+    fn is_of_this_process(&self) -> bool {
+        self.region.fault_handler().is_ok()
+    }
+
     fn pages(&self) -> Range<usize> {
         self.first..self.first + self.epochs.len()
     }
@@ -321,6 +343,9 @@ impl PageLeases {
 
 impl Drop for PageLeases {
     fn drop(&mut self) {
+        if !self.is_of_this_process() {
+            return;
+        }
         let mut pages = self.region.lock();
         for (page, epoch) in pages[self.pages()].iter_mut().zip(&self.epochs) {
             if page.epoch == epoch.load(Ordering::Relaxed) {
@@ -378,6 +403,7 @@ mod tests {
     use super::*;
     use crate::arena::Memory;
     use crate::in_flight::{Lease, Quota};
+    use crate::sys::fork::tests::in_child;
 
     fn region() -> (Region, RegionMut) {
         let (region, writer) = Region::new(3 * GRANULE_BYTES).expect("allocated");
@@ -510,7 +536,25 @@ mod tests {
         assert_eq!(page(&region, 2).leases, 0);
     }
 
+    /// The parent holds the lock of the states of the pages during the fork.
     #[test]
+    fn a_child_can_drop_a_part_that_is_in_flight() {
+        let (region, _writer) = region();
+        let mut part = Some(region.part(..GRANULE_BYTES + 1));
+        drop(part.as_ref().map(|part| part.protect().expect("protected")));
+        let pages = region.state.lock();
+        let result = in_child(|| {
+            let part = part.take().expect("a part");
+            let slice = part.slice(..1);
+            let is_refused = slice.protect().is_err();
+            drop((part, slice));
+            u8::from(!is_refused)
+        });
+        assert_eq!((result, pages[0].leases), (0, 1));
+    }
+
+    #[test]
+    #[allow(unsafe_code)]
     fn an_unregistered_page_is_registered_before_it_is_sent() {
         let (region, mut writer) = region();
         let handler = region
@@ -522,12 +566,11 @@ mod tests {
         // Brings the page into the state that it has after the kernel has refused to register it
         // again.
         let spare = AddressSpace::get().and_then(|space| space.allocate(GRANULE_BYTES, true));
-        sys::replace_page(
-            region.state.address(),
-            spare.expect("allocated"),
-            GRANULE_BYTES,
-        )
-        .expect("replaced");
+        let spare = spare.expect("allocated");
+        // SAFETY: the page is that of a region, and protected, and nothing uses the spare one.
+        let replaced =
+            unsafe { sys::replace_page(region.state.address(), spare.address(), GRANULE_BYTES) };
+        replaced.expect("replaced");
         region.state.lock()[0] = HugePageState {
             is_unregistered: true,
             epoch: 1,

@@ -69,6 +69,8 @@
 //!
 //! `splice(2)`, `pipe(7)`, `fcntl(2)` on `F_SETPIPE_SZ`.
 
+use std::os::fd::AsFd;
+
 use rustix::io::Errno;
 
 use super::FileStep;
@@ -111,7 +113,8 @@ fn fill(pipe: &mut Pipe, kernel: &impl Kernel, step: FileStep<'_>) -> Result<(),
         let held = pipe.held();
         let offset = step.offset + held as u64;
         let count = want - held;
-        match retry_on_intr(|| kernel.splice_in(step.source, offset, pipe.writer(), count)) {
+        match retry_on_intr(|| kernel.splice_in(step.source, offset, pipe.writer().as_fd(), count))
+        {
             Ok(0) if held == 0 => return Err(Status::Ended),
             Ok(0) => return Ok(()),
             Ok(taken) => pipe.filled(taken),
