@@ -16,9 +16,9 @@ use crate::transfer::{MemoryProgress, MemoryTransfer};
 /// Sends memory over a socket that another I/O object owns. A [`Sender`](crate::Sender) consists of
 /// a channel and a socket of its own.
 ///
-/// A channel belongs to one socket, which must be passed to every call. Drop the channel only if
-/// the socket is closed as well: if memory is in flight, dropping the channel shuts the socket down
-/// for writing. If the socket stays open, call [`leave_open`](Self::leave_open) instead.
+/// A channel belongs to one socket, which must be passed to every call. Dropping a channel never
+/// closes the socket or shuts it down, but if memory is in flight, the channel keeps a duplicate of
+/// the socket's descriptor: see [`Sender`](crate::Sender#dropping-it).
 #[derive(Debug)]
 pub struct Channel {
     forced: Option<Plan>,
@@ -221,11 +221,6 @@ impl Channel {
     /// Returns how many sends were completed by the socket's error queue.
     pub fn reap(&self) -> usize {
         self.sink.reap()
-    }
-
-    /// Drops the channel without shutting the socket down.
-    pub fn leave_open(mut self) {
-        self.sink.stays_open = true;
     }
 
     #[cfg(test)]

@@ -63,9 +63,17 @@ impl StreamSocket for tokio::net::UnixStream {
 ///
 /// # Dropping it
 ///
-/// Bytes that the socket has accepted still reach the peer. If memory is in flight, a thread of
-/// this library closes the connection once the peer has received the bytes. If the peer receives
-/// nothing for a minute, the connection is reset.
+/// Bytes that the socket has accepted still reach the peer. Clones of the socket stay usable.
+///
+/// If memory is in flight, the library keeps a duplicate of the socket's descriptor until the
+/// kernel is done with the memory. So the peer sees the end of the stream only after it has
+/// acknowledged every byte, which it may delay by up to 200 ms. To end the stream at once, shut the
+/// socket down for writing before you drop the sender.
+///
+/// If the peer acknowledges nothing for a minute, and no other descriptor of the socket is open in
+/// this process, the library resets the connection, so that the peer cannot keep the memory in
+/// flight. If the program has no access to `/proc`, the library cannot see whether there is such a
+/// descriptor, and resets the connection.
 pub struct Sender<S> {
     channel: Channel,
     socket: S,
@@ -185,18 +193,15 @@ impl<S: StreamSocket> Sender<S> {
         &self.socket
     }
 
-    /// Returns the socket. If memory is in flight, this library keeps a duplicate of the socket's
-    /// descriptor until the kernel is done with the memory. If you close the socket before that,
-    /// the peer sees the connection close only when the duplicate is closed too.
+    /// Returns the socket. The same applies to memory in flight as if the sender were
+    /// [dropped](Self#dropping-it).
     ///
     /// If something was sent with `MSG_ZEROCOPY`, no other sender can use `MSG_ZEROCOPY` on this
     /// socket: the kernel does not restart its numbering of sends, and a new sender would not know
     /// the next number.
     #[must_use]
     pub fn into_inner(self) -> S {
-        let Self { channel, socket } = self;
-        channel.leave_open();
-        socket
+        self.socket
     }
 }
 

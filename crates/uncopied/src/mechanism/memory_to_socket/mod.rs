@@ -81,8 +81,6 @@ pub(crate) struct MemorySink {
     /// another file.
     #[cfg(feature = "tokio")]
     batch_descriptor: Option<Arc<OwnedFd>>,
-    /// Whether the socket stays open when this sink is dropped.
-    pub(crate) stays_open: bool,
 }
 
 impl MemorySink {
@@ -107,7 +105,6 @@ impl MemorySink {
             acknowledgements: None,
             #[cfg(feature = "tokio")]
             batch_descriptor: None,
-            stays_open: false,
         }
     }
 
@@ -265,13 +262,8 @@ impl Drop for MemorySink {
             return;
         }
         queue.reap();
-        if queue.is_empty() {
-            return;
+        if !queue.is_empty() {
+            reaper::adopt(Box::new(OrphanedErrorQueue(queue)));
         }
-        let is_closed = !self.stays_open;
-        if is_closed {
-            queue.shut_down();
-        }
-        reaper::adopt(Box::new(OrphanedErrorQueue { queue, is_closed }));
     }
 }
