@@ -10,8 +10,10 @@ use crate::error::Error;
 use crate::policy::Driver;
 use crate::report::Report;
 
-/// A connected stream socket, TCP or Unix, that a [`Sender`] can own. A sender owns its socket, and
-/// therefore knows when the socket is closed.
+/// A connected stream socket, TCP or Unix, that a [`Sender`] can own.
+///
+/// All calls of `as_fd` on a value should return the same socket. If a later call returns another
+/// one, the sender copies everything that it sends to that socket instead of using `MSG_ZEROCOPY`.
 pub trait StreamSocket: AsFd + 'static {
     /// What waits for the socket to become writable.
     const DRIVER: Driver = Driver::Caller;
@@ -59,7 +61,19 @@ impl StreamSocket for tokio::net::UnixStream {
 /// # What else may use the socket
 ///
 /// The socket can be read from at any time, through [`get_ref`](Self::get_ref), and be written to
-/// between two sends. No other code may use `MSG_ZEROCOPY` on it, or read its error queue.
+/// between two sends. Code outside this library must not use `MSG_ZEROCOPY` on it, or read its
+/// error queue.
+///
+/// The kernel numbers the `MSG_ZEROCOPY` sends of a socket, and its notifications refer to these
+/// numbers. So the first sender that uses `MSG_ZEROCOPY` claims the socket. These senders copy
+/// instead, and report `EBUSY` as the reason. If `copy` is not among their
+/// [forced mechanisms](SendOptions::force_mechanisms), they fail with
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported):
+///
+/// - every other sender for the same socket, for example one that owns a clone of it, in this
+///   process or in another one;
+/// - the copy of the sender that a forked child has inherited, even if the parent has not sent
+///   anything.
 ///
 /// # Dropping it
 ///
@@ -89,7 +103,7 @@ impl<S: StreamSocket> Sender<S> {
     /// Creates a sender for this socket, with these options.
     #[must_use]
     pub fn with(socket: S, options: SendOptions) -> Self {
-        let channel = Channel::new(&socket, S::DRIVER, options);
+        let channel = Channel::of_owned(&socket, S::DRIVER, options);
         Self { channel, socket }
     }
 

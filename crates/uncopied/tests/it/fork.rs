@@ -1,7 +1,5 @@
 //! Sends in flight when the process forks.
 
-#![allow(unsafe_code)]
-
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::Command;
@@ -11,8 +9,8 @@ use uncopied::arena::PageBuffer;
 use uncopied::{Completion, FreeReason, Mechanism, SendOptions, Sender, in_flight_bytes};
 
 use crate::harness::{
-    Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, pattern, pattern_pages, sender,
-    wait_until,
+    Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, in_forked_child, pattern,
+    pattern_pages, sender, wait_until,
 };
 
 const SEND_BYTES: usize = 100_001;
@@ -65,25 +63,6 @@ fn a_program_started_with_sends_in_flight_inherits_nothing() {
     expect_eof(&mut peer);
     program.kill().unwrap();
     program.wait().unwrap();
-}
-
-/// Forks, runs `body` in the child, which then exits, and waits for it.
-fn in_forked_child(body: impl FnOnce()) {
-    // SAFETY: the child has only this thread. It runs `body`, which calls only the library and the
-    // allocator, and ends by `_exit`. No other thread of this process can hold a lock at the time
-    // of the fork: each caller runs in a child process of `in_child`, where the main thread of the
-    // test harness only waits.
-    let child = unsafe { libc::fork() };
-    assert!(child >= 0);
-    if child == 0 {
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        // SAFETY: it ends the child without running any handlers of the parent.
-        unsafe { libc::_exit(i32::from(result.is_err())) };
-    }
-    let mut status = 0;
-    // SAFETY: the call writes the status to an integer, and the child is one of this process.
-    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    assert_eq!((waited, status), (child, 0), "the child has failed");
 }
 
 /// The child drops its copy of the sender and of the completions. The parent's socket stays open,

@@ -346,6 +346,26 @@ fn run_in_child(mut child: Command, name: &str, configure: impl FnOnce(&mut Comm
     }
 }
 
+/// Forks, runs `body` in the child, which then exits, and waits for it.
+#[allow(unsafe_code)]
+pub(crate) fn in_forked_child(body: impl FnOnce()) {
+    // SAFETY: the child has only this thread. It runs `body`, which calls only the library and the
+    // allocator, and ends by `_exit`. No other thread of this process can hold a lock at the time
+    // of the fork: each caller runs in a child process of `in_child`, where the main thread of the
+    // test harness only waits.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        // SAFETY: it ends the child without running any handlers of the parent.
+        unsafe { libc::_exit(i32::from(result.is_err())) };
+    }
+    let mut status = 0;
+    // SAFETY: the call writes the status to an integer, and the child is one of this process.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!((waited, status), (child, 0), "the child has failed");
+}
+
 /// Like [`in_child`], but in a new network namespace, with the capabilities of its administrator.
 /// Its only interface is `lo`, which is down.
 pub(crate) fn in_network_namespace(name: &str, body: impl FnOnce()) {

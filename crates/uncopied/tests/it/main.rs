@@ -56,6 +56,9 @@ mod sender_dropped;
 /// Sends in flight when the process forks.
 mod fork;
 
+/// Sends that would shift the numbers by which other sends are completed.
+mod socket_numbers;
+
 /// Sends on tokio that are dropped before they are done.
 #[cfg(feature = "tokio")]
 mod send_cancellation;
