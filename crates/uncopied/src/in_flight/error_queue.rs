@@ -17,7 +17,7 @@ use super::lease::Lease;
 use super::reaper::Orphan;
 use super::registry::NotificationSource;
 use crate::sys::fork::{self, OwnerProcess};
-use crate::sys::{ErrorQueueEntry, Kernel, Linux, Notification};
+use crate::sys::{ErrorQueueEntry, Kernel, Linux, Notification, has_other_descriptor};
 
 /// The error queue of a socket, with the sends that the notifications on this queue will complete.
 ///
@@ -109,12 +109,6 @@ impl ErrorQueue {
         let _ = rustix::net::connect_unspec(&self.socket);
     }
 
-    /// Shuts down the sending direction, so that the peer sees the end of the stream. Closing the
-    /// sender's own descriptor does not have that effect while this queue holds a duplicate.
-    pub(crate) fn shut_down(&self) {
-        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
-    }
-
     fn lock(&self) -> MutexGuard<'_, OutstandingSends> {
         // A panic while the lock was held cannot have left the list inconsistent.
         self.outstanding
@@ -163,16 +157,11 @@ impl NotificationSource for ErrorQueue {
 const NO_NOTIFICATION_BACKOFF: Duration = Duration::from_millis(2);
 
 /// An error queue whose sender was dropped while sends were in flight.
-pub(crate) struct OrphanedErrorQueue {
-    pub(crate) queue: Arc<ErrorQueue>,
-    /// Whether dropping the sender closed its socket. If so, nothing else uses the connection, and
-    /// the reaper may reset it if the peer stops reading.
-    pub(crate) is_closed: bool,
-}
+pub(crate) struct OrphanedErrorQueue(pub(crate) Arc<ErrorQueue>);
 
 impl Orphan for OrphanedErrorQueue {
     fn descriptor(&self) -> BorrowedFd<'_> {
-        self.queue.as_fd()
+        self.0.as_fd()
     }
 
     fn ready_for(&self) -> PollFlags {
@@ -180,17 +169,22 @@ impl Orphan for OrphanedErrorQueue {
     }
 
     fn reap(&self) -> usize {
-        self.queue.drain(&Linux)
+        self.0.drain(&Linux)
     }
 
     fn is_done(&self) -> bool {
-        self.queue.is_empty()
+        self.0.is_empty()
+    }
+
+    /// Whether the queue's duplicate is the only descriptor of the socket in this process. The
+    /// program may have kept its socket, or a clone of it, when it dropped the sender. A reset
+    /// would break that connection.
+    fn is_abandoned(&self) -> bool {
+        !has_other_descriptor(self.0.as_fd())
     }
 
     fn give_up(&self) {
-        if self.is_closed {
-            self.queue.abort();
-        }
+        self.0.abort();
     }
 }
 

@@ -33,6 +33,12 @@ pub(crate) trait Orphan: Send {
     /// orphan.
     fn is_done(&self) -> bool;
 
+    /// Whether the program no longer uses the orphan's connection, so that the reaper may
+    /// [give up](Self::give_up).
+    fn is_abandoned(&self) -> bool {
+        true
+    }
+
     /// Forces the remaining notifications to arrive if that is possible, for example by resetting
     /// the connection. Called at most once, after [`UNRESPONSIVE_PEER_TIMEOUT`] without a
     /// notification.
@@ -43,7 +49,8 @@ pub(crate) trait Orphan: Send {
 pub(crate) const REAPER_THREAD_NAME: &str = "uncopied-reaper";
 
 /// The time without a notification after which the reaper [gives up](Orphan::give_up) on an orphan,
-/// because the orphan's peer no longer acknowledges anything.
+/// because the orphan's peer no longer acknowledges anything. If the program still uses the
+/// connection at that time, it is checked again each time this period has passed.
 const UNRESPONSIVE_PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The interval at which the orphans are checked for [`UNRESPONSIVE_PEER_TIMEOUT`].
@@ -72,6 +79,7 @@ struct Handover {
 struct AdoptedOrphan {
     orphan: Box<dyn Orphan>,
     /// When the last notification arrived or, if none has arrived yet, when the orphan was adopted.
+    /// Set anew when the orphan's connection is found to be in use after the timeout.
     last_notified_at: Instant,
     has_given_up: bool,
 }
@@ -176,9 +184,68 @@ impl AdoptedOrphan {
             self.last_notified_at = Instant::now();
         } else if !self.has_given_up && self.last_notified_at.elapsed() > UNRESPONSIVE_PEER_TIMEOUT
         {
-            self.has_given_up = true;
-            self.orphan.give_up();
+            if self.orphan.is_abandoned() {
+                self.has_given_up = true;
+                self.orphan.give_up();
+            } else {
+                self.last_notified_at = Instant::now();
+            }
         }
         completed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::arena::{Memory, PageBuffer};
+    use crate::in_flight::{ErrorQueue, Lease, OrphanedErrorQueue, Quota, SendTracker, SentLease};
+
+    /// Returns an error queue with a send whose notification never arrives.
+    fn queue_in_flight(socket: &TcpStream) -> Arc<ErrorQueue> {
+        let queue = ErrorQueue::of(socket.as_fd()).expect("duplicated");
+        let pages = PageBuffer::zeroed(1).expect("allocated").freeze();
+        let lease = Lease::take(Memory::Pages(pages), &Quota::new(1 << 30));
+        let lease = lease.expect("within the limit");
+        let part = SendTracker::new().part(&Arc::default(), None);
+        let sent = queue.send(SentLease { lease, part }, |_| Ok(1));
+        assert_eq!(sent, Ok(1));
+        Arc::new(queue)
+    }
+
+    /// A peer that stops reading keeps memory in flight only as long as the program keeps the
+    /// connection open. The program may have dropped only one of two senders, or kept a clone of
+    /// the socket to read from.
+    #[test]
+    fn a_connection_is_reset_only_if_the_program_no_longer_uses_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let mut socket = TcpStream::connect(address).expect("connected");
+        let (mut peer, _) = listener.accept().expect("accepted");
+        let timed_out = || {
+            let timeout = UNRESPONSIVE_PEER_TIMEOUT + Duration::from_secs(1);
+            Instant::now().checked_sub(timeout).expect("a past time")
+        };
+        let mut adopted = AdoptedOrphan {
+            orphan: Box::new(OrphanedErrorQueue(queue_in_flight(&socket))),
+            last_notified_at: timed_out(),
+            has_given_up: false,
+        };
+        assert_eq!(adopted.reap(), 0);
+        assert!(!adopted.has_given_up, "the program has a descriptor");
+        assert!(adopted.last_notified_at.elapsed() < UNRESPONSIVE_PEER_TIMEOUT);
+        socket.write_all(b"still open").expect("not reset");
+        peer.read_exact(&mut [0; 10]).expect("every byte");
+
+        drop(socket);
+        adopted.last_notified_at = timed_out();
+        assert_eq!(adopted.reap(), 0);
+        assert!(adopted.has_given_up);
+        let error = peer.read(&mut [0]).expect_err("reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
 }

@@ -17,9 +17,17 @@ use crate::transfer::{MemoryProgress, MemoryTransfer};
 /// Sends memory over a socket that another I/O object owns. A [`Sender`](crate::Sender) consists of
 /// a channel and a socket of its own.
 ///
-/// A channel belongs to one socket, which must be passed to every call. Drop the channel only if
-/// the socket is closed as well: if memory is in flight, dropping the channel shuts the socket down
-/// for writing. If the socket stays open, call [`leave_open`](Self::leave_open) instead.
+/// A channel belongs to one socket, which should be passed to every call. The channel recognises
+/// another socket by its `SO_COOKIE`. Before each send with `MSG_ZEROCOPY`, and before each send
+/// with `vmsplice` for which it tracks [acknowledgements](SendOptions::assume_remote_peer), it
+/// reads the cookie with a system call. It copies to a second socket instead of using
+/// `MSG_ZEROCOPY`, and reports `EBADFD` as the reason. Pages that it sends to a second socket with
+/// `vmsplice` are [gifted](crate::FreeReason::Gifted).
+///
+/// Several channels and senders may share a socket, but only one of them can use `MSG_ZEROCOPY`:
+/// see [`Sender`](crate::Sender#what-else-may-use-the-socket). Dropping a channel never closes the
+/// socket or shuts it down, but if memory is in flight, the channel keeps a duplicate of the
+/// socket's descriptor: see [`Sender`](crate::Sender#dropping-it).
 #[derive(Debug)]
 pub struct Channel {
     forced: Option<Plan>,
@@ -119,6 +127,15 @@ impl Channel {
             unfinished: None,
             paused_sends: 0,
         }
+    }
+
+    /// Creates a channel for a socket that a [`Sender`](crate::Sender) owns. While the sender
+    /// exists, its descriptor stays open, which saves the system call that [`new`](Self::new)
+    /// needs.
+    pub(super) fn of_owned(socket: impl AsFd, driver: Driver, options: SendOptions) -> Self {
+        let mut channel = Self::new(socket, driver, options);
+        channel.sink.descriptor_stays_open = true;
+        channel
     }
 
     /// Tries once to send these bytes, at most 2 MiB, without waiting. The result says how many
@@ -226,11 +243,6 @@ impl Channel {
     /// Returns how many sends were completed by the socket's error queue.
     pub fn reap(&self) -> usize {
         self.sink.reap()
-    }
-
-    /// Drops the channel without shutting the socket down.
-    pub fn leave_open(mut self) {
-        self.sink.stays_open = true;
     }
 
     #[cfg(test)]

@@ -10,8 +10,10 @@ use crate::error::Error;
 use crate::policy::Driver;
 use crate::report::Report;
 
-/// A connected stream socket, TCP or Unix, that a [`Sender`] can own. A sender owns its socket, and
-/// therefore knows when the socket is closed.
+/// A connected stream socket, TCP or Unix, that a [`Sender`] can own.
+///
+/// All calls of `as_fd` on a value should return the same socket. If a later call returns another
+/// one, the sender copies everything that it sends to that socket instead of using `MSG_ZEROCOPY`.
 pub trait StreamSocket: AsFd + 'static {
     /// What waits for the socket to become writable.
     const DRIVER: Driver = Driver::Caller;
@@ -59,13 +61,33 @@ impl StreamSocket for tokio::net::UnixStream {
 /// # What else may use the socket
 ///
 /// The socket can be read from at any time, through [`get_ref`](Self::get_ref), and be written to
-/// between two sends. No other code may use `MSG_ZEROCOPY` on it, or read its error queue.
+/// between two sends. Code outside this library must not use `MSG_ZEROCOPY` on it, or read its
+/// error queue.
+///
+/// The kernel numbers the `MSG_ZEROCOPY` sends of a socket, and its notifications refer to these
+/// numbers. So the first sender that uses `MSG_ZEROCOPY` claims the socket. These senders copy
+/// instead, and report `EBUSY` as the reason. If `copy` is not among their
+/// [forced mechanisms](SendOptions::force_mechanisms), they fail with
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported):
+///
+/// - every other sender for the same socket, for example one that owns a clone of it, in this
+///   process or in another one;
+/// - the copy of the sender that a forked child has inherited, even if the parent has not sent
+///   anything.
 ///
 /// # Dropping it
 ///
-/// Bytes that the socket has accepted still reach the peer. If memory is in flight, a thread of
-/// this library closes the connection once the peer has received the bytes. If the peer receives
-/// nothing for a minute, the connection is reset.
+/// Bytes that the socket has accepted still reach the peer. Clones of the socket stay usable.
+///
+/// If memory is in flight, the library keeps a duplicate of the socket's descriptor until the
+/// kernel is done with the memory. So the peer sees the end of the stream only after it has
+/// acknowledged every byte, which it may delay by up to 200 ms. To end the stream at once, shut the
+/// socket down for writing before you drop the sender.
+///
+/// If the peer acknowledges nothing for a minute, and no other descriptor of the socket is open in
+/// this process, the library resets the connection, so that the peer cannot keep the memory in
+/// flight. If the program has no access to `/proc`, the library cannot see whether there is such a
+/// descriptor, and resets the connection.
 pub struct Sender<S> {
     channel: Channel,
     socket: S,
@@ -81,7 +103,7 @@ impl<S: StreamSocket> Sender<S> {
     /// Creates a sender for this socket, with these options.
     #[must_use]
     pub fn with(socket: S, options: SendOptions) -> Self {
-        let channel = Channel::new(&socket, S::DRIVER, options);
+        let channel = Channel::of_owned(&socket, S::DRIVER, options);
         Self { channel, socket }
     }
 
@@ -185,18 +207,15 @@ impl<S: StreamSocket> Sender<S> {
         &self.socket
     }
 
-    /// Returns the socket. If memory is in flight, this library keeps a duplicate of the socket's
-    /// descriptor until the kernel is done with the memory. If you close the socket before that,
-    /// the peer sees the connection close only when the duplicate is closed too.
+    /// Returns the socket. The same applies to memory in flight as if the sender were
+    /// [dropped](Self#dropping-it).
     ///
     /// If something was sent with `MSG_ZEROCOPY`, no other sender can use `MSG_ZEROCOPY` on this
     /// socket: the kernel does not restart its numbering of sends, and a new sender would not know
     /// the next number.
     #[must_use]
     pub fn into_inner(self) -> S {
-        let Self { channel, socket } = self;
-        channel.leave_open();
-        socket
+        self.socket
     }
 }
 

@@ -19,6 +19,8 @@ macro_rules! errnos {
 errnos! {
     /// Permission denied.
     ACCESS = EACCES;
+    /// File descriptor in bad state: a [`Channel`](crate::Channel) was given another socket.
+    BADFD = EBADFD;
     /// Device or resource busy.
     BUSY = EBUSY;
     /// Connection reset by peer.

@@ -6,6 +6,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::fs::FlockOperation;
 use rustix::io::{Errno, Result};
 use rustix::net::SendFlags;
 use rustix::pipe::SpliceFlags;
@@ -72,6 +73,16 @@ pub(crate) trait Kernel {
 
     /// `send(2)` of bytes that are given by address, without blocking. The kernel copies the bytes.
     fn send_memory(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
+
+    /// Returns the number that identifies a socket: `getsockopt(SO_COOKIE)`. All descriptors of a
+    /// socket return the same number, and the kernel never gives it to another socket.
+    fn socket_cookie(&self, sink: BorrowedFd<'_>) -> Result<u64>;
+
+    /// Takes this process's lock on a socket, without waiting: `fcntl(F_SETLK)`. Fails with
+    /// `EAGAIN` or `EACCES` while another process holds its lock on the socket. Does not exclude
+    /// other threads of this process. When this process closes any of its descriptors of the
+    /// socket, the lock is released.
+    fn lock_socket(&self, sink: BorrowedFd<'_>) -> Result<()>;
 
     /// Whether `MSG_ZEROCOPY` has an effect on this socket: `getsockopt(SO_ZEROCOPY)`.
     fn allows_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<bool>;
@@ -165,6 +176,14 @@ impl Kernel for Linux {
 
     fn send_memory(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {
         mapped::send(sink, bytes, libc::MSG_DONTWAIT)
+    }
+
+    fn socket_cookie(&self, sink: BorrowedFd<'_>) -> Result<u64> {
+        rustix::net::sockopt::socket_cookie(sink)
+    }
+
+    fn lock_socket(&self, sink: BorrowedFd<'_>) -> Result<()> {
+        rustix::fs::fcntl_lock(sink, FlockOperation::NonBlockingLockExclusive)
     }
 
     fn allows_zerocopy(&self, sink: BorrowedFd<'_>) -> Result<bool> {

@@ -4,6 +4,7 @@
 //! [arena](crate::arena) hands out references to its memory. This module imports nothing from the
 //! rest of the library.
 
+mod descriptors;
 mod errno;
 mod error_queue;
 pub(crate) mod fork;
@@ -21,6 +22,7 @@ use std::os::fd::AsFd;
 
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
+pub(crate) use descriptors::has_other_descriptor;
 pub use errno::Errno;
 pub(crate) use error_queue::{ErrorQueueEntry, Notification};
 pub(crate) use kernel::{Kernel, Linux};

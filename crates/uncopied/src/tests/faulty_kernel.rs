@@ -25,6 +25,8 @@ pub(super) enum Call {
     ReadAt,
     Send,
     SendMemory,
+    SocketCookie,
+    LockSocket,
     AllowsZerocopy,
     AllowZerocopy,
     SendZerocopy,
@@ -39,13 +41,13 @@ impl Call {
         match self {
             Self::Sendfile => "sendfile",
             Self::Pipe => "pipe2",
-            Self::ResizePipe => "fcntl",
+            Self::ResizePipe | Self::LockSocket => "fcntl",
             Self::SpliceIn | Self::SpliceOut => "splice",
             Self::Size => "fstat",
             Self::Map => "mmap",
             Self::SendMapped | Self::Send | Self::SendMemory | Self::SendZerocopy => "send",
             Self::ReadAt => "pread",
-            Self::AllowsZerocopy => "getsockopt",
+            Self::AllowsZerocopy | Self::SocketCookie => "getsockopt",
             Self::AllowZerocopy => "setsockopt",
             Self::ReadErrorQueue => "recvmsg",
             Self::Vmsplice => "vmsplice",
@@ -110,13 +112,13 @@ impl CallRecord {
 }
 
 /// The real kernel, except for the calls that a [`FaultRule`] applies to. Records every call.
-#[derive(Debug)]
 pub(super) struct FaultyKernel {
     rules: Vec<FaultRule>,
     max_bytes_per_call: usize,
     pipe_capacity: Option<usize>,
     file: Option<File>,
     calls: RefCell<Vec<CallRecord>>,
+    before: Option<(Call, Box<dyn Fn()>)>,
 }
 
 impl FaultyKernel {
@@ -127,7 +129,14 @@ impl FaultyKernel {
             pipe_capacity: None,
             file: None,
             calls: RefCell::default(),
+            before: None,
         }
+    }
+
+    /// Runs `action` before each call of this kind, for example to let another thread run first.
+    pub(super) fn before(mut self, call: Call, action: impl Fn() + 'static) -> Self {
+        self.before = Some((call, Box::new(action)));
+        self
     }
 
     /// Limits how many bytes one call moves, as a signal or a full buffer does.
@@ -164,6 +173,11 @@ impl FaultyKernel {
     fn record(&self, made: CallRecord) -> Option<Fault> {
         let nth = self.calls(made.call).len();
         self.calls.borrow_mut().push(made);
+        if let Some((call, action)) = &self.before
+            && *call == made.call
+        {
+            action();
+        }
         let rule = self
             .rules
             .iter()
@@ -290,6 +304,18 @@ impl Kernel for FaultyKernel {
     fn send_memory(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {
         self.moving(CallRecord::new(Call::SendMemory, bytes.len(), 0), |count| {
             Linux.send_memory(sink, bytes.first(count))
+        })
+    }
+
+    fn socket_cookie(&self, sink: BorrowedFd<'_>) -> Result<u64> {
+        self.other(CallRecord::new(Call::SocketCookie, 0, 0), || {
+            Linux.socket_cookie(sink)
+        })
+    }
+
+    fn lock_socket(&self, sink: BorrowedFd<'_>) -> Result<()> {
+        self.other(CallRecord::new(Call::LockSocket, 0, 0), || {
+            Linux.lock_socket(sink)
         })
     }
 

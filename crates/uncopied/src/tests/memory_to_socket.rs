@@ -87,6 +87,9 @@ fn first_call_fails(call: Call, errno: Errno) -> FaultyKernel {
 #[test]
 fn a_refused_call_falls_back_and_is_reported() {
     let refusals = [
+        (MsgZerocopy, Call::SocketCookie, Errno::NOPROTOOPT),
+        (MsgZerocopy, Call::LockSocket, Errno::NOLCK),
+        (MsgZerocopy, Call::LockSocket, Errno::BUSY),
         (MsgZerocopy, Call::AllowsZerocopy, Errno::NOPROTOOPT),
         (MsgZerocopy, Call::AllowZerocopy, Errno::OPNOTSUPP),
         (MsgZerocopy, Call::AllowZerocopy, Errno::PERM),

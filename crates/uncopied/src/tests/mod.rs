@@ -12,6 +12,9 @@ mod faulty_kernel;
 /// The errno tables, limits and completions of the memory mechanisms.
 mod memory_to_socket;
 
+/// The numbers by which the sends of a socket are completed.
+mod socket_numbers;
+
 /// Random faults in random plans.
 mod random_faults;
 

@@ -1,7 +1,5 @@
 //! Sends in flight when the process forks.
 
-#![allow(unsafe_code)]
-
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::Command;
@@ -12,8 +10,8 @@ use uncopied::arena::{FileMapping, Located, PageBuffer, Region, locate};
 use uncopied::{Completion, FreeReason, Mechanism, SendOptions, Sender, in_flight_bytes};
 
 use crate::harness::{
-    Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, pattern, pattern_file, pattern_pages,
-    sender, wait_until,
+    Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, in_forked_child, pattern,
+    pattern_file, pattern_pages, sender, wait_until,
 };
 
 const SEND_BYTES: usize = 100_001;
@@ -69,30 +67,6 @@ fn a_program_started_with_sends_in_flight_inherits_nothing() {
     expect_eof(&mut peer);
     program.kill().unwrap();
     program.wait().unwrap();
-}
-
-/// Forks, and runs `body` in the child. Waits until the child exits, and asserts that `body` has
-/// not panicked. A child that hangs is killed after [`HANG_TIMEOUT`], so that the assertion fails.
-fn in_forked_child(body: impl FnOnce()) {
-    // SAFETY: the child has only this thread. It runs `body`, which calls only the library and the
-    // allocator, and ends with `_exit`. The library and the allocator must work in the child
-    // whatever locks other threads of this process hold at the time of the fork. Those threads hold
-    // no lock of the test harness: each caller runs in a child process started by `in_child`, where
-    // the main thread of the test harness only waits.
-    let child = unsafe { libc::fork() };
-    assert!(child >= 0);
-    if child == 0 {
-        // SAFETY: the call only starts a timer, whose signal ends the child.
-        unsafe { libc::alarm(HANG_TIMEOUT.as_secs() as u32) };
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        // SAFETY: the call ends the child at once, without running the parent's exit handlers.
-        unsafe { libc::_exit(i32::from(result.is_err())) };
-    }
-    let mut status = 0;
-    // SAFETY: the call writes the status to a local integer, and `child` is a child of this
-    // process.
-    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    assert_eq!((waited, status), (child, 0), "the child has failed");
 }
 
 /// A forked child drops its copies of the sender and of the completions. The parent's socket must

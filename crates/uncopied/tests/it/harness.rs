@@ -361,6 +361,31 @@ fn run_in_child(mut child: Command, name: &str, configure: impl FnOnce(&mut Comm
     }
 }
 
+/// Forks, and runs `body` in the child. Waits until the child exits, and asserts that `body` has
+/// not panicked. A child that hangs is killed after [`HANG_TIMEOUT`], so that the assertion fails.
+#[allow(unsafe_code)]
+pub(crate) fn in_forked_child(body: impl FnOnce()) {
+    // SAFETY: the child has only this thread. It runs `body`, which calls only the library and the
+    // allocator, and ends with `_exit`. The library and the allocator must work in the child
+    // whatever locks other threads of this process hold at the time of the fork. Those threads hold
+    // no lock of the test harness: each caller runs in a child process started by `in_child`, where
+    // the main thread of the test harness only waits.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        // SAFETY: the call only starts a timer, whose signal ends the child.
+        unsafe { libc::alarm(HANG_TIMEOUT.as_secs() as u32) };
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        // SAFETY: the call ends the child at once, without running the parent's exit handlers.
+        unsafe { libc::_exit(i32::from(result.is_err())) };
+    }
+    let mut status = 0;
+    // SAFETY: the call writes the status to a local integer, and `child` is a child of this
+    // process.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!((waited, status), (child, 0), "the child has failed");
+}
+
 /// Like [`in_child`], but the child runs in a new network namespace, where it has all capabilities.
 /// The namespace's only interface is `lo`, which is down. If the machine does not allow creating
 /// the namespace, the test is skipped.

@@ -62,6 +62,9 @@ mod sender_dropped;
 /// Sends in flight when the process forks.
 mod fork;
 
+/// Sends that would shift the numbers by which the kernel identifies other sends.
+mod socket_numbers;
+
 /// Sends on tokio whose future is dropped before it completes.
 #[cfg(feature = "tokio")]
 mod send_cancellation;

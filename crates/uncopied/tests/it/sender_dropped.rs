@@ -225,6 +225,29 @@ fn the_socket_of_a_sender_can_be_used_afterwards() {
     expect_eof(&mut peer);
 }
 
+/// The peer sees the end of the stream only when the last clone of the socket is closed.
+#[test]
+fn dropping_a_sender_leaves_a_clone_of_its_socket_open() {
+    let (sender, mut peer, pages, completions) = sender_in_flight();
+    let clone = TcpStream::from(sender.get_ref().try_clone().unwrap());
+    drop(sender);
+    let writer = std::thread::spawn(move || {
+        (&clone).write_all(b"and something else").unwrap();
+        clone
+    });
+    expect_all_sends(&mut peer);
+    expect_bytes(&mut peer, b"and something else");
+    let clone = writer.join().unwrap();
+    assert_all_complete(&completions);
+    (&peer).write_all(b"reply").unwrap();
+    expect_bytes(&mut &clone, b"reply");
+    (&clone).write_all(b"end").unwrap();
+    expect_bytes(&mut peer, b"end");
+    drop(clone);
+    expect_eof(&mut peer);
+    wait_for_last_handle(pages);
+}
+
 /// The kernel numbers the zero-copy sends of a socket, and its notifications contain those numbers.
 /// A second sender on the same socket does not know the next number. So the second sender must
 /// copy, and must report `EBUSY` as the reason.
@@ -302,9 +325,14 @@ fn a_completion_outlives_its_sender() {
     expect_all_sends(&mut peer);
     waiting.join().unwrap();
     expect_eof(&mut peer);
-    wait_until("the pages", {
-        let mut pages = Some(pages);
-        move || match pages.take().unwrap().try_into_buffer() {
+    wait_for_last_handle(pages);
+}
+
+/// Waits until nothing else keeps the pages.
+fn wait_for_last_handle(pages: Pages) {
+    let mut pages = Some(pages);
+    wait_until("the pages", || {
+        match pages.take().unwrap().try_into_buffer() {
             Ok(_) => true,
             Err(in_flight) => {
                 pages = Some(in_flight);

@@ -1,16 +1,16 @@
 //! The mechanisms that move memory to a stream socket.
 
 mod copy;
-mod msg_zerocopy;
+pub(crate) mod msg_zerocopy;
 pub(crate) mod send_zc;
 mod vmsplice;
 
 #[cfg(feature = "tokio")]
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::BorrowedFd;
 #[cfg(feature = "tokio")]
 use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use crate::in_flight::{
 };
 use crate::policy::{Driver, Mechanism, Support};
 use crate::report::Report;
+use crate::sys::fork::OwnerProcess;
 use crate::sys::{Kernel, Linux};
 use msg_zerocopy::MsgZerocopy;
 use vmsplice::Vmsplice;
@@ -61,6 +62,10 @@ pub(crate) struct LeaseContext<'a> {
 /// other senders becomes reusable.
 const LIMIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
+/// The errno with which a step is copied if its socket is not the one that earlier steps of the
+/// same sink sent to.
+const ANOTHER_SOCKET: Errno = Errno::BADFD;
+
 /// What is known about a socket that memory is sent to, and the memory that is in flight on it.
 #[derive(Debug)]
 pub(crate) struct MemorySink {
@@ -83,8 +88,21 @@ pub(crate) struct MemorySink {
     /// and its number could then refer to another file.
     #[cfg(feature = "tokio")]
     batch_descriptor: Option<Arc<OwnedFd>>,
-    /// Whether the socket stays open when this sink is dropped.
-    pub(crate) stays_open: bool,
+    /// The process that created the sink. Only this process may use the socket's numbers: those of
+    /// `MSG_ZEROCOPY` sends, and the numbers of acknowledged bytes.
+    owner_process: OwnerProcess,
+    /// The socket to which these numbers belong; `None` before they are first needed.
+    numbered_socket: Option<NumberedSocket>,
+    /// Whether every step gets a descriptor that its owner keeps open as long as this sink exists.
+    /// If so, a descriptor with an unchanged number refers to an unchanged socket.
+    pub(crate) descriptor_stays_open: bool,
+}
+
+/// How a sink recognises its socket.
+#[derive(Clone, Copy, Debug)]
+struct NumberedSocket {
+    descriptor: RawFd,
+    cookie: u64,
 }
 
 impl MemorySink {
@@ -110,7 +128,9 @@ impl MemorySink {
             acknowledgements: None,
             #[cfg(feature = "tokio")]
             batch_descriptor: None,
-            stays_open: false,
+            owner_process: OwnerProcess::current(),
+            numbered_socket: None,
+            descriptor_stays_open: false,
         }
     }
 
@@ -139,13 +159,18 @@ impl MemorySink {
         mechanism: Mechanism,
         step: &MemoryStep<'_>,
     ) -> Outcome {
-        if mechanism == Mechanism::Vmsplice && self.tracks_acknowledgements() {
-            // If this fails, continue without tracking acknowledgements: the pages are then gifted
-            // to the kernel (never written to again).
-            self.acknowledgements = Acknowledgements::of(step.sink).ok().map(Arc::new);
+        let mut acknowledgements = None;
+        match mechanism {
+            Mechanism::Vmsplice => acknowledgements = self.acknowledgements_of(kernel, step.sink),
+            Mechanism::MsgZerocopy => {
+                if let Err(status) = self.check_msg_zerocopy(kernel, step.sink) {
+                    return status.into();
+                }
+            }
+            _ => {}
         }
         let context = LeaseContext {
-            acknowledgements: self.acknowledgements.as_ref(),
+            acknowledgements: acknowledgements.as_ref(),
             quota: &self.quota,
             stats: &self.stats,
         };
@@ -155,10 +180,6 @@ impl MemorySink {
         match mechanism {
             Mechanism::Copy => copy::step(kernel, step),
             Mechanism::Vmsplice => self.vmsplice.step(kernel, step, &context),
-            // Refuse on tokio, which treats a socket with entries in its error queue as broken.
-            Mechanism::MsgZerocopy if self.driver == Driver::Tokio => {
-                Status::Unsupported(Errno::OPNOTSUPP).into()
-            }
             Mechanism::MsgZerocopy => {
                 let active = match &self.msg_zerocopy {
                     Some(active) => active,
@@ -175,13 +196,68 @@ impl MemorySink {
         }
     }
 
-    /// Whether to begin tracking which bytes the peer has acknowledged. This is not done on tokio,
-    /// where nothing would wake a task that waits for an acknowledgement.
-    fn tracks_acknowledgements(&self) -> bool {
-        self.assume_remote_peer
-            && self.is_tcp
-            && self.driver == Driver::Caller
-            && self.acknowledgements.is_none()
+    /// Returns the record of the bytes that the peer has acknowledged, or `None` if it cannot be
+    /// used for this step. The pages of the step are then gifted to the kernel (never written to
+    /// again). Acknowledgements are not tracked on tokio, where nothing would wake a task that
+    /// waits for one.
+    fn acknowledgements_of(
+        &mut self,
+        kernel: &impl Kernel,
+        sink: BorrowedFd<'_>,
+    ) -> Option<Arc<Acknowledgements>> {
+        let tracks = self.assume_remote_peer && self.is_tcp && self.driver == Driver::Caller;
+        if !tracks || self.check_socket(kernel, sink).is_err() {
+            return None;
+        }
+        if self.acknowledgements.is_none() {
+            self.acknowledgements = Acknowledgements::of(sink).ok().map(Arc::new);
+        }
+        self.acknowledgements.clone()
+    }
+
+    /// Checks whether a step may use `MSG_ZEROCOPY`. If not, returns the status of the step.
+    fn check_msg_zerocopy(
+        &mut self,
+        kernel: &impl Kernel,
+        sink: BorrowedFd<'_>,
+    ) -> Result<(), Status> {
+        // tokio treats a socket with entries in its error queue as broken.
+        if self.driver == Driver::Tokio {
+            return Err(Status::Unsupported(Errno::OPNOTSUPP));
+        }
+        self.check_socket(kernel, sink)
+            .map_err(|errno| match errno {
+                ANOTHER_SOCKET => Status::CopyOnce(errno),
+                errno => Status::Unsupported(errno),
+            })
+    }
+
+    /// Checks that this process may use the numbers of the socket that a step sends to, and that
+    /// earlier numbers of this sink belong to the same socket. Otherwise a number could be taken
+    /// for that of another send, whose memory would then be reused too early.
+    ///
+    /// Costs a system call, except if the sink's owner keeps the descriptor open, as a
+    /// [`Sender`](crate::Sender) does.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` in a forked child of the process that created the sink, [`ANOTHER_SOCKET`], or the
+    /// errno of `getsockopt(SO_COOKIE)`.
+    fn check_socket(&mut self, kernel: &impl Kernel, sink: BorrowedFd<'_>) -> Result<(), Errno> {
+        if !self.owner_process.is_current() {
+            return Err(Errno::BUSY);
+        }
+        let descriptor = sink.as_raw_fd();
+        match self.numbered_socket {
+            Some(known) if self.descriptor_stays_open && known.descriptor == descriptor => Ok(()),
+            Some(known) if known.cookie == kernel.socket_cookie(sink)? => Ok(()),
+            Some(_) => Err(ANOTHER_SOCKET),
+            None => {
+                let cookie = kernel.socket_cookie(sink)?;
+                self.numbered_socket = Some(NumberedSocket { descriptor, cookie });
+                Ok(())
+            }
+        }
     }
 
     /// Tries once to send with `send_zc`, in the same system call as sends of other connections of
@@ -227,9 +303,13 @@ impl MemorySink {
     /// other senders, whose notifications do not end the wait.
     pub(crate) fn wait_at_limit(&self, limit: Option<Duration>) -> io::Result<()> {
         let interval = limit.map_or(LIMIT_POLL_INTERVAL, |limit| limit.min(LIMIT_POLL_INTERVAL));
-        match &self.msg_zerocopy {
-            Some(active) if !active.queue().is_empty() => active.queue().wait(interval),
-            _ => {
+        let in_use = |active: &&MsgZerocopy| {
+            // A forked child must not take the lock of the queue.
+            !active.queue().belongs_to_parent() && !active.queue().is_empty()
+        };
+        match self.msg_zerocopy.as_ref().filter(in_use) {
+            Some(active) => active.queue().wait(interval),
+            None => {
                 thread::sleep(interval);
                 Ok(())
             }
@@ -269,13 +349,49 @@ impl Drop for MemorySink {
             return;
         }
         queue.reap();
-        if queue.is_empty() {
-            return;
+        if !queue.is_empty() {
+            reaper::adopt(Box::new(OrphanedErrorQueue(queue)));
         }
-        let is_closed = !self.stays_open;
-        if is_closed {
-            queue.shut_down();
-        }
-        reaper::adopt(Box::new(OrphanedErrorQueue { queue, is_closed }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::arena::PageBuffer;
+    use crate::in_flight::{Lease, SentLease};
+    use crate::sys::fork::tests::in_child;
+
+    /// The lock of the error queue is held while the process forks, so the child's copy of it is
+    /// never released.
+    #[test]
+    fn a_child_at_the_limit_does_not_wait_for_a_lock_of_its_parent() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let socket = TcpStream::connect(address).expect("connected");
+        let mut sink = MemorySink::new(Driver::Caller, true, false, 1 << 20, LimitAction::Wait);
+        let active = MsgZerocopy::new(&Linux, socket.as_fd()).expect("claimed");
+        let queue = Arc::clone(sink.msg_zerocopy.insert(active).queue());
+        let pages = PageBuffer::zeroed(1).expect("allocated").freeze();
+        let lease = Lease::take(Memory::Pages(pages), &sink.quota).expect("within the limit");
+        let part = SendTracker::new().part(&sink.stats, None);
+        let wait_in_child = || {
+            in_child(|| {
+                thread::spawn(|| {
+                    thread::sleep(Duration::from_secs(10));
+                    std::process::abort();
+                });
+                u8::from(sink.wait_at_limit(Some(Duration::from_millis(1))).is_ok())
+            })
+        };
+        let mut result = 0;
+        let sent = queue.send(SentLease { lease, part }, |_| {
+            result = wait_in_child();
+            Err(Errno::AGAIN)
+        });
+        assert_eq!((result, sent), (1, Err(Errno::AGAIN)));
     }
 }

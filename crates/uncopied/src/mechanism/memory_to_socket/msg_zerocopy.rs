@@ -17,9 +17,14 @@
 //! | step | errno | outcome |
 //! |---|---|---|
 //! | none | none, but the socket is on tokio | unsupported (`EOPNOTSUPP`) |
+//! | none | none, but another process created the sender | unsupported (`EBUSY`) |
+//! | comparing the socket | none, but it is another socket | this step is copied (`EBADFD`) |
+//! | comparing the socket | any (`ENOPROTOOPT`) | unsupported |
+//! | duplicating the descriptor | any (`EMFILE`, `ENFILE`) | unsupported |
+//! | locking the socket | `EAGAIN`, `EACCES` | unsupported (`EBUSY`) |
+//! | locking the socket | any other (`ENOLCK`) | unsupported |
 //! | `SO_ZEROCOPY` | none, but it is already set | unsupported (`EBUSY`) |
 //! | `SO_ZEROCOPY` | any (`EOPNOTSUPP`, `EINVAL`, `EPERM`, `ENOPROTOOPT`, …) | unsupported |
-//! | duplicating the descriptor | any (`EMFILE`, `ENFILE`) | unsupported |
 //! | protecting a region | any | this step is copied |
 //! | the send | `ENOBUFS` | this step is copied |
 //! | the send | `EINVAL`, `EOPNOTSUPP`, `ENOSYS`, `EPERM` | unsupported, e.g. with kernel TLS |
@@ -27,10 +32,15 @@
 //! | the send | `EINTR` | the call is repeated: no byte was moved |
 //! | the send | any other | failed on the sink |
 //!
-//! If `SO_ZEROCOPY` is already set, other code may have sent with `MSG_ZEROCOPY` on this socket.
-//! The kernel numbers those sends too, so the number of our first send would be unknown. The
-//! descriptor is duplicated for reading notifications. If it cannot be duplicated, no notifications
-//! could be read, so no memory may be put in flight.
+//! The kernel numbers the `MSG_ZEROCOPY` sends of a socket, and its notifications refer to these
+//! numbers. So only one sender, in one process, may send with `MSG_ZEROCOPY` on a socket: any other
+//! send would shift the numbers, and the memory of later sends would be reused too early. If
+//! `SO_ZEROCOPY` is already set, another sender has claimed the socket. To claim it, a sender takes
+//! a lock of this process and the socket's own lock, checks `SO_ZEROCOPY`, and sets it. The
+//! socket's lock excludes other processes that share the socket, such as a forked child.
+//!
+//! The descriptor is duplicated in order to read notifications, without which no memory may be put
+//! in flight. All sends use this duplicate, so they and the notifications belong to one socket.
 //! [`Region::protection`](crate::arena::Region::protection) lists why a region cannot be protected.
 //! `ENOBUFS` means that too many notifications are outstanding (`optmem_max`) or too much memory is
 //! locked (`RLIMIT_MEMLOCK`). Nothing was queued, and a plain send works.
@@ -50,8 +60,8 @@
 //!
 //! `Documentation/networking/msg_zerocopy.rst`; `send(2)`, `socket(7)`, `ip(7)` on IP_RECVERR.
 
-use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Weak};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustix::io::Errno;
 
@@ -59,12 +69,17 @@ use super::{LeaseContext, MemoryStep};
 use crate::in_flight::{ErrorQueue, Lease, SentLease, registry};
 use crate::mechanism::{Outcome, Side, Status, retry_on_intr};
 use crate::sys::Kernel;
+use crate::sys::fork::PerProcess;
 
 /// If at least this many sends are outstanding, each send first processes the notifications that
 /// have arrived. This is well below the kernel's limit, which is about 150 outstanding sends with
 /// the default `optmem_max`.
 const REAP_FROM_OUTSTANDING: usize = 16;
 
+/// Held while a thread of this process claims a socket, so that no two threads do so at once.
+static CLAIMING: PerProcess<Mutex<()>> = PerProcess::new();
+
+/// The `MSG_ZEROCOPY` sends of a socket that this value has claimed.
 #[derive(Debug)]
 pub(crate) struct MsgZerocopy {
     queue: Arc<ErrorQueue>,
@@ -72,15 +87,8 @@ pub(crate) struct MsgZerocopy {
 
 impl MsgZerocopy {
     pub(crate) fn new(kernel: &impl Kernel, sink: BorrowedFd<'_>) -> Result<Self, Outcome> {
-        let refused = |call| move |errno| Status::Unsupported(errno).in_call(call);
-        if kernel
-            .allows_zerocopy(sink)
-            .map_err(refused("getsockopt"))?
-        {
-            return Err(refused("getsockopt")(Errno::BUSY));
-        }
-        kernel.allow_zerocopy(sink).map_err(refused("setsockopt"))?;
         let queue = Arc::new(ErrorQueue::of(sink).map_err(refused("fcntl"))?);
+        claim(kernel, queue.as_fd())?;
         let source: Weak<ErrorQueue> = Arc::downgrade(&queue);
         registry::register(source);
         Ok(Self { queue })
@@ -117,7 +125,7 @@ impl MsgZerocopy {
         let part = step.tracker.part(context.stats, Some(self.queue.clone()));
         let send = |lease: &Lease| {
             let bytes = lease.memory().mapped();
-            retry_on_intr(|| kernel.send_zerocopy(step.sink, bytes))
+            retry_on_intr(|| kernel.send_zerocopy(self.queue.as_fd(), bytes))
         };
         match self.queue.send(SentLease { lease, part }, send) {
             Ok(0) | Err(Errno::AGAIN) => Status::Blocked(Side::Sink).into(),
@@ -132,4 +140,32 @@ impl MsgZerocopy {
             Err(errno) => Status::Failed(Side::Sink, errno).into(),
         }
     }
+}
+
+/// Claims the numbers of the socket for one sender. Fails with `EBUSY` if another sender has
+/// claimed them, or another process is about to.
+fn claim(kernel: &impl Kernel, socket: BorrowedFd<'_>) -> Result<(), Outcome> {
+    let _claiming = CLAIMING
+        .get()
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    kernel.lock_socket(socket).map_err(|errno| match errno {
+        Errno::AGAIN | Errno::ACCESS => refused("fcntl")(Errno::BUSY),
+        errno => refused("fcntl")(errno),
+    })?;
+    // The lock is not released before a descriptor of the socket is closed. By then SO_ZEROCOPY is
+    // set, or the claim has failed.
+    if kernel
+        .allows_zerocopy(socket)
+        .map_err(refused("getsockopt"))?
+    {
+        return Err(refused("getsockopt")(Errno::BUSY));
+    }
+    kernel.allow_zerocopy(socket).map_err(refused("setsockopt"))
+}
+
+/// Returns what an errno of `call` means while a socket is being claimed: `MSG_ZEROCOPY` cannot be
+/// used on it.
+fn refused(call: &'static str) -> impl Fn(Errno) -> Outcome {
+    move |errno| Status::Unsupported(errno).in_call(call)
 }

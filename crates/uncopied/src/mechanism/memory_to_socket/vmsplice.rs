@@ -71,6 +71,9 @@ struct FilledPipe {
     /// address. This matters because [`begins`](Self::begins) recognises the bytes by their
     /// address.
     memory: Memory,
+    /// Whether the pages were gifted when the pipe was filled. They were not if acknowledgements
+    /// were tracked at that time.
+    is_gifted: bool,
 }
 
 impl Vmsplice {
@@ -127,7 +130,8 @@ impl FilledPipe {
             Ok(0) => return Err(Status::Unsupported(Errno::IO).in_call("vmsplice")),
             Err(errno) => return Err(Status::Unsupported(errno).in_call("vmsplice")),
         };
-        if context.acknowledgements.is_none() {
+        let is_gifted = context.acknowledgements.is_none();
+        if is_gifted {
             call.gift(taken);
         } else {
             drop(call);
@@ -136,6 +140,7 @@ impl FilledPipe {
         Ok(Self {
             pipe,
             memory: memory.first(taken),
+            is_gifted,
         })
     }
 
@@ -155,7 +160,13 @@ impl FilledPipe {
         let outcome = self.pipe.drain(kernel, step.sink, false);
         let moved = outcome.moved as usize;
         if moved > 0 {
-            account_for(kernel, self.memory.first(moved), step, context);
+            account_for(
+                kernel,
+                self.memory.first(moved),
+                self.is_gifted,
+                step,
+                context,
+            );
         }
         if self.pipe.held() == 0 {
             self.pipe.recycle();
@@ -172,11 +183,15 @@ impl FilledPipe {
 fn account_for(
     kernel: &impl Kernel,
     accepted: Memory,
+    is_gifted: bool,
     step: &MemoryStep<'_>,
     context: &LeaseContext<'_>,
 ) {
     let bytes = accepted.len() as u64;
     let Some(acknowledgements) = context.acknowledgements else {
+        if !is_gifted {
+            accepted.gift();
+        }
         step.tracker.count_finished(bytes, 0, FreeReason::Gifted);
         return;
     };

@@ -1,0 +1,319 @@
+//! The numbers by which `MSG_ZEROCOPY` sends are completed belong to the socket. Each test makes a
+//! send that, if it took a number, would shift those of later sends. The buffers are overwritten as
+//! soon as their completions allow it, and the peer checks every byte.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+use uncopied::arena::{PageBuffer, Pages};
+use uncopied::policy::Driver;
+use uncopied::{
+    Channel, Completion, Errno, ErrorKind, Mechanism, SendOptions, Sender, Sent, StreamSocket,
+};
+
+use crate::harness::{
+    Family, expect_bytes, fill_pattern, in_child, in_forked_child, pattern, pattern_pages,
+    set_nonblocking, socket_pair,
+};
+
+/// The length of the sends that the peer reads late, in bytes.
+const LONG_BYTES: usize = 50_001;
+
+/// The number of bytes that fill the receive buffer of the peer, so that those of later sends stay
+/// with the sender until the peer reads.
+const STALL_BYTES: usize = 150_000;
+
+/// The length of the sends that the peer reads at once, in bytes.
+const SHORT_BYTES: usize = 5000;
+
+const SEND_COUNT: usize = 3;
+
+/// How long to wait for a notification that must not arrive, because the peer has not read.
+const EARLY_NOTIFICATION_TIMEOUT: Duration = Duration::from_millis(100);
+
+fn options() -> SendOptions {
+    SendOptions::default().force_mechanisms(&[Mechanism::MsgZerocopy, Mechanism::Copy])
+}
+
+/// Two connected sockets. The second has a small receive buffer, so that a long send stays in
+/// flight until it is read.
+fn stalling_pair() -> (OwnedFd, File) {
+    let (socket, peer) = socket_pair(Family::Tcp);
+    set_socket_recv_buffer_size(&peer, 32 << 10).unwrap();
+    (socket, peer)
+}
+
+/// Makes the peer acknowledge what it has read, and waits until `socket` knows.
+fn acknowledge(mut peer: &File, socket: impl AsFd) {
+    peer.write_all(b"!").unwrap();
+    assert_eq!(rustix::io::read(socket, &mut [0; 1]).unwrap(), 1);
+}
+
+/// Fills the peer's receive buffer with bytes that are copied.
+fn stall(socket: impl AsFd) {
+    assert_eq!(
+        rustix::io::write(socket, &pattern(STALL_BYTES)),
+        Ok(STALL_BYTES)
+    );
+}
+
+/// Long sends to a peer that is [stalled](stall), each with a pattern of its own.
+#[derive(Default)]
+struct LongSends {
+    in_flight: Vec<(Pages, Completion)>,
+    count: u64,
+}
+
+impl LongSends {
+    fn send(&mut self, send: impl FnOnce(Pages) -> Sent) -> Sent {
+        self.count += 1;
+        let mut buffer = PageBuffer::zeroed(LONG_BYTES).unwrap();
+        fill_pattern(&mut buffer, self.count);
+        let pages = buffer.freeze();
+        let sent = send(pages.clone());
+        assert_eq!(sent.bytes(), LONG_BYTES as u64);
+        self.in_flight.push((pages, sent.completion().clone()));
+        sent
+    }
+
+    /// Overwrites every buffer that is no longer in flight.
+    fn overwrite_completed(&mut self) {
+        for (pages, completion) in std::mem::take(&mut self.in_flight) {
+            if completion.outcome().is_none() {
+                self.in_flight.push((pages, completion));
+                continue;
+            }
+            let mut buffer = pages.try_into_buffer().expect("completed");
+            buffer.set_len(LONG_BYTES);
+            buffer.fill(0);
+        }
+    }
+
+    fn overwrite_completed_for(&mut self, time: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            self.overwrite_completed();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Asserts that the peer gets the bytes that have stalled it, and then those of all sends.
+    fn expect_all(&self, peer: &mut impl Read) {
+        expect_bytes(peer, &pattern(STALL_BYTES));
+        for key in 1..=self.count {
+            let mut expected = vec![0; LONG_BYTES];
+            fill_pattern(&mut expected, key);
+            expect_bytes(peer, &expected);
+        }
+    }
+}
+
+#[test]
+fn a_forked_child_that_sends_by_an_inherited_sender_copies() {
+    in_child(
+        "socket_numbers::a_forked_child_that_sends_by_an_inherited_sender_copies",
+        |_| {},
+        || {
+            // The parent's sender has sent something before the fork, or nothing.
+            for parent_sends_first in [true, false] {
+                let (socket, mut peer) = stalling_pair();
+                let mut sender = Sender::with(socket, options());
+                let short = pattern_pages(SHORT_BYTES);
+                if parent_sends_first {
+                    let sent = sender.send(&short).unwrap();
+                    assert_eq!(sent.report().by(Mechanism::Copy), 0, "{}", sent.report());
+                    expect_bytes(&mut peer, &pattern(SHORT_BYTES));
+                }
+                in_forked_child(|| {
+                    for _ in 0..SEND_COUNT {
+                        sender.send(&short).unwrap();
+                    }
+                });
+                for _ in 0..SEND_COUNT {
+                    expect_bytes(&mut peer, &pattern(SHORT_BYTES));
+                }
+                acknowledge(&peer, sender.get_ref());
+                stall(sender.get_ref());
+                let mut long = LongSends::default();
+                for _ in 0..SEND_COUNT {
+                    let sent = long.send(|pages| sender.send(pages).unwrap());
+                    assert_eq!(sent.report().by(Mechanism::Copy), 0, "{}", sent.report());
+                }
+                long.overwrite_completed_for(EARLY_NOTIFICATION_TIMEOUT);
+                long.expect_all(&mut peer);
+
+                in_forked_child(|| {
+                    let sent = sender.send(&short).unwrap();
+                    assert_eq!(sent.report().by(Mechanism::Copy), SHORT_BYTES as u64);
+                    assert_eq!(sent.report().fallbacks()[0].errno, Errno::BUSY);
+                    assert!(sent.completion().outcome().is_some());
+                });
+                expect_bytes(&mut peer, &pattern(SHORT_BYTES));
+            }
+        },
+    );
+}
+
+#[test]
+fn a_forked_child_that_may_only_use_msg_zerocopy_gets_an_error() {
+    in_child(
+        "socket_numbers::a_forked_child_that_may_only_use_msg_zerocopy_gets_an_error",
+        |_| {},
+        || {
+            let (socket, mut peer) = stalling_pair();
+            let only = SendOptions::default().force_mechanisms(&[Mechanism::MsgZerocopy]);
+            let mut sender = Sender::with(socket, only);
+            let short = pattern_pages(SHORT_BYTES);
+            in_forked_child(|| {
+                let error = sender.send(&short).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+                assert_eq!(error.moved(), 0);
+            });
+            // The parent is not affected.
+            sender.send(&short).unwrap();
+            expect_bytes(&mut peer, &pattern(SHORT_BYTES));
+        },
+    );
+}
+
+/// Two threads, each with a sender of its own, send for the first time at the same moment.
+#[test]
+fn only_one_of_two_senders_over_clones_uses_msg_zerocopy() {
+    const ROUNDS: usize = 300;
+    for round in 0..ROUNDS {
+        let (socket, mut peer) = stalling_pair();
+        let clone = socket.try_clone().unwrap();
+        let mut senders = [clone, socket].map(|socket| Sender::with(socket, options()));
+        let ready = AtomicUsize::new(0);
+        let short = pattern_pages(1);
+        let zero_copy: u64 = std::thread::scope(|scope| {
+            let threads = senders.each_mut().map(|sender| {
+                scope.spawn(|| {
+                    ready.fetch_add(1, Ordering::SeqCst);
+                    while ready.load(Ordering::SeqCst) < 2 {
+                        std::hint::spin_loop();
+                    }
+                    let sent = sender.send(&short).unwrap();
+                    sent.report().by(Mechanism::MsgZerocopy)
+                })
+            });
+            threads.into_iter().map(|it| it.join().unwrap()).sum()
+        });
+        expect_bytes(&mut peer, &[pattern(1)[0]; 2]);
+        acknowledge(&peer, senders[0].get_ref());
+        stall(senders[0].get_ref());
+        let mut long = LongSends::default();
+        for sender in &mut senders {
+            long.send(|pages| sender.send(pages).unwrap());
+        }
+        long.overwrite_completed();
+        long.expect_all(&mut peer);
+        assert_eq!(zero_copy, 1, "round {round}: not exactly one sender");
+    }
+}
+
+/// A channel, its non-blocking socket, and the peer. The channel has used `MSG_ZEROCOPY`.
+fn channel_in_use() -> (Channel, OwnedFd, File) {
+    let (socket, mut peer) = stalling_pair();
+    set_nonblocking(&socket);
+    let mut channel = Channel::new(&socket, Driver::Caller, options());
+    send_short_by_msg_zerocopy(&mut channel, &socket);
+    expect_bytes(&mut peer, &pattern(SHORT_BYTES));
+    (channel, socket, peer)
+}
+
+fn send_short_by_msg_zerocopy(channel: &mut Channel, socket: &OwnedFd) {
+    let report = channel.try_send(pattern_pages(SHORT_BYTES), socket);
+    let by = report.unwrap().report().by(Mechanism::MsgZerocopy);
+    assert_eq!(by, SHORT_BYTES as u64);
+}
+
+/// Two channels, one of which is also given the socket of the other. It copies to that socket, and
+/// the numbers of neither socket are shifted.
+#[test]
+fn a_channel_copies_to_a_second_socket() {
+    let (mut channel, first, mut first_peer) = channel_in_use();
+    let (mut other_channel, second, mut second_peer) = channel_in_use();
+    stall(&second);
+    let mut long = LongSends::default();
+    let mut reports = Vec::new();
+    for _ in 0..SEND_COUNT {
+        let sent = long.send(|pages| channel.try_send(pages, &second).unwrap());
+        reports.push(sent.report().clone());
+        let _ = long.send(|pages| other_channel.try_send(pages, &second).unwrap());
+        // This notification has the number that the channel would give to its send on the second
+        // socket.
+        send_short_by_msg_zerocopy(&mut channel, &first);
+        expect_bytes(&mut first_peer, &pattern(SHORT_BYTES));
+    }
+    long.overwrite_completed_for(EARLY_NOTIFICATION_TIMEOUT);
+    long.expect_all(&mut second_peer);
+    for report in reports {
+        assert_eq!(report.by(Mechanism::Copy), LONG_BYTES as u64, "{report}");
+        assert_eq!(report.fallbacks()[0].errno, Errno::BADFD, "{report}");
+    }
+}
+
+/// The number of a closed descriptor is given to the next socket, so it does not identify a socket.
+#[test]
+fn a_channel_recognises_a_new_socket_with_the_number_of_an_old_one() {
+    let (mut channel, first, _first_peer) = channel_in_use();
+    let (_other_channel, second, mut second_peer) = channel_in_use();
+    let clone = first.try_clone().unwrap();
+    let mut renumbered = first;
+    rustix::io::dup2(&second, &mut renumbered).unwrap();
+    stall(&second);
+    let mut long = LongSends::default();
+    let sent = long.send(|pages| channel.try_send(pages, &renumbered).unwrap());
+    send_short_by_msg_zerocopy(&mut channel, &clone);
+    long.overwrite_completed_for(EARLY_NOTIFICATION_TIMEOUT);
+    long.expect_all(&mut second_peer);
+    assert_eq!(sent.report().by(Mechanism::Copy), LONG_BYTES as u64);
+}
+
+/// A socket type of the user's program that does not always return the same socket.
+struct ChangingSocket {
+    sockets: [OwnedFd; 2],
+    is_second: Arc<AtomicBool>,
+}
+
+impl AsFd for ChangingSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.sockets[usize::from(self.is_second.load(Ordering::SeqCst))].as_fd()
+    }
+}
+
+impl StreamSocket for ChangingSocket {}
+
+#[test]
+fn a_sender_copies_to_a_second_socket() {
+    let (first, mut first_peer) = stalling_pair();
+    let (_other_channel, second, mut second_peer) = channel_in_use();
+    stall(&second);
+    let is_second = Arc::new(AtomicBool::new(false));
+    let socket = ChangingSocket {
+        sockets: [first, second],
+        is_second: Arc::clone(&is_second),
+    };
+    let mut sender = Sender::with(socket, options());
+    let mut long = LongSends::default();
+    for at in [false, true, false] {
+        is_second.store(at, Ordering::SeqCst);
+        if at {
+            let sent = long.send(|pages| sender.send(pages).unwrap());
+            assert_eq!(sent.bytes(), LONG_BYTES as u64);
+        } else {
+            let sent = sender.send(pattern_pages(SHORT_BYTES)).unwrap();
+            assert_eq!(sent.report().by(Mechanism::MsgZerocopy), SHORT_BYTES as u64);
+            expect_bytes(&mut first_peer, &pattern(SHORT_BYTES));
+        }
+    }
+    long.overwrite_completed_for(EARLY_NOTIFICATION_TIMEOUT);
+    long.expect_all(&mut second_peer);
+    assert_eq!(sender.report().by(Mechanism::Copy), LONG_BYTES as u64);
+}
