@@ -47,6 +47,9 @@ mod memory_sizes;
 /// Notifications: several in one, too many, between other messages, and what the sender learns.
 mod notifications;
 
+/// Wakers that panic, that call the library, and that are no longer needed.
+mod wakers;
+
 /// Limits on the bytes in flight, of a sender and of the process.
 mod in_flight_limits;
 
