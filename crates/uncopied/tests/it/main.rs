@@ -50,6 +50,9 @@ mod notifications;
 /// Wakers that panic, that call the library, and that are no longer needed.
 mod wakers;
 
+/// Sends that the peer acknowledges byte by byte.
+mod acknowledgements;
+
 /// Limits on the bytes in flight, of a sender and of the process.
 mod in_flight_limits;
 
