@@ -14,10 +14,11 @@ use std::time::Duration;
 use rustix::io::Result;
 
 use super::completion::{FreeReason, SendPart};
+use super::ended_send::{EndedSend, complete_all};
 use super::lease::Lease;
 use super::registry::NotificationSource;
 use crate::sys::fork::{self, OwnerProcess};
-use crate::sys::{Kernel, Linux};
+use crate::sys::{Acknowledged, Kernel, Linux};
 
 /// The `vmsplice` sends of a socket that the peer has not acknowledged yet.
 ///
@@ -64,7 +65,7 @@ impl Acknowledgements {
                 lease,
                 part,
             }),
-            _ => gift(lease, part),
+            _ => complete_all([gifted(lease, part)]),
         }
     }
 
@@ -82,24 +83,14 @@ impl Acknowledgements {
         let Ok(now) = kernel.acknowledged(self.socket.as_fd()) else {
             return;
         };
-        let is_free =
-            |send: &UnacknowledgedSend| now.outstanding == 0 || now.bytes >= send.acknowledged_at;
-        let count = unacknowledged
-            .iter()
-            .take_while(|send| is_free(send))
-            .count();
-        let free: Vec<UnacknowledgedSend> = match now.is_closed {
+        let acknowledged = match now.is_closed {
             true => Vec::new(),
-            false => unacknowledged.drain(..count).collect(),
+            false => take_acknowledged(&mut unacknowledged, now),
         };
-        drop(unacknowledged);
         // The lock is released first, because completing a send runs wakers, which may call this
         // function again.
-        for UnacknowledgedSend { lease, part, .. } in free {
-            let bytes = lease.memory().len() as u64;
-            drop(lease);
-            part.complete(bytes, 0, FreeReason::Acknowledged);
-        }
+        drop(unacknowledged);
+        complete_all(acknowledged.into_iter().map(UnacknowledgedSend::ended));
         if now.is_closed {
             self.gift_all();
         }
@@ -112,9 +103,8 @@ impl Acknowledgements {
             return;
         }
         let unacknowledged = std::mem::take(&mut *self.lock());
-        for UnacknowledgedSend { lease, part, .. } in unacknowledged {
-            gift(lease, part);
-        }
+        let gifted = |send: UnacknowledgedSend| gifted(send.lease, send.part);
+        complete_all(unacknowledged.into_iter().map(gifted));
     }
 
     /// Whether the caller is a forked child of the process that created this value. A child must
@@ -132,11 +122,36 @@ impl Acknowledgements {
     }
 }
 
-fn gift(lease: Lease, part: SendPart) {
+impl UnacknowledgedSend {
+    /// Ends the send, because the peer has acknowledged its bytes.
+    fn ended(self) -> EndedSend {
+        let bytes = self.lease.memory().len() as u64;
+        EndedSend::sent(
+            self.lease,
+            Some(self.part),
+            bytes,
+            0,
+            FreeReason::Acknowledged,
+        )
+    }
+}
+
+/// Removes the sends of which the peer has acknowledged every byte from `sends`, and returns them.
+fn take_acknowledged(
+    sends: &mut VecDeque<UnacknowledgedSend>,
+    now: Acknowledged,
+) -> Vec<UnacknowledgedSend> {
+    let is_acknowledged =
+        |send: &&UnacknowledgedSend| now.outstanding == 0 || now.bytes >= send.acknowledged_at;
+    let count = sends.iter().take_while(is_acknowledged).count();
+    sends.drain(..count).collect()
+}
+
+/// Gifts the memory to the kernel, and ends its send.
+fn gifted(lease: Lease, part: SendPart) -> EndedSend {
     let bytes = lease.memory().len() as u64;
     lease.memory().gift();
-    drop(lease);
-    part.complete(bytes, 0, FreeReason::Gifted);
+    EndedSend::sent(lease, Some(part), bytes, 0, FreeReason::Gifted)
 }
 
 impl NotificationSource for Acknowledgements {
@@ -151,5 +166,71 @@ impl NotificationSource for Acknowledgements {
         self.reap();
         thread::sleep(limit.min(POLL_INTERVAL));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::arena::{Memory, PageBuffer};
+    use crate::in_flight::{NotificationStats, Quota, SendTracker};
+
+    /// The numbers that the kernel reports when the peer has acknowledged `bytes` bytes of many.
+    fn acknowledged(bytes: u64) -> Acknowledged {
+        Acknowledged {
+            outstanding: 1 << 30,
+            bytes,
+            is_closed: false,
+        }
+    }
+
+    /// The peer acknowledges byte by byte: the memory of a send can be reused with its last byte.
+    #[test]
+    fn a_send_ends_with_the_acknowledgement_of_its_last_byte() {
+        let quota = Quota::new(u64::MAX);
+        let ends = [4096, 8192, 8192 + 65_536, 8192 + 65_537];
+        let mut sends: VecDeque<_> = ends
+            .iter()
+            .map(|&acknowledged_at| {
+                let pages = PageBuffer::zeroed(1).expect("allocated").freeze();
+                let lease = Lease::take(Memory::Pages(pages), &quota).expect("within the limit");
+                let stats = Arc::new(NotificationStats::default());
+                UnacknowledgedSend {
+                    acknowledged_at,
+                    lease,
+                    part: SendTracker::new().part(&stats, None),
+                }
+            })
+            .collect();
+        let mut left = ends.len();
+        for end in ends {
+            let early = take_acknowledged(&mut sends, acknowledged(end - 1));
+            assert!(early.is_empty(), "before {end}");
+            let ended = take_acknowledged(&mut sends, acknowledged(end));
+            assert_eq!((ended.len(), ended[0].acknowledged_at), (1, end));
+            complete_all(ended.into_iter().map(UnacknowledgedSend::ended));
+            left -= 1;
+            assert_eq!(quota.in_flight_bytes(), left as u64 * 4096);
+        }
+    }
+
+    /// If nothing is outstanding, the peer has acknowledged everything. The sum that was computed
+    /// when a send was made may be larger than the number of bytes that it ends with.
+    #[test]
+    fn every_send_ends_when_nothing_is_outstanding() {
+        let quota = Quota::new(u64::MAX);
+        let pages = PageBuffer::zeroed(1).expect("allocated").freeze();
+        let mut sends = VecDeque::from([UnacknowledgedSend {
+            acknowledged_at: 5000,
+            lease: Lease::take(Memory::Pages(pages), &quota).expect("within the limit"),
+            part: SendTracker::new().part(&Arc::new(NotificationStats::default()), None),
+        }]);
+        let now = Acknowledged {
+            outstanding: 0,
+            ..acknowledged(4096)
+        };
+        assert_eq!(take_acknowledged(&mut sends, now).len(), 1);
     }
 }

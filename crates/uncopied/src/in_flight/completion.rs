@@ -1,15 +1,20 @@
 //! The completion of a zero-copy send: reports when the memory of the send can be reused, and why.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use super::ended_send::SentBytes;
 use super::notification_stats::NotificationStats;
 use super::registry::NotificationSource;
+use super::wakers::{isolate, wake_all};
+use crate::sys::fork::OwnerProcess;
 
 /// A handle that reports when the kernel is done with the pages of one send, and how many of the
 /// bytes were copied.
@@ -38,8 +43,19 @@ use super::registry::NotificationSource;
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone)]
-pub struct Completion(Arc<CompletionState>);
+pub struct Completion {
+    state: Arc<CompletionState>,
+    /// The waker that this handle was last polled with; `None` until the handle has been polled.
+    waker: Option<HandleWaker>,
+}
+
+/// Identifies the waker of a handle.
+#[derive(Clone, Copy)]
+struct HandleWaker {
+    /// The key of the waker in [`SendProgress::wakers`].
+    key: u64,
+    owner_process: OwnerProcess,
+}
 
 /// The outcome of a send. It is known once the kernel is done with the pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +110,11 @@ struct SendProgress {
     reason: Option<FreeReason>,
     /// The duration of the send; `None` until the send is complete.
     elapsed: Option<Duration>,
-    wakers: Vec<Waker>,
+    /// The wakers of the tasks that wait for the send: at most one for each handle, by the key of
+    /// the handle.
+    wakers: BTreeMap<u64, Waker>,
+    /// The number of handles that have ever been polled, from which each of them gets its key.
+    polled_handles: u64,
     /// The number of threads that wait on [`CompletionState::completed`]. If there are none,
     /// `notify_all` is skipped, because it costs a system call.
     blocked_threads: usize,
@@ -107,12 +127,12 @@ impl Completion {
     /// Processes the notifications that have arrived, and never blocks.
     #[must_use]
     pub fn outcome(&self) -> Option<SendOutcome> {
-        let outcome = self.0.outcome(&self.0.lock());
+        let outcome = self.state.outcome(&self.state.lock());
         if outcome.is_some() {
             return outcome;
         }
         self.reap();
-        self.0.outcome(&self.0.lock())
+        self.state.outcome(&self.state.lock())
     }
 
     /// Blocks the thread until the kernel is done with the pages, for at most `limit`.
@@ -138,16 +158,16 @@ impl Completion {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             let at_most = left.map_or(MAX_SINGLE_WAIT, |left| left.min(MAX_SINGLE_WAIT));
-            let mut progress = self.0.lock();
+            let mut progress = self.state.lock();
             match progress.source.clone() {
                 Some(source) => {
                     drop(progress);
                     source.wait(at_most)?;
                 }
-                None if self.0.outcome(&progress).is_none() => {
+                None if self.state.outcome(&progress).is_none() => {
                     progress.blocked_threads += 1;
                     let (mut progress, _) = self
-                        .0
+                        .state
                         .completed
                         .wait_timeout(progress, at_most)
                         .unwrap_or_else(PoisonError::into_inner);
@@ -159,7 +179,7 @@ impl Completion {
     }
 
     fn reap(&self) {
-        let source = self.0.lock().source.clone();
+        let source = self.state.lock().source.clone();
         if let Some(source) = source {
             source.reap();
         }
@@ -177,6 +197,11 @@ const MAX_SINGLE_WAIT: Duration = Duration::from_millis(50);
 /// the send used `MSG_ZEROCOPY`, the task is only woken when the sender's notifications are
 /// processed, for example by [`Sender::reap`](crate::Sender::reap).
 ///
+/// Each handle keeps the waker with which it was last polled, until the send is complete or the
+/// handle is dropped. Wakers are woken while this library holds no lock, so they may call it. If
+/// one of them panics, the panic is reported by the panic hook and otherwise ignored: it affects
+/// neither the other wakers nor the thread that processes the notifications.
+///
 /// # Cancellation
 ///
 /// Dropping the future does not affect the send: the pages stay allocated for as long as the kernel
@@ -188,21 +213,56 @@ impl Future for Completion {
         if let Some(outcome) = self.outcome() {
             return Poll::Ready(outcome);
         }
-        let mut progress = self.0.lock();
-        if let Some(outcome) = self.0.outcome(&progress) {
+        let this = self.get_mut();
+        // Wakers are foreign code, so this one is cloned before the lock is taken, and the one that
+        // it replaces is dropped after the lock has been released.
+        let waker = cx.waker().clone();
+        let mut progress = this.state.lock();
+        if let Some(outcome) = this.state.outcome(&progress) {
+            drop(progress);
+            isolate(|| drop(waker));
             return Poll::Ready(outcome);
         }
-        let is_own = |waker: &Waker| waker.will_wake(cx.waker());
-        if !progress.wakers.iter().any(is_own) {
-            progress.wakers.push(cx.waker().clone());
-        }
+        let own = *this.waker.get_or_insert_with(|| {
+            progress.polled_handles += 1;
+            HandleWaker {
+                key: progress.polled_handles,
+                owner_process: OwnerProcess::current(),
+            }
+        });
+        let replaced = progress.wakers.insert(own.key, waker);
+        drop(progress);
+        isolate(|| drop(replaced));
         Poll::Pending
+    }
+}
+
+/// The clone has no waker until it is polled.
+impl Clone for Completion {
+    fn clone(&self) -> Self {
+        Self {
+            state: Arc::clone(&self.state),
+            waker: None,
+        }
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        // A forked child must not take the lock: if a thread of the parent held it during the fork,
+        // the child's copy of the lock is never released.
+        if let Some(own) = self.waker
+            && own.owner_process.is_current()
+        {
+            let waker = self.state.lock().wakers.remove(&own.key);
+            isolate(|| drop(waker));
+        }
     }
 }
 
 impl fmt::Debug for Completion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let outcome = self.0.outcome(&self.0.lock());
+        let outcome = self.state.outcome(&self.state.lock());
         f.debug_tuple("Completion").field(&outcome).finish()
     }
 }
@@ -223,29 +283,32 @@ impl CompletionState {
     }
 
     /// Decrements the number of open parts. If that was the last open part, marks the send as
-    /// complete and wakes the tasks and threads that wait for it.
-    fn close_part(&self, mut progress: MutexGuard<'_, SendProgress>) {
+    /// complete, wakes the threads that wait for it, and adds the wakers of the tasks that wait for
+    /// it to `wakers`.
+    fn close_part(&self, mut progress: MutexGuard<'_, SendProgress>, wakers: &mut Vec<Waker>) {
         progress.open_parts -= 1;
         if progress.open_parts > 0 {
             return;
         }
         progress.elapsed = Some(self.started_at.elapsed());
-        progress.source = None;
-        let wakers = std::mem::take(&mut progress.wakers);
+        let source = progress.source.take();
+        let waiting = mem::take(&mut progress.wakers);
         let has_blocked_threads = progress.blocked_threads > 0;
+        // The lock is released before `source` is dropped, which may close a ring or a socket.
         drop(progress);
         if has_blocked_threads {
             self.completed.notify_all();
         }
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.extend(waiting.into_values());
+        drop(source);
     }
 }
 
 impl SendProgress {
-    fn add(&mut self, bytes: u64, copied: u64, reason: FreeReason) {
-        self.bytes += bytes;
-        self.copied += copied;
-        self.reason = self.reason.max(Some(reason));
+    fn add(&mut self, sent: &SentBytes) {
+        self.bytes += sent.bytes;
+        self.copied += sent.copied;
+        self.reason = self.reason.max(Some(sent.reason));
     }
 }
 
@@ -267,13 +330,20 @@ impl SendTracker {
     }
 
     pub(crate) fn completion(&self) -> Completion {
-        Completion(Arc::clone(&self.0))
+        Completion {
+            state: Arc::clone(&self.0),
+            waker: None,
+        }
     }
 
     /// Counts bytes that need no notification, because they were copied or because their pages were
     /// gifted (see [`FreeReason::Gifted`]).
     pub(crate) fn count_finished(&self, bytes: u64, copied: u64, reason: FreeReason) {
-        self.0.lock().add(bytes, copied, reason);
+        self.0.lock().add(&SentBytes {
+            bytes,
+            copied,
+            reason,
+        });
     }
 
     /// Adds a part to the send. A notification will complete the part, and is then also counted in
@@ -287,8 +357,10 @@ impl SendTracker {
     ) -> SendPart {
         let mut progress = self.0.lock();
         progress.open_parts += 1;
-        progress.source = source.or(progress.source.take());
+        let replaced = source.and_then(|source| progress.source.replace(source));
+        // The lock is released before the replaced source is dropped, which may close a ring.
         drop(progress);
+        drop(replaced);
         SendPart {
             completion: Some(Arc::clone(&self.0)),
             stats: Arc::clone(stats),
@@ -298,27 +370,39 @@ impl SendTracker {
 
 impl Drop for SendTracker {
     fn drop(&mut self) {
-        self.0.close_part(self.0.lock());
+        let mut wakers = Vec::new();
+        self.0.close_part(self.0.lock(), &mut wakers);
+        wake_all(wakers);
     }
 }
 
 /// A part of a send: the bytes of one zero-copy call, which a notification will complete.
 ///
-/// Dropping a part that is not complete removes the part from the send without counting any bytes.
-/// That is what happens if the call fails.
+/// Dropping a part removes it from the send without counting any bytes, and wakes the tasks that
+/// wait for the send. Waking runs foreign code, so drop a part only while no lock is held, or pass
+/// it to [`complete_all`](super::complete_all).
 pub(crate) struct SendPart {
     completion: Option<Arc<CompletionState>>,
     stats: Arc<NotificationStats>,
 }
 
 impl SendPart {
-    /// Completes the part: the kernel is done with `bytes` bytes, of which it copied `copied`.
-    pub(crate) fn complete(mut self, bytes: u64, copied: u64, reason: FreeReason) {
-        self.stats.note(bytes, copied);
+    /// Completes the part: the kernel is done with the bytes of `sent`. Adds the wakers of the
+    /// tasks that wait for this to `wakers`.
+    pub(super) fn complete(mut self, sent: &SentBytes, wakers: &mut Vec<Waker>) {
+        wakers.extend(self.stats.note(sent.bytes, sent.copied));
         if let Some(completion) = self.completion.take() {
             let mut progress = completion.lock();
-            progress.add(bytes, copied, reason);
-            completion.close_part(progress);
+            progress.add(sent);
+            completion.close_part(progress, wakers);
+        }
+    }
+
+    /// Removes the part from the send without counting any bytes. If the send is complete without
+    /// it, adds the wakers of the tasks that wait for the send to `wakers`.
+    pub(super) fn remove(mut self, wakers: &mut Vec<Waker>) {
+        if let Some(completion) = self.completion.take() {
+            completion.close_part(completion.lock(), wakers);
         }
     }
 }
@@ -326,7 +410,9 @@ impl SendPart {
 impl Drop for SendPart {
     fn drop(&mut self) {
         if let Some(completion) = self.completion.take() {
-            completion.close_part(completion.lock());
+            let mut wakers = Vec::new();
+            completion.close_part(completion.lock(), &mut wakers);
+            wake_all(wakers);
         }
     }
 }
@@ -346,6 +432,19 @@ impl fmt::Debug for SendPart {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::fork::tests::in_child;
+
+    fn complete(part: SendPart, bytes: u64, copied: u64) {
+        let reason = FreeReason::Notification;
+        let sent = SentBytes {
+            bytes,
+            copied,
+            reason,
+        };
+        let mut wakers = Vec::new();
+        part.complete(&sent, &mut wakers);
+        wake_all(wakers);
+    }
 
     #[test]
     fn a_send_is_complete_once_its_last_part_is() {
@@ -355,10 +454,10 @@ mod tests {
         let [first, second] = [(), ()].map(|()| tracker.part(&stats, None));
         tracker.count_finished(10, 10, FreeReason::Copied);
         drop(tracker);
-        second.complete(20, 0, FreeReason::Notification);
+        complete(second, 20, 0);
         assert_eq!(completion.outcome(), None);
         assert!(completion.wait(Some(Duration::from_millis(1))).is_err());
-        first.complete(30, 30, FreeReason::Notification);
+        complete(first, 30, 30);
         let outcome = completion.outcome().expect("complete");
         assert_eq!(
             (outcome.bytes, outcome.copied, outcome.reason),
@@ -377,8 +476,34 @@ mod tests {
         let waiting = std::thread::spawn(move || completion.wait(None));
         let part = tracker.part(&Arc::default(), None);
         drop(tracker);
-        part.complete(1, 0, FreeReason::Notification);
+        complete(part, 1, 0);
         let outcome = waiting.join().expect("no panic").expect("no time-out");
         assert_eq!(outcome.bytes, 1);
+    }
+
+    /// The parent holds the lock of the completion during the fork. The child must be able to drop
+    /// its copies of the handles, such as those of its copies of tasks, without that lock.
+    #[test]
+    fn a_child_drops_a_handle_without_the_lock() {
+        let tracker = SendTracker::new();
+        let mut handle = tracker.completion();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut handle).poll(&mut cx).is_pending());
+        let state = Arc::clone(&handle.state);
+        // The child drops the handle through a reference: the parent must keep its own until the
+        // lock is released.
+        let mut handle = Some(handle);
+        let progress = state.lock();
+        let is_dropped = in_child(|| {
+            // SAFETY: the call takes only a number. It ends the child if the child hangs.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::alarm(20)
+            };
+            drop(handle.take());
+            1
+        });
+        drop(progress);
+        assert_eq!(is_dropped, 1);
     }
 }

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, Result};
 
 use super::completion::{FreeReason, SendPart};
+use super::ended_send::{EndedSend, complete_all};
 use super::lease::Lease;
 use super::reaper::Orphan;
 use super::registry::NotificationSource;
@@ -51,12 +51,15 @@ impl ErrorQueue {
         call: impl FnOnce(&Lease) -> Result<usize>,
     ) -> Result<usize> {
         let mut outstanding = self.lock();
-        let moved = call(&sent.lease)?;
-        if moved > 0 {
+        let result = call(&sent.lease);
+        if let Ok(moved @ 1..) = result {
             sent.lease.shorten(moved);
             outstanding.sends.push_back(Some(sent));
+        } else {
+            drop(outstanding);
+            complete_all([sent.unsent()]);
         }
-        Ok(moved)
+        result
     }
 
     /// Whether the caller is a forked child of the process that created this queue. A child must
@@ -95,9 +98,9 @@ impl ErrorQueue {
                 Ok(None) | Err(_) => break,
             }
         }
-        drop(outstanding);
         // The lock is released first, because completing a send runs wakers, which may call `drain`
         // again.
+        drop(outstanding);
         let count = ended.len();
         complete_all(ended);
         count
@@ -196,30 +199,22 @@ pub(crate) struct SentLease {
 }
 
 impl SentLease {
-    fn complete(self, copied: bool) {
+    /// Ends the send, because its notification has arrived. `copied` says whether the kernel copied
+    /// the bytes.
+    fn ended(self, copied: bool) -> EndedSend {
         let bytes = self.lease.memory().len() as u64;
-        // The lease is dropped first, because completing the part may wake a task that wants to
-        // reuse the pages at once.
-        drop(self.lease);
-        self.part.complete(
+        EndedSend::sent(
+            self.lease,
+            Some(self.part),
             bytes,
             if copied { bytes } else { 0 },
             FreeReason::Notification,
-        );
+        )
     }
-}
 
-/// Completes all of these sends. The flag of each says whether the kernel copied its bytes. If a
-/// waker, which is foreign code, panics, the other sends are completed all the same, and the panic
-/// is resumed at the end.
-fn complete_all(ended: Vec<(SentLease, bool)>) {
-    let mut panicked = None;
-    for (sent, copied) in ended {
-        let completing = catch_unwind(AssertUnwindSafe(|| sent.complete(copied)));
-        panicked = completing.err().or(panicked);
-    }
-    if let Some(panic) = panicked {
-        resume_unwind(panic);
+    /// Ends the send, because the socket accepted none of its bytes.
+    fn unsent(self) -> EndedSend {
+        EndedSend::unsent(Some(self.lease.into()), Some(self.part))
     }
 }
 
@@ -240,16 +235,16 @@ struct OutstandingSends {
 }
 
 impl OutstandingSends {
-    /// Moves the sends that `notification` covers to `ended`, each with a flag that says whether
-    /// the kernel copied its bytes. Numbers of sends that are not outstanding are ignored.
-    fn take_notified(&mut self, notification: Notification, ended: &mut Vec<(SentLease, bool)>) {
+    /// Ends the sends that `notification` covers, and adds them to `ended`. Numbers of sends that
+    /// are not outstanding are ignored.
+    fn take_notified(&mut self, notification: Notification, ended: &mut Vec<EndedSend>) {
         // The kernel's numbers wrap around, so compare their distances from `first_number` instead
         // of the numbers themselves.
         let count = notification.last.wrapping_sub(notification.first) as usize + 1;
         let start = notification.first.wrapping_sub(self.first_number) as usize;
         let end = start.saturating_add(count).min(self.sends.len());
         for send in self.sends.range_mut(start.min(end)..end) {
-            ended.extend(send.take().map(|sent| (sent, notification.copied)));
+            ended.extend(send.take().map(|sent| sent.ended(notification.copied)));
         }
         while let Some(None) = self.sends.front() {
             self.sends.pop_front();

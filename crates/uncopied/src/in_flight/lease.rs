@@ -76,15 +76,18 @@ impl Leases {
     }
 
     /// Shortens the leases to the first `len` bytes of the whole send, because the kernel accepted
-    /// no more than these.
-    pub(crate) fn shorten(&mut self, len: usize) {
+    /// no more than these. Returns the leases of which no byte was accepted, if there are any, so
+    /// that the caller can drop them when it holds no lock.
+    #[must_use = "dropping leases frees their memory"]
+    pub(crate) fn shorten(&mut self, len: usize) -> Option<Self> {
         let mut left = len;
         for lease in std::iter::once(&mut self.first).chain(&mut self.rest) {
             let kept = left.min(lease.memory().len());
             lease.shorten(kept);
             left -= kept;
         }
-        self.rest.retain(|lease| lease.memory().len() > 0);
+        let kept = self.rest.iter().take_while(|it| it.memory().len() > 0);
+        Self::of(self.rest.split_off(kept.count()))
     }
 }
 

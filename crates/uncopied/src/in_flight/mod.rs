@@ -3,16 +3,19 @@
 
 mod acknowledgements;
 mod completion;
+mod ended_send;
 mod error_queue;
 mod lease;
 mod limits;
 mod notification_stats;
 pub(crate) mod reaper;
 pub(crate) mod registry;
+mod wakers;
 
 pub(crate) use acknowledgements::Acknowledgements;
 pub use completion::{Completion, FreeReason, SendOutcome};
 pub(crate) use completion::{SendPart, SendTracker};
+pub(crate) use ended_send::{EndedSend, complete_all};
 pub(crate) use error_queue::{ErrorQueue, OrphanedErrorQueue, SentLease};
 pub(crate) use lease::{Lease, Leases};
 pub(crate) use limits::Quota;

@@ -6,8 +6,11 @@ use std::task::Waker;
 #[cfg(feature = "tokio")]
 use std::task::{Context, Poll};
 
-/// Counts the notifications of a sender and the bytes that they report as copied. Wakes the task
-/// that waits for the next notification.
+#[cfg(feature = "tokio")]
+use super::wakers::isolate;
+
+/// Counts the notifications of a sender and the bytes that they report as copied, and keeps the
+/// waker of the task that waits for the next notification.
 #[derive(Debug, Default)]
 pub(crate) struct NotificationStats {
     copied_bytes: AtomicU64,
@@ -18,7 +21,10 @@ pub(crate) struct NotificationStats {
 
 impl NotificationStats {
     /// Counts a notification for a send of `bytes` bytes, of which the kernel copied `copied`.
-    pub(super) fn note(&self, bytes: u64, copied: u64) {
+    /// Returns the waker of the task that waits for a notification, for the caller to wake once it
+    /// has completed the send.
+    #[must_use = "the task must be woken"]
+    pub(super) fn note(&self, bytes: u64, copied: u64) -> Option<Waker> {
         self.copied_bytes.fetch_add(copied, Ordering::Relaxed);
         if copied < bytes {
             self.copied_notifications_in_a_row
@@ -28,10 +34,7 @@ impl NotificationStats {
                 .fetch_add(1, Ordering::Relaxed);
         }
         self.notifications.fetch_add(1, Ordering::Release);
-        let waker = self.waker().take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.waker().take()
     }
 
     fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
@@ -48,7 +51,11 @@ impl NotificationStats {
     /// polled last is woken.
     #[cfg(feature = "tokio")]
     pub(crate) fn poll_notification(&self, cx: &mut Context<'_>, seen: u64) -> Poll<()> {
-        *self.waker() = Some(cx.waker().clone());
+        // Wakers are foreign code, so this one is cloned before the lock is taken, and the one that
+        // it replaces is dropped after the lock has been released.
+        let waker = cx.waker().clone();
+        let replaced = self.waker().replace(waker);
+        isolate(|| drop(replaced));
         if self.notifications() > seen {
             Poll::Ready(())
         } else {
@@ -73,5 +80,44 @@ impl NotificationStats {
     pub(crate) fn reset_copied_in_a_row(&self) {
         self.copied_notifications_in_a_row
             .store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, feature = "tokio"))]
+mod tests {
+    use std::sync::{Arc, mpsc};
+    use std::task::Wake;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Counts a notification when it is dropped, and so takes the lock under which it was kept.
+    struct NotingWaker(Arc<NotificationStats>);
+
+    impl Wake for NotingWaker {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for NotingWaker {
+        fn drop(&mut self) {
+            drop(self.0.note(1, 0));
+        }
+    }
+
+    /// A waker may call the library when it is dropped, because no lock is held meanwhile.
+    #[test]
+    fn a_waker_that_another_replaces_is_dropped_without_the_lock() {
+        let (done, is_done) = mpsc::channel();
+        thread::spawn(move || {
+            let stats = Arc::new(NotificationStats::default());
+            let first = Waker::from(Arc::new(NotingWaker(Arc::clone(&stats))));
+            let _ = stats.poll_notification(&mut Context::from_waker(&first), 0);
+            drop(first);
+            let _ = stats.poll_notification(&mut Context::from_waker(Waker::noop()), 0);
+            done.send(stats.notifications()).expect("received");
+        });
+        let notifications = is_done.recv_timeout(Duration::from_secs(20));
+        assert_eq!(notifications, Ok(1));
     }
 }

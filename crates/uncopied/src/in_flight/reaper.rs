@@ -7,7 +7,6 @@
 //! until a notification arrives, except for a timeout check every second.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, mem, thread};
@@ -26,7 +25,9 @@ pub(crate) trait Orphan: Send {
     /// reports `POLLERR` even if it is not requested.
     fn ready_for(&self) -> PollFlags;
 
-    /// Processes the notifications that have arrived. Returns how many sends they completed.
+    /// Processes the notifications that have arrived. Returns how many sends they completed. A
+    /// waker that panics must not make this function panic, because that would end the reaper:
+    /// [`complete_all`](super::complete_all) takes care of it.
     fn reap(&self) -> usize;
 
     /// Whether the kernel is done with all of the orphan's memory. The reaper then drops the
@@ -174,12 +175,9 @@ fn wait(orphans: &[AdoptedOrphan], wakeup: &OwnedFd) -> bool {
 impl AdoptedOrphan {
     /// Processes the notifications that have arrived. If none has arrived for
     /// [`UNRESPONSIVE_PEER_TIMEOUT`], gives up on the orphan. Returns the number of sends that were
-    /// completed, or 1 if a waker panicked.
+    /// completed.
     fn reap(&mut self) -> usize {
-        // Completing a send runs the wakers of the tasks that wait for it. They are foreign code,
-        // and a panic in one of them must not end the reaper thread.
-        let reap = AssertUnwindSafe(|| self.orphan.reap());
-        let completed = catch_unwind(reap).unwrap_or(1);
+        let completed = self.orphan.reap();
         if completed > 0 {
             self.last_notified_at = Instant::now();
         } else if !self.has_given_up && self.last_notified_at.elapsed() > UNRESPONSIVE_PEER_TIMEOUT

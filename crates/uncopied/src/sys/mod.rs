@@ -31,7 +31,6 @@ pub(crate) use map::Reservation;
 pub(crate) use map::UnplacedMapping;
 pub(crate) use mapped::{Mapped, PipeWriter};
 pub(crate) use page_cache::cached_pages;
-#[cfg(test)]
 pub(crate) use tcp::Acknowledged;
 pub(crate) use userfault::{
     Userfault, make_inaccessible, populate, replace_page, wipe_on_fork, without_signals,

@@ -64,8 +64,8 @@ pub(crate) struct Uring {
     /// Completions that had to be removed from the queue during a submission. The next
     /// [`drain`](Self::drain) processes them first.
     early_completions: Vec<Completion>,
-    /// Whether a submission has failed. Entries may then be stuck in the submission queue, and
-    /// another submission would submit them too. So nothing is ever submitted again.
+    /// Whether nothing may be submitted any more. Set once a submission has failed: entries may
+    /// then be stuck in the submission queue, and another submission would submit them too.
     is_broken: bool,
 }
 
@@ -118,9 +118,16 @@ impl Uring {
         rustix::io::fcntl_dupfd_cloexec(descriptor, 3)
     }
 
-    /// Whether an earlier submission has failed. If so, the ring accepts no more submissions.
+    /// Whether an earlier submission has failed, or [`break_off`](Self::break_off) has been called.
+    /// If so, the ring accepts no more submissions.
     pub(crate) fn is_broken(&self) -> bool {
         self.is_broken
+    }
+
+    /// Stops the ring from accepting submissions: [`submit`](Self::submit) then fails with
+    /// `ECANCELED`.
+    pub(crate) fn break_off(&mut self) {
+        self.is_broken = true;
     }
 
     /// Submits these sends, and makes the kernel try each of them, in order. When this returns, the
@@ -131,7 +138,7 @@ impl Uring {
     ///
     /// The number of sends that the kernel did not accept, and the reason. Afterwards the ring is
     /// [broken](Self::is_broken), because the entries of these sends cannot be removed from the
-    /// submission queue.
+    /// submission queue. If the ring was broken before, the reason is `ECANCELED`.
     pub(crate) fn submit(
         &mut self,
         requests: &[SendRequest<'_>],
@@ -329,4 +336,75 @@ pub(crate) fn register_with_tokio(eventfd: OwnedFd) -> Result<tokio::io::unix::A
 
 fn errno(error: io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Makes the system call `call` fail with `errno` from now on, in the calling thread and in the
+    /// threads and processes that it creates, by installing a seccomp filter. The filter cannot be
+    /// removed, so this must run in a thread or a child process of its own.
+    pub(crate) fn refuse(call: libc::c_long, errno: Errno) {
+        let instruction = |code: u32, jt, jf, k| libc::sock_filter {
+            code: code as u16,
+            jt,
+            jf,
+            k,
+        };
+        let errno = libc::SECCOMP_RET_ERRNO | errno.raw_os_error().cast_unsigned();
+        let mut instructions = [
+            instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            instruction(
+                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                0,
+                1,
+                call as u32,
+            ),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, 0, errno),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog {
+            len: instructions.len() as u16,
+            filter: instructions.as_mut_ptr(),
+        };
+        // SAFETY: the call takes only numbers, no pointers.
+        let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        assert_eq!(result, 0);
+        let mode = libc::SECCOMP_MODE_FILTER;
+        // SAFETY: the kernel copies the program, which lives until the call returns.
+        let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) };
+        assert_eq!(result, 0);
+    }
+
+    /// Queues requests that do nothing, with these tokens.
+    fn queue(uring: &mut Uring, tokens: &[u64]) {
+        for &token in tokens {
+            let entry = opcode::Nop::new().build().user_data(token);
+            // SAFETY: the request refers to no memory and to no descriptor.
+            unsafe { uring.uring.submission().push(&entry) }.expect("room in the queue");
+        }
+    }
+
+    /// `EBUSY` means that the kernel accepts no requests until completions have been processed. So
+    /// they are taken out of the queue, and kept for the next [`Uring::drain`].
+    #[test]
+    fn ebusy_empties_the_completion_queue() {
+        let refused = std::thread::spawn(|| {
+            let mut uring = Uring::new(4, 8).expect("a ring");
+            queue(&mut uring, &[1, 2, 3]);
+            uring.submit_all().expect("submitted");
+            assert_eq!(uring.uring.completion().len(), 3);
+
+            queue(&mut uring, &[4]);
+            refuse(libc::SYS_io_uring_enter, Errno::BUSY);
+            assert_eq!(uring.submit_all(), Err(Errno::NOMEM));
+            assert_eq!(uring.uring.completion().len(), 0, "the queue is not empty");
+            let mut tokens = Vec::new();
+            uring.drain(|completion| tokens.push(completion.token));
+            assert_eq!(tokens, [1, 2, 3]);
+            uring.drain(|completion| panic!("twice: {completion:?}"));
+        });
+        refused.join().expect("no panic");
+    }
 }

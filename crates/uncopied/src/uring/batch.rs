@@ -20,7 +20,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -30,7 +30,7 @@ use rustix::io::Result;
 use super::batch_queue::BatchEntry;
 use super::ring::QueuedSend;
 use super::thread_ring::ThreadRing;
-use crate::in_flight::{Leases, SendPart};
+use crate::in_flight::{EndedSend, Leases, SendPart, complete_all};
 
 /// Sends the memory held by `leases`, in one system call with the queued sends of other connections
 /// that use `ring`. Resolves to the number of bytes that the socket accepted. A connection may have
@@ -49,7 +49,7 @@ use crate::in_flight::{Leases, SendPart};
 /// first poll remains queued, so its bytes are still sent.)
 pub(crate) fn send(
     ring: Arc<ThreadRing>,
-    sink: Arc<dyn AsFd + Send + Sync>,
+    sink: Arc<OwnedFd>,
     leases: impl Into<Leases>,
     part: SendPart,
 ) -> BatchedSend {
@@ -97,9 +97,10 @@ impl Future for BatchedSend {
 impl Drop for BatchedSend {
     fn drop(&mut self) {
         // Cancel the send by taking it out of its entry, which stays in the queue until the next
-        // batch. Dropping the send may run foreign code (wakers), so it is dropped after the
-        // entry's lock has been released.
-        drop(self.entry.take());
+        // batch.
+        if let Some(QueuedSend { leases, part, .. }) = self.entry.take() {
+            complete_all([EndedSend::unsent(Some(leases), Some(part))]);
+        }
     }
 }
 
@@ -113,7 +114,9 @@ impl fmt::Debug for BatchedSend {
 mod tests {
     use std::io::Read;
     use std::net::TcpStream;
-    use std::task::Waker;
+    use std::os::fd::AsFd;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::task::{Wake, Waker};
     use std::time::Duration;
 
     use rustix::io::Errno;
@@ -160,7 +163,7 @@ mod tests {
                 let (sender, receiver) = connect(1 << 20, 1 << 20);
                 let (part, completion) = ledger.part(ring.notification_source());
                 let lease = ledger.lease(&pattern(seed, SEND_BYTES));
-                let send = send(Arc::clone(&ring), Arc::new(sender), lease, part);
+                let send = send(Arc::clone(&ring), Arc::new(sender.into()), lease, part);
                 Connection {
                     receiver,
                     seed,
@@ -256,12 +259,54 @@ mod tests {
         fill();
         let (part, _completion) = ledger.part(ring.notification_source());
         let lease = ledger.lease(&pages);
-        let mut full = send(Arc::clone(&ring), Arc::new(sender), lease, part);
+        let mut full = send(Arc::clone(&ring), Arc::new(sender.into()), lease, part);
         let mut other = connections(&ledger, 1).remove(0);
         assert!(poll(&mut full).is_pending());
         assert!(other.poll().is_pending());
         assert_eq!(poll(&mut full), Poll::Ready(Err(Errno::AGAIN)));
         assert_eq!(other.poll(), Poll::Ready(Ok(SEND_BYTES)));
+    }
+
+    struct PanickingWaker;
+
+    impl Wake for PanickingWaker {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker panics");
+        }
+    }
+
+    /// The batch also processes the notification of an earlier send, whose waker panics. The
+    /// futures of the batch must have their results nevertheless, or they would be polled forever.
+    #[test]
+    fn a_waker_that_panics_does_not_take_the_results_of_a_batch() {
+        let ledger = TestLedger::new();
+        let ring = ThreadRing::of_thread().expect("a ring");
+        let (sender, mut receiver) = connect(1 << 20, 4 << 10);
+        let pages = pattern(0, 256 << 10);
+        let (part, mut earlier) = ledger.part(ring.notification_source());
+        let sent = ring.send(sender.as_fd(), ledger.lease(&pages), part);
+        let sent = sent.expect("accepted");
+        let waker = Waker::from(Arc::new(PanickingWaker));
+        let polled = Pin::new(&mut earlier).poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending(), "the peer has read nothing");
+
+        let mut connections = connections(&ledger, 3);
+        for connection in &mut connections {
+            assert!(connection.poll().is_pending());
+        }
+        receiver.read_exact(&mut vec![0; sent]).expect("received");
+        let source = ring.notification_source();
+        source.wait(Duration::from_secs(20)).expect("notified");
+        let polls: Vec<_> = connections
+            .iter_mut()
+            .map(|connection| {
+                let poll = AssertUnwindSafe(|| connection.poll());
+                catch_unwind(poll).ok()
+            })
+            .collect();
+        assert_eq!(polls, [Some(Poll::Ready(Ok(SEND_BYTES))); 3]);
+        let outcome = earlier.outcome().expect("complete");
+        assert_eq!(outcome.bytes, sent as u64);
     }
 
     /// A multi-threaded runtime may poll a future on one thread first, and on another one later.

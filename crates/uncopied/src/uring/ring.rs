@@ -16,8 +16,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, Result};
 
-use super::sends::{EndedSend, SendToken, Sends};
-use crate::in_flight::{Leases, NotificationSource, SendPart};
+use super::sends::{SendToken, Sends};
+use crate::in_flight::{EndedSend, Leases, NotificationSource, SendPart, complete_all};
 use crate::sys::fork::{self, OwnerProcess};
 use crate::sys::uring::Uring;
 
@@ -52,8 +52,6 @@ struct RingState {
     results: Vec<(SendToken, Result<usize>)>,
     /// Whether a thread other than `owner_thread` has ever sent with this ring.
     has_foreign_sends: bool,
-    /// Whether the ring has failed. Nothing more is submitted to a ring that has failed.
-    is_broken: bool,
 }
 
 impl Ring {
@@ -80,7 +78,6 @@ impl Ring {
                 sends: Sends::default(),
                 results: Vec::new(),
                 has_foreign_sends: false,
-                is_broken: false,
             }),
         })
     }
@@ -107,11 +104,11 @@ impl Ring {
         part: SendPart,
     ) -> Result<usize> {
         if self.is_retired() {
+            complete_all([EndedSend::unsent(Some(leases), Some(part))]);
             return Err(RING_RETIRED);
         }
-        let mut state = self.lock_to_send();
-        let result = state.send(sink, leases, part);
-        self.unlock_after_send(state);
+        let (result, ended) = self.locked_to_send(|state| state.send(sink, leases, part));
+        complete_all(ended);
         result
     }
 
@@ -124,34 +121,43 @@ impl Ring {
         sends: impl IntoIterator<Item = QueuedSend>,
         mut report: impl FnMut(Result<usize>),
     ) {
-        let mut sends = sends.into_iter();
+        let mut queued = sends.into_iter();
+        // Completing a send runs foreign code, which may wait for the result of another one. So no
+        // send is completed until all results have been reported.
+        let mut ended = Vec::new();
         loop {
-            let batch: Vec<_> = sends.by_ref().take(SUBMISSION_ENTRIES as usize).collect();
-            if batch.is_empty() {
-                return;
+            let batch = queued.by_ref().take(SUBMISSION_ENTRIES as usize);
+            let batch = batch.map(|it| (it.sink, (it.leases, it.part)));
+            let (sinks, sends): (Vec<_>, Vec<_>) = batch.unzip();
+            if sinks.is_empty() {
+                break;
             }
             if self.is_retired() {
-                batch.into_iter().for_each(|_| report(Err(RING_RETIRED)));
+                let unsent = sends.into_iter().map(|(leases, part)| {
+                    report(Err(RING_RETIRED));
+                    EndedSend::unsent(Some(leases), Some(part))
+                });
+                ended.extend(unsent);
                 continue;
             }
-            let mut state = self.lock_to_send();
-            let results = state.send_all(batch);
-            self.unlock_after_send(state);
+            let (results, newly_ended) = self.locked_to_send(|state| state.send_all(&sinks, sends));
+            ended.extend(newly_ended);
             results.into_iter().for_each(&mut report);
         }
+        complete_all(ended);
     }
 
-    fn lock_to_send(&self) -> MutexGuard<'_, RingState> {
+    /// Runs `make`, which makes sends, while the lock is held. Also returns the sends that have
+    /// ended meanwhile, for the caller to complete.
+    fn locked_to_send<T>(&self, make: impl FnOnce(&mut RingState) -> T) -> (T, Vec<EndedSend>) {
         let mut state = self.lock();
         state.has_foreign_sends |= self.owner_thread != thread::current().id();
-        state
-    }
-
-    fn unlock_after_send(&self, state: MutexGuard<'_, RingState>) {
-        if state.is_broken {
+        let made = make(&mut state);
+        if state.uring.is_broken() {
             self.retire();
         }
-        complete_ended(state);
+        let ended = state.sends.take_ended();
+        (made, ended)
     }
 
     /// Processes the notifications that have arrived.
@@ -161,7 +167,11 @@ impl Ring {
         }
         let mut state = self.lock();
         state.reap();
-        complete_ended(state);
+        let ended = state.sends.take_ended();
+        // The lock is released first, because completing a send runs foreign code, which may use
+        // this ring.
+        drop(state);
+        complete_all(ended);
     }
 
     /// Waits for a notification to process, for at most `limit`. May return earlier without a
@@ -218,8 +228,8 @@ impl Ring {
     }
 
     fn lock(&self) -> MutexGuard<'_, RingState> {
-        // The code that changes the state calls no foreign code, so a panic while the lock was held
-        // cannot have left the state inconsistent.
+        // No foreign code runs while the lock is held, not even to drop memory or wakers, so a
+        // panic cannot have left the state inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -256,26 +266,16 @@ impl Drop for Ring {
     }
 }
 
-/// Releases the lock, and then completes the sends that have ended.
-fn complete_ended(mut state: MutexGuard<'_, RingState>) {
-    let ended = state.sends.take_ended();
-    drop(state);
-    ended.into_iter().for_each(EndedSend::complete);
-}
-
 /// A send that [`Ring::send_all`] submits together with others.
 #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
 pub(crate) struct QueuedSend {
-    pub(crate) sink: Arc<dyn AsFd + Send + Sync>,
+    pub(crate) sink: Arc<OwnedFd>,
     pub(crate) leases: Leases,
     pub(crate) part: SendPart,
 }
 
 impl RingState {
     fn send(&mut self, sink: BorrowedFd<'_>, leases: Leases, part: SendPart) -> Result<usize> {
-        if self.is_broken {
-            return Err(RING_RETIRED);
-        }
         self.without_signals(|state| {
             let token = state.sends.begin(leases, part);
             let request = state.sends.request(token, sink);
@@ -285,23 +285,21 @@ impl RingState {
         })
     }
 
-    /// Submits these sends in one system call, and returns their results in the same order. `sends`
-    /// must not be longer than the submission queue.
+    /// Submits these sends in one system call, each to the sink with the same index, and returns
+    /// their results in the same order. There must not be more sends than the submission queue has
+    /// entries.
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
-    fn send_all(&mut self, sends: Vec<QueuedSend>) -> Vec<Result<usize>> {
-        if self.is_broken {
-            return sends.iter().map(|_| Err(RING_RETIRED)).collect();
-        }
+    fn send_all(
+        &mut self,
+        sinks: &[Arc<OwnedFd>],
+        sends: Vec<(Leases, SendPart)>,
+    ) -> Vec<Result<usize>> {
         self.without_signals(|state| {
-            let mut sinks = Vec::with_capacity(sends.len());
-            let mut tokens = Vec::with_capacity(sends.len());
-            for QueuedSend { sink, leases, part } in sends {
-                tokens.push(state.sends.begin(leases, part));
-                sinks.push(sink);
-            }
-            let requests = tokens.iter().zip(&sinks);
+            let begin = |(leases, part)| state.sends.begin(leases, part);
+            let tokens: Vec<_> = sends.into_iter().map(begin).collect();
+            let requests = tokens.iter().zip(sinks);
             let requests: Vec<_> = requests
-                .filter_map(|(token, sink)| state.sends.request(*token, (**sink).as_fd()))
+                .filter_map(|(token, sink)| state.sends.request(*token, sink.as_fd()))
                 .collect();
             let submitted = state.uring.submit(&requests);
             drop(requests);
@@ -337,7 +335,6 @@ impl RingState {
         tokens: &[SendToken],
         submitted: std::result::Result<(), crate::sys::uring::RejectedSends>,
     ) {
-        self.is_broken |= self.uring.is_broken();
         let Err(rejected) = submitted else {
             return;
         };
@@ -365,7 +362,7 @@ impl RingState {
                 Err(_) => {
                     // The result is unknown, so keep the leases, and send nothing more with this
                     // ring.
-                    self.is_broken = true;
+                    self.uring.break_off();
                     return Err(Errno::IO);
                 }
             }

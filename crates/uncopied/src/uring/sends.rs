@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::{Errno, Result};
 
-use crate::in_flight::{FreeReason, Leases, SendPart};
+use crate::in_flight::{EndedSend, FreeReason, Leases, SendPart};
 use crate::sys::uring::{Completion, FLAG_MORE, FLAG_NOTIFICATION, RESULT_COPIED, SendRequest};
 
 /// Identifies a send in its completions. The token consists of the index of the send's slot, and
@@ -27,33 +27,6 @@ impl SendToken {
 
     fn generation(self) -> u32 {
         (self.0 >> 32) as u32
-    }
-}
-
-/// The resources of an ended send: its [`SendPart`], its memory, or both. A send that fails
-/// releases its part with the result, and its memory only with the notification.
-///
-/// [`complete`](Self::complete) may run foreign code (wakers), so call it after the ring's lock has
-/// been released.
-#[must_use = "the send is not complete until `complete` is called"]
-pub(super) struct EndedSend {
-    /// The leases on the memory; `None` if the kernel may still read the memory.
-    leases: Option<Leases>,
-    /// The part to complete, or to drop if the send failed. `None` if the send failed earlier and
-    /// its part has already been dropped.
-    part: Option<SendPart>,
-    /// The number of bytes that were sent, and the number of these that the kernel copied; `None`
-    /// if the send failed.
-    sent: Option<(u64, u64)>,
-}
-
-impl EndedSend {
-    /// Drops the leases on the memory, and then completes the part, or drops it if the send failed.
-    pub(super) fn complete(self) {
-        drop(self.leases);
-        if let (Some(part), Some((bytes, copied))) = (self.part, self.sent) {
-            part.complete(bytes, copied, FreeReason::Notification);
-        }
     }
 }
 
@@ -82,7 +55,8 @@ pub(super) struct Sends {
     slots: Vec<SendSlot>,
     /// The indices of the slots without a send.
     free: Vec<usize>,
-    /// The ended sends that the next call to [`take_ended`](Self::take_ended) returns.
+    /// The ended sends, and parts of their resources, that the next call to
+    /// [`take_ended`](Self::take_ended) returns.
     ended: Vec<EndedSend>,
 }
 
@@ -123,11 +97,8 @@ impl Sends {
     /// Removes a send that the kernel did not accept.
     pub(super) fn withdraw(&mut self, token: SendToken) {
         if let Some(send) = self.end(token) {
-            self.ended.push(EndedSend {
-                leases: Some(send.leases),
-                part: send.part,
-                sent: None,
-            });
+            let ended = EndedSend::unsent(Some(send.leases), send.part);
+            self.ended.push(ended);
         }
     }
 
@@ -151,17 +122,15 @@ impl Sends {
         }
         let result = match usize::try_from(result) {
             Ok(bytes) => {
-                send.leases.shorten(bytes);
+                if let Some(unused) = send.leases.shorten(bytes) {
+                    self.ended.push(EndedSend::unsent(Some(unused), None));
+                }
                 Ok(bytes)
             }
             Err(_) => {
                 // A failed send does not count, so its part is released now. But a notification may
                 // still follow, so the memory is kept until then.
-                self.ended.push(EndedSend {
-                    leases: None,
-                    part: send.part.take(),
-                    sent: None,
-                });
+                self.ended.push(EndedSend::unsent(None, send.part.take()));
                 Err(Errno::from_raw_os_error(result.saturating_neg()))
             }
         };
@@ -179,11 +148,13 @@ impl Sends {
             // If there was no notification, the kernel kept no reference to the pages, so it must
             // have copied the bytes.
             let is_copied = send.is_copied.unwrap_or(true);
-            self.ended.push(EndedSend {
-                leases: Some(send.leases),
-                part: send.part,
-                sent: Some((bytes, if is_copied { bytes } else { 0 })),
-            });
+            self.ended.push(EndedSend::sent(
+                send.leases,
+                send.part,
+                bytes,
+                if is_copied { bytes } else { 0 },
+                FreeReason::Notification,
+            ));
         }
     }
 
@@ -196,8 +167,8 @@ impl Sends {
         Some(send)
     }
 
-    /// Returns the sends that have ended since the last call.
-    #[must_use = "the sends are not complete until `complete` is called"]
+    /// Returns the sends that have ended since the last call. Pass them to
+    /// [`complete_all`](crate::in_flight::complete_all) after the ring's lock has been released.
     pub(super) fn take_ended(&mut self) -> Vec<EndedSend> {
         std::mem::take(&mut self.ended)
     }
@@ -255,8 +226,7 @@ mod tests {
         }
 
         fn complete_ended(&mut self) {
-            let ended = self.sends.take_ended();
-            ended.into_iter().for_each(EndedSend::complete);
+            in_flight::complete_all(self.sends.take_ended());
         }
 
         fn leased_pages(&self) -> u64 {
@@ -304,6 +274,31 @@ mod tests {
         harness.process(token, 0, FLAG_NOTIFICATION);
         assert_eq!(outcome(&completion), Some((8192, 0)));
         assert_eq!(harness.leased_pages(), 0);
+    }
+
+    /// The ring holds its lock while it processes a result. Memory that the socket did not accept
+    /// must not be dropped then, because its owner may be foreign code.
+    #[test]
+    fn memory_that_was_not_accepted_is_dropped_with_the_ended_sends() {
+        let mut harness = Harness::new();
+        let [first, second] = [(), ()].map(|()| PageBuffer::zeroed(4096).expect("allocated"));
+        let (first, second) = (first.freeze(), second.freeze());
+        let leases = [&first, &second].map(|pages| {
+            Lease::take(Memory::Pages(pages.clone()), &harness.quota).expect("within the limit")
+        });
+        let part = SendTracker::new().part(&harness.stats, None);
+        let leases = Leases::of(leases).expect("at least one");
+        let token = harness.sends.begin(leases, part);
+        harness.sends.process(Completion {
+            token: token.0,
+            result: 4096,
+            flags: FLAG_MORE,
+        });
+        let second = second.try_into_buffer().expect_err("not dropped yet");
+        harness.complete_ended();
+        second.try_into_buffer().expect("no longer leased");
+        first.try_into_buffer().expect_err("in flight");
+        harness.process(token, 0, FLAG_NOTIFICATION);
     }
 
     #[test]

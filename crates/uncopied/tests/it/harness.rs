@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
@@ -274,6 +274,17 @@ pub(crate) fn small_buffer_sender(
         Sender::with(socket, options.force_mechanisms(mechanisms)),
         peer,
     )
+}
+
+/// How many bytes the peer has not acknowledged (`SIOCOUTQ`).
+#[allow(unsafe_code)]
+pub(crate) fn unacknowledged_bytes(socket: impl AsFd) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: for a socket, TIOCOUTQ is SIOCOUTQ, which writes one int to the local.
+    let result = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut bytes) };
+    assert_eq!(result, 0);
+    u64::try_from(bytes).unwrap()
 }
 
 /// Asserts that the next bytes of the stream are `expected`.

@@ -53,6 +53,12 @@ mod memory_sizes;
 /// queues them with other messages, or reports in them that it has copied the bytes.
 mod notifications;
 
+/// Wakers that panic, that call the library, and that are no longer needed.
+mod wakers;
+
+/// Sends that the peer acknowledges byte by byte.
+mod acknowledgements;
+
 /// Limits on the bytes in flight, per sender and per process.
 mod in_flight_limits;
 

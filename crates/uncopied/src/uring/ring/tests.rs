@@ -2,7 +2,9 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,8 @@ use crate::in_flight::{Completion, FreeReason, NotificationSource, SendTracker};
 use crate::mechanism::memory_to_socket::send_zc::status_of;
 use crate::mechanism::{Side, Status};
 use crate::sys::fork::tests::in_child;
+use crate::sys::uring::tests::refuse;
+use crate::sys::{Kernel, Linux};
 
 impl TestLedger {
     fn send(
@@ -101,9 +105,9 @@ fn a_batch_to_many_sockets_has_a_result_for_each_send() {
     drop(peer);
     let mut parts = vec![pattern(0, 4096)];
     parts.extend((1..=150).map(|seed| pattern(seed, 4096 + seed as usize)));
-    let mut sinks = vec![Arc::new(closed)];
+    let mut sinks = vec![Arc::new(OwnedFd::from(closed))];
     let (senders, receivers): (Vec<_>, Vec<_>) = connections.into_iter().unzip();
-    sinks.extend(senders.into_iter().map(Arc::new));
+    sinks.extend(senders.into_iter().map(|it| Arc::new(it.into())));
     // The closed peer responds to this send with a reset, which makes the next send fail.
     assert_eq!(ledger.send(&ring, &sinks[0], &parts[..1]).0, Ok(4096));
 
@@ -120,7 +124,7 @@ fn a_batch_to_many_sockets_has_a_result_for_each_send() {
                 _ => vec![pages.clone()],
             };
             QueuedSend {
-                sink: Arc::clone(sink) as _,
+                sink: Arc::clone(sink),
                 leases: Leases::of(pieces.iter().map(|it| ledger.lease(it))).expect("at least one"),
                 part,
             }
@@ -307,40 +311,6 @@ fn a_child_process_leaves_the_ring_of_its_parent_alone() {
     assert_eq!(ledger.quota.in_flight_bytes(), 0);
 }
 
-/// Makes the system call `call` fail with `errno` from now on, by installing a seccomp filter for
-/// the calling thread. The filter cannot be removed, so this must run in a child process.
-fn refuse(call: libc::c_long, errno: Errno) {
-    let instruction = |code: u32, jt, jf, k| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
-    let errno = libc::SECCOMP_RET_ERRNO | errno.raw_os_error().cast_unsigned();
-    let mut instructions = [
-        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        instruction(
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            0,
-            1,
-            call as u32,
-        ),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, errno),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog {
-        len: instructions.len() as u16,
-        filter: instructions.as_mut_ptr(),
-    };
-    // SAFETY: the call takes only numbers, no pointers.
-    let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    assert_eq!(result, 0);
-    let mode = libc::SECCOMP_MODE_FILTER;
-    // SAFETY: the kernel copies the program, which lives until the call returns.
-    let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) };
-    assert_eq!(result, 0);
-}
-
 /// Makes a send in a child process in which the system call `call` fails with `errno`. Returns the
 /// errno of the send; 0 if the send succeeds, leaves memory in flight, or does not retire the ring.
 fn result_under_filter(call: libc::c_long, errno: Errno) -> u8 {
@@ -423,6 +393,101 @@ fn a_send_over_the_limit_on_locked_memory_is_copied() {
         }
     });
     assert_eq!(i32::from(result), Errno::NOMEM.raw_os_error());
+}
+
+/// Uses the ring when it is woken, and so takes the ring's lock.
+struct RingWaker(Arc<Ring>);
+
+impl Wake for RingWaker {
+    fn wake(self: Arc<Self>) {
+        self.0.in_flight();
+    }
+}
+
+/// A thread can find the ring broken after it has checked that the ring is not retired: while it
+/// waited for the lock, another thread's submission failed. The sends then end, which runs foreign
+/// code, and that must not happen while the lock is held.
+#[test]
+fn sends_with_a_broken_ring_end_without_the_lock() {
+    for in_batch in [false, true] {
+        let (done, is_done) = mpsc::channel();
+        thread::spawn(move || {
+            let (ring, ledger) = (new_ring(), TestLedger::new());
+            let (sender, _receiver) = connect(1 << 20, 1 << 20);
+            ring.lock().uring.break_off();
+            let waker = Waker::from(Arc::new(RingWaker(Arc::clone(&ring))));
+            let (part, mut completion) = ledger.part(Arc::clone(&ring) as _);
+            let polled = Pin::new(&mut completion).poll(&mut Context::from_waker(&waker));
+            assert!(polled.is_pending());
+            let leases = Leases::from(ledger.lease(&pattern(0, 8192)));
+            let mut results = Vec::new();
+            if in_batch {
+                let sink = Arc::new(sender.into());
+                let send = QueuedSend { sink, leases, part };
+                ring.send_all([send], |result| results.push(result));
+            } else {
+                results.push(ring.send(sender.as_fd(), leases, part));
+            }
+            assert!(ring.is_retired());
+            assert_eq!(completion.outcome().map(|outcome| outcome.bytes), Some(0));
+            assert_eq!(ledger.quota.in_flight_bytes(), 0);
+            done.send(results).expect("received");
+        });
+        let results = is_done.recv_timeout(Duration::from_secs(20));
+        assert_eq!(results, Ok(vec![Err(RING_RETIRED)]), "a deadlock");
+    }
+}
+
+/// Notifications that arrive while the signals to the eventfd are switched off are not signalled.
+/// So they are processed before the ring is released. Otherwise nothing would process them until
+/// the next notification arrives.
+#[cfg(feature = "tokio")]
+#[test]
+fn notifications_that_arrive_without_a_signal_are_processed() {
+    let (ring, ledger) = (new_ring(), TestLedger::new());
+    let (sender, receiver) = connect(1 << 20, 4 << 10);
+    let eventfd = ring.notification_eventfd().expect("an eventfd");
+    let accepted = ledger.fill(&ring, &sender, 32 << 10);
+    assert!(ring.in_flight() > 0);
+    let is_signalled = || {
+        let mut ready = [PollFd::new(&eventfd, PollFlags::IN)];
+        poll(&mut ready, Some(&Timespec::default())).expect("polled") > 0
+    };
+    // Forget the signals of notifications that arrived earlier.
+    ring.reap();
+    if is_signalled() {
+        rustix::io::read(&eventfd, &mut [0; 8]).expect("read");
+    }
+
+    let mut state = ring.lock();
+    state.without_signals(|state| {
+        receive_and_check(&receiver, &accepted);
+        // Notifications arrive with the acknowledgements, of which the last may be delayed.
+        while Linux
+            .acknowledged(sender.as_fd())
+            .is_ok_and(|now| now.outstanding > 0)
+        {
+            thread::sleep(Duration::from_millis(1));
+        }
+        // The kernel posts them when this thread enters it.
+        thread::sleep(Duration::from_millis(20));
+        state.uring.wait(0).expect("entered");
+    });
+    assert!(!is_signalled(), "signals were switched off");
+    assert_eq!(state.sends.len(), 0, "notifications were not processed");
+    let ended = state.sends.take_ended();
+    drop(state);
+    complete_all(ended);
+    wait_for_all(&accepted);
+    assert_eq!(ledger.quota.in_flight_bytes(), 0);
+
+    // The signals are switched on again.
+    let accepted = ledger.fill(&ring, &sender, 32 << 10);
+    receive_and_check(&receiver, &accepted);
+    let mut ready = [PollFd::new(&eventfd, PollFlags::IN)];
+    let limit = Timespec::try_from(Duration::from_secs(20)).expect("short");
+    assert_eq!(poll(&mut ready, Some(&limit)), Ok(1), "no signal");
+    wait_for_all(&accepted);
 }
 
 /// Fills every buffer with a different pattern, and overwrites the buffer once its sends are

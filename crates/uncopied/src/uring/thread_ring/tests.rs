@@ -279,7 +279,9 @@ mod on_tokio {
             let wakeups = WAKEUPS.load(Ordering::Relaxed) - wakeups;
             let cpu = cpu_time_of_thread() - cpu;
             assert!(wakeups <= 1, "{wakeups} wakeups");
-            assert!(cpu < Duration::from_millis(10), "{cpu:?} of CPU time");
+            // The kernel may charge its own work to the thread, such as window probes. A thread
+            // that polls would use most of the 300 ms, even on a busy machine.
+            assert!(cpu < Duration::from_millis(50), "{cpu:?} of CPU time");
             assert!(ring.ring.in_flight() >= 1000);
 
             tokio::task::spawn_blocking(move || {

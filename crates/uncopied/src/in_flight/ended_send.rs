@@ -1,0 +1,77 @@
+//! Completes sends that have ended. All sources of notifications use [`complete_all`], and so does
+//! a send that fails.
+
+use super::completion::{FreeReason, SendPart};
+use super::lease::Leases;
+use super::wakers::{isolate, wake_all};
+
+/// The resources of an ended send: its leases, its [`SendPart`], or both.
+///
+/// Releasing them may run foreign code. So a source of notifications only collects ended sends
+/// while it holds its lock, and passes them to [`complete_all`] after it has released the lock.
+#[must_use = "nothing is released until `complete_all` is called"]
+pub(crate) struct EndedSend {
+    leases: Option<Leases>,
+    part: Option<SendPart>,
+    sent: Option<SentBytes>,
+}
+
+/// What an ended send adds to the outcome of its completion.
+pub(super) struct SentBytes {
+    /// The number of bytes that the socket accepted.
+    pub(super) bytes: u64,
+    /// The number of these bytes that the kernel copied.
+    pub(super) copied: u64,
+    pub(super) reason: FreeReason,
+}
+
+impl EndedSend {
+    /// Creates a send that sent `bytes` bytes, of which the kernel copied `copied`.
+    pub(crate) fn sent(
+        leases: impl Into<Leases>,
+        part: Option<SendPart>,
+        bytes: u64,
+        copied: u64,
+        reason: FreeReason,
+    ) -> Self {
+        Self {
+            leases: Some(leases.into()),
+            part,
+            sent: Some(SentBytes {
+                bytes,
+                copied,
+                reason,
+            }),
+        }
+    }
+
+    /// Creates a send that sent no bytes: its part does not count in the outcome. `leases` is
+    /// `None` while the kernel may still read the memory, and `part` is `None` if only memory is
+    /// released.
+    pub(crate) fn unsent(leases: Option<Leases>, part: Option<SendPart>) -> Self {
+        Self {
+            leases,
+            part,
+            sent: None,
+        }
+    }
+}
+
+/// Drops the leases of these sends, completes their parts, and then wakes the tasks that wait for
+/// them. If dropping memory or waking a task panics, all other sends are completed nevertheless.
+///
+/// The caller must not hold a lock.
+pub(crate) fn complete_all(ended: impl IntoIterator<Item = EndedSend>) {
+    let mut wakers = Vec::new();
+    for EndedSend { leases, part, sent } in ended {
+        // The leases are dropped first, because completing the part may wake a thread that wants to
+        // reuse the pages at once.
+        isolate(|| drop(leases));
+        match (part, sent) {
+            (Some(part), Some(sent)) => part.complete(&sent, &mut wakers),
+            (Some(part), None) => part.remove(&mut wakers),
+            (None, _) => {}
+        }
+    }
+    wake_all(wakers);
+}

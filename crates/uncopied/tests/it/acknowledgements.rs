@@ -1,0 +1,65 @@
+//! Memory that was sent with `vmsplice` to a peer that is declared to be on another machine is in
+//! flight until the peer has acknowledged it.
+
+use std::io::Read;
+use std::thread;
+use std::time::Duration;
+
+use uncopied::{Mechanism, SendOptions};
+
+use crate::harness::{
+    Family, pattern, pattern_pages, set_nonblocking, small_buffer_sender, unacknowledged_bytes,
+    wait_until,
+};
+
+/// A peer that reads little by little. No byte leaves the count of bytes in flight before the peer
+/// has acknowledged it.
+#[test]
+fn memory_is_in_flight_until_the_peer_has_acknowledged_its_last_byte() {
+    // Short sends, so that a send which is released too early makes a difference.
+    const SEND_BYTES: usize = 4096;
+    let options = SendOptions::default().assume_remote_peer(true);
+    let (mut sender, mut peer) = small_buffer_sender(Family::Tcp, &[Mechanism::Vmsplice], options);
+    set_nonblocking(sender.get_ref());
+    let pages = pattern_pages(SEND_BYTES);
+    let mut total = 0;
+    loop {
+        let sent = sender.try_send(pages.slice(total % SEND_BYTES..)).unwrap();
+        if sent.bytes() == 0 {
+            break;
+        }
+        total += sent.bytes() as usize;
+    }
+    let mut checks = 0;
+    let mut check = || {
+        sender.reap();
+        // Read after `reap`: bytes that are acknowledged in between only make this number smaller.
+        let unacknowledged = unacknowledged_bytes(sender.get_ref());
+        let in_flight = sender.in_flight_bytes();
+        assert!(
+            in_flight >= unacknowledged,
+            "{in_flight} bytes in flight, {unacknowledged} not acknowledged"
+        );
+        checks += u32::from(unacknowledged > 0);
+    };
+    thread::sleep(Duration::from_millis(100));
+    check();
+    let mut received = Vec::new();
+    let mut piece = [0; 1000];
+    while received.len() < total {
+        let count = peer.read(&mut piece).unwrap();
+        received.extend_from_slice(&piece[..count]);
+        check();
+    }
+    assert!(checks > 10, "{checks} checks with unacknowledged bytes");
+    let expected = pattern(SEND_BYTES);
+    assert!(
+        received
+            .chunks(SEND_BYTES)
+            .all(|it| *it == expected[..it.len()])
+    );
+    wait_until("nothing in flight", || {
+        sender.reap();
+        sender.in_flight_bytes() == 0
+    });
+}
