@@ -41,11 +41,7 @@ impl FileStat {
 
     /// Queries `path`, relative to the directory `dir`. Makes one system call. `flags` are those of
     /// `statx(2)`.
-    ///
-    /// # Errors
-    ///
-    /// Any error from `statx`.
-    pub fn at(
+    pub(crate) fn at(
         dir: impl std::os::fd::AsFd,
         path: impl rustix::path::Arg,
         flags: AtFlags,

@@ -63,6 +63,7 @@
 
 mod activity;
 mod body;
+mod file_source;
 mod file_stat;
 mod listener;
 mod open_file;
@@ -73,9 +74,10 @@ mod totals;
 
 pub use activity::{Activity, Phase};
 pub use body::{Basis, BodyPart, FileBody};
+pub use file_source::FileSource;
 pub use file_stat::FileStat;
 pub use listener::{Address, Listener};
-pub use open_file::{DiskAccess, IN_MEMORY_FILE_MAX_BYTES, OpenFile};
+pub use open_file::{IN_MEMORY_FILE_MAX_BYTES, OpenFile};
 pub use options::StreamOptions;
 pub use serve_files::{Check, ResponseFuture, ServeFiles, ServeFilesBuilder};
 pub use stream::Stream;

@@ -1,6 +1,7 @@
 //! Response bodies made of files.
 
 mod basis;
+mod open;
 mod part;
 pub(crate) mod passthrough;
 
@@ -101,7 +102,8 @@ impl FileBody {
         Self::from_part(BodyPart::Memory(bytes))
     }
 
-    /// Creates a body that consists of the bytes `range` of `file`.
+    /// Creates a body that consists of the bytes `range` of `file`. To make a body from a file that
+    /// std or tokio opened, use [`open`](Self::open).
     #[must_use]
     pub fn from_file(file: Arc<OpenFile>, range: Range<u64>) -> Self {
         Self::from_part(BodyPart::File(file, range))

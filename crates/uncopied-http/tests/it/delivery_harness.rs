@@ -17,9 +17,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, UnixStream};
 use tokio::task::JoinHandle;
-use uncopied_http::{
-    Address, DiskAccess, FileBody, FileStat, Listener, OpenFile, Stream, StreamOptions, Totals,
-};
+use uncopied_http::{Address, FileBody, Listener, OpenFile, Stream, StreamOptions, Totals};
 
 /// `len` pseudo-random bytes, the same ones for the same seed. No two pages are alike.
 pub(crate) fn random_bytes(len: usize, seed: u64) -> Vec<u8> {
@@ -134,8 +132,7 @@ impl Files {
 
 pub(crate) fn open_file(path: &Path) -> Arc<OpenFile> {
     let file = File::open(path).unwrap();
-    let stat = FileStat::of(&file).unwrap();
-    Arc::new(OpenFile::with_memory_limit(0, file, stat, DiskAccess::MayBlock).unwrap())
+    Arc::new(OpenFile::open_blocking_with_memory_limit(0, file).unwrap())
 }
 
 /// What serves HTTP on top of the stream.

@@ -11,6 +11,7 @@ mod delivery_cold;
 mod delivery_connection;
 mod delivery_cut;
 mod delivery_load;
+mod delivery_open;
 mod delivery_pages;
 mod delivery_pages_cut;
 mod delivery_stream;
