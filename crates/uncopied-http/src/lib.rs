@@ -62,6 +62,8 @@
 #![forbid(unsafe_code)]
 
 mod activity;
+#[cfg(feature = "axum")]
+mod axum_impls;
 mod body;
 mod file_source;
 mod file_stat;
@@ -73,6 +75,8 @@ mod stream;
 mod totals;
 
 pub use activity::{Activity, Phase};
+#[cfg(feature = "axum")]
+pub use axum_impls::{TcpOnly, TcpOnlyListener};
 pub use body::{Basis, BodyPart, FileBody};
 pub use file_source::FileSource;
 pub use file_stat::FileStat;
@@ -80,7 +84,7 @@ pub use listener::{Address, Listener};
 pub use open_file::{IN_MEMORY_FILE_MAX_BYTES, OpenFile};
 pub use options::StreamOptions;
 pub use serve_files::{Check, ResponseFuture, ServeFiles, ServeFilesBuilder};
-pub use stream::Stream;
+pub use stream::{ConnectionSocket, Stream};
 pub use totals::Totals;
 
 #[cfg(doctest)]

@@ -62,9 +62,27 @@ impl PageSender {
     }
 }
 
-impl Drop for PageSender {
+/// The [`PageSender`] of a stream, if the stream has sent pages. When it is dropped, it updates the
+/// totals.
+#[derive(Debug, Default)]
+pub(super) struct PageSenderSlot(Option<Box<PageSender>>);
+
+impl PageSenderSlot {
+    /// Empties the slot without affecting the socket. A [`Channel`] that is dropped in any other
+    /// way may shut the socket down if pages are in flight.
+    pub(super) fn leave_open(&mut self) {
+        if let Some(mut sender) = self.0.take() {
+            sender.update_totals();
+            sender.channel.leave_open();
+        }
+    }
+}
+
+impl Drop for PageSenderSlot {
     fn drop(&mut self) {
-        self.update_totals();
+        if let Some(sender) = &mut self.0 {
+            sender.update_totals();
+        }
     }
 }
 
@@ -72,7 +90,7 @@ impl Stream {
     /// Whether this slice of pages is sent with a call of its own.
     pub(super) fn sends_separately(&self, pages: &Pages) -> bool {
         let is_rest = || {
-            let sender = self.page_sender.as_ref();
+            let sender = self.page_sender.0.as_ref();
             sender.is_some_and(|sender| sender.channel.goes_on_with(pages))
         };
         let is_forced_to_copy = || {
@@ -91,14 +109,14 @@ impl Stream {
         cx: &mut Context<'_>,
         pages: &Pages,
     ) -> Poll<io::Result<usize>> {
-        let mut sender = match self.page_sender.take() {
+        let mut sender = match self.page_sender.0.take() {
             Some(sender) => sender,
             None => Box::new(PageSender::new(self.as_fd(), &self.options)),
         };
         let socket = self.as_fd();
         let sent = self.poll_when_writable(cx, || sender.try_send(pages, socket));
         sender.update_totals();
-        self.page_sender = Some(sender);
+        self.page_sender.0 = Some(sender);
         let sent = ready!(sent)?;
         for mechanism in Mechanism::MEMORY_TO_SOCKET {
             self.count(cx, mechanism, sent.report().by(mechanism) as usize);

@@ -16,7 +16,7 @@ use uncopied_http::{FileBody, Listener, Stream, StreamOptions, Totals};
 use crate::delivery_harness::{Files, Rng, assert_same, random_bytes, stream_pair, with_timeout};
 
 /// The bytes of the whole file, in the arena.
-fn mapped(files: &Files, at: usize) -> Bytes {
+pub(crate) fn mapped(files: &Files, at: usize) -> Bytes {
     let file = File::open(files.path(at)).unwrap();
     let len = files.contents[at].len() as u64;
     FileMapping::new(Arc::new(file), 0..len).unwrap().bytes()

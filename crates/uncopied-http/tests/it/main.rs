@@ -5,6 +5,8 @@
 mod delivery_harness;
 mod test_site;
 
+mod axum_app;
+
 mod delivery;
 mod delivery_body;
 mod delivery_cold;
@@ -14,8 +16,10 @@ mod delivery_load;
 mod delivery_open;
 mod delivery_pages;
 mod delivery_pages_cut;
+mod delivery_sockets;
 mod delivery_stream;
 mod delivery_switch;
+mod delivery_upgrade;
 
 mod serve_files;
 mod serve_files_cache;
