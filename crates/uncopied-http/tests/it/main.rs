@@ -25,6 +25,7 @@ mod serve_files;
 mod serve_files_cache;
 mod serve_files_conditional;
 mod serve_files_directory;
+mod serve_files_fallback;
 mod serve_files_mounted;
 mod serve_files_negotiate;
 mod serve_files_paths;
