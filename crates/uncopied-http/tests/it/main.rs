@@ -5,6 +5,7 @@
 mod delivery_harness;
 mod test_site;
 
+mod adopting;
 mod axum_app;
 
 mod delivery;
