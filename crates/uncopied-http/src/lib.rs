@@ -46,7 +46,28 @@
 //! ```
 //!
 //! With hyper alone, wrap the stream that [`Listener::accept`] returns in hyper-util's `TokioIo`
-//! and serve it like any other connection.
+//! and serve it like any other connection. If the program accepts connections itself, make the
+//! stream with `Stream::from(socket)`.
+//!
+//! To send a file that the program has opened, make a body of it with [`FileBody::open`]. An axum
+//! handler can return that body:
+//!
+//! ```
+//! use axum::http::StatusCode;
+//! use uncopied_http::FileBody;
+//!
+//! async fn video() -> Result<FileBody, StatusCode> {
+//!     let not_found = |_| StatusCode::NOT_FOUND;
+//!     let file = tokio::fs::File::open("video.mp4").await.map_err(not_found)?;
+//!     FileBody::open(file, ..).await.map_err(not_found)
+//! }
+//! # let _: axum::Router = axum::Router::new().route("/video", axum::routing::get(video));
+//! ```
+//!
+//! [Adopting uncopied in an existing program][adopting] shows the changes to a hyper program and to
+//! an axum program, and how a program keeps its other platforms.
+//!
+//! [adopting]: https://github.com/uncopied/uncopied/blob/main/docs/adopting.md
 //!
 //! # When there is no gain
 //!
@@ -58,7 +79,16 @@
 //! # Features
 //!
 //! - `axum` (on by default): implements axum's traits, so that `axum::serve` accepts the
-//!   [`Listener`], and handlers can extract the peer's [`Address`] as connect info.
+//!   [`Listener`], handlers can extract the peer's [`Address`] or `SocketAddr` as connect info, and
+//!   handlers can return a [`FileBody`].
+//! - `serve-files` (on by default): the [`ServeFiles`] service. Without this feature, the crate
+//!   consists of [`Stream`], [`Listener`] and [`FileBody`], and has fewer dependencies.
+// Without the feature, links to `ServeFiles` in the documentation above lead to docs.rs.
+#![cfg_attr(not(feature = "serve-files"), doc = "")]
+#![cfg_attr(
+    not(feature = "serve-files"),
+    doc = " [`ServeFiles`]: https://docs.rs/uncopied-http/latest/uncopied_http/struct.ServeFiles.html"
+)]
 #![forbid(unsafe_code)]
 // docs.rs shows which feature each item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -70,25 +100,42 @@ compile_error!(
 );
 
 mod activity;
+#[cfg(feature = "axum")]
+mod axum_impls;
 mod body;
+mod file_source;
 mod file_stat;
 mod listener;
 mod open_file;
 mod options;
+#[cfg(feature = "serve-files")]
 mod serve_files;
 mod stream;
 mod totals;
 
 pub use activity::{Activity, Phase};
-pub use body::{Basis, BodyPart, FileBody};
+#[cfg(feature = "axum")]
+pub use axum_impls::{TcpOnly, TcpOnlyListener};
+#[cfg(feature = "serve-files")]
+pub use body::Basis;
+pub use body::{BodyPart, FileBody};
+pub use file_source::FileSource;
 pub use file_stat::FileStat;
 pub use listener::{Address, Listener};
-pub use open_file::{DiskAccess, IN_MEMORY_FILE_MAX_BYTES, OpenFile};
+pub use open_file::{IN_MEMORY_FILE_MAX_BYTES, OpenFile};
 pub use options::StreamOptions;
-pub use serve_files::{Check, ResponseFuture, ServeFiles, ServeFilesBuilder};
-pub use stream::Stream;
+#[cfg(feature = "serve-files")]
+pub use serve_files::{
+    Check, FallbackFuture, FileOrFallbackBody, ResponseFuture, ServeFiles, ServeFilesBuilder,
+    ServeFilesOr,
+};
+pub use stream::{ConnectionSocket, Stream};
 pub use totals::Totals;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/adopting.md")]
+struct Adopting;

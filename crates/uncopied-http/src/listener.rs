@@ -74,11 +74,7 @@ impl Listener {
     ///
     /// Any error from `bind(2)` or `listen(2)`.
     pub fn bind_unix(path: impl AsRef<Path>) -> io::Result<Self> {
-        let socket = ListeningSocket::Unix(UnixListener::bind(path)?);
-        Ok(Self {
-            socket,
-            options: StreamOptions::default(),
-        })
+        UnixListener::bind(path).map(Self::from)
     }
 
     /// Converts a TCP listener from the standard library. Must be called within a tokio runtime.
@@ -104,6 +100,13 @@ impl Listener {
         })
     }
 
+    /// Wraps tokio's [`TcpListener`] or [`UnixListener`]. The same as [`From`], under a name that
+    /// says what it converts.
+    #[must_use]
+    pub fn from_tokio(listener: impl Into<Self>) -> Self {
+        listener.into()
+    }
+
     fn tcp(listener: TcpListener, options: StreamOptions) -> io::Result<Self> {
         // Accepted connections inherit this option (`tcp(7)`), which saves a system call per
         // connection.
@@ -112,6 +115,15 @@ impl Listener {
             socket: ListeningSocket::Tcp(listener),
             options,
         })
+    }
+
+    /// Returns the socket and the options if this is a TCP listener.
+    #[cfg(feature = "axum")]
+    pub(crate) fn into_tcp(self) -> Option<(TcpListener, StreamOptions)> {
+        match self.socket {
+            ListeningSocket::Tcp(listener) => Some((listener, self.options)),
+            ListeningSocket::Unix(_) => None,
+        }
     }
 
     /// Sets the options of connections accepted from now on.
@@ -149,7 +161,7 @@ impl Listener {
             ListeningSocket::Tcp(listener) => {
                 let (socket, peer) = listener.accept().await?;
                 Ok((
-                    Stream::tcp(socket, self.options.clone()),
+                    Stream::accepted(socket, self.options.clone()),
                     Address::Tcp(peer),
                 ))
             }
@@ -161,41 +173,24 @@ impl Listener {
     }
 }
 
-#[cfg(feature = "axum")]
-impl axum::serve::Listener for Listener {
-    type Io = Stream;
-    type Addr = Address;
-
-    async fn accept(&mut self) -> (Stream, Address) {
-        loop {
-            match Self::accept(self).await {
-                Ok(accepted) => return accepted,
-                Err(error) if concerns_one_connection(&error) => {}
-                // File descriptors or memory have run out. Wait for connections to end and release
-                // some.
-                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
-            }
+/// Sets `TCP_NODELAY` on the listener, so that accepted connections inherit it.
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        // Setting this option cannot fail for a TCP socket. If it failed for another reason, the
+        // connections would be slower, but would still work.
+        let _ = rustix::net::sockopt::set_tcp_nodelay(&listener, true);
+        Self {
+            socket: ListeningSocket::Tcp(listener),
+            options: StreamOptions::default(),
         }
     }
-
-    fn local_addr(&self) -> io::Result<Address> {
-        Self::local_addr(self)
-    }
 }
 
-#[cfg(feature = "axum")]
-fn concerns_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
-    )
-}
-
-/// Lets axum's `into_make_service_with_connect_info::<Address>()` give handlers the peer's address.
-#[cfg(feature = "axum")]
-impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, Listener>> for Address {
-    fn connect_info(stream: axum::serve::IncomingStream<'_, Listener>) -> Self {
-        stream.remote_addr().clone()
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Self {
+        Self {
+            socket: ListeningSocket::Unix(listener),
+            options: StreamOptions::default(),
+        }
     }
 }

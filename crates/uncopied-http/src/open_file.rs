@@ -11,11 +11,12 @@ use rustix::io::{Errno, ReadWriteFlags};
 use uncopied::arena::FileMapping;
 use uncopied::residency;
 
+use crate::file_source::FileSource;
 use crate::file_stat::FileStat;
 
 /// Whether a call may wait for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiskAccess {
+pub(crate) enum DiskAccess {
     /// The call may use only what the kernel has cached. If it needs the disk, it fails with
     /// [`io::ErrorKind::WouldBlock`] instead of waiting. Use this on event loops.
     CachedOnly,
@@ -63,33 +64,66 @@ const MAX_READ_ATTEMPTS: usize = 4;
 const MAPPING_WINDOW_BYTES: u64 = 1 << 30;
 
 impl OpenFile {
-    /// Creates an `OpenFile` from an open regular file and its metadata, as returned by
-    /// [`FileStat::of`]. If the file is no longer than [`IN_MEMORY_FILE_MAX_BYTES`], this call
-    /// reads it into memory.
+    /// Creates an `OpenFile` from a regular file that std or tokio opened. If the file is no longer
+    /// than [`IN_MEMORY_FILE_MAX_BYTES`], this call reads it into memory, on tokio's blocking pool
+    /// if that needs the disk.
+    ///
+    /// Responses can share the result: pass a clone of the [`Arc`], or a reference to it, to
+    /// [`FileBody::open`](crate::FileBody::open).
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] if `access` is [`DiskAccess::CachedOnly`] and the disk is
-    /// needed; otherwise any error from reading the file.
-    pub fn new(file: File, stat: FileStat, access: DiskAccess) -> io::Result<Self> {
-        Self::with_memory_limit(IN_MEMORY_FILE_MAX_BYTES, file, stat, access)
+    /// - [`InvalidInput`](io::ErrorKind::InvalidInput) if `file` is not a regular file.
+    /// - `EBUSY` if the file keeps changing while it is read.
+    /// - Any error from querying or reading the file.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future closes the file, unless it is shared.
+    pub async fn open(file: impl Into<FileSource>) -> io::Result<Arc<Self>> {
+        file.into().into_open_file().await
     }
 
-    /// Like [`new`](Self::new), but keeps files of up to `limit` bytes in memory.
+    /// Like [`open`](Self::open), but blocks the calling thread while the file is queried and read.
+    /// Not for event loops.
     ///
     /// # Errors
     ///
-    /// The errors of [`new`](Self::new), and `EBUSY` if the file keeps changing while it is read.
-    pub fn with_memory_limit(
+    /// See [`open`](Self::open).
+    pub fn open_blocking(file: File) -> io::Result<Self> {
+        Self::open_blocking_with_memory_limit(IN_MEMORY_FILE_MAX_BYTES, file)
+    }
+
+    /// Like [`open_blocking`](Self::open_blocking), but keeps files of up to `limit` bytes in
+    /// memory. With 0, the file is not kept in memory, unless it is empty.
+    ///
+    /// # Errors
+    ///
+    /// See [`open`](Self::open).
+    pub fn open_blocking_with_memory_limit(limit: u64, file: File) -> io::Result<Self> {
+        let stat = FileStat::of(&file)?;
+        Self::with_memory_limit(limit, Arc::new(file), stat, DiskAccess::MayBlock)
+    }
+
+    /// Creates an `OpenFile` from an open file and its metadata, as returned by [`FileStat::of`].
+    /// Keeps a file of up to `limit` bytes in memory. Fails with [`io::ErrorKind::WouldBlock`] if
+    /// `access` is [`DiskAccess::CachedOnly`] and the disk is needed.
+    pub(crate) fn with_memory_limit(
         limit: u64,
-        file: File,
+        file: Arc<File>,
         mut stat: FileStat,
         access: DiskAccess,
     ) -> io::Result<Self> {
+        if !stat.is_regular() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ));
+        }
         for _ in 0..MAX_READ_ATTEMPTS {
             if stat.len() > limit {
                 let content = Content::File {
-                    file: Arc::new(file),
+                    file,
                     mapped: OnceLock::new(),
                 };
                 return Ok(Self { stat, content });

@@ -1,6 +1,8 @@
 //! Response bodies made of files.
 
+#[cfg(feature = "serve-files")]
 mod basis;
+mod open;
 mod part;
 pub(crate) mod passthrough;
 
@@ -22,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::open_file::OpenFile;
 
+#[cfg(feature = "serve-files")]
 pub use basis::Basis;
 pub use part::BodyPart;
 use passthrough::{PassthroughProof, mark_frame};
@@ -59,6 +62,7 @@ pub struct FileBody {
     remaining: u64,
     delivery: Delivery,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
+    #[cfg(feature = "serve-files")]
     basis: Option<Basis>,
 }
 
@@ -101,7 +105,8 @@ impl FileBody {
         Self::from_part(BodyPart::Memory(bytes))
     }
 
-    /// Creates a body that consists of the bytes `range` of `file`.
+    /// Creates a body that consists of the bytes `range` of `file`. To make a body from a file that
+    /// std or tokio opened, use [`open`](Self::open).
     #[must_use]
     pub fn from_file(file: Arc<OpenFile>, range: Range<u64>) -> Self {
         Self::from_part(BodyPart::File(file, range))
@@ -155,11 +160,13 @@ impl FileBody {
 
     /// Returns the condition under which the same response may be sent again for an identical
     /// request; see [`Basis`]. Returns `None` if the response must not be sent again.
+    #[cfg(feature = "serve-files")]
     #[must_use]
     pub fn basis(&self) -> Option<&Basis> {
         self.basis.as_ref()
     }
 
+    #[cfg(feature = "serve-files")]
     pub(crate) fn with_basis(mut self, basis: Option<Basis>) -> Self {
         self.basis = basis;
         self

@@ -36,7 +36,8 @@ const RESPONSE_SPECIFIC_HEADERS: [HeaderName; 8] = [
 
 impl ServeFiles {
     /// Creates a service for `path`, a directory or a regular file, with the defaults of
-    /// [`builder`](Self::builder).
+    /// [`builder`](Self::builder). Blocks the calling thread while it opens the path, so create the
+    /// service when the program starts.
     ///
     /// # Errors
     ///
@@ -181,7 +182,7 @@ impl ServeFilesBuilder {
         self
     }
 
-    /// Opens the root and checks the configuration.
+    /// Opens the root and checks the configuration. Blocks the calling thread meanwhile.
     ///
     /// The path is resolved only here. If it is a symbolic link that is later changed, build a new
     /// service.

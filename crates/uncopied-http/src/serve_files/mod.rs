@@ -14,6 +14,7 @@ mod basis_check;
 mod builder;
 mod cache;
 mod config;
+mod fallback;
 mod listing;
 mod multipart;
 mod request;
@@ -24,4 +25,5 @@ mod site;
 
 pub use self::basis_check::Check;
 pub use self::builder::ServeFilesBuilder;
+pub use self::fallback::{FallbackFuture, FileOrFallbackBody, ServeFilesOr};
 pub use self::service::{ResponseFuture, ServeFiles};

@@ -261,7 +261,8 @@ impl Site {
             return Err(ResolveError::NOT_FOUND);
         }
         let limit = self.config.in_memory_max_bytes;
-        let file = OpenFile::with_memory_limit(limit, file, stat, access).map_err(to_error)?;
+        let file =
+            OpenFile::with_memory_limit(limit, Arc::new(file), stat, access).map_err(to_error)?;
         let source = EntrySource {
             file,
             path,

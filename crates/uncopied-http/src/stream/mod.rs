@@ -20,6 +20,7 @@ use uncopied::send_vectored;
 
 use crate::activity::Activity;
 use crate::body::passthrough::confirm_passthrough;
+use crate::listener::Address;
 use crate::options::StreamOptions;
 use file_send::FileSend;
 use page_send::PageSender;
@@ -47,8 +48,7 @@ pub struct Stream {
     options: StreamOptions,
     activity: Option<Arc<Activity>>,
     file_send: Option<Box<FileSend>>,
-    /// Created when pages are first sent. It belongs to `socket`, and must be dropped along with
-    /// it.
+    /// Created when pages are first sent.
     page_sender: Option<Box<PageSender>>,
     /// The error with which sending file data or pages failed. Any bytes written after such an
     /// error would take the place of the missing bytes in the body, so every later write fails too.
@@ -68,9 +68,13 @@ enum ConnectionProtocol {
     Other,
 }
 
+/// The socket of a [`Stream`].
 #[derive(Debug)]
-enum ConnectionSocket {
+#[non_exhaustive]
+pub enum ConnectionSocket {
+    /// A TCP connection.
     Tcp(TcpStream),
+    /// A connection over a Unix socket.
     Unix(UnixStream),
 }
 
@@ -87,10 +91,19 @@ const BYTES_PER_BUDGET_UNIT: usize = 32 << 10;
 const MAX_SLICES_PER_CALL: usize = 1024;
 
 impl Stream {
-    /// Creates a stream over a connected TCP socket. `TCP_NODELAY` should be set, because the
-    /// stream itself tells the kernel when more bytes follow.
+    /// Creates a stream over a connected TCP socket. Sets `TCP_NODELAY`, because the stream itself
+    /// tells the kernel when more bytes follow. Without the option, the end of a response can be
+    /// delayed by 40 ms or more.
     #[must_use]
     pub fn tcp(socket: TcpStream, options: StreamOptions) -> Self {
+        // Setting this option cannot fail for a TCP socket. If it failed for another reason, the
+        // connection would be slower, but would still work.
+        let _ = socket.set_nodelay(true);
+        Self::accepted(socket, options)
+    }
+
+    /// Creates a stream over a TCP socket that already has `TCP_NODELAY`.
+    pub(crate) fn accepted(socket: TcpStream, options: StreamOptions) -> Self {
         Self::new(ConnectionSocket::Tcp(socket), options)
     }
 
@@ -110,6 +123,38 @@ impl Stream {
             failed: None,
             protocol: ConnectionProtocol::Unknown,
         }
+    }
+
+    /// Returns the address of the peer.
+    ///
+    /// # Errors
+    ///
+    /// Any error from `getpeername(2)`, such as
+    /// [`NotConnected`](io::ErrorKind::NotConnected) if the peer has reset the connection.
+    pub fn peer_addr(&self) -> io::Result<Address> {
+        match &self.socket {
+            ConnectionSocket::Tcp(socket) => socket.peer_addr().map(Address::Tcp),
+            ConnectionSocket::Unix(_) => Ok(Address::Unix),
+        }
+    }
+
+    /// Returns the socket, for example to query or set its options. Bytes that are written to the
+    /// socket itself can end up in the middle of a response.
+    #[must_use]
+    pub fn get_ref(&self) -> &ConnectionSocket {
+        &self.socket
+    }
+
+    /// Returns the socket, which then behaves as if it had never been in this stream. Bytes that
+    /// the stream has accepted have been passed to the kernel, and pages among them are kept for as
+    /// long as the kernel reads them.
+    ///
+    /// After an upgrade, such as to the WebSocket protocol, this gives tokio's socket back: see
+    /// `hyper::upgrade::Upgraded::downcast`.
+    #[must_use]
+    pub fn into_inner(mut self) -> ConnectionSocket {
+        self.abandon_file_send();
+        self.socket
     }
 
     /// Returns what this connection is waiting for. The first call starts the recording; from then
@@ -318,6 +363,20 @@ impl AsFd for Stream {
             ConnectionSocket::Tcp(socket) => socket.as_fd(),
             ConnectionSocket::Unix(socket) => socket.as_fd(),
         }
+    }
+}
+
+/// Sets `TCP_NODELAY`, like [`Stream::tcp`] with the default options.
+impl From<TcpStream> for Stream {
+    fn from(socket: TcpStream) -> Self {
+        Self::tcp(socket, StreamOptions::default())
+    }
+}
+
+/// The same as [`Stream::unix`] with the default options.
+impl From<UnixStream> for Stream {
+    fn from(socket: UnixStream) -> Self {
+        Self::unix(socket, StreamOptions::default())
     }
 }
 

@@ -17,9 +17,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, UnixStream};
 use tokio::task::JoinHandle;
-use uncopied_http::{
-    Address, DiskAccess, FileBody, FileStat, Listener, OpenFile, Stream, StreamOptions, Totals,
-};
+use uncopied_http::{Address, FileBody, Listener, OpenFile, Stream, StreamOptions, Totals};
 
 /// Returns `len` pseudo-random bytes that depend on the seed. No two pages of them are equal, so
 /// that a comparison detects pages that are out of place.
@@ -140,8 +138,7 @@ impl Files {
 /// Opens a file of any size without keeping its content in memory.
 pub(crate) fn open_file(path: &Path) -> Arc<OpenFile> {
     let file = File::open(path).unwrap();
-    let stat = FileStat::of(&file).unwrap();
-    Arc::new(OpenFile::with_memory_limit(0, file, stat, DiskAccess::MayBlock).unwrap())
+    Arc::new(OpenFile::open_blocking_with_memory_limit(0, file).unwrap())
 }
 
 /// The HTTP server that runs on top of the stream.

@@ -16,7 +16,7 @@ use uncopied_http::{FileBody, Listener, Stream, StreamOptions, Totals};
 use crate::delivery_harness::{Files, Rng, assert_same, random_bytes, stream_pair, with_timeout};
 
 /// Maps a whole file, and returns its bytes in the arena.
-fn mapped(files: &Files, at: usize) -> Bytes {
+pub(crate) fn mapped(files: &Files, at: usize) -> Bytes {
     let file = File::open(files.path(at)).unwrap();
     let len = files.contents[at].len() as u64;
     FileMapping::new(Arc::new(file), 0..len).unwrap().bytes()

@@ -6,21 +6,28 @@
 mod delivery_harness;
 mod test_site;
 
+mod adopting;
+mod axum_app;
+
 mod delivery;
 mod delivery_body;
 mod delivery_cold;
 mod delivery_connection;
 mod delivery_cut;
 mod delivery_load;
+mod delivery_open;
 mod delivery_pages;
 mod delivery_pages_cut;
+mod delivery_sockets;
 mod delivery_stream;
 mod delivery_switch;
+mod delivery_upgrade;
 
 mod serve_files;
 mod serve_files_cache;
 mod serve_files_conditional;
 mod serve_files_directory;
+mod serve_files_fallback;
 mod serve_files_mounted;
 mod serve_files_negotiate;
 mod serve_files_paths;
