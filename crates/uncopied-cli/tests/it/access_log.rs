@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::client::{connect, get, read_response, read_to_close};
 use crate::server::{BIG_FILE_BYTES, ProgramExit, Server, site};
 
-/// Sends requests that need escaping, and stops the server.
+/// Sends requests with bytes that the log must escape, stops the server, and returns its output.
 fn serve_requests_that_need_escapes(format: &str) -> ProgramExit {
     let site = site();
     // Use a single worker, so that the lines of all connections are in the order in which the

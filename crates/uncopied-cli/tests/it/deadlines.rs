@@ -176,7 +176,8 @@ fn a_pause_shorter_than_the_send_timeout_is_allowed() {
     stream.read_exact(&mut vec![0; BIG_FILE_BYTES]).unwrap();
 }
 
-/// A deadline for the whole body, such as Caddy's, would disconnect this client.
+/// A deadline for the whole response, such as Caddy's, would disconnect this client. The send
+/// timeout does not, because it starts again whenever the client acknowledges bytes.
 #[test]
 fn a_slow_client_that_keeps_reading_is_not_disconnected() {
     let site = site();

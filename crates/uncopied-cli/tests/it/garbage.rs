@@ -72,7 +72,7 @@ fn garbage(rng: &mut Rng) -> Vec<u8> {
             let ranges = ranges.join(",");
             format!("GET /file HTTP/1.1\r\nHost: a\r\nRange: bytes={ranges}\r\n\r\n").into_bytes()
         }
-        // A body that is itself a request, and longer than its Content-Length.
+        // A body that is itself a request, and that is longer than the Content-Length of the POST.
         _ => {
             let len = rng.below(100);
             let head = format!("POST /file HTTP/1.1\r\nHost: a\r\nContent-Length: {len}\r\n\r\n");

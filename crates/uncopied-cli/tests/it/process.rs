@@ -20,7 +20,8 @@ impl ProcessResources {
     pub(crate) fn of(process: u32, site: &Path) -> Self {
         let links: Vec<_> = fs::read_dir(format!("/proc/{process}/fd"))
             .unwrap()
-            // Ignore errors, because a descriptor may be closed between the two calls.
+            // Ignore errors, because the process may close a descriptor after the directory has
+            // been read.
             .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
             .map(|link| link.display().to_string())
             .collect();

@@ -325,7 +325,8 @@ fn accepting_pauses_and_resumes_when_descriptors_run_out() {
     let site = site();
     let mut command = clean(Command::new("sh"));
     // Allow only 24 descriptors, which are too few for the event loops, the listener and 16
-    // connections. The server never lowers its default maximum of connections below 16.
+    // connections. The server never lowers its default maximum of connections below 16, so it runs
+    // out of descriptors before it reaches that maximum.
     command.args(["-c", "ulimit -n 24; exec \"$0\" \"$@\"", PROGRAM, "serve"]);
     command
         .arg(site.path())

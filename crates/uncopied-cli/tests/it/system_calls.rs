@@ -194,8 +194,9 @@ fn a_hit_on_a_small_file_is_one_statx_and_one_send() {
             work.map(|call| call.name.as_str()).collect()
         })
         .collect();
-    // The first request is skipped above, because it opens the file. The last request is ignored,
-    // because the calls after it include those of the shutdown.
+    // `skip(2)` skips the calls before the first request, and those of the first request, because
+    // that request opens the file. The last request is ignored, because the calls after it include
+    // those of the shutdown.
     let [hits @ .., _] = &costs[..] else {
         panic!("no request was seen");
     };

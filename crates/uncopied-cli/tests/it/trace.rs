@@ -138,7 +138,8 @@ impl Trace {
             .filter(|call| names.contains(&call.name.as_str()))
     }
 
-    /// Returns the calls with a descriptor of the file `name` among their arguments.
+    /// Returns the calls with a descriptor of the file `name` among their arguments. strace's `-y`
+    /// option prints the path after each descriptor, as in `7</site/name>`.
     pub(crate) fn calls_on_file(&self, name: &str) -> Vec<&Call> {
         let descriptor = format!("/{name}>");
         let is_on_file = |call: &&Call| call.arguments().contains(&descriptor);

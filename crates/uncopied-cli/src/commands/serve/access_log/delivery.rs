@@ -118,7 +118,8 @@ impl DeliveryTracker {
     }
 
     /// Records the outcome of a write, and logs the responses that are now complete. `offered` is
-    /// the number of bytes that hyper offered. hyper always offers all bytes that it holds.
+    /// the number of bytes that hyper offered to the socket. These are always all bytes that hyper
+    /// holds, so their end locates the body of the last response (see the module documentation).
     pub(super) fn note_write(&self, offered: usize, outcome: &Poll<io::Result<usize>>) {
         let taken = match outcome {
             Poll::Ready(Ok(taken)) => *taken,

@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use super::state::{ConnectionCommand, ConnectionState};
 
-/// The maximum number of idle connections per thread that keep their buffers, which take about 11
-/// MiB in total.
+/// The maximum number of idle connections per thread that keep their buffers. Such a connection was
+/// measured to take 11 KiB of resident memory, buffers included, so all of them take about 11 MiB.
 const MAX_UNPARKED_IDLE_CONNECTIONS: usize = 1024;
 
 /// A connection that is not parked, and its [`request_number`] at the time when it was added to the

@@ -143,9 +143,9 @@ impl<S> ReplayStream<S> {
         }
     }
 
-    /// Finishes the recording, if one is in progress. `slices` are what hyper writes first after
-    /// reading the request. The response is recorded only if the first slice is its head and the
-    /// others are its whole body.
+    /// Finishes the recording, if one is in progress. `slices` are the arguments of hyper's first
+    /// write after it has read the request. The response is recorded only if the first slice is its
+    /// head and the other slices are its whole body.
     fn finish_recording(&mut self, slices: &[IoSlice<'_>]) {
         let ReplayState::Recording(request) = &mut self.state else {
             return;
@@ -162,9 +162,9 @@ impl<S> ReplayStream<S> {
         if body_bytes as u64 != length || !is_replayable(head) {
             return;
         }
-        // Record the body only if it is short and in memory. `locate` finds slices that refer to a
-        // mapped file. A body of such slices is not recorded, because replays send it from the
-        // file.
+        // Record the body only if it is short and in memory. `locate` returns `None` for a slice in
+        // ordinary memory, and `Some` for a slice that refers to a mapped file. Replays send the
+        // body from the file if it is not recorded.
         let is_inline =
             body_bytes <= MAX_INLINE_BODY_BYTES && body.iter().all(|slice| locate(slice).is_none());
         let parts = if is_inline { slices } else { &slices[..1] };
@@ -432,12 +432,13 @@ struct RecordedResponse {
     bytes: Box<[u8]>,
     has_inline_body: bool,
     basis: Basis,
-    /// The time of the recording, as returned by [`uncopied_http::Activity::entered`].
+    /// The time of the recording, since the epoch that [`uncopied_http::Activity::entered`] uses in
+    /// this process.
     recorded_at: Duration,
 }
 
-/// A thread's cache of requests that it has seen, and of recorded responses. A request can be only
-/// in the slot that its hash selects.
+/// A thread's cache of requests that it has seen, and of recorded responses. The hash of a request
+/// selects the only slot that can hold the request.
 struct ReplayCache {
     hasher: RandomState,
     slots: Box<[CacheSlot]>,
@@ -455,8 +456,10 @@ enum CacheSlot {
 enum CacheLookup {
     /// A recent response to the request is recorded.
     Hit(Arc<RecordedResponse>),
-    /// The request has arrived before, but no recent response is recorded.
+    /// The request has arrived before, but no recent response is recorded. The next response should
+    /// be recorded.
     Seen,
+    /// The bytes are not a request that has been seen before.
     Miss,
 }
 

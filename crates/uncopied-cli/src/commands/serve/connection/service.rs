@@ -22,8 +22,8 @@ use super::stats::WorkerStats;
 /// Serves the files of one connection and counts its requests.
 ///
 /// The body of a request is never read, because no response depends on it. A request with a body is
-/// therefore the last one of its connection: closing the connection ensures that the unread bytes
-/// are not mistaken for the next request.
+/// therefore the last one of its connection: closing the connection ensures that the unread body is
+/// not mistaken for the next request.
 pub(crate) struct FileService {
     files: ServeFiles,
     connection: Arc<ConnectionState>,

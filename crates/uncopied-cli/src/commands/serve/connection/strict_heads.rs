@@ -34,8 +34,9 @@ const EMPTY_LINES: &[u8] = b"\n\n";
 pub(crate) struct StrictHeads<S, O> {
     stream: S,
     heads: HeadScanner,
-    /// Is told whether part of a head has arrived. The header timeout applies until the head is
-    /// complete, but not while the response is being prepared.
+    /// Is told after each read whether a head is incomplete. The control thread needs this, because
+    /// the header timeout applies only until the head is complete, not while the response is being
+    /// prepared.
     connection: Arc<ConnectionState>,
     /// Is told the size and the outcome of each write.
     observer: O,

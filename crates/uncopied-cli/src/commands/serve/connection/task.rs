@@ -37,7 +37,7 @@ pub(crate) struct ConnectionTask<S: HttpService<Incoming>, O> {
 /// while the connection is parked.
 #[expect(
     clippy::large_enum_variant,
-    reason = "most connections are parked, and the value is rarely moved"
+    reason = "most connections are parked, so boxing `Parked` would save little memory"
 )]
 enum HttpState<S: HttpService<Incoming>, O> {
     /// hyper's connection object has been dropped. The stream replays responses to repeats, and
@@ -107,7 +107,8 @@ where
         let polled = io.inner_mut().get_mut().poll_without_hyper(cx);
         match connection.command() {
             // The first request arrived during this poll, and its response has been sent or is
-            // being sent. So the connection may drain now.
+            // being sent, so the connection may drain now. `Ready` passes the connection to hyper,
+            // which closes it once the response has been sent.
             ConnectionCommand::Drain if connection.has_received_request() => Poll::Ready(()),
             _ => polled,
         }

@@ -23,7 +23,7 @@ const MESSAGE_INTERVAL: Duration = Duration::from_secs(60);
 type AcceptResult = io::Result<(Stream, Address)>;
 type PendingAccept = Pin<Box<dyn Future<Output = (Listener, AcceptResult)> + Send>>;
 
-/// Accepts connections for one event loop, with one pending accept per listener.
+/// Accepts connections for one event loop. Each listener always has one pending accept.
 pub(crate) struct Acceptor {
     pending: Vec<PendingAccept>,
     /// The index of the listener to poll first. After an accept, this is the listener after the one
@@ -109,8 +109,8 @@ fn start_accept(listener: Listener) -> PendingAccept {
 }
 
 /// Whether the error concerns only the connection that was to be accepted, and not the listener or
-/// the process. These include the network errors that accept(2) says to treat like EAGAIN, by
-/// retrying.
+/// the process. If so, the next accept may succeed immediately, so no pause is needed. The list
+/// includes the network errors that accept(2) says to treat like EAGAIN, by retrying.
 fn is_per_connection(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),

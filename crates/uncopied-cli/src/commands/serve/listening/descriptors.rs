@@ -38,14 +38,16 @@ pub(crate) struct DescriptorBudget {
 }
 
 impl DescriptorBudget {
-    /// Divides `limit` descriptors: up to a quarter for files, the rest for connections.
+    /// Divides `limit` descriptors, less [`RESERVED_DESCRIPTORS`]: up to a quarter for files, and
+    /// the rest for connections. Files and connections get at least 16 each.
     ///
     /// `requested` is the number of connections that the user asks for. Files get fewer descriptors
-    /// if these connections need them.
+    /// than a quarter if these connections need them.
     ///
     /// # Errors
     ///
-    /// The requested connections do not fit into `limit`. The error is the limit that they need.
+    /// The requested connections do not fit into `limit`. The error value is the smallest limit
+    /// that is enough for them.
     pub(crate) fn divide(limit: usize, requested: Option<usize>) -> Result<Self, usize> {
         let free = limit.saturating_sub(RESERVED_DESCRIPTORS);
         let open_files = match requested {
