@@ -1,12 +1,12 @@
-//! The changes in docs/adopting.md: each turns the program before it into the compiled example, and
-//! is below ten lines.
+//! Checks the diffs in `docs/adopting.md`. Each diff must turn the program above it in the document
+//! into the matching example of this crate, and must have fewer than ten lines.
 
 const DOCUMENT: &str = include_str!("../../../../docs/adopting.md");
 
 const MAX_CHANGED_LINES: usize = 9;
 
-/// Returns the lines of the first code block that begins with "```" and `language`, after the
-/// heading `## section`.
+/// Returns the lines of the first code block in `language` (such as `diff`) after the heading
+/// `## section`.
 fn block<'a>(section: &str, language: &str) -> Vec<&'a str> {
     DOCUMENT
         .lines()
@@ -17,7 +17,8 @@ fn block<'a>(section: &str, language: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// Applies a diff whose lines occur in the same order as in `before`.
+/// Applies a diff that has no context lines: each line of `change` begins with `-` or `+`. The
+/// removed lines must occur in `before`, in the same order.
 fn apply<'a>(before: &[&'a str], change: &[&'a str]) -> Vec<&'a str> {
     let mut rest = before.iter().copied().peekable();
     let mut after = Vec::new();

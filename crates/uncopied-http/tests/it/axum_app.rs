@@ -1,4 +1,5 @@
-//! What an axum app expects from its listener and its bodies.
+//! Tests that axum apps can use this crate's listener and bodies: handlers extract the peer's
+//! address, and return file bodies.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,7 +15,8 @@ use uncopied_http::{Address, FileBody, Listener};
 
 use crate::delivery_harness::{ClientIo, Files, assert_same, with_timeout};
 
-/// Sends a request that ends the connection, and returns the whole response.
+/// Requests `path`, and asks the server to close the connection after its response. `fields` are
+/// further header lines of the request. Returns the head and the body of the response.
 async fn fetch(mut io: impl ClientIo, path: &str, fields: &str) -> (String, Vec<u8>) {
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{fields}\r\n");
     io.write_all(request.as_bytes()).await.unwrap();

@@ -37,10 +37,11 @@ const FILE_SIZES: [usize; 16] = [
     5 * KIB * KIB + 17,
 ];
 
-/// The length of the first frame. A body reads this frame from its file into memory instead of
-/// yielding a slice of the mapped file. It does not know yet whether a layer between the body and
-/// the socket reads the bytes, and reading a slice of a file that has been truncated raises SIGBUS.
-/// If no layer reads the first frame, the rest is sent with `sendfile`.
+/// The maximum length of the first frame when a whole file is sent in the default mode. The body
+/// reads this frame from its file into memory instead of yielding a slice of the mapped file,
+/// because it does not know yet whether a layer between the body and the socket reads the bytes. If
+/// such a layer read a slice of a file that has been truncated, SIGBUS would be raised. If no layer
+/// reads the first frame, the rest of the file is sent with `sendfile`.
 const FIRST_FRAME_BYTES: usize = 4 * KIB;
 
 async fn assert_every_size_arrives(stack: Stack, transport: Transport) {

@@ -83,7 +83,8 @@ fn a_cold_file_waits_on_the_pool_and_holds_up_no_other_connection() {
         }
     });
     // The head must not be held back to share a packet with the file's first bytes (`MSG_MORE`),
-    // because those must first be read from disk. Otherwise, every head would take 200 ms.
+    // because those must first be read from disk. If heads were held back, each would arrive only
+    // after 200 ms, when the kernel stops waiting for more bytes.
     let limit = Duration::from_millis(150);
     assert!(fastest_head < limit, "{fastest_head:?}");
 }

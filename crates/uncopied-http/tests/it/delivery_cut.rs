@@ -240,10 +240,10 @@ async fn a_compressor_survives_a_truncated_file() {
 
 /// Truncating a file must not raise SIGBUS while the file is sent over HTTP/2. In general, hyper
 /// copies the first bytes of a DATA frame into its buffer, behind the frame's head. hyper skips
-/// this copy if the buffer is already long. In this test, the response has a long head, which fills
-/// the buffer. So hyper passes on the body's first frame without reading it, but reads the
-/// beginning of later frames. The body must not conclude from the first frame that later frames may
-/// be slices of the mapped file, because reading such a slice raises SIGBUS once the file is
+/// this copy if its buffer already holds many bytes. In this test, the response has a long head,
+/// which fills the buffer. So hyper passes on the body's first frame without reading it, but reads
+/// the beginning of later frames. The body must not conclude from the first frame that later frames
+/// may be slices of the mapped file, because reading such a slice raises SIGBUS once the file is
 /// truncated.
 #[test]
 fn http_2_survives_a_truncated_file() {

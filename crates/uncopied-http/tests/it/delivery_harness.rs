@@ -49,7 +49,8 @@ impl Rng {
 }
 
 /// Test files, with their contents for comparison. The files are in Cargo's target directory,
-/// because that is usually on a disk, so that the files can be evicted from the page cache.
+/// because it is usually on a disk. The usual directory for temporary files may be a tmpfs, whose
+/// files cannot be evicted from the page cache.
 pub(crate) struct Files {
     dir: tempfile::TempDir,
     pub(crate) contents: Vec<Vec<u8>>,
@@ -115,8 +116,8 @@ impl Files {
         );
     }
 
-    /// Returns the body for `/FILE`, `/FILE/MODE` or `/FILE/MODE/START/END`. The modes are
-    /// `default`, `direct` and `buffered`.
+    /// Returns the body for a request for `/FILE`, `/FILE/MODE` or `/FILE/MODE/START/END`, where
+    /// `FILE` is the index of a file. The modes are `default`, `direct` and `buffered`.
     pub(crate) fn body_for(&self, parts: &http::request::Parts) -> FileBody {
         let mut words = parts.uri.path().trim_start_matches('/').split('/');
         let at: usize = words.next().unwrap().parse().unwrap();
@@ -150,8 +151,8 @@ pub(crate) enum Stack {
     Auto,
     /// `axum::serve`.
     Axum,
-    /// `hyper::server::conn::http1` on tokio's own `TcpStream`. Only the body comes from this
-    /// crate, so every byte is copied.
+    /// `hyper::server::conn::http1` on tokio's own `TcpStream`. Every byte is copied, because only
+    /// the body comes from this crate, and zero copy also needs this crate's [`Stream`].
     Foreign,
 }
 
@@ -344,7 +345,7 @@ async fn serve_axum(
 pub(crate) trait ClientIo: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> ClientIo for T {}
 
-/// A client that exposes every byte of a response.
+/// An HTTP/1 client that gives tests access to every byte that it receives.
 pub(crate) struct TestClient {
     pub(crate) io: BufReader<Box<dyn ClientIo>>,
 }

@@ -259,8 +259,8 @@ fn run_greedy_client(address: std::net::SocketAddr, path: &str, stop: &AtomicBoo
         socket.write_all(request.repeat(8).as_bytes()).unwrap();
         let mut left = 8 * GREEDY_BODY_BYTES;
         while left > 0 && !stop.load(Ordering::Relaxed) {
-            // With MSG_TRUNC, the kernel discards the received bytes instead of copying them
-            // (`tcp(7)`).
+            // Let the kernel discard the received bytes instead of copying them (`MSG_TRUNC`, see
+            // `tcp(7)`), so that this client is faster than the server.
             let (_, read) = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::TRUNC).unwrap();
             assert!(read > 0);
             left = left.saturating_sub(read);
@@ -321,9 +321,9 @@ fn a_greedy_client_does_not_hold_up_the_others() {
     }
 }
 
-/// In a multi-threaded runtime, a connection may move to another thread. To detect whether its
-/// bytes reach the stream unread, a body marks its first frame in a thread-local variable. If the
-/// connection moves, that mark is left behind on the old thread. Every byte must still arrive.
+/// A body marks its first frame in a thread-local variable, so that the stream can tell whether the
+/// frame arrives unread. In a multi-threaded runtime, a connection may then move to another thread,
+/// which leaves the mark behind on the old thread. Every byte must still arrive.
 #[test]
 fn many_connections_on_many_threads_get_every_byte() {
     let runtime = tokio::runtime::Builder::new_multi_thread()

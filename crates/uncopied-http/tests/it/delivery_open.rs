@@ -1,4 +1,4 @@
-//! Bodies opened from the files that programs already have.
+//! `FileBody::open` and `OpenFile::open`, which take a file that the program has already opened.
 
 use std::fs::File;
 use std::io;
@@ -113,7 +113,9 @@ async fn only_regular_files_are_opened() {
     }
 }
 
-/// The first attempt must not lose the file when the disk is needed.
+/// To open a small file, `FileBody::open` first tries to read it from the page cache alone. If the
+/// file is not cached, that attempt must not close the file, because the blocking pool then reads
+/// from it.
 #[tokio::test]
 async fn cold_files_are_read_on_the_blocking_pool() {
     let files = Files::of(&[10_000, 300_000]);

@@ -26,7 +26,7 @@ use crate::delivery_harness::{
 const KIB: usize = 1 << 10;
 
 /// Body sizes around every limit that applies between the pages and the socket, such as the minimum
-/// lengths for a separate call and for `vmsplice`.
+/// lengths for a system call of their own and for `vmsplice`.
 const BODY_SIZES: [usize; 19] = [
     0,
     1,
@@ -457,8 +457,8 @@ async fn every_size_arrives_over_http_2() {
     }
 }
 
-/// A layer such as a compressor may read frozen pages, because nothing can change them, and must
-/// get the right bytes.
+/// A layer such as a compressor can safely read frozen pages, because nothing can change them while
+/// a handle exists. The layer must get the right bytes.
 #[tokio::test]
 async fn a_compressor_gets_the_right_bytes() {
     let text = compressible_text(1 << 20);

@@ -264,7 +264,8 @@ async fn replace_midway(mechanisms: &[Mechanism], freeze: Freeze) {
         &file[7..],
         &pages[at..at + 500_000],
         &others[4096..90_000],
-        // Include the bytes that the blocked write may have left in its pipe.
+        // Include the bytes that the blocked write may have put into its pipe without sending them.
+        // They must arrive exactly as often as they are written below.
         &pages[at..at + 40_000],
     ] {
         expected.extend_from_slice(piece);
@@ -314,8 +315,8 @@ async fn a_client_that_reads_late_gets_the_original_bytes() {
                 .force_mechanisms(mechanisms)
                 .totals(Arc::clone(&totals));
             let (stream, theirs) = stream_pair(options).await;
-            // Make sure that the whole body fits into the send buffer and the peer's receive
-            // window, so that the server has sent the whole body before the client reads.
+            // Make the send buffer large enough that the body fits into it and into the peer's
+            // receive window. So the server can send the whole body before the client reads it.
             SockRef::from(&stream)
                 .set_send_buffer_size(4 << 20)
                 .unwrap();

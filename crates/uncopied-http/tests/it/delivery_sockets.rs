@@ -89,8 +89,9 @@ async fn a_stream_tells_its_peer_and_gives_its_socket_back() {
     assert_eq!(&got, b"after");
 }
 
-/// A long file is sent corked. If the socket stayed corked, its next owner's last bytes would wait
-/// for 200 ms each time.
+/// The stream sets `TCP_CORK` while it sends many bytes of a file, so that the socket holds back
+/// partial packets. `into_inner` must clear the option, even in the middle of such a send.
+/// Otherwise, a partial packet of the socket's next owner could be delayed by 200 ms.
 #[tokio::test]
 async fn a_socket_that_is_given_back_is_not_corked() {
     let files = Files::of(&[8 << 20]);
@@ -114,8 +115,8 @@ async fn a_socket_that_is_given_back_is_not_corked() {
     assert_same(&all, &expected, "what arrived");
 }
 
-/// The kernel may still read pages when the socket is given back. The pages arrive unchanged, and
-/// the socket still works.
+/// The kernel may still be reading pages that the stream has sent when `into_inner` returns the
+/// socket. The bytes of these pages must arrive unchanged, and the socket must still work.
 #[tokio::test]
 async fn a_socket_that_is_given_back_with_pages_in_flight_stays_open() {
     let content = random_bytes(2 << 20, 9);
@@ -125,7 +126,7 @@ async fn a_socket_that_is_given_back_with_pages_in_flight_stays_open() {
         let pages = pages_of(&content, Freeze::Reusable);
         let sent = with_timeout(stream.write(&pages)).await.unwrap();
         let mut socket = tcp(stream.into_inner());
-        // Nothing has been read yet, so a send by `send_zc` is still in flight.
+        // The peer reads only after this pause. Until then, a send by `send_zc` may be in flight.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let reading = tokio::spawn(async move {
             let mut all = Vec::new();

@@ -1,4 +1,5 @@
-//! Connections that change their protocol after responses: 101, as for the WebSocket protocol.
+//! Connections that carry a few HTTP responses and then switch to another protocol (status 101), as
+//! WebSocket connections do.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -22,15 +23,16 @@ use crate::delivery_pages::{Freeze, pages_of};
 /// What the server does with the connection after the upgrade.
 #[derive(Clone, Debug)]
 enum AfterUpgrade {
-    /// It echoes through the stream under hyper.
+    /// Echoes through hyper's `Upgraded`, which uses this crate's stream.
     Echo,
-    /// It takes tokio's socket out of hyper and out of the stream, and echoes through that.
+    /// Takes tokio's socket out of the `Upgraded` and out of the stream, and echoes through the
+    /// socket.
     EchoThroughSocket,
-    /// It sends these pages through the stream.
+    /// Sends these pages through the `Upgraded`.
     SendPages(Pages),
 }
 
-/// Echoes until the peer has sent everything.
+/// Echoes everything that the peer sends, until the peer shuts down its sending side.
 async fn echo(io: impl AsyncRead + AsyncWrite) {
     let (mut reader, mut writer) = tokio::io::split(io);
     tokio::io::copy(&mut reader, &mut writer).await.unwrap();
@@ -45,7 +47,7 @@ async fn after_upgrade(upgraded: Upgraded, what: AfterUpgrade) {
             let ConnectionSocket::Tcp(mut socket) = parts.io.into_inner().into_inner() else {
                 panic!("a TCP connection");
             };
-            // Bytes that hyper read ahead, behind the request.
+            // First echo the bytes that hyper has already read past the end of the request.
             socket.write_all(&parts.read_buf).await.unwrap();
             echo(socket).await;
         }
@@ -57,7 +59,8 @@ async fn after_upgrade(upgraded: Upgraded, what: AfterUpgrade) {
     }
 }
 
-/// Responds with the files, and upgrades a request for `/upgrade`.
+/// Serves `files` on a connection. A request for `/upgrade` upgrades the connection, which is then
+/// used as `what` says.
 async fn serve(stream: Stream, files: Arc<Files>, what: AfterUpgrade) {
     let service = service_fn(move |mut request: Request<Incoming>| {
         let mut response = Response::new(FileBody::empty());
@@ -80,7 +83,9 @@ async fn serve(stream: Stream, files: Arc<Files>, what: AfterUpgrade) {
         .unwrap();
 }
 
-/// Connects, gets the files, and upgrades. `early` is sent along with the request for the upgrade.
+/// Connects to a new server, requests every file, and then upgrades the connection. Sends `early`
+/// right after the upgrade request, without waiting for the response. Returns the client, and the
+/// totals of the server's stream.
 async fn upgrade(
     files: &Arc<Files>,
     what: AfterUpgrade,

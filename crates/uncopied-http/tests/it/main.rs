@@ -1,5 +1,6 @@
 //! Tests of the public API of `uncopied-http`: the `delivery*` modules test how bodies reach the
-//! client, and the `serve_files*` modules test the responses of the file service.
+//! client, and the `serve_files*` modules test the responses of the file service. `axum_app` tests
+//! the integration with axum, and `adopting` checks the document `docs/adopting.md`.
 
 #![allow(clippy::unwrap_used)]
 

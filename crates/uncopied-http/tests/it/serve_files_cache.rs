@@ -26,8 +26,9 @@ fn count_open_beneath(root: &Path) -> usize {
 async fn a_replaced_file_is_picked_up_by_the_next_request() {
     let site = TestSite::new(&[("a.txt", "first"), ("dir/index.html", "first")]);
     let service = site.serve();
-    // Test first with files that changed only a moment ago, and then with stable files, because the
-    // service treats the two differently.
+    // Test first with files that changed only a moment ago, and then with stable files. The service
+    // caches the bytes of a file only if the file is stable. Otherwise, a further change might
+    // leave the timestamps as they are, so the service could not detect it.
     for is_stable in [false, true] {
         for (file, uri) in [("a.txt", "/a.txt"), ("dir/index.html", "/dir/")] {
             if is_stable {
@@ -277,9 +278,9 @@ async fn a_response_that_depends_on_more_than_its_file_has_no_basis() {
     }
     assert!(basis(&service, "/b.txt", &[]).await.is_some());
 
-    // Send a first request, so that the service records that there is no precompressed file. It
-    // keeps such a record only if the directory is stable, and only later responses are based on
-    // the record.
+    // To a client that accepts gzip, a response with `a.txt` has a basis only if the service has
+    // already recorded that `a.txt.gz` does not exist. The first request makes the service record
+    // that, which it does only if the directory is stable. So only the second response has a basis.
     site.wait_until_stable(".");
     assert!(basis(&service, "/a.txt", &zipped).await.is_none());
     let known = basis(&service, "/a.txt", &zipped).await.unwrap();

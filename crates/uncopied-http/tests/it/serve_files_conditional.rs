@@ -81,8 +81,8 @@ async fn a_tag_is_weak_until_the_file_is_stable_and_then_changes() {
     site.wait_until_stable("a.txt");
     let stable = get(&service, "/a.txt").await;
     assert!(stable.header("etag").starts_with('"'));
-    // The earlier weak tag must no longer match, so that a client that has it gets the whole file
-    // again.
+    // The file could have changed after the weak tag was sent, but without a new timestamp. So the
+    // weak tag must no longer match, and a client that sends it must get the whole file again.
     let response = get_with(
         &service,
         "/a.txt",

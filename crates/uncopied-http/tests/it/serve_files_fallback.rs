@@ -15,7 +15,8 @@ use tower::{Service, ServiceExt, service_fn};
 
 use crate::test_site::TestSite;
 
-/// A service that describes its request, and takes its status from the path.
+/// The fallback of the tests: responds with a description of the request that it got. The status is
+/// 418 for `/teapot`, and 200 otherwise.
 async fn describe(request: Request) -> (StatusCode, String) {
     let extension = request.extensions().get::<&str>().copied();
     let (parts, body) = request.into_parts();
@@ -77,7 +78,8 @@ async fn missing_files_go_to_the_fallback_and_others_do_not() {
     assert_eq!(status, StatusCode::BAD_REQUEST);
 }
 
-/// axum requires bodies that it can box, and services that are cloned for each request.
+/// axum clones a mounted service for each request, and boxes the bodies of the responses. So the
+/// service must implement `Clone`, and its bodies must implement `Send`.
 #[tokio::test]
 async fn it_mounts_in_axum() {
     let site = TestSite::new(&[("a.txt", "hello")]);
@@ -116,7 +118,8 @@ async fn pages_of_the_site_take_their_places() {
     assert_eq!(get(&service, Method::GET, "/missing.js").await.1, "service");
 }
 
-/// A service that panics if it is called before it is ready, as some of tower's do.
+/// A service that panics if it is called before `poll_ready` has returned `Ready`, as some services
+/// of tower do.
 #[derive(Clone)]
 struct StrictService {
     polls: usize,

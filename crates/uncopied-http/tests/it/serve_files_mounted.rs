@@ -73,7 +73,7 @@ async fn axum_serves_files_as_a_fallback_and_nested() {
         .unwrap();
     let response = app.clone().oneshot(request).await.unwrap();
     // The service does not know the prefix `/static`, so it must respond with a relative reference.
-    // The client resolves that against the request's URL, which keeps the prefix.
+    // The client resolves the reference against the request's URL, so the result keeps the prefix.
     assert_eq!(response.headers()["location"], "./dir/");
 }
 
