@@ -273,7 +273,8 @@ mod tests {
         }
     }
 
-    /// The kernel would read whatever follows the mapping.
+    /// Otherwise a system call that is given the range could send whatever memory follows the
+    /// mapping.
     #[test]
     fn no_address_range_extends_beyond_the_mapping() {
         let mapping = FileMapping::new(file_of(b"0123456789"), 0..10).expect("mapped");

@@ -84,7 +84,8 @@ impl Memory {
     /// Gifts the page frames: they are never written to again. This is needed if an earlier call
     /// put the frames into a kernel queue that never reports when it is done with them.
     ///
-    /// Does nothing if the memory belongs to a region that can no longer protect its pages.
+    /// Does nothing if the memory belongs to a region that can no longer protect its pages, as in a
+    /// forked child.
     pub(crate) fn gift(&self) {
         if let Ok(call) = self.prepare() {
             call.gift(self.len());
@@ -118,8 +119,8 @@ impl Memory {
         }
     }
 
-    /// Shortens this handle to its first `len` bytes. Pages after these bytes that are in flight
-    /// stay in flight until the handle is dropped.
+    /// Shortens this handle to its first `len` bytes. Pages that were in flight through this handle
+    /// stay in flight until it is dropped, even those that no longer contain any of its bytes.
     pub(crate) fn shorten(&mut self, len: usize) {
         match self {
             Self::Pages(pages) => *pages = pages.slice(..len.min(pages.len())),
@@ -145,8 +146,8 @@ pub(crate) enum ZeroCopyCall<'a> {
 
 impl ZeroCopyCall<'_> {
     /// Gifts the page frames of the first `bytes` bytes: they are never written to again. The call
-    /// passed these bytes to the kernel, which will not report when it is done with them. Frozen
-    /// pages are always gifted as a whole.
+    /// passed these bytes to the kernel, which will not report when it is done with them. For
+    /// frozen pages, `bytes` is ignored, and all pages of the buffer are gifted.
     pub(crate) fn gift(self, bytes: usize) {
         match self {
             Self::Pages(pages) => pages.gift(),

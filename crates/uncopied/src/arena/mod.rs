@@ -7,8 +7,8 @@
 //! the pages. The look-up is a bounds check and a load from a table that has one entry per 2 MiB of
 //! the arena: it takes constant time and no lock.
 //!
-//! A forked child reserves an arena of its own. What it has inherited from its parent stays in the
-//! parent's range, where [`locate`] still finds it.
+//! A forked child reserves an arena of its own. The mappings and buffers that it has inherited keep
+//! their addresses, which lie in the parent's range, and [`locate`] still finds them.
 //!
 //! ```
 //! use std::{fs::File, sync::Arc};
@@ -81,7 +81,8 @@ pub fn locate(bytes: &[u8]) -> Option<Located> {
 ///
 /// If the range does not lie within `len` bytes.
 fn resolve_range(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
-    // No memory is `usize::MAX` bytes long, so a bound that saturates lies outside of it.
+    // No memory is `usize::MAX` bytes long, so a bound that saturates at this value fails the check
+    // below.
     let start = match range.start_bound() {
         Bound::Included(&start) => start,
         Bound::Excluded(&previous) => previous.saturating_add(1),
@@ -113,8 +114,8 @@ mod tests {
         assert_eq!(resolve_range(10..10, 10), 10..10);
     }
 
-    /// The message is checked, because in a debug build the additions would panic too if they
-    /// overflowed.
+    /// Checks the message of the panic, because a panic alone proves nothing: if the additions did
+    /// not saturate, they would overflow, which also panics in a debug build.
     #[test]
     fn any_other_range_is_refused() {
         const MAX: usize = usize::MAX;

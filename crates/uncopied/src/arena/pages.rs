@@ -67,7 +67,7 @@ impl PageBuffer {
     ///
     /// # Errors
     ///
-    /// Those of [`with_capacity`](Self::with_capacity).
+    /// The same as [`with_capacity`](Self::with_capacity).
     pub fn huge(capacity: usize) -> io::Result<Self> {
         let block = Block::allocate(capacity, true)?;
         Ok(Self { block, len: 0 })
@@ -77,7 +77,7 @@ impl PageBuffer {
     ///
     /// # Errors
     ///
-    /// Those of [`with_capacity`](Self::with_capacity).
+    /// The same as [`with_capacity`](Self::with_capacity).
     pub fn zeroed(len: usize) -> io::Result<Self> {
         let mut buffer = Self::with_capacity(len)?;
         buffer.spare_mut()[..len].fill(0);
@@ -89,7 +89,7 @@ impl PageBuffer {
     ///
     /// # Errors
     ///
-    /// Those of [`with_capacity`](Self::with_capacity).
+    /// The same as [`with_capacity`](Self::with_capacity).
     pub fn copy_from_slice(bytes: &[u8]) -> io::Result<Self> {
         let mut buffer = Self::with_capacity(bytes.len())?;
         buffer.put_slice(bytes);
@@ -177,10 +177,10 @@ impl PageBuffer {
         // SAFETY: as in `memory`. In addition, the memory is writable and borrowed exclusively. The
         // kernel at most reads it, and such a read is not an access by this program: it changes
         // nothing here. (If the kernel were still to read bytes of an earlier send, the peer would
-        // get wrong bytes. To prevent that, a zero-copy send keeps a reference to the block until
-        // the notification that it attributes to itself has arrived. If there will be none, the
-        // block is gifted: it never becomes a buffer again, and its addresses get new page frames
-        // before they are reused.)
+        // get wrong bytes. To prevent that, a zero-copy send keeps a reference to the block until a
+        // notification has arrived that the library attributes to this send. If no notification
+        // will arrive, the block is gifted: it never becomes a buffer again, and its addresses get
+        // new page frames before they are reused.)
         unsafe { std::slice::from_raw_parts_mut(start, self.block.len()) }
     }
 }

@@ -5,7 +5,7 @@
 //! occupy whole granules. The memory of a block is never unmapped. A released block keeps its page
 //! frames for the next allocation, as long as all released blocks together have at most
 //! [`MAX_WARM_BYTES`]. Beyond that, the frames of a released block are returned to the kernel, and
-//! only the addresses of the block are kept.
+//! the next allocation reuses only the block's addresses.
 
 use std::cell::RefCell;
 use std::ptr;
@@ -39,18 +39,20 @@ const THREAD_CACHE_BYTES: usize = 1 << 20;
 /// thread caches are not counted.
 const MAX_WARM_BYTES: usize = 64 << 20;
 
-/// The pool of each process. A forked child starts with an empty one: in the pool of its parent, a
-/// lock may be held by a thread that exists only in the parent.
+/// The pool of each process. A forked child starts with an empty pool: in its copy of the parent's
+/// pool, a lock may be held by a thread that exists only in the parent, and would never be
+/// released.
 static POOL: PerProcess<Pool> = PerProcess::new();
 
-// A forked child inherits the cache of the thread that forked, and may use the blocks in it: no
-// other thread of the parent could allocate them, and the child has its own copy of their memory.
+// A forked child inherits the cache of the thread that forked, and may use the blocks in it: they
+// were free during the fork, no other thread could be changing the cache, and the child has its own
+// copy of the blocks' memory.
 thread_local! {
     static THREAD_CACHE: RefCell<ThreadCache> =
         const { RefCell::new(ThreadCache([const { Vec::new() }; CLASS_COUNT])) };
 }
 
-/// A range of memory that is divided into blocks of one length. It is never freed or divided
+/// A range of memory that is divided into blocks of equal length. It is never freed or divided
 /// differently.
 #[derive(Debug)]
 pub(super) struct Slab {

@@ -17,7 +17,7 @@ use crate::sys::{Kernel, Reservation};
 /// The size of a granule, the unit in which addresses are allocated. A granule has at most one
 /// owner.
 ///
-/// It is the size of a huge page, so that a granule can consist of one.
+/// This is the size of a huge page, so that a granule can be a single huge page.
 pub(super) const GRANULE_BYTES: usize = 2 << 20;
 
 /// The sizes that are tried, in this order, when the arena's addresses are reserved. If the address
@@ -84,8 +84,9 @@ impl Owner {
     }
 }
 
-/// The address space of each process. A forked child reserves its own: in the space of its parent,
-/// a thread that exists only in the parent may have been allocating granules during the fork.
+/// The address space of each process. A forked child reserves its own: in its copy of the parent's
+/// space, the lock of the free list may be held by a thread that exists only in the parent, and
+/// would never be released.
 static SPACES: PerProcess<OnceLock<Result<AddressSpace>>> = PerProcess::new();
 
 /// The address space of the arena of one process.
@@ -160,7 +161,8 @@ impl AddressSpace {
         let placed = unsafe { self.reservation.place(granules.at(), mapping) };
         if let Err(errno) = placed {
             // The granules stay allocated forever: the kernel may have unmapped them, and another
-            // mapping of this process may already be there.
+            // mapping of this process may already be there. Dropping `granules` would remove that
+            // mapping.
             std::mem::forget(granules);
             return Err(errno);
         }
@@ -171,8 +173,8 @@ impl AddressSpace {
     /// granules. With `is_huge`, the memory consists of huge pages if possible.
     pub(super) fn allocate(&'static self, len: usize, is_huge: bool) -> Result<Granules> {
         let granules = self.allocate_addresses(len)?;
-        // SAFETY: the granules were free. A granule is free if nothing was ever mapped there, or if
-        // it was reset since. If the call fails, dropping `granules` resets them.
+        // SAFETY: the granules were free. Either nothing was ever mapped into a free granule, or
+        // the granule was reset since. If the call fails, dropping `granules` resets them.
         #[allow(unsafe_code)]
         unsafe {
             self.reservation
@@ -197,8 +199,9 @@ impl AddressSpace {
             let leaf = &self.owners[granule / LEAF_GRANULES];
             let leaf = match owner {
                 Some(_) => leaf.get_or_init(new_leaf),
-                // In a forked child, a leaf that a thread of the parent was allocating during the
-                // fork can never be allocated. It has no owners.
+                // A leaf that is not allocated has no owners to remove. It must not be allocated
+                // here: if a thread of the parent was allocating it during a fork, `get_or_init`
+                // would wait forever in the child.
                 None => match leaf.get() {
                     Some(leaf) => leaf,
                     None => continue,
@@ -311,8 +314,8 @@ impl Drop for Granules {
         #[allow(unsafe_code)]
         let reset = unsafe { self.space.reservation.reset(self.at(), self.len()) };
         // If what is mapped there cannot be removed, the addresses are leaked, so that they are not
-        // used twice. A forked child leaks those that it has inherited: the lock of the free list
-        // may be held by a thread that exists only in the parent.
+        // used twice. A forked child leaks the addresses that it has inherited: the child's copy of
+        // the free list may be locked forever, by a thread that exists only in the parent.
         if reset.is_ok() && self.space.owner_process.is_current() {
             self.space.free().release(self.first, self.count);
         }
@@ -406,7 +409,8 @@ mod tests {
         assert!(covered >= end, "a hole at {covered:#x}");
     }
 
-    /// The parent holds the lock of the free list during the fork.
+    /// The parent holds the lock of the free list during the fork, so the child hangs if it takes
+    /// that lock.
     #[test]
     fn a_child_can_drop_granules_of_its_parent() {
         let space = AddressSpace::get().expect("the arena exists");

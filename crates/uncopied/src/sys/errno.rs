@@ -1,4 +1,5 @@
-//! The errno in this library's public API, which does not depend on the types of any other crate.
+//! The errno type of the public API. The library defines its own, so that its API does not depend
+//! on the types of another crate.
 
 use std::fmt;
 use std::io;

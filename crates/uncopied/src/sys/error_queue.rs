@@ -145,8 +145,8 @@ fn parse_extended_error(data: &[u8]) -> Option<Notification> {
     })
 }
 
-/// Rounds `len` up to a multiple of the word size, at which each control message and its data
-/// start.
+/// Rounds `len` up to a multiple of the word size. Each control message, and the data in it, starts
+/// at such a multiple.
 const fn align_to_word(len: usize) -> usize {
     len.next_multiple_of(mem::size_of::<usize>())
 }

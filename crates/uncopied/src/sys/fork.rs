@@ -66,8 +66,8 @@ fn generation() -> u64 {
 /// child would use its copy of the parent's value, in which a lock may be held forever by a thread
 /// that exists only in the parent.
 ///
-/// There is no lock in here either, not even to create the value: a thread of the parent might hold
-/// the lock while another thread forks, and the child would wait for it forever.
+/// This type itself uses no lock either, not even to create the value: a thread of the parent might
+/// hold the lock while another thread forks, and the child would wait for the lock forever.
 pub(crate) struct PerProcess<T> {
     /// The value of this process or, as long as it has none, of its nearest ancestor that had one.
     /// Null if there is none. Points to a leaked `Box`, which lives as long as this structure.
@@ -82,8 +82,9 @@ struct ProcessValue<T> {
     inherited: *mut ProcessValue<T>,
 }
 
-/// The bounds on `T` make it sound that a `PerProcess` can be shared between threads, and dropped
-/// by another thread than the one that created the value: without them, it cannot have a value.
+/// A `PerProcess` can be shared between threads, and sent to another thread, for any `T`, because
+/// an `AtomicPtr` can. The bounds on `T` make this sound: a value is created only by these
+/// functions, so if `T` does not meet the bounds, there is never a value.
 impl<T: Default + Send + Sync> PerProcess<T> {
     pub(crate) const fn new() -> Self {
         let newest = AtomicPtr::new(ptr::null_mut());
@@ -229,10 +230,12 @@ pub(crate) mod tests {
         assert_eq!(*value, 7);
     }
 
-    /// A thread of the parent is creating its value during the fork.
+    /// A thread of the parent is creating the parent's value during the fork. That thread does not
+    /// exist in the child, so a child that waits for it hangs.
     #[test]
     fn a_child_does_not_wait_for_the_value_of_its_parent() {
-        /// The process ID of the parent. Creating a value there takes until this is set to 0.
+        /// The process ID of the parent. In that process, creating a value blocks until this is set
+        /// to 0.
         static PARENT: AtomicI32 = AtomicI32::new(0);
         static IS_BEING_CREATED: AtomicBool = AtomicBool::new(false);
         static VALUE: PerProcess<Slow> = PerProcess::new();

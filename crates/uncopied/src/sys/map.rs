@@ -167,7 +167,7 @@ unsafe fn map_new_frames(start: *mut c_void, len: usize) -> Result<()> {
 /// the reservation.
 ///
 /// It would take one call less to map the file directly over the reservation. But if the file
-/// system refuses the mapping, the kernel has often already removed what was mapped there before,
+/// system refuses the mapping, the kernel may already have removed what was mapped there before,
 /// and does not restore it: the reservation would have a hole.
 #[derive(Debug)]
 pub(crate) struct UnplacedMapping {
@@ -199,7 +199,8 @@ impl Drop for UnplacedMapping {
 mod tests {
     use super::*;
 
-    /// Beyond the reservation is memory of something else. Fails if `address` checks no bounds.
+    /// Memory beyond the reservation belongs to other code, and must not be remapped. Fails if
+    /// `address` checks no bounds.
     #[test]
     fn a_range_outside_of_the_reservation_is_refused() {
         const LEN: usize = 2 << 20;

@@ -1,8 +1,8 @@
 //! System calls, behind types that make them safe.
 //!
-//! All unsafe code of the library is in this module, except the code with which the
-//! [arena](crate::arena) hands out references to its memory. This module imports nothing from the
-//! rest of the library.
+//! All unsafe code of the library is in this module, except that of the [arena](crate::arena),
+//! which manages the arena's memory and hands out references to it. This module imports nothing
+//! from the rest of the library.
 
 mod descriptors;
 mod errno;

@@ -65,7 +65,8 @@ pub(crate) struct Uring {
     /// [`drain`](Self::drain) processes them first.
     early_completions: Vec<Completion>,
     /// Whether nothing may be submitted any more. Set once a submission has failed: entries may
-    /// then be stuck in the submission queue, and another submission would submit them too.
+    /// then be stuck in the submission queue, and another submission would submit them too, when
+    /// their sockets and memory may be gone.
     is_broken: bool,
 }
 
@@ -387,7 +388,8 @@ pub(crate) mod tests {
     }
 
     /// `EBUSY` means that the kernel accepts no requests until completions have been processed. So
-    /// they are taken out of the queue, and kept for the next [`Uring::drain`].
+    /// `submit_all` takes the completions out of the queue, and keeps them for the next
+    /// [`Uring::drain`].
     #[test]
     fn ebusy_empties_the_completion_queue() {
         let refused = std::thread::spawn(|| {

@@ -171,7 +171,8 @@ impl Userfault {
     /// Protects a registered range. When this returns, no write to the range is in progress, and
     /// every later write waits until its fault has been handled.
     ///
-    /// Protecting the wrong range makes threads wait, but changes no memory.
+    /// This function is safe, because protecting the wrong range only makes threads wait: it
+    /// changes no memory.
     pub(crate) fn protect(&self, address: usize, len: usize) -> Result<()> {
         self.write_protect(address, len, UFFDIO_WRITEPROTECT_MODE_WP)
     }
@@ -232,8 +233,9 @@ impl Userfault {
             // No other events were requested, so any other message is ignored.
             Ok(_) => Ok(None),
             Err(_) => match last_errno() {
-                // The descriptor is non-blocking. The writer may have been woken, or killed, after
-                // poll(2) had returned.
+                // No message is left, because the writer has been woken, or killed, since poll(2)
+                // returned. The descriptor is non-blocking, so the call did not wait for another
+                // message.
                 Errno::AGAIN | Errno::INTR => Ok(None),
                 errno => Err(errno),
             },

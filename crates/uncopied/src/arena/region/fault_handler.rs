@@ -166,7 +166,8 @@ impl FaultHandler {
         let regions = lock(&self.regions);
         let (_, region) = regions.range(..=address).next_back()?;
         let region = region.upgrade()?;
-        // Dropping `region` below also takes this lock, if that handle is the last one.
+        // Must come first: if `region` has become the last handle, dropping it takes the same lock,
+        // and would wait forever.
         drop(regions);
         region.contains(address).then_some(region)
     }
@@ -221,11 +222,12 @@ mod tests {
         let address = page.address();
         thread::spawn(move || {
             // SAFETY: the page is accessible memory. Nothing else uses it until the channel reports
-            // that the write is done, except for the copy below, which the protection excludes.
+            // that the write is done, except for the copy that `replace_page` makes below, during
+            // which the protection blocks the write.
             unsafe { std::ptr::with_exposed_provenance_mut::<u8>(address).write_volatile(7) };
             done.send(())
         });
-        // Time for the write to begin. It waits for the handler.
+        // Gives the thread time to start the write, which then waits because the page is protected.
         thread::sleep(Duration::from_millis(100));
         // Puts an unprotected frame in place of the page, without waking anything.
         //
@@ -237,7 +239,8 @@ mod tests {
         assert_eq!(written, Ok(()), "the writer still waits");
     }
 
-    /// The parent holds the lock of the list of regions during the fork.
+    /// The parent holds the lock of the list of regions during the fork, so the child hangs if it
+    /// takes that lock.
     #[test]
     fn a_child_can_drop_a_region_of_its_parent() {
         let mut handles = Some(Region::new(GRANULE_BYTES).expect("allocated"));

@@ -27,7 +27,7 @@
 //!
 //! Pages are replaced in units of a huge page (2 MiB): the content of the page is copied to a fresh
 //! one, which `mremap(2)` then moves to the address of the old one. Measured on Linux 6.18 (two
-//! virtual cores, medians of 200, on a shared machine):
+//! virtual cores of a shared machine, medians of 200 measurements):
 //!
 //! | on a write fault | overwrite 2 MiB | write one byte | protect 16 MiB again |
 //! |---|---|---|---|
@@ -37,11 +37,11 @@
 //! | no protection | 120 µs | - | - |
 //!
 //! Copying only 4 KiB is fastest if a single byte is written. But it splits the huge page, so that
-//! every later send pays for each page of 4 KiB, and a program that overwrites all 2 MiB pays 20
-//! times as much. The two methods that copy 2 MiB cost about the same. `mremap` was chosen because
-//! it never leaves the page unmapped, not even for an instant, so that a `send(2)` of the page by
-//! another thread never waits or fails. It also works on kernels before 6.8, which do not have
-//! `UFFDIO_MOVE`.
+//! every later send has to look up each page of 4 KiB, and a program that overwrites all 2 MiB pays
+//! 20 times as much. The two methods that copy 2 MiB cost about the same. `mremap` was chosen
+//! because it never leaves the page unmapped, not even for an instant, so that a `send(2)` of the
+//! page by another thread never waits or fails. It also works on kernels before 6.8, which do not
+//! have `UFFDIO_MOVE`.
 //!
 //! A page stays protected after its last lease has ended (no send of the page is in flight any
 //! longer). The protection is removed by the next write to the page. So if bytes are sent again
@@ -77,11 +77,12 @@
 //! So a region is worthwhile for bytes that are mostly sent again unchanged. If all bytes are
 //! rewritten before each send, a region costs 1.3 to 2.2 times as much as a copy.
 //!
-//! A narrower pipe reduces the gain. For bytes that are not overwritten, the ratios for 2, 8 and 64
+//! A smaller pipe reduces the gain. For bytes that are not overwritten, the ratios for 2, 8 and 64
 //! MiB are 0.83, 0.66 and 0.63 with a pipe of 512 KiB, and 0.98, 0.80 and 0.73 with a pipe of 256
 //! KiB. With the default pipe of 64 KiB, a region is never worthwhile: most of the cost is then
-//! that of filling and draining the pipe many times. Even without protection, `vmsplice` through
-//! that pipe takes 0.36, 0.35 and 0.24 s/GB; with protection, it takes 0.40, 0.37 and 0.26 s/GB.
+//! that of filling and draining the pipe many times. Even without protection, `vmsplice` of the
+//! three regions through that pipe takes 0.36, 0.35 and 0.24 s/GB; with protection, it takes 0.40,
+//! 0.37 and 0.26 s/GB.
 
 mod fault_handler;
 mod state;
@@ -147,8 +148,8 @@ pub(crate) use self::state::ProtectedCall;
 /// - **After a fork**, the child finds zeroes instead of the region's bytes (`MADV_WIPEONFORK`), so
 ///   that it shares no page frame with its parent. The child can read and write the region, but its
 ///   sends from the region are copied.
-/// - **If there is no memory for a copy**, the writer waits until there is; writers of other huge
-///   pages need not wait. The writer also waits while the process has no mappings left
+/// - **If there is no memory for a copy**, the writer waits until there is. This does not delay the
+///   writers of other huge pages. The writer also waits while the process has no mappings left
 ///   (`vm.max_map_count`, 65,530 by default). Each huge page that has ever been replaced uses one
 ///   mapping, so the default is enough for 128 GiB.
 /// - **A single byte in flight** keeps the frame of its whole huge page in memory.
@@ -267,7 +268,7 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// The error with which that file cannot be read.
+    /// The error with which reading that file failed.
     pub fn huge_bytes(&self) -> io::Result<usize> {
         self.state.huge_bytes()
     }

@@ -248,7 +248,8 @@ impl RegionState {
 }
 
 impl Drop for RegionState {
-    /// Frames that are still in kernel queues stay allocated until the kernel is done with them.
+    /// Does not wait for sends in flight: after the memory is unmapped, the references in the
+    /// kernel's queues still keep the frames allocated.
     fn drop(&mut self) {
         if let Ok(handler) = self.fault_handler() {
             handler.unregister(self.address());
@@ -264,7 +265,7 @@ pub(super) struct PageLeases {
     /// The index in the region of the first page.
     first: usize,
     /// For each page, the epoch of the frame that is leased, or [`NO_LEASE_EPOCH`]. Changed only
-    /// while the pages are locked.
+    /// while the states of the pages are locked.
     epochs: Box<[AtomicU64]>,
 }
 
@@ -316,9 +317,10 @@ impl PageLeases {
         })
     }
 
-    /// Whether the region was created by the calling process. If not, this is a forked child, which
-    /// sends nothing from the region without a copy, and so needs no leases. It must not lock the
-    /// states of the pages: a thread that exists only in the parent may hold the lock.
+    /// Whether the region was created by the calling process. If not, this is a forked child, whose
+    /// sends from the region are always copied, and so need no leases. The child must not lock the
+    /// states of the pages: its copy of the lock may be held forever, by a thread that exists only
+    /// in the parent.
     fn is_of_this_process(&self) -> bool {
         self.region.fault_handler().is_ok()
     }
@@ -494,8 +496,9 @@ mod tests {
         assert_eq!(page(&region, 0).epoch, 2);
     }
 
-    /// Otherwise user code could write to the fresh frame while it is in flight. Fails if
-    /// `RegionPart::shorten` drops leases.
+    /// A page is replaced during the call, and then the lease is shortened. The lease must still
+    /// cover the fresh frame: otherwise user code could write to that frame while it is in flight.
+    /// Fails if `RegionPart::shorten` drops leases.
     #[test]
     fn a_lease_shortened_during_the_call_leases_the_fresh_frame_of_its_page() {
         let (region, mut writer) = region();
@@ -536,7 +539,8 @@ mod tests {
         assert_eq!(page(&region, 2).leases, 0);
     }
 
-    /// The parent holds the lock of the states of the pages during the fork.
+    /// The parent holds the lock of the states of the pages during the fork, so the child hangs if
+    /// it takes that lock.
     #[test]
     fn a_child_can_drop_a_part_that_is_in_flight() {
         let (region, _writer) = region();

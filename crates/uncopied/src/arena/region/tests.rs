@@ -105,7 +105,8 @@ fn pair() -> (TcpStream, TcpStream) {
     (sender, listener.accept().expect("accepted").0)
 }
 
-/// Returns the byte of the test content at position `at`. It is never 0.
+/// Returns the byte of the test content at position `at`. It is never 0, so that a byte overwritten
+/// with 0 is always recognised as wrong.
 fn pattern(at: usize) -> u8 {
     (at ^ (at >> 8) ^ (at >> 17)) as u8 | 1
 }
@@ -341,7 +342,7 @@ fn receiving_into_a_region_that_is_sent_on_the_same_socket_does_not_deadlock() {
     thread::spawn(move || std::io::copy(&mut &peer, &mut std::io::sink()));
     let stopped = Arc::clone(&stop);
     let feeder = thread::spawn(move || {
-        // The write fails once the other end is closed.
+        // The loop also ends when the other end is closed, because the write then fails.
         while !stopped.load(Ordering::Relaxed) && back.write_all(&[7; 64 * 1024]).is_ok() {}
     });
     let piped = PipedSocket::new(socket.try_clone().expect("cloned"));
