@@ -202,8 +202,8 @@ mod tests {
     use super::*;
 
     /// Reading an in-memory file never waits for a disk, but `cachestat` does not count pages for
-    /// its holes. If such bytes were not probed as well, each step of a transfer would try in vain
-    /// to load them, on another thread.
+    /// its holes. If the holes were not probed as well, they would never count as resident, and
+    /// each step of a transfer would try in vain to load them on another thread.
     #[test]
     fn holes_of_a_file_in_memory_are_resident() {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;

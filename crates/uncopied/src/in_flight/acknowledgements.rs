@@ -97,7 +97,8 @@ impl Acknowledgements {
     }
 
     /// Gifts the memory of all sends that have not been acknowledged: it is never written to again.
-    /// Called when no further acknowledgement will arrive, or none will be read.
+    /// Called when no further acknowledgement will arrive, or when the sender is dropped, after
+    /// which nothing reads acknowledgements.
     pub(crate) fn gift_all(&self) {
         if self.belongs_to_parent() {
             return;
@@ -177,7 +178,8 @@ mod tests {
     use crate::arena::{Memory, PageBuffer};
     use crate::in_flight::{NotificationStats, Quota, SendTracker};
 
-    /// The numbers that the kernel reports when the peer has acknowledged `bytes` bytes of many.
+    /// Returns the numbers that the kernel reports when the peer has acknowledged `bytes` bytes and
+    /// many more are outstanding.
     fn acknowledged(bytes: u64) -> Acknowledged {
         Acknowledged {
             outstanding: 1 << 30,
@@ -186,7 +188,8 @@ mod tests {
         }
     }
 
-    /// The peer acknowledges byte by byte: the memory of a send can be reused with its last byte.
+    /// The memory of a send can be reused once the peer has acknowledged the send's last byte, and
+    /// not one byte earlier.
     #[test]
     fn a_send_ends_with_the_acknowledgement_of_its_last_byte() {
         let quota = Quota::new(u64::MAX);
@@ -216,8 +219,9 @@ mod tests {
         }
     }
 
-    /// If nothing is outstanding, the peer has acknowledged everything. The sum that was computed
-    /// when a send was made may be larger than the number of bytes that it ends with.
+    /// If nothing is outstanding, the peer has acknowledged every send. That includes a send whose
+    /// `acknowledged_at` is never reached, because [`Acknowledgements::push`] may compute a sum
+    /// that is too large.
     #[test]
     fn every_send_ends_when_nothing_is_outstanding() {
         let quota = Quota::new(u64::MAX);

@@ -110,10 +110,11 @@ struct SendProgress {
     reason: Option<FreeReason>,
     /// The duration of the send; `None` until the send is complete.
     elapsed: Option<Duration>,
-    /// The wakers of the tasks that wait for the send: at most one for each handle, by the key of
-    /// the handle.
+    /// The wakers of the tasks that wait for the send: at most one for each handle, found by its
+    /// [`HandleWaker::key`].
     wakers: BTreeMap<u64, Waker>,
-    /// The number of handles that have ever been polled, from which each of them gets its key.
+    /// The number of handles that have ever been polled. The first poll of a handle increments it,
+    /// and uses the new value as the key of the handle.
     polled_handles: u64,
     /// The number of threads that wait on [`CompletionState::completed`]. If there are none,
     /// `notify_all` is skipped, because it costs a system call.
@@ -378,17 +379,18 @@ impl Drop for SendTracker {
 
 /// A part of a send: the bytes of one zero-copy call, which a notification will complete.
 ///
-/// Dropping a part removes it from the send without counting any bytes, and wakes the tasks that
-/// wait for the send. Waking runs foreign code, so drop a part only while no lock is held, or pass
-/// it to [`complete_all`](super::complete_all).
+/// Dropping a part removes it from the send without counting any bytes. If the send is complete
+/// without the part, this wakes the tasks that wait for the send. Waking runs foreign code, so drop
+/// a part only while no lock is held, or pass it to [`complete_all`](super::complete_all).
 pub(crate) struct SendPart {
     completion: Option<Arc<CompletionState>>,
     stats: Arc<NotificationStats>,
 }
 
 impl SendPart {
-    /// Completes the part: the kernel is done with the bytes of `sent`. Adds the wakers of the
-    /// tasks that wait for this to `wakers`.
+    /// Completes the part, because the kernel is done with its bytes, which `sent` counts. Adds to
+    /// `wakers` the waker of the task that waits for any notification of the sender and, if this
+    /// was the last part of the send, the wakers of the tasks that wait for the send.
     pub(super) fn complete(mut self, sent: &SentBytes, wakers: &mut Vec<Waker>) {
         wakers.extend(self.stats.note(sent.bytes, sent.copied));
         if let Some(completion) = self.completion.take() {
@@ -481,8 +483,9 @@ mod tests {
         assert_eq!(outcome.bytes, 1);
     }
 
-    /// The parent holds the lock of the completion during the fork. The child must be able to drop
-    /// its copies of the handles, such as those of its copies of tasks, without that lock.
+    /// The parent holds the lock of the completion during the fork, so the child's copy of the lock
+    /// is never released. The child must be able to drop its copies of handles without that lock,
+    /// for example when it drops its copy of a task that owns a handle.
     #[test]
     fn a_child_drops_a_handle_without_the_lock() {
         let tracker = SendTracker::new();
@@ -490,12 +493,12 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(Pin::new(&mut handle).poll(&mut cx).is_pending());
         let state = Arc::clone(&handle.state);
-        // The child drops the handle through a reference: the parent must keep its own until the
-        // lock is released.
+        // The closure borrows the handle. If it owned the handle, `in_child` would drop the handle
+        // in the parent too, which would wait for the lock that the parent holds.
         let mut handle = Some(handle);
         let progress = state.lock();
         let is_dropped = in_child(|| {
-            // SAFETY: the call takes only a number. It ends the child if the child hangs.
+            // SAFETY: the call takes only a number. The alarm ends the child if it hangs.
             #[allow(unsafe_code)]
             unsafe {
                 libc::alarm(20)

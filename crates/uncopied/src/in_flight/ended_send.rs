@@ -26,7 +26,8 @@ pub(super) struct SentBytes {
 }
 
 impl EndedSend {
-    /// Creates a send that sent `bytes` bytes, of which the kernel copied `copied`.
+    /// Creates the value for a send of which the socket accepted `bytes` bytes. The kernel copied
+    /// `copied` of them.
     pub(crate) fn sent(
         leases: impl Into<Leases>,
         part: Option<SendPart>,
@@ -45,9 +46,9 @@ impl EndedSend {
         }
     }
 
-    /// Creates a send that sent no bytes: its part does not count in the outcome. `leases` is
-    /// `None` while the kernel may still read the memory, and `part` is `None` if only memory is
-    /// released.
+    /// Creates the value for a send of which no byte counts in the outcome. Pass `None` as `leases`
+    /// if the kernel may still read the memory, so that only the part is released. Pass `None` as
+    /// `part` to release only memory.
     pub(crate) fn unsent(leases: Option<Leases>, part: Option<SendPart>) -> Self {
         Self {
             leases,
@@ -60,7 +61,7 @@ impl EndedSend {
 /// Drops the leases of these sends, completes their parts, and then wakes the tasks that wait for
 /// them. If dropping memory or waking a task panics, all other sends are completed nevertheless.
 ///
-/// The caller must not hold a lock.
+/// The caller must not hold a lock, because dropping memory and waking tasks run foreign code.
 pub(crate) fn complete_all(ended: impl IntoIterator<Item = EndedSend>) {
     let mut wakers = Vec::new();
     for EndedSend { leases, part, sent } in ended {

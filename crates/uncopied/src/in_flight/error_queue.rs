@@ -180,8 +180,8 @@ impl Orphan for OrphanedErrorQueue {
     }
 
     /// Whether the queue's duplicate is the only descriptor of the socket in this process. The
-    /// program may have kept its socket, or a clone of it, when it dropped the sender. A reset
-    /// would break that connection.
+    /// program may have kept its socket, or a clone of it, when it dropped the sender. It can then
+    /// still use the connection, which a reset would break.
     fn is_abandoned(&self) -> bool {
         !has_other_descriptor(self.0.as_fd())
     }
@@ -224,8 +224,9 @@ impl fmt::Debug for SentLease {
     }
 }
 
-/// The sends whose notifications have not arrived yet. The kernel numbers the zero-copy calls of a
-/// socket that send bytes consecutively, and its notifications refer to these numbers.
+/// The sends whose notifications have not arrived yet. The kernel gives consecutive numbers to
+/// those zero-copy calls on a socket that send at least one byte. Its notifications refer to these
+/// numbers.
 #[derive(Debug, Default)]
 struct OutstandingSends {
     /// The kernel's number of the first entry of `sends`. Each further entry has the next number.
@@ -316,8 +317,8 @@ mod tests {
                 .map(|completion| completion.outcome().is_some())
                 .collect()
         };
-        // Sends may complete before an earlier one, as after a reset. Here, the second to fourth
-        // send (numbers `u32::MAX`, 0 and 1) complete before the first.
+        // A send may complete before an earlier one, for example after a reset. Here, the second to
+        // fourth send (numbers `u32::MAX`, 0 and 1) complete before the first.
         assert_eq!(
             process(&mut outstanding, notification(u32::MAX, 1, true)),
             3

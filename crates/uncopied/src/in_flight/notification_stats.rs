@@ -92,7 +92,8 @@ mod tests {
 
     use super::*;
 
-    /// Counts a notification when it is dropped, and so takes the lock under which it was kept.
+    /// A waker that counts a notification when it is dropped. Counting takes the lock of the stored
+    /// waker, so dropping this waker while the thread holds that lock is a deadlock.
     struct NotingWaker(Arc<NotificationStats>);
 
     impl Wake for NotingWaker {
@@ -105,7 +106,8 @@ mod tests {
         }
     }
 
-    /// A waker may call the library when it is dropped, because no lock is held meanwhile.
+    /// A waker may call this library when it is dropped, so a waker that has been replaced must be
+    /// dropped while no lock is held. Otherwise the thread of this test never finishes.
     #[test]
     fn a_waker_that_another_replaces_is_dropped_without_the_lock() {
         let (done, is_done) = mpsc::channel();

@@ -25,9 +25,10 @@ pub(crate) trait Orphan: Send {
     /// reports `POLLERR` even if it is not requested.
     fn ready_for(&self) -> PollFlags;
 
-    /// Processes the notifications that have arrived. Returns how many sends they completed. A
-    /// waker that panics must not make this function panic, because that would end the reaper:
-    /// [`complete_all`](super::complete_all) takes care of it.
+    /// Processes the notifications that have arrived. Returns how many sends they completed.
+    ///
+    /// Must not panic, not even if a waker panics, because a panic would end the reaper thread. So
+    /// the sends are completed with [`complete_all`](super::complete_all), which isolates wakers.
     fn reap(&self) -> usize;
 
     /// Whether the kernel is done with all of the orphan's memory. The reaper then drops the
@@ -51,7 +52,7 @@ pub(crate) const REAPER_THREAD_NAME: &str = "uncopied-reaper";
 
 /// The time without a notification after which the reaper [gives up](Orphan::give_up) on an orphan,
 /// because the orphan's peer no longer acknowledges anything. If the program still uses the
-/// connection at that time, it is checked again each time this period has passed.
+/// connection at that time, the reaper waits for another period of this length.
 const UNRESPONSIVE_PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The interval at which the orphans are checked for [`UNRESPONSIVE_PEER_TIMEOUT`].
@@ -80,7 +81,7 @@ struct Handover {
 struct AdoptedOrphan {
     orphan: Box<dyn Orphan>,
     /// When the last notification arrived or, if none has arrived yet, when the orphan was adopted.
-    /// Set anew when the orphan's connection is found to be in use after the timeout.
+    /// Also reset when the timeout has passed while the program still uses the orphan's connection.
     last_notified_at: Instant,
     has_given_up: bool,
 }
@@ -149,8 +150,8 @@ impl Reaper {
 }
 
 /// Waits for a notification, a new orphan, or the next timeout check. Returns true if an orphan's
-/// descriptor was ready or poll(2) failed. Unless that was due to a notification, the next call
-/// would return at once too, so the caller must pause before it.
+/// descriptor was ready, or if poll(2) failed with an errno other than `EINTR`. If there is then no
+/// notification to process, the next call would return at once too, so the caller must pause first.
 fn wait(orphans: &[AdoptedOrphan], wakeup: &OwnedFd) -> bool {
     let mut ready = vec![PollFd::new(wakeup, PollFlags::IN)];
     for AdoptedOrphan { orphan, .. } in orphans {
@@ -203,7 +204,8 @@ mod tests {
     use crate::arena::{Memory, PageBuffer};
     use crate::in_flight::{ErrorQueue, Lease, OrphanedErrorQueue, Quota, SendTracker, SentLease};
 
-    /// Returns an error queue with a send whose notification never arrives.
+    /// Returns an error queue with a send whose notification never arrives, because no system call
+    /// has been made for it.
     fn queue_in_flight(socket: &TcpStream) -> Arc<ErrorQueue> {
         let queue = ErrorQueue::of(socket.as_fd()).expect("duplicated");
         let pages = PageBuffer::zeroed(1).expect("allocated").freeze();
@@ -215,9 +217,9 @@ mod tests {
         Arc::new(queue)
     }
 
-    /// A peer that stops reading keeps memory in flight only as long as the program keeps the
-    /// connection open. The program may have dropped only one of two senders, or kept a clone of
-    /// the socket to read from.
+    /// If a peer has stopped reading, the reaper resets the connection after the timeout, unless
+    /// the program still has a descriptor of the socket. The program may have dropped only one of
+    /// two senders, or it may have kept a clone of the socket to read from.
     #[test]
     fn a_connection_is_reset_only_if_the_program_no_longer_uses_it() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");

@@ -20,8 +20,8 @@ pub(super) fn wake_all(wakers: Vec<Waker>) {
 /// reported it.
 pub(super) fn isolate(run: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-        // The value that was passed to `panic_any` is foreign too, and dropping it could panic
-        // again. So it is leaked.
+        // The payload of the panic is leaked, because it can be any value (see `panic_any`), and
+        // dropping a foreign value could panic again.
         mem::forget(panic);
     }
 }

@@ -14,9 +14,10 @@
 //! | 4 | 64 KiB | 0.87 |
 //! | 64 | 1 MiB | 0.90, within the noise |
 //!
-//! Each figure is the median of pairs of runs, on Linux 6.18 with two cores and the congestion
-//! control `cubic`. The CPU time includes the kernel's copying: over loopback the kernel copies
-//! every byte, even of a zero-copy send, so zero copy does not pay for peers on the same machine.
+//! Each figure is the median over pairs of runs, one with and one without batching, on Linux 6.18
+//! with two cores and the congestion control algorithm `cubic`. The CPU time includes the kernel's
+//! copying: over loopback the kernel copies every byte, even of a zero-copy send, so zero copy does
+//! not pay for peers on the same machine.
 
 use std::fmt;
 use std::future::Future;
@@ -38,7 +39,7 @@ use crate::in_flight::{EndedSend, Leases, SendPart, complete_all};
 ///
 /// # Errors
 ///
-/// Those of [`Ring::send`](super::ring::Ring::send).
+/// The same as [`Ring::send`](super::ring::Ring::send).
 ///
 /// # Cancellation
 ///
@@ -96,8 +97,8 @@ impl Future for BatchedSend {
 
 impl Drop for BatchedSend {
     fn drop(&mut self) {
-        // Cancel the send by taking it out of its entry, which stays in the queue until the next
-        // batch.
+        // Cancel the send by taking it out of its entry. The empty entry stays in the queue until
+        // the next batch, which skips it.
         if let Some(QueuedSend { leases, part, .. }) = self.entry.take() {
             complete_all([EndedSend::unsent(Some(leases), Some(part))]);
         }
@@ -275,8 +276,9 @@ mod tests {
         }
     }
 
-    /// The batch also processes the notification of an earlier send, whose waker panics. The
-    /// futures of the batch must have their results nevertheless, or they would be polled forever.
+    /// Submitting the batch also processes the notification of an earlier send. That wakes the task
+    /// of the earlier send, and its waker panics. The futures of the batch must get their results
+    /// nevertheless, or they would stay pending forever.
     #[test]
     fn a_waker_that_panics_does_not_take_the_results_of_a_batch() {
         let ledger = TestLedger::new();

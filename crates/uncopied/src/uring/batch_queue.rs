@@ -43,8 +43,8 @@ impl BatchQueue {
         }
         let mut entries = entries.into_iter();
         ring.send_all(sends, |result| {
-            // The futures need not be woken here: each of them woke its task when it was queued, so
-            // it will be polled again.
+            // The futures need not be woken here: each of them woke its own task when it queued its
+            // send, so that task will poll the future again.
             if let Some(entry) = entries.next() {
                 *entry.lock() = EntryState::Finished(result);
             }

@@ -48,7 +48,7 @@ pub(crate) struct Ring {
 struct RingState {
     uring: Uring,
     sends: Sends,
-    /// Results of sends that have arrived but have not been returned to the caller yet.
+    /// The results that have arrived, but have not been returned to the caller of the send yet.
     results: Vec<(SendToken, Result<usize>)>,
     /// Whether a thread other than `owner_thread` has ever sent with this ring.
     has_foreign_sends: bool,
@@ -59,7 +59,7 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// Those of [`Uring::new`], and `EMFILE` if the process has too many descriptors open.
+    /// The same as [`Uring::new`], and `EMFILE` if the process has too many descriptors open.
     pub(crate) fn new() -> Result<Self> {
         Self::with_entries(SUBMISSION_ENTRIES, COMPLETION_ENTRIES)
     }
@@ -93,7 +93,8 @@ impl Ring {
     /// If this returns an error other than `EIO`, no byte was sent.
     ///
     /// - The errno of the send, such as `EAGAIN` if the socket's buffer is full.
-    /// - `ENOMEM` also if the kernel could not accept the request in the first place.
+    /// - `ENOMEM` also if the kernel did not accept the request at all, because it lacked memory or
+    ///   was busy.
     /// - [`RING_RETIRED`] if the ring can no longer be used.
     /// - `EIO` if the ring itself failed after the kernel had accepted the request. It is then
     ///   unknown how many bytes were sent, so the connection can no longer be used.
@@ -122,8 +123,8 @@ impl Ring {
         mut report: impl FnMut(Result<usize>),
     ) {
         let mut queued = sends.into_iter();
-        // Completing a send runs foreign code, which may wait for the result of another one. So no
-        // send is completed until all results have been reported.
+        // Completing a send runs foreign code, which may wait for the result of another of these
+        // sends. So no send is completed until all results have been reported.
         let mut ended = Vec::new();
         loop {
             let batch = queued.by_ref().take(SUBMISSION_ENTRIES as usize);

@@ -55,8 +55,8 @@ pub(super) struct Sends {
     slots: Vec<SendSlot>,
     /// The indices of the slots without a send.
     free: Vec<usize>,
-    /// The ended sends, and parts of their resources, that the next call to
-    /// [`take_ended`](Self::take_ended) returns.
+    /// The sends that have ended, and the resources that sends in flight have released early, since
+    /// the last call to [`take_ended`](Self::take_ended).
     ended: Vec<EndedSend>,
 }
 
@@ -167,7 +167,8 @@ impl Sends {
         Some(send)
     }
 
-    /// Returns the sends that have ended since the last call. Pass them to
+    /// Returns the sends that have ended since the last call, and the resources that sends in
+    /// flight have released early since then. Pass them to
     /// [`complete_all`](crate::in_flight::complete_all) after the ring's lock has been released.
     pub(super) fn take_ended(&mut self) -> Vec<EndedSend> {
         std::mem::take(&mut self.ended)
@@ -276,8 +277,9 @@ mod tests {
         assert_eq!(harness.leased_pages(), 0);
     }
 
-    /// The ring holds its lock while it processes a result. Memory that the socket did not accept
-    /// must not be dropped then, because its owner may be foreign code.
+    /// The ring holds its lock while it processes a result. So it must not drop the memory that the
+    /// socket did not accept until it has released the lock, because dropping memory may run
+    /// foreign code.
     #[test]
     fn memory_that_was_not_accepted_is_dropped_with_the_ended_sends() {
         let mut harness = Harness::new();

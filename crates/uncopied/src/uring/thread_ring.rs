@@ -2,8 +2,8 @@
 //!
 //! On tokio, each thread of a runtime has a ring. A task of the runtime processes the ring's
 //! notifications as they arrive, and thus wakes the tasks that await
-//! [completions](crate::Completion). Outside of tokio, each thread has a ring too, but there is no
-//! such task: the notifications are processed when a completion is polled or waited for.
+//! [completions](crate::Completion). Outside any runtime, each thread has a ring too, but there is
+//! no such task: the notifications are processed when a completion is polled or waited for.
 //!
 //! A send takes one system call and returns at once, as `AsyncWrite` requires. A caller that can
 //! wait until its task is polled again can have its send batched with those of other connections,
@@ -28,7 +28,8 @@ use owner_runtime::OwnerRuntime;
 #[cfg(feature = "tokio")]
 mod owner_runtime;
 
-/// The ring of a thread. All senders on the thread use it.
+/// A ring of a thread. It is shared by all senders that the thread runs in one tokio runtime or, if
+/// it was created outside any runtime, by all senders that the thread runs outside runtimes.
 ///
 /// If the thread or the runtime ends while memory is in flight, the ring is handed to the [reaper],
 /// which keeps the memory allocated until the notifications have arrived.
@@ -41,18 +42,18 @@ pub(crate) struct ThreadRing {
 
 thread_local! {
     /// The rings of this thread: one for each tokio runtime that has run senders on it, and one for
-    /// senders outside of any runtime.
+    /// senders outside any runtime.
     static RINGS: RefCell<Vec<Arc<ThreadRing>>> = const { RefCell::new(Vec::new()) };
 }
 
 impl ThreadRing {
     /// Returns the ring of this thread for the current tokio runtime or, if there is no current
-    /// runtime, for use outside of any runtime. Creates the ring if the thread has none yet.
+    /// runtime, for use outside any runtime. Creates the ring if the thread has none yet.
     ///
     /// # Errors
     ///
-    /// - Those of [`Ring::new`].
-    /// - On tokio, those of `eventfd(2)` and `epoll_ctl(2)`.
+    /// - Any error of [`Ring::new`].
+    /// - On tokio, any errno of `eventfd(2)` or `epoll_ctl(2)`.
     /// - [`RING_RETIRED`] if the thread is ending and its thread-local values have been dropped.
     ///
     /// # Panics
@@ -109,7 +110,7 @@ impl ThreadRing {
     ///
     /// # Errors
     ///
-    /// Those of [`Ring::send`].
+    /// The same as [`Ring::send`].
     pub(crate) fn send(
         &self,
         sink: BorrowedFd<'_>,

@@ -361,13 +361,14 @@ fn a_send_that_the_ring_cannot_submit_never_goes_out() {
     }
 }
 
-/// `RLIMIT_MEMLOCK` applies only to processes without `CAP_IPC_LOCK`, so the child process gives up
-/// the privileges of root.
+/// The pages of a zero-copy send count against `RLIMIT_MEMLOCK`, but only in processes without
+/// `CAP_IPC_LOCK`. So the child process gives up the privileges of root.
 #[test]
 fn a_send_over_the_limit_on_locked_memory_is_copied() {
     let pages = [pattern(0, 256 << 10)];
     let result = in_child(|| {
-        // Enough for the queues of the ring, which count against the limit too.
+        // The limit is enough for the queues of the ring, which count against it too, but not for
+        // the pages of the send.
         let limit = libc::rlimit {
             rlim_cur: 128 << 10,
             rlim_max: 128 << 10,
@@ -395,7 +396,8 @@ fn a_send_over_the_limit_on_locked_memory_is_copied() {
     assert_eq!(i32::from(result), Errno::NOMEM.raw_os_error());
 }
 
-/// Uses the ring when it is woken, and so takes the ring's lock.
+/// A waker that takes the ring's lock when it is woken. A thread that wakes it while holding that
+/// lock would deadlock.
 struct RingWaker(Arc<Ring>);
 
 impl Wake for RingWaker {
@@ -438,9 +440,9 @@ fn sends_with_a_broken_ring_end_without_the_lock() {
     }
 }
 
-/// Notifications that arrive while the signals to the eventfd are switched off are not signalled.
-/// So they are processed before the ring is released. Otherwise nothing would process them until
-/// the next notification arrives.
+/// Notifications that arrive while the signals to the eventfd are switched off are not signalled,
+/// so `without_signals` processes them before it returns. Otherwise nothing would process them
+/// until the next notification arrives.
 #[cfg(feature = "tokio")]
 #[test]
 fn notifications_that_arrive_without_a_signal_are_processed() {
@@ -462,14 +464,15 @@ fn notifications_that_arrive_without_a_signal_are_processed() {
     let mut state = ring.lock();
     state.without_signals(|state| {
         receive_and_check(&receiver, &accepted);
-        // Notifications arrive with the acknowledgements, of which the last may be delayed.
+        // The kernel creates the notifications when the peer acknowledges the bytes, and the last
+        // acknowledgement may be delayed.
         while Linux
             .acknowledged(sender.as_fd())
             .is_ok_and(|now| now.outstanding > 0)
         {
             thread::sleep(Duration::from_millis(1));
         }
-        // The kernel posts them when this thread enters it.
+        // The kernel posts the notifications to the ring when this thread next makes a system call.
         thread::sleep(Duration::from_millis(20));
         state.uring.wait(0).expect("entered");
     });
@@ -481,7 +484,7 @@ fn notifications_that_arrive_without_a_signal_are_processed() {
     wait_for_all(&accepted);
     assert_eq!(ledger.quota.in_flight_bytes(), 0);
 
-    // The signals are switched on again.
+    // The signals are on again, so notifications that arrive now are signalled.
     let accepted = ledger.fill(&ring, &sender, 32 << 10);
     receive_and_check(&receiver, &accepted);
     let mut ready = [PollFd::new(&eventfd, PollFlags::IN)];

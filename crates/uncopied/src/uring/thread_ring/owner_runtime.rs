@@ -16,7 +16,7 @@ use crate::sys::uring::register_with_tokio;
 use crate::uring::ring::Ring;
 
 /// The runtime that a ring belongs to, and the task that processes the ring's notifications; `None`
-/// for a ring that was created outside of any runtime.
+/// for a ring that was created outside any runtime.
 pub(super) struct OwnerRuntime(Option<(Id, AbortHandle)>);
 
 impl OwnerRuntime {
@@ -33,7 +33,7 @@ impl OwnerRuntime {
     }
 
     /// Whether the caller is in the owner runtime. If the ring has no owner runtime, whether the
-    /// caller is outside of any runtime.
+    /// caller is outside any runtime.
     pub(super) fn is_current(&self) -> bool {
         let current = Handle::try_current().ok().map(|runtime| runtime.id());
         current == self.0.as_ref().map(|(id, _)| *id)
