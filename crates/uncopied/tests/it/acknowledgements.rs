@@ -12,11 +12,12 @@ use crate::harness::{
     wait_until,
 };
 
-/// A peer that reads little by little. No byte leaves the count of bytes in flight before the peer
-/// has acknowledged it.
+/// The peer reads little by little. At all times, the number of bytes in flight must be at least
+/// the number of bytes that the peer has not acknowledged.
 #[test]
 fn memory_is_in_flight_until_the_peer_has_acknowledged_its_last_byte() {
-    // Short sends, so that a send which is released too early makes a difference.
+    // Use short sends, so that sends are released many times while the peer reads. Each of these
+    // releases could be too early.
     const SEND_BYTES: usize = 4096;
     let options = SendOptions::default().assume_remote_peer(true);
     let (mut sender, mut peer) = small_buffer_sender(Family::Tcp, &[Mechanism::Vmsplice], options);
@@ -33,7 +34,8 @@ fn memory_is_in_flight_until_the_peer_has_acknowledged_its_last_byte() {
     let mut checks = 0;
     let mut check = || {
         sender.reap();
-        // Read after `reap`: bytes that are acknowledged in between only make this number smaller.
+        // Read this number after `reap`, not before. Bytes that are acknowledged between the two
+        // calls then only make the number smaller, so they cannot make the assertion fail.
         let unacknowledged = unacknowledged_bytes(sender.get_ref());
         let in_flight = sender.in_flight_bytes();
         assert!(

@@ -177,8 +177,9 @@ fn gifted_pages_are_not_kept() {
 
 const BLOCK_BYTES: usize = 64 << 10;
 
-/// Drops pages that are never written to again, after `prepare` was called with their address.
-/// Returns whether a later buffer has the same address. Such a buffer must contain zeroes.
+/// Freezes pages permanently, calls `prepare` with their address, and drops the pages. Returns
+/// whether a later buffer has the same address. Asserts that such a buffer contains only zeroes,
+/// which shows that it has new page frames.
 fn is_reused_after_gift(prepare: impl FnOnce(*const u8)) -> bool {
     let mut buffer = PageBuffer::zeroed(BLOCK_BYTES).unwrap();
     buffer.fill(7);
@@ -186,7 +187,8 @@ fn is_reused_after_gift(prepare: impl FnOnce(*const u8)) -> bool {
     let address = pages.as_ptr();
     prepare(address);
     drop(pages);
-    // More buffers than a slab of the pool has.
+    // Allocate more buffers than a slab of the pool has blocks, so that the pool has to use every
+    // free block of the slab.
     let mut later: Vec<_> = (0..100)
         .map(|_| PageBuffer::with_capacity(BLOCK_BYTES).unwrap())
         .collect();
@@ -207,7 +209,7 @@ fn refuse_madvise(errno: Errno) {
     };
     let errno = errno.raw_os_error().unsigned_abs();
     let mut filter = [
-        // The number of the system call is at the start of the data.
+        // Load the number of the system call, which is at offset 0 of `struct seccomp_data`.
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
         libc::sock_filter {
             jf: 1,
@@ -223,11 +225,11 @@ fn refuse_madvise(errno: Errno) {
         len: filter.len() as u16,
         filter: filter.as_mut_ptr(),
     };
-    // SAFETY: the call only forbids this process to gain privileges.
+    // SAFETY: the call only forbids this thread to gain privileges.
     let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
     assert_eq!(result, 0);
-    // SAFETY: the program is a local, and refers to a local array of the given length. The kernel
-    // copies both.
+    // SAFETY: the program is a local variable, and refers to a local array of the given length. The
+    // kernel copies both.
     let result = unsafe {
         libc::prctl(
             libc::PR_SET_SECCOMP,
@@ -238,8 +240,9 @@ fn refuse_madvise(errno: Errno) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// After `mlockall(2)`, and for locked pages in general, the kernel refuses `MADV_DONTNEED`. Fails
-/// if the pool then leaks the pages.
+/// The kernel refuses `MADV_DONTNEED` for pages that are locked in memory (`mlock(2)`,
+/// `mlockall(2)`). The pool must then discard their page frames in another way. Fails if it leaks
+/// the pages instead.
 #[test]
 fn gifted_pages_that_are_locked_do_not_leak() {
     in_child(
@@ -256,8 +259,8 @@ fn gifted_pages_that_are_locked_do_not_leak() {
     );
 }
 
-/// Before Linux 5.18, no advice discards locked pages. Fails if the pool does not then map new
-/// memory over them.
+/// Before Linux 5.18, `madvise(2)` cannot discard locked pages at all: it fails with `EINVAL`. The
+/// pool must then map new memory over the pages. Fails if it leaks the pages instead.
 #[test]
 fn gifted_pages_for_which_no_advice_exists_do_not_leak() {
     in_child(
@@ -269,8 +272,9 @@ fn gifted_pages_for_which_no_advice_exists_do_not_leak() {
     );
 }
 
-/// The kernel may still send pages whose frames could not be discarded, so they must not be written
-/// to. Fails if `release_cold` returns such a block to the pool.
+/// If the frames of gifted pages cannot be discarded, the kernel may still be sending them. So the
+/// pages must never be written to again, and the pool must leak their block. Fails if
+/// `release_cold` returns such a block to the pool.
 #[test]
 fn gifted_pages_that_the_kernel_does_not_take_back_are_never_used_again() {
     in_child(

@@ -152,8 +152,9 @@ fn sigpipe_is_never_raised() {
     );
 }
 
-/// A program may restore the default disposition at any time, even right after a send. Fails if
-/// `without_sigpipe` relies on an earlier look-up.
+/// A program may stop ignoring SIGPIPE at any time, even right after a send. Fails if
+/// `without_sigpipe` remembers from an earlier send that the signal is ignored, instead of looking
+/// that up for each send.
 #[test]
 fn sigpipe_is_not_raised_right_after_the_program_stops_ignoring_it() {
     in_child(

@@ -119,7 +119,8 @@ fn a_file_that_is_open_only_for_writing_is_an_invalid_source() {
     }
 }
 
-/// Descriptors that are not stream sockets, and what their other ends receive.
+/// Descriptors that are not stream sockets, and for each of them the file or the other end at which
+/// anything written to the descriptor would arrive.
 struct InvalidSinks {
     sinks: Vec<OwnedFd>,
     regular_file: File,
@@ -186,7 +187,8 @@ fn only_a_stream_socket_is_a_valid_sink_for_files() {
     invalid.assert_untouched();
 }
 
-/// Without a check, `vmsplice` writes to files and pipes, and `copy` sends datagrams.
+/// A sender must check the type of its sink before it sends. Without this check, `vmsplice` would
+/// write to files and pipes, and `copy` would send datagrams.
 #[test]
 fn only_a_stream_socket_is_a_valid_sink_for_memory() {
     use uncopied::{SendOptions, Sender};

@@ -1,4 +1,5 @@
-//! The text, source and errno of an error, and what an `io::Error` keeps of them.
+//! The text, source and errno of an error, and which of them survive the conversion to an
+//! `io::Error`.
 
 use std::error::Error as _;
 use std::io;
@@ -76,7 +77,7 @@ fn a_range_that_ends_before_it_starts_is_an_error() {
     assert_eq!(kind_of_error(&send), expected);
     let send = SendFile::new(&file).range(9..=6);
     assert_eq!(kind_of_error(&send), expected);
-    // The length does not make the range valid.
+    // A length of 0 must not make such a range valid.
     let send = SendFile::new(&file).range(9..7).length(Length::Exact(0));
     assert_eq!(kind_of_error(&send), expected);
 

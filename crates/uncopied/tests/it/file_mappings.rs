@@ -55,9 +55,9 @@ fn many_threads_map_and_look_up_concurrently() {
     });
 }
 
-/// The addresses of a dropped mapping are used again, here by a region, whose bytes belong to no
-/// file. Fails if dropping a mapping leaves its owner in the table: the look-up would follow a
-/// pointer to freed memory.
+/// The addresses of a dropped mapping are used again, here by a region. [`locate`] must then find
+/// no file at these addresses. Fails if dropping a mapping leaves its entry in the owner table:
+/// `locate` would then follow the entry's pointer to freed memory.
 #[test]
 fn addresses_of_a_dropped_mapping_have_no_owner() {
     in_child(
@@ -80,7 +80,8 @@ fn addresses_of_a_dropped_mapping_have_no_owner() {
     );
 }
 
-/// Returns the mapping that `bytes` lies in, and the offset of its first byte in the file.
+/// Returns the mapping that contains `bytes`, and the offset of the first of these bytes in the
+/// file.
 fn file_at(bytes: &[u8]) -> (FileMapping, u64) {
     match locate(bytes) {
         Some(Located::File { mapping, offset }) => (mapping, offset),

@@ -70,8 +70,8 @@ fn a_file_that_shrinks_while_it_is_sent_is_an_error() {
                     assert_eq!(error.moved(), received.len() as u64, "{case}");
                     assert!(error.moved() < promised, "{case}");
                     // Check only the bytes before the new end. The truncation zeroes the rest of
-                    // the last page, and those bytes may have been sent either before or after
-                    // that.
+                    // the last page, and the bytes there may have been sent either before or after
+                    // they were zeroed.
                     let unchanged = (new_size as usize).min(received.len());
                     assert!(received[..unchanged] == expected[..unchanged], "{case}");
                 }

@@ -1,5 +1,5 @@
-//! Files of sizes around every boundary, offsets, and ranges past 4 GiB, sent with every mechanism
-//! and driver to every kind of socket.
+//! File sizes around each boundary (a page, 64 KiB, 2 MiB), odd offsets, and ranges past 4 GiB,
+//! with every mechanism and driver, and to every kind of socket.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -49,8 +49,8 @@ fn assert_all_arrive_and_complete(peer: &mut File, completions: &[Completion]) {
     }
 }
 
-/// A program that is started while sends are in flight must inherit neither the socket nor the
-/// memory.
+/// A program that is started while sends are in flight must not inherit the socket, because it
+/// would keep the connection open.
 #[test]
 fn a_program_started_with_sends_in_flight_inherits_nothing() {
     let (sender, mut peer, completions) = sender_in_flight();
@@ -157,7 +157,9 @@ fn parent_and_child_do_not_overwrite_each_others_buffers() {
     );
 }
 
-/// What is in flight when a process forks is in flight for the parent only.
+/// Sends that are in flight when a process forks are in flight only for the parent. In the child,
+/// the counts of the process and of the sender must be 0, and must stay so when the child drops its
+/// copies.
 #[test]
 fn a_child_has_nothing_in_flight() {
     in_child(
@@ -187,7 +189,8 @@ fn a_child_has_nothing_in_flight() {
     );
 }
 
-/// A child finds the pages and files that it has inherited by their address, as the parent does.
+/// In a forked child, [`locate`] must find the pages and mappings that the child has inherited as
+/// well as those that it creates itself.
 #[test]
 fn a_child_locates_what_it_has_inherited() {
     in_child(
@@ -211,8 +214,8 @@ fn a_child_locates_what_it_has_inherited() {
     );
 }
 
-/// A buffer length for which a thread keeps no buffers for itself, so that each one is taken from
-/// the pool of the process.
+/// A buffer length that is too large for the caches of threads, so that each buffer of this length
+/// comes from the pool that all threads share, and whose locks this test needs.
 const POOLED_BYTES: usize = 2 << 20;
 
 fn take_and_drop_buffers() {
@@ -250,8 +253,9 @@ fn use_the_arena_once() {
     }
 }
 
-/// Threads of the parent hold the locks of the arena most of the time. A child that inherited a
-/// held lock would wait for it forever.
+/// Threads of the parent hold the locks of the arena most of the time, so a lock is often held at
+/// the time of a fork. The child must not wait for such a lock, because the thread that would
+/// unlock it does not exist in the child.
 #[test]
 fn a_child_can_use_the_arena_whatever_its_parent_does() {
     in_child(
@@ -259,7 +263,8 @@ fn a_child_can_use_the_arena_whatever_its_parent_does() {
         |_| {},
         || {
             const FORKS: u32 = 200;
-            // Generates the pattern before the first fork.
+            // Generate the pattern before the first fork. Otherwise, the process could fork while
+            // another thread generates it, and the child would wait for that thread forever.
             drop(pattern(SEND_BYTES));
             std::thread::spawn(take_and_drop_buffers);
             std::thread::spawn(take_and_drop_mappings_and_regions_and_send);

@@ -200,8 +200,8 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Sends while a peer reads, and compares the bytes that arrive with those of `file`, starting at
-/// `offset`. Returns the result of the send, and how many bytes arrived.
+/// Sends a file while a peer reads, and compares the bytes that arrive with those of `file`,
+/// starting at `offset`. Returns the result of the send, and how many bytes arrived.
 pub(crate) fn deliver(
     driver: Driver,
     family: Family,
@@ -276,12 +276,13 @@ pub(crate) fn small_buffer_sender(
     )
 }
 
-/// How many bytes the peer has not acknowledged (`SIOCOUTQ`).
+/// Returns how many bytes were written to the socket that the peer has not yet acknowledged
+/// (`SIOCOUTQ`).
 #[allow(unsafe_code)]
 pub(crate) fn unacknowledged_bytes(socket: impl AsFd) -> u64 {
     let mut bytes: libc::c_int = 0;
     let socket = socket.as_fd().as_raw_fd();
-    // SAFETY: for a socket, TIOCOUTQ is SIOCOUTQ, which writes one int to the local.
+    // SAFETY: for a socket, TIOCOUTQ is SIOCOUTQ, which writes one int to the local variable.
     let result = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut bytes) };
     assert_eq!(result, 0);
     u64::try_from(bytes).unwrap()
@@ -387,7 +388,8 @@ pub(crate) fn in_forked_child(body: impl FnOnce()) {
         // SAFETY: the call only starts a timer, whose signal ends the child.
         unsafe { libc::alarm(HANG_TIMEOUT.as_secs() as u32) };
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        // SAFETY: the call ends the child at once, without running the parent's exit handlers.
+        // SAFETY: the call ends the child at once, without running the exit handlers that the child
+        // has inherited.
         unsafe { libc::_exit(i32::from(result.is_err())) };
     }
     let mut status = 0;

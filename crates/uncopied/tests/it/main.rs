@@ -10,7 +10,8 @@ mod harness;
 
 // --- Files ---------------------------------------------------------------------------------------
 
-/// Files of sizes around every boundary, offsets, and ranges past 4 GiB, with every mechanism.
+/// File sizes around each boundary (a page, 64 KiB, 2 MiB), odd offsets, and ranges past 4 GiB,
+/// with every mechanism.
 mod file_sizes;
 
 /// Files that shrink or grow while they are sent.
@@ -25,7 +26,8 @@ mod residency;
 /// Sources that do not support `sendfile`, and sinks that are not stream sockets.
 mod endpoints;
 
-/// The text, source and errno of an error, and what an `io::Error` keeps of them.
+/// The text, source and errno of an error, and which of them survive the conversion to an
+/// `io::Error`.
 mod errors;
 
 /// Processes without free file descriptors or address space.
@@ -46,17 +48,18 @@ mod transfer_cancellation;
 
 // --- Memory --------------------------------------------------------------------------------------
 
-/// Memory of sizes around every boundary, with every mechanism, and the outcome of each send.
+/// Memory sizes around each boundary (a page, 64 KiB, 2 MiB), with every mechanism, and the outcome
+/// of each send.
 mod memory_sizes;
 
-/// Notifications of `MSG_ZEROCOPY`: when the kernel merges them, has no memory left for them,
-/// queues them with other messages, or reports in them that it has copied the bytes.
+/// Notifications of `MSG_ZEROCOPY` sends: those that the kernel merges, those that it has no memory
+/// for, those between other messages on the error queue, and those that report a copy.
 mod notifications;
 
 /// Wakers that panic, that call the library, and that are no longer needed.
 mod wakers;
 
-/// Sends that the peer acknowledges byte by byte.
+/// Memory sent with `vmsplice` that the peer acknowledges little by little.
 mod acknowledgements;
 
 /// Limits on the bytes in flight, per sender and per process.
@@ -68,7 +71,8 @@ mod sender_dropped;
 /// Sends in flight when the process forks.
 mod fork;
 
-/// Sends that would shift the numbers by which the kernel identifies other sends.
+/// Sends that must be copied: with `MSG_ZEROCOPY`, they would shift the numbers by which the kernel
+/// identifies the sends of another sender.
 mod socket_numbers;
 
 /// Sends on tokio whose future is dropped before it completes.

@@ -1,4 +1,5 @@
-//! Memory of sizes around every boundary, sent with every mechanism, and the outcome of each send.
+//! Memory sizes around each boundary (a page, 64 KiB, 2 MiB), with every mechanism, and the outcome
+//! of each send.
 
 use std::io::Read;
 

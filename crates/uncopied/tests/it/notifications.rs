@@ -1,5 +1,5 @@
-//! Notifications of `MSG_ZEROCOPY`: when the kernel merges them, has no memory left for them,
-//! queues them with other messages, or reports in them that it has copied the bytes.
+//! Notifications of `MSG_ZEROCOPY` sends: those that the kernel merges, those that it has no memory
+//! for, those between other messages on the error queue, and those that report a copy.
 
 #![allow(unsafe_code)]
 

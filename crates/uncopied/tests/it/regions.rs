@@ -128,7 +128,7 @@ fn the_plan_copies_small_and_unaligned_parts() {
     });
 }
 
-/// The number of bytes of memory of this process to which the limit on data applies.
+/// Returns how many bytes of this process's memory count against the limit on data (`RLIMIT_DATA`).
 fn data_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmData:"));
@@ -136,8 +136,10 @@ fn data_bytes() -> u64 {
     kib.parse::<u64>().unwrap() * 1024
 }
 
-/// There is no memory for the copy of a page in flight, so its writer waits. Meanwhile, the writer
-/// of a page that needs no copy continues. Fails if the fault handler sleeps before it tries again.
+/// A thread writes to a page that is in flight. Such a page must be copied first, but there is no
+/// memory for the copy, so the thread has to wait. Meanwhile, another thread must be able to write
+/// to a page that needs no copy. Fails if the fault handler sleeps until it retries the first page,
+/// instead of handling the faults of other pages.
 #[test]
 fn a_page_without_memory_for_its_copy_delays_no_other_page() {
     const NAME: &str = "a_page_without_memory_for_its_copy_delays_no_other_page";
@@ -152,8 +154,10 @@ fn a_page_without_memory_for_its_copy_delays_no_other_page() {
             if !is_protected(&regions[0].0, NAME) {
                 return;
             }
-            // The page of the first region stays in flight, because nothing reports when `vmsplice`
-            // is done. The page of the second region is protected, but no longer in flight.
+            // The page of the first region stays in flight, because nothing reports when the kernel
+            // is done with memory sent by `vmsplice`. So a write to that page needs a copy. The
+            // page of the second region is still write-protected, but no longer in flight, so a
+            // write to it needs no copy.
             let plan = [Mechanism::Vmsplice];
             let (mut gifting, _peer) = sender(Family::Tcp, &plan, SendOptions::default());
             let sent = gifting.send(regions[0].0.part(..4096)).unwrap();
@@ -178,11 +182,11 @@ fn a_page_without_memory_for_its_copy_delays_no_other_page() {
                 });
             }
             let limit = getrlimit(Resource::Data);
-            // Leaves memory for the allocator, but less than a huge page.
+            // Leave some memory for the allocator, but less than the huge page that the copy needs.
             let current = Some(data_bytes() + HUGE_PAGE_BYTES as u64 / 2);
             setrlimit(Resource::Data, Rlimit { current, ..limit }).unwrap();
             MAY_WRITE[0].store(true, Ordering::SeqCst);
-            // Time for the fault handler to find that there is no memory.
+            // Give the fault handler time to find that there is no memory for the copy.
             std::thread::sleep(Duration::from_millis(100));
             MAY_WRITE[1].store(true, Ordering::SeqCst);
             let began = Instant::now();
@@ -190,7 +194,8 @@ fn a_page_without_memory_for_its_copy_delays_no_other_page() {
                 std::thread::sleep(Duration::from_millis(1));
             }
             let written = [0, 1].map(has_written);
-            // A failed assertion needs memory too.
+            // Restore the limit before the assertion, because a failed assertion needs memory to
+            // report the failure.
             setrlimit(Resource::Data, limit).unwrap();
             assert_eq!(written, [false, true], "has the page been written to?");
             wait_until("the write that needs a copy", || has_written(0));

@@ -225,7 +225,8 @@ fn the_socket_of_a_sender_can_be_used_afterwards() {
     expect_eof(&mut peer);
 }
 
-/// The peer sees the end of the stream only when the last clone of the socket is closed.
+/// Dropping a sender must not shut down the connection: the peer must see the end of the stream
+/// only when the last clone of the socket is closed.
 #[test]
 fn dropping_a_sender_leaves_a_clone_of_its_socket_open() {
     let (sender, mut peer, pages, completions) = sender_in_flight();
@@ -328,7 +329,7 @@ fn a_completion_outlives_its_sender() {
     wait_for_last_handle(pages);
 }
 
-/// Waits until nothing else keeps the pages.
+/// Waits until no other handle to the pages exists.
 fn wait_for_last_handle(pages: Pages) {
     let mut pages = Some(pages);
     wait_until("the pages", || {

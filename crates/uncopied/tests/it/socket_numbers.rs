@@ -1,6 +1,10 @@
-//! The numbers by which `MSG_ZEROCOPY` sends are completed belong to the socket. Each test makes a
-//! send that, if it took a number, would shift those of later sends. The buffers are overwritten as
-//! soon as their completions allow it, and the peer checks every byte.
+//! The kernel numbers the `MSG_ZEROCOPY` sends of a socket, and its notifications refer to these
+//! numbers. So if a sender counts the sends differently from the kernel, a notification completes
+//! the wrong send, and a buffer is reused too early.
+//!
+//! Each test makes a send that must be copied: with `MSG_ZEROCOPY`, it would take a number, and so
+//! shift the numbers of later sends. To detect that, the tests overwrite each buffer as soon as its
+//! completion allows it, and the peer checks every byte.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -24,8 +28,8 @@ use crate::harness::{
 /// The length of the sends that the peer reads late, in bytes.
 const LONG_BYTES: usize = 50_001;
 
-/// The number of bytes that fill the receive buffer of the peer, so that those of later sends stay
-/// with the sender until the peer reads.
+/// A number of bytes that fills the receive buffer of the peer. Bytes that are sent after them stay
+/// in the sender's socket, and so in flight, until the peer reads.
 const STALL_BYTES: usize = 150_000;
 
 /// The length of the sends that the peer reads at once, in bytes.
@@ -40,21 +44,23 @@ fn options() -> SendOptions {
     SendOptions::default().force_mechanisms(&[Mechanism::MsgZerocopy, Mechanism::Copy])
 }
 
-/// Two connected sockets. The second has a small receive buffer, so that a long send stays in
-/// flight until it is read.
+/// Returns two connected sockets. The second has a small receive buffer, so that it can be
+/// [stalled](stall).
 fn stalling_pair() -> (OwnedFd, File) {
     let (socket, peer) = socket_pair(Family::Tcp);
     set_socket_recv_buffer_size(&peer, 32 << 10).unwrap();
     (socket, peer)
 }
 
-/// Makes the peer acknowledge what it has read, and waits until `socket` knows.
+/// Makes the peer acknowledge all bytes that it has received, by sending a byte from the peer to
+/// `socket`: the packet with that byte also carries the acknowledgement.
 fn acknowledge(mut peer: &File, socket: impl AsFd) {
     peer.write_all(b"!").unwrap();
     assert_eq!(rustix::io::read(socket, &mut [0; 1]).unwrap(), 1);
 }
 
-/// Fills the peer's receive buffer with bytes that are copied.
+/// Fills the peer's receive buffer with an ordinary `write`, which copies the bytes and takes no
+/// number.
 fn stall(socket: impl AsFd) {
     assert_eq!(
         rustix::io::write(socket, &pattern(STALL_BYTES)),
@@ -102,7 +108,7 @@ impl LongSends {
         }
     }
 
-    /// Asserts that the peer gets the bytes that have stalled it, and then those of all sends.
+    /// Asserts that the peer gets the bytes that [`stall`] wrote, and then those of all long sends.
     fn expect_all(&self, peer: &mut impl Read) {
         expect_bytes(peer, &pattern(STALL_BYTES));
         for key in 1..=self.count {
@@ -119,7 +125,7 @@ fn a_forked_child_that_sends_by_an_inherited_sender_copies() {
         "socket_numbers::a_forked_child_that_sends_by_an_inherited_sender_copies",
         |_| {},
         || {
-            // The parent's sender has sent something before the fork, or nothing.
+            // Test both a sender that the parent has used before the fork and one that it has not.
             for parent_sends_first in [true, false] {
                 let (socket, mut peer) = stalling_pair();
                 let mut sender = Sender::with(socket, options());
@@ -181,7 +187,8 @@ fn a_forked_child_that_may_only_use_msg_zerocopy_gets_an_error() {
     );
 }
 
-/// Two threads, each with a sender of its own, send for the first time at the same moment.
+/// Two threads, each with its own sender on the same socket, send for the first time at the same
+/// moment. Exactly one of the senders must use `MSG_ZEROCOPY`, and the other must copy.
 #[test]
 fn only_one_of_two_senders_over_clones_uses_msg_zerocopy() {
     const ROUNDS: usize = 300;
@@ -217,7 +224,8 @@ fn only_one_of_two_senders_over_clones_uses_msg_zerocopy() {
     }
 }
 
-/// A channel, its non-blocking socket, and the peer. The channel has used `MSG_ZEROCOPY`.
+/// Returns a channel that has already sent with `MSG_ZEROCOPY`, its non-blocking socket, and the
+/// peer.
 fn channel_in_use() -> (Channel, OwnedFd, File) {
     let (socket, mut peer) = stalling_pair();
     set_nonblocking(&socket);
@@ -233,8 +241,8 @@ fn send_short_by_msg_zerocopy(channel: &mut Channel, socket: &OwnedFd) {
     assert_eq!(by, SHORT_BYTES as u64);
 }
 
-/// Two channels, one of which is also given the socket of the other. It copies to that socket, and
-/// the numbers of neither socket are shifted.
+/// A channel that has sent on one socket is then also given the socket of another channel. It must
+/// copy to this second socket, so that the numbers of neither socket are shifted.
 #[test]
 fn a_channel_copies_to_a_second_socket() {
     let (mut channel, first, mut first_peer) = channel_in_use();
@@ -246,8 +254,9 @@ fn a_channel_copies_to_a_second_socket() {
         let sent = long.send(|pages| channel.try_send(pages, &second).unwrap());
         reports.push(sent.report().clone());
         let _ = long.send(|pages| other_channel.try_send(pages, &second).unwrap());
-        // This notification has the number that the channel would give to its send on the second
-        // socket.
+        // Make the kernel send a notification for the first socket. If the channel had used
+        // `MSG_ZEROCOPY` on the second socket, it would mistake this notification for that of its
+        // long send, and would complete the long send too early.
         send_short_by_msg_zerocopy(&mut channel, &first);
         expect_bytes(&mut first_peer, &pattern(SHORT_BYTES));
     }
@@ -259,7 +268,8 @@ fn a_channel_copies_to_a_second_socket() {
     }
 }
 
-/// The number of a closed descriptor is given to the next socket, so it does not identify a socket.
+/// Once a descriptor is closed, another socket can get the same descriptor number. So a channel
+/// must not conclude from an equal number that the socket is still the same.
 #[test]
 fn a_channel_recognises_a_new_socket_with_the_number_of_an_old_one() {
     let (mut channel, first, _first_peer) = channel_in_use();

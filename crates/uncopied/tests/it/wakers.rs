@@ -33,7 +33,7 @@ const MECHANISMS: [Mechanism; 3] = [
 /// How long a test waits before it concludes that a thread is deadlocked.
 const DEADLOCK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Counts how often it is woken.
+/// A waker that counts how often it is woken.
 #[derive(Default)]
 struct CountingWaker(AtomicUsize);
 
@@ -49,7 +49,7 @@ impl Wake for CountingWaker {
     }
 }
 
-/// Panics when it is woken, with a value that panics again when it is dropped.
+/// A waker that panics when it is woken. The payload of the panic panics again when it is dropped.
 struct PanickingWaker;
 
 impl Wake for PanickingWaker {
@@ -72,7 +72,8 @@ fn poll_pending(completion: &mut Completion, waker: &Waker) {
     assert!(poll(completion, waker).is_pending(), "already complete");
 }
 
-/// A sender that is full, and its sends, of which at least the last four are in flight.
+/// A sender whose socket is full, its peer, and its sends, each with the number of bytes sent. At
+/// first, at least the last four sends are in flight.
 struct FullSender {
     sender: Sender<OwnedFd>,
     peer: File,
@@ -81,7 +82,8 @@ struct FullSender {
 
 impl FullSender {
     fn new(mechanism: Mechanism) -> Self {
-        // Without this option, a send with `vmsplice` is complete at once.
+        // Without this option, a send with `vmsplice` is complete at once: the peer is on this
+        // machine, so the pages would be gifted to the kernel.
         let options = SendOptions::default().assume_remote_peer(true);
         let (sender, peer) = small_buffer_sender(Family::Tcp, &[mechanism], options);
         set_nonblocking(sender.get_ref());
@@ -96,7 +98,8 @@ impl FullSender {
 
     fn fill(&mut self, mechanism: Mechanism) {
         let pages = pattern_pages(SEND_BYTES);
-        // The peer's kernel may still accept bytes for a moment, so fill the socket twice.
+        // When the socket is full for the first time, the kernel may still be moving queued bytes
+        // to the peer, which makes room again. So wait a moment, and fill the socket a second time.
         for _ in 0..2 {
             loop {
                 let sent = self.sender.try_send(&pages).unwrap();
@@ -110,7 +113,8 @@ impl FullSender {
         }
     }
 
-    /// The index of the first send that is in flight.
+    /// Returns the index of the first send in flight. Asserts that this send and at least three
+    /// later ones are in flight.
     fn first_in_flight(&self) -> usize {
         let is_in_flight = |(_, completion): &(u64, Completion)| completion.outcome().is_none();
         let first = self.sends.iter().position(is_in_flight);
@@ -119,7 +123,8 @@ impl FullSender {
         first
     }
 
-    /// Reads all bytes, and waits until every notification has arrived. None is processed.
+    /// Reads the bytes of all sends from the peer's socket, and waits until every notification has
+    /// arrived. Does not process the notifications.
     fn receive(&mut self) {
         for (bytes, _) in &self.sends {
             expect_bytes(&mut self.peer, &pattern(*bytes as usize));
@@ -140,8 +145,8 @@ fn reap_panics(sender: &Sender<OwnedFd>, completion: &Completion) -> bool {
     catch_unwind(reap).map_err(std::mem::forget).is_err()
 }
 
-/// One task's waker panics. The tasks that polled before and after it are woken, and the thread
-/// that processes the notifications goes on.
+/// Three handles wait for the same send, and the waker of the second one panics. The other two must
+/// still be woken, and the panic must not reach the thread that processes the notifications.
 #[test]
 fn a_waker_that_panics_does_not_keep_others_of_its_send_from_being_woken() {
     for mechanism in MECHANISMS {
@@ -161,8 +166,8 @@ fn a_waker_that_panics_does_not_keep_others_of_its_send_from_being_woken() {
     }
 }
 
-/// A waker of the first of several sends panics. The others complete with all of their bytes, and
-/// none of their memory stays in flight.
+/// Several sends are in flight, and a waker that waits for the first one panics. All of the sends
+/// must still complete with all of their bytes, and no memory may stay in flight.
 #[test]
 fn a_waker_that_panics_does_not_change_the_outcome_of_other_sends() {
     for mechanism in MECHANISMS {
@@ -180,8 +185,8 @@ fn a_waker_that_panics_does_not_change_the_outcome_of_other_sends() {
     }
 }
 
-/// The sender and its thread are gone, so the reaper processes the notifications and wakes the
-/// tasks. A waker that panics does not end the reaper.
+/// The sender and the thread that used it are gone, so the library's reaper thread processes the
+/// notifications and wakes the tasks. A waker that panics must not end the reaper.
 #[test]
 fn a_waker_that_panics_in_the_reaper_does_not_change_other_sends() {
     for mechanism in [Mechanism::MsgZerocopy, Mechanism::SendZc] {
@@ -207,7 +212,8 @@ fn a_waker_that_panics_in_the_reaper_does_not_change_other_sends() {
     }
 }
 
-/// Counts the wakers of this kind that exist.
+/// A waker that does nothing when it is woken. The number is that of the `CountedWaker`s that
+/// exist.
 struct CountedWaker(Arc<AtomicUsize>);
 
 impl CountedWaker {
@@ -227,7 +233,8 @@ impl Drop for CountedWaker {
     }
 }
 
-/// A handle keeps the waker of its last poll only, and none once it is dropped.
+/// Each handle to a completion must keep only the waker of its last poll, and must drop that waker
+/// when the handle is dropped or the send completes.
 #[test]
 fn a_completion_keeps_one_waker_for_each_handle() {
     const POLLS: usize = 20_000;
@@ -261,7 +268,8 @@ fn a_completion_keeps_one_waker_for_each_handle() {
     assert!(handles.iter().all(|handle| handle.outcome().is_some()));
 }
 
-/// Uses the completion that it waits for whenever it is cloned, woken or dropped.
+/// A waker that calls the library whenever it is cloned, woken or dropped: each time, it looks up
+/// the outcome of the completion for which it waits.
 mod calling_waker {
     use super::*;
 
@@ -274,7 +282,8 @@ mod calling_waker {
     impl Called {
         fn call(&self) {
             self.calls.fetch_add(1, Ordering::SeqCst);
-            // A handle of its own: nothing but the library may hold a lock here.
+            // Clone the completion, so that this mutex is unlocked again before the library is
+            // called. So if the call deadlocks, the reason is a lock that the library holds.
             let completion = self.completion.lock().unwrap().clone();
             let _ = completion.map(|it| it.outcome());
         }
@@ -302,7 +311,8 @@ mod calling_waker {
     }
 
     unsafe fn wake(data: *const ()) {
-        // SAFETY: waking by value consumes the waker, and dropping it uses the completion.
+        // SAFETY: waking by value consumes the waker, so this call may drop it. `drop_waker` also
+        // calls the library.
         unsafe { drop_waker(data) }
     }
 
@@ -312,14 +322,15 @@ mod calling_waker {
     }
 
     unsafe fn drop_waker(data: *const ()) {
-        // SAFETY: the waker owns one count of the `Arc`, which ends here.
+        // SAFETY: the waker owns one count of the `Arc`, and gives that count up here.
         let called = unsafe { Arc::from_raw(data.cast::<Called>()) };
         called.call();
     }
 }
 
-/// Wakers are cloned, replaced, woken and dropped while the library holds no lock, so they may call
-/// the library.
+/// The library must hold none of its locks while it clones, replaces, wakes or drops a waker,
+/// because the waker may call the library. If the library holds a lock that the call needs, this
+/// test deadlocks, and fails after [`DEADLOCK_TIMEOUT`].
 #[test]
 fn a_waker_may_call_the_library() {
     for mechanism in MECHANISMS {
@@ -342,7 +353,8 @@ fn a_waker_may_call_the_library() {
             reap_panics(&full.sender, &waiting);
             assert!(waiting.outcome().is_some());
             assert!(called.calls.load(Ordering::SeqCst) > before, "never woken");
-            // The waker refers to the completion, and the completion to the waker.
+            // Break the cycle of references between `called` and the completion, whose wakers refer
+            // to `called`.
             called.completion.lock().unwrap().take();
             done.send(()).unwrap();
         });
@@ -351,7 +363,8 @@ fn a_waker_may_call_the_library() {
     }
 }
 
-/// On tokio, a background task processes the notifications. It must survive a waker that panics.
+/// On tokio, a background task processes the notifications. This task must survive a waker that
+/// panics.
 #[cfg(feature = "tokio")]
 #[test]
 fn a_waker_that_panics_does_not_stop_notifications_on_tokio() {
@@ -364,7 +377,8 @@ fn a_waker_that_panics_does_not_stop_notifications_on_tokio() {
             let (bytes, last) = full.sends.last().unwrap().clone();
             let waiting = tokio::spawn(last);
             tokio::task::yield_now().await;
-            // Another thread reads, so that the notifications arrive while this one sleeps.
+            // Read on another thread, so that the notifications arrive while the runtime's thread
+            // sleeps.
             let reading = tokio::task::spawn_blocking(move || {
                 full.receive();
                 full
@@ -376,7 +390,8 @@ fn a_waker_that_panics_does_not_stop_notifications_on_tokio() {
             for (bytes, completion) in full.sends.drain(..) {
                 assert_eq!(completion.outcome().expect("complete").bytes, bytes);
             }
-            // The ring still works: fill the socket again.
+            // Fill the socket again, to check that the background task still processes
+            // notifications after the panic.
             full.fill(Mechanism::SendZc);
         }
     });
