@@ -72,8 +72,8 @@ pub enum ErrorKind {
         /// The offset of the byte after the last one of the range.
         end: u64,
     },
-    /// The [length](crate::SendFile::length) of the transfer is not the length of its
-    /// [range](crate::SendFile::range), which has an end.
+    /// The [range](crate::SendFile::range) has an end, and the [length](crate::SendFile::length) of
+    /// the transfer is not the number of bytes in the range.
     LengthContradictsRange {
         /// The number of bytes in the range.
         range: u64,
@@ -99,8 +99,8 @@ impl ErrorKind {
     /// Returns the kind of error for an errno that a write to the sink has returned.
     pub(crate) fn of_sink(errno: Errno) -> Self {
         match errno {
-            // Each of these means that the connection is gone. The errno depends on the call that
-            // finds out.
+            // Each of these means that the connection is gone. Which of them is returned depends
+            // on the system call that detects it.
             Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED => Self::PeerClosed,
             Errno::NOTCONN => Self::NotConnected,
             Errno::NOTSOCK => Self::NotAStreamSocket,
@@ -143,8 +143,8 @@ impl Error {
     }
 
     /// Changes the kind from [`PeerClosed`](ErrorKind::PeerClosed) to
-    /// [`NotConnected`](ErrorKind::NotConnected) if `sink` never had a peer. The errno does not
-    /// tell: for TCP, it is `EPIPE` in both cases.
+    /// [`NotConnected`](ErrorKind::NotConnected) if `sink` never had a peer. The errno cannot
+    /// tell these two cases apart: for TCP, it is `EPIPE` in both.
     pub(crate) fn recognise_unconnected(mut self, sink: BorrowedFd<'_>) -> Self {
         if self.kind == ErrorKind::PeerClosed && endpoint::was_never_connected(sink) {
             self.kind = ErrorKind::NotConnected;

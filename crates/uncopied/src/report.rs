@@ -43,9 +43,9 @@ impl Report {
         self.kernel_copied += bytes;
     }
 
-    /// Records a fallback, unless one with the same mechanism and the same errno is already
-    /// recorded. Otherwise the list would grow without bound on a long-lived socket that falls back
-    /// at every send. Returns whether the fallback was recorded.
+    /// Records a fallback, unless one from the same mechanism with the same errno is already
+    /// recorded. If repetitions were recorded too, the list would grow without bound on a
+    /// long-lived socket that falls back at every send. Returns whether the fallback was recorded.
     pub(crate) fn record_fallback_once(&mut self, fallback: Fallback) -> bool {
         let is_same =
             |known: &Fallback| (known.from, known.errno) == (fallback.from, fallback.errno);

@@ -20,8 +20,8 @@ const MAX_STEP_BYTES: u64 = crate::mechanism::MAX_STEP_BYTES as u64;
 /// A tokio socket that can be sent to. To send on one half of a split socket, pass the socket that
 /// the half's `as_ref` returns.
 ///
-/// This trait is sealed because only tokio's own socket types can clear the readiness that tokio
-/// remembers for them.
+/// This trait is sealed because a step that finds the socket full must clear the readiness that
+/// tokio has recorded for the socket, and only tokio's own socket types can do that.
 pub trait Socket: AsFd + Sync + sealed::Sealed {
     /// Calls `step` whenever the socket is writable, until it returns something other than
     /// [`io::ErrorKind::WouldBlock`].

@@ -85,7 +85,7 @@ mechanisms! {
     /// kernel.
     MmapWrite = "mmap_write", system_call: "send", zero_copy: false, [FileToSocket];
     /// `send(2)` with `MSG_ZEROCOPY`: the socket takes references to the pages of the memory. A
-    /// notification in its error queue reports when the kernel is done with them.
+    /// notification in the socket's error queue reports when the kernel is done with the pages.
     MsgZerocopy = "msg_zerocopy", system_call: "send", zero_copy: true, [MemoryToSocket];
     /// io_uring's `SEND_ZC`: like `msg_zerocopy`, except that the notification is a completion in
     /// the ring.

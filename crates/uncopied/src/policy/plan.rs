@@ -305,8 +305,8 @@ fn notified_send_pays(input: &MemoryPlanInput) -> bool {
 
 /// Returns the mechanisms for sending memory, best first. The last one is always `copy`.
 ///
-/// Memory that is shorter than a page, or that does not begin at the start of a page, is copied.
-/// FreeBSD has the same rule. So is memory that is shorter than [`MemoryPlanInput::min_bytes`].
+/// Memory is copied if it is shorter than a page or than [`MemoryPlanInput::min_bytes`], or if it
+/// does not begin at the start of a page.
 ///
 /// ```
 /// use uncopied::policy::{Driver, MemoryPlanInput, plan_memory};

@@ -17,12 +17,12 @@ use crate::transfer::{MemoryProgress, MemoryTransfer};
 /// Sends memory over a socket that another I/O object owns. A [`Sender`](crate::Sender) consists of
 /// a channel and a socket of its own.
 ///
-/// A channel belongs to one socket, which should be passed to every call. The channel recognises
-/// another socket by its `SO_COOKIE`. Before each send with `MSG_ZEROCOPY`, and before each send
-/// with `vmsplice` for which it tracks [acknowledgements](SendOptions::assume_remote_peer), it
-/// reads the cookie with a system call. It copies to a second socket instead of using
-/// `MSG_ZEROCOPY`, and reports `EBADFD` as the reason. Pages that it sends to a second socket with
-/// `vmsplice` are [gifted](crate::FreeReason::Gifted).
+/// A channel belongs to one socket, which should be passed to every call. To detect a different
+/// socket, the channel reads the socket's `SO_COOKIE`, with one system call, before each send with
+/// `MSG_ZEROCOPY` and before each send with `vmsplice` for which it tracks
+/// [acknowledgements](SendOptions::assume_remote_peer). If the socket is a different one, the
+/// channel copies instead of using `MSG_ZEROCOPY`, and reports `EBADFD` as the reason. Pages that
+/// it sends to a different socket with `vmsplice` are [gifted](crate::FreeReason::Gifted).
 ///
 /// Several channels and senders may share a socket, but only one of them can use `MSG_ZEROCOPY`:
 /// see [`Sender`](crate::Sender#what-else-may-use-the-socket). Dropping a channel never closes the
@@ -130,8 +130,8 @@ impl Channel {
     }
 
     /// Creates a channel for a socket that a [`Sender`](crate::Sender) owns. While the sender
-    /// exists, its descriptor stays open, which saves the system call that [`new`](Self::new)
-    /// needs.
+    /// exists, the socket's descriptor stays open. So the channel can recognise the socket by the
+    /// number of its descriptor, and need not read the socket's `SO_COOKIE` before each send.
     pub(super) fn of_owned(socket: impl AsFd, driver: Driver, options: SendOptions) -> Self {
         let mut channel = Self::new(socket, driver, options);
         channel.sink.descriptor_stays_open = true;

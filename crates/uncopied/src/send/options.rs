@@ -46,9 +46,10 @@ impl SendOptions {
 
     /// Declares that the peer is on another machine, behind a network device. Pages that are sent
     /// with `vmsplice` can then be reused once the peer has acknowledged them
-    /// ([`FreeReason::Acknowledged`]). Without this declaration, they never become a buffer again.
-    /// The option has no effect on tokio. Do not set it if programs on this machine capture packets
-    /// (`AF_PACKET`).
+    /// ([`FreeReason::Acknowledged`]). Without this declaration, they are never reused for another
+    /// buffer. The option has no effect on tokio. Do not set it if programs on this machine capture
+    /// packets (`AF_PACKET`), because captured packets may still refer to the pages after the peer
+    /// has acknowledged the bytes.
     ///
     /// The peer's address does not prove that the peer is remote: a container or virtual machine on
     /// this host has an address of its own, but its receive queue refers to the same pages. If the

@@ -65,15 +65,17 @@ impl StreamSocket for tokio::net::UnixStream {
 /// error queue.
 ///
 /// The kernel numbers the `MSG_ZEROCOPY` sends of a socket, and its notifications refer to these
-/// numbers. So the first sender that uses `MSG_ZEROCOPY` claims the socket. These senders copy
-/// instead, and report `EBUSY` as the reason. If `copy` is not among their
-/// [forced mechanisms](SendOptions::force_mechanisms), they fail with
-/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported):
+/// numbers. So the first sender that uses `MSG_ZEROCOPY` claims the socket. Two kinds of
+/// senders cannot use `MSG_ZEROCOPY`:
 ///
-/// - every other sender for the same socket, for example one that owns a clone of it, in this
-///   process or in another one;
-/// - the copy of the sender that a forked child has inherited, even if the parent has not sent
+/// - every other sender for a socket that has been claimed, for example one that owns a clone of
+///   the socket, in this process or in another one;
+/// - the copy of a sender that a forked child has inherited, even if the parent has not sent
 ///   anything.
+///
+/// These senders copy instead, and report `EBUSY` as the reason. If `copy` is not among their
+/// [forced mechanisms](SendOptions::force_mechanisms), their sends fail with
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
 ///
 /// # Dropping it
 ///
@@ -87,7 +89,7 @@ impl StreamSocket for tokio::net::UnixStream {
 /// If the peer acknowledges nothing for a minute, and no other descriptor of the socket is open in
 /// this process, the library resets the connection, so that the peer cannot keep the memory in
 /// flight. If the program has no access to `/proc`, the library cannot see whether there is such a
-/// descriptor, and resets the connection.
+/// descriptor. It then assumes that there is none, and resets the connection.
 pub struct Sender<S> {
     channel: Channel,
     socket: S,

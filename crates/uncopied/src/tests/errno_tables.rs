@@ -209,12 +209,12 @@ fn check_fault(mechanism: Mechanism, call: Call, nth: usize, fault: Fault, expec
     }
 }
 
-/// Checks that the error names the mechanism and the system call, and that it has the errno, which
-/// the text of the error leaves to its source.
+/// Checks that the error names the mechanism and the system call and has the errno, and that the
+/// errno is described in the text of the error's source but not in its own text.
 fn check_origin(error: &Error, mechanism: Mechanism, call: Call, fault: Fault) {
     let errno = match fault {
         Fault::Fails(errno) => errno,
-        // The mechanisms report a socket that accepts nothing, without an errno, as `EIO`.
+        // This fault has no errno. If a socket accepts 0 bytes, the mechanisms report `EIO`.
         _ => Errno::IO,
     };
     let case = format!("{mechanism}: {call:?} {errno:?}: {error}");

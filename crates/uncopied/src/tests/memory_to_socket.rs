@@ -247,8 +247,9 @@ fn a_send_beyond_the_in_flight_limit_is_copied_or_waits() {
     for at_limit in [LimitAction::Copy, LimitAction::Wait] {
         let kernel = faultless();
         let (socket, mut peer) = tcp_pair();
-        // The peer has announced a window of 64 KiB, which does not grow with this buffer. So it
-        // does not acknowledge all of a send before it reads, however slow this thread is.
+        // The peer has announced a receive window of 64 KiB, and this small receive buffer keeps
+        // the window from growing. A send is larger than the window, so the peer cannot acknowledge
+        // all of it before it reads, however slow this thread is.
         set_socket_recv_buffer_size(&peer, 4096).expect("set");
         let options = SendOptions::default()
             .in_flight_limit(SEND_BYTES as u64)

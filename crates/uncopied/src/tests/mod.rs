@@ -12,7 +12,7 @@ mod faulty_kernel;
 /// The errno tables, limits and completions of the memory mechanisms.
 mod memory_to_socket;
 
-/// The numbers by which the sends of a socket are completed.
+/// Claims of the numbers that say which sends on a socket are complete.
 mod socket_numbers;
 
 /// Random faults in random plans.

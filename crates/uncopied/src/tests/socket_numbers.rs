@@ -1,4 +1,6 @@
-//! Checks that the numbers of a socket, by which sends are completed, are used by one sender only.
+//! Checks that only one sender uses the numbers that say which sends on a socket are complete: the
+//! numbers that the kernel gives to `MSG_ZEROCOPY` sends, and the counts of acknowledged bytes. If
+//! two senders used them, the memory of a send could be reused too early.
 
 use std::cell::Cell;
 use std::net::{TcpListener, TcpStream};
@@ -24,8 +26,9 @@ use crate::transfer::{MemoryProgress, MemoryTransfer};
 
 const SEND_BYTES: usize = 5000;
 
-/// How long a thread that claims a socket waits for another thread to claim it too. The other
-/// thread gets that far only if nothing excludes it, so a correct claim waits this long.
+/// How long a thread pauses in the middle of its claim, so that another thread can get to the same
+/// point. The other thread gets there only if nothing excludes it. So if claims are implemented
+/// correctly, the pause lasts this long.
 const RIVAL_TIMEOUT: Duration = Duration::from_millis(200);
 
 fn tcp_pair() -> (TcpStream, TcpStream) {
@@ -53,8 +56,9 @@ fn claim(kernel: &impl Kernel, socket: BorrowedFd<'_>) -> Result<(), Errno> {
     }
 }
 
-/// Two threads claim the same socket. Each stops between the check of `SO_ZEROCOPY` and setting it,
-/// until the other thread is at the same point or cannot get there.
+/// Two threads claim the same socket, and only one of them may succeed. Each thread pauses after it
+/// has checked `SO_ZEROCOPY` and before it sets it, until the other thread is at the same point or
+/// [`RIVAL_TIMEOUT`] has passed.
 #[test]
 fn only_one_of_two_threads_claims_a_socket() {
     let (socket, _peer) = tcp_pair();
@@ -81,7 +85,8 @@ fn only_one_of_two_threads_claims_a_socket() {
     assert!(claimed.contains(&Err(Errno::BUSY)), "{claimed:?}");
 }
 
-/// A forked child claims the socket while its parent does.
+/// A parent process forks in the middle of its claim, and the child tries to claim the same socket.
+/// The child must fail with `EBUSY`, and the parent must succeed.
 #[test]
 fn a_child_cannot_claim_a_socket_together_with_its_parent() {
     let (socket, _peer) = tcp_pair();
@@ -108,12 +113,12 @@ fn a_socket_that_another_process_is_claiming_is_busy() {
         let rule = FaultRule::once(Call::LockSocket, 0, Fault::Fails(errno));
         let kernel = FaultyKernel::new(vec![rule]);
         assert_eq!(claim(&kernel, socket.as_fd()), Err(Errno::BUSY));
-        // Nothing has been changed on the socket.
+        // The failed claim must not have set `SO_ZEROCOPY`, so a second claim succeeds.
         assert_eq!(claim(&kernel, socket.as_fd()), Ok(()));
     }
 }
 
-/// A claim that fails releases the lock, so another process can claim the socket.
+/// A claim that fails releases its lock on the socket, so another process can claim the socket.
 #[test]
 fn a_failed_claim_leaves_the_socket_unclaimed() {
     let (socket, _peer) = tcp_pair();
@@ -124,8 +129,9 @@ fn a_failed_claim_leaves_the_socket_unclaimed() {
     assert_eq!(in_child(in_a_child), 1);
 }
 
-/// The peer of the first socket has acknowledged everything, and that of the second nothing. Pages
-/// sent on the second socket must not be reused because of the first socket's acknowledgements.
+/// A channel tracks only the acknowledgements of the first socket that it sends to. They say
+/// nothing about pages sent on a second socket, so those pages must be gifted: never written to
+/// again.
 #[test]
 fn acknowledgements_of_another_socket_free_no_pages() {
     let kernel = FaultyKernel::new(Vec::new());
@@ -147,7 +153,8 @@ fn acknowledgements_of_another_socket_free_no_pages() {
     assert_eq!(send(&first), (FreeReason::Acknowledged, false));
 }
 
-/// Bytes may stay in the pipe when a step sends to another socket than the step that filled it.
+/// The first step fills the pipe but finds its socket full. The second step sends the bytes in the
+/// pipe to another socket, whose acknowledgements are not tracked. So the pages must be gifted.
 #[test]
 fn pages_in_a_pipe_are_gifted_if_another_socket_gets_them() {
     let rule = FaultRule::once(Call::SpliceOut, 0, Fault::Fails(Errno::AGAIN));
@@ -171,14 +178,15 @@ fn pages_in_a_pipe_are_gifted_if_another_socket_gets_them() {
     );
 }
 
-/// A forked child may use neither kind of number of a channel that its parent has created.
+/// With a channel that its parent has created, a forked child must use neither the numbers of
+/// `MSG_ZEROCOPY` sends nor the counts of acknowledged bytes. It copies, or gifts the pages.
 #[test]
 fn a_child_does_not_use_the_numbers_of_its_parent() {
     let (socket, _peer) = tcp_pair();
     let options = SendOptions::default().assume_remote_peer(true);
     let mut channel = Channel::new(&socket, Driver::Caller, options);
-    // The child gets its pages from the parent, because another thread may hold the lock of the
-    // pool during the fork. The handles in `kept` keep the child from returning pages to the pool.
+    // Allocate the pages before the fork, and keep handles to them in `kept`, so that the child
+    // needs no arena of its own and releases none of the pages that it has inherited.
     let kept = [(), ()].map(|()| pages());
     let mut sends: Vec<MemoryTransfer> = [Mechanism::Vmsplice, Mechanism::MsgZerocopy]
         .into_iter()

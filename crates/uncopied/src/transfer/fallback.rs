@@ -31,7 +31,7 @@ pub(super) enum Next {
     Wait(Side),
     /// Wait until some of the memory in flight can be reused.
     WaitForMemory,
-    /// The source has ended, as this system call found.
+    /// The source has ended. The string is the name of the system call that found its end.
     Ended(&'static str),
     /// Repeat this step with `copy`. The steps after it follow the plan again.
     CopyOnce(Fallback),
@@ -152,8 +152,8 @@ impl FallbackEngine {
         self.error(kind, mechanism, call, Some(errno.into()))
     }
 
-    /// Returns the error for a source that ended before the promised number of bytes, as `call`
-    /// found.
+    /// Returns the error for a source that ended before the promised number of bytes. `call` is the
+    /// system call that found the end.
     pub(super) fn too_short(&self, promised: u64, call: &'static str) -> Error {
         let kind = ErrorKind::SourceTooShort { promised };
         self.error(kind, self.mechanism(), call, None)

@@ -161,7 +161,8 @@ impl Transfer {
         }
     }
 
-    /// Returns what follows from the end of the source, which `call` has found.
+    /// Returns the result of a step that has reached the end of the source. `call` is the system
+    /// call that found the end.
     fn ended(&self, call: &'static str) -> Result<Progress, Error> {
         match self.length {
             Length::UntilEof => Ok(Progress::Done),

@@ -18,7 +18,7 @@
 //! | `EAGAIN` | blocked on the sink: a file is always ready, so the socket is full |
 //! | `EINTR` | the call is repeated: no byte was moved |
 //! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE` | unsupported by the file system or for these descriptors |
-//! | `ENOSYS`, `EPERM` | unsupported in the whole process: a seccomp filter |
+//! | `ENOSYS`, `EPERM` | unsupported in the whole process: refused by a seccomp filter |
 //! | `EOVERFLOW` | unsupported: the offset is beyond what the call accepts |
 //! | `ENOMEM` | unsupported: no pages for the call's internal pipe; copying needs fewer pages |
 //! | `EIO`, `EBADF`, `EISDIR`, `ESTALE` | failed on the source: only files report these |

@@ -62,8 +62,8 @@ pub(crate) struct LeaseContext<'a> {
 /// other senders becomes reusable.
 const LIMIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The errno with which a step is copied if its socket is not the one that earlier steps of the
-/// same sink sent to.
+/// The errno that a report gives as the reason for copying a step, if the step's socket is not the
+/// one that earlier steps of the same sink sent to.
 const ANOTHER_SOCKET: Errno = Errno::BADFD;
 
 /// What is known about a socket that memory is sent to, and the memory that is in flight on it.
@@ -71,7 +71,8 @@ const ANOTHER_SOCKET: Errno = Errno::BADFD;
 pub(crate) struct MemorySink {
     driver: Driver,
     is_tcp: bool,
-    /// The errno that says why the descriptor is not that of a stream socket, if it is not.
+    /// `None` if the sink was created for a stream socket, otherwise the errno with which
+    /// [`check_stream_socket`](crate::endpoint::check_stream_socket) failed.
     pub(crate) not_a_stream: Option<Errno>,
     assume_remote_peer: bool,
     pub(crate) at_limit: LimitAction,
@@ -88,17 +89,19 @@ pub(crate) struct MemorySink {
     /// and its number could then refer to another file.
     #[cfg(feature = "tokio")]
     batch_descriptor: Option<Arc<OwnedFd>>,
-    /// The process that created the sink. Only this process may use the socket's numbers: those of
-    /// `MSG_ZEROCOPY` sends, and the numbers of acknowledged bytes.
+    /// The process that created the sink. Only this process may use the two kinds of numbers that
+    /// say which sends on the socket are complete: the numbers that the kernel gives to
+    /// `MSG_ZEROCOPY` sends, and the counts of acknowledged bytes.
     owner_process: OwnerProcess,
-    /// The socket to which these numbers belong; `None` before they are first needed.
+    /// The socket to which both kinds of numbers belong. `None` before a step first needs one of
+    /// them.
     numbered_socket: Option<NumberedSocket>,
-    /// Whether every step gets a descriptor that its owner keeps open as long as this sink exists.
-    /// If so, a descriptor with an unchanged number refers to an unchanged socket.
+    /// Whether the descriptor that each step gets stays open as long as this sink exists. If so,
+    /// two steps with the same descriptor number have the same socket.
     pub(crate) descriptor_stays_open: bool,
 }
 
-/// How a sink recognises its socket.
+/// The descriptor number and the `SO_COOKIE` by which a sink recognises its socket.
 #[derive(Clone, Copy, Debug)]
 struct NumberedSocket {
     descriptor: RawFd,
@@ -232,17 +235,19 @@ impl MemorySink {
             })
     }
 
-    /// Checks that this process may use the numbers of the socket that a step sends to, and that
-    /// earlier numbers of this sink belong to the same socket. Otherwise a number could be taken
-    /// for that of another send, whose memory would then be reused too early.
+    /// Checks that this process may use the numbers by which sends on the step's socket are
+    /// completed, and that earlier numbers of this sink belong to the same socket. Without this
+    /// check, a number could be taken for that of another send, whose memory would then be reused
+    /// too early.
     ///
-    /// Costs a system call, except if the sink's owner keeps the descriptor open, as a
+    /// Makes a system call, except if the sink's owner keeps the descriptor open, as a
     /// [`Sender`](crate::Sender) does.
     ///
     /// # Errors
     ///
-    /// `EBUSY` in a forked child of the process that created the sink, [`ANOTHER_SOCKET`], or the
-    /// errno of `getsockopt(SO_COOKIE)`.
+    /// - `EBUSY` in a forked child of the process that created the sink.
+    /// - [`ANOTHER_SOCKET`] if earlier numbers of this sink belong to another socket.
+    /// - The errno of `getsockopt(SO_COOKIE)`.
     fn check_socket(&mut self, kernel: &impl Kernel, sink: BorrowedFd<'_>) -> Result<(), Errno> {
         if !self.owner_process.is_current() {
             return Err(Errno::BUSY);
@@ -365,8 +370,8 @@ mod tests {
     use crate::in_flight::{Lease, SentLease};
     use crate::sys::fork::tests::in_child;
 
-    /// The lock of the error queue is held while the process forks, so the child's copy of it is
-    /// never released.
+    /// The lock of the error queue is held while the process forks, so the child's copy of the lock
+    /// is never released. A child that tried to take the lock would wait forever.
     #[test]
     fn a_child_at_the_limit_does_not_wait_for_a_lock_of_its_parent() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");

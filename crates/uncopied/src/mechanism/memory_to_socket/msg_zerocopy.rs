@@ -16,10 +16,10 @@
 //!
 //! | step | errno | outcome |
 //! |---|---|---|
-//! | none | none, but the socket is on tokio | unsupported (`EOPNOTSUPP`) |
-//! | none | none, but another process created the sender | unsupported (`EBUSY`) |
-//! | comparing the socket | none, but it is another socket | this step is copied (`EBADFD`) |
-//! | comparing the socket | any (`ENOPROTOOPT`) | unsupported |
+//! | before any call | none, but the socket is on tokio | unsupported (`EOPNOTSUPP`) |
+//! | before any call | none, but another process created the sender | unsupported (`EBUSY`) |
+//! | `SO_COOKIE` | none, but it is that of another socket | this step is copied (`EBADFD`) |
+//! | `SO_COOKIE` | any (`ENOPROTOOPT`) | unsupported |
 //! | duplicating the descriptor | any (`EMFILE`, `ENFILE`) | unsupported |
 //! | locking the socket | `EAGAIN`, `EACCES` | unsupported (`EBUSY`) |
 //! | locking the socket | any other (`ENOLCK`) | unsupported |
@@ -37,7 +37,9 @@
 //! send would shift the numbers, and the memory of later sends would be reused too early. If
 //! `SO_ZEROCOPY` is already set, another sender has claimed the socket. To claim it, a sender takes
 //! a lock of this process and the socket's own lock, checks `SO_ZEROCOPY`, and sets it. The
-//! socket's lock excludes other processes that share the socket, such as a forked child.
+//! socket's lock excludes other processes that share the socket, such as a forked child. Because
+//! each socket has its own numbers, a step first compares the `SO_COOKIE` of its socket with that
+//! of the socket to which earlier numbers belong.
 //!
 //! The descriptor is duplicated in order to read notifications, without which no memory may be put
 //! in flight. All sends use this duplicate, so they and the notifications belong to one socket.
@@ -153,8 +155,9 @@ fn claim(kernel: &impl Kernel, socket: BorrowedFd<'_>) -> Result<(), Outcome> {
         Errno::AGAIN | Errno::ACCESS => refused("fcntl")(Errno::BUSY),
         errno => refused("fcntl")(errno),
     })?;
-    // The lock is not released before a descriptor of the socket is closed. By then SO_ZEROCOPY is
-    // set, or the claim has failed.
+    // The kernel releases the lock when this process closes any of its descriptors of the socket.
+    // This function closes none, and its caller does so only after `SO_ZEROCOPY` has been set or
+    // the claim has failed.
     if kernel
         .allows_zerocopy(socket)
         .map_err(refused("getsockopt"))?
@@ -164,8 +167,8 @@ fn claim(kernel: &impl Kernel, socket: BorrowedFd<'_>) -> Result<(), Outcome> {
     kernel.allow_zerocopy(socket).map_err(refused("setsockopt"))
 }
 
-/// Returns what an errno of `call` means while a socket is being claimed: `MSG_ZEROCOPY` cannot be
-/// used on it.
+/// Returns a function that converts an errno to the outcome of a claim in which `call` failed with
+/// that errno: `MSG_ZEROCOPY` is unsupported on the socket.
 fn refused(call: &'static str) -> impl Fn(Errno) -> Outcome {
     move |errno| Status::Unsupported(errno).in_call(call)
 }

@@ -21,7 +21,7 @@
 //! | out of it | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW` | unsupported |
 //! | out of it | `ENOMEM` | unsupported |
 //! | out of it | any other | failed on the sink |
-//! | either | `EINTR` | the call is repeated: no byte was moved |
+//! | enlarging it, into it, out of it | `EINTR` | the call is repeated: no byte was moved |
 //!
 //! [`Region::protection`](crate::arena::Region::protection) lists why a region cannot be protected.
 //! Enlarging the pipe fails with `EPERM` if the user's limit on pipe pages is reached. The step is
