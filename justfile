@@ -35,11 +35,11 @@ serve PATH=".":
 compare *ARGS:
     cargo run --release -p compare -- serve {{ ARGS }}
 
-# Compares the mechanisms that send memory with write, tokio and iperf3.
+# Compares our sender of memory with plain write, tokio and iperf3.
 compare-memory *ARGS:
     cargo run --release -p compare -- memory {{ ARGS }}
 
-# Compares sending a file with the copy functions of tokio and std.
+# Compares our way to send a file with the copy functions of tokio and std.
 compare-copy *ARGS:
     cargo run --release -p compare -- copy {{ ARGS }}
 

@@ -67,7 +67,8 @@ mod tests {
 
     use super::*;
 
-    /// The text of the library's error does not contain that of its source.
+    /// The text of an `uncopied::Error` does not contain the kernel's message, which is the text of
+    /// its source. Fails if [`chain`] does not add the texts of the sources.
     #[test]
     fn the_text_contains_the_kernels_message() {
         let file = File::open("Cargo.toml").expect("opened");

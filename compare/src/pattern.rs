@@ -2,7 +2,8 @@
 //! missing, duplicated and shifted parts.
 
 /// Returns `size` pseudo-random bytes. The size seeds the generator, so sequences of different
-/// sizes already differ in their first bytes, and a comparison detects if the wrong one was sent.
+/// sizes already differ in their first bytes. A comparison therefore also detects that the bytes of
+/// another size were sent.
 pub(crate) fn bytes(size: u64) -> Vec<u8> {
     // xorshift64.
     let mut state = 0x9e37_79b9_7f4a_7c15 ^ size;

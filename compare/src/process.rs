@@ -88,9 +88,9 @@ pub(crate) fn allow_descriptors(needed: u64) -> Result<(), Error> {
     })
 }
 
-/// Runs the hidden subcommand `pinned`: pins this process to `cpu`, and replaces it with `command`
-/// with exec. A child has to be pinned before the contender's program begins, that is, between the
-/// fork and the exec. Running code at that point would need an unsafe `pre_exec` hook. A subcommand
+/// Runs the hidden subcommand `pinned`: pins this process to `cpu`, and then execs `command`. A
+/// child has to be pinned before the contender's program begins, that is, between the fork and the
+/// exec. Running code at that point would need an unsafe `pre_exec` hook. A subcommand
 /// that pins itself and then execs the contender's program needs no unsafe code.
 ///
 /// Before the exec, asks the kernel to kill this process when its parent dies (the parent-death

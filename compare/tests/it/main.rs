@@ -23,8 +23,8 @@ fn compare(comparison: &str, directory: &Path) -> Command {
     command
 }
 
-/// Like [`compare`], with sender and receiver on the first CPU that this process may run on: it may
-/// not be allowed to run on both of the default CPUs, 0 and 1.
+/// Like [`compare`], but runs sender and receiver on the first CPU that this process may use. The
+/// default CPUs, 0 and 1, may not both be among those that this process may use.
 fn compare_senders(comparison: &str, directory: &Path) -> Command {
     let cpu = first_allowed_cpu();
     let mut command = compare(comparison, directory);

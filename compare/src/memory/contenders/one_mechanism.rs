@@ -139,8 +139,8 @@ impl Buffer {
         Ok(Self::Region(region))
     }
 
-    /// Returns the memory for one send. For a region, each call creates a new part: a program that
-    /// writes to the region before each send would do the same.
+    /// Returns the memory for one send. For a region, each call creates a new part, as a program
+    /// that writes to the region between sends would.
     fn memory(&self) -> Memory {
         match self {
             Self::Pages(pages) => pages.into(),

@@ -1,10 +1,10 @@
 //! A minimal server that sends files with `sendfile`. It does hardly anything else, so it shows
 //! about how little CPU time serving a file with `sendfile` can take.
 //!
-//! All files are opened, and all response heads are built, at the start. Of a request, the server
-//! uses only the path, and checks only that the request ends with an empty line. The server
-//! responds by sending the head with `MSG_MORE`, and then calls `sendfile` until the whole file is
-//! sent. It has one thread, with edge-triggered epoll.
+//! All files are opened, and all response heads are built, at the start. The server uses only the
+//! path of a request, and checks only that the request ends with an empty line. To respond, the
+//! server sends the head with `MSG_MORE`, and then calls `sendfile` until the whole file is sent.
+//! It has one thread, with edge-triggered epoll.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
