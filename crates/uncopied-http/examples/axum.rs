@@ -1,6 +1,6 @@
-//! An ordinary axum app that uses three things from uncopied: the listener, the file service and
-//! the pages. Files are sent with `sendfile`, 8 MiB of pages are sent without copying, and
-//! everything else is sent as usual.
+//! An ordinary axum app that uses three things from uncopied: the listener, the file service, and
+//! pages of the arena. Files are sent with `sendfile` (small ones from memory), 8 MiB of pages are
+//! sent without copying, and everything else is sent as usual.
 //!
 //!     cargo run -p uncopied-http --example axum -- DIR [ADDRESS]
 //!     curl http://127.0.0.1:3000/

@@ -1,5 +1,5 @@
-//! An axum app as programs have them: state, the peer's address, compression, tracing, a fallback
-//! and graceful shutdown. Only `Listener`, `ServeFiles` and `FileBody` are from uncopied.
+//! A typical axum app: it uses state, the peer's address, compression, tracing, a fallback and
+//! graceful shutdown. Only `Listener`, `ServeFiles`, `FileBody` and `OpenFile` are from uncopied.
 //!
 //! `cargo run -p uncopied-http --example axum_app`, then `curl http://127.0.0.1:3000/manifest`.
 
@@ -15,7 +15,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::trace::TraceLayer;
 use uncopied_http::{FileBody, Listener, OpenFile, ServeFiles};
 
-/// The state: one open file, which all its responses share.
+/// The state of the app: one open file, which all responses that send it share.
 type Manifest = Arc<OpenFile>;
 
 async fn manifest(State(file): State<Manifest>) -> Result<FileBody, StatusCode> {
@@ -35,7 +35,8 @@ async fn main() -> io::Result<()> {
         .route("/whoami", get(whoami).layer(CompressionLayer::new()))
         .route("/manifest", get(manifest))
         .fallback_service(ServeFiles::new(".")?.fallback_service(missing))
-        // Reads no body, so files still go out with `sendfile`. Install a subscriber to see it.
+        // This layer reads no bytes of a body, so files can still be sent with `sendfile`. Its
+        // events are shown only if the program installs a subscriber of `tracing`.
         .layer(TraceLayer::new_for_http())
         .with_state(OpenFile::open(manifest_file).await?);
 

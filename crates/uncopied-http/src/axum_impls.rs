@@ -13,7 +13,8 @@ use crate::body::FileBody;
 use crate::listener::{Address, Listener};
 use crate::stream::Stream;
 
-/// How long to wait after `accept(2)` has failed because file descriptors or memory have run out.
+/// How long to wait after `accept(2)` has failed with an error that is likely to persist, such as
+/// `EMFILE` (the process has no file descriptor left).
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 impl axum::serve::Listener for Listener {
@@ -34,7 +35,8 @@ impl axum::serve::Listener for Listener {
     }
 }
 
-/// Returns once another connection can be accepted.
+/// Waits before the next call of `accept(2)`, unless `error` concerns only the connection that was
+/// being accepted.
 async fn recover(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     let concerns_one_connection = matches!(
@@ -56,8 +58,10 @@ impl Connected<IncomingStream<'_, Listener>> for Address {
 
 /// The listener that [`Listener::tcp_only`] returns.
 ///
-/// It is wrapped in axum's [`TapIo`], because that is the only type for which axum lets a listener
-/// of another crate supply a [`SocketAddr`]. The function inside does nothing.
+/// To supply `ConnectInfo<SocketAddr>`, [`SocketAddr`] must implement axum's trait [`Connected`]
+/// for the listener. This crate cannot implement a trait of axum for a type of std (the orphan
+/// rule). But axum itself implements the trait for every listener that is wrapped in its [`TapIo`].
+/// The function that `TapIo` calls for each connection does nothing here.
 pub type TcpOnly = TapIo<TcpOnlyListener, fn(&mut Stream)>;
 
 /// A TCP listener for `axum::serve` whose addresses are plain [`SocketAddr`]s, like those of
@@ -126,8 +130,8 @@ impl Listener {
     }
 }
 
-/// A response with this body, status 200, and no header but the `Content-Length` that hyper adds.
-/// Return it as a part of a tuple to set others, such as `Content-Type`.
+/// Creates a response with this body, status 200, and no headers; hyper adds the `Content-Length`.
+/// To set headers such as `Content-Type`, return the body as the last element of a tuple:
 ///
 /// ```
 /// use axum::http::{StatusCode, header};

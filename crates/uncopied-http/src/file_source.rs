@@ -9,9 +9,8 @@ use tokio::runtime::Handle;
 use crate::file_stat::FileStat;
 use crate::open_file::{DiskAccess, IN_MEMORY_FILE_MAX_BYTES, OpenFile};
 
-/// A file from which [`FileBody::open`](crate::FileBody::open) and [`OpenFile::open`] can send:
-/// std's [`File`], tokio's [`File`](tokio::fs::File), or an [`OpenFile`] that several responses
-/// share.
+/// A file that [`FileBody::open`](crate::FileBody::open) and [`OpenFile::open`] accept: std's
+/// [`File`], tokio's [`File`](tokio::fs::File), or an [`OpenFile`] that several responses share.
 ///
 /// Only the file itself matters, not its current position: all reads are at explicit offsets, and
 /// the position does not change.
@@ -37,7 +36,8 @@ impl FileSource {
         let open = move |file, access| {
             OpenFile::with_memory_limit(IN_MEMORY_FILE_MAX_BYTES, file, stat, access)
         };
-        // The clone keeps the file open if the first attempt fails.
+        // First try without waiting for the disk. The clone keeps the file open for the second
+        // attempt below.
         match open(Arc::clone(&file), DiskAccess::CachedOnly) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             opened => return opened.map(Arc::new),
@@ -45,7 +45,7 @@ impl FileSource {
         let read = move || open(file, DiskAccess::MayBlock);
         let opened = match Handle::try_current() {
             Ok(runtime) => runtime.spawn_blocking(read).await?,
-            // There is no pool outside of a runtime, so this thread waits for the disk.
+            // There is no pool outside a runtime, so this thread waits for the disk.
             Err(_) => read(),
         };
         opened.map(Arc::new)

@@ -109,9 +109,9 @@ impl FileStat {
     /// so only in that case may the `ETag` be strong.
     #[must_use]
     pub fn is_stable(&self, now: SystemTime) -> bool {
-        // Ignore times in the future, because a program may have set the modification time to a
-        // future one. If both times are in the future, use the change time, which programs cannot
-        // set.
+        // Ignore times in the future, because programs can set the modification time to any value.
+        // If both times are in the future, the age of the last change is unknown, so
+        // `duration_since` fails below, and the file counts as not stable.
         let last = [self.modified, self.changed]
             .into_iter()
             .map(since_1970)

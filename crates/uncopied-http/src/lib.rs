@@ -24,7 +24,7 @@
 //! # fn app() -> std::io::Result<Router> {
 //! let mut buffer = PageBuffer::zeroed(8 << 20)?;
 //! buffer[..5].copy_from_slice(b"hello");
-//! // Sent many times, never written to again.
+//! // From now on, the pages can be sent any number of times, but never written to again.
 //! let pages = Bytes::from(buffer.freeze_permanently());
 //! let app = Router::new().route("/pages", get(|| async { pages }));
 //! # Ok(app)
@@ -65,16 +65,16 @@
 //! ```
 //!
 //! [Adopting uncopied in an existing program][adopting] shows the changes to a hyper program and to
-//! an axum program, and how a program keeps its other platforms.
+//! an axum program, and how to adopt this crate in a program that also runs on other platforms.
 //!
 //! [adopting]: https://github.com/uncopied/uncopied/blob/main/docs/adopting.md
 //!
 //! # When there is no gain
 //!
 //! If the connection is another I/O object (TLS in user space, tokio's own `TcpStream`), or if a
-//! layer reads the bytes (compression), the addresses are never looked up. A body detects this and
-//! reads the file into memory instead. The responses are the same, but their bytes are copied. See
-//! [`FileBody`].
+//! layer reads the bytes (compression), the addresses of the body's slices never reach a
+//! [`Stream`]. A body detects this and reads the file into memory instead. The responses are the
+//! same, but their bytes are copied. See [`FileBody`].
 //!
 //! # Features
 //!

@@ -176,8 +176,8 @@ impl Listener {
 /// Sets `TCP_NODELAY` on the listener, so that accepted connections inherit it.
 impl From<TcpListener> for Listener {
     fn from(listener: TcpListener) -> Self {
-        // Setting this option cannot fail for a TCP socket. If it failed for another reason, the
-        // connections would be slower, but would still work.
+        // Ignore an error: every TCP socket supports this option, and even without it, the
+        // connections would work, only more slowly.
         let _ = rustix::net::sockopt::set_tcp_nodelay(&listener, true);
         Self {
             socket: ListeningSocket::Tcp(listener),

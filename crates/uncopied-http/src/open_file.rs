@@ -79,7 +79,8 @@ impl OpenFile {
     ///
     /// # Cancellation
     ///
-    /// Dropping the future closes the file, unless it is shared.
+    /// Dropping the future closes the file, unless the program holds another [`Arc`] of it. A read
+    /// that is already running on the blocking pool finishes first.
     pub async fn open(file: impl Into<FileSource>) -> io::Result<Arc<Self>> {
         file.into().into_open_file().await
     }
@@ -204,7 +205,7 @@ impl OpenFile {
     }
 
     /// Whether the bytes of `wanted` are in the page cache. Checks at most the first 2 MiB of them.
-    /// Returns false if the file is not mapped.
+    /// Returns false if the file is kept in memory or cannot be mapped.
     pub(crate) fn is_cached(&self, wanted: Range<u64>) -> bool {
         self.mapping(wanted.start)
             .is_some_and(|mapped| residency::first_uncached(&mapped.0, wanted).is_none())

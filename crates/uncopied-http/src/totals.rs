@@ -31,7 +31,7 @@ impl Totals {
         self.kernel_copied.load(Ordering::Relaxed)
     }
 
-    /// Returns each mechanism that has sent bytes, with their number.
+    /// Returns each mechanism that has sent bytes, with the number of bytes that it has sent.
     pub fn by_mechanism(&self) -> impl Iterator<Item = (Mechanism, u64)> {
         Mechanism::ALL
             .into_iter()

@@ -142,8 +142,8 @@ impl FileBody {
     /// Promises that nothing between this body and a [`Stream`](crate::Stream) reads the frames. In
     /// that case, not even the first bytes of the file need to be read into memory.
     ///
-    /// Use this for HTTP/1 only. HTTP/2 copies the first bytes of its frames, and if the file is
-    /// truncated meanwhile, SIGBUS kills the process.
+    /// Use this for HTTP/1 only. HTTP/2 copies the first bytes of some frames. Copying them reads
+    /// the mapped file, so if the file has been truncated, SIGBUS kills the process.
     #[must_use]
     pub fn direct(mut self) -> Self {
         self.delivery = Delivery::Direct;
@@ -241,14 +241,15 @@ impl FileBody {
         let (start, len) = (range.start, (end - range.start) as usize);
         let mut buffer = vec![0; len];
         let slices = &mut [IoSliceMut::new(&mut buffer)];
-        // A short read makes a shorter frame. If this read fails, or reaches the end of the file, a
-        // thread of the blocking pool reads again, and the result of that read counts.
+        // Read what is in the page cache, without waiting for the disk. A short read makes a
+        // shorter frame. If this read fails or returns no bytes, a thread of the blocking pool
+        // reads again, and the result of that read counts.
         if let Ok(read @ 1..) = rustix::io::preadv2(file, slices, start, ReadWriteFlags::NOWAIT) {
             buffer.truncate(read);
             return Poll::Ready(Ok(buffer.into()));
         }
         let Ok(runtime) = Handle::try_current() else {
-            // There is no pool outside of a runtime, so this thread waits for the disk.
+            // There is no pool outside a runtime, so this thread waits for the disk.
             return Poll::Ready(read_some(file, buffer, start));
         };
         let file = Arc::clone(file);

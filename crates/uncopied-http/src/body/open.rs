@@ -14,8 +14,8 @@ impl FileBody {
     /// A file of up to [`IN_MEMORY_FILE_MAX_BYTES`](crate::IN_MEMORY_FILE_MAX_BYTES) is read into
     /// memory by this call. If that needs the disk, tokio's blocking pool reads the file. A server
     /// that sends the same files again and again should keep an
-    /// [`OpenFile`](crate::OpenFile::open) of each, because each `OpenFile` is mapped and examined
-    /// only once.
+    /// [`OpenFile`](crate::OpenFile::open) of each. Otherwise, every response queries the file
+    /// again, and reads or maps it again.
     ///
     /// ```
     /// use uncopied_http::FileBody;
@@ -35,7 +35,9 @@ impl FileBody {
     ///
     /// # Cancellation
     ///
-    /// Dropping the future closes the file, unless it is shared.
+    /// Dropping the future closes the file, unless the program holds another
+    /// [`Arc`](std::sync::Arc) of it. A read that is already running on the blocking pool finishes
+    /// first.
     pub async fn open(
         file: impl Into<FileSource>,
         range: impl RangeBounds<u64>,

@@ -54,7 +54,7 @@ pub(crate) fn mark_frame(bytes: &Bytes, more_follows: bool) -> PassthroughProof 
 
 /// Confirms the proof of the marked frame if that frame is among the slices that the stream is
 /// about to write. Returns whether the frame is the last slice and the body can yield more bytes at
-/// once.
+/// once. If so, the stream holds back an incomplete packet, so that those bytes can fill it.
 pub(crate) fn confirm_passthrough(slices: &[IoSlice<'_>]) -> bool {
     MARKED_FRAME.with(|slot| {
         let mut slot = slot.borrow_mut();

@@ -13,8 +13,8 @@ use crate::body::{Basis, FileBody};
 
 impl Basis {
     /// Returns the basis of a response whose body is the whole file of `entry`. Returns `None` if
-    /// the file changed so recently that its `ETag` is still weak, or if the response depends on
-    /// which precompressed files exist.
+    /// the file changed so recently that its `ETag` is still weak, or if the file was chosen
+    /// [among precompressed files](Negotiation::AmongPrecompressed).
     pub(super) fn of(entry: &Arc<Entry>, negotiation: Negotiation) -> Option<Self> {
         let has_basis = entry.is_stable && negotiation != Negotiation::AmongPrecompressed;
         has_basis.then(|| Self {

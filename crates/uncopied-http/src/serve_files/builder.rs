@@ -111,9 +111,9 @@ impl ServeFilesBuilder {
         self
     }
 
-    /// Sets whether symbolic links that lead out of the root are followed. If not, the response is
-    /// 404, and only links that stay beneath the root are followed. Where `openat2(2)` is not
-    /// available, these are not followed either. Default: false.
+    /// Sets whether symbolic links that lead out of the root are followed. If not, the response for
+    /// such a link is 404. Links that stay beneath the root are followed in any case, unless `on`
+    /// is false and `openat2(2)` is not available. Default: false.
     pub fn follow_links(mut self, on: bool) -> Self {
         self.follow_links = on;
         self

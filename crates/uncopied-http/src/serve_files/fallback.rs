@@ -59,7 +59,8 @@ where
     type Error = S::Error;
     type Future = FallbackFuture<S, ReqBody>;
 
-    /// Always ready. The fallback service is polled until it is ready only if it is needed.
+    /// Always returns ready. The future of a request waits for the fallback service to become
+    /// ready, and does so only if the request is passed on.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         Poll::Ready(Ok(()))
     }
@@ -96,7 +97,8 @@ pin_project! {
     {
         Files {
             response: ResponseFuture,
-            // The fallback service and its request, until the file is found to be missing.
+            // The fallback service and the request to pass on to it. Taken once `response` is
+            // ready.
             fallback: Option<(S, Request<ReqBody>)>,
         },
         Readying {

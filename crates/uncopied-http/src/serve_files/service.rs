@@ -21,9 +21,10 @@ use crate::open_file::DiskAccess;
 
 /// Serves the files of a directory, or one file, over HTTP.
 ///
-/// This is a `tower` service. Its bodies are sent without a copy if the server's connection is a
-/// [`Stream`](crate::Stream), and as ordinary bytes otherwise. Clones are cheap, and share the
-/// files that are open.
+/// This is a `tower` service. If the server's connection is a [`Stream`](crate::Stream), files are
+/// sent without a copy, except for small files, which are [kept in
+/// memory](crate::ServeFilesBuilder::in_memory_max_bytes). Over any other connection, files are
+/// sent as ordinary bytes. Clones of the service are cheap, and share the files that are open.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -185,7 +186,8 @@ impl Future for ResponseFuture {
         loop {
             match &mut self.state {
                 ResponseState::Ready(response) => return Pin::new(response).poll(cx).map(Ok),
-                // The work fails only if the runtime shuts down before the work begins.
+                // The work fails only if it panics, or if the runtime shuts down before the work
+                // begins.
                 ResponseState::OnBlockingPool(work) => {
                     let response = poll_ready!(Pin::new(work).poll(cx));
                     return Poll::Ready(Ok(response.unwrap_or_else(|_| internal_error())));

@@ -26,10 +26,11 @@ pub(super) struct FileSend {
 }
 
 /// The minimum length of file data that is sent corked. A corked socket (`TCP_CORK`, see `tcp(7)`)
-/// sends only full packets until it is uncorked at the end. `sendfile` moves 64 KiB at a time.
-/// Without the cork, whenever the socket is full in between, an incomplete packet is sent on its
-/// own. In benchmark runs at separate times, each against nginx, corking saves about a tenth of the
-/// CPU time at 16 MiB and some at 1 MiB; at 256 KiB the gain is within the noise.
+/// sends only full packets until it is uncorked at the end. Within one call, `sendfile` moves 64
+/// KiB at a time. If the socket's send buffer fills up after such a piece, a socket without the
+/// cork sends the incomplete last packet of the piece on its own. Benchmark runs with and without
+/// the cork, made at different times and each compared with nginx, show that corking saves about a
+/// tenth of the CPU time at 16 MiB and some at 1 MiB; at 256 KiB the gain is within the noise.
 const CORK_MIN_BYTES: usize = 512 << 10;
 
 impl Stream {
@@ -176,7 +177,7 @@ impl FileSend {
             let mapping = self.mapping.clone();
             let load = move || residency::prefetch_mapping_blocking(&mapping, uncached);
             let Ok(runtime) = Handle::try_current() else {
-                // There is no pool outside of a runtime, so this thread waits for the disk.
+                // There is no pool outside a runtime, so this thread waits for the disk.
                 load();
                 return Poll::Ready(());
             };

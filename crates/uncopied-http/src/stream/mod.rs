@@ -91,13 +91,13 @@ const BYTES_PER_BUDGET_UNIT: usize = 32 << 10;
 const MAX_SLICES_PER_CALL: usize = 1024;
 
 impl Stream {
-    /// Creates a stream over a connected TCP socket. Sets `TCP_NODELAY`, because the stream itself
-    /// tells the kernel when more bytes follow. Without the option, the end of a response can be
-    /// delayed by 40 ms or more.
+    /// Creates a stream over a connected TCP socket. Sets `TCP_NODELAY`. Without this option, the
+    /// kernel can delay the end of a response by 40 ms or more to wait for further bytes. The
+    /// stream does not need that, because it tells the kernel when further bytes follow.
     #[must_use]
     pub fn tcp(socket: TcpStream, options: StreamOptions) -> Self {
-        // Setting this option cannot fail for a TCP socket. If it failed for another reason, the
-        // connection would be slower, but would still work.
+        // Ignore an error: every TCP socket supports this option, and even without it, the
+        // connection would work, only more slowly.
         let _ = socket.set_nodelay(true);
         Self::accepted(socket, options)
     }
@@ -145,9 +145,9 @@ impl Stream {
         &self.socket
     }
 
-    /// Returns the socket, which then behaves as if it had never been in this stream. Bytes that
-    /// the stream has accepted have been passed to the kernel, and pages among them are kept for as
-    /// long as the kernel reads them.
+    /// Returns the socket, which can then be used without the stream; `TCP_NODELAY` stays set.
+    /// Bytes that the stream has accepted have been passed to the kernel, and pages among them are
+    /// kept for as long as the kernel reads them.
     ///
     /// After an upgrade, such as to the WebSocket protocol, this gives tokio's socket back: see
     /// `hyper::upgrade::Upgraded::downcast`.
@@ -315,7 +315,8 @@ impl Stream {
     fn count(&self, cx: &mut Context<'_>, mechanism: Mechanism, bytes: usize) {
         self.options.totals.add(mechanism, bytes as u64);
         for _ in 0..bytes / BYTES_PER_BUDGET_UNIT {
-            // If no unit is left, requesting one would wake the task even if it has nothing to do.
+            // If no unit is left, `poll_proceed` would schedule the task to run again at once, even
+            // if it has nothing to do.
             if coop::has_budget_remaining()
                 && let Poll::Ready(unit) = coop::poll_proceed(cx)
             {

@@ -16,9 +16,10 @@ use crate::totals::Totals;
 /// The minimum length of a slice of pages that is sent with a call of its own, following the plan
 /// for pages. Shorter slices are written together with the slices next to them.
 ///
-/// The plan uses zero copy for 16 KiB or more. But the slices in front of the pages then need a
-/// separate call, too. Over HTTP/2, this would add a call for each frame of 16 KiB, even if the
-/// plan then copied the frame.
+/// The plan itself allows zero copy for 16 KiB or more. The minimum here is higher, because a slice
+/// that is sent with a call of its own also costs another call for the slices in front of it.
+/// HTTP/2 sends frames of 16 KiB, so with a minimum of 16 KiB, each frame would cost the additional
+/// call, even if the plan then copied the frame.
 const PAGE_SEND_MIN_BYTES: usize = 32 << 10;
 
 /// The state for sending pages over this connection: what is known about its socket, and which

@@ -63,7 +63,8 @@ impl Cache {
         None
     }
 
-    /// Returns the entry under `key`, which may be out of date. Makes no system call.
+    /// Returns the entry under `key`, which may be out of date. Returns `None` for an entry that
+    /// must be replaced anyway; see [`Entry::has_become_stable`]. Makes no system call.
     pub(crate) fn peek(&self, key: &[u8]) -> Option<Arc<Entry>> {
         let entry = self.entries.as_ref()?.get(key)?;
         (!entry.has_become_stable()).then_some(entry)

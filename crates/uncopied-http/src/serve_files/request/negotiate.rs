@@ -46,8 +46,8 @@ const FULL_WEIGHT: u16 = 1000;
 /// accepts and does not rank below `identity`. If none of these files exists, the original file is
 /// sent.
 ///
-/// The original file is sent even to a client that refuses `identity`. All common servers do this,
-/// because a 406 response would not help the client.
+/// The original file is sent even to a client that refuses `identity`, because a 406 response would
+/// not help the client. Common servers do the same.
 pub(crate) fn codings<'a>(
     lines: impl IntoIterator<Item = &'a HeaderValue>,
 ) -> impl Iterator<Item = Coding> {

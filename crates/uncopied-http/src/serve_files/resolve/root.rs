@@ -154,9 +154,9 @@ impl Root {
         rustix::fs::openat2(&self.dir, path, OPEN_FLAGS, Mode::empty(), resolve)
     }
 
-    /// Opens `path` without `openat2`, one name at a time. With [`SymlinkPolicy::Anywhere`],
-    /// follows all links. Otherwise, follows none, which is enough to keep `path` beneath the root,
-    /// because it contains no `..`.
+    /// Opens `path` without `openat2`. With [`SymlinkPolicy::Anywhere`], follows all links.
+    /// Otherwise, opens one name at a time and follows no links. That is enough to stay beneath the
+    /// root, because a request path contains no `..`.
     fn open_by_names(&self, path: &CStr) -> rustix::io::Result<OwnedFd> {
         if self.symlinks == SymlinkPolicy::Anywhere {
             return rustix::fs::openat(&self.dir, path, OPEN_FLAGS, Mode::empty());
