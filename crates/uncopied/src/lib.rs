@@ -109,5 +109,5 @@ pub use policy::{
 };
 pub use report::{Fallback, Report};
 pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocket, send_file};
-pub use sys::{Errno, send_vectored};
+pub use sys::{Errno, ignore_sigpipe, send_vectored};
 pub use transfer::{Progress, Transfer};

@@ -31,6 +31,7 @@ pub(crate) use map::Reservation;
 pub(crate) use map::UnplacedMapping;
 pub(crate) use mapped::{Mapped, PipeWriter};
 pub(crate) use page_cache::cached_pages;
+pub use signal::ignore_sigpipe;
 pub(crate) use tcp::Acknowledged;
 pub(crate) use userfault::{
     Userfault, make_inaccessible, populate, replace_page, wipe_on_fork, without_signals,

@@ -5,8 +5,44 @@
 //! SIGPIPE ignored, but the library may be used in a program whose `main` is written in another
 //! language, or which has restored the default action of the signal.
 
+use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::last_errno;
+
+/// Whether the program has promised, by [`ignore_sigpipe`], that SIGPIPE stays ignored.
+static STAYS_IGNORED: AtomicBool = AtomicBool::new(false);
+
+/// Ignores SIGPIPE in the whole process, which is what Rust programs do when they start, and
+/// promises that the signal stays ignored.
+///
+/// The library otherwise looks up before each `sendfile(2)`, and before each `splice(2)` into a
+/// socket, whether SIGPIPE is ignored, because these calls raise it if the peer has closed the
+/// connection. After this promise, the library no longer does, which saves a system call of about
+/// 0.2 µs per call.
+///
+/// If the program breaks the promise, a send to a closed connection can end the process.
+///
+/// # Errors
+///
+/// Any error from `sigaction(2)`.
+///
+/// ```
+/// uncopied::ignore_sigpipe()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn ignore_sigpipe() -> io::Result<()> {
+    // SAFETY: the signal's new disposition is SIG_IGN, so no function of this program becomes a
+    // signal handler. Changing a disposition is sound at any time.
+    let before = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    if before == libc::SIG_ERR {
+        return Err(last_errno().into());
+    }
+    STAYS_IGNORED.store(true, Ordering::Relaxed);
+    Ok(())
+}
 
 /// Runs `call` so that a SIGPIPE that it raises is neither delivered nor left pending.
 ///
@@ -15,10 +51,12 @@ use std::ptr;
 /// result would let the signal kill the process. The look-up is a system call that takes about 0.2
 /// µs, compared with about 5 µs for a small `sendfile(2)` to a TCP socket.
 ///
+/// After [`ignore_sigpipe`], nothing is looked up.
+///
 /// If SIGPIPE is not ignored, it is blocked in this thread during the call, and a SIGPIPE that
 /// `call` has raised is consumed. A SIGPIPE that was already pending before the call stays pending.
 pub(crate) fn without_sigpipe<T>(call: impl FnOnce() -> T) -> T {
-    if sigpipe_is_ignored() {
+    if STAYS_IGNORED.load(Ordering::Relaxed) || sigpipe_is_ignored() {
         return call();
     }
     let _block = SigpipeBlock::new();

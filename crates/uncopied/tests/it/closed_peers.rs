@@ -177,6 +177,21 @@ fn sigpipe_is_not_raised_right_after_the_program_stops_ignoring_it() {
     );
 }
 
+/// `ignore_sigpipe` must ignore the signal itself, because the library then no longer looks up
+/// whether it is ignored.
+#[test]
+fn a_program_can_promise_to_ignore_sigpipe() {
+    in_child(
+        "closed_peers::a_program_can_promise_to_ignore_sigpipe",
+        |_| {},
+        || {
+            restore_default_sigpipe();
+            uncopied::ignore_sigpipe().unwrap();
+            send_to_closed_peers_with_every_mechanism();
+        },
+    );
+}
+
 /// If the caller has blocked SIGPIPE, sends must not leave the signal pending, and must not unblock
 /// it.
 #[test]
