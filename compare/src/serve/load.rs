@@ -422,14 +422,13 @@ impl LoadConnection {
     }
 }
 
-/// Checks that a response begins with the status 200, and that its head is as long as the head of
-/// the first response, which has `head_bytes` bytes.
+/// Checks that a response begins with status 200, and that its head is `head_bytes` long, like the
+/// head of the first response.
 ///
-/// `bytes` holds the result of a single `recv`, which may be only part of the head. In that case
-/// the length cannot be checked yet. A head that is too long is still caught, one response later:
-/// the next response then does not start at the expected offset, and its own check fails. After a
-/// head that is too short, the load generator waits for bytes that never arrive, and the connection
-/// makes no more requests. That can only lower the server's figures.
+/// `bytes` comes from a single `recv`, and may hold only part of the head. The length then goes
+/// unchecked, which is harmless. If the head is too long, the next response does not start where
+/// expected, and fails its own check. If it is too short, the connection waits for bytes that never
+/// arrive and makes no more requests, so a wrong head can never improve the server's figures.
 fn check_head(bytes: &[u8], head_bytes: usize) -> Result<(), Error> {
     let status = bytes.len().min(STATUS_OK.len());
     let has_status = bytes[..status] == STATUS_OK[..status];

@@ -307,8 +307,8 @@ impl Pages {
     #[allow(unsafe_code)]
     pub(super) fn locate(owner: Owner, bytes: &[u8]) -> Option<Self> {
         let slab = owner.downcast::<Slab>()?;
-        // SAFETY: `downcast` only returns pointers that were registered as a `Slab`, the only type
-        // of its kind, and slabs are never freed.
+        // SAFETY: `downcast` checks the owner's kind, and `Slab` is the only type with that kind,
+        // so the pointer was registered as a `Slab`. Slabs are never freed.
         let slab = unsafe { &*slab };
         let block = slab.frozen_at(bytes.as_ptr().addr());
         if block.is_null() {

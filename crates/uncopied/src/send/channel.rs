@@ -17,10 +17,10 @@ use crate::transfer::{MemoryProgress, MemoryTransfer};
 /// Sends memory over a socket that another I/O object owns. A [`Sender`](crate::Sender) consists of
 /// a channel and a socket of its own.
 ///
-/// A channel belongs to one socket, which should be passed to every call. To detect a different
-/// socket, the channel reads the socket's `SO_COOKIE`, with one system call, before each send with
-/// `MSG_ZEROCOPY` and before each send with `vmsplice` for which it tracks
-/// [acknowledgements](SendOptions::assume_remote_peer). If the socket is a different one, the
+/// A channel belongs to the socket that it was created for, and that socket should be passed to
+/// every call. The channel checks this by reading `SO_COOKIE`, which costs one system call, before
+/// each send with `MSG_ZEROCOPY`, and before each send with `vmsplice` whose
+/// [acknowledgements](SendOptions::assume_remote_peer) it tracks. On a different socket, the
 /// channel copies instead of using `MSG_ZEROCOPY`, and reports `EBADFD` as the reason. Pages that
 /// it sends to a different socket with `vmsplice` are [gifted](crate::FreeReason::Gifted).
 ///

@@ -1,4 +1,5 @@
-//! Gives each thread one ring, which all connections of the thread share.
+//! Gives each thread one ring for each tokio runtime that sends on it, and one for senders outside
+//! any runtime. All connections of the thread share it.
 //!
 //! On tokio, each thread of a runtime has a ring. A task of the runtime processes the ring's
 //! notifications as they arrive, and thus wakes the tasks that await

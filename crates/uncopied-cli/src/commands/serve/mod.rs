@@ -40,7 +40,8 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Serves until SIGTERM or SIGINT, then prints the totals.
 pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error> {
-    // Saves a system call for each call that sends a file.
+    // Rust already ignores SIGPIPE. This also promises that SIGPIPE stays ignored, so the library
+    // need not look that up before each `sendfile` and `splice`.
     uncopied::ignore_sigpipe().map_err(Error::setup("ignore SIGPIPE"))?;
     let descriptors = listening::raise_descriptor_limit();
     let config = Config::check(flags, descriptors)?;

@@ -282,10 +282,11 @@ impl PageLeases {
         }
     }
 
-    /// Takes further leases of the same frames, for some of these pages. `indices` are the indices
-    /// of these pages in the region.
+    /// Returns a second set of leases on the frames that `self` has leased, for only the pages in
+    /// `indices` (indices into the region).
     ///
-    /// In a forked child, takes no leases: see [`is_of_this_process`](Self::is_of_this_process).
+    /// In a forked child, the new set leases nothing: see
+    /// [`is_of_this_process`](Self::is_of_this_process).
     pub(super) fn subset(&self, indices: Range<usize>) -> Self {
         let subset = Self::new(&self.region, indices.clone());
         if !self.is_of_this_process() {
