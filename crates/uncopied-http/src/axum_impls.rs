@@ -9,8 +9,9 @@ use axum::extract::connect_info::Connected;
 use axum::response::{IntoResponse, Response};
 use axum::serve::{IncomingStream, ListenerExt, TapIo};
 
+use crate::address::Address;
 use crate::body::FileBody;
-use crate::listener::{Address, Listener};
+use crate::listener::Listener;
 use crate::stream::Stream;
 
 /// How long to wait after `accept(2)` has failed with an error that is likely to persist, such as

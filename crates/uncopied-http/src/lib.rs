@@ -100,6 +100,7 @@ compile_error!(
 );
 
 mod activity;
+mod address;
 #[cfg(feature = "axum")]
 mod axum_impls;
 mod body;
@@ -114,6 +115,7 @@ mod stream;
 mod totals;
 
 pub use activity::{Activity, Phase};
+pub use address::Address;
 #[cfg(feature = "axum")]
 pub use axum_impls::{TcpOnly, TcpOnlyListener};
 #[cfg(feature = "serve-files")]
@@ -121,7 +123,7 @@ pub use body::Basis;
 pub use body::{BodyPart, FileBody};
 pub use file_source::FileSource;
 pub use file_stat::FileStat;
-pub use listener::{Address, Listener};
+pub use listener::Listener;
 pub use open_file::{IN_MEMORY_FILE_MAX_BYTES, OpenFile};
 pub use options::StreamOptions;
 #[cfg(feature = "serve-files")]

@@ -1,13 +1,12 @@
 //! Accepts connections as [`Stream`]s.
 
-use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::Path;
 
 use tokio::net::{TcpListener, ToSocketAddrs, UnixListener};
 
+use crate::address::Address;
 use crate::options::StreamOptions;
 use crate::stream::Stream;
 
@@ -37,25 +36,6 @@ pub struct Listener {
 enum ListeningSocket {
     Tcp(TcpListener),
     Unix(UnixListener),
-}
-
-/// The address of a peer, or of a listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Address {
-    /// An IP address and port.
-    Tcp(SocketAddr),
-    /// A Unix socket. Its path is left out, because peers rarely have one.
-    Unix,
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix => f.write_str("unix"),
-        }
-    }
 }
 
 impl Listener {

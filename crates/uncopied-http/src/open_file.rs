@@ -11,7 +11,6 @@ use rustix::io::{Errno, ReadWriteFlags};
 use uncopied::arena::FileMapping;
 use uncopied::residency;
 
-use crate::file_source::FileSource;
 use crate::file_stat::FileStat;
 
 /// Whether a call may wait for the disk.
@@ -64,27 +63,6 @@ const MAX_READ_ATTEMPTS: usize = 4;
 const MAPPING_WINDOW_BYTES: u64 = 1 << 30;
 
 impl OpenFile {
-    /// Creates an `OpenFile` from a regular file that std or tokio opened. If the file is no longer
-    /// than [`IN_MEMORY_FILE_MAX_BYTES`], this call reads it into memory, on tokio's blocking pool
-    /// if that needs the disk.
-    ///
-    /// Responses can share the result: pass a clone of the [`Arc`], or a reference to it, to
-    /// [`FileBody::open`](crate::FileBody::open).
-    ///
-    /// # Errors
-    ///
-    /// - [`InvalidInput`](io::ErrorKind::InvalidInput) if `file` is not a regular file.
-    /// - `EBUSY` if the file keeps changing while it is read.
-    /// - Any error from querying or reading the file.
-    ///
-    /// # Cancellation
-    ///
-    /// Dropping the future closes the file, unless the program holds another [`Arc`] of it. A read
-    /// that is already running on the blocking pool finishes first.
-    pub async fn open(file: impl Into<FileSource>) -> io::Result<Arc<Self>> {
-        file.into().into_open_file().await
-    }
-
     /// Like [`open`](Self::open), but blocks the calling thread while the file is queried and read.
     /// Not for event loops.
     ///

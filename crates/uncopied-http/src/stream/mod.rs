@@ -19,8 +19,8 @@ use uncopied::policy::Mechanism;
 use uncopied::send_vectored;
 
 use crate::activity::Activity;
+use crate::address::Address;
 use crate::body::passthrough::confirm_passthrough;
-use crate::listener::Address;
 use crate::options::StreamOptions;
 use file_send::FileSend;
 use page_send::PageSender;
