@@ -43,8 +43,8 @@ compare-memory *ARGS:
 compare-copy *ARGS:
     cargo run --release -p compare -- copy {{ ARGS }}
 
-# The tests overwrite buffers as soon as the completions allow it, and regions at any time, while the
-# receivers check every byte.
+# The tests overwrite buffers as soon as the completions allow it, and regions at any time, while
+# the receivers check every byte.
 #
 # Runs the tests that reuse buffers and overwrite regions, for SECONDS each.
 soak SECONDS="600":
