@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::loopback::tcp;
 
 /// The input of a contender's function [`send`](super::contender::FileSender::send).
 pub(super) struct CopyJob {
@@ -62,13 +63,7 @@ impl TransferReport {
                 self.bytes
             )));
         }
-        if self.congestion != congestion {
-            return Err(Error::WrongResult(format!(
-                "its congestion control was {}, not {congestion}",
-                self.congestion
-            )));
-        }
-        Ok(())
+        tcp::check_reported_congestion(&self.congestion, congestion)
     }
 }
 

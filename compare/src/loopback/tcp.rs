@@ -23,6 +23,16 @@ pub(crate) fn congestion(socket: impl AsFd) -> Result<String, Error> {
         .context(|| "cannot get the congestion control of a connection".into())
 }
 
+/// Returns an error unless `reported`, the congestion control that a sender reports, is `wanted`.
+pub(crate) fn check_reported_congestion(reported: &str, wanted: &str) -> Result<(), Error> {
+    if reported != wanted {
+        return Err(Error::WrongResult(format!(
+            "its congestion control was {reported}, not {wanted}"
+        )));
+    }
+    Ok(())
+}
+
 /// Connects to `address` with the given congestion control.
 ///
 /// The algorithm is set before connecting, because some algorithms pace a connection starting with
