@@ -87,14 +87,7 @@ async fn listings_show_what_would_be_served() {
     symlink("../secret", site.path("outer")).unwrap();
     symlink("b.txt", site.path("inner")).unwrap();
     symlink("nowhere", site.path("dangling")).unwrap();
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        site.path("fifo"),
-        rustix::fs::FileType::Fifo,
-        0o644.into(),
-        0,
-    )
-    .unwrap();
+    site.create_fifo("fifo");
     let service = site.builder().listing(true).build().unwrap();
 
     let json = get_with(&service, "/", &[("accept", "application/json")]).await;

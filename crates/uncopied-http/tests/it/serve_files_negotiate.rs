@@ -140,14 +140,7 @@ async fn precompressed_files_that_may_not_be_served_are_ignored() {
     ]);
     std::fs::write(site.root().join("../secret"), "secret").unwrap();
     symlink("../secret", site.path("a.txt.br")).unwrap();
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        site.path("a.txt.gz"),
-        rustix::fs::FileType::Fifo,
-        0o644.into(),
-        0,
-    )
-    .unwrap();
+    site.create_fifo("a.txt.gz");
     let service = site.serve();
     let all = [("accept-encoding", "br, zstd, gzip")];
     assert_eq!(get_with(&service, "/a.txt", &all).await.text(), "plain");

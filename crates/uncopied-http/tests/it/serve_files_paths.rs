@@ -126,14 +126,7 @@ async fn the_cache_does_not_follow_a_link_that_is_replaced_by_a_link_out_of_the_
 #[tokio::test]
 async fn special_files_are_not_found_and_do_not_block() {
     let site = site();
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        site.path("fifo"),
-        rustix::fs::FileType::Fifo,
-        0o644.into(),
-        0,
-    )
-    .unwrap();
+    site.create_fifo("fifo");
     let _listener = std::os::unix::net::UnixListener::bind(site.path("socket")).unwrap();
     symlink("/dev/zero", site.path("zero")).unwrap();
     symlink("/proc/self/fd/0", site.path("magic")).unwrap();

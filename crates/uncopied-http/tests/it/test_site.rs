@@ -42,6 +42,17 @@ impl TestSite {
         std::fs::write(path, content).unwrap();
     }
 
+    pub(crate) fn create_fifo(&self, path: &str) {
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            self.path(path),
+            rustix::fs::FileType::Fifo,
+            0o644.into(),
+            0,
+        )
+        .unwrap();
+    }
+
     /// Replaces the file at `path` atomically, by renaming a new file over it.
     pub(crate) fn replace(&self, path: &str, content: &str) {
         self.write("new", content);

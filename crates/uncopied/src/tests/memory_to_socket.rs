@@ -2,14 +2,14 @@
 //! and the completions.
 
 use std::io::Read;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 
 use super::faulty_kernel::{Call, Fault, FaultRule, FaultyKernel};
-use super::{faultless, pattern};
+use super::{faultless, pattern, tcp_pair};
 use crate::ErrorKind;
 use crate::arena::{Memory, PageBuffer};
 use crate::error::Error;
@@ -31,15 +31,6 @@ fn seeded_pattern(seed: u8) -> Vec<u8> {
 fn pages(seed: u8) -> Memory {
     let buffer = PageBuffer::copy_from_slice(&seeded_pattern(seed)).expect("a buffer");
     Memory::Pages(buffer.freeze())
-}
-
-/// Returns two connected sockets, the first of which is non-blocking.
-fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
-    let address = listener.local_addr().expect("an address");
-    let socket = TcpStream::connect(address).expect("connected");
-    socket.set_nonblocking(true).expect("set");
-    (socket, listener.accept().expect("accepted").0)
 }
 
 /// Sends with this plan while the first call of a kind fails, and checks the bytes that arrive. The

@@ -24,6 +24,7 @@ mod edge_cases;
 
 use std::fs::File;
 use std::io::{ErrorKind as Io, Read};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -42,6 +43,15 @@ const FILE_BYTES: u64 = 300_001;
 
 /// A transfer of [`FILE_BYTES`] that takes this many steps is considered to hang.
 const MAX_STEPS: usize = 2_000_000;
+
+/// Returns two connected sockets, the first of which is non-blocking.
+fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let socket = TcpStream::connect(address).expect("connected");
+    socket.set_nonblocking(true).expect("set");
+    (socket, listener.accept().expect("accepted").0)
+}
 
 /// A transfer of a file over a pair of Unix sockets, and the bytes that the peer has received.
 struct TransferHarness {

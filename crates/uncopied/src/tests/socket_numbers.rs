@@ -3,7 +3,7 @@
 //! two senders used them, the memory of a send could be reused too early.
 
 use std::cell::Cell;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::faulty_kernel::{Call, Fault, FaultRule, FaultyKernel};
+use super::tcp_pair;
 use crate::arena::{Memory, PageBuffer};
 use crate::in_flight::FreeReason;
 use crate::mechanism::memory_to_socket::msg_zerocopy::MsgZerocopy;
@@ -30,14 +31,6 @@ const SEND_BYTES: usize = 5000;
 /// point. The other thread gets there only if nothing excludes it. So if claims are implemented
 /// correctly, the pause lasts this long.
 const RIVAL_TIMEOUT: Duration = Duration::from_millis(200);
-
-fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
-    let address = listener.local_addr().expect("an address");
-    let socket = TcpStream::connect(address).expect("connected");
-    socket.set_nonblocking(true).expect("set");
-    (socket, listener.accept().expect("accepted").0)
-}
 
 fn pages() -> Memory {
     let buffer = PageBuffer::zeroed(SEND_BYTES).expect("a buffer");
