@@ -69,7 +69,7 @@ impl Stream {
         let is_corked = len >= CORK_MIN_BYTES && self.set_cork(true);
         let length = Length::Exact(len as u64);
         let plan = self.plan(&mapping, length);
-        let transfer = Transfer::new(offset, length, plan).with_mapping(&mapping);
+        let transfer = Transfer::new(offset, length, plan);
         FileSend {
             mapping,
             transfer,

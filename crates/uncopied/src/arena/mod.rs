@@ -1,7 +1,8 @@
 //! A reserved range of addresses, in which an address identifies the file or the pages that own it.
 //!
-//! Each process reserves one range of addresses, the *arena*. Files are mapped into the arena, and
-//! [buffers of whole pages](PageBuffer) are allocated from it. An I/O layer that is given only a
+//! Each process reserves one range of addresses, the *arena*. Files are given
+//! [addresses](FileMapping) in the arena, and [buffers of whole pages](PageBuffer) are allocated
+//! from it. An I/O layer that is given only a
 //! `&[u8]` can then ask [`locate`] which file or which pages contain these bytes. Instead of
 //! copying the bytes, the layer can then send that part of the file, or make a zero-copy send of
 //! the pages. The look-up is a bounds check and a load from a table that has one entry per 2 MiB of
@@ -32,7 +33,7 @@ mod pool;
 mod region;
 mod space;
 
-pub use mapping::FileMapping;
+pub use mapping::{FileMapping, MissingBytes};
 pub use memory::Memory;
 pub use pages::{PageBuffer, Pages};
 use region::ProtectedCall;

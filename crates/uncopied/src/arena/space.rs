@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use rustix::io::{Errno, Result};
 use rustix::process::{Resource, getrlimit};
 
+use crate::sys::Reservation;
 use crate::sys::fork::{OwnerProcess, PerProcess};
-use crate::sys::{Kernel, Reservation};
 
 /// The size of a granule, the unit in which addresses are allocated. A granule has at most one
 /// owner.
@@ -145,30 +144,6 @@ impl AddressSpace {
         Err(error)
     }
 
-    /// Maps `len` bytes of a file into newly allocated granules.
-    pub(super) fn map_file(
-        &'static self,
-        kernel: &impl Kernel,
-        file: BorrowedFd<'_>,
-        offset: u64,
-        len: usize,
-    ) -> Result<Granules> {
-        let mapping = kernel.map_file(file, offset, len)?;
-        let granules = self.allocate_addresses(len)?;
-        // SAFETY: the granules were free, so nothing refers into them, and they now belong to
-        // `granules`, which is at least as long as the mapping.
-        #[allow(unsafe_code)]
-        let placed = unsafe { self.reservation.place(granules.at(), mapping) };
-        if let Err(errno) = placed {
-            // The granules stay allocated forever: the kernel may have unmapped them, and another
-            // mapping of this process may already be there. Dropping `granules` would remove that
-            // mapping.
-            std::mem::forget(granules);
-            return Err(errno);
-        }
-        Ok(granules)
-    }
-
     /// Allocates at least `len` bytes of zeroed memory that can be read and written, in whole
     /// granules. With `is_huge`, the memory consists of huge pages if possible.
     pub(super) fn allocate(&'static self, len: usize, is_huge: bool) -> Result<Granules> {
@@ -179,6 +154,19 @@ impl AddressSpace {
         unsafe {
             self.reservation
                 .make_accessible(granules.at(), granules.len(), is_huge)?;
+        }
+        Ok(granules)
+    }
+
+    /// Allocates at least `len` bytes of memory that can be read but not written, in whole granules.
+    /// Nothing has been read from it or written to it yet.
+    pub(super) fn allocate_readable(&'static self, len: usize) -> Result<Granules> {
+        let granules = self.allocate_addresses(len)?;
+        // SAFETY: as in `allocate`.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.reservation
+                .make_readable(granules.at(), granules.len())?;
         }
         Ok(granules)
     }
@@ -372,42 +360,10 @@ impl FreeGranules {
 mod tests {
     use std::collections::HashSet;
 
-    use std::fs::File;
-    use std::os::fd::AsFd;
-
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sys::Linux;
     use crate::sys::fork::tests::in_child;
-
-    /// If the reservation had a hole, the next `malloc` of another thread could place memory there,
-    /// and the arena would later overwrite that memory. Fails if a file is mapped directly over the
-    /// reservation, instead of through an `UnplacedMapping`.
-    #[test]
-    fn a_refused_mapping_leaves_no_hole() {
-        let space = AddressSpace::get().expect("the arena exists");
-        // Most file systems that cannot map files refuse before the kernel has removed the old
-        // mapping. procfs refuses after that, so it would leave a hole.
-        let file = File::open("/proc/version").expect("opened");
-        for _ in 0..3 {
-            space
-                .map_file(&Linux, file.as_fd(), 0, GRANULE_BYTES)
-                .expect_err("procfs cannot be mapped");
-        }
-        let mut covered = space.reservation.base();
-        let end = covered + space.reservation.len();
-        let maps = std::fs::read_to_string("/proc/self/maps").expect("read");
-        for line in maps.lines() {
-            let range = line.split(' ').next().expect("a range");
-            let (from, to) = range.split_once('-').expect("two addresses");
-            let address = |hex| usize::from_str_radix(hex, 16).expect("an address");
-            if address(from) <= covered {
-                covered = covered.max(address(to));
-            }
-        }
-        assert!(covered >= end, "a hole at {covered:#x}");
-    }
 
     /// The parent holds the lock of the free list during the fork, so the child hangs if it takes
     /// that lock.

@@ -12,7 +12,7 @@ use rustix::net::SendFlags;
 use rustix::pipe::SpliceFlags;
 
 use super::error_queue::{self, ErrorQueueEntry};
-use super::map::UnplacedMapping;
+use super::map::MappedWindow;
 use super::mapped::{self, Mapped, PipeWriter};
 use super::signal::without_sigpipe;
 use super::tcp::{self, Acknowledged};
@@ -59,7 +59,7 @@ pub(crate) trait Kernel {
     fn file_size(&self, source: BorrowedFd<'_>) -> Result<u64>;
 
     /// `mmap(2)` of a range of a file.
-    fn map_file(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping>;
+    fn map_file(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<MappedWindow>;
 
     /// `send(2)` of bytes of a mapped file. If the file has been truncated, the call sends fewer
     /// bytes or fails with `EFAULT`; it does not raise SIGBUS.
@@ -158,8 +158,8 @@ impl Kernel for Linux {
         u64::try_from(stat.st_size).map_err(|_| Errno::OVERFLOW)
     }
 
-    fn map_file(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping> {
-        UnplacedMapping::new(source, offset, len)
+    fn map_file(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<MappedWindow> {
+        MappedWindow::new(source, offset, len)
     }
 
     fn send_mapped(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {

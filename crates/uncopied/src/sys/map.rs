@@ -1,11 +1,13 @@
-//! A range of addresses that is reserved once, and the files and memory that are mapped into it.
+//! A range of addresses that is reserved once, and mappings of files outside of it.
 
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 
 use rustix::io::{Errno, Result};
-use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+
+use super::mapped::Mapped;
 
 /// A range of addresses that is reserved for this library. At first, there is no memory behind it.
 ///
@@ -40,34 +42,6 @@ impl Reservation {
         self.len
     }
 
-    /// Moves a mapping into the reservation, to the range that starts at offset `at`. The mapping
-    /// replaces whatever was mapped there before.
-    ///
-    /// # Safety
-    ///
-    /// The caller must own the range, which is as long as the mapping, and no reference into it may
-    /// exist. If this fails, the range must never be used again: the kernel may have left it
-    /// unmapped, and another mapping of this process may then be placed there.
-    pub(crate) unsafe fn place(&self, at: usize, mapping: UnplacedMapping) -> Result<()> {
-        let start = self.address(at, mapping.len)?;
-        // SAFETY: the old range is exactly that of `mapping`, whose address was never handed out,
-        // so nothing refers into it. `address` has checked that the new range lies within the
-        // reservation, into which only this type maps anything. So what the call replaces there
-        // belongs to the caller, who guarantees that nothing refers into it.
-        unsafe {
-            rustix::mm::mremap_fixed(
-                mapping.start,
-                mapping.len,
-                mapping.len,
-                MremapFlags::MAYMOVE,
-                start,
-            )?;
-        }
-        // The mapping has left its old addresses, so its drop must not unmap them.
-        std::mem::forget(mapping);
-        Ok(())
-    }
-
     /// Turns a range into zeroed memory that can be read and written. With `is_huge`, the memory
     /// consists of huge pages, if the kernel provides them (`MADV_HUGEPAGE` of `madvise(2)`).
     ///
@@ -93,6 +67,17 @@ impl Reservation {
             let _ = unsafe { rustix::mm::madvise(start, len, Advice::LinuxHugepage) };
         }
         Ok(())
+    }
+
+    /// Turns a range into zeroed memory that can be read but not written.
+    ///
+    /// # Safety
+    ///
+    /// The same as for [`make_accessible`](Self::make_accessible).
+    pub(crate) unsafe fn make_readable(&self, at: usize, len: usize) -> Result<()> {
+        let start = self.address(at, len)?;
+        // SAFETY: as in `make_accessible`.
+        unsafe { rustix::mm::mprotect(start, len, MprotectFlags::READ) }
     }
 
     /// Returns the page frames of an [accessible](Self::make_accessible) range to the kernel
@@ -131,8 +116,9 @@ impl Reservation {
     pub(crate) unsafe fn reset(&self, at: usize, len: usize) -> Result<()> {
         let start = self.address(at, len)?;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: as in `place`, what the call replaces belongs to the caller, who guarantees that
-        // nothing refers into it.
+        // SAFETY: `address` has checked that the range lies within the reservation, into which only
+        // this type maps anything. So what the call replaces belongs to the caller, who guarantees
+        // that nothing refers into it.
         unsafe { rustix::mm::mmap_anonymous(start, len, ProtFlags::empty(), flags)? };
         Ok(())
     }
@@ -163,40 +149,55 @@ unsafe fn map_new_frames(start: *mut c_void, len: usize) -> Result<()> {
     Ok(())
 }
 
-/// A mapping of a file, at an address that the kernel chose. [`Reservation::place`] moves it into
-/// the reservation.
-///
-/// It would take one call less to map the file directly over the reservation. But if the file
-/// system refuses the mapping, the kernel may already have removed what was mapped there before,
-/// and does not restore it: the reservation would have a hole.
+/// A part of a file that is mapped read-only, to be sent by address. No code can make a reference
+/// to its bytes.
 #[derive(Debug)]
-pub(crate) struct UnplacedMapping {
-    start: *mut c_void,
+pub(crate) struct MappedWindow {
+    address: usize,
     len: usize,
 }
 
-impl UnplacedMapping {
-    /// Maps `len` bytes of a file, starting at `offset`, read-only and shared.
+impl MappedWindow {
+    /// Maps `len` bytes of a file, starting at `offset`.
     pub(crate) fn new(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self> {
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: without MAP_FIXED the kernel chooses addresses that nothing else uses.
         let start = unsafe {
             rustix::mm::mmap(ptr::null_mut(), len, ProtFlags::READ, flags, file, offset)?
         };
-        Ok(Self { start, len })
+        let address = start.expose_provenance();
+        Ok(Self { address, len })
+    }
+
+    /// Returns the length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns the address range of at most `count` bytes, starting at byte `start` of the window.
+    pub(crate) fn bytes(&self, start: usize, count: usize) -> Mapped<'_> {
+        let start = start.min(self.len);
+        let count = count.min(self.len - start);
+        // SAFETY: the range lies within the mapping, which only `drop` removes. `self` is borrowed
+        // for as long as the result is used.
+        unsafe { Mapped::new(self.address + start, count) }
     }
 }
 
-impl Drop for UnplacedMapping {
+impl Drop for MappedWindow {
     fn drop(&mut self) {
-        // SAFETY: the range is exactly that of this mapping, and its address was never handed out.
-        // If the call fails, the range stays mapped and is leaked.
-        let _ = unsafe { rustix::mm::munmap(self.start, self.len) };
+        let start = ptr::with_exposed_provenance_mut(self.address);
+        // SAFETY: the range is exactly that of this mapping. No reference into it was ever made,
+        // and no `Mapped` of it exists any longer, because these borrow `self`. If the call fails,
+        // the range stays mapped and is leaked.
+        let _ = unsafe { rustix::mm::munmap(start, self.len) };
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     /// Memory beyond the reservation belongs to other code, and must not be remapped. Fails if
@@ -220,5 +221,17 @@ mod tests {
         }
         let last_page = reservation.address(LEN - 4096, 4096).expect("in bounds");
         assert_eq!(last_page.addr(), reservation.base() + LEN - 4096);
+    }
+
+    /// Otherwise a system call that is given the range could send whatever memory follows the
+    /// window.
+    #[test]
+    fn no_address_range_extends_beyond_the_window() {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(10).expect("grown");
+        let window = MappedWindow::new(file.as_fd(), 0, 10).expect("mapped");
+        for (start, count, expected) in [(0, 10, 10), (8, 100, 2), (10, 1, 0), (50, 1, 0)] {
+            assert_eq!(window.bytes(start, count).len(), expected, "{start}");
+        }
     }
 }

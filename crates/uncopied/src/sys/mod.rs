@@ -12,6 +12,7 @@ mod kernel;
 mod map;
 mod mapped;
 mod page_cache;
+mod region_memory;
 mod signal;
 mod tcp;
 pub(crate) mod uring;
@@ -26,16 +27,14 @@ pub(crate) use descriptors::has_other_descriptor;
 pub use errno::Errno;
 pub(crate) use error_queue::{ErrorQueueEntry, Notification};
 pub(crate) use kernel::{Kernel, Linux};
-pub(crate) use map::Reservation;
-#[cfg(test)]
-pub(crate) use map::UnplacedMapping;
+pub(crate) use map::{MappedWindow, Reservation};
 pub(crate) use mapped::{Mapped, PipeWriter};
 pub(crate) use page_cache::cached_pages;
+pub(crate) use region_memory::{make_inaccessible, populate, replace_page, wipe_on_fork};
 pub use signal::ignore_sigpipe;
+pub(crate) use signal::without_signals;
 pub(crate) use tcp::Acknowledged;
-pub(crate) use userfault::{
-    Userfault, make_inaccessible, populate, replace_page, wipe_on_fork, without_signals,
-};
+pub(crate) use userfault::Userfault;
 
 /// Sends several buffers with one `sendmsg(2)`, or one buffer with `send(2)`, and returns the
 /// number of bytes sent.

@@ -134,3 +134,19 @@ fn sigpipe_is_pending() -> bool {
     // SAFETY: the set is initialised, and SIGPIPE is a valid signal.
     unsafe { libc::sigismember(&pending, libc::SIGPIPE) == 1 }
 }
+
+/// Runs `call` with all signals blocked in this thread. A thread that `call` starts inherits the
+/// signal mask, so it receives no signals.
+pub(crate) fn without_signals<T>(call: impl FnOnce() -> T) -> T {
+    let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
+    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the call writes to a local of the right type.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: the first set was filled in above, and the second set is a local that the call writes
+    // to. With these arguments the call cannot fail.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
+    let result = call();
+    // SAFETY: `before` was filled in by the call above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
+    result
+}

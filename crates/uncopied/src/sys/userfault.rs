@@ -1,19 +1,16 @@
-//! Protects pages against writes, and lets user code handle the write faults: `userfaultfd(2)`.
+//! Lets this process handle its own page faults: `userfaultfd(2)`. A fault is either a write to a
+//! page that is protected against writes, or an access to a page that has no content yet.
 //!
 //! The structures and constants of `linux/userfaultfd.h` are defined here, because libc defines
-//! only the number of the system call. The other system calls that a region needs for its huge
-//! pages are in this file as well.
+//! only the number of the system call.
 
 use std::ffi::c_void;
 use std::fs::File;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, Result};
-use rustix::mm::{Advice, MprotectFlags, MremapFlags};
 
 use super::last_errno;
 
@@ -21,9 +18,11 @@ use super::last_errno;
 const UFFD_API: u64 = 0xaa;
 const UFFD_FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 
-/// For [`UffdioRegister`]: the mode in which ranges are registered, and the bit with which the
-/// kernel reports that the range then supports `UFFDIO_WRITEPROTECT`.
+/// For [`UffdioRegister`]: the modes in which ranges are registered, and the bits with which the
+/// kernel reports that the range then supports `UFFDIO_COPY` and `UFFDIO_WRITEPROTECT`.
+const UFFDIO_REGISTER_MODE_MISSING: u64 = 1 << 0;
 const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
+const UFFDIO_COPY_BIT: u64 = 1 << 3;
 const UFFDIO_WRITEPROTECT_BIT: u64 = 1 << 6;
 
 /// For [`UffdioWriteProtect`]: the mode that sets the protection. Without this bit, the call
@@ -44,6 +43,7 @@ const USERFAULTFD_IOC_NEW: libc::Ioctl = libc::_IO(0xaa, 0x00);
 const UFFDIO_API: libc::Ioctl = libc::_IOWR::<UffdioApi>(0xaa, 0x3f);
 const UFFDIO_REGISTER: libc::Ioctl = libc::_IOWR::<UffdioRegister>(0xaa, 0x00);
 const UFFDIO_WAKE: libc::Ioctl = libc::_IOR::<UffdioRange>(0xaa, 0x02);
+const UFFDIO_COPY: libc::Ioctl = libc::_IOWR::<UffdioCopy>(0xaa, 0x03);
 const UFFDIO_WRITEPROTECT: libc::Ioctl = libc::_IOWR::<UffdioWriteProtect>(0xaa, 0x06);
 
 /// `struct uffdio_api`.
@@ -68,6 +68,17 @@ struct UffdioRegister {
     range: UffdioRange,
     mode: u64,
     ioctls: u64,
+}
+
+/// `struct uffdio_copy`. The kernel sets `copied` to the number of bytes copied, or to a negated
+/// errno.
+#[repr(C)]
+struct UffdioCopy {
+    to: u64,
+    from: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
 }
 
 /// `struct uffdio_writeprotect`.
@@ -95,14 +106,15 @@ const _: () = assert!(
         && size_of::<UffdioRange>() == 16
         && size_of::<UffdioRegister>() == 32
         && size_of::<UffdioWriteProtect>() == 24
+        && size_of::<UffdioCopy>() == 40
         && size_of::<UffdMessage>() == 32
         && std::mem::offset_of!(UffdMessage, address) == 16
 );
 
-/// A descriptor through which this process handles its own write faults.
+/// A descriptor through which this process handles its own page faults.
 ///
-/// When the descriptor is closed, the kernel removes all protection. So it must stay open for as
-/// long as anything relies on the protection.
+/// When the descriptor is closed, the kernel removes all protection, and pages without content read
+/// as zeroes. So it must stay open for as long as anything relies on it.
 #[derive(Debug)]
 pub(crate) struct Userfault {
     fd: OwnedFd,
@@ -110,9 +122,9 @@ pub(crate) struct Userfault {
 }
 
 impl Userfault {
-    /// Opens a descriptor that reports writes both by user code and by the kernel, if this process
+    /// Opens a descriptor that reports faults both of user code and of the kernel, if this process
     /// is allowed to: either with the system call, or through `/dev/userfaultfd`. Otherwise opens a
-    /// descriptor that reports only writes by user code, which needs no privilege.
+    /// descriptor that reports only faults of user code, which needs no privilege.
     ///
     /// # Errors
     ///
@@ -128,7 +140,11 @@ impl Userfault {
         }
     }
 
-    /// Opens a descriptor that reports only writes by user code.
+    /// Opens a descriptor that reports only faults of user code.
+    ///
+    /// # Errors
+    ///
+    /// See [`open`](Self::open).
     pub(crate) fn open_user_mode_only() -> Result<Self> {
         Self::enable(userfaultfd(UFFD_USER_MODE_ONLY)?, true)
     }
@@ -147,8 +163,8 @@ impl Userfault {
         })
     }
 
-    /// Whether a write by the kernel, such as in `read(2)`, to a protected page fails with `EFAULT`
-    /// instead of waiting until the fault is handled.
+    /// Whether an access by the kernel that would fault, such as a `read(2)` into a protected page,
+    /// fails with `EFAULT` instead of waiting until the fault is handled.
     pub(crate) fn is_user_mode_only(&self) -> bool {
         self.is_user_mode_only
     }
@@ -156,16 +172,68 @@ impl Userfault {
     /// Registers a range, so that it can be protected. The range must consist of whole pages of
     /// anonymous memory of this process.
     pub(crate) fn register(&self, address: usize, len: usize) -> Result<()> {
+        self.register_for(
+            UFFDIO_REGISTER_MODE_WP,
+            UFFDIO_WRITEPROTECT_BIT,
+            address,
+            len,
+        )
+    }
+
+    /// Registers a range, so that user code that accesses a page without content waits until the
+    /// page has been [filled](Self::fill). The range must consist of whole pages of anonymous
+    /// memory of this process, and must not have any content yet.
+    pub(crate) fn register_unfilled(&self, address: usize, len: usize) -> Result<()> {
+        self.register_for(UFFDIO_REGISTER_MODE_MISSING, UFFDIO_COPY_BIT, address, len)
+    }
+
+    fn register_for(&self, mode: u64, ioctl_bit: u64, address: usize, len: usize) -> Result<()> {
         let mut register = UffdioRegister {
             range: range(address, len),
-            mode: UFFDIO_REGISTER_MODE_WP,
+            mode,
             ioctls: 0,
         };
         ioctl(self.fd.as_raw_fd(), UFFDIO_REGISTER, &mut register)?;
-        if register.ioctls & UFFDIO_WRITEPROTECT_BIT == 0 {
+        if register.ioctls & ioctl_bit == 0 {
             return Err(Errno::OPNOTSUPP);
         }
         Ok(())
+    }
+
+    /// Gives content to pages that were [registered](Self::register_unfilled) and have none yet,
+    /// starting at `address`, and wakes the threads that wait for these pages. `content` must be
+    /// whole pages, and `address` must be the address of a page. Stops at the first page that has
+    /// content already, which stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// If the first page was not filled:
+    ///
+    /// - `EEXIST`: it has content already. The threads that wait for it are not woken.
+    /// - `ENOENT`: it is not registered.
+    /// - `ENOMEM`: there is no memory.
+    /// - `EAGAIN`: the memory map of this process is changing. Try again.
+    ///
+    /// # Safety
+    ///
+    /// The range must have been registered with `register_unfilled` and must belong to the caller.
+    /// References into it may exist: nobody has yet seen a byte of a page without content, because
+    /// every access to it waits.
+    pub(crate) unsafe fn fill(&self, address: usize, content: &[u8]) -> Result<()> {
+        let mut copy = UffdioCopy {
+            to: address as u64,
+            from: content.as_ptr().expose_provenance() as u64,
+            len: content.len() as u64,
+            mode: 0,
+            copied: 0,
+        };
+        // SAFETY: the source is a slice, borrowed for the whole call. The kernel writes only to
+        // pages that are registered with a userfaultfd and have no content, which the caller owns.
+        match unsafe { request(self.fd.as_raw_fd(), UFFDIO_COPY, &mut copy) } {
+            // The kernel fails with `EAGAIN` if it filled some pages but not all.
+            Err(_) if copy.copied > 0 => Ok(()),
+            result => result,
+        }
     }
 
     /// Protects a registered range. When this returns, no write to the range is in progress, and
@@ -201,14 +269,14 @@ impl Userfault {
         }
     }
 
-    /// Wakes the threads that wait because of a fault in this range, so that they repeat their
-    /// writes. If the range is still protected, they wait again.
+    /// Wakes the threads that wait because of a fault in this range, so that they repeat the
+    /// access. If the reason for the fault still exists, they wait again.
     pub(crate) fn wake(&self, address: usize, len: usize) -> Result<()> {
         ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, &mut range(address, len))
     }
 
-    /// Waits for the next write to a protected page, and returns the address of the write, rounded
-    /// down to the start of a page. Waits for at most `timeout`, if there is one.
+    /// Waits for the next fault, and returns the address of the access, rounded down to the start
+    /// of a page. Waits for at most `timeout`, if there is one.
     ///
     /// Returns `None` if the time is over. May return `None` earlier.
     pub(crate) fn next_fault(&self, timeout: Option<Duration>) -> Result<Option<usize>> {
@@ -233,7 +301,7 @@ impl Userfault {
             // No other events were requested, so any other message is ignored.
             Ok(_) => Ok(None),
             Err(_) => match last_errno() {
-                // No message is left, because the writer has been woken, or killed, since poll(2)
+                // No message is left, because the thread has been woken, or killed, since poll(2)
                 // returned. The descriptor is non-blocking, so the call did not wait for another
                 // message.
                 Errno::AGAIN | Errno::INTR => Ok(None),
@@ -279,135 +347,26 @@ fn range(address: usize, len: usize) -> UffdioRange {
     }
 }
 
+/// Makes a request that changes no memory.
+fn ioctl<T>(fd: RawFd, number: libc::Ioctl, argument: &mut T) -> Result<()> {
+    // SAFETY: every request except `UFFDIO_COPY`, which `fill` makes, only determines which
+    // accesses have to wait, and changes the content of no memory.
+    unsafe { request(fd, number, argument) }
+}
+
 /// Makes an `ioctl(2)` request to a userfaultfd. `T` must be the structure with which the request
 /// is defined.
-fn ioctl<T>(fd: RawFd, request: libc::Ioctl, argument: &mut T) -> Result<()> {
+///
+/// # Safety
+///
+/// What the request changes besides `argument` must belong to the caller.
+unsafe fn request<T>(fd: RawFd, number: libc::Ioctl, argument: &mut T) -> Result<()> {
     // SAFETY: the argument has the layout that the kernel expects for this request (asserted
-    // above), and is borrowed exclusively, so the kernel may write to it. None of the requests used
-    // here changes the content of memory: they only determine which writes have to wait.
-    let result = unsafe { libc::ioctl(fd, request, argument) };
+    // above), and is borrowed exclusively, so the kernel may write to it. The caller owns what else
+    // the request changes.
+    let result = unsafe { libc::ioctl(fd, number, argument) };
     if result == 0 {
         return Ok(());
     }
     Err(last_errno())
-}
-
-/// Replaces the frame of the huge page at address `page` with a fresh frame that has the same
-/// content. Everything else that refers to the old frame, such as a socket's queue, keeps the old
-/// frame unchanged.
-///
-/// The fresh frame is first filled at `spare`, whose addresses stay accessible. Afterwards, `page`
-/// is no longer registered with the userfaultfd. `page` is mapped all the time: any reader, even
-/// the kernel, finds either the old frame or the fresh one.
-///
-/// # Errors
-///
-/// `ENOMEM`: there is no memory, or the process has too many mappings (`vm.max_map_count`). The
-/// page is unchanged.
-///
-/// # Safety
-///
-/// - `page` and `spare` must each be the address of `len` bytes of private anonymous memory that
-///   can be read and written and that belongs to the caller. The two ranges must not overlap.
-/// - No reference into the spare range may exist, and no other thread may use it until this
-///   returns.
-/// - `page` must be [protected](Userfault::protect), and stay so until this returns. So references
-///   into it may exist, but nothing is written through them.
-pub(crate) unsafe fn replace_page(page: usize, spare: usize, len: usize) -> Result<()> {
-    let from = ptr::with_exposed_provenance_mut::<c_void>(spare);
-    let to = ptr::with_exposed_provenance_mut::<c_void>(page);
-    // If there is no memory for the fresh frame, this returns an error. Without this call, the copy
-    // below would kill the process in that case.
-    //
-    // SAFETY: the spare range is accessible memory that belongs to the caller.
-    unsafe { populate(spare, len)? };
-    // SAFETY: both ranges are `len` bytes of accessible memory, and do not overlap. Nothing else
-    // uses the spare range. User code may have an exclusive reference into the page, but cannot
-    // write through it: the hardware stops each store until its fault has been handled. Everything
-    // that was stored before the protection was set is visible here, because setting the protection
-    // synchronised with every CPU. The kernel does the same when it copies a page on a write.
-    unsafe { ptr::copy_nonoverlapping(to.cast::<u8>().cast_const(), from.cast::<u8>(), len) };
-    let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
-    // SAFETY: both ranges belong to the caller, and nothing has a reference into the spare range.
-    // The content at the addresses of the page stays the same, because it was copied, and nothing
-    // could write to the page since. So references into the page see no change.
-    let moved = unsafe { rustix::mm::mremap_fixed(from, len, len, flags, to) };
-    let Err(errno) = moved else { return Ok(()) };
-    if !is_mapped(page, len) {
-        // User code may still have references into the page, and another thread's memory could now
-        // be mapped at the same addresses, so the process must not continue.
-        eprintln!("uncopied: the kernel unmapped a page without replacing it ({errno}); aborting");
-        std::process::abort();
-    }
-    Err(errno)
-}
-
-/// Whether the whole range is mapped.
-fn is_mapped(address: usize, len: usize) -> bool {
-    let mut residency = vec![0_u8; len / rustix::param::page_size()];
-    let start = ptr::with_exposed_provenance_mut::<c_void>(address);
-    // SAFETY: the kernel only looks up the addresses, and writes one byte per page to the vector,
-    // which has room for these bytes.
-    unsafe { libc::mincore(start, len, residency.as_mut_ptr()) == 0 }
-}
-
-/// Allocates a page frame for each page of a range that has none yet. The frames are zeroed, and
-/// huge if that was requested and is possible. Other pages keep their content.
-///
-/// # Safety
-///
-/// The range must be accessible memory that belongs to the caller.
-pub(crate) unsafe fn populate(address: usize, len: usize) -> Result<()> {
-    let start = ptr::with_exposed_provenance_mut::<c_void>(address);
-    // SAFETY: the memory belongs to the caller, and the advice changes no content: a page that has
-    // no frame yet reads as zeroes before the call and after it.
-    match unsafe { rustix::mm::madvise(start, len, Advice::LinuxPopulateWrite) } {
-        // Linux has this advice since 5.14. On older kernels, each page gets its frame at the first
-        // write.
-        Err(Errno::INVAL) => Ok(()),
-        result => result,
-    }
-}
-
-/// Makes a range read as zeroes in every forked child, so that no child shares its page frames
-/// (`MADV_WIPEONFORK` of `madvise(2)`).
-///
-/// # Safety
-///
-/// The range must be private anonymous memory that belongs to the caller, and may only ever hold
-/// plain bytes, for which zeroes are a valid value.
-pub(crate) unsafe fn wipe_on_fork(address: usize, len: usize) -> Result<()> {
-    let start = ptr::with_exposed_provenance_mut::<c_void>(address);
-    // SAFETY: the advice changes nothing in this process. In a child, references into the range
-    // then refer to zeroes. That is a valid value, and the child, which has a single thread, cannot
-    // observe the change: it happens before `fork(2)` returns there.
-    unsafe { rustix::mm::madvise(start, len, Advice::LinuxWipeOnFork) }
-}
-
-/// Makes a range inaccessible.
-///
-/// # Safety
-///
-/// The range must belong to the caller. No reference into it may exist, or be made as long as the
-/// range is inaccessible.
-pub(crate) unsafe fn make_inaccessible(address: usize, len: usize) -> Result<()> {
-    let start = ptr::with_exposed_provenance_mut::<c_void>(address);
-    // SAFETY: the caller owns the range, and no reference into it exists.
-    unsafe { rustix::mm::mprotect(start, len, MprotectFlags::empty()) }
-}
-
-/// Runs `call` with all signals blocked in this thread. A thread that `call` starts inherits the
-/// signal mask, so it receives no signals.
-pub(crate) fn without_signals<T>(call: impl FnOnce() -> T) -> T {
-    let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
-    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: the call writes to a local of the right type.
-    unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: the first set was filled in above, and the second set is a local that the call writes
-    // to. With these arguments the call cannot fail.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
-    let result = call();
-    // SAFETY: `before` was filled in by the call above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
-    result
 }

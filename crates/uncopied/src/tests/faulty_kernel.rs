@@ -7,9 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, Result};
 
-use crate::sys::{
-    Acknowledged, ErrorQueueEntry, Kernel, Linux, Mapped, PipeWriter, UnplacedMapping,
-};
+use crate::sys::{Acknowledged, ErrorQueueEntry, Kernel, Linux, Mapped, MappedWindow, PipeWriter};
 
 /// The kinds of calls that [`Kernel`] makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -276,7 +274,7 @@ impl Kernel for FaultyKernel {
         }
     }
 
-    fn map_file(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<UnplacedMapping> {
+    fn map_file(&self, source: BorrowedFd<'_>, offset: u64, len: usize) -> Result<MappedWindow> {
         self.other(CallRecord::new(Call::Map, len, offset), || {
             Linux.map_file(source, offset, len)
         })

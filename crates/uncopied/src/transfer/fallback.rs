@@ -55,10 +55,6 @@ impl FallbackEngine {
         }
     }
 
-    pub(super) fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
     /// Returns the mechanism that the next step uses.
     pub(super) fn mechanism(&self) -> Mechanism {
         self.plan.mechanisms()[self.current]

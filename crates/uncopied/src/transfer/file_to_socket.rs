@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::fallback::{FallbackEngine, Next};
-use crate::arena::FileMapping;
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
 use crate::mechanism::file_to_socket::{ActiveMechanism, FileStep, MAX_FILE_OFFSET};
@@ -45,7 +44,6 @@ use crate::sys::{Kernel, Linux};
 pub struct Transfer {
     offset: u64,
     length: Length,
-    mapping: Option<FileMapping>,
     active: ActiveMechanism,
     engine: FallbackEngine,
     support: Support,
@@ -78,27 +76,10 @@ impl Transfer {
         Self {
             offset,
             length,
-            mapping: None,
-            active: ActiveMechanism::new(engine.mechanism(), None),
+            active: ActiveMechanism::new(engine.mechanism()),
             engine,
             support: Support::none_refused(),
         }
-    }
-
-    /// Declares that a part of the file is already mapped, so that `mmap_write` need not map it.
-    #[must_use]
-    pub fn with_mapping(mut self, mapping: &FileMapping) -> Self {
-        // Avoid cloning the mapping when the plan cannot use it.
-        if self
-            .engine
-            .plan()
-            .mechanisms()
-            .contains(&Mechanism::MmapWrite)
-        {
-            self.active = ActiveMechanism::new(self.mechanism(), Some(mapping));
-            self.mapping = Some(mapping.clone());
-        }
-        self
     }
 
     /// Records that every byte is copied because zero-copy sending is switched off.
@@ -155,7 +136,7 @@ impl Transfer {
             // File mechanisms never cause the last two, because they put no memory in flight and
             // have no temporary failures.
             Next::FellBack(_) | Next::WaitForMemory | Next::CopyOnce(_) => {
-                self.active = ActiveMechanism::new(self.mechanism(), self.mapping.as_ref());
+                self.active = ActiveMechanism::new(self.mechanism());
                 Ok(Progress::Moved(0))
             }
         }

@@ -1,17 +1,16 @@
-//! File mappings: look-ups from several threads, and files that are truncated.
+//! File mappings: look-ups from several threads, and files that are written to or truncated while
+//! code reads them.
 
 use std::fs::File;
 use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use uncopied::arena::{FileMapping, Located, Region, locate};
+use uncopied::arena::{FileMapping, Located, MissingBytes, Region, locate};
 use uncopied::policy::{Length, Plan};
 use uncopied::{Errno, ErrorKind, Mechanism, Transfer, driver, send_vectored};
 
-use crate::harness::{
-    FAMILIES, Family, assert_all_sent_by, in_child, pattern, pattern_file, receive, socket_pair,
-};
+use crate::harness::{FAMILIES, Family, in_child, pattern, pattern_file, receive, socket_pair};
 
 /// Several threads map files, look up slices of the mappings with [`locate`], and pass the slices
 /// to another thread, which looks them up again and unmaps the files. A look-up must always find
@@ -102,16 +101,25 @@ fn a_look_up_past_the_end_of_a_mapping_finds_nothing() {
     assert!(locate(&bytes[4_999..]).is_none());
 }
 
-/// Mapping fails for a file that cannot be mapped, and for an invalid range.
+/// Mapping fails for a file from which no position can be read, and for an invalid range.
 #[test]
 fn mapping_an_unsupported_file_or_an_invalid_range_is_an_error() {
-    for path in ["/proc/version", "/proc/self/auxv", "/"] {
-        let file = Arc::new(File::open(path).unwrap());
+    let (reader, _writer) = rustix::pipe::pipe().unwrap();
+    let (socket, _peer) = socket_pair(Family::Unix);
+    let path = std::env::temp_dir().join(format!("write-only-{}", std::process::id()));
+    let write_only = File::create(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    let directory = File::open("/").unwrap();
+    for (file, name) in [
+        (File::from(reader), "a pipe"),
+        (File::from(socket), "a socket"),
+        (write_only, "a file that is not open for reading"),
+        (directory, "a directory"),
+    ] {
+        let file = Arc::new(file);
         for _ in 0..10 {
-            assert!(
-                FileMapping::new(Arc::clone(&file), 0..4096).is_err(),
-                "{path}"
-            );
+            let mapped = FileMapping::new(Arc::clone(&file), 0..4096);
+            assert!(mapped.is_err(), "{name}");
         }
     }
     let file = Arc::new(pattern_file(10));
@@ -121,32 +129,122 @@ fn mapping_an_unsupported_file_or_an_invalid_range_is_an_error() {
     assert!(FileMapping::new(file, 1 << 63..(1 << 63) + 1).is_err());
 }
 
-/// A transfer that is given a mapping must send from that mapping. If the mapping covers only a
-/// part of the range, the transfer must map the rest itself.
+/// Other programs can write to a file at any time. Bytes that safe code has read through a mapping
+/// must not change then: here a `str` would stop being UTF-8, which is undefined behaviour.
 #[test]
-fn a_transfer_uses_the_mapping_that_it_is_given() {
-    let file = Arc::new(pattern_file(3_000_000));
-    let page = rustix::param::page_size() as u64;
-    for family in FAMILIES {
-        for mapped in [0..3_000_000, 0..page, page..2 * page, 10 * page..2_000_000] {
-            let mapping = FileMapping::new(Arc::clone(&file), mapped).unwrap();
-            let (length, plan) = (Length::UntilEof, Plan::of(&[Mechanism::MmapWrite]));
-            let mut transfer = Transfer::new(5, length, plan).with_mapping(&mapping);
-            let (socket, mut peer) = socket_pair(family);
-            let source = &file;
-            std::thread::scope(|scope| {
-                let receiver = scope.spawn(move || receive(&mut peer, source, 5));
-                driver::blocking::run(&mut transfer, source, &socket).unwrap();
-                drop(socket);
-                assert_eq!(receiver.join().unwrap(), 2_999_995);
-            });
-            assert_all_sent_by(transfer.report(), Mechanism::MmapWrite, 2_999_995, "mapped");
-        }
+fn bytes_that_were_read_never_change() {
+    const PAGES: usize = 40;
+    let page = rustix::param::page_size();
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at("é".repeat(PAGES * page / 2).as_bytes(), 0)
+        .unwrap();
+    let file = Arc::new(file);
+    let mapping = FileMapping::new(Arc::clone(&file), 0..(PAGES * page) as u64).unwrap();
+    let bytes = mapping.bytes();
+    let (first, rest) = bytes.split_at(page);
+    let text = std::str::from_utf8(first).unwrap();
+    file.write_all_at(&vec![b'x'; PAGES * page], 0).unwrap();
+    assert_eq!(text, "é".repeat(page / 2));
+    assert_eq!(std::str::from_utf8(first), Ok(text));
+    // The last page has not been read before, so it shows the new content.
+    assert_eq!(rest[rest.len() - page..], vec![b'x'; page]);
+    file.set_len(0).unwrap();
+    assert_eq!(text, "é".repeat(page / 2));
+    assert!(!mapping.missing_bytes().were_read());
+}
+
+/// Code that reads the bytes of a truncated file gets zeroes and can find that out; it must not get
+/// SIGBUS. The child process would be killed by that signal.
+#[test]
+fn reading_a_truncated_file_raises_no_signal() {
+    in_child(
+        "file_mappings::reading_a_truncated_file_raises_no_signal",
+        |_| {},
+        || {
+            let page = rustix::param::page_size();
+            let len = 64 * page;
+            let file = Arc::new(pattern_file(len));
+            let record = MissingBytes::default();
+            let range = 0..len as u64;
+            let mapping = FileMapping::with_record(Arc::clone(&file), range, &record).unwrap();
+            let bytes = mapping.bytes();
+            file.set_len(2 * page as u64 + 100).unwrap();
+            assert_eq!(bytes[..2 * page], pattern(2 * page));
+            assert!(!record.were_read());
+            assert_eq!(
+                bytes[2 * page..2 * page + 100],
+                pattern(len)[2 * page..][..100]
+            );
+            assert_eq!(bytes[2 * page + 100..], vec![0; len - 2 * page - 100]);
+            assert!(record.were_read());
+        },
+    );
+}
+
+/// Several threads read the bytes of the same mapping for the first time, at the same time and in
+/// different orders.
+#[test]
+fn many_threads_read_the_same_mapping() {
+    const THREADS: usize = 8;
+    const LEN: usize = 3_000_001;
+    let file = Arc::new(pattern_file(LEN));
+    let expected = pattern(LEN);
+    for round in 0..10 {
+        let start = round * 1111;
+        let mapping = FileMapping::new(Arc::clone(&file), start as u64..LEN as u64).unwrap();
+        let bytes = mapping.bytes();
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (bytes, expected) = (&bytes, &expected);
+                scope.spawn(move || {
+                    let step = 1 + thread * 5000;
+                    let in_order = (0..bytes.len()).step_by(step);
+                    let order: Vec<usize> = match thread % 2 {
+                        0 => in_order.collect(),
+                        _ => in_order.rev().collect(),
+                    };
+                    for at in order {
+                        assert_eq!(bytes[at], expected[start + at], "at {at}");
+                    }
+                });
+            }
+        });
+        assert!(!mapping.missing_bytes().were_read());
     }
 }
 
-/// A file is truncated after it was mapped. A transfer of the file must fail with an error, and
-/// sending the mapped bytes directly must fail with `EFAULT` or send fewer bytes. Neither may raise
+/// Any number of mappings, each read and dropped, must leave no memory behind.
+#[test]
+fn dropped_mappings_leave_no_memory() {
+    in_child(
+        "file_mappings::dropped_mappings_leave_no_memory",
+        |_| {},
+        || {
+            const LEN: usize = 4 << 20;
+            let file = Arc::new(pattern_file(LEN));
+            let read_once = || {
+                let mapping = FileMapping::new(Arc::clone(&file), 0..LEN as u64).unwrap();
+                assert_eq!(mapping.bytes()[..], pattern(LEN));
+            };
+            read_once();
+            let before = resident_bytes();
+            for _ in 0..50 {
+                read_once();
+            }
+            let grown = resident_bytes().saturating_sub(before);
+            assert!(grown < 2 * LEN, "{grown} bytes");
+        },
+    );
+}
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * rustix::param::page_size()
+}
+
+/// A file is truncated after it was mapped. Nobody has read the bytes, so passing them to a system
+/// call fails with `EFAULT`, and a transfer of the file fails with an error. Neither may raise
 /// SIGBUS.
 #[test]
 fn truncating_a_mapped_file_raises_no_sigbus() {
@@ -154,30 +252,18 @@ fn truncating_a_mapped_file_raises_no_sigbus() {
     let file = Arc::new(pattern_file(8 * page));
     let mapping = FileMapping::new(Arc::clone(&file), 0..8 * page as u64).unwrap();
     let bytes = mapping.bytes();
-
-    file.set_len(2 * page as u64).unwrap();
-    let (socket, mut peer) = socket_pair(Family::Tcp);
-    let efault = Some(Errno::FAULT.raw_os_error());
-    let sent = send_vectored(&socket, &[IoSlice::new(&bytes)], false);
-    match sent {
-        Ok(sent) => assert!(
-            sent <= 2 * page,
-            "{sent} bytes were sent of a file of {}",
-            2 * page
-        ),
-        Err(ref error) => assert_eq!(error.raw_os_error(), efault),
+    let (socket, peer) = socket_pair(Family::Tcp);
+    for _ in 0..2 {
+        let sent = send_vectored(&socket, &[IoSlice::new(&bytes)], false);
+        let efault = Some(Errno::FAULT.raw_os_error());
+        assert_eq!(sent.unwrap_err().raw_os_error(), efault);
+        file.set_len(2 * page as u64).unwrap();
     }
-    let beyond = send_vectored(&socket, &[IoSlice::new(&bytes[2 * page..])], false);
-    assert_eq!(beyond.unwrap_err().raw_os_error(), efault);
-    drop(socket);
-    let mut received = Vec::new();
-    std::io::Read::read_to_end(&mut peer, &mut received).unwrap();
-    assert_eq!(received, pattern(8 * page)[..sent.unwrap_or(0)]);
+    drop((socket, peer));
 
     for family in FAMILIES {
         let (length, plan) = (Length::Exact(8 * page as u64), [Mechanism::MmapWrite]);
-        let transfer = Transfer::new(0, length, Plan::of(&plan));
-        let mut transfer = transfer.with_mapping(&mapping);
+        let mut transfer = Transfer::new(0, length, Plan::of(&plan));
         let (socket, mut peer) = socket_pair(family);
         let error = driver::blocking::run(&mut transfer, &file, &socket).unwrap_err();
         drop(socket);

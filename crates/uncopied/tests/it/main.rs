@@ -17,7 +17,8 @@ mod file_sizes;
 /// Files that shrink or grow while they are sent.
 mod file_size_changes;
 
-/// File mappings: look-ups from several threads, and files that are truncated.
+/// File mappings: look-ups from several threads, and files that are written to or truncated while
+/// code reads them.
 mod file_mappings;
 
 /// Files that are not in the page cache.

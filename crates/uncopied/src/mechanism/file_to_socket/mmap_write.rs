@@ -7,7 +7,7 @@
 //!
 //! # Needs
 //!
-//! A file that can be mapped, room for the mapping in the arena, and any stream socket.
+//! A file that can be mapped, and any stream socket.
 //!
 //! # Errno
 //!
@@ -16,7 +16,7 @@
 //! | getting the size before sending | any | unsupported: reading may still work |
 //! | reading past the size | `EAGAIN` | blocked on the source |
 //! | reading past the size | any other (`ESPIPE`, …) | failed on the source |
-//! | mapping | any (`ENODEV`, `ENOMEM`, `EACCES`, `EMFILE`, …) | unsupported |
+//! | mapping | any (`ENODEV`, `ENOMEM`, `EACCES`, …) | unsupported |
 //! | sending | `EAGAIN` | blocked on the sink |
 //! | sending | `EINTR` | the call is repeated: no byte was moved |
 //! | sending | `EFAULT` | try again if the file is shorter now, otherwise unsupported |
@@ -47,15 +47,11 @@
 //!
 //! `mmap(2)`, `send(2)`.
 
-use std::fs::File;
-use std::sync::Arc;
-
 use rustix::io::Errno;
 
 use super::FileStep;
-use crate::arena::FileMapping;
 use crate::mechanism::{Outcome, Side, Status, retry_on_intr, sink_failure};
-use crate::sys::Kernel;
+use crate::sys::{Kernel, MappedWindow};
 
 /// The most bytes that are mapped at a time.
 const WINDOW_BYTES: u64 = 1 << 30;
@@ -67,18 +63,24 @@ const WINDOW_ALIGN_BYTES: u64 = 64 << 10;
 /// The mechanism's state: the window of the file that is currently mapped, if any.
 #[derive(Debug, Default)]
 pub(crate) struct MmapWrite {
-    window: Option<FileMapping>,
+    window: Option<Window>,
+}
+
+#[derive(Debug)]
+struct Window {
+    /// The position in the file at which the window begins, in bytes.
+    offset: u64,
+    mapped: MappedWindow,
+}
+
+impl Window {
+    fn contains(&self, offset: u64) -> bool {
+        let end = self.offset + self.mapped.len() as u64;
+        (self.offset..end).contains(&offset)
+    }
 }
 
 impl MmapWrite {
-    /// Creates the state for a new transfer. `window` is a part of the file that is already mapped,
-    /// if any.
-    pub(crate) fn new(window: Option<&FileMapping>) -> Self {
-        Self {
-            window: window.cloned(),
-        }
-    }
-
     pub(crate) fn step(&mut self, kernel: &impl Kernel, step: FileStep<'_>) -> Outcome {
         let size = match kernel.file_size(step.source) {
             Ok(size) => size,
@@ -91,10 +93,9 @@ impl MmapWrite {
             Ok(window) => window,
             Err(outcome) => return outcome,
         };
-        let start = (step.offset - window.offset()) as usize;
+        let start = (step.offset - window.offset) as usize;
         let in_file = usize::try_from(size - step.offset).unwrap_or(usize::MAX);
-        let count = step.want().min(in_file).min(window.len() - start);
-        let bytes = window.mapped(start, count);
+        let bytes = window.mapped.bytes(start, step.want().min(in_file));
         match retry_on_intr(|| kernel.send_mapped(step.sink, bytes)) {
             Ok(0) => Status::Unsupported(Errno::IO).into(),
             Ok(moved) => after_send(kernel, step, moved),
@@ -106,32 +107,28 @@ impl MmapWrite {
         }
     }
 
+    /// Returns a window that contains the first byte of the step. Maps it if necessary.
     fn window_at(
         &mut self,
         kernel: &impl Kernel,
         step: FileStep<'_>,
         size: u64,
-    ) -> Result<&FileMapping, Outcome> {
-        let has_it = |window: &FileMapping| {
-            let end = window.offset() + window.len() as u64;
-            (window.offset()..end).contains(&step.offset)
+    ) -> Result<&Window, Outcome> {
+        let window = match self.window.take() {
+            Some(window) if window.contains(step.offset) => window,
+            _ => {
+                let offset = step.offset / WINDOW_ALIGN_BYTES * WINDOW_ALIGN_BYTES;
+                let end = step
+                    .remaining
+                    .map_or(size, |bytes| size.min(step.offset.saturating_add(bytes)));
+                let len = (end - offset).min(WINDOW_BYTES) as usize;
+                let mapped = kernel
+                    .map_file(step.source, offset, len)
+                    .map_err(|errno| Status::Unsupported(errno).in_call("mmap"))?;
+                Window { offset, mapped }
+            }
         };
-        if !self.window.as_ref().is_some_and(has_it) {
-            let start = step.offset / WINDOW_ALIGN_BYTES * WINDOW_ALIGN_BYTES;
-            let end = step
-                .remaining
-                .map_or(size, |bytes| size.min(step.offset.saturating_add(bytes)));
-            let len = (end - start).min(WINDOW_BYTES) as usize;
-            self.window = None;
-            let file = rustix::io::fcntl_dupfd_cloexec(step.source, 3)
-                .map_err(|errno| Status::Unsupported(errno).in_call("fcntl"))?;
-            let mapped = FileMapping::map(kernel, Arc::new(File::from(file)), start, len)
-                .map_err(|errno| Status::Unsupported(errno).in_call("mmap"))?;
-            return Ok(self.window.insert(mapped));
-        }
-        self.window
-            .as_ref()
-            .ok_or_else(|| Status::Unsupported(Errno::FAULT).in_call("mmap"))
+        Ok(self.window.insert(window))
     }
 }
 

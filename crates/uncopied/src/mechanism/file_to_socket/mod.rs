@@ -10,7 +10,6 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 
 use super::{MAX_STEP_BYTES, Outcome, Status};
-use crate::arena::FileMapping;
 use crate::policy::Mechanism;
 use crate::sys::Kernel;
 use copy::Copy;
@@ -56,12 +55,12 @@ pub(crate) enum ActiveMechanism {
 }
 
 impl ActiveMechanism {
-    /// Starts `mechanism`. `mapping` is a part of the file that is already mapped, if there is one.
-    pub(crate) fn new(mechanism: Mechanism, mapping: Option<&FileMapping>) -> Self {
+    /// Starts `mechanism`.
+    pub(crate) fn new(mechanism: Mechanism) -> Self {
         match mechanism {
             Mechanism::Sendfile => Self::Sendfile(Sendfile),
             Mechanism::Splice => Self::Splice(Splice::default()),
-            Mechanism::MmapWrite => Self::MmapWrite(MmapWrite::new(mapping)),
+            Mechanism::MmapWrite => Self::MmapWrite(MmapWrite::default()),
             Mechanism::Copy => Self::Copy(Copy::default()),
             _ => Self::Unsupported,
         }

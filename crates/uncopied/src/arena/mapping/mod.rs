@@ -1,11 +1,17 @@
-//! Files that are mapped into the arena.
+//! Files whose bytes have addresses in the arena.
+//!
+//! Nothing of the file is mapped there with `mmap(2)`. If code reads such an address, the thread of
+//! [`page_reader`] reads the page from the file into memory that nothing else can write to. So the
+//! bytes are those of an ordinary `&[u8]`: they never change, and reading them raises no signal,
+//! whatever other programs do to the file. If no code reads them, there is no memory behind them.
+
+mod page_reader;
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,27 +20,54 @@ use rustix::io::Errno;
 
 use super::space::{AddressSpace, GranuleOwner, Granules, Owner, OwnerKind};
 use crate::policy::Mechanism;
-use crate::sys::{Kernel, Linux, Mapped, coarse_millis};
+use crate::sys::coarse_millis;
+use page_reader::PageReader;
 
-/// A range of a file, mapped read-only into the arena.
+/// A range of a file whose bytes have addresses in the arena, so that [`locate`](super::locate)
+/// finds the file from a slice of them.
 ///
-/// Cloning is cheap. The mapping and its file descriptor live until every clone, and all [`Bytes`]
-/// made from the mapping, have been dropped.
+/// Cloning is cheap. The addresses and the file descriptor are kept until every clone, and all
+/// [`Bytes`] made from the mapping, have been dropped.
 ///
-/// # Stability of the bytes
+/// # Reading the bytes
 ///
-/// The mapping always shows the current content of the file: a write to the file changes these
-/// bytes, even while they are being sent. Code that reads the bytes must not rely on them to stay
-/// the same: a `str` made from them may stop being UTF-8, which is undefined behaviour. If the file
-/// is truncated, *user code that reads a page past the new end gets a SIGBUS*. A system call that
-/// is given the address of such a page raises no signal: it fails with `EFAULT` or sends fewer
-/// bytes. The bytes are therefore meant for sinks that find the file with [`locate`](super::locate)
-/// and send from it with a [`Transfer`](crate::Transfer). Code that needs to read the content
-/// should read the file instead.
+/// The bytes are meant for sinks that find the file with [`locate`](super::locate) and send from
+/// it with a [`Transfer`](crate::Transfer); then nothing is read into memory. Other code may read
+/// them as well, which is sound but slow: a page that is accessed for the first time is read from
+/// the file by another thread (`userfaultfd(2)`), together with the pages that follow it, while the
+/// reading thread waits. From then on, this page shows the content that the file had at that
+/// moment, for as long as the mapping exists. Pages that were not read yet show later content.
+///
+/// If the file does not have the bytes any longer, because it was truncated, or if it cannot be
+/// read, the page is filled with zeroes, and [`missing_bytes`](Self::missing_bytes) tells so. Code
+/// that uses what it read must check that *afterwards*.
+///
+/// System calls cannot read pages that were not read before: passing such a page to `write(2)`
+/// fails with `EFAULT`. In a forked child, pages that were not read before the fork read as zeroes.
 #[derive(Clone, Debug)]
 pub struct FileMapping(Arc<MappedFileRange>);
 
-/// A range of the arena, and the file that is mapped there.
+/// A record of whether bytes were missing when code read them through a [`FileMapping`].
+///
+/// Clones share the record. Mappings of the same file can share it, too: see
+/// [`FileMapping::with_record`].
+#[derive(Clone, Debug, Default)]
+pub struct MissingBytes(Arc<AtomicBool>);
+
+impl MissingBytes {
+    /// Whether code has read bytes that the file did not have any longer, or that could not be read
+    /// from it. It got zeroes instead.
+    #[must_use]
+    pub fn were_read(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn note_read(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// A range of the arena, and the file to which its addresses belong.
 #[derive(Debug)]
 struct MappedFileRange {
     /// The addresses of the mapping.
@@ -43,6 +76,9 @@ struct MappedFileRange {
     file: Arc<File>,
     /// The position in the file at which the mapping begins, in bytes.
     offset: u64,
+    missing_bytes: MissingBytes,
+    /// Reads the pages that code accesses.
+    page_reader: &'static PageReader,
     /// The set of mechanisms that have failed as unsupported for this file, with one bit per
     /// [`Mechanism`].
     refused_mechanisms: AtomicU32,
@@ -52,65 +88,98 @@ struct MappedFileRange {
     weak_self: Weak<MappedFileRange>,
 }
 
+impl Drop for MappedFileRange {
+    fn drop(&mut self) {
+        self.page_reader.unregister(self.granules.address());
+    }
+}
+
 impl GranuleOwner for MappedFileRange {
     const KIND: OwnerKind = OwnerKind::File;
 }
 
 impl FileMapping {
-    /// Maps a range of a file. `range` is in bytes from the start of the file.
+    /// Gives addresses to a range of a file. `range` is in bytes from the start of the file.
     ///
-    /// `range` must start at a multiple of the page size. It may extend past the end of the file:
-    /// users of a mapping must expect missing bytes anyway, because the file can be truncated at
-    /// any time.
+    /// The range may extend past the end of the file: users of a mapping must expect missing bytes
+    /// anyway, because the file can be truncated at any time.
     ///
     /// # Errors
     ///
-    /// - [`io::ErrorKind::InvalidInput`]: the range is empty, or does not start at a multiple of
-    ///   the page size.
-    /// - `ENODEV`: the file system cannot map files.
+    /// - [`io::ErrorKind::InvalidInput`]: the range is empty.
+    /// - `EOVERFLOW`: the range extends past the greatest possible offset in a file.
+    /// - `EBADF`, `EISDIR`, `EINVAL` or `ESPIPE`: the file is not open for reading, or bytes cannot
+    ///   be read from any position in it.
+    /// - `EPERM` or `ENOSYS`: `userfaultfd(2)` is forbidden, as by the default seccomp profile of
+    ///   Docker, or this kernel does not have it. Before Linux 5.11, it needs a privilege or the
+    ///   sysctl `vm.unprivileged_userfaultfd`.
     /// - `ENOMEM`: no address space is left, or the process has too many mappings.
     pub fn new(file: Arc<File>, range: Range<u64>) -> io::Result<Self> {
-        let len = range.end.saturating_sub(range.start);
-        let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        Ok(Self::map(&Linux, file, range.start, len)?)
+        Self::with_record(file, range, &MissingBytes::default())
+    }
+
+    /// Like [`new`](Self::new), but missing bytes are also recorded in `missing_bytes`, which
+    /// several mappings of the file can share.
+    ///
+    /// # Errors
+    ///
+    /// See [`new`](Self::new).
+    pub fn with_record(
+        file: Arc<File>,
+        range: Range<u64>,
+        missing_bytes: &MissingBytes,
+    ) -> io::Result<Self> {
+        Ok(Self::create(file, range, missing_bytes.clone())?)
     }
 
     #[allow(unsafe_code)]
-    pub(crate) fn map(
-        kernel: &impl Kernel,
+    fn create(
         file: Arc<File>,
-        offset: u64,
-        len: usize,
+        range: Range<u64>,
+        missing_bytes: MissingBytes,
     ) -> Result<Self, Errno> {
+        let len = range.end.saturating_sub(range.start);
+        let len = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
         if len == 0 {
             return Err(Errno::INVAL);
         }
-        let granules = AddressSpace::get()?.map_file(kernel, file.as_fd(), offset, len)?;
+        if i64::try_from(range.end).is_err() {
+            return Err(Errno::OVERFLOW);
+        }
+        // Reading no bytes fails for everything that `page_reader` could not read from.
+        rustix::io::pread(&file, &mut [0; 0], range.start)?;
+        let page_reader = PageReader::of_this_process()?;
+        let granules = AddressSpace::get()?.allocate_readable(len)?;
+        page_reader.prepare(&granules)?;
         let units = 0..(len as u64).div_ceil(Self::RESIDENCY_UNIT_BYTES);
         let mapped = Arc::new_cyclic(|weak_self| MappedFileRange {
             granules,
             len,
             file,
-            offset,
+            offset: range.start,
+            missing_bytes,
+            page_reader,
             refused_mechanisms: AtomicU32::new(0),
             resident_at: units.map(|_| AtomicU64::new(0)).collect(),
             weak_self: weak_self.clone(),
         });
+        page_reader.register(mapped.granules.address(), &mapped);
         // SAFETY: every slice that begins in the granules is borrowed from a `Bytes` made from the
         // mapping, and that `Bytes` keeps the `MappedFileRange` alive.
         unsafe { mapped.granules.register(Arc::as_ptr(&mapped)) };
         Ok(Self(mapped))
     }
 
-    /// Returns the mapped bytes, without copying them.
-    ///
-    /// # Stability of the bytes
-    ///
-    /// The bytes may change or become unreadable at any time: see the
-    /// [type](Self#stability-of-the-bytes).
+    /// Returns the bytes, without reading them: see [Reading the bytes](Self#reading-the-bytes).
     #[must_use]
     pub fn bytes(&self) -> Bytes {
         Bytes::from_owner(MappedBytes(Arc::clone(&self.0)))
+    }
+
+    /// Returns the record of whether code has read missing bytes.
+    #[must_use]
+    pub fn missing_bytes(&self) -> &MissingBytes {
+        &self.0.missing_bytes
     }
 
     /// Returns the mapped file.
@@ -130,18 +199,6 @@ impl FileMapping {
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.0.len
-    }
-
-    /// Returns the address range of at most `count` bytes, starting at byte `start` of the mapping,
-    /// to be passed to system calls that read from it.
-    #[allow(unsafe_code)]
-    pub(crate) fn mapped(&self, start: usize, count: usize) -> Mapped<'_> {
-        let start = start.min(self.0.len);
-        let count = count.min(self.0.len - start);
-        // SAFETY: the range lies within the mapping, which is removed only when the
-        // `MappedFileRange` is dropped. `self` is borrowed for the lifetime of the result, and
-        // keeps the `MappedFileRange` alive.
-        unsafe { Mapped::new(self.0.granules.address() + start, count) }
     }
 
     /// Records that `mechanism` has failed as unsupported for this file, so that later transfers
@@ -182,14 +239,12 @@ impl AsRef<[u8]> for MappedBytes {
     #[allow(unsafe_code)]
     fn as_ref(&self) -> &[u8] {
         let start = ptr::with_exposed_provenance(self.0.granules.address());
-        // SAFETY: this holds only for code that never reads through the slice, such as the I/O
-        // layers of this project, which only pass its address on. The `len` bytes starting at the
-        // address are mapped for reading, and stay mapped until the `MappedFileRange` is dropped,
-        // which `self` prevents. But they are not immutable while the slice exists, as
-        // `from_raw_parts` requires: anything that can write to the file can change them, and no
-        // type prevents that. For code that reads the slice, such a change is undefined behaviour
-        // (a `str` made from the slice may stop being UTF-8), and reading past the end of a
-        // truncated file raises SIGBUS. The docs of `FileMapping` warn of both.
+        // SAFETY: the `len` bytes starting at the address are anonymous memory that stays mapped
+        // for reading until the `MappedFileRange` is dropped, which `self` prevents. They do not
+        // change while the slice exists: the memory is not writable, and nothing but `PageReader`
+        // gives content to its pages. It does so once for each page, before any access to the page
+        // has returned a byte, and never to a page that has content. If a page cannot be read from
+        // the file, it is filled with zeroes, so no access raises a signal.
         unsafe { std::slice::from_raw_parts(start, self.0.len) }
     }
 }
@@ -241,12 +296,12 @@ mod tests {
     #[test]
     fn every_slice_of_a_mapping_is_located() {
         let content: Vec<u8> = (0..10_000_u32).map(|n| n as u8).collect();
-        let mapping = FileMapping::new(file_of(&content), 4096..10_000).expect("mapped");
+        let mapping = FileMapping::new(file_of(&content), 4000..10_000).expect("mapped");
         let bytes = mapping.bytes();
-        assert_eq!(&bytes[..], &content[4096..]);
-        for range in [0..1, 0..5904, 5903..5904, 17..4097] {
+        assert_eq!(&bytes[..], &content[4000..]);
+        for range in [0..1, 0..6000, 5999..6000, 17..4097] {
             let (found, offset) = file_at(&bytes[range.clone()]).expect("in the arena");
-            assert_eq!(offset, 4096 + range.start as u64);
+            assert_eq!(offset, 4000 + range.start as u64);
             assert!(Arc::ptr_eq(&found.0, &mapping.0));
         }
     }
@@ -273,16 +328,6 @@ mod tests {
         }
     }
 
-    /// Otherwise a system call that is given the range could send whatever memory follows the
-    /// mapping.
-    #[test]
-    fn no_address_range_extends_beyond_the_mapping() {
-        let mapping = FileMapping::new(file_of(b"0123456789"), 0..10).expect("mapped");
-        for (start, count, expected) in [(0, 10, 10), (8, 100, 2), (10, 1, 0), (50, 1, 0)] {
-            assert_eq!(mapping.mapped(start, count).len(), expected, "{start}");
-        }
-    }
-
     #[test]
     fn bytes_keep_their_mapping_alive() {
         let mapping = FileMapping::new(file_of(b"still here"), 0..10).expect("mapped");
@@ -305,9 +350,11 @@ mod tests {
     }
 
     #[test]
-    fn empty_and_unaligned_ranges_are_refused() {
-        let file = file_of(b"x");
-        assert!(FileMapping::new(Arc::clone(&file), 0..0).is_err());
-        assert!(FileMapping::new(file, 1..2).is_err());
+    fn invalid_ranges_are_refused() {
+        let end = i64::MAX as u64;
+        for (range, errno) in [(0..0, Errno::INVAL), (end..end + 1, Errno::OVERFLOW)] {
+            let error = FileMapping::new(file_of(b"x"), range).expect_err("refused");
+            assert_eq!(Errno::from_io_error(&error), Some(errno));
+        }
     }
 }
