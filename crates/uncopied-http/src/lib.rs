@@ -74,7 +74,9 @@
 //! If the connection is another I/O object (TLS in user space, tokio's own `TcpStream`), or if a
 //! layer reads the bytes (compression), the addresses of the body's slices never reach a
 //! [`Stream`]. A body detects this and reads the file into memory instead. The responses are the
-//! same, but their bytes are copied. See [`FileBody`].
+//! same, but their bytes are copied. See [`FileBody`]. The same happens where `userfaultfd(2)` is
+//! forbidden, as by the default seccomp profile of Docker: see
+//! [`FileMapping`](uncopied::arena::FileMapping).
 //!
 //! # Features
 //!
@@ -106,6 +108,7 @@ mod axum_impls;
 mod body;
 mod file_source;
 mod file_stat;
+mod frame_watch;
 mod listener;
 mod open_file;
 mod options;
@@ -123,6 +126,8 @@ pub use body::Basis;
 pub use body::{BodyPart, FileBody};
 pub use file_source::FileSource;
 pub use file_stat::FileStat;
+#[doc(hidden)]
+pub use frame_watch::FrameWatch;
 pub use listener::Listener;
 pub use open_file::{IN_MEMORY_FILE_MAX_BYTES, OpenFile};
 pub use options::StreamOptions;

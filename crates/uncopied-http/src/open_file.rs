@@ -8,10 +8,11 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags};
-use uncopied::arena::FileMapping;
+use uncopied::arena::{FileMapping, MissingBytes};
 use uncopied::residency;
 
 use crate::file_stat::FileStat;
+use crate::frame_watch::FrameWatch;
 
 /// Whether a call may wait for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ enum Content {
         /// file could not be mapped. Files longer than [`MAPPING_WINDOW_BYTES`] do not use this
         /// field.
         mapped: OnceLock<Option<MappedFile>>,
+        /// Whether bytes were missing when code read a mapping of this file.
+        missing_bytes: MissingBytes,
     },
 }
 
@@ -104,6 +107,7 @@ impl OpenFile {
                 let content = Content::File {
                     file,
                     mapped: OnceLock::new(),
+                    missing_bytes: MissingBytes::default(),
                 };
                 return Ok(Self { stat, content });
             }
@@ -147,20 +151,30 @@ impl OpenFile {
     }
 
     /// Returns the bytes of `range` from a mapping of the file into the arena. If the mapping ends
-    /// before the range does, returns only the bytes up to the mapping's end. Returns `None` if the
-    /// file is kept in memory, cannot be mapped, or already ended at or before the start of `range`
-    /// when it was opened.
-    pub(crate) fn mapped(&self, range: &Range<u64>) -> Option<Bytes> {
+    /// before the range does, returns only the bytes up to the mapping's end. `watch` is that of the
+    /// stream to which the bytes go.
+    ///
+    /// Returns `None` if the file is kept in memory, cannot be mapped, or already ended at or before
+    /// the start of `range` when it was opened. Also returns `None` if code has read missing bytes
+    /// of it.
+    pub(crate) fn mapped(&self, range: &Range<u64>, watch: &FrameWatch) -> Option<Bytes> {
         let mapped = self.mapping(range.start)?;
         let MappedFile(mapping, bytes) = &*mapped;
         let start = mapping.offset();
         let end = range.end.min(start + mapping.len() as u64);
-        Some(bytes.slice((range.start - start) as usize..(end - start) as usize))
+        let bytes = bytes.slice((range.start - start) as usize..(end - start) as usize);
+        let missing_bytes = mapping.missing_bytes();
+        (!missing_bytes.were_read()).then(|| watch.watch(bytes, missing_bytes))
     }
 
     /// Returns the mapping that contains the byte at `offset`.
     fn mapping(&self, offset: u64) -> Option<Cow<'_, MappedFile>> {
-        let Content::File { file, mapped } = &self.content else {
+        let Content::File {
+            file,
+            mapped,
+            missing_bytes,
+        } = &self.content
+        else {
             return None;
         };
         // Do not map bytes past the length in `stat`. The caller reads such bytes from the file
@@ -170,7 +184,8 @@ impl OpenFile {
             return None;
         }
         let map = |range| {
-            let mapping = FileMapping::new(Arc::clone(file), range).ok()?;
+            let file = Arc::clone(file);
+            let mapping = FileMapping::with_record(file, range, missing_bytes).ok()?;
             let bytes = mapping.bytes();
             Some(MappedFile(mapping, bytes))
         };

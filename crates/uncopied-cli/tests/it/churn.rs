@@ -129,7 +129,8 @@ fn churn_leaks_nothing_and_every_body_is_complete() {
 /// Runs a few clients, so that the server fills its caches. Returns the resources and the memory
 /// that the server may hold at the end of the test.
 ///
-/// `open` is the number of files that the server keeps open, each with a descriptor and a mapping.
+/// `open` is the number of files that the server keeps open, each with a descriptor. Giving addresses
+/// to the first of them also creates a descriptor (`userfaultfd(2)`) and a thread.
 fn warm_up(
     server: &Server,
     site: &Path,
@@ -146,8 +147,9 @@ fn warm_up(
     let failures = run(&workload, &[server.address()], 20, !seed);
     assert!(failures.is_empty(), "seed {seed}: {failures:#?}");
     let limit = ProcessResources {
-        descriptors: idle.descriptors + open,
-        mappings: open,
+        descriptors: idle.descriptors + open + 1,
+        mappings: 0,
+        threads: idle.threads + 1,
         ..idle
     };
     let held = ProcessResources::wait_until_within(server.id(), site, &limit, RELEASE_TIMEOUT);

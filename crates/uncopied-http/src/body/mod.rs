@@ -22,6 +22,7 @@ use rustix::io::ReadWriteFlags;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
+use crate::frame_watch::FrameWatch;
 use crate::open_file::OpenFile;
 
 #[cfg(feature = "serve-files")]
@@ -33,7 +34,7 @@ use passthrough::{PassthroughProof, mark_frame};
 ///
 /// Under a [`Stream`](crate::Stream), the file's bytes are sent with `sendfile`. The stream then
 /// needs only the addresses of the body's frames, and nothing reads the memory behind them. The
-/// body detects by itself whether this is the case. It reads the first few KiB from the file into
+/// body detects by itself whether this is the case. It reads the first few bytes from the file into
 /// memory. If the stream is then asked to write from that same memory, nothing in between has
 /// replaced the bytes, so the following frames can be slices of the mapped file. Behind any other
 /// I/O object, under HTTP/2, or behind a layer that replaces the bytes (compression), every frame
@@ -48,8 +49,10 @@ use passthrough::{PassthroughProof, mark_frame};
 /// receive the new bytes; see [`uncopied`].
 ///
 /// The body cannot detect a layer that both *reads* the frames and passes them on unchanged, such
-/// as one that computes a digest. Such a layer reads the mapped file, and if the file is truncated
-/// meanwhile, SIGBUS kills the process. Use [`buffered`](Self::buffered) bodies with such a layer.
+/// as one that computes a digest. That is sound, and the layer reads the right bytes, but slowly:
+/// see [`FileMapping`](uncopied::arena::FileMapping#reading-the-bytes). Use
+/// [`buffered`](Self::buffered) bodies with such a layer. If the layer reads bytes that are missing
+/// because the file was truncated, the connection is closed before the response is complete.
 #[derive(Debug, Default)]
 pub struct FileBody {
     part: Option<BodyPart>,
@@ -78,8 +81,9 @@ enum Delivery {
     /// A marked frame has been yielded, but the stream is not known to have received it unread.
     /// Until it is, further frames are read from the file and marked.
     Watching(PassthroughProof),
-    /// Nothing reads the frames, so they are slices of the mapped file.
-    Direct,
+    /// Nothing is expected to read the frames, so they are slices of the mapped file. This stream
+    /// sends nothing more if missing bytes are read nevertheless.
+    Direct(FrameWatch),
     /// Every frame is read from the file.
     Buffered,
 }
@@ -87,10 +91,9 @@ enum Delivery {
 /// The maximum length of a frame that is read from a file.
 const READ_FRAME_MAX_BYTES: u64 = 64 << 10;
 
-/// The minimum length of the first frame. The frame is extended to the next page boundary of the
-/// file, so that `sendfile` continues with whole pages.
-const FIRST_FRAME_MIN_BYTES: u64 = 1 << 10;
-const PAGE_BYTES: u64 = 4 << 10;
+/// The maximum length of the first frame, which is read from the file. It is as short as possible,
+/// because its only purpose is to find out whether the stream gets it unread.
+const FIRST_FRAME_MAX_BYTES: u64 = 64;
 
 impl FileBody {
     /// Creates a body without bytes.
@@ -139,14 +142,17 @@ impl FileBody {
         }
     }
 
-    /// Promises that nothing between this body and a [`Stream`](crate::Stream) reads the frames. In
-    /// that case, not even the first bytes of the file need to be read into memory.
+    /// Promises that this body is sent over the HTTP/1 stream that has this `watch`, and that
+    /// nothing in between reads its frames. In that case, not even the first bytes of the file need
+    /// to be read into memory.
     ///
-    /// Use this for HTTP/1 only. HTTP/2 copies the first bytes of some frames. Copying them reads
-    /// the mapped file, so if the file has been truncated, SIGBUS kills the process.
+    /// This is for `uncopied serve`, which makes the body and owns everything between the body and
+    /// the stream. If the frames are read nevertheless, that is slow; if they are sent over another
+    /// stream, missing bytes are not detected.
+    #[doc(hidden)]
     #[must_use]
-    pub fn direct(mut self) -> Self {
-        self.delivery = Delivery::Direct;
+    pub fn direct(mut self, watch: &FrameWatch) -> Self {
+        self.delivery = Delivery::Direct(watch.clone());
         self
     }
 
@@ -193,11 +199,13 @@ impl FileBody {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if matches!(&self.delivery, Delivery::Watching(proof) if proof.is_confirmed()) {
-            self.delivery = Delivery::Direct;
+        if let Delivery::Watching(proof) = &self.delivery
+            && let Some(watch) = proof.confirmed_by()
+        {
+            self.delivery = Delivery::Direct(watch.clone());
         }
-        if matches!(self.delivery, Delivery::Direct) {
-            if let Some(bytes) = file.mapped(range) {
+        if let Delivery::Direct(watch) = &self.delivery {
+            if let Some(bytes) = file.mapped(range, watch) {
                 return Poll::Ready(Ok(bytes));
             }
             self.delivery = Delivery::Buffered;
@@ -230,11 +238,7 @@ impl FileBody {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         };
         let end = match self.delivery {
-            Delivery::Unproven => range
-                .start
-                .saturating_add(FIRST_FRAME_MIN_BYTES)
-                .checked_next_multiple_of(PAGE_BYTES)
-                .unwrap_or(range.end),
+            Delivery::Unproven => range.start.saturating_add(FIRST_FRAME_MAX_BYTES),
             _ => range.start.saturating_add(READ_FRAME_MAX_BYTES),
         };
         let end = end.min(range.end);

@@ -11,10 +11,11 @@
 
 use std::cell::RefCell;
 use std::io::IoSlice;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+
+use crate::frame_watch::FrameWatch;
 
 thread_local! {
     static MARKED_FRAME: RefCell<Option<MarkedFrame>> = const { RefCell::new(None) };
@@ -28,14 +29,15 @@ struct MarkedFrame {
     more_follows: bool,
 }
 
-/// A flag that becomes true once the stream is asked to write the marked bytes from their original
-/// address.
+/// Empty until a stream is asked to write the marked bytes from their original address. From then
+/// on, it contains that stream's watch.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct PassthroughProof(Arc<AtomicBool>);
+pub(crate) struct PassthroughProof(Arc<OnceLock<FrameWatch>>);
 
 impl PassthroughProof {
-    pub(crate) fn is_confirmed(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// Returns the watch of the stream that has confirmed the proof.
+    pub(crate) fn confirmed_by(&self) -> Option<&FrameWatch> {
+        self.0.get()
     }
 }
 
@@ -53,9 +55,13 @@ pub(crate) fn mark_frame(bytes: &Bytes, more_follows: bool) -> PassthroughProof 
 }
 
 /// Confirms the proof of the marked frame if that frame is among the slices that the stream is
-/// about to write. Returns whether the frame is the last slice and the body can yield more bytes at
-/// once. If so, the stream holds back an incomplete packet, so that those bytes can fill it.
-pub(crate) fn confirm_passthrough(slices: &[IoSlice<'_>]) -> bool {
+/// about to write. `watch` returns the stream's watch. Returns whether the frame is the last slice
+/// and the body can yield more bytes at once. If so, the stream holds back an incomplete packet, so
+/// that those bytes can fill it.
+pub(crate) fn confirm_passthrough(
+    slices: &[IoSlice<'_>],
+    watch: impl FnOnce() -> FrameWatch,
+) -> bool {
     MARKED_FRAME.with(|slot| {
         let mut slot = slot.borrow_mut();
         let Some(marked) = &*slot else {
@@ -66,7 +72,9 @@ pub(crate) fn confirm_passthrough(slices: &[IoSlice<'_>]) -> bool {
         let Some(at) = slices.iter().rposition(is_marked) else {
             return false;
         };
-        marked.proof.0.store(true, Ordering::Relaxed);
+        // The proof is still empty: this is the only place that fills it, and the mark is removed
+        // below.
+        let _ = marked.proof.0.set(watch());
         let more_follows = marked.more_follows && at + 1 == slices.len();
         *slot = None;
         more_follows

@@ -67,7 +67,6 @@ pub struct ServeFilesBuilder {
     headers: HeaderMap,
     cache_control: Option<HeaderValue>,
     max_open_files: usize,
-    direct: bool,
     in_memory_max_bytes: u64,
 }
 
@@ -85,7 +84,6 @@ impl ServeFilesBuilder {
             headers: HeaderMap::new(),
             cache_control: None,
             max_open_files: 1024,
-            direct: false,
             in_memory_max_bytes: IN_MEMORY_FILE_MAX_BYTES,
         }
     }
@@ -162,14 +160,6 @@ impl ServeFilesBuilder {
     /// kept open. Default: 1024.
     pub fn max_open_files(mut self, count: usize) -> Self {
         self.max_open_files = count;
-        self
-    }
-
-    /// Promises, if `on` is true, that bodies go directly to a [`Stream`](crate::Stream), and that
-    /// nothing in between reads their bytes; see [`FileBody::direct`](crate::FileBody::direct). Has
-    /// no effect on HTTP/2 responses. Default: false.
-    pub fn direct(mut self, on: bool) -> Self {
-        self.direct = on;
         self
     }
 
@@ -292,7 +282,6 @@ impl ServeFilesBuilder {
                     .filter(|_| !self.headers.contains_key(CACHE_CONTROL)),
             },
             in_memory_max_bytes: self.in_memory_max_bytes,
-            direct: self.direct,
         })
     }
 }

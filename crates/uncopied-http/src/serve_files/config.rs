@@ -17,7 +17,6 @@ pub(super) struct Config {
     pub(super) fallback: Option<ConfiguredPage>,
     pub(super) error_pages: Vec<(StatusCode, ConfiguredPage)>,
     pub(super) headers: ConfiguredHeaders,
-    pub(super) direct: bool,
     pub(super) in_memory_max_bytes: u64,
 }
 

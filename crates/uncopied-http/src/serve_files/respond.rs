@@ -10,7 +10,7 @@ use http::header::{
     RETRY_AFTER,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use super::cache::entry::Entry;
 use super::listing;
@@ -101,14 +101,7 @@ impl Responder<'_> {
         // The only remaining error is `NeedsDisk`, because `self.error` has turned every `Status`
         // into a response.
         let response = response.map_err(|_| NeedsDisk)?;
-        // Use `FileBody::direct` with HTTP/1 only. Calling it promises that nothing reads the
-        // frames before they reach the stream, but an HTTP/2 connection copies the first bytes of
-        // some frames.
-        let is_direct = self.site.config.direct && self.request.version <= Version::HTTP_11;
-        Ok(match is_direct {
-            true => response.map(FileBody::direct),
-            false => response,
-        })
+        Ok(response)
     }
 
     fn target(&self, current: Option<Arc<Entry>>) -> Result<Response<FileBody>, ResolveError> {

@@ -21,6 +21,7 @@ use uncopied::send_vectored;
 use crate::activity::Activity;
 use crate::address::Address;
 use crate::body::passthrough::confirm_passthrough;
+use crate::frame_watch::FrameWatch;
 use crate::options::StreamOptions;
 use file_send::FileSend;
 use page_send::PageSender;
@@ -53,6 +54,8 @@ pub struct Stream {
     /// The error with which sending file data or pages failed. Any bytes written after such an
     /// error would take the place of the missing bytes in the body, so every later write fails too.
     failed: Option<io::Error>,
+    /// The slices of mapped files that were made for this stream. Created when the first one is.
+    watch: Option<FrameWatch>,
     protocol: ConnectionProtocol,
 }
 
@@ -121,6 +124,7 @@ impl Stream {
             file_send: None,
             page_sender: None,
             failed: None,
+            watch: None,
             protocol: ConnectionProtocol::Unknown,
         }
     }
@@ -164,6 +168,12 @@ impl Stream {
             self.activity
                 .get_or_insert_with(|| Arc::new(Activity::new())),
         )
+    }
+
+    /// Returns the watch for [`FileBody::direct`](crate::FileBody::direct).
+    #[doc(hidden)]
+    pub fn watch(&mut self) -> FrameWatch {
+        self.watch.get_or_insert_default().clone()
     }
 
     /// Becomes ready when there is something to read, or the peer has closed the connection. Use it
@@ -221,13 +231,15 @@ impl Stream {
             self.failed = Some(error.kind().into());
             return Poll::Ready(Err(error));
         }
+        self.check_intact()?;
         let slices = &slices[..slices.len().min(MAX_SLICES_PER_CALL)];
         let (plain, arena_slice) = self.split_at_arena_slice(slices);
         self.note_protocol(plain);
         // Confirm the marked frame before writing. Even if this call writes nothing, hyper may poll
         // the body for its next frame, and the body must already know that its first frame has
         // arrived unread.
-        let before_body = self.protocol == ConnectionProtocol::Http1 && confirm_passthrough(plain);
+        let before_body = self.protocol == ConnectionProtocol::Http1
+            && confirm_passthrough(plain, || self.watch.get_or_insert_default().clone());
         let mut written = 0;
         if plain.iter().any(|slice| !slice.is_empty()) {
             written =
@@ -263,6 +275,18 @@ impl Stream {
                 self.failed = Some(error.kind().into());
                 Poll::Ready(Err(error))
             }
+        }
+    }
+
+    /// Fails if code has read missing bytes of a file that this stream sends: such bytes may be
+    /// among those that it is asked to write.
+    fn check_intact(&self) -> io::Result<()> {
+        match &self.watch {
+            Some(watch) if !watch.is_intact() => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file was truncated while it was sent",
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -438,6 +462,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_intact()?;
         match &mut self.socket {
             ConnectionSocket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             ConnectionSocket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use uncopied::Mechanism;
-use uncopied_http::{BodyPart, FileBody};
+use uncopied_http::{BodyPart, FileBody, FrameWatch};
 
 use crate::delivery_harness::{
     Files, Rng, ServerConfig, Stack, TestServer, Transport, assert_same, open_file, with_timeout,
@@ -40,9 +40,8 @@ const FILE_SIZES: [usize; 16] = [
 /// The maximum length of the first frame when a whole file is sent in the default mode. The body
 /// reads this frame from its file into memory instead of yielding a slice of the mapped file,
 /// because it does not know yet whether a layer between the body and the socket reads the bytes. If
-/// such a layer read a slice of a file that has been truncated, SIGBUS would be raised. If no layer
-/// reads the first frame, the rest of the file is sent with `sendfile`.
-const FIRST_FRAME_BYTES: usize = 4 * KIB;
+/// no layer reads the first frame, the rest of the file is sent with `sendfile`.
+const FIRST_FRAME_BYTES: usize = 64;
 
 async fn assert_every_size_arrives(stack: Stack, transport: Transport) {
     let files = Files::of(&FILE_SIZES);
@@ -122,7 +121,7 @@ async fn every_size_arrives_behind_tokios_own_stream() {
     };
     let server = TestServer::start(&config, move |parts| served.body_for(parts));
     let mut client = server.connect().await;
-    for mode in ["default", "direct", "buffered"] {
+    for mode in ["default", "buffered"] {
         for (at, content) in files.contents.iter().enumerate() {
             let body = with_timeout(client.get(&format!("/{at}/{mode}"))).await;
             assert_same(&body, content, &format!("{mode} {at}"));
@@ -212,7 +211,11 @@ async fn ranges_across_the_mapping_windows_of_a_large_file_arrive() {
                 let mut words = parts.uri.path()[1..].split('-');
                 let mut word = || words.next().unwrap().parse::<u64>().unwrap();
                 let body = FileBody::from_file(Arc::clone(&open), word()..word());
-                if direct { body.direct() } else { body }
+                if direct {
+                    body.direct(&FrameWatch::default())
+                } else {
+                    body
+                }
             });
             let mut client = server.connect().await;
             for (start, end) in [
@@ -266,6 +269,9 @@ async fn bodies_of_many_parts_arrive_in_order() {
     }
     for stack in [Stack::Http1, Stack::Axum, Stack::Foreign] {
         for mode in ["default", "direct", "buffered"] {
+            if stack == Stack::Foreign && mode == "direct" {
+                continue;
+            }
             let parts = parts.clone();
             let config = ServerConfig {
                 stack,
@@ -274,7 +280,7 @@ async fn bodies_of_many_parts_arrive_in_order() {
             let server = TestServer::start(&config, move |_| {
                 let body = FileBody::from_parts(parts.clone());
                 match mode {
-                    "direct" => body.direct(),
+                    "direct" => body.direct(&FrameWatch::default()),
                     "buffered" => body.buffered(),
                     _ => body,
                 }

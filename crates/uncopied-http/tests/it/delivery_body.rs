@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use http_body::Body;
 use http_body_util::BodyExt;
-use uncopied_http::{BodyPart, FileBody};
+use uncopied_http::{BodyPart, FileBody, FrameWatch};
 
 use crate::delivery_harness::{Files, assert_same, with_timeout};
 
@@ -49,7 +49,7 @@ fn a_body_needs_no_runtime_and_never_hangs() {
         let body = FileBody::from_file(Arc::clone(&files.open[0]), 3..300_000);
         let body = match mode {
             0 => body,
-            1 => body.direct(),
+            1 => body.direct(&FrameWatch::default()),
             _ => body.buffered(),
         };
         let (bytes, pending) = drain(body).unwrap();
@@ -88,7 +88,7 @@ async fn a_range_beyond_the_end_is_an_error() {
             let body = FileBody::from_file(Arc::clone(&files.open[0]), range.clone());
             let mut body = match mode {
                 0 => body,
-                1 => body.direct(),
+                1 => body.direct(&FrameWatch::default()),
                 _ => body.buffered(),
             };
             let mut got = 0;
@@ -129,7 +129,11 @@ async fn a_file_that_changed_its_length_is_read_to_its_current_end() {
     files.set_len(0, 150_000);
     for direct in [true, false] {
         let body = FileBody::from_file(Arc::clone(&files.open[0]), 90_000..150_000);
-        let body = if direct { body.direct() } else { body };
+        let body = if direct {
+            body.direct(&FrameWatch::default())
+        } else {
+            body
+        };
         let got = with_timeout(body.collect()).await.unwrap().to_bytes();
         assert_eq!(got.len(), 60_000);
         assert_eq!(got[..10_000], files.contents[0][90_000..]);

@@ -17,7 +17,9 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, UnixStream};
 use tokio::task::JoinHandle;
-use uncopied_http::{Address, FileBody, Listener, OpenFile, Stream, StreamOptions, Totals};
+use uncopied_http::{
+    Address, FileBody, FrameWatch, Listener, OpenFile, Stream, StreamOptions, Totals,
+};
 
 /// Returns `len` pseudo-random bytes that depend on the seed. No two pages of them are equal, so
 /// that a comparison detects pages that are out of place.
@@ -128,7 +130,7 @@ impl Files {
         });
         let body = FileBody::from_file(Arc::clone(&self.open[at]), start..end);
         match mode {
-            "direct" => body.direct(),
+            "direct" => body.direct(&FrameWatch::default()),
             "buffered" => body.buffered(),
             "default" => body,
             other => panic!("no mode {other}"),

@@ -387,9 +387,7 @@ async fn bodies_of_many_parts_arrive_in_order() {
                 buffers,
                 ..ServerConfig::default()
             };
-            let server = TestServer::start(&config, move |_| {
-                FileBody::from_parts(parts.clone()).direct()
-            });
+            let server = TestServer::start(&config, move |_| FileBody::from_parts(parts.clone()));
             let mut client = server.connect().await;
             for _ in 0..2 {
                 let body = with_timeout(client.get("/")).await;

@@ -16,6 +16,7 @@ mod delivery_cold;
 mod delivery_connection;
 mod delivery_cut;
 mod delivery_load;
+mod delivery_missing;
 mod delivery_open;
 mod delivery_pages;
 mod delivery_pages_cut;

@@ -133,8 +133,7 @@ impl Userfault {
     ///   `vm.unprivileged_userfaultfd` is 0.
     /// - `EINVAL`: the kernel cannot protect against writes.
     pub(crate) fn open() -> Result<Self> {
-        let fd = userfaultfd(0).or_else(|refused| open_device().map_err(|_| refused));
-        match fd {
+        match userfaultfd(0) {
             Ok(fd) => Self::enable(fd, false),
             Err(_) => Self::open_user_mode_only(),
         }
@@ -314,20 +313,19 @@ impl Userfault {
 /// The flags of a new descriptor. poll(2) works only if the descriptor is non-blocking.
 const DESCRIPTOR_FLAGS: libc::c_int = libc::O_CLOEXEC | libc::O_NONBLOCK;
 
+/// Creates a descriptor with the system call or, if that is refused, with `/dev/userfaultfd`, which
+/// exists since Linux 6.1: a process that may open this device needs no other privilege. If both are
+/// refused, returns the errno of the system call.
 fn userfaultfd(flags: libc::c_int) -> Result<OwnedFd> {
+    let flags = DESCRIPTOR_FLAGS | flags;
     // SAFETY: the call takes only flags, and creates a descriptor.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, DESCRIPTOR_FLAGS | flags) };
-    into_owned_fd(fd)
-}
-
-/// Opens a descriptor through `/dev/userfaultfd`, which exists since Linux 6.1. A process that may
-/// open this device needs no other privilege.
-fn open_device() -> Result<OwnedFd> {
-    let device = File::open("/dev/userfaultfd")
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NODEV))?;
-    // SAFETY: the request takes only flags, and creates a descriptor.
-    let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, DESCRIPTOR_FLAGS) };
-    into_owned_fd(fd.into())
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+    into_owned_fd(fd).or_else(|refused| {
+        let device = File::open("/dev/userfaultfd").map_err(|_| refused)?;
+        // SAFETY: the request takes only flags, and creates a descriptor.
+        let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
+        into_owned_fd(fd.into()).map_err(|_| refused)
+    })
 }
 
 /// Converts the result of a system call: returns the descriptor that it created, or the errno with

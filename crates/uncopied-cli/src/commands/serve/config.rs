@@ -87,8 +87,7 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         .hidden(flags.hidden)
         .follow_links(flags.follow_links)
         .precompressed(!flags.no_precompressed)
-        .max_open_files(max_open_files)
-        .direct(true);
+        .max_open_files(max_open_files);
     if flags.mechanism.0.is_some() {
         // Do not cache files in memory: the chosen mechanism needs an open file, and a cached file
         // would bypass it.

@@ -62,6 +62,12 @@ impl MissingBytes {
         self.0.load(Ordering::Acquire)
     }
 
+    /// Whether both are clones of the same record.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     fn note_read(&self) {
         self.0.store(true, Ordering::Release);
     }

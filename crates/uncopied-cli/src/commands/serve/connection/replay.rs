@@ -45,7 +45,7 @@ use bytes::{Buf, Bytes};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use uncopied::arena::locate;
-use uncopied_http::{Basis, Check, FileBody};
+use uncopied_http::{Basis, Check, FileBody, FrameWatch};
 
 use super::state::ConnectionState;
 use super::stats::WorkerStats;
@@ -72,6 +72,7 @@ pub(crate) struct ReplayStream<S> {
     connection: Arc<ConnectionState>,
     /// Counts replayed responses. `None` turns replay off, so that hyper handles all requests.
     stats: Option<Arc<WorkerStats>>,
+    watch: FrameWatch,
     state: ReplayState,
 }
 
@@ -117,11 +118,13 @@ impl<S> ReplayStream<S> {
         stream: S,
         connection: Arc<ConnectionState>,
         stats: Option<Arc<WorkerStats>>,
+        watch: FrameWatch,
     ) -> Self {
         Self {
             stream,
             connection,
             stats,
+            watch,
             state: ReplayState::PassThrough,
         }
     }
@@ -202,6 +205,9 @@ impl<S: AsyncWrite + Unpin> ReplayStream<S> {
                             if let Some(stats) = &self.stats {
                                 stats.count_request();
                             }
+                            // This program owns everything between this body and the
+                            // connection's HTTP/1 stream, and none of it reads the frames.
+                            let body = body.direct(&self.watch);
                             ReplayState::Sending(ReplayInProgress::new(response, body))
                         }
                     };
@@ -235,9 +241,7 @@ struct ReplayInProgress {
 impl ReplayInProgress {
     fn new(response: Arc<RecordedResponse>, body: FileBody) -> Self {
         Self {
-            // Calling `direct` promises that nothing between the body and the stream reads the
-            // bytes. That holds here, because the replay passes them straight to the stream.
-            body: (!response.has_inline_body).then(|| body.direct()),
+            body: (!response.has_inline_body).then_some(body),
             response,
             sent: 0,
             frame: Bytes::new(),
@@ -627,7 +631,12 @@ mod tests {
         let activity = Stream::unix(ours, StreamOptions::default()).activity();
         let connection = Arc::new(ConnectionState::new(activity, false));
         let stats = Some(Arc::new(WorkerStats::default()));
-        let mut replay_stream = ReplayStream::new(ScriptedStream::default(), connection, stats);
+        let mut replay_stream = ReplayStream::new(
+            ScriptedStream::default(),
+            connection,
+            stats,
+            FrameWatch::default(),
+        );
         REPLAY_CACHE.with_borrow_mut(|cache| cache.slots.fill(CacheSlot::Empty));
         replay_stream.stream.packets = [REQUEST; 2].into();
         for _ in 0..2 {

@@ -14,7 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
-use uncopied_http::{FileBody, ResponseFuture, ServeFiles};
+use uncopied_http::{FileBody, FrameWatch, ResponseFuture, ServeFiles};
 
 use super::state::ConnectionState;
 use super::stats::WorkerStats;
@@ -28,6 +28,7 @@ pub(crate) struct FileService {
     files: ServeFiles,
     connection: Arc<ConnectionState>,
     stats: Arc<WorkerStats>,
+    watch: FrameWatch,
 }
 
 impl FileService {
@@ -35,11 +36,13 @@ impl FileService {
         files: ServeFiles,
         connection: Arc<ConnectionState>,
         stats: Arc<WorkerStats>,
+        watch: FrameWatch,
     ) -> Self {
         Self {
             files,
             connection,
             stats,
+            watch,
         }
     }
 }
@@ -56,6 +59,7 @@ impl Service<Request<Incoming>> for FileService {
             is_last: !request.body().is_end_stream(),
             in_progress: Some(ResponseInProgress::begin(&self.connection)),
             response: self.files.respond(request),
+            watch: self.watch.clone(),
         }
     }
 }
@@ -68,6 +72,7 @@ pin_project! {
         response: ResponseFuture,
         is_last: bool,
         in_progress: Option<ResponseInProgress>,
+        watch: FrameWatch,
     }
 }
 
@@ -104,9 +109,12 @@ impl Future for FileServiceFuture {
         } else if let Some(ResponseInProgress(connection)) = &in_progress {
             connection.recorder.record_basis(response.body());
         }
-        Poll::Ready(Ok(
-            response.map(|body| FileServiceBody { body, in_progress })
-        ))
+        // This program owns everything between this body and the connection's HTTP/1 stream, and
+        // none of it reads the frames.
+        Poll::Ready(Ok(response.map(|body| FileServiceBody {
+            body: body.direct(this.watch),
+            in_progress,
+        })))
     }
 }
 

@@ -38,12 +38,18 @@ impl WorkerSetup {
         let state = ConnectionState::new(stream.activity(), is_tcp);
         let guard = ConnectionGuard::register(state, stats, &self.permits);
         let state = Arc::clone(&guard.connection);
-        let service = FileService::new(self.files.clone(), Arc::clone(&state), Arc::clone(stats));
+        let watch = stream.watch();
+        let service = FileService::new(
+            self.files.clone(),
+            Arc::clone(&state),
+            Arc::clone(stats),
+            watch.clone(),
+        );
         let http = Arc::clone(&self.http);
         match &self.log {
             None => {
                 let replay_stats = Some(Arc::clone(stats));
-                let stream = ReplayStream::new(stream, Arc::clone(&state), replay_stats);
+                let stream = ReplayStream::new(stream, Arc::clone(&state), replay_stats, watch);
                 let io = TokioIo::new(StrictHeads::new(stream, state, ()));
                 tokio::spawn(ConnectionTask::new(io, service, http, (), guard));
             }
@@ -53,7 +59,7 @@ impl WorkerSetup {
                 let observer = AccessLogObserver::new(tracker);
                 // `None` turns replay off: a replayed request never reaches hyper, so it would be
                 // missing from the log.
-                let stream = ReplayStream::new(stream, Arc::clone(&state), None);
+                let stream = ReplayStream::new(stream, Arc::clone(&state), None, watch);
                 let io = TokioIo::new(StrictHeads::new(stream, state, observer.clone()));
                 tokio::spawn(ConnectionTask::new(io, service, http, observer, guard));
             }
