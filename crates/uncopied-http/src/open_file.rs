@@ -151,12 +151,12 @@ impl OpenFile {
     }
 
     /// Returns the bytes of `range` from a mapping of the file into the arena. If the mapping ends
-    /// before the range does, returns only the bytes up to the mapping's end. `watch` is that of the
-    /// stream to which the bytes go.
+    /// before the range does, returns only the bytes up to the mapping's end. `watch` is that of
+    /// the stream to which the bytes go.
     ///
-    /// Returns `None` if the file is kept in memory, cannot be mapped, or already ended at or before
-    /// the start of `range` when it was opened. Also returns `None` if code has read missing bytes
-    /// of it.
+    /// Returns `None` if the file is kept in memory, cannot be mapped, or already ended at or
+    /// before the start of `range` when it was opened. Also returns `None` if code has read missing
+    /// bytes of it.
     pub(crate) fn mapped(&self, range: &Range<u64>, watch: &FrameWatch) -> Option<Bytes> {
         let mapped = self.mapping(range.start)?;
         let MappedFile(mapping, bytes) = &*mapped;

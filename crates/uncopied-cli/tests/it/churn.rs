@@ -129,8 +129,8 @@ fn churn_leaks_nothing_and_every_body_is_complete() {
 /// Runs a few clients, so that the server fills its caches. Returns the resources and the memory
 /// that the server may hold at the end of the test.
 ///
-/// `open` is the number of files that the server keeps open, each with a descriptor. Giving addresses
-/// to the first of them also creates a descriptor (`userfaultfd(2)`) and a thread.
+/// `open` is the number of files that the server keeps open, each with a descriptor. Giving
+/// addresses to the first of them also creates a descriptor (`userfaultfd(2)`) and a thread.
 fn warm_up(
     server: &Server,
     site: &Path,

@@ -1,5 +1,5 @@
-//! Files that are truncated while a layer or an I/O object between the body and the stream reads the
-//! frames. The stream must send nothing of what was read past the new end of the file.
+//! Files that are truncated while a layer or an I/O object between the body and the stream reads
+//! the frames. The stream must send nothing of what was read past the new end of the file.
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};

@@ -158,8 +158,8 @@ impl AddressSpace {
         Ok(granules)
     }
 
-    /// Allocates at least `len` bytes of memory that can be read but not written, in whole granules.
-    /// Nothing has been read from it or written to it yet.
+    /// Allocates at least `len` bytes of memory that can be read but not written, in whole
+    /// granules. Nothing has been read from it or written to it yet.
     pub(super) fn allocate_readable(&'static self, len: usize) -> Result<Granules> {
         let granules = self.allocate_addresses(len)?;
         // SAFETY: as in `allocate`.

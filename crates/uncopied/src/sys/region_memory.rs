@@ -25,8 +25,8 @@ use rustix::mm::{Advice, MprotectFlags, MremapFlags};
 ///   can be read and written and that belongs to the caller. The two ranges must not overlap.
 /// - No reference into the spare range may exist, and no other thread may use it until this
 ///   returns.
-/// - `page` must be [protected](super::Userfault::protect), and stay so until this returns. So references
-///   into it may exist, but nothing is written through them.
+/// - `page` must be [protected](super::Userfault::protect), and stay so until this returns. So
+///   references into it may exist, but nothing is written through them.
 pub(crate) unsafe fn replace_page(page: usize, spare: usize, len: usize) -> Result<()> {
     let from = ptr::with_exposed_provenance_mut::<c_void>(spare);
     let to = ptr::with_exposed_provenance_mut::<c_void>(page);

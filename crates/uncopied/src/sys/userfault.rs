@@ -314,8 +314,8 @@ impl Userfault {
 const DESCRIPTOR_FLAGS: libc::c_int = libc::O_CLOEXEC | libc::O_NONBLOCK;
 
 /// Creates a descriptor with the system call or, if that is refused, with `/dev/userfaultfd`, which
-/// exists since Linux 6.1: a process that may open this device needs no other privilege. If both are
-/// refused, returns the errno of the system call.
+/// exists since Linux 6.1: a process that may open this device needs no other privilege. If both
+/// are refused, returns the errno of the system call.
 fn userfaultfd(flags: libc::c_int) -> Result<OwnedFd> {
     let flags = DESCRIPTOR_FLAGS | flags;
     // SAFETY: the call takes only flags, and creates a descriptor.

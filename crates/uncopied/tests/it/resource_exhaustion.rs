@@ -17,8 +17,9 @@ fn set_soft_limit(resource: Resource, limit: u64) {
     setrlimit(resource, Rlimit { current, maximum }).unwrap();
 }
 
-/// If no descriptor is free, `splice` cannot create its pipe. It must fall back to `copy`, and every
-/// byte must arrive. The other mechanisms need no further descriptor, so they must not fall back.
+/// If no descriptor is free, `splice` cannot create its pipe. It must fall back to `copy`, and
+/// every byte must arrive. The other mechanisms need no further descriptor, so they must not fall
+/// back.
 #[test]
 fn without_free_descriptors_splice_falls_back() {
     in_child(
