@@ -3,8 +3,9 @@
 //!     cargo run --features tokio --example send_memory_tokio -- 127.0.0.1:9000
 
 use tokio::net::{TcpListener, TcpStream};
+use uncopied::Error;
 use uncopied::arena::{PageBuffer, Pages};
-use uncopied::{Error, Sender};
+use uncopied::tokio::Sender;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -30,7 +31,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 async fn serve(socket: TcpStream, pages: Pages) -> Result<(), Error> {
     let mut sender = Sender::new(socket);
-    let sent = sender.send_tokio(pages).await?;
+    let sent = sender.send(pages).await?;
     let outcome = sent.completion().clone().await;
     println!("{}; pages free: {:?}", sent.report(), outcome.reason);
     Ok(())

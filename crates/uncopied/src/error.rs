@@ -86,6 +86,12 @@ pub enum ErrorKind {
     NotConnected,
     /// The socket accepted nothing for the duration of its send timeout (`SO_SNDTIMEO`).
     TimedOut,
+    /// The socket is full. Try again once it is writable. Only calls that must not wait return
+    /// this, such as [`Sender::try_send`](crate::Sender::try_send).
+    WouldBlock,
+    /// No more bytes may be in flight, and the sender's [`LimitAction`](crate::LimitAction) is to
+    /// wait. Try again once an earlier send is complete. Only calls that must not wait return this.
+    InFlightLimit,
     /// Writing to the socket failed for another reason.
     Sink,
     /// The sink is not a stream socket.
@@ -226,6 +232,11 @@ impl Error {
                 f,
                 "the socket accepted nothing within its send timeout, after {moved} bytes"
             ),
+            ErrorKind::WouldBlock => write!(f, "the socket is full: wait until it is writable"),
+            ErrorKind::InFlightLimit => write!(
+                f,
+                "no more bytes may be in flight: wait until an earlier send is complete"
+            ),
             ErrorKind::Sink => write!(f, "the socket could not be written to after {moved} bytes"),
             ErrorKind::NotAStreamSocket => write!(
                 f,
@@ -269,6 +280,7 @@ impl From<Error> for io::Error {
             ErrorKind::TimedOut => io::ErrorKind::TimedOut,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             ErrorKind::NotConnected => io::ErrorKind::NotConnected,
+            ErrorKind::WouldBlock | ErrorKind::InFlightLimit => io::ErrorKind::WouldBlock,
             ErrorKind::SourceNotSeekable
             | ErrorKind::NotAStreamSocket
             | ErrorKind::RangeEndsBeforeStart { .. }

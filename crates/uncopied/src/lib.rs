@@ -14,8 +14,8 @@
 //! - To send a file: [`send_file()`]. It is worthwhile for files of a few KiB or more. Changes to
 //!   the file can still reach the peer after the call: see
 //!   [below](#the-contract-that-zero-copy-drops).
-//! - To send a file on tokio, or with options such as forced mechanisms: [`SendFile`]. To send a
-//!   file from your own event loop: [`Transfer`].
+//! - To send a file with options, such as forced mechanisms: [`SendFile`]. To send a file from your
+//!   own event loop: [`Transfer`].
 //! - To send memory: [`Sender`], for sends of 16 KiB or more to another machine. The memory cannot
 //!   be reused until the send's [`Completion`] reports that the kernel is done with it.
 //! - To send the same memory many times: pages that are [frozen
@@ -25,6 +25,8 @@
 //! - To send memory that must stay writable while it is in flight: a [`Region`](arena::Region), for
 //!   sends of 2 MiB or more. Regions need huge pages.
 //! - To send memory over a socket that another I/O object owns: [`Channel`].
+//! - To do any of this on tokio: the module `uncopied::tokio`, which has functions and types of the
+//!   same names. They take tokio's sockets, and those of this module do not.
 //!
 //! For anything else, an ordinary write is best.
 //!
@@ -66,7 +68,8 @@
 //!
 //! # Features
 //!
-//! - `tokio`: the driver for tokio's sockets, `SendFile::to_tokio` and `Sender::send_tokio`.
+//! - `tokio`: the module `uncopied::tokio`, and `SendFile::to_tokio`.
+//! - `mio`: implements [`StreamSocket`] for the sockets of mio.
 //! - `serde`: implements `Serialize` for [`Report`], [`Fallback`] and [`Mechanism`].
 //! - `tracing`: emits an event with the target `uncopied` and the level `DEBUG` for each
 //!   [`Fallback`] that a [`Report`] lists.
@@ -98,6 +101,7 @@ mod transfer;
 mod uring;
 
 pub use arena::Memory;
+pub use endpoint::StreamSocket;
 pub use error::{Error, ErrorKind};
 pub use in_flight::{
     Completion, DEFAULT_PROCESS_IN_FLIGHT_LIMIT, DEFAULT_SENDER_IN_FLIGHT_LIMIT, FreeReason,
@@ -108,6 +112,8 @@ pub use policy::{
     Mechanism, ParseMechanismError, Support, set_zero_copy_send, zero_copy_send_enabled,
 };
 pub use report::{Fallback, Report};
-pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocket, send_file};
+#[cfg(feature = "tokio")]
+pub use send::tokio;
+pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocketExt, send_file};
 pub use sys::{Errno, ignore_sigpipe, send_vectored};
 pub use transfer::{Progress, Transfer};

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use uncopied::arena::Pages;
 use uncopied::policy::{Driver, Mechanism};
-use uncopied::{Channel, SendOptions, Sent, zero_copy_send_enabled};
+use uncopied::{Channel, SendOptions, zero_copy_send_enabled};
 
 use super::Stream;
 use crate::options::StreamOptions;
@@ -42,16 +42,6 @@ impl PageSender {
             channel: Channel::new(socket, Driver::Tokio, send),
             counted_kernel_copied: 0,
             totals: Arc::clone(&options.totals),
-        }
-    }
-
-    /// Tries once to send. If the socket accepts nothing, fails with `WouldBlock`, so that tokio
-    /// clears the socket's readiness.
-    fn try_send(&mut self, pages: &Pages, socket: BorrowedFd<'_>) -> io::Result<Sent> {
-        let sent = self.channel.try_send(pages, socket)?;
-        match sent.bytes() {
-            0 => Err(io::ErrorKind::WouldBlock.into()),
-            _ => Ok(sent),
         }
     }
 
@@ -97,7 +87,9 @@ impl Stream {
             None => Box::new(PageSender::new(self.as_fd(), &self.options)),
         };
         let socket = self.as_fd();
-        let sent = self.poll_when_writable(cx, || sender.try_send(pages, socket));
+        // If the socket is full, the error has the kind `WouldBlock`, so that tokio clears the
+        // socket's readiness.
+        let sent = self.poll_when_writable(cx, || Ok(sender.channel.try_send(pages, socket)?));
         sender.update_totals();
         self.page_sender = Some(sender);
         let sent = ready!(sent)?;

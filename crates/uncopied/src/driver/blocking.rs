@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, socket_timeout};
 
+use crate::endpoint::StreamSocket;
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
 use crate::mechanism::memory_to_socket::MemorySink;
@@ -23,7 +24,22 @@ use crate::transfer::{MemoryProgress, MemoryTransfer, Progress, Transfer};
 ///
 /// The errors of [`Transfer::step`], [`ErrorKind::TimedOut`], and [`ErrorKind::Sink`] if `poll(2)`
 /// fails. After a timeout, the transfer can be run again and continues where it stopped.
-pub fn run(transfer: &mut Transfer, source: impl AsFd, sink: impl AsFd) -> Result<(), Error> {
+///
+/// ```
+/// use std::{fs::File, os::unix::net::UnixStream};
+/// use uncopied::{SendFile, driver};
+///
+/// let file = File::open("Cargo.toml")?;
+/// let (socket, _peer) = UnixStream::pair()?;
+/// let mut transfer = SendFile::new(&file).transfer(&socket)?;
+/// driver::blocking::run(&mut transfer, &file, &socket)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn run(
+    transfer: &mut Transfer,
+    source: impl AsFd,
+    sink: &impl StreamSocket,
+) -> Result<(), Error> {
     let (source, sink) = (source.as_fd(), sink.as_fd());
     let mut stall = StallTimer::default();
     loop {

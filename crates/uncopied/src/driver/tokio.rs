@@ -4,9 +4,10 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use tokio::io::Interest;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
@@ -17,12 +18,18 @@ use crate::transfer::{MemoryProgress, MemoryTransfer, Progress, Transfer};
 /// The most bytes that one step moves.
 const MAX_STEP_BYTES: u64 = crate::mechanism::MAX_STEP_BYTES as u64;
 
-/// A tokio socket that can be sent to. To send on one half of a split socket, pass the socket that
-/// the half's `as_ref` returns.
+/// A connected TCP or Unix socket of tokio, or the write half of one.
+///
+/// Implemented for tokio's `TcpStream` and `UnixStream`, for the owned and the borrowed write halves
+/// into which they can be split, and for references, `Arc` and `Box` of these.
 ///
 /// This trait is sealed because a step that finds the socket full must clear the readiness that
 /// tokio has recorded for the socket, and only tokio's own socket types can do that.
-pub trait Socket: AsFd + Sync + sealed::Sealed {
+pub trait Socket: Sync + sealed::Sealed {
+    /// Returns the descriptor of the socket.
+    #[doc(hidden)]
+    fn socket_fd(&self) -> BorrowedFd<'_>;
+
     /// Calls `step` whenever the socket is writable, until it returns something other than
     /// [`io::ErrorKind::WouldBlock`].
     #[doc(hidden)]
@@ -30,24 +37,81 @@ pub trait Socket: AsFd + Sync + sealed::Sealed {
         &self,
         step: impl FnMut() -> io::Result<T> + Send,
     ) -> impl Future<Output = io::Result<T>> + Send;
+
+    /// Calls `step` if the socket is not known to be full. If `step` fails with
+    /// [`io::ErrorKind::WouldBlock`], the socket is known to be full from then on.
+    #[doc(hidden)]
+    fn if_writable<T>(&self, step: impl FnOnce() -> io::Result<T>) -> io::Result<T>;
 }
 
 mod sealed {
     pub trait Sealed {}
-    impl Sealed for tokio::net::TcpStream {}
-    impl Sealed for tokio::net::UnixStream {}
 }
 
-impl Socket for TcpStream {
-    async fn when_writable<T>(&self, step: impl FnMut() -> io::Result<T> + Send) -> io::Result<T> {
-        self.async_io(Interest::WRITABLE, step).await
-    }
+macro_rules! sockets {
+    ($($socket:ty),*) => {
+        $(
+            impl sealed::Sealed for $socket {}
+
+            impl Socket for $socket {
+                fn socket_fd(&self) -> BorrowedFd<'_> {
+                    self.as_fd()
+                }
+
+                async fn when_writable<T>(
+                    &self,
+                    step: impl FnMut() -> io::Result<T> + Send,
+                ) -> io::Result<T> {
+                    self.async_io(Interest::WRITABLE, step).await
+                }
+
+                fn if_writable<T>(&self, step: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+                    self.try_io(Interest::WRITABLE, step)
+                }
+            }
+        )*
+    };
 }
 
-impl Socket for UnixStream {
-    async fn when_writable<T>(&self, step: impl FnMut() -> io::Result<T> + Send) -> io::Result<T> {
-        self.async_io(Interest::WRITABLE, step).await
-    }
+sockets!(TcpStream, UnixStream);
+
+/// Implements [`Socket`] for a type by calling the methods of the socket that it refers to.
+macro_rules! handles_of_sockets {
+    ($([$($generics:tt)*] $handle:ty, $socket:ident => $inner:expr;)*) => {
+        $(
+            impl<$($generics)*> sealed::Sealed for $handle {}
+
+            impl<$($generics)*> Socket for $handle {
+                fn socket_fd(&self) -> BorrowedFd<'_> {
+                    let $socket = self;
+                    $inner.socket_fd()
+                }
+
+                async fn when_writable<R>(
+                    &self,
+                    step: impl FnMut() -> io::Result<R> + Send,
+                ) -> io::Result<R> {
+                    let $socket = self;
+                    $inner.when_writable(step).await
+                }
+
+                fn if_writable<R>(&self, step: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+                    let $socket = self;
+                    $inner.if_writable(step)
+                }
+            }
+        )*
+    };
+}
+
+handles_of_sockets! {
+    [T: Socket] &T, socket => (**socket);
+    [T: Socket + Send] Arc<T>, socket => (**socket);
+    [T: Socket] Box<T>, socket => (**socket);
+    [] tcp::OwnedWriteHalf, half => half.as_ref();
+    [] unix::OwnedWriteHalf, half => half.as_ref();
+    [] tcp::WriteHalf<'_>, half => half.as_ref();
+    [] unix::WriteHalf<'_>, half => half.as_ref();
 }
 
 /// Runs `transfer` to its end, waiting while it is blocked, and yielding to other tasks after every
@@ -71,7 +135,8 @@ pub async fn run(
     let mut since_yield = 0;
     loop {
         prefetch_if_uncached(source, transfer).await;
-        let step = socket.when_writable(|| match transfer.step(source, socket) {
+        let sink = socket.socket_fd();
+        let step = socket.when_writable(|| match transfer.step(source, sink) {
             Ok(Progress::Blocked(Side::Sink)) => Err(io::ErrorKind::WouldBlock.into()),
             other => Ok(other),
         });
@@ -105,7 +170,7 @@ pub(crate) async fn send(
     loop {
         let before = transfer.bytes();
         if transfer.can_batch() && !is_full {
-            match transfer.step_in_batch(sink, socket.as_fd()).await? {
+            match transfer.step_in_batch(sink, socket.socket_fd()).await? {
                 MemoryProgress::Done => return Ok(()),
                 MemoryProgress::AtLimit => sink.until_below_limit().await,
                 MemoryProgress::Blocked => is_full = true,
@@ -116,7 +181,8 @@ pub(crate) async fn send(
         // Make the step outside a batch. If a step in a batch found the socket full, it has to be
         // repeated here, because tokio clears the readiness and waits only if this closure returns
         // `WouldBlock`.
-        let step = socket.when_writable(|| match transfer.step(sink, socket.as_fd()) {
+        let descriptor = socket.socket_fd();
+        let step = socket.when_writable(|| match transfer.step(sink, descriptor) {
             Ok(MemoryProgress::Blocked) => Err(io::ErrorKind::WouldBlock.into()),
             other => Ok(other),
         });
@@ -165,15 +231,17 @@ mod tests {
     /// possible peer.
     struct NullSocket(File);
 
-    impl AsFd for NullSocket {
-        fn as_fd(&self) -> BorrowedFd<'_> {
-            self.0.as_fd()
-        }
-    }
-
     impl sealed::Sealed for NullSocket {}
 
     impl Socket for NullSocket {
+        fn socket_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+
+        fn if_writable<T>(&self, step: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+            step()
+        }
+
         async fn when_writable<T>(
             &self,
             mut step: impl FnMut() -> io::Result<T> + Send,

@@ -8,7 +8,7 @@ use rustix::net::{SocketAddrAny, getpeername, getsockname};
 use super::{SendOptions, Sent};
 use crate::arena::Memory;
 use crate::endpoint;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::mechanism::memory_to_socket::MemorySink;
 use crate::policy::{Driver, MemoryPlanInput, Plan, plan_memory, zero_copy_send_enabled};
 use crate::report::Report;
@@ -138,19 +138,29 @@ impl Channel {
         channel
     }
 
+    /// Makes the next send check whether the socket is still the same. Called before the owner of
+    /// the socket gets access with which it can replace the socket.
+    pub(super) fn expect_another_socket(&mut self) {
+        self.sink.expect_another_socket();
+    }
+
     /// Tries once to send these bytes, at most 2 MiB, without waiting. The result says how many
-    /// bytes the socket accepted, counted from the first. The number is 0 if the socket is full, or
-    /// if no more bytes may be [in flight](crate::LimitAction::Wait).
+    /// bytes the socket accepted, counted from the first.
     ///
     /// The socket must be non-blocking, because sending with `vmsplice` would wait for a blocking
     /// one.
     ///
-    /// If the socket accepts only some of the bytes, call this again with exactly the rest. The
-    /// rest is then sent according to the same plan. For any other memory, a new plan is made.
+    /// If the socket accepts only some of the bytes, or none, call this again with exactly the
+    /// rest. The rest is then sent according to the same plan. For any other memory, a new plan is
+    /// made.
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`](crate::ErrorKind).
+    /// See [`ErrorKind`]. If the socket accepted no byte:
+    ///
+    /// - [`ErrorKind::WouldBlock`]: the socket is full.
+    /// - [`ErrorKind::InFlightLimit`]: no more bytes may be in flight. This happens only with
+    ///   [`LimitAction::Wait`](crate::LimitAction::Wait).
     pub fn try_send(
         &mut self,
         memory: impl Into<Memory>,
@@ -164,14 +174,26 @@ impl Channel {
             _ => MemoryShape::of(&parts),
         };
         let mut transfer = MemoryTransfer::new(parts, self.plan(whole));
-        while let MemoryProgress::FellBack = transfer.step(&mut self.sink, socket.as_fd())? {}
-        let sent = Sent::from(transfer);
-        let accepted = sent.bytes() as usize;
+        let progress = loop {
+            match transfer.step(&mut self.sink, socket.as_fd())? {
+                MemoryProgress::FellBack => {}
+                progress => break progress,
+            }
+        };
+        let accepted = transfer.bytes() as usize;
         self.unfinished = (accepted < len).then(|| Unfinished {
             whole,
             rest: address + accepted,
         });
-        Ok(sent)
+        match progress {
+            MemoryProgress::Blocked if accepted == 0 => {
+                Err(transfer.would_block(ErrorKind::WouldBlock))
+            }
+            MemoryProgress::AtLimit if accepted == 0 => {
+                Err(transfer.would_block(ErrorKind::InFlightLimit))
+            }
+            _ => Ok(transfer.into()),
+        }
     }
 
     /// Whether these bytes begin where the last [`try_send`](Self::try_send) stopped, so that
@@ -292,9 +314,11 @@ mod tests {
         let mut channel = Channel::new(&socket, Driver::Caller, SendOptions::default());
         let (mut at, mut within_pages) = (0, 0);
         while at < len {
-            let sent = channel.try_send(pages.slice(at..), &socket);
-            let sent = sent.expect("the peer reads");
-            at += sent.bytes() as usize;
+            at += match channel.try_send(pages.slice(at..), &socket) {
+                Ok(sent) => sent.bytes() as usize,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+                Err(error) => panic!("{error}"),
+            };
             within_pages += usize::from(at % 4096 != 0);
         }
         assert!(within_pages > 1, "the socket must stop within pages");

@@ -1,12 +1,11 @@
 //! The simple API for files: send a file, or a range of it, to a socket.
 
-use std::fs::File;
 use std::ops::RangeBounds;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 
-use crate::endpoint::BackwardRange;
+use crate::endpoint::{BackwardRange, StreamSocket};
 use crate::error::{Error, ErrorKind};
 use crate::policy::{
     FilePlanInput, Length, Mechanism, Plan, Support, plan_file, zero_copy_send_enabled,
@@ -42,9 +41,9 @@ use crate::{driver, endpoint};
 /// acknowledged the bytes (on the same host: has read them), a write to the file may change what
 /// the peer receives. To prevent that, use [`SendFile::force_copy`].
 pub fn send_file(
-    file: &File,
+    file: &impl AsFd,
     range: impl RangeBounds<u64>,
-    socket: &impl AsFd,
+    socket: &impl StreamSocket,
 ) -> Result<Report, Error> {
     SendFile::new(file).range(range).to(socket)
 }
@@ -147,9 +146,9 @@ impl<'a> SendFile<'a> {
     /// # Errors
     ///
     /// See [`ErrorKind`]. The error says how many bytes the socket had accepted.
-    pub fn to(&self, socket: &impl AsFd) -> Result<Report, Error> {
-        let mut transfer = self.transfer(socket.as_fd())?;
-        driver::blocking::run(&mut transfer, self.file, socket.as_fd())?;
+    pub fn to(&self, socket: &impl StreamSocket) -> Result<Report, Error> {
+        let mut transfer = self.transfer(socket)?;
+        driver::blocking::run(&mut transfer, self.file, socket)?;
         Ok(transfer.into_report())
     }
 
@@ -169,7 +168,7 @@ impl<'a> SendFile<'a> {
     /// [`driver::tokio::run`].
     #[cfg(feature = "tokio")]
     pub async fn to_tokio(&self, socket: &impl driver::tokio::Socket) -> Result<Report, Error> {
-        let mut transfer = self.transfer(socket.as_fd())?;
+        let mut transfer = self.transfer(socket.socket_fd())?;
         driver::tokio::run(&mut transfer, self.file, socket).await?;
         Ok(transfer.into_report())
     }

@@ -1,37 +1,15 @@
 //! The simple API for memory: send it to a socket, and learn when it can be reused.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use super::{Channel, SendOptions, Sent};
 use crate::arena::Memory;
 use crate::driver;
+use crate::endpoint::StreamSocket;
 use crate::error::Error;
 use crate::policy::Driver;
 use crate::report::Report;
-
-/// A connected stream socket, TCP or Unix, that a [`Sender`] can own.
-///
-/// All calls of `as_fd` on a value should return the same socket. If a later call returns another
-/// one, the sender copies everything that it sends to that socket instead of using `MSG_ZEROCOPY`.
-pub trait StreamSocket: AsFd + 'static {
-    /// What waits for the socket to become writable.
-    const DRIVER: Driver = Driver::Caller;
-}
-
-impl StreamSocket for std::net::TcpStream {}
-impl StreamSocket for std::os::unix::net::UnixStream {}
-impl StreamSocket for OwnedFd {}
-
-#[cfg(feature = "tokio")]
-impl StreamSocket for tokio::net::TcpStream {
-    const DRIVER: Driver = Driver::Tokio;
-}
-
-#[cfg(feature = "tokio")]
-impl StreamSocket for tokio::net::UnixStream {
-    const DRIVER: Driver = Driver::Tokio;
-}
 
 /// Sends memory to a stream socket without copying it: [pages](crate::arena::Pages), or a part of a
 /// [region](crate::arena::Region).
@@ -60,8 +38,8 @@ impl StreamSocket for tokio::net::UnixStream {
 ///
 /// # What else may use the socket
 ///
-/// The socket can be read from at any time, through [`get_ref`](Self::get_ref), and be written to
-/// between two sends. Code outside this library must not use `MSG_ZEROCOPY` on it, or read its
+/// The socket can be read from at any time, through [`get_ref`](Self::get_ref) or
+/// [`get_mut`](Self::get_mut), and be written to between two sends. Code outside this library must not use `MSG_ZEROCOPY` on it, or read its
 /// error queue.
 ///
 /// The kernel numbers the `MSG_ZEROCOPY` sends of a socket, and its notifications refer to these
@@ -105,7 +83,7 @@ impl<S: StreamSocket> Sender<S> {
     /// Creates a sender for this socket, with these options.
     #[must_use]
     pub fn with(socket: S, options: SendOptions) -> Self {
-        let channel = Channel::of_owned(&socket, S::DRIVER, options);
+        let channel = Channel::of_owned(&socket, Driver::Caller, options);
         Self { channel, socket }
     }
 
@@ -137,33 +115,9 @@ impl<S: StreamSocket> Sender<S> {
         Ok(transfer.into())
     }
 
-    /// Does the same as [`send`](Self::send), on tokio. Between two sends, the socket can be read
-    /// from and written to as usual.
-    ///
-    /// # Errors
-    ///
-    /// The errors of [`send`](Self::send).
-    ///
-    /// # Cancellation
-    ///
-    /// Dropping the future ends the send. The bytes that the socket has accepted still reach the
-    /// peer, which cannot know that more were to come, so close the connection. Their memory is
-    /// kept for as long as the kernel reads it. [`report`](Self::report) counts these bytes, except
-    /// for up to 2 MiB that were accepted last.
-    #[cfg(feature = "tokio")]
-    pub async fn send_tokio(&mut self, memory: impl Into<Memory>) -> Result<Sent, Error>
-    where
-        S: driver::tokio::Socket,
-    {
-        let parts = vec![memory.into()];
-        let (mut transfer, sink) = self.channel.transfer(parts);
-        driver::tokio::send(&mut transfer, sink, &self.socket).await?;
-        Ok(transfer.into())
-    }
-
-    /// Tries once to send these bytes, without waiting, for event loops of your own. The result
-    /// says how many bytes the socket accepted, counted from the first. The number is 0 if the
-    /// socket is full, or if no more bytes may be [in flight](crate::LimitAction::Wait).
+    /// Tries once to send these bytes, at most 2 MiB, without waiting, for event loops of your own.
+    /// The result says how many bytes the socket accepted, counted from the first. If these are not
+    /// all, call this again with exactly the rest: it is then sent according to the same plan.
     ///
     /// The socket must be non-blocking, because sending with `vmsplice` would wait for a blocking
     /// one.
@@ -173,7 +127,11 @@ impl<S: StreamSocket> Sender<S> {
     ///
     /// # Errors
     ///
-    /// The errors of [`send`](Self::send).
+    /// The errors of [`send`](Self::send), and if the socket accepted no byte:
+    ///
+    /// - [`ErrorKind::WouldBlock`](crate::ErrorKind::WouldBlock): the socket is full.
+    /// - [`ErrorKind::InFlightLimit`](crate::ErrorKind::InFlightLimit): no more bytes may be in
+    ///   flight. This happens only with [`LimitAction::Wait`](crate::LimitAction::Wait).
     pub fn try_send(&mut self, memory: impl Into<Memory>) -> Result<Sent, Error> {
         self.channel.try_send(memory, &self.socket)
     }
@@ -207,6 +165,13 @@ impl<S: StreamSocket> Sender<S> {
     #[must_use]
     pub fn get_ref(&self) -> &S {
         &self.socket
+    }
+
+    /// Returns a mutable reference to the socket. If it is replaced by another socket, the sender
+    /// notices that, and copies instead of using `MSG_ZEROCOPY`.
+    pub fn get_mut(&mut self) -> &mut S {
+        self.channel.expect_another_socket();
+        &mut self.socket
     }
 
     /// Returns the socket. The same applies to memory in flight as if the sender were

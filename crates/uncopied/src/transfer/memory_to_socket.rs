@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use rustix::io::Errno;
+
 use super::fallback::{FallbackEngine, Next};
 use crate::arena::Memory;
 use crate::error::{Error, ErrorKind};
@@ -225,8 +227,15 @@ impl MemoryTransfer {
         self.engine.mechanism()
     }
 
+    /// Returns the error of a send that would have to wait and must not. `kind` says what for.
+    pub(crate) fn would_block(&self, kind: ErrorKind) -> Error {
+        let mechanism = self.mechanism();
+        let cause = Some(Errno::AGAIN.into());
+        let call = mechanism.system_call();
+        self.engine.error(kind, mechanism, call, cause)
+    }
+
     /// Returns how many bytes the socket has accepted.
-    #[cfg(feature = "tokio")]
     pub(crate) fn bytes(&self) -> u64 {
         self.engine.report().bytes()
     }

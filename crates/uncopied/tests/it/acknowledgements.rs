@@ -5,11 +5,11 @@ use std::io::Read;
 use std::thread;
 use std::time::Duration;
 
-use uncopied::{Mechanism, SendOptions};
+use uncopied::{ErrorKind, Mechanism, SendOptions};
 
 use crate::harness::{
     Family, pattern, pattern_pages, set_nonblocking, small_buffer_sender, unacknowledged_bytes,
-    wait_until,
+    unless_blocked, wait_until,
 };
 
 /// The peer reads little by little. At all times, the number of bytes in flight must be at least
@@ -24,11 +24,10 @@ fn memory_is_in_flight_until_the_peer_has_acknowledged_its_last_byte() {
     set_nonblocking(sender.get_ref());
     let pages = pattern_pages(SEND_BYTES);
     let mut total = 0;
-    loop {
-        let sent = sender.try_send(pages.slice(total % SEND_BYTES..)).unwrap();
-        if sent.bytes() == 0 {
-            break;
-        }
+    while let Some(sent) = unless_blocked(
+        sender.try_send(pages.slice(total % SEND_BYTES..)),
+        ErrorKind::WouldBlock,
+    ) {
         total += sent.bytes() as usize;
     }
     let mut checks = 0;

@@ -244,6 +244,7 @@ fn a_listening_socket_is_not_connected() {
 fn a_transfer_to_a_sink_that_is_not_a_socket_is_an_error() {
     let file = pattern_file(10_000);
     let (_reader, pipe) = std::io::pipe().unwrap();
+    let pipe = OwnedFd::from(pipe);
     for mechanism in [Mechanism::MmapWrite, Mechanism::Copy] {
         let mut transfer = Transfer::new(0, Length::UntilEof, Plan::of(&[mechanism]));
         let error = driver::blocking::run(&mut transfer, &file, &pipe).expect_err("not a socket");

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use uncopied::arena::{PageBuffer, Pages};
-use uncopied::{Error, Mechanism, Report, SendFile, SendOptions, Sender};
+use uncopied::{Error, ErrorKind, Mechanism, Report, SendFile, SendOptions, Sender, Sent};
 
 /// The kind of stream socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,6 +274,22 @@ pub(crate) fn small_buffer_sender(
         Sender::with(socket, options.force_mechanisms(mechanisms)),
         peer,
     )
+}
+
+/// Returns the result of a call that must not wait, or `None` if it would have had to wait for the
+/// reason `kind`.
+pub(crate) fn unless_blocked(result: Result<Sent, Error>, kind: ErrorKind) -> Option<Sent> {
+    match result {
+        Ok(sent) => {
+            assert!(sent.bytes() > 0, "nothing was sent");
+            Some(sent)
+        }
+        Err(error) if error.kind() == kind => {
+            assert_eq!(error.moved(), 0);
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// Returns how many bytes were written to the socket that the peer has not yet acknowledged

@@ -24,6 +24,9 @@ mod file_mappings;
 /// Files that are not in the page cache.
 mod residency;
 
+/// The types of sockets that can be sent to, and the calls that must not wait.
+mod sockets;
+
 /// Sources that do not support `sendfile`, and sinks that are not stream sockets.
 mod endpoints;
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use uncopied::arena::Pages;
-use uncopied::{LimitAction, Mechanism, SendOptions, Sender};
+use uncopied::tokio::Sender;
+use uncopied::{LimitAction, Mechanism, SendOptions};
 
 use crate::harness::{
     Family, HANG_TIMEOUT, expect_bytes, expect_eof, pattern, pattern_pages, runtime,
@@ -40,7 +41,7 @@ async fn drop_after(polls: usize, mechanism: Mechanism, at_limit: LimitAction) -
     let mut received = Vec::new();
     let mut is_done = false;
     {
-        let mut sending = pin!(sender.send_tokio(pages.clone()));
+        let mut sending = pin!(sender.send(pages.clone()));
         for nth in 0..polls {
             let poll = poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await;
             if let Poll::Ready(sent) = poll {
@@ -64,7 +65,7 @@ async fn drop_after(polls: usize, mechanism: Mechanism, at_limit: LimitAction) -
         received
     });
     let next = pattern_pages(1000);
-    sender.send_tokio(next).await.unwrap();
+    sender.send(next).await.unwrap();
     drop(sender);
     let received = receiver.join().unwrap();
     let bytes = received.len() as u64 - 1000;

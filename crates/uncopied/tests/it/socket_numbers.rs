@@ -8,17 +8,14 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use uncopied::arena::{PageBuffer, Pages};
 use uncopied::policy::Driver;
-use uncopied::{
-    Channel, Completion, Errno, ErrorKind, Mechanism, SendOptions, Sender, Sent, StreamSocket,
-};
+use uncopied::{Channel, Completion, Errno, ErrorKind, Mechanism, SendOptions, Sender, Sent};
 
 use crate::harness::{
     Family, expect_bytes, fill_pattern, in_child, in_forked_child, pattern, pattern_pages,
@@ -286,44 +283,33 @@ fn a_channel_recognises_a_new_socket_with_the_number_of_an_old_one() {
     assert_eq!(sent.report().by(Mechanism::Copy), LONG_BYTES as u64);
 }
 
-/// A socket type of the user's program that does not always return the same socket.
-struct ChangingSocket {
-    sockets: [OwnedFd; 2],
-    is_second: Arc<AtomicBool>,
-}
-
-impl AsFd for ChangingSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.sockets[usize::from(self.is_second.load(Ordering::SeqCst))].as_fd()
-    }
-}
-
-impl StreamSocket for ChangingSocket {}
-
+/// The socket of a sender is replaced by another one, whose descriptor gets the number of the first
+/// one. The sender must notice that, although it does not look at the socket again otherwise.
 #[test]
-fn a_sender_copies_to_a_second_socket() {
-    let (first, mut first_peer) = stalling_pair();
-    let (_other_channel, second, mut second_peer) = channel_in_use();
-    stall(&second);
-    let is_second = Arc::new(AtomicBool::new(false));
-    let socket = ChangingSocket {
-        sockets: [first, second],
-        is_second: Arc::clone(&is_second),
-    };
-    let mut sender = Sender::with(socket, options());
-    let mut long = LongSends::default();
-    for at in [false, true, false] {
-        is_second.store(at, Ordering::SeqCst);
-        if at {
-            let sent = long.send(|pages| sender.send(pages).unwrap());
-            assert_eq!(sent.bytes(), LONG_BYTES as u64);
+fn a_sender_copies_to_a_socket_that_replaces_its_own() {
+    for is_same_number in [false, true] {
+        let (first, mut first_peer) = stalling_pair();
+        let (_other_channel, second, mut second_peer) = channel_in_use();
+        stall(&second);
+        let clone = first.try_clone().unwrap();
+        let mut sender = Sender::with(first, options());
+        sender.send(pattern_pages(SHORT_BYTES)).unwrap();
+        expect_bytes(&mut first_peer, &pattern(SHORT_BYTES));
+        if is_same_number {
+            rustix::io::dup2(&second, sender.get_mut()).unwrap();
         } else {
-            let sent = sender.send(pattern_pages(SHORT_BYTES)).unwrap();
-            assert_eq!(sent.report().by(Mechanism::MsgZerocopy), SHORT_BYTES as u64);
-            expect_bytes(&mut first_peer, &pattern(SHORT_BYTES));
+            *sender.get_mut() = second.try_clone().unwrap();
         }
+        let mut long = LongSends::default();
+        let sent = long.send(|pages| sender.send(pages).unwrap());
+        // The first socket, to which the numbers belong, can be used again.
+        *sender.get_mut() = clone;
+        let short = sender.send(pattern_pages(SHORT_BYTES)).unwrap();
+        let by_msg_zerocopy = short.report().by(Mechanism::MsgZerocopy);
+        assert_eq!(by_msg_zerocopy, SHORT_BYTES as u64);
+        expect_bytes(&mut first_peer, &pattern(SHORT_BYTES));
+        long.overwrite_completed_for(EARLY_NOTIFICATION_TIMEOUT);
+        long.expect_all(&mut second_peer);
+        assert_eq!(sent.report().by(Mechanism::Copy), LONG_BYTES as u64);
     }
-    long.overwrite_completed_for(EARLY_NOTIFICATION_TIMEOUT);
-    long.expect_all(&mut second_peer);
-    assert_eq!(sender.report().by(Mechanism::Copy), LONG_BYTES as u64);
 }

@@ -14,11 +14,11 @@ use std::task::{Context, Poll, RawWaker, RawWakerVTable, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use uncopied::{Completion, Mechanism, SendOptions, SendOutcome, Sender};
+use uncopied::{Completion, ErrorKind, Mechanism, SendOptions, SendOutcome, Sender};
 
 use crate::harness::{
     Family, HANG_TIMEOUT, expect_bytes, pattern, pattern_pages, set_nonblocking,
-    small_buffer_sender, unacknowledged_bytes, wait_until,
+    small_buffer_sender, unacknowledged_bytes, unless_blocked, wait_until,
 };
 
 const SEND_BYTES: usize = 16 << 10;
@@ -101,11 +101,9 @@ impl FullSender {
         // When the socket is full for the first time, the kernel may still be moving queued bytes
         // to the peer, which makes room again. So wait a moment, and fill the socket a second time.
         for _ in 0..2 {
-            loop {
-                let sent = self.sender.try_send(&pages).unwrap();
-                if sent.bytes() == 0 {
-                    break;
-                }
+            while let Some(sent) =
+                unless_blocked(self.sender.try_send(&pages), ErrorKind::WouldBlock)
+            {
                 assert_eq!(sent.report().by(mechanism), sent.bytes(), "{mechanism}");
                 self.sends.push((sent.bytes(), sent.into_completion()));
             }

@@ -66,6 +66,9 @@ const LIMIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// one that earlier steps of the same sink sent to.
 const ANOTHER_SOCKET: Errno = Errno::BADFD;
 
+/// A number that no descriptor has.
+const NO_DESCRIPTOR: RawFd = -1;
+
 /// What is known about a socket that memory is sent to, and the memory that is in flight on it.
 #[derive(Debug)]
 pub(crate) struct MemorySink {
@@ -255,13 +258,32 @@ impl MemorySink {
         let descriptor = sink.as_raw_fd();
         match self.numbered_socket {
             Some(known) if self.descriptor_stays_open && known.descriptor == descriptor => Ok(()),
-            Some(known) if known.cookie == kernel.socket_cookie(sink)? => Ok(()),
+            Some(known) if known.cookie == kernel.socket_cookie(sink)? => {
+                self.numbered_socket = Some(NumberedSocket {
+                    descriptor,
+                    ..known
+                });
+                Ok(())
+            }
             Some(_) => Err(ANOTHER_SOCKET),
             None => {
                 let cookie = kernel.socket_cookie(sink)?;
                 self.numbered_socket = Some(NumberedSocket { descriptor, cookie });
                 Ok(())
             }
+        }
+    }
+
+    /// Makes the next step that needs numbers look the socket up again, because the owner of the
+    /// descriptor may have replaced it. The descriptor of the other socket can even have the same
+    /// number.
+    pub(crate) fn expect_another_socket(&mut self) {
+        if let Some(known) = &mut self.numbered_socket {
+            known.descriptor = NO_DESCRIPTOR;
+        }
+        #[cfg(feature = "tokio")]
+        {
+            self.batch_descriptor = None;
         }
     }
 

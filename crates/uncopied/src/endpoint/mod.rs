@@ -1,5 +1,7 @@
-//! Checks which kind of file or socket a descriptor refers to, and converts ranges of bytes to
-//! offsets and lengths.
+//! The types of sockets, checks of which kind of file or socket a descriptor refers to, and the
+//! conversion of ranges of bytes to offsets and lengths.
+
+mod stream_socket;
 
 use std::net::SocketAddr;
 use std::ops::{Bound, RangeBounds};
@@ -10,6 +12,7 @@ use rustix::io::{Errno, Result};
 use rustix::net::SocketType;
 
 use crate::policy::{Length, SourceKind};
+pub use stream_socket::StreamSocket;
 
 /// Checks that a descriptor is a stream socket, which every mechanism needs: TCP (including
 /// Multipath TCP) or Unix.
