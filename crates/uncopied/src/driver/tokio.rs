@@ -20,8 +20,8 @@ const MAX_STEP_BYTES: u64 = crate::mechanism::MAX_STEP_BYTES as u64;
 
 /// A connected TCP or Unix socket of tokio, or the write half of one.
 ///
-/// Implemented for tokio's `TcpStream` and `UnixStream`, for the owned and the borrowed write halves
-/// into which they can be split, and for references, `Arc` and `Box` of these.
+/// Implemented for tokio's `TcpStream` and `UnixStream`, for the owned and the borrowed write
+/// halves into which they can be split, and for references, `Arc` and `Box` of these.
 ///
 /// This trait is sealed because a step that finds the socket full must clear the readiness that
 /// tokio has recorded for the socket, and only tokio's own socket types can do that.

@@ -39,8 +39,8 @@ use crate::report::Report;
 /// # What else may use the socket
 ///
 /// The socket can be read from at any time, through [`get_ref`](Self::get_ref) or
-/// [`get_mut`](Self::get_mut), and be written to between two sends. Code outside this library must not use `MSG_ZEROCOPY` on it, or read its
-/// error queue.
+/// [`get_mut`](Self::get_mut), and be written to between two sends. Code outside this library must
+/// not use `MSG_ZEROCOPY` on it, change its `SO_ZEROCOPY` option, or read its error queue.
 ///
 /// The kernel numbers the `MSG_ZEROCOPY` sends of a socket, and its notifications refer to these
 /// numbers. So the first sender that uses `MSG_ZEROCOPY` claims the socket. Two kinds of
@@ -168,7 +168,7 @@ impl<S: StreamSocket> Sender<S> {
     }
 
     /// Returns a mutable reference to the socket. If it is replaced by another socket, the sender
-    /// notices that, and copies instead of using `MSG_ZEROCOPY`.
+    /// detects that, and copies instead of using `MSG_ZEROCOPY`.
     pub fn get_mut(&mut self) -> &mut S {
         self.channel.expect_another_socket();
         &mut self.socket

@@ -114,9 +114,9 @@ fn the_same_pages_can_be_sent_again_while_in_flight() {
 }
 
 /// `try_send` must send as many bytes as fit into the socket, and must return their number, so that
-/// the next send can continue after them. If none fit, it must fail with `WouldBlock`. The test makes the socket non-blocking, because
-/// `splice(2)` has no flag that keeps a single call from blocking on the socket
-/// (`SPLICE_F_NONBLOCK` affects only the pipe).
+/// the next send can continue after them. If none fit, it must fail with `WouldBlock`. The test
+/// makes the socket non-blocking, because `splice(2)` has no flag that keeps a single call from
+/// blocking on the socket (`SPLICE_F_NONBLOCK` affects only the pipe).
 #[test]
 fn try_send_sends_what_fits() {
     const PAGES_BYTES: usize = 8 << 20;

@@ -283,8 +283,8 @@ fn a_channel_recognises_a_new_socket_with_the_number_of_an_old_one() {
     assert_eq!(sent.report().by(Mechanism::Copy), LONG_BYTES as u64);
 }
 
-/// The socket of a sender is replaced by another one, whose descriptor gets the number of the first
-/// one. The sender must notice that, although it does not look at the socket again otherwise.
+/// The socket of a sender is replaced by another one, whose descriptor may get the number of the
+/// first one. The sender must detect that, although it does not look at the socket again otherwise.
 #[test]
 fn a_sender_copies_to_a_socket_that_replaces_its_own() {
     for is_same_number in [false, true] {

@@ -40,7 +40,6 @@ fn every_handle_of_a_blocking_socket_can_be_sent_to() {
     assert_sends(&socket, &peer);
     assert_sends(socket.as_fd(), &peer);
     assert_sends(Arc::new(socket.try_clone().unwrap()), &peer);
-    assert_sends(&Arc::new(socket.try_clone().unwrap()), &peer);
     assert_sends(Rc::new(socket.try_clone().unwrap()), &peer);
     assert_sends(Box::new(socket.try_clone().unwrap()), &peer);
     assert_sends(socket, &peer);
@@ -57,9 +56,10 @@ fn an_event_loop_of_mio_sends_and_receives() {
     use mio::{Events, Interest, Poll, Token};
     use uncopied::ErrorKind;
 
-    const SEND_BYTES: usize = 32 << 20;
+    const SEND_BYTES: usize = 4 << 20;
     let (socket, mut peer) = tcp_pair();
     socket.set_nonblocking(true).unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&socket, 64 << 10).unwrap();
     let mut poll = Poll::new().unwrap();
     let mut sender = Sender::new(mio::net::TcpStream::from_std(socket));
     let interests = Interest::READABLE | Interest::WRITABLE;
