@@ -1,12 +1,40 @@
-//! Memory that can be sent without a copy: frozen pages, or part of a region.
+//! Memory that can be sent without a copy: frozen pages, part of a region, or any other bytes that
+//! never change.
 
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
-use super::{Pages, ProtectedCall, RegionPart};
+use super::{Located, Pages, ProtectedCall, RegionPart, locate};
 use crate::sys::Mapped;
 
 /// A handle to bytes that can be sent without a copy. While the handle exists, the memory stays
 /// allocated at the same address.
+///
+/// # Bytes that you already have
+///
+/// [`Bytes`], `Vec<u8>`, `Box<[u8]>`, `Arc<[u8]>`, `String` and `&'static [u8]` are sent from where
+/// they are with `MSG_ZEROCOPY` and `send_zc`, from any address. The library keeps the owner of the
+/// bytes until the kernel is done with them, so dropping the owner may happen later, and in another
+/// thread. `vmsplice` needs [pages](Pages) or a [region](RegionPart): with this mechanism, the
+/// kernel never reports when it is done, and only pages can be withdrawn from use for ever. If it is
+/// forced, other bytes are copied.
+///
+/// ```
+/// use std::sync::Arc;
+/// use uncopied::Memory;
+///
+/// let parts: [Memory; 3] = [
+///     Memory::from(vec![1; 100_000]),
+///     Memory::from(Arc::<[u8]>::from([2; 100_000])),
+///     Memory::from(bytes::Bytes::from_static(b"\r\n")),
+/// ];
+/// ```
+///
+/// Bytes of [pages](Pages) are recognised by their address and sent as such. Bytes of a
+/// [file mapping](super::FileMapping) are copied when the handle is made; to send them without a
+/// copy, send the file.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Memory {
@@ -14,6 +42,73 @@ pub enum Memory {
     Pages(Pages),
     /// A part of a region, which may be overwritten at any time.
     Region(RegionPart),
+    /// Other bytes that never change.
+    Bytes(Bytes),
+}
+
+impl From<Bytes> for Memory {
+    fn from(bytes: Bytes) -> Self {
+        match locate(&bytes) {
+            Some(Located::Pages(pages)) => Self::Pages(pages),
+            // The kernel cannot read these bytes before this process has.
+            Some(Located::File { .. }) => Self::Bytes(Bytes::copy_from_slice(&bytes)),
+            None => Self::Bytes(bytes),
+        }
+    }
+}
+
+impl From<&Bytes> for Memory {
+    fn from(bytes: &Bytes) -> Self {
+        bytes.clone().into()
+    }
+}
+
+impl From<BytesMut> for Memory {
+    fn from(bytes: BytesMut) -> Self {
+        bytes.freeze().into()
+    }
+}
+
+impl From<Vec<u8>> for Memory {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes.into())
+    }
+}
+
+impl From<Box<[u8]>> for Memory {
+    fn from(bytes: Box<[u8]>) -> Self {
+        Self::Bytes(bytes.into())
+    }
+}
+
+impl From<String> for Memory {
+    fn from(text: String) -> Self {
+        Self::Bytes(text.into())
+    }
+}
+
+impl From<Arc<[u8]>> for Memory {
+    fn from(bytes: Arc<[u8]>) -> Self {
+        Self::Bytes(Bytes::from_owner(bytes))
+    }
+}
+
+impl From<&Arc<[u8]>> for Memory {
+    fn from(bytes: &Arc<[u8]>) -> Self {
+        Arc::clone(bytes).into()
+    }
+}
+
+impl From<&'static [u8]> for Memory {
+    fn from(bytes: &'static [u8]) -> Self {
+        Bytes::from_static(bytes).into()
+    }
+}
+
+impl<const LEN: usize> From<&'static [u8; LEN]> for Memory {
+    fn from(bytes: &'static [u8; LEN]) -> Self {
+        Bytes::from_static(bytes).into()
+    }
 }
 
 impl From<Pages> for Memory {
@@ -45,6 +140,7 @@ impl Memory {
         match self {
             Self::Pages(pages) => pages.as_ptr().addr(),
             Self::Region(part) => part.address(),
+            Self::Bytes(bytes) => bytes.as_ptr().expose_provenance(),
         }
     }
 
@@ -52,14 +148,22 @@ impl Memory {
         match self {
             Self::Pages(pages) => pages.len(),
             Self::Region(part) => part.len(),
+            Self::Bytes(bytes) => bytes.len(),
         }
     }
 
     /// Returns the address range of the bytes, to be passed to system calls that read from it.
+    #[allow(unsafe_code)]
     pub(crate) fn mapped(&self) -> Mapped<'_> {
         match self {
             Self::Pages(pages) => pages.mapped(),
             Self::Region(part) => part.mapped(),
+            // SAFETY: the address range is that of a slice, which is readable for as long as `self`
+            // is borrowed. It may lie in a page that other memory shares, but the kernel only reads
+            // the range.
+            Self::Bytes(bytes) => unsafe {
+                Mapped::new(bytes.as_ptr().expose_provenance(), bytes.len())
+            },
         }
     }
 
@@ -73,12 +177,25 @@ impl Memory {
     ///
     /// If a region cannot be protected: the reason, as returned by
     /// [`Region::protection`](super::Region::protection). The memory can then only be copied.
-    /// Frozen pages need no protection, so preparing them never fails.
+    /// Other memory needs no protection, so preparing it never fails.
     pub(crate) fn prepare(&self) -> Result<ZeroCopyCall<'_>, Errno> {
         Ok(match self {
             Self::Pages(pages) => ZeroCopyCall::Pages(pages),
             Self::Region(part) => ZeroCopyCall::Region(part.protect()?),
+            Self::Bytes(bytes) => ZeroCopyCall::Bytes(bytes),
         })
+    }
+
+    /// Whether the page frames can be [gifted](Self::gift): whether they hold nothing but memory of
+    /// this library, which can withdraw them from use.
+    pub(crate) fn is_giftable(&self) -> bool {
+        !matches!(self, Self::Bytes(_))
+    }
+
+    /// Whether the memory can be written to while this handle exists.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_mutable(&self) -> bool {
+        matches!(self, Self::Region(_))
     }
 
     /// Gifts the page frames: they are never written to again. This is needed if an earlier call
@@ -99,14 +216,15 @@ impl Memory {
         match self {
             Self::Pages(pages) => pages.is_permanent(),
             Self::Region(_) => true,
+            Self::Bytes(_) => false,
         }
     }
 
     /// Returns the length, in bytes, of the shortest zero-copy send of this memory that is cheaper
-    /// than a copy. 0 for frozen pages, which set no minimum of their own.
+    /// than a copy. 0 for memory that sets no minimum of its own.
     pub(crate) fn min_bytes(&self) -> usize {
         match self {
-            Self::Pages(_) => 0,
+            Self::Pages(_) | Self::Bytes(_) => 0,
             Self::Region(part) => part.min_bytes(),
         }
     }
@@ -116,6 +234,7 @@ impl Memory {
         match self {
             Self::Pages(pages) => Self::Pages(pages.slice(..len.min(pages.len()))),
             Self::Region(part) => Self::Region(part.slice(..len.min(part.len()))),
+            Self::Bytes(bytes) => Self::Bytes(bytes.slice(..len.min(bytes.len()))),
         }
     }
 
@@ -125,6 +244,7 @@ impl Memory {
         match self {
             Self::Pages(pages) => *pages = pages.slice(..len.min(pages.len())),
             Self::Region(part) => part.shorten(len),
+            Self::Bytes(bytes) => bytes.truncate(len),
         }
     }
 
@@ -133,6 +253,7 @@ impl Memory {
         match self {
             Self::Pages(pages) => Self::Pages(pages.slice(len.min(pages.len())..)),
             Self::Region(part) => Self::Region(part.slice(len.min(part.len())..)),
+            Self::Bytes(bytes) => Self::Bytes(bytes.slice(len.min(bytes.len())..)),
         }
     }
 }
@@ -142,6 +263,7 @@ impl Memory {
 pub(crate) enum ZeroCopyCall<'a> {
     Pages(&'a Pages),
     Region(ProtectedCall<'a>),
+    Bytes(&'a Bytes),
 }
 
 impl ZeroCopyCall<'_> {
@@ -152,6 +274,8 @@ impl ZeroCopyCall<'_> {
         match self {
             Self::Pages(pages) => pages.gift(),
             Self::Region(mut call) => call.gift(bytes),
+            // Such memory cannot be withdrawn from use, only leaked. Nothing gifts it.
+            Self::Bytes(bytes) => std::mem::forget(bytes.clone()),
         }
     }
 }

@@ -101,10 +101,7 @@ impl MemoryTransfer {
     pub(crate) fn can_batch(&self) -> bool {
         self.mechanism() == Mechanism::SendZc
             && !self.rest.is_empty()
-            && self
-                .rest
-                .iter()
-                .all(|part| matches!(part, Memory::Pages(_)))
+            && !self.rest.iter().any(Memory::is_mutable)
     }
 
     /// Does the same as [`step`](Self::step), but in one system call together with the sends of

@@ -56,6 +56,9 @@ mod transfer_cancellation;
 /// of each send.
 mod memory_sizes;
 
+/// Sends of bytes that the program already has: `Bytes`, `Vec<u8>`, `Arc<[u8]>` and others.
+mod memory_owners;
+
 /// Notifications of `MSG_ZEROCOPY` sends: those that the kernel merges, those that it has no memory
 /// for, those between other messages on the error queue, and those that report a copy.
 mod notifications;

@@ -288,7 +288,7 @@ impl MemorySink {
     }
 
     /// Tries once to send with `send_zc`, in the same system call as sends of other connections of
-    /// this thread. Must be called only if all parts are pages. A region would have to stay
+    /// this thread. Must be called only if no part belongs to a region. A region would have to stay
     /// protected during the system call, which cannot be ensured here, because another task may
     /// make that call.
     ///

@@ -13,6 +13,7 @@
 //!
 //! | step | errno | outcome |
 //! |---|---|---|
+//! | before any call | `EINVAL`: the memory is neither pages nor a region | this step is copied |
 //! | protecting a region | any | this step is copied |
 //! | creating the pipe | any (`EMFILE`, `ENFILE`, `ENOMEM`, …) | unsupported |
 //! | enlarging it | any (`EPERM`, `ENOMEM`) | this step is copied |
@@ -109,6 +110,9 @@ impl FilledPipe {
         memory: &Memory,
         context: &LeaseContext<'_>,
     ) -> Result<Self, Outcome> {
+        if !memory.is_giftable() {
+            return Err(Status::CopyOnce(Errno::INVAL).into());
+        }
         let mut pipe = Pipe::wide(kernel).map_err(|error| match error {
             WidePipeError::NoPipe(errno) => Status::Unsupported(errno).in_call("pipe2"),
             WidePipeError::TooNarrow(errno) => Status::CopyOnce(errno).into(),
