@@ -57,7 +57,7 @@ pub struct Error {
 pub enum ErrorKind {
     /// The file ended before the promised length, for example because it was truncated.
     SourceTooShort {
-        /// How many bytes were promised.
+        /// How many bytes were promised, with those of the header and the trailer.
         promised: u64,
     },
     /// The source could not be read.

@@ -18,8 +18,8 @@ use crate::sys::Mapped;
 /// they are with `MSG_ZEROCOPY` and `send_zc`, from any address. The library keeps the owner of the
 /// bytes until the kernel is done with them, so dropping the owner may happen later, and in another
 /// thread. `vmsplice` needs [pages](Pages) or a [region](RegionPart): with this mechanism, the
-/// kernel never reports when it is done, and only pages can be withdrawn from use for ever. If it is
-/// forced, other bytes are copied.
+/// kernel never reports when it is done, and only such memory can be withdrawn from use for ever.
+/// If it is forced, other bytes are copied.
 ///
 /// ```
 /// use std::sync::Arc;

@@ -10,7 +10,11 @@ pub(crate) mod file_to_socket;
 pub(crate) mod memory_to_socket;
 mod pipe;
 
+use std::os::fd::BorrowedFd;
+
 use rustix::io::{Errno, Result};
+
+use crate::sys::Kernel;
 
 /// The most bytes that one step moves, so that one fast peer cannot monopolise an event loop. nginx
 /// uses the same limit (`sendfile_max_chunk 2m`). The limit is also below 0x7ffff000 bytes, the
@@ -98,6 +102,20 @@ fn retry_on_intr<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
             Err(Errno::INTR) => {}
             other => return other,
         }
+    }
+}
+
+/// Moves bytes of this process to a socket with `send(2)`, which copies them. With `more`, the
+/// kernel holds back a partly filled packet.
+pub(crate) fn send_slice(
+    kernel: &impl Kernel,
+    sink: BorrowedFd<'_>,
+    bytes: &[u8],
+    more: bool,
+) -> Outcome {
+    match retry_on_intr(|| kernel.send(sink, bytes, more)) {
+        Ok(sent) => Outcome::moved(sent),
+        Err(errno) => sink_failure(errno).into(),
     }
 }
 

@@ -3,7 +3,9 @@
 use std::ops::RangeBounds;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use bytes::Bytes;
 use rustix::io::Errno;
+use rustix::net::sockopt::{set_tcp_cork, tcp_cork};
 
 use crate::endpoint::{BackwardRange, StreamSocket};
 use crate::error::{Error, ErrorKind};
@@ -72,6 +74,8 @@ pub struct SendFile<'a> {
     range: Result<(u64, Length), BackwardRange>,
     /// The length to use in place of that of the range.
     length: Option<Length>,
+    header: Bytes,
+    trailer: Bytes,
     forced: Option<Plan>,
     force_copy: bool,
 }
@@ -83,6 +87,8 @@ impl<'a> SendFile<'a> {
             file: file.as_fd(),
             range: Ok((0, Length::UntilEof)),
             length: None,
+            header: Bytes::new(),
+            trailer: Bytes::new(),
             forced: None,
             force_copy: false,
         }
@@ -122,6 +128,39 @@ impl<'a> SendFile<'a> {
         }
     }
 
+    /// Sends these bytes before those of the file, in the same packet as the first of them if they
+    /// fit (`MSG_MORE`). The report counts them as copied. FreeBSD's `sendfile(2)` has the same.
+    ///
+    /// ```
+    /// use std::{fs::File, os::unix::net::UnixStream};
+    /// use uncopied::SendFile;
+    ///
+    /// let file = File::open("Cargo.toml")?;
+    /// let (socket, _peer) = UnixStream::pair()?;
+    /// let length = 100_u32;
+    /// let report = SendFile::new(&file)
+    ///     .range(..u64::from(length))
+    ///     .header(length.to_be_bytes().to_vec())
+    ///     .trailer("\r\n")
+    ///     .to(&socket)?;
+    /// assert_eq!(report.bytes(), 106);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn header(mut self, header: impl Into<Bytes>) -> Self {
+        self.header = header.into();
+        self
+    }
+
+    /// Sends these bytes after those of the file. They share a packet with the last of them if they
+    /// fit: [`to`](Self::to) and [`to_tokio`](Self::to_tokio) cork a TCP socket (`TCP_CORK` of
+    /// `tcp(7)`) while they send, unless the program has. The report counts the bytes as copied.
+    ///
+    /// If the file turns out to be too short, the transfer fails, and the trailer is not sent.
+    pub fn trailer(mut self, trailer: impl Into<Bytes>) -> Self {
+        self.trailer = trailer.into();
+        self
+    }
+
     /// Forces these mechanisms, in this order, and no others. If none of them is supported, the
     /// transfer fails. Add [`Mechanism::Copy`] to prevent that. If the list is empty, the
     /// mechanisms are chosen automatically.
@@ -148,6 +187,7 @@ impl<'a> SendFile<'a> {
     /// See [`ErrorKind`]. The error says how many bytes the socket had accepted.
     pub fn to(&self, socket: &impl StreamSocket) -> Result<Report, Error> {
         let mut transfer = self.transfer(socket)?;
+        let _cork = Cork::new(socket.as_fd(), &self.trailer);
         driver::blocking::run(&mut transfer, self.file, socket)?;
         Ok(transfer.into_report())
     }
@@ -169,6 +209,7 @@ impl<'a> SendFile<'a> {
     #[cfg(feature = "tokio")]
     pub async fn to_tokio(&self, socket: &impl driver::tokio::Socket) -> Result<Report, Error> {
         let mut transfer = self.transfer(socket.socket_fd())?;
+        let _cork = Cork::new(socket.socket_fd(), &self.trailer);
         driver::tokio::run(&mut transfer, self.file, socket).await?;
         Ok(transfer.into_report())
     }
@@ -200,10 +241,33 @@ impl<'a> SendFile<'a> {
             Some(forced) if zero_copy_enabled && !self.force_copy => forced,
             _ => plan_file(&input, &Support::of_process()),
         };
-        let mut transfer = Transfer::new(offset, length, plan);
+        let (header, trailer) = (self.header.clone(), self.trailer.clone());
+        let transfer = Transfer::new(offset, length, plan);
+        let mut transfer = transfer.with_header_and_trailer(header, trailer);
         if !zero_copy_enabled {
             transfer.set_switched_off();
         }
         Ok(transfer)
+    }
+}
+
+/// Keeps a TCP socket corked: until this value is dropped, the kernel holds back partly filled
+/// packets, so that the end of the file and the trailer share one. Does nothing for a Unix socket,
+/// and for a socket that the program has corked itself.
+struct Cork<'a>(Option<BorrowedFd<'a>>);
+
+impl<'a> Cork<'a> {
+    fn new(socket: BorrowedFd<'a>, trailer: &Bytes) -> Self {
+        let is_needed = !trailer.is_empty() && tcp_cork(socket) == Ok(false);
+        Self((is_needed && set_tcp_cork(socket, true).is_ok()).then_some(socket))
+    }
+}
+
+impl Drop for Cork<'_> {
+    fn drop(&mut self) {
+        if let Some(socket) = self.0 {
+            // If this fails, what is held back arrives up to 200 ms later.
+            let _ = set_tcp_cork(socket, false);
+        }
     }
 }

@@ -68,8 +68,13 @@ pub(crate) trait Kernel {
     /// `pread(2)`.
     fn read_at(&self, source: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize>;
 
-    /// `send(2)` of a slice.
-    fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize>;
+    /// `send(2)` of a slice. With `more` (`MSG_MORE`), the kernel holds back a partly filled packet,
+    /// so that bytes that follow can fill it.
+    fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8], more: bool) -> Result<usize>;
+
+    /// Sends the partly filled packet that a [`send`](Self::send) with `more` has held back, unless
+    /// the program has corked the socket (`TCP_CORK`).
+    fn push(&self, sink: BorrowedFd<'_>) -> Result<()>;
 
     /// `send(2)` of bytes that are given by address, without blocking. The kernel copies the bytes.
     fn send_memory(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize>;
@@ -170,8 +175,18 @@ impl Kernel for Linux {
         rustix::io::pread(source, buffer, offset)
     }
 
-    fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
-        rustix::net::send(sink, bytes, SendFlags::NOSIGNAL)
+    fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8], more: bool) -> Result<usize> {
+        let mut flags = SendFlags::NOSIGNAL;
+        flags.set(SendFlags::MORE, more);
+        rustix::net::send(sink, bytes, flags)
+    }
+
+    fn push(&self, sink: BorrowedFd<'_>) -> Result<()> {
+        // Removing the cork sends what is held back, even if the socket is not corked (`tcp(7)`).
+        match rustix::net::sockopt::tcp_cork(sink)? {
+            true => Ok(()),
+            false => rustix::net::sockopt::set_tcp_cork(sink, false),
+        }
     }
 
     fn send_memory(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {

@@ -293,10 +293,14 @@ impl Kernel for FaultyKernel {
         )
     }
 
-    fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
+    fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8], more: bool) -> Result<usize> {
         self.moving(CallRecord::new(Call::Send, bytes.len(), 0), |count| {
-            Linux.send(sink, &bytes[..count])
+            Linux.send(sink, &bytes[..count], more)
         })
+    }
+
+    fn push(&self, sink: BorrowedFd<'_>) -> Result<()> {
+        Linux.push(sink)
     }
 
     fn send_memory(&self, sink: BorrowedFd<'_>, bytes: Mapped<'_>) -> Result<usize> {

@@ -55,6 +55,11 @@ impl FallbackEngine {
         }
     }
 
+    /// Adds to the number of bytes that the transfer must move, if that is known exactly.
+    pub(super) fn promise_more(&mut self, bytes: u64) {
+        self.promised = self.promised.map(|promised| promised.saturating_add(bytes));
+    }
+
     /// Returns the mechanism that the next step uses.
     pub(super) fn mechanism(&self) -> Mechanism {
         self.plan.mechanisms()[self.current]
@@ -150,7 +155,8 @@ impl FallbackEngine {
 
     /// Returns the error for a source that ended before the promised number of bytes. `call` is the
     /// system call that found the end.
-    pub(super) fn too_short(&self, promised: u64, call: &'static str) -> Error {
+    pub(super) fn too_short(&self, call: &'static str) -> Error {
+        let promised = self.promised.unwrap_or(0);
         let kind = ErrorKind::SourceTooShort { promised };
         self.error(kind, self.mechanism(), call, None)
     }

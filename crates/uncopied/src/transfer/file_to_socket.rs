@@ -3,10 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use bytes::Bytes;
+
 use super::fallback::{FallbackEngine, Next};
 use crate::error::{Error, ErrorKind};
-use crate::mechanism::Side;
 use crate::mechanism::file_to_socket::{ActiveMechanism, FileStep, MAX_FILE_OFFSET};
+use crate::mechanism::{Side, send_slice};
 use crate::policy::{Length, Mechanism, Plan, Support};
 use crate::report::Report;
 use crate::sys::{Kernel, Linux};
@@ -44,6 +46,13 @@ use crate::sys::{Kernel, Linux};
 pub struct Transfer {
     offset: u64,
     length: Length,
+    /// The bytes that are sent before and after those of the file and that the socket has not
+    /// accepted yet.
+    header: Bytes,
+    trailer: Bytes,
+    is_file_done: bool,
+    /// Whether the kernel holds back a part of the header, to fill a packet with bytes that follow.
+    is_held_back: bool,
     active: ActiveMechanism,
     engine: FallbackEngine,
     support: Support,
@@ -76,10 +85,23 @@ impl Transfer {
         Self {
             offset,
             length,
+            header: Bytes::new(),
+            trailer: Bytes::new(),
+            is_file_done: false,
+            is_held_back: false,
             active: ActiveMechanism::new(engine.mechanism()),
             engine,
             support: Support::none_refused(),
         }
+    }
+
+    /// Adds bytes that are sent before and after those of the file; see
+    /// [`SendFile::header`](crate::SendFile::header). Must be called before the first step.
+    pub(crate) fn with_header_and_trailer(mut self, header: Bytes, trailer: Bytes) -> Self {
+        self.engine
+            .promise_more((header.len() + trailer.len()) as u64);
+        (self.header, self.trailer) = (header, trailer);
+        self
     }
 
     /// Records that every byte is copied because zero-copy sending is switched off.
@@ -87,9 +109,9 @@ impl Transfer {
         self.engine.report_mut().set_switched_off();
     }
 
-    /// Tries once to move bytes, at most 2 MiB. If the socket is non-blocking, this does not wait
-    /// for the socket. It does wait for the disk if the bytes are not in the page cache: see
-    /// [`residency`](crate::residency).
+    /// Tries once to move bytes, at most 2 MiB of the file. If the socket is non-blocking, this does
+    /// not wait for the socket. It does wait for the disk if the bytes are not in the page cache:
+    /// see [`residency`](crate::residency).
     ///
     /// Every step must be given the same source and sink. This is not checked: a step sends
     /// whatever bytes its source has at the [`offset`](Self::offset). SIGPIPE is never raised.
@@ -108,7 +130,85 @@ impl Transfer {
         source: BorrowedFd<'_>,
         sink: BorrowedFd<'_>,
     ) -> Result<Progress, Error> {
-        let remaining = self.remaining();
+        let before = self.engine.report().bytes();
+        let progress = self.step_parts(kernel, source, sink);
+        let progress = progress.map_err(|error| error.recognise_unconnected(sink))?;
+        let moved = self.engine.report().bytes() - before;
+        Ok(match progress {
+            Progress::Moved(_) => Progress::Moved(moved),
+            // The part before the one that is blocked has moved.
+            Progress::Blocked(_) if moved > 0 => Progress::Moved(moved),
+            progress => progress,
+        })
+    }
+
+    /// Moves bytes of the header, the file or the trailer, or of several of them.
+    fn step_parts(
+        &mut self,
+        kernel: &impl Kernel,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+    ) -> Result<Progress, Error> {
+        if !self.header.is_empty() {
+            let is_last = self.trailer.is_empty() && self.length == Length::Exact(0);
+            let mut header = std::mem::take(&mut self.header);
+            let progress = self.step_slice(kernel, sink, &mut header, !is_last);
+            self.header = header;
+            self.is_held_back = !is_last;
+            match progress? {
+                Progress::Done => {}
+                progress => return Ok(progress),
+            }
+        }
+        if !self.is_file_done {
+            match self.step_file(kernel, source, sink)? {
+                Progress::Done => self.is_file_done = true,
+                progress => return Ok(progress),
+            }
+        }
+        if !self.trailer.is_empty() {
+            let mut trailer = std::mem::take(&mut self.trailer);
+            let progress = self.step_slice(kernel, sink, &mut trailer, false);
+            self.trailer = trailer;
+            self.is_held_back = false;
+            return progress;
+        }
+        if self.is_held_back {
+            // Nothing followed the header. If this fails, the header arrives up to 200 ms later.
+            let _ = kernel.push(sink);
+            self.is_held_back = false;
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Moves bytes of the header or the trailer, and removes them from `slice`.
+    fn step_slice(
+        &mut self,
+        kernel: &impl Kernel,
+        sink: BorrowedFd<'_>,
+        slice: &mut Bytes,
+        more: bool,
+    ) -> Result<Progress, Error> {
+        let outcome = send_slice(kernel, sink, slice, more);
+        let moved = outcome.moved;
+        let _ = slice.split_to(moved as usize);
+        let copy = Mechanism::Copy;
+        Ok(
+            match self.engine.process(copy, outcome, &mut self.support)? {
+                Next::Wait(side) => Progress::Blocked(side),
+                _ if slice.is_empty() => Progress::Done,
+                _ => Progress::Moved(moved),
+            },
+        )
+    }
+
+    fn step_file(
+        &mut self,
+        kernel: &impl Kernel,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+    ) -> Result<Progress, Error> {
+        let remaining = self.remaining_of_file();
         if remaining == Some(0) {
             return Ok(Progress::Done);
         }
@@ -123,13 +223,10 @@ impl Transfer {
         };
         let outcome = self.active.step(kernel, step);
         self.offset += outcome.moved;
+        self.is_held_back &= outcome.moved == 0;
         let mechanism = self.mechanism();
-        let next = self
-            .engine
-            .process(mechanism, outcome, &mut self.support)
-            .map_err(|error| error.recognise_unconnected(sink))?;
-        match next {
-            Next::Continue if self.remaining() == Some(0) => Ok(Progress::Done),
+        match self.engine.process(mechanism, outcome, &mut self.support)? {
+            Next::Continue if self.remaining_of_file() == Some(0) => Ok(Progress::Done),
             Next::Continue => Ok(Progress::Moved(outcome.moved)),
             Next::Wait(side) => Ok(Progress::Blocked(side)),
             Next::Ended(call) => self.ended(call),
@@ -147,8 +244,14 @@ impl Transfer {
     fn ended(&self, call: &'static str) -> Result<Progress, Error> {
         match self.length {
             Length::UntilEof => Ok(Progress::Done),
-            Length::Exact(promised) => Err(self.engine.too_short(promised, call)),
+            Length::Exact(_) => Err(self.engine.too_short(call)),
         }
+    }
+
+    /// Returns how many bytes of the file are still to be moved, once the header has been sent.
+    fn remaining_of_file(&self) -> Option<u64> {
+        let remaining = self.engine.remaining()?;
+        Some(remaining.saturating_sub(self.trailer.len() as u64))
     }
 
     /// Returns the error for a driver that failed to wait.
@@ -175,8 +278,8 @@ impl Transfer {
         self.offset
     }
 
-    /// Returns how many bytes are still to be moved, or `None` if the transfer goes up to the end
-    /// of the file.
+    /// Returns how many bytes are still to be moved, with those of the header and the trailer.
+    /// Returns `None` if the transfer goes up to the end of the file.
     #[must_use]
     pub fn remaining(&self) -> Option<u64> {
         self.engine.remaining()

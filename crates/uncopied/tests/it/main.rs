@@ -14,6 +14,9 @@ mod harness;
 /// with every mechanism.
 mod file_sizes;
 
+/// Files that are sent with a header and a trailer.
+mod file_header;
+
 /// Files that shrink or grow while they are sent.
 mod file_size_changes;
 

@@ -57,7 +57,7 @@ impl Copy {
             return status.in_call("pread");
         }
         let bytes = &self.buffer[self.start..self.end];
-        match retry_on_intr(|| kernel.send(step.sink, bytes)) {
+        match retry_on_intr(|| kernel.send(step.sink, bytes, false)) {
             Ok(0) => Status::Failed(Side::Sink, Errno::IO).into(),
             Ok(moved) => {
                 self.start += moved.min(bytes.len());
