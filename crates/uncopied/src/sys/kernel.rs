@@ -68,8 +68,8 @@ pub(crate) trait Kernel {
     /// `pread(2)`.
     fn read_at(&self, source: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize>;
 
-    /// `send(2)` of a slice. With `more` (`MSG_MORE`), the kernel holds back a partly filled packet,
-    /// so that bytes that follow can fill it.
+    /// `send(2)` of a slice. With `more` (`MSG_MORE`), the kernel holds back a partly filled
+    /// packet, so that bytes that follow can fill it.
     fn send(&self, sink: BorrowedFd<'_>, bytes: &[u8], more: bool) -> Result<usize>;
 
     /// Sends the partly filled packet that a [`send`](Self::send) with `more` has held back, unless

@@ -109,9 +109,9 @@ impl Transfer {
         self.engine.report_mut().set_switched_off();
     }
 
-    /// Tries once to move bytes, at most 2 MiB of the file. If the socket is non-blocking, this does
-    /// not wait for the socket. It does wait for the disk if the bytes are not in the page cache:
-    /// see [`residency`](crate::residency).
+    /// Tries once to move bytes, at most 2 MiB of the file. If the socket is non-blocking, this
+    /// does not wait for the socket. It does wait for the disk if the bytes are not in the page
+    /// cache: see [`residency`](crate::residency).
     ///
     /// Every step must be given the same source and sink. This is not checked: a step sends
     /// whatever bytes its source has at the [`offset`](Self::offset). SIGPIPE is never raised.
