@@ -11,22 +11,16 @@
 //!
 //! # What to use
 //!
-//! - To send a file: [`send_file()`]. It is worthwhile for files of a few KiB or more. Changes to
-//!   the file can still reach the peer after the call: see
-//!   [below](#the-contract-that-zero-copy-drops).
-//! - To send a file with options, such as forced mechanisms: [`SendFile`]. To send a file from your
-//!   own event loop: [`Transfer`].
-//! - To send memory: [`Sender`], for sends of 16 KiB or more to another machine. The memory cannot
-//!   be reused until the send's [`Completion`] reports that the kernel is done with it.
-//! - To send the same memory many times: pages that are [frozen
-//!   permanently](arena::PageBuffer::freeze_permanently), for sends of 64 KiB or more, to any peer.
-//!   This does not pay for memory that is sent once, because every buffer then needs new pages, and
-//!   new pages cost more than a copy.
-//! - To send memory that must stay writable while it is in flight: a [`Region`](arena::Region), for
-//!   sends of 2 MiB or more. Regions need huge pages.
-//! - To send memory over a socket that another I/O object owns: [`Channel`].
-//! - To do any of this on tokio: the module `uncopied::tokio`, which has functions and types of the
-//!   same names. They take tokio's sockets, and those of this module do not.
+//! | you have | use | it pays from | beware |
+//! |---|---|---|---|
+//! | a file | [`send_file()`], [`SendFile`] for options | a few KiB | [later changes](#the-contract-that-zero-copy-drops) to the file can still reach the peer |
+//! | memory that is sent once, to another machine | [`Sender`] | 16 KiB | the memory is not free until the [`Completion`] says so |
+//! | memory that is sent many times and never changes | [permanent pages](arena::PageBuffer::freeze_permanently) and a [`Sender`] | 64 KiB, for any peer | for memory that is sent once, new pages cost more than a copy |
+//! | memory that changes while it is in flight | a [`Region`](arena::Region) and a [`Sender`] | 2 MiB | needs huge pages; bytes that are rewritten before each send are better copied |
+//! | a socket that another object owns | [`Channel`] | as for a [`Sender`] | you wait for the socket |
+//! | an event loop of your own | [`Transfer`], [`Sender::try_send`] | as above | you wait for the socket |
+//! | a socket of tokio | the module `uncopied::tokio`: the same names, with `async` | as above | dropping a future ends the send |
+//! | hyper or axum | the crate `uncopied-http` | 16 KiB | layers that change the bytes, such as compression, copy them |
 //!
 //! For anything else, an ordinary write is best.
 //!
@@ -46,11 +40,11 @@
 //! # Memory
 //!
 //! The kernel may read the memory of a zero-copy send until the peer has acknowledged the bytes.
-//! Such memory comes from the [`arena`]: it is either [pages](arena::Pages), which are immutable
-//! once they are filled, or a [region](arena::Region), which may be overwritten at any time. Each
-//! send by a [`Sender`] returns a [`Completion`], which reports when the kernel is done with the
-//! memory, and whether the kernel copied it after all. The memory stays allocated until then, even
-//! if the sender, the completion or the socket is dropped.
+//! Such [`Memory`] is either immutable, such as `Bytes`, a `Vec<u8>` that the library owns from
+//! then on, or [pages](arena::Pages) that were filled before; or it is a [region](arena::Region),
+//! which may be overwritten at any time. Each send by a [`Sender`] returns a [`Completion`], which
+//! reports when the kernel is done with the memory, and whether the kernel copied it after all. The
+//! memory stays allocated until then, even if the sender, the completion or the socket is dropped.
 //!
 //! # The contract that zero copy drops
 //!

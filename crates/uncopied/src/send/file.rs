@@ -152,7 +152,7 @@ impl<'a> SendFile<'a> {
     }
 
     /// Sends these bytes after those of the file. They share a packet with the last of them if they
-    /// fit: [`to`](Self::to) and [`to_tokio`](Self::to_tokio) cork a TCP socket (`TCP_CORK` of
+    /// fit: [`to`](Self::to) and `to_tokio` cork a TCP socket (`TCP_CORK` of
     /// `tcp(7)`) while they send, unless the program has. The report counts the bytes as copied.
     ///
     /// If the file turns out to be too short, the transfer fails, and the trailer is not sent.
