@@ -245,6 +245,8 @@ fn use_the_arena_once() {
     let mut buffers = [1, SEND_BYTES, POOLED_BYTES].map(|len| PageBuffer::zeroed(len).unwrap());
     buffers.iter_mut().for_each(|buffer| buffer.fill(1));
     assert!(Region::new(1).is_ok());
+    let mapping = FileMapping::new(Arc::new(pattern_file(5000)), 0..5000).unwrap();
+    assert!(mapping.bytes()[..] == pattern(5000), "wrong bytes");
     for mechanism in [Mechanism::MsgZerocopy, Mechanism::Vmsplice] {
         let (mut sender, mut peer) = sender(Family::Tcp, &[mechanism], SendOptions::default());
         let sent = sender.send(pattern_pages(SEND_BYTES)).unwrap();
