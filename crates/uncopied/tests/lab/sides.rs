@@ -1,0 +1,37 @@
+//! Runs the two sides of a test, one in each guest.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::LazyLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::harness::HANG_TIMEOUT;
+
+const PORT: u16 = 7000;
+
+/// Stays open between the tests, so that a connection that guest 1 makes early is not refused.
+static LISTENER: LazyLock<TcpListener> =
+    LazyLock::new(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap());
+
+/// Runs `sending` in guest 1 and `receiving` in guest 2, each with its end of a TCP connection.
+pub(crate) fn two_sides(sending: impl FnOnce(TcpStream), receiving: impl FnOnce(TcpStream)) {
+    let variable = |name| std::env::var(name).expect("this program is run by lab/test");
+    if variable("UNCOPIED_LAB_GUEST") == "1" {
+        let peer: Ipv4Addr = variable("UNCOPIED_LAB_PEER").parse().unwrap();
+        sending(connect((peer, PORT).into()));
+    } else {
+        receiving(LISTENER.accept().unwrap().0);
+    }
+}
+
+/// Connects to the other guest, which may still be booting, or be in an earlier test.
+fn connect(peer: SocketAddr) -> TcpStream {
+    let began = Instant::now();
+    loop {
+        match TcpStream::connect(peer) {
+            Ok(socket) => return socket,
+            Err(error) => assert!(began.elapsed() < HANG_TIMEOUT, "{error}"),
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
