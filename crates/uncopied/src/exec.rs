@@ -12,7 +12,9 @@ use rustix::process::{parent_process_death_signal, set_parent_process_death_sign
 /// sends in flight. If it succeeds, it does not return.
 ///
 /// The bytes that sockets have accepted still reach their peers. The new program has the same
-/// process ID, and inherits what it would inherit from [`CommandExt::exec`].
+/// process ID, and inherits what it would inherit from [`CommandExt::exec`]. If a peer has
+/// still not acknowledged the bytes after five minutes, the kernel logs a warning, as it also does
+/// after the end of a process. This matters only if `kernel.panic_on_warn` is set.
 ///
 /// # Why this function exists
 ///
