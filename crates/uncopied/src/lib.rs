@@ -46,6 +46,9 @@
 //! reports when the kernel is done with the memory, and whether the kernel copied it after all. The
 //! memory stays allocated until then, even if the sender, the completion or the socket is dropped.
 //!
+//! A program that sends memory, and then replaces itself with another program, should do so with
+//! [`exec()`]: `execve(2)` may wait for the peers.
+//!
 //! # The contract that zero copy drops
 //!
 //! This section is about files. `write(2)` sends the bytes as they are at the time of the call.
@@ -81,6 +84,7 @@ pub mod arena;
 pub mod driver;
 mod endpoint;
 mod error;
+mod exec;
 mod in_flight;
 mod mechanism;
 pub mod policy;
@@ -97,6 +101,7 @@ mod uring;
 pub use arena::Memory;
 pub use endpoint::StreamSocket;
 pub use error::{Error, ErrorKind};
+pub use exec::exec;
 pub use in_flight::{
     Completion, DEFAULT_PROCESS_IN_FLIGHT_LIMIT, DEFAULT_SENDER_IN_FLIGHT_LIMIT, FreeReason,
     LimitAction, SendOutcome, in_flight_bytes, set_process_in_flight_limit,

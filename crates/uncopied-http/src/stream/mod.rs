@@ -43,7 +43,8 @@ use page_send::PageSender;
 ///
 /// A file's bytes may change until the peer has received them; see [`uncopied`]. Pages are frozen,
 /// and are kept for as long as the kernel reads them, even if the body, this stream, or the whole
-/// runtime is dropped.
+/// runtime is dropped. If the program replaces itself with another one while pages are sent, it
+/// should call [`uncopied::exec()`], because `execve(2)` may wait for the peers.
 pub struct Stream {
     socket: ConnectionSocket,
     options: StreamOptions,

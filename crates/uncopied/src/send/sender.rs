@@ -68,6 +68,14 @@ use crate::report::Report;
 /// this process, the library resets the connection, so that the peer cannot keep the memory in
 /// flight. If the program has no access to `/proc`, the library cannot see whether there is such a
 /// descriptor. It then assumes that there is none, and resets the connection.
+///
+/// # Exec and exit
+///
+/// While memory is in flight, the process can end, be killed, or run other programs in child
+/// processes. None of that waits for the peer, and the bytes that the socket has accepted still
+/// reach it. To replace the process with another program, use [`exec`](crate::exec()): if
+/// `execve(2)` is called in a thread that has sent memory, it may wait for the peer indefinitely,
+/// and no signal ends the wait.
 pub struct Sender<S> {
     channel: Channel,
     socket: S,

@@ -353,7 +353,7 @@ const CHILD_ENV: &str = "UNCOPIED_TEST_CHILD";
 /// which then runs `body`. A test can call this function only once, because the child would run the
 /// bodies of all calls in the same process.
 pub(crate) fn in_child(name: &str, configure: impl FnOnce(&mut Command), body: impl FnOnce()) {
-    if std::env::var_os(CHILD_ENV).is_some_and(|child| child == name) {
+    if is_child(name) {
         return body();
     }
     run_in_child(
@@ -363,12 +363,23 @@ pub(crate) fn in_child(name: &str, configure: impl FnOnce(&mut Command), body: i
     );
 }
 
-/// Runs the test `name` in the child process that the command `child` starts, and asserts that the
-/// test passes. Prints the child's lines about skipped tests.
-fn run_in_child(mut child: Command, name: &str, configure: impl FnOnce(&mut Command)) {
+/// Whether this process is a child that runs the test `name`.
+pub(crate) fn is_child(name: &str) -> bool {
+    std::env::var_os(CHILD_ENV).is_some_and(|child| child == name)
+}
+
+/// Makes the command `child`, which starts this test binary, run the test `name` only, in a process
+/// that [`is_child`] recognises.
+pub(crate) fn run_only(child: &mut Command, name: &str) {
     child
         .args([name, "--exact", "--show-output", "--test-threads=1"])
         .env(CHILD_ENV, name);
+}
+
+/// Runs the test `name` in the child process that the command `child` starts, and asserts that the
+/// test passes. Prints the child's lines about skipped tests.
+fn run_in_child(mut child: Command, name: &str, configure: impl FnOnce(&mut Command)) {
+    run_only(&mut child, name);
     configure(&mut child);
     let Output {
         status,
@@ -419,7 +430,7 @@ pub(crate) fn in_forked_child(body: impl FnOnce()) {
 /// The namespace's only interface is `lo`, which is down. If the machine does not allow creating
 /// the namespace, the test is skipped.
 pub(crate) fn in_network_namespace(name: &str, body: impl FnOnce()) {
-    if std::env::var_os(CHILD_ENV).is_some_and(|child| child == name) {
+    if is_child(name) {
         return body();
     }
     let unshare = || {

@@ -81,6 +81,9 @@ mod sender_dropped;
 /// Sends in flight when the process forks.
 mod fork;
 
+/// Sends in flight when the process is replaced by another program, starts one, or ends.
+mod exec;
+
 /// Sends that must be copied: with `MSG_ZEROCOPY`, they would shift the numbers by which the kernel
 /// identifies the sends of another sender.
 mod socket_numbers;

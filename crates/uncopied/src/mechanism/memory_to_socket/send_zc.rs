@@ -62,9 +62,16 @@
 //!   concurrent sends.
 //! - The kernel posts a notification the next time that the sending thread enters the kernel. If
 //!   the thread is in `epoll_wait(2)`, the notification interrupts that call with `EINTR`.
-//! - `execve(2)` in the sending process waits until all notifications have arrived: with a peer
-//!   that began to read only after 4 s, the call took 4 s. `exit(3)` does not wait, and neither
-//!   does running a program in a child process.
+//! - `execve(2)` waits until the notifications of all sends that the calling thread has made have
+//!   arrived: with a peer that began to read only after 4 s, the call took 4 s. A signal does not
+//!   end the wait: even after SIGKILL, the thread keeps waiting, in a loop that occupies a CPU.
+//!   `execve(2)` in another thread does not wait (see [`exec`](crate::exec())), and neither does
+//!   the end of a thread or of the process, or running a program in a child process.
+//! - If a process has ended or replaced itself with another program, and a notification has still
+//!   not arrived five minutes later, the kernel logs a warning about the ring
+//!   (`io_ring_exit_work`), once until the next boot. A peer that does not read can cause this:
+//!   Linux 6.12 ended such a connection almost 6 minutes after the process had exited. The
+//!   warning is harmless, unless `kernel.panic_on_warn` is set.
 //! - Registered buffers are not used. They would save taking page references for each send, but a
 //!   registered address keeps referring to the page frames that it had when it was registered. The
 //!   arena returns frames to the kernel and later gets new ones for the same address, but the ring
