@@ -1,10 +1,9 @@
 //! A regular file that is open for serving.
 
-use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags};
@@ -44,18 +43,38 @@ enum Content {
     Memory(Bytes),
     File {
         file: Arc<File>,
-        /// The mapping of the whole file, created on first use. The inner `None` means that the
-        /// file could not be mapped. Files longer than [`MAPPING_WINDOW_BYTES`] do not use this
-        /// field.
-        mapped: OnceLock<Option<MappedFile>>,
+        /// The mapping of the whole file. Files longer than [`MAPPING_WINDOW_BYTES`] do not use
+        /// this field.
+        mapped: Mutex<MappingState>,
         /// Whether bytes were missing when code read a mapping of this file.
         missing_bytes: MissingBytes,
     },
 }
 
+#[derive(Debug)]
+enum MappingState {
+    /// The file has not been mapped yet.
+    Unmapped,
+    Mapped(MappedFile),
+    /// This process cannot map files.
+    Refused,
+}
+
+/// A mapping is replaced by a new one once code has read this many bytes of it, because what was
+/// read takes up memory for as long as the mapping exists.
+const READ_MAX_BYTES: usize = 4 << 20;
+
 /// A mapping, and a `Bytes` that covers all of it.
 #[derive(Clone, Debug)]
 struct MappedFile(FileMapping, Bytes);
+
+impl MappedFile {
+    /// Whether new responses can use the mapping: code has not read too much of it, and it was not
+    /// inherited from a process that has forked this one.
+    fn is_usable(&self) -> bool {
+        self.0.read_bytes() < READ_MAX_BYTES && self.0.is_of_this_process()
+    }
+}
 
 /// The maximum number of attempts at reading a file into memory. An attempt fails if the file
 /// changes while being read.
@@ -106,7 +125,7 @@ impl OpenFile {
             if stat.len() > limit {
                 let content = Content::File {
                     file,
-                    mapped: OnceLock::new(),
+                    mapped: Mutex::new(MappingState::Unmapped),
                     missing_bytes: MissingBytes::default(),
                 };
                 return Ok(Self { stat, content });
@@ -159,7 +178,7 @@ impl OpenFile {
     /// bytes of it.
     pub(crate) fn mapped(&self, range: &Range<u64>, watch: &FrameWatch) -> Option<Bytes> {
         let mapped = self.mapping(range.start)?;
-        let MappedFile(mapping, bytes) = &*mapped;
+        let MappedFile(mapping, bytes) = &mapped;
         let start = mapping.offset();
         let end = range.end.min(start + mapping.len() as u64);
         let bytes = bytes.slice((range.start - start) as usize..(end - start) as usize);
@@ -168,7 +187,7 @@ impl OpenFile {
     }
 
     /// Returns the mapping that contains the byte at `offset`.
-    fn mapping(&self, offset: u64) -> Option<Cow<'_, MappedFile>> {
+    fn mapping(&self, offset: u64) -> Option<MappedFile> {
         let Content::File {
             file,
             mapped,
@@ -184,17 +203,35 @@ impl OpenFile {
             return None;
         }
         let map = |range| {
-            let file = Arc::clone(file);
-            let mapping = FileMapping::with_record(file, range, missing_bytes).ok()?;
+            let mapping = FileMapping::with_record(Arc::clone(file), range, missing_bytes)?;
             let bytes = mapping.bytes();
-            Some(MappedFile(mapping, bytes))
+            io::Result::Ok(MappedFile(mapping, bytes))
         };
-        if len <= MAPPING_WINDOW_BYTES {
-            let mapped = mapped.get_or_init(|| map(0..len));
-            return mapped.as_ref().map(Cow::Borrowed);
+        if len > MAPPING_WINDOW_BYTES {
+            let start = offset / MAPPING_WINDOW_BYTES * MAPPING_WINDOW_BYTES;
+            return map(start..len.min(start + MAPPING_WINDOW_BYTES)).ok();
         }
-        let start = offset / MAPPING_WINDOW_BYTES * MAPPING_WINDOW_BYTES;
-        map(start..len.min(start + MAPPING_WINDOW_BYTES)).map(Cow::Owned)
+        // A poisoned lock may still be used: each change is a single assignment.
+        let mut state = mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            MappingState::Refused => return None,
+            MappingState::Mapped(mapped) if mapped.is_usable() => return Some(mapped.clone()),
+            MappingState::Mapped(_) | MappingState::Unmapped => {}
+        }
+        match map(0..len) {
+            Ok(mapped) => {
+                *state = MappingState::Mapped(mapped.clone());
+                Some(mapped)
+            }
+            Err(error) => {
+                let errno = Errno::from_io_error(&error);
+                // With another errno, the process may just have too many descriptors or mappings.
+                if matches!(errno, Some(Errno::PERM | Errno::NOSYS)) {
+                    *state = MappingState::Refused;
+                }
+                None
+            }
+        }
     }
 
     /// Whether the bytes of `wanted` are in the page cache. Checks at most the first 2 MiB of them.

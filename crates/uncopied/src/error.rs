@@ -90,12 +90,17 @@ pub enum ErrorKind {
     /// this, such as [`Sender::try_send`](crate::Sender::try_send).
     WouldBlock,
     /// No more bytes may be in flight, and the sender's [`LimitAction`](crate::LimitAction) is to
-    /// wait. Try again once an earlier send is complete. Only calls that must not wait return this.
+    /// wait. Try again once an earlier send is complete: await its
+    /// [`Completion`](crate::Completion), not the socket, which may be writable. Only calls that
+    /// must not wait return this.
     InFlightLimit,
     /// Writing to the socket failed for another reason.
     Sink,
     /// The sink is not a stream socket.
     NotAStreamSocket,
+    /// The memory to send belongs to a [`FileMapping`](crate::arena::FileMapping), so the kernel
+    /// cannot read it. Send the file instead.
+    MappedFile,
     /// No mechanism of the plan is supported here. This happens only with forced mechanisms that do
     /// not include `copy`, because `copy` is always supported.
     Unsupported,
@@ -242,6 +247,10 @@ impl Error {
                 f,
                 "the sink is not a stream socket: connect a TCP or Unix stream"
             ),
+            ErrorKind::MappedFile => write!(
+                f,
+                "the bytes are those of a mapped file: send the file instead"
+            ),
             ErrorKind::Unsupported => write!(
                 f,
                 "no mechanism of the plan is supported here, after {moved} bytes: \
@@ -280,9 +289,13 @@ impl From<Error> for io::Error {
             ErrorKind::TimedOut => io::ErrorKind::TimedOut,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             ErrorKind::NotConnected => io::ErrorKind::NotConnected,
-            ErrorKind::WouldBlock | ErrorKind::InFlightLimit => io::ErrorKind::WouldBlock,
+            ErrorKind::WouldBlock => io::ErrorKind::WouldBlock,
+            // Not `WouldBlock`, which would make tokio wait for the socket to become writable,
+            // although it is.
+            ErrorKind::InFlightLimit => io::ErrorKind::ResourceBusy,
             ErrorKind::SourceNotSeekable
             | ErrorKind::NotAStreamSocket
+            | ErrorKind::MappedFile
             | ErrorKind::RangeEndsBeforeStart { .. }
             | ErrorKind::LengthContradictsRange { .. } => io::ErrorKind::InvalidInput,
             ErrorKind::Source | ErrorKind::Sink | ErrorKind::PeerClosed => error

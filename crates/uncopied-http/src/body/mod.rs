@@ -53,6 +53,11 @@ use passthrough::{PassthroughProof, mark_frame};
 /// see [`FileMapping`](uncopied::arena::FileMapping#reading-the-bytes). Use
 /// [`buffered`](Self::buffered) bodies with such a layer. If the layer reads bytes that are missing
 /// because the file was truncated, the connection is closed before the response is complete.
+///
+/// A layer that *keeps* frames, to send them again or to write them to a file, as a cache does,
+/// must get [`buffered`](Self::buffered) bodies. The kept frames would be slices of the mapped
+/// file: they read as zeroes if the file has been truncated, and a system call such as `write(2)`
+/// fails with `EFAULT` unless code has read them before.
 #[derive(Debug, Default)]
 pub struct FileBody {
     part: Option<BodyPart>,

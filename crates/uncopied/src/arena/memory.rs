@@ -33,8 +33,8 @@ use crate::sys::Mapped;
 /// ```
 ///
 /// Bytes of [pages](Pages) are recognised by their address and sent as such. Bytes of a
-/// [file mapping](super::FileMapping) are copied when the handle is made; to send them without a
-/// copy, send the file.
+/// [file mapping](super::FileMapping) cannot be sent as memory: a send of them fails with
+/// [`ErrorKind::MappedFile`](crate::ErrorKind::MappedFile). Send the file instead.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Memory {
@@ -50,9 +50,7 @@ impl From<Bytes> for Memory {
     fn from(bytes: Bytes) -> Self {
         match locate(&bytes) {
             Some(Located::Pages(pages)) => Self::Pages(pages),
-            // The kernel cannot read these bytes before this process has.
-            Some(Located::File { .. }) => Self::Bytes(Bytes::copy_from_slice(&bytes)),
-            None => Self::Bytes(bytes),
+            Some(Located::File { .. }) | None => Self::Bytes(bytes),
         }
     }
 }
@@ -186,6 +184,15 @@ impl Memory {
         })
     }
 
+    /// Whether these are bytes of a file mapping, which the kernel cannot read before this process
+    /// has.
+    pub(crate) fn is_of_a_file(&self) -> bool {
+        match self {
+            Self::Bytes(bytes) => is_of_a_file(bytes),
+            Self::Pages(_) | Self::Region(_) => false,
+        }
+    }
+
     /// Whether the page frames can be [gifted](Self::gift): whether they hold nothing but memory of
     /// this library, which can withdraw them from use.
     pub(crate) fn is_giftable(&self) -> bool {
@@ -256,6 +263,11 @@ impl Memory {
             Self::Bytes(bytes) => Self::Bytes(bytes.slice(len.min(bytes.len())..)),
         }
     }
+}
+
+/// Whether `bytes` belong to a [file mapping](super::FileMapping).
+pub(crate) fn is_of_a_file(bytes: &[u8]) -> bool {
+    matches!(locate(bytes), Some(Located::File { .. }))
 }
 
 /// Memory that is prepared for a zero-copy call. This value must exist until the call has returned.

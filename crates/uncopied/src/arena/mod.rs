@@ -35,6 +35,7 @@ mod space;
 
 pub use mapping::{FileMapping, MissingBytes};
 pub use memory::Memory;
+pub(crate) use memory::is_of_a_file;
 pub use pages::{PageBuffer, Pages};
 use region::ProtectedCall;
 pub use region::{Protection, Region, RegionMut, RegionPart};

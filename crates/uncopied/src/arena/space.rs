@@ -159,9 +159,14 @@ impl AddressSpace {
     }
 
     /// Allocates at least `len` bytes of memory that can be read but not written, in whole
-    /// granules. Nothing has been read from it or written to it yet.
-    pub(super) fn allocate_readable(&'static self, len: usize) -> Result<Granules> {
+    /// granules. Calls `prepare` with the granules before they can be read.
+    pub(super) fn allocate_readable(
+        &'static self,
+        len: usize,
+        prepare: impl FnOnce(&Granules) -> Result<()>,
+    ) -> Result<Granules> {
         let granules = self.allocate_addresses(len)?;
+        prepare(&granules)?;
         // SAFETY: as in `allocate`.
         #[allow(unsafe_code)]
         unsafe {

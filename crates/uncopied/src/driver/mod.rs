@@ -2,4 +2,4 @@
 
 pub mod blocking;
 #[cfg(feature = "tokio")]
-pub mod tokio;
+pub(crate) mod tokio;

@@ -201,13 +201,14 @@ pub(crate) async fn send(
     }
 }
 
-/// If the bytes of the next step are not in the page cache, has tokio's blocking pool read them.
+/// If the file's bytes of the next step are not in the page cache, has tokio's blocking pool read
+/// them.
 async fn prefetch_if_uncached(source: BorrowedFd<'_>, transfer: &Transfer) {
     let offset = transfer.offset();
     let len = transfer
-        .remaining()
+        .remaining_of_file()
         .map_or(MAX_STEP_BYTES, |left| left.min(MAX_STEP_BYTES));
-    if residency::is_resident(source, offset, len) {
+    if len == 0 || residency::is_resident(source, offset, len) {
         return;
     }
     // Duplicate the descriptor for the thread that reads. If that fails, skip the read: the step

@@ -11,7 +11,14 @@ use std::sync::Arc;
 /// passed as a `BorrowedFd`: `socket.as_fd()`.
 ///
 /// Not implemented for tokio's sockets: waiting for one with `poll(2)` would hang the runtime. Use
-/// the module `uncopied::tokio` for them.
+/// the module `uncopied::tokio` for them, and do not pass their `BorrowedFd` here.
+///
+/// ```
+/// fn blocking(file: &std::fs::File, socket: std::net::TcpStream) {
+///     let sent = uncopied::send_file(file, .., &socket);
+///     let sender = uncopied::Sender::new(socket);
+/// }
+/// ```
 ///
 /// ```compile_fail,E0277
 /// fn on_tokio(socket: tokio::net::TcpStream) {

@@ -150,9 +150,9 @@ impl Channel {
     /// The socket must be non-blocking, because sending with `vmsplice` would wait for a blocking
     /// one.
     ///
-    /// If the socket accepts only some of the bytes, or none, call this again with exactly the
-    /// rest. The rest is then sent according to the same plan. For any other memory, a new plan is
-    /// made.
+    /// If the socket accepts only some of the bytes, call this again at once with exactly the rest;
+    /// only [`ErrorKind::WouldBlock`] means that it is full. The rest is then sent according to the
+    /// same plan. For any other memory, a new plan is made.
     ///
     /// # Errors
     ///

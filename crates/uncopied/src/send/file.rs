@@ -7,6 +7,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_tcp_cork, tcp_cork};
 
+use crate::arena::is_of_a_file;
 use crate::endpoint::{BackwardRange, StreamSocket};
 use crate::error::{Error, ErrorKind};
 use crate::policy::{
@@ -111,6 +112,14 @@ impl<'a> SendFile<'a> {
     pub fn length(mut self, length: Length) -> Self {
         self.length = Some(length);
         self
+    }
+
+    /// Fails if the kernel cannot read the header or the trailer.
+    fn check_slices(&self) -> Result<(), ErrorKind> {
+        match is_of_a_file(&self.header) || is_of_a_file(&self.trailer) {
+            true => Err(ErrorKind::MappedFile),
+            false => Ok(()),
+        }
     }
 
     /// Returns the offset of the first byte to send, and the number of bytes.
@@ -219,11 +228,13 @@ impl<'a> SendFile<'a> {
     /// # Errors
     ///
     /// - [`ErrorKind::RangeEndsBeforeStart`] and [`ErrorKind::LengthContradictsRange`]
+    /// - [`ErrorKind::MappedFile`] if the header or the trailer is one
     /// - [`ErrorKind::NotAStreamSocket`]
     /// - [`ErrorKind::Source`] if `fstat(2)` of the file fails
     pub fn transfer(&self, socket: impl AsFd) -> Result<Transfer, Error> {
         let (offset, length) = self
-            .offset_and_length()
+            .check_slices()
+            .and_then(|()| self.offset_and_length())
             .map_err(|kind| Error::before_transfer(kind, None, None))?;
         let fail =
             |kind, call, errno: Errno| Error::before_transfer(kind, Some(call), Some(errno.into()));

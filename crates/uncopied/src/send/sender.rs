@@ -11,7 +11,8 @@ use crate::error::Error;
 use crate::policy::Driver;
 use crate::report::Report;
 
-/// Sends memory to a stream socket without copying it: [pages](crate::arena::Pages), or a part of a
+/// Sends memory to a stream socket without copying it: `Bytes`, a `Vec<u8>` or other
+/// [bytes](Memory#bytes-that-you-already-have), [pages](crate::arena::Pages), or a part of a
 /// [region](crate::arena::Region).
 ///
 /// Each send returns as soon as the socket has accepted the bytes. Its
@@ -125,7 +126,9 @@ impl<S: StreamSocket> Sender<S> {
 
     /// Tries once to send these bytes, at most 2 MiB, without waiting, for event loops of your own.
     /// The result says how many bytes the socket accepted, counted from the first. If these are not
-    /// all, call this again with exactly the rest: it is then sent according to the same plan.
+    /// all, call this again at once with exactly the rest, which is then sent according to the same
+    /// plan. Only the error [`WouldBlock`](crate::ErrorKind::WouldBlock) means that the socket is
+    /// full.
     ///
     /// The socket must be non-blocking, because sending with `vmsplice` would wait for a blocking
     /// one.
@@ -147,7 +150,7 @@ impl<S: StreamSocket> Sender<S> {
     /// Processes the notifications that have arrived, and completes the sends that they belong to.
     /// A [`Completion`](crate::Completion) does this itself when it is polled or waited for. The
     /// notifications of `send_zc` arrive in an io_uring ring instead. They are processed by the
-    /// completions of those sends, and on tokio also by a background task.
+    /// completions of those sends, and by the next send of this thread.
     ///
     /// Returns how many sends were completed by the socket's error queue.
     pub fn reap(&self) -> usize {

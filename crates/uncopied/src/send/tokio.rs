@@ -91,8 +91,8 @@ impl<S: Socket> SocketExt for S {}
 /// here, too.
 ///
 /// Since tokio mistakes a notification in the error queue of a socket for a broken connection,
-/// `MSG_ZEROCOPY` is never used. Instead, all senders of a thread share an
-/// io_uring ring, and send with `send_zc`.
+/// `MSG_ZEROCOPY` is never used. Instead, all senders of a thread share an io_uring ring, and send
+/// with `send_zc`.
 ///
 /// ```
 /// use tokio::net::{TcpListener, TcpStream};
@@ -165,10 +165,10 @@ impl<S: Socket> Sender<S> {
     }
 
     /// Tries once to send these bytes, at most 2 MiB, without waiting. The result says how many
-    /// bytes the socket accepted, counted from the first. If these are not all, call this again
-    /// with exactly the rest: it is then sent according to the same plan.
-    ///
-    /// To wait until the socket is writable, call `writable` of the [socket](Self::get_ref).
+    /// bytes the socket accepted, counted from the first. If these are not all, call this again at
+    /// once with exactly the rest, which is then sent according to the same plan. Only the error
+    /// [`WouldBlock`](ErrorKind::WouldBlock) means that the socket is full: to wait until it is
+    /// writable, call `writable` of the [socket](Self::get_ref).
     ///
     /// # Errors
     ///

@@ -248,10 +248,14 @@ impl Transfer {
         }
     }
 
-    /// Returns how many bytes of the file are still to be moved, once the header has been sent.
-    fn remaining_of_file(&self) -> Option<u64> {
-        let remaining = self.engine.remaining()?;
-        Some(remaining.saturating_sub(self.trailer.len() as u64))
+    /// Returns how many bytes of the file are still to be moved, or `None` if it is sent up to its
+    /// end, which has not been reached.
+    pub(crate) fn remaining_of_file(&self) -> Option<u64> {
+        if self.is_file_done {
+            return Some(0);
+        }
+        let around = (self.header.len() + self.trailer.len()) as u64;
+        Some(self.engine.remaining()?.saturating_sub(around))
     }
 
     /// Returns the error for a driver that failed to wait.

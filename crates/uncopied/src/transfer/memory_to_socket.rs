@@ -25,6 +25,8 @@ const MAX_STEP_PARTS: usize = 64;
 pub(crate) struct MemoryTransfer {
     /// The parts that the socket has not accepted. None of them is empty.
     rest: VecDeque<Memory>,
+    /// Whether a part is one that the kernel cannot read.
+    has_file_bytes: bool,
     engine: FallbackEngine,
     tracker: SendTracker,
 }
@@ -48,8 +50,10 @@ impl MemoryTransfer {
     /// Creates a send of `parts`, in this order, that follows `plan`. Nothing is sent yet.
     pub(crate) fn new(parts: impl IntoIterator<Item = Memory>, plan: Plan) -> Self {
         let parts = parts.into_iter().filter(|part| part.len() > 0);
+        let rest: VecDeque<_> = parts.collect();
         Self {
-            rest: parts.collect(),
+            has_file_bytes: rest.iter().any(Memory::is_of_a_file),
+            rest,
             engine: FallbackEngine::new(plan, None),
             tracker: SendTracker::new(),
         }
@@ -71,7 +75,7 @@ impl MemoryTransfer {
         sink: &mut MemorySink,
         socket: BorrowedFd<'_>,
     ) -> Result<MemoryProgress, Error> {
-        self.check_stream_socket(sink)?;
+        self.check(sink)?;
         let parts = self.next_parts();
         if parts.is_empty() {
             return Ok(MemoryProgress::Done);
@@ -81,8 +85,12 @@ impl MemoryTransfer {
             .map_err(|error| error.recognise_unconnected(socket))
     }
 
-    /// Fails if the socket of `sink` is not a stream socket.
-    fn check_stream_socket(&self, sink: &MemorySink) -> Result<(), Error> {
+    /// Fails if the socket of `sink` is not a stream socket, or if the kernel cannot read the
+    /// memory.
+    fn check(&self, sink: &MemorySink) -> Result<(), Error> {
+        if self.has_file_bytes {
+            return Err(Error::before_transfer(ErrorKind::MappedFile, None, None));
+        }
         match sink.not_a_stream {
             None => Ok(()),
             Some(errno) => {
@@ -118,7 +126,7 @@ impl MemoryTransfer {
         sink: &mut MemorySink,
         socket: BorrowedFd<'_>,
     ) -> Result<MemoryProgress, Error> {
-        self.check_stream_socket(sink)?;
+        self.check(sink)?;
         let parts = self.next_parts();
         let outcome = sink.step_in_batch(&self.request(socket, &parts)).await;
         self.process(outcome, &Linux, sink, socket, &parts)

@@ -179,9 +179,11 @@ fn a_dropped_send_leaves_no_cork() {
         socket.set_nonblocking(true).unwrap();
         let socket = tokio::net::TcpStream::from_std(socket).unwrap();
         let send_file = SendFile::new(&file).trailer("tail");
-        let sending = send_file.to_tokio(&socket);
-        let timeout = tokio::time::timeout(HANG_TIMEOUT / 300, sending);
+        let mut sending = Box::pin(send_file.to_tokio(&socket));
+        let timeout = tokio::time::timeout(HANG_TIMEOUT / 300, &mut sending);
         timeout.await.expect_err("the socket is full");
+        assert!(tcp_cork(socket.as_fd()).unwrap());
+        drop(sending);
         assert!(!tcp_cork(socket.as_fd()).unwrap());
     });
 }

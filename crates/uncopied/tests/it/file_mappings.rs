@@ -5,7 +5,10 @@ use std::fs::File;
 use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::mm::MlockAllFlags;
+use rustix::process::{Resource, Rlimit};
 use uncopied::arena::{FileMapping, Located, MissingBytes, Region, locate};
 use uncopied::policy::{Length, Plan};
 use uncopied::{Errno, ErrorKind, Mechanism, Transfer, driver, send_vectored};
@@ -211,6 +214,62 @@ fn many_threads_read_the_same_mapping() {
         });
         assert!(!mapping.missing_bytes().were_read());
     }
+}
+
+/// `mlockall` fills all memory that can be read. If it filled that of a mapping before reads of the
+/// mapping are intercepted, the mapping would consist of zeroes.
+#[test]
+fn locking_all_memory_meanwhile_fills_no_mapping() {
+    in_child(
+        "file_mappings::locking_all_memory_meanwhile_fills_no_mapping",
+        |_| {},
+        || {
+            const MAPPINGS: usize = 30_000;
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(b"content", 0).unwrap();
+            let file = Arc::new(file);
+            let is_done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !is_done.load(Ordering::Relaxed) {
+                        let _ = rustix::mm::mlockall(MlockAllFlags::CURRENT);
+                        rustix::mm::munlockall().unwrap();
+                    }
+                });
+                let is_wrong = |_: &usize| {
+                    let mapping = FileMapping::new(Arc::clone(&file), 0..7).unwrap();
+                    mapping.bytes()[..] != b"content"[..]
+                };
+                let wrong = (0..MAPPINGS).find(is_wrong);
+                is_done.store(true, Ordering::Relaxed);
+                assert_eq!(wrong, None);
+            });
+        },
+    );
+}
+
+/// If the first mapping fails because the process has too many descriptors, a later one must work.
+#[test]
+fn mapping_works_again_after_descriptors_ran_out() {
+    in_child(
+        "file_mappings::mapping_works_again_after_descriptors_ran_out",
+        |_| {},
+        || {
+            let file = Arc::new(pattern_file(5000));
+            let limit = rustix::process::getrlimit(Resource::Nofile);
+            let none = Rlimit {
+                current: Some(3),
+                ..limit
+            };
+            rustix::process::setrlimit(Resource::Nofile, none).unwrap();
+            let error = FileMapping::new(Arc::clone(&file), 0..5000).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(Errno::MFILE.raw_os_error()));
+            rustix::process::setrlimit(Resource::Nofile, limit).unwrap();
+            let mapping = FileMapping::new(file, 0..5000).unwrap();
+            assert_eq!(mapping.bytes()[..], pattern(5000));
+            assert_eq!(mapping.read_bytes(), 8192);
+        },
+    );
 }
 
 /// Any number of mappings, each read and dropped, must leave no memory behind.

@@ -205,6 +205,7 @@ fn a_child_locates_what_it_has_inherited() {
                 for pages in [&pages, &own] {
                     assert!(matches!(locate(&pages[1..]), Some(Located::Pages(_))));
                 }
+                assert!(!mapping.is_of_this_process() && own_mapping.is_of_this_process());
                 for bytes in [mapping.bytes(), own_mapping.bytes()] {
                     let found = locate(&bytes[1..]);
                     assert!(matches!(found, Some(Located::File { offset: 1, .. })));

@@ -231,6 +231,9 @@ fn an_idle_sender_does_not_block_others_at_the_limit_of_the_process() {
             let (mut waiting, mut peer) = limited_sender(LimitAction::Wait, 64 << 20);
             let error = waiting.try_send(pattern_pages(SEND_BYTES)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InFlightLimit, "{error}");
+            // tokio would wait for the socket, which is writable, if this were `WouldBlock`.
+            let kind = std::io::Error::from(error).kind();
+            assert_eq!(kind, std::io::ErrorKind::ResourceBusy);
 
             expect_repeated_pattern(&mut reader, total);
             set_socket_timeout(waiting.get_ref(), Timeout::Send, Some(HANG_TIMEOUT / 4)).unwrap();

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 use bytes::{Bytes, BytesMut};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use uncopied::arena::FileMapping;
-use uncopied::{Errno, ErrorKind, Mechanism, Memory, SendOptions, Sender};
+use uncopied::{Errno, ErrorKind, Mechanism, Memory, SendFile, SendOptions, Sender};
 
 use crate::harness::{
-    FAMILIES, Family, HANG_TIMEOUT, expect_bytes, memory_mechanisms, pattern, pattern_file,
-    pattern_pages, sender, set_nonblocking, small_buffer_sender, unless_blocked, wait_until,
+    FAMILIES, Family, HANG_TIMEOUT, expect_bytes, in_child, memory_mechanisms, pattern,
+    pattern_file, pattern_pages, sender, set_nonblocking, small_buffer_sender, unless_blocked,
+    wait_until,
 };
 
 /// An owner of bytes that counts how many of its kind have been dropped.
@@ -123,83 +124,123 @@ fn send_what_fits(mut sender: Sender<OwnedFd>, bytes: Bytes, mechanism: Mechanis
     accepted
 }
 
-/// Dropping an owner runs code of the program. It may call the library, and may panic: no other
-/// send must suffer from that.
-#[test]
-fn dropping_an_owner_may_call_the_library_and_panic() {
-    struct Nasty {
-        bytes: Vec<u8>,
-        sender: Arc<Mutex<Sender<OwnedFd>>>,
-    }
-    impl AsRef<[u8]> for Nasty {
-        fn as_ref(&self) -> &[u8] {
-            &self.bytes
-        }
-    }
-    impl Drop for Nasty {
-        fn drop(&mut self) {
-            let _ = uncopied::in_flight_bytes();
-            if let Ok(sender) = self.sender.try_lock() {
-                sender.reap();
-            }
-            panic!("the owner panics when it is dropped");
-        }
-    }
-    const LEN: usize = 30_000;
-    for mechanism in [Mechanism::MsgZerocopy, Mechanism::SendZc] {
-        let (sender, mut peer) = sender(Family::Tcp, &[mechanism], SendOptions::default());
-        set_socket_recv_buffer_size(&peer, 16 << 10).unwrap();
-        let sender = Arc::new(Mutex::new(sender));
-        let (mut completions, mut owners) = (Vec::new(), Vec::new());
-        for nth in 0..6 {
-            let mut lock = sender.lock().unwrap();
-            let sent = if nth % 2 == 0 {
-                let bytes = Bytes::from_owner(Nasty {
-                    bytes: pattern(LEN),
-                    sender: Arc::clone(&sender),
-                });
-                owners.push(bytes.clone());
-                lock.send(bytes)
-            } else {
-                lock.send(pattern_pages(LEN))
-            };
-            completions.push(sent.unwrap().into_completion());
-        }
-        // Leave the last handles of the owners whose bytes are in flight to the library. The other
-        // owners would panic in this thread.
-        let mut left = 0;
-        for (owner, completion) in owners.into_iter().zip(completions.iter().step_by(2)) {
-            if completion.outcome().is_none() {
-                drop(owner);
-                left += 1;
-            } else {
-                std::mem::forget(owner);
-            }
-        }
-        assert!(left > 0, "{mechanism}: nothing is in flight");
-        expect_bytes(&mut peer, &pattern(LEN).repeat(6));
-        for completion in completions {
-            let outcome = completion.wait(Some(HANG_TIMEOUT)).unwrap();
-            assert_eq!(outcome.bytes, LEN as u64, "{mechanism}");
-        }
+/// The owner of a test below. Its destructor calls the library, and then panics.
+struct Nasty {
+    bytes: Vec<u8>,
+    sender: Arc<Mutex<Sender<OwnedFd>>>,
+    dropped: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Nasty {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
-/// `Bytes` made of pages are sent as pages. `Bytes` of a file mapping, which the kernel could not
-/// read, are copied.
+impl Drop for Nasty {
+    fn drop(&mut self) {
+        self.dropped.fetch_add(1, Ordering::SeqCst);
+        let _ = uncopied::in_flight_bytes();
+        if let Ok(sender) = self.sender.try_lock() {
+            sender.reap();
+        }
+        panic!("the owner panics when it is dropped");
+    }
+}
+
+/// Dropping an owner runs code of the program. It may call the library, and may panic: no other
+/// send must suffer from that. Runs in a process of its own, because another test could otherwise
+/// process the notifications, and drop the owners, at any time.
+#[test]
+fn dropping_an_owner_may_call_the_library_and_panic() {
+    in_child(
+        "memory_owners::dropping_an_owner_may_call_the_library_and_panic",
+        |_| {},
+        || {
+            for mechanism in [Mechanism::MsgZerocopy, Mechanism::SendZc] {
+                send_bytes_of_nasty_owners(mechanism);
+            }
+        },
+    );
+}
+
+fn send_bytes_of_nasty_owners(mechanism: Mechanism) {
+    const LEN: usize = 30_000;
+    let (sender, mut peer) = sender(Family::Tcp, &[mechanism], SendOptions::default());
+    set_socket_recv_buffer_size(&peer, 16 << 10).unwrap();
+    let sender = Arc::new(Mutex::new(sender));
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let (mut completions, mut owners) = (Vec::new(), Vec::new());
+    for nth in 0..6 {
+        let mut lock = sender.lock().unwrap();
+        let sent = if nth % 2 == 0 {
+            let bytes = Bytes::from_owner(Nasty {
+                bytes: pattern(LEN),
+                sender: Arc::clone(&sender),
+                dropped: Arc::clone(&dropped),
+            });
+            owners.push(bytes.clone());
+            lock.send(bytes)
+        } else {
+            lock.send(pattern_pages(LEN))
+        };
+        completions.push(sent.unwrap().into_completion());
+    }
+    // Leave the last handles of the owners whose bytes are in flight to the library. The other
+    // owners would panic in this thread.
+    let mut left = 0;
+    for (owner, completion) in owners.into_iter().zip(completions.iter().step_by(2)) {
+        if completion.outcome().is_none() {
+            drop(owner);
+            left += 1;
+        } else {
+            std::mem::forget(owner);
+        }
+    }
+    assert!(left > 0, "{mechanism}: nothing is in flight");
+    expect_bytes(&mut peer, &pattern(LEN).repeat(6));
+    for completion in completions {
+        let outcome = completion.wait(Some(HANG_TIMEOUT)).unwrap();
+        assert_eq!(outcome.bytes, LEN as u64, "{mechanism}");
+    }
+    assert_eq!(dropped.load(Ordering::SeqCst), left, "{mechanism}");
+}
+
+/// `Bytes` made of pages are sent as pages. Those of a file mapping, which the kernel cannot read,
+/// are refused, whether the file was truncated or not: if the library read them, it could get
+/// zeroes in place of missing bytes.
 #[test]
 fn bytes_of_the_arena_are_recognised() {
     let pages = pattern_pages(100_000);
     let bytes = Bytes::from(pages.clone()).slice(7..);
     assert!(matches!(Memory::from(bytes), Memory::Pages(pages) if pages.len() == 99_993));
+
     let file = Arc::new(pattern_file(100_000));
-    let mapped = FileMapping::new(file, 0..100_000).unwrap().bytes();
-    for mechanism in [Mechanism::MsgZerocopy, Mechanism::Copy] {
-        let (mut sender, mut peer) = sender(Family::Tcp, &[mechanism], SendOptions::default());
-        let sent = std::thread::scope(|scope| {
-            scope.spawn(|| expect_bytes(&mut peer, &pattern(100_000)));
-            sender.send(&mapped).unwrap()
-        });
-        assert_eq!(sent.report().by(mechanism), 100_000);
+    let mapped = FileMapping::new(Arc::clone(&file), 0..100_000)
+        .unwrap()
+        .bytes();
+    for len in [100_000, 10] {
+        file.set_len(len).unwrap();
+        for mechanism in [Mechanism::MsgZerocopy, Mechanism::Copy] {
+            let (mut sender, _peer) = sender(Family::Tcp, &[mechanism], SendOptions::default());
+            let variant = Memory::Bytes(mapped.slice(5000..));
+            let results = [
+                sender.send(&mapped),
+                sender.send(variant),
+                sender.try_send(&mapped),
+                sender.send_parts([Memory::from(b"head"), Memory::from(&mapped)]),
+            ];
+            for error in results.map(Result::unwrap_err) {
+                assert_eq!((error.kind(), error.moved()), (ErrorKind::MappedFile, 0));
+            }
+            let send_file = SendFile::new(&file);
+            for send_file in [
+                send_file.clone().header(mapped.clone()),
+                send_file.trailer(mapped.clone()),
+            ] {
+                let error = send_file.to(sender.get_ref()).unwrap_err();
+                assert_eq!((error.kind(), error.moved()), (ErrorKind::MappedFile, 0));
+            }
+        }
     }
 }

@@ -313,3 +313,28 @@ fn a_sender_copies_to_a_socket_that_replaces_its_own() {
         assert_eq!(sent.report().by(Mechanism::Copy), LONG_BYTES as u64);
     }
 }
+
+/// Safe code can replace the sockets behind the descriptors of the standard streams, even while a
+/// sender borrows them.
+#[test]
+fn a_sender_detects_that_standard_input_was_replaced() {
+    in_child(
+        "socket_numbers::a_sender_detects_that_standard_input_was_replaced",
+        |_| {},
+        || {
+            let (first, mut first_peer) = stalling_pair();
+            let (_other_channel, second, mut second_peer) = channel_in_use();
+            rustix::stdio::dup2_stdin(&first).unwrap();
+            let mut sender = Sender::with(rustix::stdio::stdin(), options());
+            sender.send(pattern_pages(SHORT_BYTES)).unwrap();
+            expect_bytes(&mut first_peer, &pattern(SHORT_BYTES));
+            rustix::stdio::dup2_stdin(&second).unwrap();
+            stall(&second);
+            let mut long = LongSends::default();
+            let sent = long.send(|pages| sender.send(pages).unwrap());
+            assert_eq!(sent.report().by(Mechanism::Copy), LONG_BYTES as u64);
+            long.overwrite_completed_for(EARLY_NOTIFICATION_TIMEOUT);
+            long.expect_all(&mut second_peer);
+        },
+    );
+}

@@ -12,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use uncopied::policy::{Length, Plan};
-use uncopied::{Mechanism, SendFile, Transfer, driver};
+use uncopied::{Mechanism, SendFile, Transfer};
 
 use crate::harness::{
     Family, assert_all_sent_by, minimize_send_buffer, pattern, pattern_file, receive,
@@ -56,7 +56,7 @@ async fn count_polls<T>(polls: &mut usize, future: impl Future<Output = T>) -> T
 /// Runs one `Transfer` to its end, but drops the future of each run early, alternately at the first
 /// point where it waits and after a short time. No byte may be lost or sent twice.
 async fn run_with_cancellations(
-    socket: &impl driver::tokio::Socket,
+    socket: &impl uncopied::tokio::Socket,
     file: &File,
     mechanism: Mechanism,
 ) {
@@ -64,13 +64,13 @@ async fn run_with_cancellations(
     let mut transfer = Transfer::new(0, length, Plan::of(&[mechanism]));
     let mut cancelled = 0;
     loop {
-        match poll_once(driver::tokio::run(&mut transfer, file, socket)).await {
+        match poll_once(uncopied::tokio::run(&mut transfer, file, socket)).await {
             Some(result) => break result.unwrap(),
             None => cancelled += 1,
         }
         // Vary the time limit, so that the runs are dropped at different points.
         let limit = Duration::from_micros(10 + 37 * (cancelled % 29));
-        let run = driver::tokio::run(&mut transfer, file, socket);
+        let run = uncopied::tokio::run(&mut transfer, file, socket);
         match timeout(limit, run).await {
             Ok(result) => break result.unwrap(),
             Err(_) => cancelled += 1,
@@ -121,7 +121,7 @@ async fn cpu_time_of(future: impl Future) -> Duration {
 
 /// If the peer stops reading, the transfer must sleep after only a few polls.
 ///
-/// Fails if the closure in `driver::tokio::run` does not return `WouldBlock` for a blocked step:
+/// Fails if the closure in `uncopied::tokio::run` does not return `WouldBlock` for a blocked step:
 /// tokio would then still consider the socket writable, and the transfer would be polled about
 /// 100,000 times.
 #[test]

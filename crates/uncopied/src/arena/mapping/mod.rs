@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -42,8 +42,15 @@ use page_reader::PageReader;
 /// read, the page is filled with zeroes, and [`missing_bytes`](Self::missing_bytes) tells so. Code
 /// that uses what it read must check that *afterwards*.
 ///
-/// System calls cannot read pages that were not read before: passing such a page to `write(2)`
-/// fails with `EFAULT`. In a forked child, pages that were not read before the fork read as zeroes.
+/// - Pages that were read take up memory until the mapping is dropped:
+///   [`read_bytes`](Self::read_bytes) says how much.
+/// - One thread reads the pages of all mappings, so a disk that does not respond delays the readers
+///   of every mapping.
+/// - System calls cannot read pages that were not read before: passing such a page to `write(2)`
+///   fails with `EFAULT`. Senders refuse these bytes
+///   ([`ErrorKind::MappedFile`](crate::ErrorKind::MappedFile)).
+/// - In a forked child, pages that were not read before the fork read as zeroes: see
+///   [`is_of_this_process`](Self::is_of_this_process).
 #[derive(Clone, Debug)]
 pub struct FileMapping(Arc<MappedFileRange>);
 
@@ -83,6 +90,8 @@ struct MappedFileRange {
     /// The position in the file at which the mapping begins, in bytes.
     offset: u64,
     missing_bytes: MissingBytes,
+    /// The number of bytes of memory that hold pages of the file.
+    read_bytes: AtomicUsize,
     /// Reads the pages that code accesses.
     page_reader: &'static PageReader,
     /// The set of mechanisms that have failed as unsupported for this file, with one bit per
@@ -120,6 +129,8 @@ impl FileMapping {
     ///   Docker, or this kernel does not have it. Before Linux 5.11, it needs a privilege or the
     ///   sysctl `vm.unprivileged_userfaultfd`.
     /// - `ENOMEM`: no address space is left, or the process has too many mappings.
+    /// - `EMFILE`, `ENFILE` or `EAGAIN`, for the first mapping of a process: it has too many
+    ///   descriptors or threads.
     pub fn new(file: Arc<File>, range: Range<u64>) -> io::Result<Self> {
         Self::with_record(file, range, &MissingBytes::default())
     }
@@ -155,8 +166,8 @@ impl FileMapping {
         // Reading no bytes fails for everything that `page_reader` could not read from.
         rustix::io::pread(&file, &mut [0; 0], range.start)?;
         let page_reader = PageReader::of_this_process()?;
-        let granules = AddressSpace::get()?.allocate_readable(len)?;
-        page_reader.prepare(&granules)?;
+        let prepare = |granules: &Granules| page_reader.prepare(granules);
+        let granules = AddressSpace::get()?.allocate_readable(len, prepare)?;
         let units = 0..(len as u64).div_ceil(Self::RESIDENCY_UNIT_BYTES);
         let mapped = Arc::new_cyclic(|weak_self| MappedFileRange {
             granules,
@@ -164,6 +175,7 @@ impl FileMapping {
             file,
             offset: range.start,
             missing_bytes,
+            read_bytes: AtomicUsize::new(0),
             page_reader,
             refused_mechanisms: AtomicU32::new(0),
             resident_at: units.map(|_| AtomicU64::new(0)).collect(),
@@ -186,6 +198,20 @@ impl FileMapping {
     #[must_use]
     pub fn missing_bytes(&self) -> &MissingBytes {
         &self.0.missing_bytes
+    }
+
+    /// Returns how many bytes of memory the pages take up that code has read, including pages that
+    /// were read ahead.
+    #[must_use]
+    pub fn read_bytes(&self) -> usize {
+        self.0.read_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the mapping was made by the calling process, and not by one that has forked it. In
+    /// a forked child, pages that were not read before the fork read as zeroes, without a record.
+    #[must_use]
+    pub fn is_of_this_process(&self) -> bool {
+        self.0.page_reader.is_of_this_process()
     }
 
     /// Returns the mapped file.

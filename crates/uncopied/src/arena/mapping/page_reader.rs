@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::process;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -32,7 +33,14 @@ const READ_BYTES: usize = 64 << 10;
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The reader of this process. A forked child process starts its own.
-static PAGE_READER: PerProcess<OnceLock<Result<&'static PageReader>>> = PerProcess::new();
+static PAGE_READER: PerProcess<Start> = PerProcess::new();
+
+#[derive(Default)]
+struct Start {
+    reader: OnceLock<&'static PageReader>,
+    /// Held while a thread starts the reader.
+    starting: Mutex<()>,
+}
 
 /// The thread, and the mappings whose pages it reads.
 #[derive(Debug)]
@@ -48,10 +56,22 @@ impl PageReader {
     ///
     /// # Errors
     ///
-    /// The errno with which opening the userfaultfd or starting the thread failed. If the first
-    /// call fails, all later calls fail with the same error.
+    /// The errno with which opening the userfaultfd or starting the thread failed. The next call
+    /// tries again, because the process may just have too many descriptors at the moment.
     pub(super) fn of_this_process() -> Result<&'static Self> {
-        *PAGE_READER.get().get_or_init(Self::start)
+        let start = PAGE_READER.get();
+        if let Some(reader) = start.reader.get() {
+            return Ok(reader);
+        }
+        let _starting = start
+            .starting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(reader) = start.reader.get() {
+            return Ok(reader);
+        }
+        let reader = Self::start()?;
+        Ok(start.reader.get_or_init(|| reader))
     }
 
     /// The descriptor reports only accesses by user code, even where this process may have more, so
@@ -59,19 +79,28 @@ impl PageReader {
     /// every mapped file. Kernels before 5.11 have only the other kind.
     fn start() -> Result<&'static Self> {
         let userfault = Userfault::open_user_mode_only().or_else(|_| Userfault::open())?;
-        let reader: &'static Self = Box::leak(Box::new(Self {
+        let reader = Arc::new(Self {
             userfault,
             owner_process: OwnerProcess::current(),
             mappings: Mutex::new(BTreeMap::new()),
-        }));
+        });
+        let of_thread = Arc::clone(&reader);
         let thread = thread::Builder::new().name(THREAD_NAME.into());
-        sys::without_signals(|| thread.spawn(|| reader.run()))
-            .map(|_| reader)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+        sys::without_signals(|| thread.spawn(move || of_thread.run()))
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
+        // The thread never ends, so the reader is never dropped anyway.
+        let reader: &'static Arc<Self> = Box::leak(Box::new(reader));
+        Ok(reader)
     }
 
-    /// Makes code that accesses `granules` wait for this thread. The granules must be new, so that
-    /// nothing has accessed them yet.
+    /// Whether the reader belongs to the calling process. A forked child has only a copy of it,
+    /// without the thread.
+    pub(super) fn is_of_this_process(&self) -> bool {
+        self.owner_process.is_current()
+    }
+
+    /// Makes code that accesses `granules` wait for this thread. They must not be readable yet:
+    /// otherwise `mlockall(2)` in another thread could fill them with zeroes before that.
     pub(super) fn prepare(&self, granules: &Granules) -> Result<()> {
         self.userfault
             .register_unfilled(granules.address(), granules.len())
@@ -84,7 +113,7 @@ impl PageReader {
     pub(super) fn unregister(&self, address: usize) {
         // A forked child must not take the lock, which another thread of its parent may have held
         // during the fork. The child's copy of the list is not used.
-        if self.owner_process.is_current() {
+        if self.is_of_this_process() {
             self.mappings().remove(&address);
         }
     }
@@ -145,7 +174,10 @@ impl PageReader {
             // the mapping's last byte.
             #[allow(unsafe_code)]
             match unsafe { self.userfault.fill(page, &buffer[..filled]) } {
-                Ok(()) => return,
+                Ok(()) => {
+                    mapping.read_bytes.fetch_add(filled, Ordering::Relaxed);
+                    return;
+                }
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(Errno::NOMEM) => thread::sleep(RETRY_INTERVAL),
                 // An earlier access has already filled the page.

@@ -66,6 +66,10 @@ const LIMIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// one that earlier steps of the same sink sent to.
 const ANOTHER_SOCKET: Errno = Errno::BADFD;
 
+/// The number of standard error. Safe code can replace what the descriptors of the standard streams
+/// refer to (`dup2(2)`), even while something else borrows them.
+const LAST_STANDARD_DESCRIPTOR: RawFd = 2;
+
 /// A number that no descriptor has.
 const NO_DESCRIPTOR: RawFd = -1;
 
@@ -257,7 +261,13 @@ impl MemorySink {
         }
         let descriptor = sink.as_raw_fd();
         match self.numbered_socket {
-            Some(known) if self.descriptor_stays_open && known.descriptor == descriptor => Ok(()),
+            Some(known)
+                if self.descriptor_stays_open
+                    && known.descriptor == descriptor
+                    && descriptor > LAST_STANDARD_DESCRIPTOR =>
+            {
+                Ok(())
+            }
             Some(known) if known.cookie == kernel.socket_cookie(sink)? => {
                 self.numbered_socket = Some(NumberedSocket {
                     descriptor,
