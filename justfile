@@ -11,6 +11,10 @@ ci:
 test *ARGS:
     cargo test --workspace {{ ARGS }}
 
+# Runs the tests that need real kernels, in virtual machines (needs root and QEMU).
+lab *ARGS:
+    lab/test {{ ARGS }}
+
 # Formats the code.
 fmt:
     cargo fmt --all
