@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::{Pages, ProtectedCall, RegionPart};
+use super::{BlockCount, Pages, ProtectedCall, RegionPart};
 use crate::sys::Mapped;
 
 /// A handle to bytes that can be sent without a copy. While the handle exists, the memory stays
@@ -99,6 +99,16 @@ impl Memory {
         match self {
             Self::Pages(pages) => pages.is_permanent(),
             Self::Region(_) => true,
+        }
+    }
+
+    /// Returns the count that all sends of the same buffer share. `None` for a region, of which
+    /// each send may have page frames of its own, because the region may be overwritten between two
+    /// sends.
+    pub(crate) fn block_count(&self) -> Option<BlockCount> {
+        match self {
+            Self::Pages(pages) => Some(pages.block_count()),
+            Self::Region(_) => None,
         }
     }
 

@@ -26,6 +26,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod block_count;
 mod mapping;
 mod memory;
 mod pages;
@@ -33,6 +34,7 @@ mod pool;
 mod region;
 mod space;
 
+pub(crate) use block_count::BlockCount;
 pub use mapping::{FileMapping, MissingBytes};
 pub use memory::Memory;
 pub use pages::{PageBuffer, Pages};

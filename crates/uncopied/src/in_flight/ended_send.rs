@@ -46,6 +46,20 @@ impl EndedSend {
         }
     }
 
+    /// Creates the value for a send of `bytes` bytes whose memory was gifted, and whose lease has
+    /// ended.
+    pub(crate) fn gifted(part: SendPart, bytes: u64) -> Self {
+        Self {
+            leases: None,
+            part: Some(part),
+            sent: Some(SentBytes {
+                bytes,
+                copied: 0,
+                reason: FreeReason::Gifted,
+            }),
+        }
+    }
+
     /// Creates the value for a send of which no byte counts in the outcome. Pass `None` as `leases`
     /// if the kernel may still read the memory, so that only the part is released. Pass `None` as
     /// `part` to release only memory.

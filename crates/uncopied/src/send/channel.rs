@@ -25,9 +25,10 @@ use crate::transfer::{MemoryProgress, MemoryTransfer};
 /// it sends to a different socket with `vmsplice` are [gifted](crate::FreeReason::Gifted).
 ///
 /// Several channels and senders may share a socket, but only one of them can use `MSG_ZEROCOPY`:
-/// see [`Sender`](crate::Sender#what-else-may-use-the-socket). Dropping a channel never closes the
-/// socket or shuts it down, but if memory is in flight, the channel keeps a duplicate of the
-/// socket's descriptor: see [`Sender`](crate::Sender#dropping-it).
+/// see [`Sender`](crate::Sender#what-else-may-use-the-socket). A channel that has used
+/// `MSG_ZEROCOPY`, `vmsplice`, or `send_zc` on tokio has a duplicate of the socket's descriptor.
+/// Dropping a channel never closes the socket or shuts it down, but if memory is in flight, the
+/// library keeps the duplicate: see [`Sender`](crate::Sender#dropping-it).
 #[derive(Debug)]
 pub struct Channel {
     forced: Option<Plan>,
@@ -233,7 +234,8 @@ impl Channel {
     }
 
     /// Returns how many bytes are in flight. A page that is partly in flight counts as a whole
-    /// page.
+    /// page. Reads the length of the socket's queue if bytes may be in it that were sent with
+    /// `vmsplice`.
     #[must_use]
     pub fn in_flight_bytes(&self) -> u64 {
         self.sink.in_flight_bytes()
