@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::{BlockCount, Pages, ProtectedCall, RegionPart};
+use super::{BlockCount, CopyCount, Pages, ProtectedCall, RegionPart};
 use crate::sys::Mapped;
 
 /// A handle to bytes that can be sent without a copy. While the handle exists, the memory stays
@@ -112,12 +112,30 @@ impl Memory {
         }
     }
 
-    /// Returns the length, in bytes, of the shortest zero-copy send of this memory that is cheaper
-    /// than a copy. 0 for frozen pages, which set no minimum of their own.
-    pub(crate) fn min_bytes(&self) -> usize {
+    /// Counts a send of this memory. Returns the length, in bytes, of the shortest zero-copy send
+    /// that is cheaper than a copy. 0 for frozen pages, which set no minimum of their own.
+    pub(crate) fn min_bytes_of_next_send(&self) -> usize {
         match self {
             Self::Pages(_) => 0,
-            Self::Region(part) => part.min_bytes(),
+            Self::Region(part) => part.min_bytes_of_next_send(),
+        }
+    }
+
+    /// Returns how many of the bytes are in pages of a region that were written to while they were
+    /// in flight through this handle, and so had to be copied.
+    pub(crate) fn copied_on_write(&self) -> u64 {
+        match self {
+            Self::Pages(_) => 0,
+            Self::Region(part) => part.copied_on_write(),
+        }
+    }
+
+    /// Records that a sender has gifted these bytes, which are in flight through this handle. If
+    /// they belong to a region, the bytes whose page is copied on write, at any time, are added to
+    /// `sender`.
+    pub(crate) fn record_gifted(&self, sender: &CopyCount) {
+        if let Self::Region(part) = self {
+            part.record_gifted(sender);
         }
     }
 

@@ -38,6 +38,7 @@ pub(crate) use block_count::BlockCount;
 pub use mapping::{FileMapping, MissingBytes};
 pub use memory::Memory;
 pub use pages::{PageBuffer, Pages};
+pub(crate) use region::CopyCount;
 use region::ProtectedCall;
 pub use region::{Protection, Region, RegionMut, RegionPart};
 

@@ -169,8 +169,10 @@ fn take_acknowledged(
 /// Gifts the memory to the kernel, and ends its send. Also returns the bytes in flight.
 fn gifted(lease: Lease, part: SendPart) -> (EndedSend, BytesInFlight) {
     let bytes = lease.memory().len() as u64;
+    let copied_on_write = lease.memory().copied_on_write();
     lease.memory().gift();
-    (EndedSend::gifted(part, bytes), lease.into_bytes())
+    let ended = EndedSend::gifted(part, bytes, copied_on_write);
+    (ended, lease.into_bytes())
 }
 
 impl NotificationSource for Acknowledgements {

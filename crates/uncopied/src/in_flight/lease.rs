@@ -78,6 +78,14 @@ impl Leases {
         std::iter::once(&self.first).chain(&self.rest)
     }
 
+    /// Returns how many bytes of the send are in pages of a region that were written to while they
+    /// were leased, and so had to be copied.
+    pub(super) fn copied_on_write(&self) -> u64 {
+        self.iter()
+            .map(|lease| lease.memory().copied_on_write())
+            .sum()
+    }
+
     /// Shortens the leases to the first `len` bytes of the whole send, because the kernel accepted
     /// no more than these. Returns the leases of which no byte was accepted, if there are any, so
     /// that the caller can drop them when it holds no lock.

@@ -70,6 +70,7 @@ struct MemoryShape {
 }
 
 impl MemoryShape {
+    /// Must be called once for each send, which this counts for its memory.
     fn of(parts: &[Memory]) -> Self {
         let page = rustix::param::page_size();
         Self {
@@ -78,7 +79,11 @@ impl MemoryShape {
                 .first()
                 .is_some_and(|first| first.address().is_multiple_of(page)),
             is_permanent: parts.iter().all(Memory::is_permanent),
-            min_bytes: parts.iter().map(Memory::min_bytes).max().unwrap_or(0),
+            min_bytes: parts
+                .iter()
+                .map(Memory::min_bytes_of_next_send)
+                .max()
+                .unwrap_or(0),
         }
     }
 }
@@ -230,6 +235,7 @@ impl Channel {
     pub fn report(&self) -> Report {
         let mut report = self.sink.report.clone();
         report.count_kernel_copied(self.sink.stats().copied_bytes());
+        report.count_copied_on_write(self.sink.stats().copied_on_write().get());
         report
     }
 

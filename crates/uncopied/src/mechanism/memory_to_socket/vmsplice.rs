@@ -237,6 +237,9 @@ impl FilledPipe {
             .acknowledgements
             .filter(|_| self.accepted_end.is_none());
         let Some(acknowledgements) = tracked else {
+            // Comes first, because gifting the memory of a region puts its current page frames in
+            // flight, even if the bytes are in earlier ones.
+            accepted.record_gifted(context.stats.copied_on_write());
             if !self.is_gifted {
                 accepted.gift();
             }
