@@ -226,7 +226,10 @@ mod tests {
 
     use super::*;
     use crate::arena::{Memory, PageBuffer};
-    use crate::in_flight::{ErrorQueue, Lease, OrphanedErrorQueue, Quota, SendTracker, SentLease};
+    use crate::in_flight::{
+        ErrorQueue, Lease, OrphanedErrorQueue, Quota, SendTracker, SentLease, SocketQueue,
+    };
+    use crate::sys::Linux;
 
     /// Returns an error queue with a send whose notification never arrives, because no system call
     /// has been made for it.
@@ -246,6 +249,14 @@ mod tests {
     /// two senders, or it may have kept a clone of the socket to read from.
     #[test]
     fn a_connection_is_reset_only_if_the_program_no_longer_uses_it() {
+        for has_gifted_bytes in [false, true] {
+            check_reset(has_gifted_bytes);
+        }
+    }
+
+    /// If gifted bytes are in the socket's queue as well, the library has two duplicates of the
+    /// descriptor. Neither of them is a descriptor of the program.
+    fn check_reset(has_gifted_bytes: bool) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let address = listener.local_addr().expect("an address");
         let mut socket = TcpStream::connect(address).expect("connected");
@@ -257,7 +268,10 @@ mod tests {
         let mut adopted = AdoptedOrphan {
             orphan: Box::new(OrphanedErrorQueue {
                 queue: queue_in_flight(&socket),
-                socket_queue: None,
+                socket_queue: has_gifted_bytes.then(|| {
+                    let queue = SocketQueue::of(&Linux, socket.as_fd(), true);
+                    Arc::new(queue.expect("duplicated"))
+                }),
             }),
             last_notified_at: timed_out(),
             has_given_up: false,

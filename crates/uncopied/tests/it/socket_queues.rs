@@ -12,7 +12,8 @@ use uncopied::{
 
 use crate::harness::{
     FAMILIES, Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, in_forked_child, pattern,
-    pattern_pages, sender, set_nonblocking, socket_pair, unacknowledged_bytes, wait_until,
+    pattern_pages, sender, set_nonblocking, small_buffer_sender, socket_pair, unacknowledged_bytes,
+    wait_until,
 };
 
 /// The size of a send: a whole number of pages, so that as many bytes are counted as are sent.
@@ -271,6 +272,32 @@ fn bytes_of_a_dropped_sender_count_until_they_are_read() {
     );
 }
 
+/// A sender whose peer is declared to be on another machine is dropped before the peer has
+/// acknowledged its bytes. Their pages are then gifted, and must count until they have left the
+/// queue.
+#[test]
+fn unacknowledged_bytes_of_a_dropped_sender_count_until_they_are_acknowledged() {
+    in_child(
+        "socket_queues::unacknowledged_bytes_of_a_dropped_sender_count_until_they_are_acknowledged",
+        |_| {},
+        || {
+            let options = SendOptions::default().assume_remote_peer(true);
+            let plan = [Mechanism::Vmsplice];
+            let (mut sender, mut peer) = small_buffer_sender(Family::Tcp, &plan, options);
+            set_nonblocking(sender.get_ref());
+            let mut total = 0;
+            while let bytes @ 1.. = sender.try_send(pattern_pages(SEND_BYTES)).unwrap().bytes() {
+                total += bytes as usize;
+            }
+            drop(sender);
+            assert!(in_flight_bytes() > 0, "forgotten too early");
+            std::io::Read::read_exact(&mut peer, &mut vec![0; total]).unwrap();
+            expect_eof(&mut peer);
+            wait_until("an empty queue", || in_flight_bytes() == 0);
+        },
+    );
+}
+
 /// Nothing notifies a sender that waits at the limit when bytes leave its queue. It must find that
 /// out, and go on.
 #[test]
@@ -347,6 +374,27 @@ fn bytes_in_front_of_those_of_others_stop_counting() {
         assert!(unacknowledged_bytes(sender.get_ref()) > 0);
         is_over
     });
+}
+
+/// At the limit, the sender copies, so the queue is never empty. The bytes that the sender copies
+/// must nevertheless show that the bytes in front of them have been read.
+#[test]
+fn copied_bytes_show_that_those_in_front_of_them_have_left() {
+    for family in FAMILIES {
+        let limit = SEND_BYTES as u64;
+        let (mut sender, mut peer) = splicing_sender(family, LimitAction::Copy, limit);
+        let mut sent = send_until_full(&mut sender, |_| {});
+        let first_spliced = sender.report().by(Mechanism::Vmsplice);
+        let mut received = 0;
+        wait_until("another send without a copy", || {
+            let bytes = SEND_BYTES.min(sent - received);
+            std::io::Read::read_exact(&mut peer, &mut vec![0; bytes]).unwrap();
+            received += bytes;
+            sent += send_until_full(&mut sender, |_| {});
+            assert!(unacknowledged_bytes(sender.get_ref()) > 0);
+            sender.report().by(Mechanism::Vmsplice) > first_spliced
+        });
+    }
 }
 
 /// The bytes in the queue when a process forks count only for the parent, and a child that uses its
