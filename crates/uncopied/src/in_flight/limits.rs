@@ -36,7 +36,8 @@ static PROCESS_IN_FLIGHT_LIMIT: AtomicU64 = AtomicU64::new(DEFAULT_PROCESS_IN_FL
 ///   length of each such queue, with one or two system calls per sender. **After a TCP peer on this
 ///   machine has acknowledged such bytes, its receive queue holds the same pages until the peer
 ///   reads them.** The sender cannot see that, so they no longer count. The peer's receive buffer
-///   limits them.
+///   limits the number of these bytes. It does not limit the number of their pages: with forced
+///   sends of a few bytes each, every send may keep a page.
 /// - Bytes that `vmsplice` has moved into a pipe, but that the socket has not accepted yet, count
 ///   until the sender sends other bytes or is dropped.
 /// - Sends made before a fork count only for the parent.

@@ -42,7 +42,8 @@
 //! - The send completes at once, but its bytes count as in flight until they have left the socket's
 //!   queue. To read the length of the queue at any time, the sender keeps a duplicate of the
 //!   socket's descriptor. Bytes in the receive queue of a TCP peer on the same machine do not
-//!   count, because the sender cannot see that queue. The peer's receive buffer limits them.
+//!   count, because the sender cannot see that queue. The peer's receive buffer limits these bytes,
+//!   but not their pages: each of many short sends keeps a page.
 //! - Bytes that the pipe holds and the socket has not accepted are dropped with the pipe when
 //!   another mechanism, or other memory, comes next. No byte is lost, because the memory still
 //!   exists and is sent again from the first byte that the socket has not accepted.
