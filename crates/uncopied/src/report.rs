@@ -13,6 +13,7 @@ use crate::sys::Errno;
 pub struct Report {
     bytes: [u64; Mechanism::ALL.len()],
     kernel_copied: u64,
+    copied_on_write: u64,
     fallbacks: Vec<Fallback>,
     switched_off: bool,
 }
@@ -41,6 +42,12 @@ impl Report {
     /// Counts bytes that the kernel copied although they were sent with a zero-copy mechanism.
     pub(crate) fn count_kernel_copied(&mut self, bytes: u64) {
         self.kernel_copied += bytes;
+    }
+
+    /// Counts bytes of zero-copy sends that were copied on write, without those that the kernel
+    /// copied as well.
+    pub(crate) fn count_copied_on_write(&mut self, bytes: u64) {
+        self.copied_on_write += bytes;
     }
 
     /// Records a fallback, unless one from the same mechanism with the same errno is already
@@ -100,8 +107,25 @@ impl Report {
         self.kernel_copied
     }
 
+    /// Returns how many bytes of zero-copy sends of a [region](crate::arena::Region) were in pages
+    /// that were copied on write: the program wrote to the page while it was in flight, so the page
+    /// had to be copied first. The bytes that the [kernel](Self::kernel_copied) copied as well are
+    /// not counted again.
+    ///
+    /// Only the report of a sender contains this number, because the copies are made after the
+    /// send. A send with a notification is counted when the notification arrives. A send whose
+    /// pages are [gifted](crate::FreeReason::Gifted) is counted when the program writes to the
+    /// pages, whenever that is, because nothing reports that they are no longer in flight. If a
+    /// sender has sent a gifted page several times before it is copied, no more bytes are counted
+    /// than the page has, because it is copied once.
+    #[must_use]
+    pub fn copied_on_write(&self) -> u64 {
+        self.copied_on_write
+    }
+
     /// Returns how many bytes the socket accepted through zero-copy mechanisms, minus those that
-    /// the kernel has [reported](Self::kernel_copied) as copied. The kernel never reports copies of
+    /// the kernel has [reported](Self::kernel_copied) as copied, and those that were
+    /// [copied on write](Self::copied_on_write). The kernel never reports copies of
     /// bytes sent with `sendfile`, `splice` or `vmsplice`. So these bytes are counted here even if
     /// the kernel copied them because the network device lacks scatter-gather.
     #[must_use]
@@ -110,7 +134,7 @@ impl Report {
             .by_mechanism()
             .filter(|(mechanism, _)| mechanism.is_zero_copy());
         let by_reference: u64 = zero_copy.map(|(_, bytes)| bytes).sum();
-        by_reference.saturating_sub(self.kernel_copied)
+        by_reference.saturating_sub(self.kernel_copied + self.copied_on_write)
     }
 
     /// Returns how many bytes are known to have been copied by the CPU at least once: all except
@@ -148,6 +172,13 @@ impl fmt::Display for Report {
         if self.kernel_copied > 0 {
             let bytes = self.kernel_copied;
             write!(f, " (the kernel copied {bytes} bytes of zero-copy sends)")?;
+        }
+        if self.copied_on_write > 0 {
+            let bytes = self.copied_on_write;
+            write!(
+                f,
+                " ({bytes} bytes of zero-copy sends were copied on write)"
+            )?;
         }
         if self.switched_off {
             write!(f, " (zero-copy sending is switched off)")?;
@@ -205,5 +236,20 @@ mod tests {
              (splice fell back to copy at byte 65536: Invalid argument (os error 22))"
         );
         assert_eq!(Report::default().to_string(), "0 bytes");
+    }
+
+    #[test]
+    fn bytes_that_were_copied_after_the_send_are_not_zero_copy() {
+        let mut report = Report::default();
+        report.count(Mechanism::Vmsplice, 100);
+        report.count(Mechanism::Copy, 5);
+        report.count_kernel_copied(10);
+        report.count_copied_on_write(30);
+        assert_eq!((report.zero_copy_bytes(), report.copied_bytes()), (60, 45));
+        assert_eq!(
+            report.to_string(),
+            "105 bytes: vmsplice 100, copy 5 (the kernel copied 10 bytes of zero-copy sends) \
+             (30 bytes of zero-copy sends were copied on write)"
+        );
     }
 }

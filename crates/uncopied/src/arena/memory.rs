@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
-use super::{Located, Pages, ProtectedCall, RegionPart, locate};
+use super::{BlockCount, CopyCount, Located, Pages, ProtectedCall, RegionPart, locate};
 use crate::sys::Mapped;
 
 /// A handle to bytes that can be sent without a copy. While the handle exists, the memory stays
@@ -227,12 +227,40 @@ impl Memory {
         }
     }
 
-    /// Returns the length, in bytes, of the shortest zero-copy send of this memory that is cheaper
-    /// than a copy. 0 for memory that sets no minimum of its own.
-    pub(crate) fn min_bytes(&self) -> usize {
+    /// Returns the count that all sends of the same buffer share. `None` for a region, of which
+    /// each send may have page frames of its own, because the region may be overwritten between two
+    /// sends. Also `None` for other bytes, which have no buffer of this library.
+    pub(crate) fn block_count(&self) -> Option<BlockCount> {
+        match self {
+            Self::Pages(pages) => Some(pages.block_count()),
+            Self::Region(_) | Self::Bytes(_) => None,
+        }
+    }
+
+    /// Counts a send of this memory. Returns the length, in bytes, of the shortest zero-copy send
+    /// that is cheaper than a copy. 0 for memory that sets no minimum of its own.
+    pub(crate) fn min_bytes_of_next_send(&self) -> usize {
         match self {
             Self::Pages(_) | Self::Bytes(_) => 0,
-            Self::Region(part) => part.min_bytes(),
+            Self::Region(part) => part.min_bytes_of_next_send(),
+        }
+    }
+
+    /// Returns how many of the bytes are in pages of a region that were written to while they were
+    /// in flight through this handle, and so had to be copied.
+    pub(crate) fn copied_on_write(&self) -> u64 {
+        match self {
+            Self::Pages(_) | Self::Bytes(_) => 0,
+            Self::Region(part) => part.copied_on_write(),
+        }
+    }
+
+    /// Records that a sender has gifted these bytes, which are in flight through this handle. If
+    /// they belong to a region, the bytes whose page is copied on write, at any time, are added to
+    /// `sender`.
+    pub(crate) fn record_gifted(&self, sender: &CopyCount) {
+        if let Self::Region(part) = self {
+            part.record_gifted(sender);
         }
     }
 

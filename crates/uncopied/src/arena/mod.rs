@@ -26,6 +26,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod block_count;
 mod mapping;
 mod memory;
 mod pages;
@@ -33,10 +34,12 @@ mod pool;
 mod region;
 mod space;
 
+pub(crate) use block_count::BlockCount;
 pub use mapping::{FileMapping, MissingBytes};
 pub use memory::Memory;
 pub(crate) use memory::is_of_a_file;
 pub use pages::{PageBuffer, Pages};
+pub(crate) use region::CopyCount;
 use region::ProtectedCall;
 pub use region::{Protection, Region, RegionMut, RegionPart};
 

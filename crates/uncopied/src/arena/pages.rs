@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::buf::UninitSlice;
 use bytes::{BufMut, Bytes};
 
+use super::block_count::BlockCount;
 use super::pool::{Block, MAX_BLOCK_BYTES, Slab};
 use super::resolve_range;
 use super::space::Owner;
@@ -354,6 +355,11 @@ impl Pages {
     /// kernel.
     pub(crate) fn gift(&self) {
         self.block.gift();
+    }
+
+    /// Returns the count of the bytes in flight of the whole buffer that the pages belong to.
+    pub(crate) fn block_count(&self) -> BlockCount {
+        self.block.count()
     }
 }
 

@@ -9,11 +9,12 @@
 
 use std::cell::RefCell;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::{Errno, Result};
 
+use super::block_count::BlockCount;
 use super::space::{AddressSpace, GRANULE_BYTES, GranuleOwner, Granules, OwnerKind};
 use crate::sys::fork::PerProcess;
 
@@ -90,6 +91,9 @@ pub(super) struct Block {
     /// Whether the page frames may be in kernel queues that never report when they are done with
     /// the frames. If so, the frames must never be written to again.
     is_gifted: AtomicBool,
+    /// The sum of the bytes of all sends of the block that are in flight. Created with the first
+    /// such send. A forked child has its own, because nothing tells it when its parent's sends end.
+    sent_bytes: PerProcess<Arc<AtomicU64>>,
 }
 
 /// The address and the class of a block.
@@ -107,6 +111,7 @@ impl Block {
         Ok(Arc::new(Self {
             location: allocate(class_of(len, is_huge)?)?,
             is_gifted: AtomicBool::new(false),
+            sent_bytes: PerProcess::new(),
         }))
     }
 
@@ -138,6 +143,13 @@ impl Block {
 
     pub(super) fn is_gifted(&self) -> bool {
         self.is_gifted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count(&self) -> BlockCount {
+        BlockCount {
+            sent_bytes: Arc::clone(self.sent_bytes.get()),
+            block_len: self.len() as u64,
+        }
     }
 
     fn frozen_entry(&self) -> &AtomicPtr<Self> {

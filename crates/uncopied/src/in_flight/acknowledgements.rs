@@ -16,6 +16,7 @@ use rustix::io::Result;
 use super::completion::{FreeReason, SendPart};
 use super::ended_send::{EndedSend, complete_all};
 use super::lease::Lease;
+use super::limits::BytesInFlight;
 use super::registry::NotificationSource;
 use crate::sys::fork::{self, OwnerProcess};
 use crate::sys::{Acknowledged, Kernel, Linux};
@@ -54,24 +55,38 @@ impl Acknowledgements {
 
     /// Keeps the lease of a send that the socket has just accepted, until the peer has acknowledged
     /// the bytes. If the number of acknowledged bytes cannot be read or the connection is closed,
-    /// the memory is gifted instead: left to the kernel, and never written to again.
-    pub(crate) fn push(&self, kernel: &impl Kernel, lease: Lease, part: SendPart) {
+    /// the memory is gifted instead: left to the kernel, and never written to again. Its bytes are
+    /// then returned, because they still count as in flight.
+    pub(crate) fn push(
+        &self,
+        kernel: &impl Kernel,
+        lease: Lease,
+        part: SendPart,
+    ) -> Option<BytesInFlight> {
         match kernel.acknowledged(self.socket.as_fd()) {
             // Two system calls read `outstanding` and then `bytes`. Bytes that are acknowledged in
             // between are included in both, so the sum may be too large. The memory is then kept
             // longer than necessary, but never reused too early.
-            Ok(now) if !now.is_closed => self.lock().push_back(UnacknowledgedSend {
-                acknowledged_at: now.bytes + now.outstanding,
-                lease,
-                part,
-            }),
-            _ => complete_all([gifted(lease, part)]),
+            Ok(now) if !now.is_closed => {
+                self.lock().push_back(UnacknowledgedSend {
+                    acknowledged_at: now.bytes + now.outstanding,
+                    lease,
+                    part,
+                });
+                None
+            }
+            _ => {
+                let (ended, bytes) = gifted(lease, part);
+                complete_all([ended]);
+                Some(bytes)
+            }
         }
     }
 
     /// Drops the leases of the sends that the peer has acknowledged, and completes these sends. If
     /// the connection is closed, nothing more will be acknowledged, so all remaining memory is
-    /// gifted.
+    /// gifted. It no longer counts as in flight, because the kernel has discarded the socket's
+    /// queue.
     fn complete_acknowledged(&self, kernel: &impl Kernel) {
         if self.belongs_to_parent() {
             return;
@@ -92,20 +107,23 @@ impl Acknowledgements {
         drop(unacknowledged);
         complete_all(acknowledged.into_iter().map(UnacknowledgedSend::ended));
         if now.is_closed {
-            self.gift_all();
+            drop(self.gift_all());
         }
     }
 
     /// Gifts the memory of all sends that have not been acknowledged: it is never written to again.
     /// Called when no further acknowledgement will arrive, or when the sender is dropped, after
-    /// which nothing reads acknowledgements.
-    pub(crate) fn gift_all(&self) {
+    /// which nothing reads acknowledgements. Returns the bytes of these sends, which count as in
+    /// flight until the result is dropped.
+    pub(crate) fn gift_all(&self) -> Vec<BytesInFlight> {
         if self.belongs_to_parent() {
-            return;
+            return Vec::new();
         }
         let unacknowledged = std::mem::take(&mut *self.lock());
         let gifted = |send: UnacknowledgedSend| gifted(send.lease, send.part);
-        complete_all(unacknowledged.into_iter().map(gifted));
+        let (ended, bytes): (Vec<_>, _) = unacknowledged.into_iter().map(gifted).unzip();
+        complete_all(ended);
+        bytes
     }
 
     /// Whether the caller is a forked child of the process that created this value. A child must
@@ -148,11 +166,13 @@ fn take_acknowledged(
     sends.drain(..count).collect()
 }
 
-/// Gifts the memory to the kernel, and ends its send.
-fn gifted(lease: Lease, part: SendPart) -> EndedSend {
+/// Gifts the memory to the kernel, and ends its send. Also returns the bytes in flight.
+fn gifted(lease: Lease, part: SendPart) -> (EndedSend, BytesInFlight) {
     let bytes = lease.memory().len() as u64;
+    let copied_on_write = lease.memory().copied_on_write();
     lease.memory().gift();
-    EndedSend::sent(lease, Some(part), bytes, 0, FreeReason::Gifted)
+    let ended = EndedSend::gifted(part, bytes, copied_on_write);
+    (ended, lease.into_bytes())
 }
 
 impl NotificationSource for Acknowledgements {

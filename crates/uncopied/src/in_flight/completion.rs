@@ -64,7 +64,13 @@ pub struct SendOutcome {
     /// The number of bytes that the socket accepted.
     pub bytes: u64,
     /// The number of these bytes that the CPU copied: all bytes sent with the `copy` mechanism, and
-    /// the bytes of zero-copy sends that the kernel reports as copied.
+    /// those bytes of zero-copy sends that the kernel reports as copied, or whose page belongs to a
+    /// [region](crate::arena::Region) and was copied because the program wrote to it while the send
+    /// was in flight.
+    ///
+    /// If the pages of a region are [gifted](FreeReason::Gifted), the send is complete before the
+    /// program can write to them. Later copies of these pages are counted by the report of the
+    /// sender: see [`Report::copied_on_write`](crate::Report::copied_on_write).
     pub copied: u64,
     /// Why the send no longer needs the pages.
     pub reason: FreeReason,
@@ -308,7 +314,7 @@ impl CompletionState {
 impl SendProgress {
     fn add(&mut self, sent: &SentBytes) {
         self.bytes += sent.bytes;
-        self.copied += sent.copied;
+        self.copied += sent.copied + sent.copied_on_write;
         self.reason = self.reason.max(Some(sent.reason));
     }
 }
@@ -343,6 +349,7 @@ impl SendTracker {
         self.0.lock().add(&SentBytes {
             bytes,
             copied,
+            copied_on_write: 0,
             reason,
         });
     }
@@ -392,6 +399,7 @@ impl SendPart {
     /// `wakers` the waker of the task that waits for any notification of the sender and, if this
     /// was the last part of the send, the wakers of the tasks that wait for the send.
     pub(super) fn complete(mut self, sent: &SentBytes, wakers: &mut Vec<Waker>) {
+        self.stats.copied_on_write().add(sent.copied_on_write);
         wakers.extend(self.stats.note(sent.bytes, sent.copied));
         if let Some(completion) = self.completion.take() {
             let mut progress = completion.lock();
@@ -441,6 +449,7 @@ mod tests {
         let sent = SentBytes {
             bytes,
             copied,
+            copied_on_write: 0,
             reason,
         };
         let mut wakers = Vec::new();

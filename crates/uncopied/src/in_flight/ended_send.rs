@@ -22,6 +22,8 @@ pub(super) struct SentBytes {
     pub(super) bytes: u64,
     /// The number of these bytes that the kernel copied.
     pub(super) copied: u64,
+    /// The number of the other bytes whose page was copied on write.
+    pub(super) copied_on_write: u64,
     pub(super) reason: FreeReason,
 }
 
@@ -35,13 +37,31 @@ impl EndedSend {
         copied: u64,
         reason: FreeReason,
     ) -> Self {
+        let leases = leases.into();
+        let copied_on_write = leases.copied_on_write().min(bytes.saturating_sub(copied));
         Self {
-            leases: Some(leases.into()),
+            leases: Some(leases),
             part,
             sent: Some(SentBytes {
                 bytes,
                 copied,
+                copied_on_write,
                 reason,
+            }),
+        }
+    }
+
+    /// Creates the value for a send of `bytes` bytes whose memory was gifted, and whose lease has
+    /// ended. Until then, the pages of `copied_on_write` of these bytes were copied on write.
+    pub(crate) fn gifted(part: SendPart, bytes: u64, copied_on_write: u64) -> Self {
+        Self {
+            leases: None,
+            part: Some(part),
+            sent: Some(SentBytes {
+                bytes,
+                copied: 0,
+                copied_on_write,
+                reason: FreeReason::Gifted,
             }),
         }
     }

@@ -16,6 +16,7 @@ use super::ended_send::{EndedSend, complete_all};
 use super::lease::Lease;
 use super::reaper::Orphan;
 use super::registry::NotificationSource;
+use super::socket_queue::{READY_FOR_RECOUNT, SocketQueue};
 use crate::sys::fork::{self, OwnerProcess};
 use crate::sys::{ErrorQueueEntry, Kernel, Linux, Notification, has_other_descriptor};
 
@@ -160,34 +161,47 @@ impl NotificationSource for ErrorQueue {
 const NO_NOTIFICATION_BACKOFF: Duration = Duration::from_millis(2);
 
 /// An error queue whose sender was dropped while sends were in flight.
-pub(crate) struct OrphanedErrorQueue(pub(crate) Arc<ErrorQueue>);
+pub(crate) struct OrphanedErrorQueue {
+    pub(crate) queue: Arc<ErrorQueue>,
+    /// The queue of the same socket, if gifted bytes of the sender are in it. It has its own
+    /// duplicate of the descriptor, so both belong to one orphan: two orphans would each take the
+    /// duplicate of the other for a descriptor of the program.
+    pub(crate) socket_queue: Option<Arc<SocketQueue>>,
+}
 
 impl Orphan for OrphanedErrorQueue {
     fn descriptor(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.queue.as_fd()
     }
 
     fn ready_for(&self) -> PollFlags {
-        PollFlags::empty()
+        match &self.socket_queue {
+            Some(queue) if !queue.is_empty() => READY_FOR_RECOUNT,
+            _ => PollFlags::empty(),
+        }
     }
 
     fn reap(&self) -> usize {
-        self.0.drain(&Linux)
+        let recounted = self.socket_queue.as_ref();
+        let recounted = recounted.map_or(0, |queue| queue.recount_with(&Linux));
+        self.queue.drain(&Linux) + recounted
     }
 
     fn is_done(&self) -> bool {
-        self.0.is_empty()
+        let socket_queue = self.socket_queue.as_ref();
+        self.queue.is_empty() && socket_queue.is_none_or(|queue| queue.is_empty())
     }
 
-    /// Whether the queue's duplicate is the only descriptor of the socket in this process. The
+    /// Whether the library's duplicates are the only descriptors of the socket in this process. The
     /// program may have kept its socket, or a clone of it, when it dropped the sender. It can then
     /// still use the connection, which a reset would break.
     fn is_abandoned(&self) -> bool {
-        !has_other_descriptor(self.0.as_fd())
+        let own = 1 + usize::from(self.socket_queue.is_some());
+        !has_other_descriptor(self.queue.as_fd(), own)
     }
 
     fn give_up(&self) {
-        self.0.abort();
+        self.queue.abort();
     }
 }
 

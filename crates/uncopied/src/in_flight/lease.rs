@@ -28,8 +28,20 @@ impl Lease {
     /// Always succeeds while nothing else is in flight, so that even a send that is longer than the
     /// limit can be made.
     pub(crate) fn take(memory: Memory, quota: &Arc<Quota>) -> Option<Self> {
-        let bytes = quota.reserve(bytes_of_touched_pages(&memory))?;
+        let bytes = quota.reserve(&memory)?;
         Some(Self { memory, bytes })
+    }
+
+    /// Takes a lease on `memory`, even if that exceeds a limit. For memory that the limits have
+    /// already allowed.
+    pub(crate) fn take_unchecked(memory: Memory, quota: &Arc<Quota>) -> Self {
+        let bytes = quota.reserve_unchecked(&memory);
+        Self { memory, bytes }
+    }
+
+    /// Ends the lease, but not the count of its bytes, because the memory was gifted.
+    pub(crate) fn into_bytes(self) -> BytesInFlight {
+        self.bytes
     }
 
     pub(crate) fn memory(&self) -> &Memory {
@@ -41,17 +53,8 @@ impl Lease {
     /// [prepared call](Memory::prepare) still exists.
     pub(crate) fn shorten(&mut self, len: usize) {
         self.memory.shorten(len);
-        self.bytes.shrink_to(bytes_of_touched_pages(&self.memory));
+        self.bytes.shrink_to(&self.memory);
     }
-}
-
-/// Returns the total size of all pages that the memory touches. A page that the memory covers only
-/// in part counts in full, because the kernel holds references to whole pages.
-fn bytes_of_touched_pages(memory: &Memory) -> u64 {
-    let page = rustix::param::page_size();
-    let start = memory.address() / page * page;
-    let end = (memory.address() + memory.len()).next_multiple_of(page);
-    (end - start) as u64
 }
 
 /// The leases of one send: always at least one, and usually only one.
@@ -73,6 +76,14 @@ impl Leases {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lease> {
         std::iter::once(&self.first).chain(&self.rest)
+    }
+
+    /// Returns how many bytes of the send are in pages of a region that were written to while they
+    /// were leased, and so had to be copied.
+    pub(super) fn copied_on_write(&self) -> u64 {
+        self.iter()
+            .map(|lease| lease.memory().copied_on_write())
+            .sum()
     }
 
     /// Shortens the leases to the first `len` bytes of the whole send, because the kernel accepted

@@ -10,6 +10,7 @@ mod limits;
 mod notification_stats;
 pub(crate) mod reaper;
 pub(crate) mod registry;
+mod socket_queue;
 mod wakers;
 
 pub(crate) use acknowledgements::Acknowledgements;
@@ -18,10 +19,11 @@ pub(crate) use completion::{SendPart, SendTracker};
 pub(crate) use ended_send::{EndedSend, complete_all};
 pub(crate) use error_queue::{ErrorQueue, OrphanedErrorQueue, SentLease};
 pub(crate) use lease::{Lease, Leases};
-pub(crate) use limits::Quota;
+pub(crate) use limits::{BytesInFlight, Quota};
 pub use limits::{
     DEFAULT_PROCESS_IN_FLIGHT_LIMIT, DEFAULT_SENDER_IN_FLIGHT_LIMIT, LimitAction, in_flight_bytes,
     set_process_in_flight_limit,
 };
 pub(crate) use notification_stats::NotificationStats;
 pub(crate) use registry::NotificationSource;
+pub(crate) use socket_queue::{OrphanedSocketQueue, SocketQueue};

@@ -8,12 +8,14 @@ use std::task::{Context, Poll};
 
 #[cfg(feature = "tokio")]
 use super::wakers::isolate;
+use crate::arena::CopyCount;
 
 /// Counts the notifications of a sender and the bytes that they report as copied, and keeps the
 /// waker of the task that waits for the next notification.
 #[derive(Debug, Default)]
 pub(crate) struct NotificationStats {
     copied_bytes: AtomicU64,
+    copied_on_write: CopyCount,
     copied_notifications_in_a_row: AtomicU32,
     notifications: AtomicU64,
     waker: Mutex<Option<Waker>>,
@@ -67,6 +69,12 @@ impl NotificationStats {
     /// call.
     pub(crate) fn copied_bytes(&self) -> u64 {
         self.copied_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of bytes of the sender's zero-copy sends that were copied on write,
+    /// without those that the kernel copied as well.
+    pub(crate) fn copied_on_write(&self) -> &CopyCount {
+        &self.copied_on_write
     }
 
     /// Returns the number of consecutive notifications, up to the latest, that reported every byte

@@ -4,8 +4,10 @@
 //! must stay allocated until its notifications arrive. So the socket or the ring is handed to the
 //! reaper, as an [`Orphan`]. A process has at most one reaper thread: it starts with the first
 //! orphan, and ends when the kernel is done with the memory of the last one. In between it sleeps
-//! until a notification arrives, except for a timeout check every second.
+//! until a notification arrives, except for a timeout check every second. If an orphan's memory is
+//! released without a notification, the thread polls instead.
 
+use std::ops::RangeInclusive;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -58,11 +60,13 @@ const UNRESPONSIVE_PEER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The interval at which the orphans are checked for [`UNRESPONSIVE_PEER_TIMEOUT`].
 const TIMEOUT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The delay before the reaper polls again after a poll(2) that returned without a notification.
-/// That happens if a descriptor is ready although it has no notification (the socket of a broken
-/// connection is always ready), or if poll(2) fails, for example because there are too many
-/// descriptors.
-const NO_NOTIFICATION_BACKOFF: Duration = Duration::from_millis(5);
+/// The shortest and the longest delay before the reaper polls again after a poll(2) that returned
+/// without a notification. That happens if a descriptor is ready although it has no notification
+/// (the socket of a broken connection is always ready, and so is that of an
+/// [`OrphanedSocketQueue`](super::OrphanedSocketQueue) whose queue is short), or if poll(2) fails,
+/// for example because there are too many descriptors.
+const NO_NOTIFICATION_BACKOFF: RangeInclusive<Duration> =
+    Duration::from_millis(5)..=Duration::from_millis(250);
 
 static REAPER: PerProcess<Reaper> = PerProcess::new();
 
@@ -142,10 +146,30 @@ impl Reaper {
                 continue;
             }
             if was_ready {
-                thread::sleep(NO_NOTIFICATION_BACKOFF);
+                wait_for_wakeup(wakeup, backoff(&orphans));
             }
             was_ready = wait(&orphans, wakeup);
         }
+    }
+}
+
+/// Returns the delay before the next poll(2), if the last one returned without a notification. The
+/// delay grows with the time since the last notification, so that peers that do not read cost
+/// little CPU time.
+fn backoff(orphans: &[AdoptedOrphan]) -> Duration {
+    let (min, max) = NO_NOTIFICATION_BACKOFF.into_inner();
+    let since_last = orphans
+        .iter()
+        .map(|adopted| adopted.last_notified_at.elapsed())
+        .min();
+    (since_last.unwrap_or_default() / 8).clamp(min, max)
+}
+
+/// Waits for a new orphan, for at most `limit`.
+fn wait_for_wakeup(wakeup: &OwnedFd, limit: Duration) {
+    let timeout = Timespec::try_from(limit).ok();
+    if poll(&mut [PollFd::new(wakeup, PollFlags::IN)], timeout.as_ref()).is_err() {
+        thread::sleep(*NO_NOTIFICATION_BACKOFF.start());
     }
 }
 
@@ -202,7 +226,10 @@ mod tests {
 
     use super::*;
     use crate::arena::{Memory, PageBuffer};
-    use crate::in_flight::{ErrorQueue, Lease, OrphanedErrorQueue, Quota, SendTracker, SentLease};
+    use crate::in_flight::{
+        ErrorQueue, Lease, OrphanedErrorQueue, Quota, SendTracker, SentLease, SocketQueue,
+    };
+    use crate::sys::Linux;
 
     /// Returns an error queue with a send whose notification never arrives, because no system call
     /// has been made for it.
@@ -222,6 +249,14 @@ mod tests {
     /// two senders, or it may have kept a clone of the socket to read from.
     #[test]
     fn a_connection_is_reset_only_if_the_program_no_longer_uses_it() {
+        for has_gifted_bytes in [false, true] {
+            check_reset(has_gifted_bytes);
+        }
+    }
+
+    /// If gifted bytes are in the socket's queue as well, the library has two duplicates of the
+    /// descriptor. Neither of them is a descriptor of the program.
+    fn check_reset(has_gifted_bytes: bool) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let address = listener.local_addr().expect("an address");
         let mut socket = TcpStream::connect(address).expect("connected");
@@ -231,7 +266,13 @@ mod tests {
             Instant::now().checked_sub(timeout).expect("a past time")
         };
         let mut adopted = AdoptedOrphan {
-            orphan: Box::new(OrphanedErrorQueue(queue_in_flight(&socket))),
+            orphan: Box::new(OrphanedErrorQueue {
+                queue: queue_in_flight(&socket),
+                socket_queue: has_gifted_bytes.then(|| {
+                    let queue = SocketQueue::of(&Linux, socket.as_fd(), true);
+                    Arc::new(queue.expect("duplicated"))
+                }),
+            }),
             last_notified_at: timed_out(),
             has_given_up: false,
         };

@@ -13,11 +13,17 @@ use crate::sys::coarse_millis;
 use crate::sys::fork::PerProcess;
 
 /// A source of notifications: the error queue of a socket, or a ring.
-/// [`Acknowledgements`](super::Acknowledgements) is a source too. The kernel sends no notification
-/// of an acknowledgement, so this source polls the number of acknowledged bytes.
+///
+/// [`Acknowledgements`](super::Acknowledgements) and [`SocketQueue`](super::SocketQueue) are
+/// sources too. The kernel sends no notification of an acknowledgement, so these sources poll the
+/// socket.
 pub(crate) trait NotificationSource: Send + Sync {
     /// Processes the notifications that have arrived, without waiting.
     fn reap(&self);
+
+    /// Updates the count of bytes in flight, without completing any send, so that no waker runs.
+    /// Only a source whose bytes end without a notification has to do anything.
+    fn recount(&self) {}
 
     /// Waits for a notification, for at most `limit`. May return earlier without a notification.
     fn wait(&self, limit: Duration) -> io::Result<()>;
@@ -51,11 +57,22 @@ pub(crate) fn reap_all() {
         return;
     }
     REAPED_AT_MS.store(now, Ordering::Relaxed);
-    let sources: Vec<Arc<dyn NotificationSource>> =
-        lock().iter().filter_map(Weak::upgrade).collect();
-    for source in sources {
+    for source in sources() {
         source.reap();
     }
+}
+
+/// Makes every registered source update the count of bytes in flight.
+pub(crate) fn recount_all() {
+    for source in sources() {
+        source.recount();
+    }
+}
+
+/// Returns the sources that exist. The caller uses them without the lock, because a source may run
+/// foreign code.
+fn sources() -> Vec<Arc<dyn NotificationSource>> {
+    lock().iter().filter_map(Weak::upgrade).collect()
 }
 
 fn lock() -> MutexGuard<'static, Vec<Weak<dyn NotificationSource>>> {

@@ -16,7 +16,7 @@ use crate::sys::{Kernel, PipeWriter};
 
 /// The capacity of a wide pipe, in bytes: the most that an unprivileged process may ask for by
 /// default (`/proc/sys/fs/pipe-max-size`).
-const WIDE_PIPE_BYTES: usize = 1 << 20;
+pub(crate) const WIDE_PIPE_BYTES: usize = 1 << 20;
 
 /// The capacity of a new pipe, in bytes (`pipe(7)`).
 const DEFAULT_PIPE_BYTES: usize = 64 << 10;

@@ -25,13 +25,15 @@ impl Serialize for Fallback {
 }
 
 /// Serialises the total number of bytes, a map with the bytes of each mechanism that moved any, the
-/// bytes that the kernel copied, whether zero-copy sending was switched off, and the fallbacks.
+/// bytes that the kernel copied, those that were copied on write, whether zero-copy sending was
+/// switched off, and the fallbacks.
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Report", 5)?;
+        let mut fields = serializer.serialize_struct("Report", 6)?;
         fields.serialize_field("bytes", &self.bytes())?;
         fields.serialize_field("by_mechanism", &ByMechanism(self))?;
         fields.serialize_field("kernel_copied", &self.kernel_copied)?;
+        fields.serialize_field("copied_on_write", &self.copied_on_write)?;
         fields.serialize_field("switched_off", &self.switched_off)?;
         fields.serialize_field("fallbacks", &self.fallbacks)?;
         fields.end()
@@ -56,7 +58,7 @@ mod tests {
         let json = serde_json::to_string(&report_with_fallback()).expect("serialised");
         let expected = concat!(
             r#"{"bytes":65540,"by_mechanism":{"splice":65536,"copy":4},"kernel_copied":0,"#,
-            r#""switched_off":false,"#,
+            r#""copied_on_write":0,"switched_off":false,"#,
             r#""fallbacks":[{"from":"splice","to":"copy","errno":22,"at":65536}]}"#
         );
         assert_eq!(json, expected);

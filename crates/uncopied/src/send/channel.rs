@@ -25,9 +25,10 @@ use crate::transfer::{MemoryProgress, MemoryTransfer};
 /// it sends to a different socket with `vmsplice` are [gifted](crate::FreeReason::Gifted).
 ///
 /// Several channels and senders may share a socket, but only one of them can use `MSG_ZEROCOPY`:
-/// see [`Sender`](crate::Sender#what-else-may-use-the-socket). Dropping a channel never closes the
-/// socket or shuts it down, but if memory is in flight, the channel keeps a duplicate of the
-/// socket's descriptor: see [`Sender`](crate::Sender#dropping-it).
+/// see [`Sender`](crate::Sender#what-else-may-use-the-socket). A channel that has used
+/// `MSG_ZEROCOPY`, `vmsplice`, or `send_zc` on tokio has a duplicate of the socket's descriptor.
+/// Dropping a channel never closes the socket or shuts it down, but if memory is in flight, the
+/// library keeps the duplicate: see [`Sender`](crate::Sender#dropping-it).
 #[derive(Debug)]
 pub struct Channel {
     forced: Option<Plan>,
@@ -69,6 +70,7 @@ struct MemoryShape {
 }
 
 impl MemoryShape {
+    /// Must be called once for each send, which this counts for its memory.
     fn of(parts: &[Memory]) -> Self {
         let page = rustix::param::page_size();
         Self {
@@ -77,7 +79,11 @@ impl MemoryShape {
                 .first()
                 .is_some_and(|first| first.address().is_multiple_of(page)),
             is_permanent: parts.iter().all(Memory::is_permanent),
-            min_bytes: parts.iter().map(Memory::min_bytes).max().unwrap_or(0),
+            min_bytes: parts
+                .iter()
+                .map(Memory::min_bytes_of_next_send)
+                .max()
+                .unwrap_or(0),
         }
     }
 }
@@ -251,11 +257,13 @@ impl Channel {
     pub fn report(&self) -> Report {
         let mut report = self.sink.report.clone();
         report.count_kernel_copied(self.sink.stats().copied_bytes());
+        report.count_copied_on_write(self.sink.stats().copied_on_write().get());
         report
     }
 
     /// Returns how many bytes are in flight. A page that is partly in flight counts as a whole
-    /// page.
+    /// page. Reads the length of the socket's queue if bytes may be in it that were sent with
+    /// `vmsplice`.
     #[must_use]
     pub fn in_flight_bytes(&self) -> u64 {
         self.sink.in_flight_bytes()

@@ -38,6 +38,9 @@ impl SendOptions {
     /// Limits how many bytes this sender may have in flight. A page that is partly in flight counts
     /// as a whole page. The default is 16 MiB. While nothing is in flight, one send of any length
     /// is allowed.
+    ///
+    /// Bytes that were sent with `vmsplice` count until they have left the queue of the socket: see
+    /// [`in_flight_bytes`](crate::in_flight_bytes).
     #[must_use]
     pub fn in_flight_limit(mut self, bytes: u64) -> Self {
         self.in_flight_limit = bytes;

@@ -63,7 +63,8 @@ use crate::report::Report;
 /// If memory is in flight, the library keeps a duplicate of the socket's descriptor until the
 /// kernel is done with the memory. So the peer sees the end of the stream only after it has
 /// acknowledged every byte, which it may delay by up to 200 ms. To end the stream at once, shut the
-/// socket down for writing before you drop the sender.
+/// socket down for writing before you drop the sender. The same applies to bytes that were sent
+/// with `vmsplice`, as long as they are in the socket's queue.
 ///
 /// If the peer acknowledges nothing for a minute, and no other descriptor of the socket is open in
 /// this process, the library resets the connection, so that the peer cannot keep the memory in

@@ -7,12 +7,12 @@ use std::os::fd::BorrowedFd;
 /// the main thread of a process has ended.
 const DESCRIPTORS: &str = "/proc/thread-self/fd";
 
-/// Whether this process has another open descriptor of the same socket. Returns false if that
-/// cannot be found out, because there is no `/proc`.
+/// Whether this process has more than `own` open descriptors of the same socket. Returns false if
+/// that cannot be found out, because there is no `/proc`.
 ///
 /// Reads the link of every open descriptor, so this takes a few milliseconds per thousand of them.
 /// Descriptors in other processes are not found.
-pub(crate) fn has_other_descriptor(socket: BorrowedFd<'_>) -> bool {
+pub(crate) fn has_other_descriptor(socket: BorrowedFd<'_>, own: usize) -> bool {
     let Ok(stat) = rustix::fs::fstat(socket) else {
         return false;
     };
@@ -23,7 +23,7 @@ pub(crate) fn has_other_descriptor(socket: BorrowedFd<'_>) -> bool {
     let is_same = |link: &fs::DirEntry| {
         fs::read_link(link.path()).is_ok_and(|found| found.as_os_str() == target.as_str())
     };
-    descriptors.flatten().filter(is_same).nth(1).is_some()
+    descriptors.flatten().filter(is_same).nth(own).is_some()
 }
 
 #[cfg(test)]
@@ -36,11 +36,11 @@ mod tests {
     #[test]
     fn a_duplicate_is_found_until_it_is_closed() {
         let (socket, _peer) = UnixStream::pair().expect("a pair");
-        assert!(!has_other_descriptor(socket.as_fd()));
+        assert!(!has_other_descriptor(socket.as_fd(), 1));
         let duplicate = socket.try_clone().expect("duplicated");
-        assert!(has_other_descriptor(socket.as_fd()));
-        assert!(has_other_descriptor(duplicate.as_fd()));
+        assert!(has_other_descriptor(socket.as_fd(), 1));
+        assert!(has_other_descriptor(duplicate.as_fd(), 1));
         drop(duplicate);
-        assert!(!has_other_descriptor(socket.as_fd()));
+        assert!(!has_other_descriptor(socket.as_fd(), 1));
     }
 }

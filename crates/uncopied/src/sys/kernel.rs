@@ -107,6 +107,11 @@ pub(crate) trait Kernel {
     /// socket that gets the pages from the pipe, refer to the page frames for an unknown time.
     fn vmsplice(&self, pipe: &PipeWriter, bytes: Mapped<'_>) -> Result<usize>;
 
+    /// Returns how many bytes are in the socket's queue: `ioctl(SIOCOUTQ)`. For TCP, these are the
+    /// bytes that the peer has not acknowledged. For a Unix socket, they are the bytes that the
+    /// peer has not read, and some bytes more, for the kernel's own data.
+    fn queued_bytes(&self, sink: BorrowedFd<'_>) -> Result<u64>;
+
     /// Returns how many bytes the peer has acknowledged. Makes two calls: `ioctl(SIOCOUTQ)`, and
     /// then `getsockopt(TCP_INFO)` (`tcp(7)`).
     fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged>;
@@ -219,6 +224,10 @@ impl Kernel for Linux {
 
     fn vmsplice(&self, pipe: &PipeWriter, bytes: Mapped<'_>) -> Result<usize> {
         mapped::vmsplice(pipe, bytes)
+    }
+
+    fn queued_bytes(&self, sink: BorrowedFd<'_>) -> Result<u64> {
+        tcp::queued_bytes(sink)
     }
 
     fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged> {

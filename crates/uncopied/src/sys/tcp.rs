@@ -1,4 +1,4 @@
-//! Reads how many bytes a TCP peer has acknowledged.
+//! Reads how many bytes are in the queue of a socket, and how many a TCP peer has acknowledged.
 
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -30,15 +30,21 @@ const TCPI_BYTES_ACKED_OFFSET: usize = 120;
 /// The length, in bytes, of the part of `struct tcp_info` that ends with `tcpi_bytes_acked`.
 const TCP_INFO_BYTES: usize = 128;
 
-/// See [`Kernel::acknowledged`](super::Kernel::acknowledged).
-pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Result<Acknowledged> {
-    let mut outstanding: libc::c_int = 0;
+/// See [`Kernel::queued_bytes`](super::Kernel::queued_bytes).
+pub(super) fn queued_bytes(socket: BorrowedFd<'_>) -> Result<u64> {
+    let mut queued: libc::c_int = 0;
     // SAFETY: TIOCOUTQ, which is SIOCOUTQ for sockets, writes one int, and is given a pointer to a
     // local int.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut outstanding) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
     if result != 0 {
         return Err(last_errno());
     }
+    Ok(u64::try_from(queued).unwrap_or(0))
+}
+
+/// See [`Kernel::acknowledged`](super::Kernel::acknowledged).
+pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Result<Acknowledged> {
+    let outstanding = queued_bytes(socket)?;
     let mut info = [0_u8; TCP_INFO_BYTES];
     let mut len = mem::size_of_val(&info) as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes, to a local array of that length, whose
@@ -57,7 +63,7 @@ pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Result<Acknowledged> {
     }
     let acked = info[TCPI_BYTES_ACKED_OFFSET..].first_chunk().copied();
     Ok(Acknowledged {
-        outstanding: u64::try_from(outstanding).unwrap_or(0),
+        outstanding,
         bytes: acked.map_or(0, u64::from_ne_bytes),
         is_closed: info[TCPI_STATE_OFFSET] == TCP_CLOSE,
     })

@@ -30,6 +30,7 @@ pub(super) enum Call {
     SendZerocopy,
     ReadErrorQueue,
     Vmsplice,
+    QueuedBytes,
     Acknowledged,
 }
 
@@ -49,7 +50,7 @@ impl Call {
             Self::AllowZerocopy => "setsockopt",
             Self::ReadErrorQueue => "recvmsg",
             Self::Vmsplice => "vmsplice",
-            Self::Acknowledged => "ioctl",
+            Self::QueuedBytes | Self::Acknowledged => "ioctl",
         }
     }
 }
@@ -348,6 +349,12 @@ impl Kernel for FaultyKernel {
     fn vmsplice(&self, pipe: &PipeWriter, bytes: Mapped<'_>) -> Result<usize> {
         self.moving(CallRecord::new(Call::Vmsplice, bytes.len(), 0), |count| {
             Linux.vmsplice(pipe, bytes.first(count))
+        })
+    }
+
+    fn queued_bytes(&self, sink: BorrowedFd<'_>) -> Result<u64> {
+        self.other(CallRecord::new(Call::QueuedBytes, 0, 0), || {
+            Linux.queued_bytes(sink)
         })
     }
 

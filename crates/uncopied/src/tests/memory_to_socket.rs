@@ -88,6 +88,7 @@ fn a_refused_call_falls_back_and_is_reported() {
         (MsgZerocopy, Call::SendZerocopy, Errno::INVAL),
         (MsgZerocopy, Call::SendZerocopy, Errno::OPNOTSUPP),
         (MsgZerocopy, Call::SendZerocopy, Errno::NOBUFS),
+        (Vmsplice, Call::QueuedBytes, Errno::NOTTY),
         (Vmsplice, Call::Pipe, Errno::MFILE),
         (Vmsplice, Call::Pipe, Errno::NFILE),
         (Vmsplice, Call::ResizePipe, Errno::PERM),
@@ -316,6 +317,12 @@ fn acknowledgements_of_a_remote_peer_free_the_pages() {
         };
         assert_eq!(outcome.reason, expected);
     }
+    // Only the bytes of the last send that the socket did not accept are left: they are in a pipe.
+    // The pipe is dropped when other bytes are sent.
+    assert!(channel.in_flight_bytes() < 2 * SEND_BYTES as u64);
+    let mut other = MemoryTransfer::new([pages(3).first(1)], Plan::of(&[Copy]));
+    let done = other.step_with(&kernel, channel.sink_mut(), socket.as_fd());
+    assert_eq!(done.expect("sent"), MemoryProgress::Done);
     assert_eq!(channel.in_flight_bytes(), 0);
 
     // Send until the socket is full again. The last bytes stay unacknowledged, because the peer

@@ -292,6 +292,16 @@ pub(crate) fn unless_blocked(result: Result<Sent, Error>, kind: ErrorKind) -> Op
     }
 }
 
+/// Like [`unless_blocked`], but for a call that may have had to wait for either of the two reasons.
+pub(crate) fn unless_full_or_at_limit(result: Result<Sent, Error>) -> Option<Sent> {
+    let at_limit = |error: &Error| error.kind() == ErrorKind::InFlightLimit;
+    let kind = match &result {
+        Err(error) if at_limit(error) => ErrorKind::InFlightLimit,
+        _ => ErrorKind::WouldBlock,
+    };
+    unless_blocked(result, kind)
+}
+
 /// Returns how many bytes were written to the socket that the peer has not yet acknowledged
 /// (`SIOCOUTQ`).
 #[allow(unsafe_code)]

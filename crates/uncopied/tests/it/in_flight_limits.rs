@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use uncopied::arena::Pages;
 use uncopied::{
     ErrorKind, LimitAction, Mechanism, SendOptions, Sender, in_flight_bytes,
     set_process_in_flight_limit,
@@ -13,7 +12,7 @@ use uncopied::{
 
 use crate::harness::{
     Family, HANG_TIMEOUT, assert_all_sent_by, expect_bytes, expect_eof, in_child, pattern,
-    pattern_pages, sender, unless_blocked, wait_until,
+    pattern_pages, sender, unless_blocked, unless_full_or_at_limit, wait_until,
 };
 
 /// The size of a send: a whole number of pages, because every page that a send touches counts in
@@ -32,26 +31,24 @@ fn limited_sender(at_limit: LimitAction, in_flight_limit: u64) -> (Sender<OwnedF
     sender(Family::Tcp, &[Mechanism::MsgZerocopy], options)
 }
 
-/// Sends `pages` repeatedly, until nothing more can be sent. Calls `check` after each send, and
-/// returns the total number of bytes sent.
-fn send_until_full(
-    sender: &mut Sender<OwnedFd>,
-    pages: &Pages,
-    mut check: impl FnMut(&Sender<OwnedFd>),
-) -> usize {
+/// Sends pages with the pattern of [`SEND_BYTES`] repeatedly, until nothing more can be sent. Calls
+/// `check` after each send, and returns the total number of bytes sent.
+fn send_until_full(sender: &mut Sender<OwnedFd>, mut check: impl FnMut(&Sender<OwnedFd>)) -> usize {
     let mut total = 0;
+    let mut pages = pattern_pages(SEND_BYTES);
     loop {
         // If the last send was incomplete, continue where it ended, so that the stream repeats all
-        // of `pages` without a gap.
-        let sent = sender.try_send(pages.slice(total % SEND_BYTES..));
+        // of the pattern without a gap. Otherwise use new pages, because sends of the same pages
+        // together count only once for the process.
+        let at = total % SEND_BYTES;
+        if at == 0 {
+            pages = pattern_pages(SEND_BYTES);
+        }
+        let sent = sender.try_send(pages.slice(at..));
         check(sender);
-        match sent {
-            Ok(sent) => total += sent.bytes() as usize,
-            Err(error) => {
-                let kinds = [ErrorKind::WouldBlock, ErrorKind::InFlightLimit];
-                assert!(kinds.contains(&error.kind()), "{error}");
-                return total;
-            }
+        match unless_full_or_at_limit(sent) {
+            Some(sent) => total += sent.bytes() as usize,
+            None => return total,
         }
     }
 }
@@ -71,9 +68,8 @@ fn expect_repeated_pattern(peer: &mut File, mut bytes: usize) {
 #[test]
 fn bytes_beyond_the_limit_are_copied() {
     let (mut stuck, mut peer) = limited_sender(LimitAction::Copy, LIMIT_BYTES);
-    let pages = pattern_pages(SEND_BYTES);
     let mut peak = 0;
-    let total = send_until_full(&mut stuck, &pages, |sender| {
+    let total = send_until_full(&mut stuck, |sender| {
         peak = peak.max(sender.in_flight_bytes())
     });
     assert!(0 < peak && peak <= LIMIT_BYTES, "{peak} bytes in flight");
@@ -84,7 +80,7 @@ fn bytes_beyond_the_limit_are_copied() {
 
     let (mut other, mut reader) = limited_sender(LimitAction::Copy, LIMIT_BYTES);
     for _ in 0..20 {
-        let sent = other.send(pages.clone()).unwrap();
+        let sent = other.send(pattern_pages(SEND_BYTES)).unwrap();
         expect_bytes(&mut reader, &pattern(SEND_BYTES));
         sent.completion().wait(Some(HANG_TIMEOUT)).unwrap();
         assert_all_sent_by(
@@ -100,7 +96,6 @@ fn bytes_beyond_the_limit_are_copied() {
         stuck.reap();
         stuck.in_flight_bytes() == 0
     });
-    pages.try_into_buffer().expect("no other handle is left");
 }
 
 /// A sender that waits at the limit must time out if the peer does not read. The error must report
@@ -159,8 +154,7 @@ fn assert_all_by_msg_zerocopy(sender: &Sender<OwnedFd>, bytes: u64) {
 #[test]
 fn try_send_at_the_limit_sends_nothing() {
     let (mut sender, mut peer) = limited_sender(LimitAction::Wait, LIMIT_BYTES);
-    let pages = pattern_pages(SEND_BYTES);
-    let total = send_until_full(&mut sender, &pages, |sender| {
+    let total = send_until_full(&mut sender, |sender| {
         assert!(sender.in_flight_bytes() <= LIMIT_BYTES)
     });
     // Check that the socket is not full, so that only the limit can have stopped the sender: a
@@ -169,6 +163,7 @@ fn try_send_at_the_limit_sends_nothing() {
         sender.get_ref().try_clone().unwrap(),
         SendOptions::default().force_mechanisms(&[Mechanism::Copy]),
     );
+    let pages = pattern_pages(SEND_BYTES);
     let rest = pages.slice(total % SEND_BYTES..);
     assert!(copying.try_send(&rest).unwrap().bytes() > 0);
     expect_repeated_pattern(&mut peer, total);
@@ -186,13 +181,12 @@ fn all_senders_together_stay_below_the_limit_of_the_process() {
         |_| {},
         || {
             set_process_in_flight_limit(LIMIT_BYTES);
-            let pages = pattern_pages(SEND_BYTES);
             let mut senders: Vec<_> = (0..4)
                 .map(|_| limited_sender(LimitAction::Copy, 64 << 20))
                 .collect();
             let mut totals = Vec::new();
             for (sender, _) in &mut senders {
-                totals.push(send_until_full(sender, &pages, |_| {
+                totals.push(send_until_full(sender, |_| {
                     assert!(in_flight_bytes() <= LIMIT_BYTES)
                 }));
             }
@@ -227,7 +221,7 @@ fn an_idle_sender_does_not_block_others_at_the_limit_of_the_process() {
         || {
             set_process_in_flight_limit(LIMIT_BYTES);
             let (mut idle, mut reader) = limited_sender(LimitAction::Wait, 64 << 20);
-            let total = send_until_full(&mut idle, &pattern_pages(SEND_BYTES), |_| {});
+            let total = send_until_full(&mut idle, |_| {});
             let (mut waiting, mut peer) = limited_sender(LimitAction::Wait, 64 << 20);
             let error = waiting.try_send(pattern_pages(SEND_BYTES)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InFlightLimit, "{error}");

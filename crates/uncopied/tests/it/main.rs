@@ -75,6 +75,10 @@ mod acknowledgements;
 /// Limits on the bytes in flight, per sender and per process.
 mod in_flight_limits;
 
+/// The same limits for memory sent with `vmsplice`, whose bytes count until they have left the
+/// queue of their socket, and memory that is sent to many peers.
+mod socket_queues;
+
 /// Sends in flight when the sender is dropped, the peer closes, or the thread panics.
 mod sender_dropped;
 

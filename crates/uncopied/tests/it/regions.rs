@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use uncopied::arena::{Region, RegionMut};
+use uncopied::arena::{Region, RegionMut, RegionPart};
 use uncopied::{FreeReason, Mechanism, SendOptions, Sender};
 
 use crate::harness::{
@@ -304,4 +304,174 @@ fn check_half(half: &[u8], previous: u64, mechanism: Mechanism) -> u64 {
         "{mechanism}: {torn_words} words belong to no round"
     );
     latest
+}
+
+/// The number of bytes that a test sends from each of two huge pages. Few enough to fit into the
+/// socket buffers, so that the peer need not read.
+const PART_BYTES: usize = 32 << 10;
+
+/// Returns a part with [`PART_BYTES`] bytes at the end of the first huge page, and as many at the
+/// start of the second.
+fn part_of_two_pages(region: &Region) -> RegionPart {
+    region.part(HUGE_PAGE_BYTES - PART_BYTES..HUGE_PAGE_BYTES + PART_BYTES)
+}
+
+/// A send is in flight until its acknowledgement is processed. If the program writes to one of its
+/// pages before that, the outcome and the sender's report must say that the bytes in this page were
+/// copied.
+#[test]
+fn pages_copied_while_a_send_is_in_flight_are_reported() {
+    let (region, mut writer) = Region::new(2 * HUGE_PAGE_BYTES).unwrap();
+    if !is_protected(
+        &region,
+        "pages_copied_while_a_send_is_in_flight_are_reported",
+    ) {
+        return;
+    }
+    let options = SendOptions::default().assume_remote_peer(true);
+    let (mut sender, _peer) = sender(Family::Tcp, &[Mechanism::Vmsplice], options);
+    let sent = sender.send(part_of_two_pages(&region)).unwrap();
+    writer[0] = 1;
+    let outcome = sent.completion().wait(Some(HANG_TIMEOUT)).unwrap();
+    assert_eq!(outcome.reason, FreeReason::Acknowledged);
+    let bytes = PART_BYTES as u64;
+    assert_eq!((outcome.bytes, outcome.copied), (2 * bytes, bytes));
+    let report = sender.report();
+    assert_eq!(
+        (report.copied_on_write(), report.kernel_copied()),
+        (bytes, 0)
+    );
+    assert_eq!(
+        (report.zero_copy_bytes(), report.copied_bytes()),
+        (bytes, bytes)
+    );
+
+    // Nothing is in flight any longer, so a write to the other page copies nothing.
+    writer[HUGE_PAGE_BYTES] = 1;
+    assert_eq!(sender.report(), report);
+}
+
+/// A gifted send is complete at once, so its outcome reports no copy. If the program writes to a
+/// page later, the reports of the senders that have sent it must say that it was copied.
+#[test]
+fn gifted_pages_that_are_copied_later_are_reported() {
+    let (region, mut writer) = Region::new(2 * HUGE_PAGE_BYTES).unwrap();
+    if !is_protected(&region, "gifted_pages_that_are_copied_later_are_reported") {
+        return;
+    }
+    for family in [Family::Tcp, Family::Unix] {
+        let senders = [(), ()].map(|()| {
+            let plan = [Mechanism::Vmsplice];
+            let (mut sender, peer) = sender(family, &plan, SendOptions::default());
+            let sent = sender.send(part_of_two_pages(&region)).unwrap();
+            let outcome = sent.completion().outcome().expect("complete at once");
+            assert_eq!((outcome.copied, outcome.reason), (0, FreeReason::Gifted));
+            assert_eq!(sender.report().copied_on_write(), 0);
+            (sender, peer)
+        });
+        let bytes = PART_BYTES as u64;
+        for (page, copied) in [(1, bytes), (1, bytes), (0, 2 * bytes), (0, 2 * bytes)] {
+            writer[page * HUGE_PAGE_BYTES] += 1;
+            for (sender, _) in &senders {
+                let report = sender.report();
+                assert_eq!(report.copied_on_write(), copied, "{family:?}");
+                assert_eq!(report.zero_copy_bytes(), 2 * bytes - copied);
+            }
+        }
+    }
+}
+
+/// A page that is sent several times and then overwritten is copied once, so no more bytes than the
+/// page has must be reported as copied.
+#[test]
+fn a_page_that_is_sent_several_times_is_copied_once() {
+    let (region, mut writer) = Region::new(HUGE_PAGE_BYTES).unwrap();
+    if !is_protected(&region, "a_page_that_is_sent_several_times_is_copied_once") {
+        return;
+    }
+    let (mut sender, mut peer) =
+        sender(Family::Tcp, &[Mechanism::Vmsplice], SendOptions::default());
+    std::thread::spawn(move || std::io::copy(&mut peer, &mut std::io::sink()));
+    let page = HUGE_PAGE_BYTES as u64;
+    for overwrites in 1..4 {
+        for _ in 0..3 {
+            sender.send(region.part(..)).unwrap();
+        }
+        writer[5] = overwrites;
+        let report = sender.report();
+        assert_eq!(report.copied_on_write(), u64::from(overwrites) * page);
+        assert_eq!(report.zero_copy_bytes(), u64::from(overwrites) * 2 * page);
+    }
+}
+
+/// The kernel copies every byte that is sent with `MSG_ZEROCOPY` to a peer on this machine. If the
+/// page was copied on write as well, the bytes must be counted once.
+#[test]
+fn bytes_that_the_kernel_copied_are_not_counted_again() {
+    let (region, mut writer) = Region::new(HUGE_PAGE_BYTES).unwrap();
+    if !is_protected(
+        &region,
+        "bytes_that_the_kernel_copied_are_not_counted_again",
+    ) {
+        return;
+    }
+    for mechanism in [Mechanism::MsgZerocopy, Mechanism::SendZc] {
+        let (mut sender, mut peer) = sender(Family::Tcp, &[mechanism], SendOptions::default());
+        let sent = sender.send(region.part(..PART_BYTES)).unwrap();
+        writer[0] += 1;
+        peer.read_exact(&mut [0; PART_BYTES]).unwrap();
+        let outcome = sent.completion().wait(Some(HANG_TIMEOUT)).unwrap();
+        let bytes = PART_BYTES as u64;
+        assert_eq!(
+            (outcome.bytes, outcome.copied),
+            (bytes, bytes),
+            "{mechanism}"
+        );
+        let report = sender.report();
+        assert_eq!(report.kernel_copied() + report.copied_on_write(), bytes);
+        assert_eq!(
+            (report.copied_bytes(), report.zero_copy_bytes()),
+            (bytes, 0)
+        );
+    }
+}
+
+/// If the program overwrites a page after each send, the sender must copy it for a while, which is
+/// cheaper. It must continue to send other pages without a copy.
+#[test]
+fn a_page_that_is_overwritten_after_each_send_is_copied_for_a_while() {
+    const SENDS: usize = 40;
+    let (region, mut writer) = Region::new(2 * HUGE_PAGE_BYTES).unwrap();
+    let name = "a_page_that_is_overwritten_after_each_send_is_copied_for_a_while";
+    if !is_protected(&region, name) {
+        return;
+    }
+    let (mut sender, mut peer) = sender(Family::Tcp, &[], SendOptions::default());
+    std::thread::spawn(move || std::io::copy(&mut peer, &mut std::io::sink()));
+    let page = HUGE_PAGE_BYTES as u64;
+    let mut first_copied = None;
+    for at in 0..SENDS {
+        let sent = sender.send(region.part(..HUGE_PAGE_BYTES)).unwrap();
+        writer[at] = 1;
+        let is_copied = sent.report().by(Mechanism::Copy) == page;
+        assert!(is_copied || sent.report().by(Mechanism::Vmsplice) == page);
+        assert!(
+            is_copied || first_copied.is_none(),
+            "zero copy again at {at}"
+        );
+        if is_copied && first_copied.is_none() {
+            first_copied = Some(at);
+        }
+        let other = sender.send(region.part(HUGE_PAGE_BYTES..)).unwrap();
+        assert_eq!(other.report().by(Mechanism::Vmsplice), page);
+    }
+    let first_copied = first_copied.expect("copied") as u64;
+    assert!(first_copied < 20, "{first_copied}");
+    let report = sender.report();
+    assert_eq!(report.copied_on_write(), first_copied * page);
+    assert_eq!(
+        report.zero_copy_bytes(),
+        SENDS as u64 * page,
+        "those of the other page"
+    );
 }

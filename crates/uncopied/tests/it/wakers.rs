@@ -179,7 +179,13 @@ fn a_waker_that_panics_does_not_change_the_outcome_of_other_sends() {
             let outcome = completion.wait(Some(HANG_TIMEOUT)).unwrap();
             assert_eq!(outcome.bytes, *bytes, "{mechanism}");
         }
-        assert_eq!((full.sender.in_flight_bytes(), panics), (0, false));
+        // With `vmsplice`, the last send, which the full socket refused, has left its bytes in a
+        // pipe.
+        let in_pipe = match mechanism {
+            Mechanism::Vmsplice => SEND_BYTES as u64,
+            _ => 0,
+        };
+        assert_eq!((full.sender.in_flight_bytes(), panics), (in_pipe, false));
     }
 }
 

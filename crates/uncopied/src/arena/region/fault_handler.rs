@@ -94,9 +94,10 @@ impl FaultHandler {
         lock(&self.regions).remove(&address);
     }
 
-    /// Replaces the frame of the protected huge page at address `page` with a fresh one, and wakes
-    /// the threads that wait to write to the page. Returns whether the kernel registered the page
-    /// with the userfaultfd again: without that, the page cannot be protected.
+    /// Replaces the frame of the protected huge page at address `page` with a fresh one. Returns
+    /// whether the kernel registered the page with the userfaultfd again: without that, the page
+    /// cannot be protected. The caller must then [wake](Self::wake) the threads that wait to write
+    /// to the page.
     ///
     /// # Safety
     ///
@@ -111,9 +112,7 @@ impl FaultHandler {
         let replaced = unsafe { sys::replace_page(page, spare.address(), GRANULE_BYTES) };
         lock(&self.spare_pages).push(spare);
         replaced?;
-        let is_registered = self.userfault.register(page, GRANULE_BYTES).is_ok();
-        self.wake(page);
-        Ok(is_registered)
+        Ok(self.userfault.register(page, GRANULE_BYTES).is_ok())
     }
 
     fn run(&self) {
@@ -157,7 +156,8 @@ impl FaultHandler {
         true
     }
 
-    fn wake(&self, page: usize) {
+    /// Wakes the threads that wait to write to the huge page at address `page`.
+    pub(super) fn wake(&self, page: usize) {
         // Waking fails only for an invalid range of addresses, which cannot occur here.
         let _ = self.userfault.wake(page, GRANULE_BYTES);
     }

@@ -75,7 +75,8 @@
 //! | 64 MiB | 0.34 to 0.49 | 0.27 to 0.30 | 1.3 to 1.5 |
 //!
 //! So a region is worthwhile for bytes that are mostly sent again unchanged. If all bytes are
-//! rewritten before each send, a region costs 1.3 to 2.2 times as much as a copy.
+//! rewritten before each send, a protected region costs 1.3 to 2.2 times as much as a copy. So
+//! after a few such sends, the plan copies these pages for a while.
 //!
 //! A smaller pipe reduces the gain. For bytes that are not overwritten, the ratios for 2, 8 and 64
 //! MiB are 0.83, 0.66 and 0.63 with a pipe of 512 KiB, and 0.98, 0.80 and 0.73 with a pipe of 256
@@ -84,6 +85,7 @@
 //! three regions through that pipe takes 0.36, 0.35 and 0.24 s/GB; with protection, it takes 0.40,
 //! 0.37 and 0.26 s/GB.
 
+mod copy_count;
 mod fault_handler;
 mod state;
 #[cfg(test)]
@@ -97,6 +99,7 @@ use std::sync::{Arc, OnceLock};
 
 use rustix::io::Result;
 
+pub(crate) use self::copy_count::CopyCount;
 use self::fault_handler::FaultHandler;
 use self::state::{PageLeases, RegionState};
 use super::resolve_range;
@@ -115,7 +118,11 @@ pub(crate) use self::state::ProtectedCall;
 ///
 /// A region is worthwhile for sends of at least 2 MiB, if most of the bytes are sent again
 /// unchanged. Bytes that are rewritten after each send are cheaper to copy, or to write into
-/// several [`PageBuffer`](super::PageBuffer)s in turn.
+/// several [`PageBuffer`](super::PageBuffer)s in turn. If a huge page was copied after each of its
+/// latest eight sends, its next 256 sends are copied instead, unless the sender's mechanisms are
+/// [forced](crate::SendOptions::force_mechanisms).
+/// [`Report::copied_on_write`](crate::Report::copied_on_write) says how many bytes were copied
+/// because of such writes.
 ///
 /// ```
 /// use uncopied::arena::Region;
@@ -429,14 +436,36 @@ impl RegionPart {
         self.len = self.len.min(len);
     }
 
-    /// Returns the length, in bytes, of the shortest send for which protection costs less than a
-    /// copy: that of a huge page. If the region is not in huge pages, a copy is always cheaper, and
-    /// the result is [`usize::MAX`].
-    pub(crate) fn min_bytes(&self) -> usize {
-        if self.state.is_huge() {
-            GRANULE_BYTES
-        } else {
+    /// Counts a send of this part. Returns the length, in bytes, of the shortest send for which
+    /// protection costs less than a copy: that of a huge page. If the region is not in huge pages,
+    /// or if the program overwrites these bytes after each send, a copy is always cheaper, and the
+    /// result is [`usize::MAX`].
+    pub(crate) fn min_bytes_of_next_send(&self) -> usize {
+        if !self.state.is_huge() {
+            return usize::MAX;
+        }
+        // A shorter send is never protected, unless the caller forces the mechanism. A send from a
+        // region that cannot be protected is copied, and reports the reason.
+        let can_be_protected = self.len >= GRANULE_BYTES && self.state.fault_handler().is_ok();
+        if can_be_protected && self.state.count_send(&self.range()) {
             usize::MAX
+        } else {
+            GRANULE_BYTES
+        }
+    }
+
+    /// Returns how many of the bytes are in pages that were written to while they were in flight
+    /// through this handle, and so had to be copied.
+    pub(crate) fn copied_on_write(&self) -> u64 {
+        let leases = self.leases.get();
+        leases.map_or(0, |leases| leases.copied_on_write(&self.range()))
+    }
+
+    /// Records that a sender has gifted these bytes, which are in flight through this handle. If
+    /// their pages are copied on write later, or already were, their number is added to `sender`.
+    pub(crate) fn record_gifted(&self, sender: &CopyCount) {
+        if let Some(leases) = self.leases.get() {
+            leases.record_gifted(&self.range(), sender);
         }
     }
 

@@ -12,13 +12,15 @@
 //! reported as complete.
 
 use std::io;
+use std::mem;
 use std::ops::Range;
 use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::{Errno, Result};
 
+use super::copy_count::{CopyCount, GiftedBytes};
 use super::fault_handler::FaultHandler;
 use crate::arena::space::{AddressSpace, GRANULE_BYTES, Granules};
 use crate::sys;
@@ -54,11 +56,82 @@ struct HugePageState {
     is_unregistered: bool,
     /// Whether a thread is replacing the frame. That thread does not hold the lock meanwhile.
     is_being_replaced: bool,
+    /// The bytes of the current frame that were gifted, by sender.
+    gifted: GiftedBytes,
+    history: CopyHistory,
 }
 
 impl HugePageState {
     fn is_in_flight(&self) -> bool {
         self.leases > 0 || self.is_gifted
+    }
+
+    /// Updates the state after the frame was replaced.
+    fn replaced(&mut self, is_registered: bool) {
+        let old = mem::take(self);
+        self.epoch = old.epoch + 1;
+        self.is_unregistered = !is_registered;
+        self.history = old.history.copied();
+        old.gifted.count();
+    }
+}
+
+/// How often a page was sent and copied on write. Decides whether its next sends are copied instead
+/// of protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct CopyHistory {
+    /// The number of sends that include the page since it was last copied on write, without those
+    /// during a pause.
+    sends: u32,
+    /// The number of consecutive times, up to the latest, that the page was copied on write after
+    /// no more than [`MAX_SENDS_PER_COPY`] sends.
+    copies_in_a_row: u32,
+    /// The number of upcoming sends for which the page is not protected.
+    paused_sends: u32,
+}
+
+/// If a page is sent no more often than this before it is copied on write, sending a copy is
+/// cheaper than protecting the page.
+const MAX_SENDS_PER_COPY: u32 = 1;
+
+/// After this many such copies in a row, the page is not protected for the next [`PAUSE_SENDS`]
+/// sends.
+const PAUSE_AFTER_COPIES: u32 = 8;
+
+/// The length of such a pause, in sends. After it, the page is protected again, because the program
+/// may no longer overwrite it after each send.
+const PAUSE_SENDS: u32 = 256;
+
+impl CopyHistory {
+    /// Returns the history after the page was copied on write.
+    fn copied(self) -> Self {
+        let copies_in_a_row = match self.sends {
+            ..=MAX_SENDS_PER_COPY => self.copies_in_a_row + 1,
+            _ => 0,
+        };
+        if copies_in_a_row < PAUSE_AFTER_COPIES {
+            return Self {
+                sends: 0,
+                copies_in_a_row,
+                ..self
+            };
+        }
+        Self {
+            paused_sends: PAUSE_SENDS,
+            ..Self::default()
+        }
+    }
+
+    /// Counts a send that includes the page. Returns whether the page should not be protected for
+    /// this send.
+    fn count_send(&mut self) -> bool {
+        let is_paused = self.paused_sends > 0;
+        if is_paused {
+            self.paused_sends -= 1;
+        } else {
+            self.sends = self.sends.saturating_add(1);
+        }
+        is_paused
     }
 }
 
@@ -165,6 +238,20 @@ impl RegionState {
         bytes.start / GRANULE_BYTES..bytes.end.div_ceil(GRANULE_BYTES)
     }
 
+    /// Counts a send of this range of offsets in the region. Returns whether copying it is cheaper
+    /// than protecting it, because most of its pages were overwritten after each of the latest
+    /// sends.
+    ///
+    /// Must not be called in a forked child, because it takes the lock of the states of the pages.
+    pub(super) fn count_send(&self, bytes: &Range<usize>) -> bool {
+        let mut pages = self.lock();
+        let pages = &mut pages[Self::pages_of(bytes)];
+        let paused = pages
+            .iter_mut()
+            .filter_map(|page| page.history.count_send().then_some(()));
+        2 * paused.count() > pages.len()
+    }
+
     /// Makes the huge page that contains `address` writable. If the frame of the page is in flight,
     /// replaces the frame with a copy. Otherwise only removes the protection.
     ///
@@ -196,14 +283,12 @@ impl RegionState {
         let page = &mut pages[index];
         page.is_being_replaced = false;
         if let Ok(is_registered) = replaced {
-            *page = HugePageState {
-                epoch: page.epoch + 1,
-                is_unregistered: !is_registered,
-                ..HugePageState::default()
-            };
+            page.replaced(is_registered);
         }
+        drop(pages);
         self.replacement_ended.notify_all();
-        replaced.map(|_| ())
+        // The writers are woken last, so that the copy is counted by the time that they continue.
+        replaced.map(|_| handler.wake(start))
     }
 
     /// Protects those of `pages` that are not protected yet. `first` is the index in the region of
@@ -264,13 +349,51 @@ pub(super) struct PageLeases {
     region: Arc<RegionState>,
     /// The index in the region of the first page.
     first: usize,
-    /// For each page, the epoch of the frame that is leased, or [`NO_LEASE_EPOCH`]. Changed only
-    /// while the states of the pages are locked.
-    epochs: Box<[AtomicU64]>,
+    pages: Box<[LeasedPage]>,
 }
 
-/// The value in [`PageLeases::epochs`] for a page of which no frame is leased.
+/// A page, one frame of which may be leased. Changed only while the states of the pages are locked.
+#[derive(Debug)]
+struct LeasedPage {
+    /// The epoch of the frame that is leased, or [`NO_LEASE_EPOCH`].
+    epoch: AtomicU64,
+    /// Whether another frame was leased earlier, but was replaced during a call.
+    was_replaced: AtomicBool,
+}
+
+/// The value of [`LeasedPage::epoch`] if no frame is leased.
 const NO_LEASE_EPOCH: u64 = u64::MAX;
+
+impl LeasedPage {
+    fn new() -> Self {
+        Self {
+            epoch: AtomicU64::new(NO_LEASE_EPOCH),
+            was_replaced: AtomicBool::new(false),
+        }
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Leases the current frame of `page`, the state of this page, unless it is leased already.
+    fn lease(&self, page: &mut HugePageState) {
+        let earlier = self.epoch.swap(page.epoch, Ordering::Relaxed);
+        if earlier != page.epoch {
+            page.leases += 1;
+            if earlier != NO_LEASE_EPOCH {
+                self.was_replaced.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether a frame of this page was replaced while it was leased. `page` is the state of this
+    /// page.
+    fn is_copied_on_write(&self, page: &HugePageState) -> bool {
+        let is_replaced = self.epoch() != NO_LEASE_EPOCH && self.epoch() != page.epoch;
+        is_replaced || self.was_replaced.load(Ordering::Relaxed)
+    }
+}
 
 impl PageLeases {
     /// Creates the leases of these pages, without leasing any frame yet.
@@ -278,7 +401,7 @@ impl PageLeases {
         Self {
             region: Arc::clone(region),
             first: pages.start,
-            epochs: pages.map(|_| AtomicU64::new(NO_LEASE_EPOCH)).collect(),
+            pages: pages.map(|_| LeasedPage::new()).collect(),
         }
     }
 
@@ -293,9 +416,12 @@ impl PageLeases {
             return subset;
         }
         let mut pages = self.region.lock();
-        for (index, epoch) in indices.zip(&subset.epochs) {
-            let leased = self.epochs[index - self.first].load(Ordering::Relaxed);
-            epoch.store(leased, Ordering::Relaxed);
+        for (index, copy) in indices.zip(&subset.pages) {
+            let original = &self.pages[index - self.first];
+            let leased = original.epoch();
+            copy.epoch.store(leased, Ordering::Relaxed);
+            let was_replaced = original.was_replaced.load(Ordering::Relaxed);
+            copy.was_replaced.store(was_replaced, Ordering::Relaxed);
             // If the frame has been replaced meanwhile, nothing can write to it any longer, so it
             // needs no lease.
             if pages[index].epoch == leased {
@@ -318,6 +444,48 @@ impl PageLeases {
         })
     }
 
+    /// Returns how many of the bytes in `bytes` (offsets in the region) are in pages whose leased
+    /// frame has been replaced, because the page was written to. 0 in a forked child.
+    pub(super) fn copied_on_write(&self, bytes: &Range<usize>) -> u64 {
+        self.count_bytes(bytes, |page, leased, _| leased.is_copied_on_write(page))
+    }
+
+    /// Records that the sender with this count has gifted the bytes in `bytes` (offsets in the
+    /// region). They are counted when their page is copied, or at once if it has been.
+    pub(super) fn record_gifted(&self, bytes: &Range<usize>, sender: &CopyCount) {
+        let copied = self.count_bytes(bytes, |page, leased, len| {
+            let is_copied = leased.is_copied_on_write(page);
+            if !is_copied {
+                page.gifted.add(sender, len);
+            }
+            is_copied
+        });
+        sender.add(copied);
+    }
+
+    /// Returns how many of the bytes in `bytes` are in pages for which `counts` returns true.
+    /// `counts` gets the state of a page, its lease, and the number of bytes in the page.
+    fn count_bytes(
+        &self,
+        bytes: &Range<usize>,
+        mut counts: impl FnMut(&mut HugePageState, &LeasedPage, usize) -> bool,
+    ) -> u64 {
+        if !self.is_of_this_process() {
+            return 0;
+        }
+        let mut pages = self.region.lock();
+        let mut count = 0;
+        for index in RegionState::pages_of(bytes) {
+            let start = (index * GRANULE_BYTES).max(bytes.start);
+            let end = ((index + 1) * GRANULE_BYTES).min(bytes.end);
+            let leased = &self.pages[index - self.first];
+            if counts(&mut pages[index], leased, end - start) {
+                count += (end - start) as u64;
+            }
+        }
+        count
+    }
+
     /// Whether the region was created by the calling process. If not, this is a forked child, whose
     /// sends from the region are always copied, and so need no leases. The child must not lock the
     /// states of the pages: its copy of the lock may be held forever, by a thread that exists only
@@ -327,7 +495,7 @@ impl PageLeases {
     }
 
     fn pages(&self) -> Range<usize> {
-        self.first..self.first + self.epochs.len()
+        self.first..self.first + self.pages.len()
     }
 
     /// Protects all pages, and leases those of their current frames that are not leased yet.
@@ -335,10 +503,8 @@ impl PageLeases {
         let mut pages = self.region.lock_after_replacements(self.pages());
         let pages = &mut pages[self.pages()];
         self.region.protect(pages, self.first)?;
-        for (page, epoch) in pages.iter_mut().zip(&self.epochs) {
-            if epoch.swap(page.epoch, Ordering::Relaxed) != page.epoch {
-                page.leases += 1;
-            }
+        for (page, leased) in pages.iter_mut().zip(&self.pages) {
+            leased.lease(page);
         }
         Ok(())
     }
@@ -350,8 +516,8 @@ impl Drop for PageLeases {
             return;
         }
         let mut pages = self.region.lock();
-        for (page, epoch) in pages[self.pages()].iter_mut().zip(&self.epochs) {
-            if page.epoch == epoch.load(Ordering::Relaxed) {
+        for (page, leased) in pages[self.pages()].iter_mut().zip(&self.pages) {
+            if page.epoch == leased.epoch() {
                 page.leases -= 1;
             }
         }
@@ -402,7 +568,7 @@ impl Drop for ProtectedCall<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Region, RegionMut};
+    use super::super::{Region, RegionMut, RegionPart};
     use super::*;
     use crate::arena::Memory;
     use crate::in_flight::{Lease, Quota};
@@ -492,6 +658,8 @@ mod tests {
         assert_eq!((first.epoch, first.leases), (1, 1));
         assert!(first.is_protected && first.is_gifted);
         assert!(second.is_protected && !second.is_gifted);
+        assert_eq!(part.copied_on_write(), GRANULE_BYTES as u64);
+        assert_eq!(part.slice(GRANULE_BYTES - 1..).copied_on_write(), 1);
         drop(part);
         writer[5] = 2;
         assert_eq!(page(&region, 0).epoch, 2);
@@ -552,10 +720,49 @@ mod tests {
             let part = part.take().expect("a part");
             let slice = part.slice(..1);
             let is_refused = slice.protect().is_err();
-            drop((part, slice));
+            let whole = part.slice(..GRANULE_BYTES);
+            let (_, _) = (whole.min_bytes_of_next_send(), part.copied_on_write());
+            part.record_gifted(&CopyCount::default());
+            drop((part, slice, whole));
             u8::from(!is_refused)
         });
         assert_eq!((result, pages[0].leases), (0, 1));
+    }
+
+    #[test]
+    fn a_page_that_is_copied_after_each_send_is_not_protected_for_a_while() {
+        let (region, mut writer) = region();
+        let both = region.part(GRANULE_BYTES - 1..2 * GRANULE_BYTES);
+        let hot = region.part(GRANULE_BYTES..2 * GRANULE_BYTES);
+        let mut send = |part: &RegionPart, overwrites: bool| {
+            let is_protected = part.min_bytes_of_next_send() == GRANULE_BYTES;
+            if is_protected {
+                part.clone().protect().expect("protected").gift(part.len());
+            }
+            if overwrites {
+                writer[GRANULE_BYTES] = 1;
+            }
+            is_protected
+        };
+        for _ in 0..2 {
+            for _ in 0..PAUSE_AFTER_COPIES - 1 {
+                assert!(send(&hot, true));
+            }
+            // A page that is sent more often before it is copied restarts the count.
+            for _ in 0..MAX_SENDS_PER_COPY {
+                assert!(send(&hot, false));
+            }
+            assert!(send(&hot, true));
+        }
+        for _ in 0..PAUSE_AFTER_COPIES {
+            assert!(send(&hot, true));
+        }
+        for _ in 0..PAUSE_SENDS - 1 {
+            assert!(!send(&hot, true));
+        }
+        // Only one of the two pages of this part was overwritten, and only this send of it counts.
+        assert_eq!(both.min_bytes_of_next_send(), GRANULE_BYTES);
+        assert!(send(&hot, true), "the pause is over");
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::future::poll_fn;
 use std::io;
 #[cfg(feature = "tokio")]
 use std::os::fd::OwnedFd;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ use rustix::io::Errno;
 use super::{Outcome, Status};
 use crate::arena::Memory;
 use crate::in_flight::{
-    Acknowledgements, LimitAction, NotificationSource, NotificationStats, OrphanedErrorQueue,
-    Quota, SendTracker, reaper,
+    Acknowledgements, ErrorQueue, LimitAction, NotificationSource, NotificationStats,
+    OrphanedErrorQueue, OrphanedSocketQueue, Quota, SendTracker, SocketQueue, reaper, registry,
 };
 use crate::policy::{Driver, Mechanism, Support};
 use crate::report::Report;
@@ -62,6 +62,11 @@ pub(crate) struct LeaseContext<'a> {
 /// other senders becomes reusable.
 const LIMIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
+/// The same for a sender that may have gifted bytes in the queue of its socket. It is shorter,
+/// because nothing tells the sender when they leave the queue, and waiting longer would slow down a
+/// sender whose limit is small.
+const QUEUE_POLL_INTERVAL: Duration = Duration::from_millis(1);
+
 /// The errno that a report gives as the reason for copying a step, if the step's socket is not the
 /// one that earlier steps of the same sink sent to.
 const ANOTHER_SOCKET: Errno = Errno::BADFD;
@@ -91,6 +96,8 @@ pub(crate) struct MemorySink {
     msg_zerocopy: Option<MsgZerocopy>,
     vmsplice: Vmsplice,
     acknowledgements: Option<Arc<Acknowledgements>>,
+    /// The queue of the socket that bytes were last sent to with `vmsplice`.
+    socket_queue: Option<Arc<SocketQueue>>,
     /// A duplicate of the socket's descriptor, for sends that wait in a batch. The caller's own
     /// descriptor cannot be used for them: the caller could close it before the batch is submitted,
     /// and its number could then refer to another file.
@@ -136,6 +143,7 @@ impl MemorySink {
             msg_zerocopy: None,
             vmsplice: Vmsplice::default(),
             acknowledgements: None,
+            socket_queue: None,
             #[cfg(feature = "tokio")]
             batch_descriptor: None,
             owner_process: OwnerProcess::current(),
@@ -159,6 +167,9 @@ impl MemorySink {
     /// Returns how many bytes are in flight. A page that is partly in flight counts as a whole
     /// page.
     pub(crate) fn in_flight_bytes(&self) -> u64 {
+        if let Some(queue) = &self.socket_queue {
+            queue.recount();
+        }
         self.quota.in_flight_bytes()
     }
 
@@ -169,27 +180,33 @@ impl MemorySink {
         mechanism: Mechanism,
         step: &MemoryStep<'_>,
     ) -> Outcome {
-        let mut acknowledgements = None;
-        match mechanism {
-            Mechanism::Vmsplice => acknowledgements = self.acknowledgements_of(kernel, step.sink),
-            Mechanism::MsgZerocopy => {
-                if let Err(status) = self.check_msg_zerocopy(kernel, step.sink) {
-                    return status.into();
-                }
-            }
-            _ => {}
+        if mechanism == Mechanism::Vmsplice {
+            return self.vmsplice_step(kernel, step);
         }
+        if mechanism == Mechanism::MsgZerocopy
+            && let Err(status) = self.check_msg_zerocopy(kernel, step.sink)
+        {
+            return status.into();
+        }
+        self.vmsplice.discard(self.socket_queue.as_deref());
+        let outcome = self.step_without_pipe(kernel, mechanism, step);
+        self.count_sent(kernel, step.sink, outcome.moved);
+        outcome
+    }
+
+    fn step_without_pipe(
+        &mut self,
+        kernel: &impl Kernel,
+        mechanism: Mechanism,
+        step: &MemoryStep<'_>,
+    ) -> Outcome {
         let context = LeaseContext {
-            acknowledgements: acknowledgements.as_ref(),
+            acknowledgements: None,
             quota: &self.quota,
             stats: &self.stats,
         };
-        if mechanism != Mechanism::Vmsplice {
-            self.vmsplice.discard();
-        }
         match mechanism {
             Mechanism::Copy => copy::step(kernel, step),
-            Mechanism::Vmsplice => self.vmsplice.step(kernel, step, &context),
             Mechanism::MsgZerocopy => {
                 let active = match &self.msg_zerocopy {
                     Some(active) => active,
@@ -204,6 +221,84 @@ impl MemorySink {
             // A mechanism that does not move memory.
             _ => Status::Unsupported(Errno::INVAL).into(),
         }
+    }
+
+    fn vmsplice_step(&mut self, kernel: &impl Kernel, step: &MemoryStep<'_>) -> Outcome {
+        let queue = match self.socket_queue_of(kernel, step.sink) {
+            Ok(queue) => queue,
+            Err(errno) => return Status::CopyOnce(errno).into(),
+        };
+        let acknowledgements = self.acknowledgements_of(kernel, step.sink);
+        let context = LeaseContext {
+            acknowledgements: acknowledgements.as_ref(),
+            quota: &self.quota,
+            stats: &self.stats,
+        };
+        self.vmsplice.step(kernel, step, &context, &queue)
+    }
+
+    /// Returns the error queue if notifications are outstanding.
+    fn outstanding_error_queue(&self) -> Option<Arc<ErrorQueue>> {
+        let queue = Arc::clone(self.msg_zerocopy.as_ref()?.queue());
+        if queue.belongs_to_parent() {
+            // Leak the queue in a forked child, because it belongs to the parent process. Dropping
+            // it would take its lock, which may stay locked forever in the child.
+            std::mem::forget(queue);
+            return None;
+        }
+        queue.reap();
+        (!queue.is_empty()).then_some(queue)
+    }
+
+    /// Returns the queue of `socket`, in which the bytes count that are sent with `vmsplice`.
+    ///
+    /// # Errors
+    ///
+    /// If the socket does not report the length of its queue, or its descriptor cannot be
+    /// duplicated.
+    fn socket_queue_of(
+        &mut self,
+        kernel: &impl Kernel,
+        socket: BorrowedFd<'_>,
+    ) -> Result<Arc<SocketQueue>, Errno> {
+        if let Some(queue) = &self.socket_queue {
+            if queue.is_of(kernel, socket) {
+                return Ok(Arc::clone(queue));
+            }
+            if let Some(queue) = self.take_socket_queue() {
+                reaper::adopt(Box::new(OrphanedSocketQueue(queue)));
+            }
+        }
+        let queue = Arc::new(SocketQueue::of(kernel, socket, self.is_tcp)?);
+        let source: Weak<SocketQueue> = Arc::downgrade(&queue);
+        registry::register(source);
+        Ok(Arc::clone(self.socket_queue.insert(queue)))
+    }
+
+    /// Counts bytes that the socket has accepted without `vmsplice`. They show when bytes that were
+    /// sent before them with `vmsplice` have left the socket's queue.
+    fn count_sent(&self, kernel: &impl Kernel, socket: BorrowedFd<'_>, bytes: u64) {
+        if let Some(queue) = &self.socket_queue
+            && queue.is_of(kernel, socket)
+        {
+            queue.count_sent(bytes);
+        }
+    }
+
+    /// Stops using the socket's queue. Returns it if gifted bytes are in it, which count until they
+    /// have left it.
+    #[must_use = "the bytes in the queue still count"]
+    fn take_socket_queue(&mut self) -> Option<Arc<SocketQueue>> {
+        self.vmsplice.discard(self.socket_queue.as_deref());
+        let queue = self.socket_queue.take()?;
+        if queue.belongs_to_parent() {
+            // Leak the queue in a forked child, because a thread of the parent may have been
+            // changing it during the fork.
+            std::mem::forget(queue);
+            return None;
+        }
+        queue.recount();
+        (!queue.is_empty()).then_some(queue)
     }
 
     /// Returns the record of the bytes that the peer has acknowledged, or `None` if it cannot be
@@ -314,18 +409,24 @@ impl MemorySink {
                 Err(errno) => return Status::CopyOnce(errno).into(),
             },
         };
-        self.vmsplice.discard();
+        let descriptor = Arc::clone(descriptor);
+        self.vmsplice.discard(self.socket_queue.as_deref());
         let context = LeaseContext {
             acknowledgements: None,
             quota: &self.quota,
             stats: &self.stats,
         };
-        send_zc::step_in_batch(Arc::clone(descriptor), step, &context).await
+        let outcome = send_zc::step_in_batch(descriptor, step, &context).await;
+        self.count_sent(&Linux, step.sink, outcome.moved);
+        outcome
     }
 
     /// Processes the notifications that have arrived, and completes the sends that they belong to.
     /// Returns how many sends were completed by the socket's error queue.
     pub(crate) fn reap(&self) -> usize {
+        if let Some(queue) = &self.socket_queue {
+            queue.recount();
+        }
         if let Some(acknowledgements) = &self.acknowledgements {
             acknowledgements.reap();
         }
@@ -339,7 +440,11 @@ impl MemorySink {
     /// [`LIMIT_POLL_INTERVAL`]. The wait must be short, because the memory in flight may belong to
     /// other senders, whose notifications do not end the wait.
     pub(crate) fn wait_at_limit(&self, limit: Option<Duration>) -> io::Result<()> {
-        let interval = limit.map_or(LIMIT_POLL_INTERVAL, |limit| limit.min(LIMIT_POLL_INTERVAL));
+        let interval = match &self.socket_queue {
+            Some(queue) if !queue.belongs_to_parent() => QUEUE_POLL_INTERVAL,
+            _ => LIMIT_POLL_INTERVAL,
+        };
+        let interval = limit.map_or(interval, |limit| limit.min(interval));
         let in_use = |active: &&MsgZerocopy| {
             // A forked child must not take the lock of the queue.
             !active.queue().belongs_to_parent() && !active.queue().is_empty()
@@ -353,17 +458,24 @@ impl MemorySink {
         }
     }
 
-    /// Does the same as [`wait_at_limit`](Self::wait_at_limit), but on tokio. If this sender has
-    /// memory in flight, waits for the sender's next notification instead of polling.
+    /// Does the same as [`wait_at_limit`](Self::wait_at_limit), but on tokio. If a notification
+    /// will arrive for all memory that this sender has in flight, waits for the next one instead of
+    /// polling.
     #[cfg(feature = "tokio")]
     pub(crate) async fn until_below_limit(&self) {
         let seen = self.stats.notifications();
-        if self.in_flight_bytes() > 0 {
+        let queue = self.socket_queue.as_ref();
+        let is_notified = queue.is_none_or(|queue| queue.belongs_to_parent() || queue.is_empty());
+        if is_notified && self.quota.in_flight_bytes() > 0 {
             poll_fn(|cx| self.stats.poll_notification(cx, seen)).await;
         } else {
-            // Poll, because all of the memory in flight belongs to other senders, and nothing tells
-            // this sender when that memory can be reused.
-            let wait = || thread::sleep(LIMIT_POLL_INTERVAL);
+            // Poll, because nothing tells this sender when bytes leave the socket's queue, or when
+            // memory of other senders can be reused.
+            let interval = match is_notified {
+                true => LIMIT_POLL_INTERVAL,
+                false => QUEUE_POLL_INTERVAL,
+            };
+            let wait = move || thread::sleep(interval);
             let _ = tokio::task::spawn_blocking(wait).await;
         }
     }
@@ -373,21 +485,24 @@ impl Drop for MemorySink {
     fn drop(&mut self) {
         if let Some(acknowledgements) = &self.acknowledgements {
             acknowledgements.reap();
-            acknowledgements.gift_all();
+            let gifted = acknowledgements.gift_all();
+            // The queue exists whenever acknowledgements are tracked.
+            if let Some(queue) = &self.socket_queue {
+                queue.push_all(gifted);
+            }
         }
-        let Some(active) = &self.msg_zerocopy else {
-            return;
-        };
-        let queue = Arc::clone(active.queue());
-        if queue.belongs_to_parent() {
-            // Leak the queue in a forked child, because it belongs to the parent process. Dropping
-            // it would take its lock, which may stay locked forever in the child.
-            std::mem::forget(queue);
-            return;
+        let mut socket_queue = self.take_socket_queue();
+        if let Some(queue) = self.outstanding_error_queue() {
+            let is_same =
+                |socket_queue: &mut Arc<SocketQueue>| socket_queue.is_of(&Linux, queue.as_fd());
+            let socket_queue = socket_queue.take_if(is_same);
+            reaper::adopt(Box::new(OrphanedErrorQueue {
+                queue,
+                socket_queue,
+            }));
         }
-        queue.reap();
-        if !queue.is_empty() {
-            reaper::adopt(Box::new(OrphanedErrorQueue(queue)));
+        if let Some(queue) = socket_queue {
+            reaper::adopt(Box::new(OrphanedSocketQueue(queue)));
         }
     }
 }
