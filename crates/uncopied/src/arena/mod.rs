@@ -32,6 +32,7 @@ mod memory;
 mod pages;
 mod pool;
 mod region;
+mod service_thread;
 mod space;
 
 pub(crate) use block_count::BlockCount;

@@ -12,16 +12,17 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::process;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
 use rustix::io::{Errno, Result};
 
 use super::MappedFileRange;
+use crate::arena::service_thread::{self, StartedOnce};
 use crate::arena::space::Granules;
+use crate::sys::Userfault;
 use crate::sys::fork::{OwnerProcess, PerProcess};
-use crate::sys::{self, Userfault};
 
 const THREAD_NAME: &str = "uncopied-reads";
 
@@ -33,14 +34,7 @@ const READ_BYTES: usize = 64 << 10;
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The reader of this process. A forked child process starts its own.
-static PAGE_READER: PerProcess<Start> = PerProcess::new();
-
-#[derive(Default)]
-struct Start {
-    reader: OnceLock<&'static PageReader>,
-    /// Held while a thread starts the reader.
-    starting: Mutex<()>,
-}
+static PAGE_READER: PerProcess<StartedOnce<PageReader>> = PerProcess::new();
 
 /// The thread, and the mappings whose pages it reads.
 #[derive(Debug)]
@@ -57,21 +51,9 @@ impl PageReader {
     /// # Errors
     ///
     /// The errno with which opening the userfaultfd or starting the thread failed. The next call
-    /// tries again, because the process may just have too many descriptors at the moment.
+    /// tries again.
     pub(super) fn of_this_process() -> Result<&'static Self> {
-        let start = PAGE_READER.get();
-        if let Some(reader) = start.reader.get() {
-            return Ok(reader);
-        }
-        let _starting = start
-            .starting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(reader) = start.reader.get() {
-            return Ok(reader);
-        }
-        let reader = Self::start()?;
-        Ok(start.reader.get_or_init(|| reader))
+        PAGE_READER.get().get_or_start(Self::start)
     }
 
     /// The descriptor reports only accesses by user code, even where this process may have more, so
@@ -79,18 +61,12 @@ impl PageReader {
     /// every mapped file. Kernels before 5.11 have only the other kind.
     fn start() -> Result<&'static Self> {
         let userfault = Userfault::open_user_mode_only().or_else(|_| Userfault::open())?;
-        let reader = Arc::new(Self {
+        let reader = Self {
             userfault,
             owner_process: OwnerProcess::current(),
             mappings: Mutex::new(BTreeMap::new()),
-        });
-        let of_thread = Arc::clone(&reader);
-        let thread = thread::Builder::new().name(THREAD_NAME.into());
-        sys::without_signals(|| thread.spawn(move || of_thread.run()))
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
-        // The thread never ends, so the reader is never dropped anyway.
-        let reader: &'static Arc<Self> = Box::leak(Box::new(reader));
-        Ok(reader)
+        };
+        service_thread::spawn(THREAD_NAME, reader, Self::run)
     }
 
     /// Whether the reader belongs to the calling process. A forked child has only a copy of it,
@@ -125,7 +101,6 @@ impl PageReader {
     }
 
     fn run(&self) {
-        let _guard = AbortOnUnwind;
         let mut buffer = vec![0; READ_BYTES.max(rustix::param::page_size())];
         loop {
             match self.userfault.next_fault(None) {
@@ -217,13 +192,4 @@ fn read_until_end(file: &File, buffer: &mut [u8], offset: u64) -> usize {
         }
     }
     read
-}
-
-struct AbortOnUnwind;
-
-impl Drop for AbortOnUnwind {
-    fn drop(&mut self) {
-        eprintln!("uncopied: the thread that reads mapped files panicked; aborting");
-        process::abort();
-    }
 }

@@ -15,13 +15,13 @@
 
 use std::collections::BTreeMap;
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use rustix::io::{Errno, Result};
+use rustix::io::Result;
 
 use super::state::RegionState;
+use crate::arena::service_thread::{self, StartedOnce};
 use crate::arena::space::{AddressSpace, GRANULE_BYTES, Granules};
 use crate::sys::fork::{OwnerProcess, PerProcess};
 use crate::sys::{self, Userfault};
@@ -35,7 +35,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 const INITIAL_POSTPONED_CAPACITY: usize = 256;
 
 /// The handler of this process. A forked child process starts its own.
-static FAULT_HANDLER: PerProcess<OnceLock<Result<&'static FaultHandler>>> = PerProcess::new();
+static FAULT_HANDLER: PerProcess<StartedOnce<FaultHandler>> = PerProcess::new();
 
 /// The handler of write faults, and the regions whose faults it handles.
 #[derive(Debug)]
@@ -54,25 +54,22 @@ impl FaultHandler {
     ///
     /// # Errors
     ///
-    /// The errno with which opening the userfaultfd or starting the thread failed. If the first
-    /// call fails, all later calls fail with the same error.
+    /// The errno with which opening the userfaultfd or starting the thread failed. The next call
+    /// tries again.
     pub(super) fn of_this_process() -> Result<&'static Self> {
-        *FAULT_HANDLER
+        FAULT_HANDLER
             .get()
-            .get_or_init(|| Userfault::open().and_then(Self::start))
+            .get_or_start(|| Userfault::open().and_then(Self::start))
     }
 
     pub(super) fn start(userfault: Userfault) -> Result<&'static Self> {
-        let handler: &'static Self = Box::leak(Box::new(Self {
+        let handler = Self {
             userfault,
             owner_process: OwnerProcess::current(),
             regions: Mutex::new(BTreeMap::new()),
             spare_pages: Mutex::new(Vec::new()),
-        }));
-        let thread = thread::Builder::new().name(THREAD_NAME.into());
-        sys::without_signals(|| thread.spawn(|| handler.run()))
-            .map(|_| handler)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+        };
+        service_thread::spawn(THREAD_NAME, handler, Self::run)
     }
 
     pub(super) fn userfault(&self) -> &Userfault {
@@ -116,7 +113,6 @@ impl FaultHandler {
     }
 
     fn run(&self) {
-        let _guard = AbortOnUnwind;
         // The pages whose faults could not be handled. Allocated now, because there may be no
         // memory when a page is added.
         let mut postponed = Vec::with_capacity(INITIAL_POSTPONED_CAPACITY);
@@ -188,18 +184,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct AbortOnUnwind;
-
-impl Drop for AbortOnUnwind {
-    fn drop(&mut self) {
-        eprintln!("uncopied: the thread that handles write faults panicked; aborting");
-        process::abort();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::thread;
 
     use super::super::Region;
     use super::*;
