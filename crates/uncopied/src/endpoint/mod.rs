@@ -3,7 +3,8 @@
 
 mod stream_socket;
 
-use std::net::SocketAddr;
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::{Bound, RangeBounds};
 use std::os::fd::BorrowedFd;
 
@@ -12,6 +13,7 @@ use rustix::io::{Errno, Result};
 use rustix::net::SocketType;
 
 use crate::policy::{Length, SourceKind};
+use crate::sys::{coarse_millis, gathers};
 pub use stream_socket::StreamSocket;
 
 /// Checks that a descriptor is a stream socket, which every mechanism needs: TCP (including
@@ -39,6 +41,36 @@ pub(crate) fn was_never_connected(sink: BorrowedFd<'_>) -> bool {
         address.is_some_and(|it| it.port() == 0)
     };
     is_listening || has_no_port()
+}
+
+thread_local! {
+    /// The latest results of [`interface_gathers`], each with the time at which it was looked up,
+    /// in milliseconds.
+    static GATHERS: RefCell<Vec<(IpAddr, u64, bool)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// How long a result of [`interface_gathers`] is used. Somebody may change the interface.
+const GATHERS_FOR_MS: u64 = 1000;
+
+/// The most addresses whose results are kept.
+const GATHERS_MAX_ADDRESSES: usize = 16;
+
+/// Whether the interface that has the socket's own `address` can gather packets from several pieces
+/// of memory. If it cannot, the kernel copies every packet. Returns true if that cannot be
+/// determined.
+pub(crate) fn interface_gathers(socket: BorrowedFd<'_>, address: IpAddr) -> bool {
+    let now = coarse_millis();
+    GATHERS.with_borrow_mut(|known| {
+        known.retain(|&(_, at, _)| now.saturating_sub(at) < GATHERS_FOR_MS);
+        if let Some((_, _, gathers)) = known.iter().find(|(of, _, _)| *of == address) {
+            return *gathers;
+        }
+        let gathers = gathers(socket, address).unwrap_or(true);
+        if known.len() < GATHERS_MAX_ADDRESSES {
+            known.push((address, now, gathers));
+        }
+        gathers
+    })
 }
 
 /// Returns which kind of source a descriptor is, according to `fstat(2)`.

@@ -399,6 +399,7 @@ impl SendPart {
     /// `wakers` the waker of the task that waits for any notification of the sender and, if this
     /// was the last part of the send, the wakers of the tasks that wait for the send.
     pub(super) fn complete(mut self, sent: &SentBytes, wakers: &mut Vec<Waker>) {
+        let sent = &self.stats.correct(sent);
         self.stats.copied_on_write().add(sent.copied_on_write);
         wakers.extend(self.stats.note(sent.bytes, sent.copied));
         if let Some(completion) = self.completion.take() {

@@ -17,6 +17,7 @@ pub(crate) struct EndedSend {
 }
 
 /// What an ended send adds to the outcome of its completion.
+#[derive(Clone, Copy)]
 pub(super) struct SentBytes {
     /// The number of bytes that the socket accepted.
     pub(super) bytes: u64,

@@ -1,11 +1,12 @@
 //! Totals over all notifications of one sender.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 #[cfg(feature = "tokio")]
 use std::task::{Context, Poll};
 
+use super::ended_send::SentBytes;
 #[cfg(feature = "tokio")]
 use super::wakers::isolate;
 use crate::arena::CopyCount;
@@ -14,6 +15,8 @@ use crate::arena::CopyCount;
 /// waker of the task that waits for the next notification.
 #[derive(Debug, Default)]
 pub(crate) struct NotificationStats {
+    /// Whether the kernel copies every byte, whatever its notifications say.
+    expects_copies: AtomicBool,
     copied_bytes: AtomicU64,
     copied_on_write: CopyCount,
     copied_notifications_in_a_row: AtomicU32,
@@ -22,6 +25,33 @@ pub(crate) struct NotificationStats {
 }
 
 impl NotificationStats {
+    /// Makes every byte count as copied. Needed if the network interface cannot gather: the kernel
+    /// then copies the parts of each packet together, and reports nothing about that.
+    pub(crate) fn expect_copies(&self) {
+        self.expects_copies.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns what really happened to bytes for which the kernel reports `sent`.
+    pub(super) fn correct(&self, sent: &SentBytes) -> SentBytes {
+        match self.expects_copies.load(Ordering::Relaxed) {
+            true => SentBytes {
+                copied: sent.bytes,
+                copied_on_write: 0,
+                ..*sent
+            },
+            false => *sent,
+        }
+    }
+
+    /// Counts bytes of which no notification will tell whether the kernel copies them. Returns how
+    /// many of them it copies.
+    pub(crate) fn count_gifted(&self, bytes: u64) -> u64 {
+        let copies = self.expects_copies.load(Ordering::Relaxed);
+        let copied = if copies { bytes } else { 0 };
+        self.copied_bytes.fetch_add(copied, Ordering::Relaxed);
+        copied
+    }
+
     /// Counts a notification for a send of `bytes` bytes, of which the kernel copied `copied`.
     /// Returns the waker of the task that waits for a notification, for the caller to wake once it
     /// has completed the send.

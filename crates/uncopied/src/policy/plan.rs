@@ -220,6 +220,9 @@ pub struct MemoryPlanInput {
     /// Whether the kernel is expected to copy even zero-copy sends, because the peer is known to be
     /// on this machine, or because the latest notifications reported copies.
     pub kernel_copies: bool,
+    /// Whether the network interface can gather the parts of a packet from several pieces of memory
+    /// (`ethtool -k`: `scatter-gather`). If it cannot, the kernel copies every packet.
+    pub is_gathered: bool,
     /// Whether the socket is TCP. Unix sockets support neither `MSG_ZEROCOPY` nor `SEND_ZC`.
     pub is_tcp: bool,
     /// The code that waits for the socket to become writable.
@@ -240,6 +243,7 @@ impl MemoryPlanInput {
             is_permanent: false,
             min_bytes: 0,
             kernel_copies: false,
+            is_gathered: true,
             is_tcp: true,
             driver,
             zero_copy_enabled: zero_copy_send_enabled(),
@@ -308,7 +312,8 @@ fn notified_send_pays(input: &MemoryPlanInput) -> bool {
 
 /// Returns the mechanisms for sending memory, best first. The last one is always `copy`.
 ///
-/// Memory is copied if it is shorter than a page or than [`MemoryPlanInput::min_bytes`]. Only
+/// Memory is copied if it is shorter than a page or than [`MemoryPlanInput::min_bytes`], or if the
+/// interface cannot gather. Only
 /// `vmsplice` needs memory that begins at the start of a page.
 ///
 /// ```
@@ -326,7 +331,7 @@ fn notified_send_pays(input: &MemoryPlanInput) -> bool {
 #[must_use]
 pub fn plan_memory(input: &MemoryPlanInput, support: &Support) -> Plan {
     let min_bytes = rustix::param::page_size().max(input.min_bytes);
-    if !input.zero_copy_enabled || input.len < min_bytes {
+    if !input.zero_copy_enabled || !input.is_gathered || input.len < min_bytes {
         return Plan::copying();
     }
     select(&MEMORY_TO_SOCKET, input, support)
@@ -399,6 +404,7 @@ mod tests {
             is_permanent: false,
             min_bytes: 0,
             kernel_copies: false,
+            is_gathered: true,
             is_tcp: true,
             driver: Driver::Caller,
             zero_copy_enabled: true,
@@ -426,6 +432,10 @@ mod tests {
         let copied_anyway = MemoryPlanInput {
             kernel_copies: true,
             ..usual
+        };
+        let not_gathered = MemoryPlanInput {
+            is_gathered: false,
+            ..permanent
         };
         let unix = MemoryPlanInput {
             is_tcp: false,
@@ -455,6 +465,7 @@ mod tests {
             (unaligned, &[], &[MsgZerocopy, Copy]),
             (unaligned_permanent, &[], &[MsgZerocopy, Copy]),
             (copied_anyway, &[], &[Copy]),
+            (not_gathered, &[], &[Copy]),
             (unix, &[], &[Copy]),
             (disabled, &[], &[Copy]),
             (usual, &[MsgZerocopy], &[Copy]),

@@ -7,7 +7,7 @@ use rustix::net::{SocketAddrAny, getpeername, getsockname};
 
 use super::{SendOptions, Sent};
 use crate::arena::Memory;
-use crate::endpoint;
+use crate::endpoint::{self, interface_gathers};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::memory_to_socket::MemorySink;
 use crate::policy::{Driver, MemoryPlanInput, Plan, plan_memory, zero_copy_send_enabled};
@@ -35,6 +35,9 @@ pub struct Channel {
     /// Whether the peer's address belongs to this machine, in which case the kernel copies every
     /// byte that is sent with `msg_zerocopy` or `send_zc`.
     peer_is_local: bool,
+    /// Whether the interface on the way to the peer can send a packet without copying its parts
+    /// together. If not, the kernel copies every byte, whatever the mechanism is.
+    is_gathered: bool,
     sink: MemorySink,
     unfinished: Option<Unfinished>,
     /// The number of upcoming sends that use neither `msg_zerocopy` nor `send_zc`, because the
@@ -92,6 +95,9 @@ impl MemoryShape {
 struct Peer {
     is_tcp: bool,
     is_local: bool,
+    /// Whether the interface on the way to the peer can send a packet without copying its parts
+    /// together.
+    is_gathered: bool,
 }
 
 impl Peer {
@@ -103,9 +109,11 @@ impl Peer {
             let peer = peer.ip().to_canonical();
             peer.is_loopback() || own.is_some_and(|own| own.ip().to_canonical() == peer)
         });
+        let gathers = |own: SocketAddr| interface_gathers(socket, own.ip().to_canonical());
         Self {
             is_tcp: peer.is_some(),
             is_local,
+            is_gathered: is_local || own.is_none_or(gathers),
         }
     }
 }
@@ -126,9 +134,13 @@ impl Channel {
             options.at_limit,
         );
         sink.not_a_stream = endpoint::check_stream_socket(socket.as_fd()).err();
+        if !peer.is_gathered {
+            sink.stats().expect_copies();
+        }
         Self {
             forced: options.forced,
             peer_is_local: peer.is_local,
+            is_gathered: peer.is_gathered,
             sink,
             unfinished: None,
             paused_sends: 0,
@@ -230,6 +242,7 @@ impl Channel {
             is_permanent: shape.is_permanent,
             min_bytes: shape.min_bytes,
             kernel_copies: self.peer_is_local || self.count_paused_send(),
+            is_gathered: self.is_gathered,
             is_tcp: self.sink.is_tcp(),
             driver: self.sink.driver(),
             zero_copy_enabled,

@@ -19,6 +19,9 @@ mod sides;
 /// Sends of memory that must not be copied.
 mod not_copied;
 
+/// A network card that cannot gather packets, so that the kernel copies every byte.
+mod not_gathered;
+
 /// Memory that is overwritten as soon as a completion allows it, or at any time.
 mod overwritten;
 

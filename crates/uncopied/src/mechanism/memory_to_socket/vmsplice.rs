@@ -249,7 +249,9 @@ impl FilledPipe {
                 accepted.gift();
             }
             let bytes = accepted.len() as u64;
-            step.tracker.count_finished(bytes, 0, FreeReason::Gifted);
+            let copied = context.stats.count_gifted(bytes);
+            step.tracker
+                .count_finished(bytes, copied, FreeReason::Gifted);
             self.accepted_end = Some(end);
             return;
         };
