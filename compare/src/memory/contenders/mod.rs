@@ -7,6 +7,7 @@ mod msg_zerocopy;
 mod one_mechanism;
 mod region;
 mod send_zc;
+mod send_zc_bytes;
 mod vmsplice;
 mod write;
 mod write_all;
@@ -25,6 +26,7 @@ pub(super) const ALL: &[MemorySender] = &[
     region::CONTENDER,
     msg_zerocopy::CONTENDER,
     send_zc::CONTENDER,
+    send_zc_bytes::CONTENDER,
 ];
 
 /// Finds a contender by its name.
