@@ -1,5 +1,5 @@
-//! The code that this project's contenders share. Each of them sends the same memory over and over
-//! with one mechanism. All other options have their defaults.
+//! The code that this project's contenders in blocking code share. Each of them sends the same
+//! memory over and over with one mechanism. All other options have their defaults.
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -44,7 +44,7 @@ pub(super) fn send(
     kind: BufferKind,
 ) -> Result<SentBytes, Error> {
     let buffer = Buffer::new(&job.payload, kind)?;
-    let socket = job.stream.try_clone();
+    let socket = job.stream().try_clone();
     let socket = socket.context(|| "cannot share the socket".into())?;
     let mut sender = sender(socket, mechanism);
     let mut last = None;
