@@ -90,7 +90,7 @@ impl Transfers<'_> {
             &command,
             |sender| {
                 let stream = receiver.accept(sender)?;
-                receive(&mut receiver.incoming(stream), sender)
+                receive(&mut receiver.incoming(vec![stream])?, sender)
             },
             |_| None,
         )?;

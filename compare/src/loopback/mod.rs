@@ -1,5 +1,5 @@
 //! The parts that `memory` and `copy` share. In both, a sender process sends to a receiver, which
-//! is part of this process, over one TCP connection on loopback.
+//! is part of this process, over TCP on loopback.
 
 pub(crate) mod options;
 pub(crate) mod participants;

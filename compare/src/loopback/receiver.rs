@@ -1,5 +1,5 @@
-//! The receiver, to which all senders send. It accepts a connection, and compares or discards the
-//! bytes that arrive.
+//! The receiver, to which all senders send. It accepts a sender's connections, and compares or
+//! discards the bytes that arrive.
 //!
 //! The receiver has to use less CPU time than any sender. Otherwise it would be the bottleneck, and
 //! the run would measure the receiver. So it discards bytes inside the kernel (`MSG_TRUNC`):
@@ -7,9 +7,11 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, epoll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::time::Timespec;
@@ -28,6 +30,12 @@ pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(5);
 /// Maximum duration of one wait. Between waits, the receiver checks for Ctrl-C, and for a sender
 /// that has exited or makes no progress.
 const WAIT_LIMIT: Duration = Duration::from_millis(100);
+
+/// [`WAIT_LIMIT`] for system calls.
+const WAIT_LIMIT_TIMESPEC: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: WAIT_LIMIT.as_nanos() as i64,
+};
 
 /// The listener that senders connect to.
 pub(crate) struct Receiver {
@@ -57,7 +65,7 @@ impl Receiver {
         Ok(address.port())
     }
 
-    /// Waits for the connection that `sender` opens, and accepts it. The returned stream is
+    /// Waits for the next connection that `sender` opens, and accepts it. The returned stream is
     /// blocking, with [`WAIT_LIMIT`] as its read timeout.
     pub(crate) fn accept(&self, sender: &mut PinnedChild) -> Result<TcpStream, Error> {
         let deadline = Instant::now() + STALL_LIMIT;
@@ -89,63 +97,84 @@ impl Receiver {
         )))
     }
 
-    /// Returns an [`Incoming`] that receives from an accepted connection.
-    pub(crate) fn incoming(&mut self, stream: TcpStream) -> Incoming<'_> {
-        Incoming {
-            stream,
+    /// Returns an [`Incoming`] that receives from accepted connections, of which there must be at
+    /// least one.
+    pub(crate) fn incoming(&mut self, streams: Vec<TcpStream>) -> Result<Incoming<'_>, Error> {
+        let readable = match streams.len() {
+            1 => None,
+            _ => Some(ReadableStreams::watch(&streams)?),
+        };
+        Ok(Incoming {
+            open_streams: streams.len(),
+            streams,
+            readable,
             buffer: &mut self.buffer,
             received_bytes: 0,
-        }
+        })
     }
 }
 
-/// A connection whose received bytes are counted. Dropping it closes the connection.
+/// The connections of one sender, whose received bytes are counted. Dropping it closes the
+/// connections.
 pub(crate) struct Incoming<'a> {
-    stream: TcpStream,
+    streams: Vec<TcpStream>,
+    /// The number of streams that have not ended.
+    open_streams: usize,
+    /// `None` if there is only one stream: the receive itself then waits, which saves a system
+    /// call.
+    readable: Option<ReadableStreams>,
     buffer: &'a mut [u8],
     received_bytes: u64,
 }
 
 impl Incoming<'_> {
-    /// The number of bytes received so far.
+    /// The number of bytes received so far, over all connections.
     pub(crate) fn received_bytes(&self) -> u64 {
         self.received_bytes
     }
 
-    /// The connection, for waiting until it is readable.
+    /// The first connection, for waiting until it is readable.
     pub(crate) fn stream(&self) -> &TcpStream {
-        &self.stream
+        &self.streams[0]
     }
 
-    /// Receives as many bytes as `expected` has, and compares them with `expected`.
+    /// Whether the sender has ended all connections.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.open_streams == 0
+    }
+
+    /// Receives as many bytes as `expected` has from each connection, one connection after the
+    /// other, and compares them with `expected`.
     ///
     /// # Errors
     ///
     /// [`Error::WrongResult`] if the bytes differ, or if the sender stops before it has sent all of
     /// them.
     pub(crate) fn compare(&mut self, expected: &[u8]) -> Result<(), Error> {
-        let mut rest = expected;
-        let mut last_progress = Instant::now();
-        while !rest.is_empty() {
-            let wanted = rest.len().min(self.buffer.len());
-            let got = match self.stream.read(&mut self.buffer[..wanted]) {
-                Ok(0) => return Err(closed_early()),
-                Ok(got) => got,
-                Err(error) if is_timeout(&error) => {
-                    check_progress(last_progress)?;
-                    continue;
-                }
-                Err(error) => return Err(connection_failed(error)),
-            };
-            last_progress = Instant::now();
-            let Some(after) = rest.strip_prefix(&self.buffer[..got]) else {
-                return Err(Error::WrongResult(format!(
-                    "the received bytes differ from the expected ones, at or after offset {}",
-                    self.received_bytes
-                )));
-            };
-            self.received_bytes += got as u64;
-            rest = after;
+        for stream in &mut self.streams {
+            let mut rest = expected;
+            let mut last_progress = Instant::now();
+            while !rest.is_empty() {
+                let wanted = rest.len().min(self.buffer.len());
+                let got = match stream.read(&mut self.buffer[..wanted]) {
+                    Ok(0) => return Err(closed_early()),
+                    Ok(got) => got,
+                    Err(error) if is_timeout(&error) => {
+                        check_progress(last_progress)?;
+                        continue;
+                    }
+                    Err(error) => return Err(connection_failed(error)),
+                };
+                last_progress = Instant::now();
+                let Some(after) = rest.strip_prefix(&self.buffer[..got]) else {
+                    return Err(Error::WrongResult(format!(
+                        "after {} bytes, the received bytes differ from the expected ones",
+                        self.received_bytes
+                    )));
+                };
+                self.received_bytes += got as u64;
+                rest = after;
+            }
         }
         Ok(())
     }
@@ -154,17 +183,19 @@ impl Incoming<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::WrongResult`] if the sender stops before `end`.
+    /// [`Error::WrongResult`] if the sender ends a connection before `end`.
     pub(crate) fn discard_until(&mut self, end: Instant) -> Result<(), Error> {
         let mut last_progress = Instant::now();
         loop {
-            let got = self.discard()?;
+            let has_progress = self.discard()?;
             interrupt::check()?;
             let now = Instant::now();
-            match got {
-                Some(0) => return Err(closed_early()),
-                Some(_) => last_progress = now,
-                None => check_progress(last_progress)?,
+            if self.open_streams < self.streams.len() {
+                return Err(closed_early());
+            }
+            match has_progress {
+                true => last_progress = now,
+                false => check_progress(last_progress)?,
             }
             if now >= end {
                 return Ok(());
@@ -172,40 +203,99 @@ impl Incoming<'_> {
         }
     }
 
-    /// Keeps receiving until the sender ends the connection, and discards the bytes.
+    /// Keeps receiving until the sender ends all connections, and discards the bytes.
     pub(crate) fn discard_to_end(&mut self) -> Result<(), Error> {
         let mut last_progress = Instant::now();
-        loop {
+        while !self.has_ended() {
             interrupt::check()?;
             match self.discard()? {
-                Some(0) => return Ok(()),
-                Some(_) => last_progress = Instant::now(),
-                None => check_progress(last_progress)?,
+                true => last_progress = Instant::now(),
+                false => check_progress(last_progress)?,
             }
         }
+        Ok(())
     }
 
-    /// Receives once, and discards the bytes. Returns the number of bytes, which is 0 at the end of
-    /// the connection, or `None` if nothing arrived within [`WAIT_LIMIT`].
-    pub(crate) fn discard(&mut self) -> Result<Option<usize>, Error> {
-        match rustix::net::recv(&self.stream, &mut *self.buffer, RecvFlags::TRUNC) {
+    /// Receives once from each readable connection, and discards the bytes. Returns false if no
+    /// connection was readable within [`WAIT_LIMIT`]. Must not be called after the last connection
+    /// has ended.
+    pub(crate) fn discard(&mut self) -> Result<bool, Error> {
+        let indices = match &mut self.readable {
+            Some(readable) => readable.wait()?,
+            None => vec![0],
+        };
+        let mut has_progress = false;
+        for index in indices {
+            has_progress |= self.discard_from(index)?;
+        }
+        Ok(has_progress)
+    }
+
+    /// Like [`discard`](Self::discard), but receives from one connection only.
+    fn discard_from(&mut self, index: usize) -> Result<bool, Error> {
+        let stream = &self.streams[index];
+        match rustix::net::recv(stream, &mut *self.buffer, RecvFlags::TRUNC) {
+            Ok((_, 0)) => {
+                self.open_streams -= 1;
+                if let Some(readable) = &self.readable {
+                    readable.forget(stream)?;
+                }
+                Ok(true)
+            }
             Ok((_, got)) => {
                 self.received_bytes += got as u64;
-                Ok(Some(got))
+                Ok(true)
             }
-            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
             Err(error) => Err(connection_failed(error.into())),
         }
     }
 }
 
+/// Waits for several streams at once.
+struct ReadableStreams {
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+}
+
+impl ReadableStreams {
+    /// Prepares to wait for these streams.
+    fn watch(streams: &[TcpStream]) -> Result<Self, Error> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .context(|| "cannot create an epoll instance".into())?;
+        for (index, stream) in streams.iter().enumerate() {
+            let index = epoll::EventData::new_u64(index as u64);
+            epoll::add(&epoll, stream, index, epoll::EventFlags::IN)
+                .context(|| "cannot watch a connection".into())?;
+        }
+        Ok(Self {
+            epoll,
+            events: Vec::with_capacity(streams.len()),
+        })
+    }
+
+    /// Waits until a stream is readable or has ended, but not longer than [`WAIT_LIMIT`]. Returns
+    /// the indices of the streams.
+    fn wait(&mut self) -> Result<Vec<usize>, Error> {
+        let Self { epoll, events } = self;
+        events.clear();
+        match epoll::wait(&*epoll, spare_capacity(events), Some(&WAIT_LIMIT_TIMESPEC)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context(|| "cannot wait for bytes".into()),
+        }
+        let index_of = |event: &epoll::Event| event.data.u64() as usize;
+        Ok(events.iter().map(index_of).collect())
+    }
+
+    /// Stops waiting for a stream, because it has ended.
+    fn forget(&self, stream: &TcpStream) -> Result<(), Error> {
+        epoll::delete(&self.epoll, stream).context(|| "cannot stop watching a connection".into())
+    }
+}
+
 /// Waits until at least one of the descriptors is readable, but not longer than [`WAIT_LIMIT`].
 pub(crate) fn wait_readable(descriptors: &mut [PollFd<'_>]) -> Result<(), Error> {
-    let limit = Timespec {
-        tv_sec: 0,
-        tv_nsec: WAIT_LIMIT.as_nanos() as i64,
-    };
-    match rustix::event::poll(descriptors, Some(&limit)) {
+    match rustix::event::poll(descriptors, Some(&WAIT_LIMIT_TIMESPEC)) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error).context(|| "cannot wait for bytes".into()),
     }
@@ -246,17 +336,27 @@ mod tests {
     use crate::pattern;
     use std::io::Write;
 
-    /// Calls `receive` with a connection on which `bytes` arrive, followed by the end of the
+    /// Calls `receive` with connections on each of which `bytes` arrive, followed by the end of the
     /// connection.
-    fn with_incoming<T>(bytes: &[u8], receive: impl FnOnce(&mut Incoming<'_>) -> T) -> T {
+    fn with_connections<T>(
+        count: usize,
+        bytes: &[u8],
+        receive: impl FnOnce(&mut Incoming<'_>) -> T,
+    ) -> T {
         let mut receiver = Receiver::listen("reno").unwrap();
         let address = receiver.listener.local_addr().unwrap();
-        let mut sender = TcpStream::connect(address).unwrap();
-        sender.write_all(bytes).unwrap();
-        drop(sender);
         receiver.listener.set_nonblocking(false).unwrap();
-        let stream = receiver.listener.accept().unwrap().0;
-        receive(&mut receiver.incoming(stream))
+        let streams = (0..count).map(|_| {
+            let mut sender = TcpStream::connect(address).unwrap();
+            sender.write_all(bytes).unwrap();
+            receiver.listener.accept().unwrap().0
+        });
+        let streams = streams.collect();
+        receive(&mut receiver.incoming(streams).unwrap())
+    }
+
+    fn with_incoming<T>(bytes: &[u8], receive: impl FnOnce(&mut Incoming<'_>) -> T) -> T {
+        with_connections(1, bytes, receive)
     }
 
     #[test]
@@ -278,6 +378,22 @@ mod tests {
         let longer = [&sent[..], b"x"].concat();
         let message = compare(&longer).unwrap_err().to_string();
         assert!(message.contains("too early"), "{message}");
+    }
+
+    #[test]
+    fn every_connection_is_compared_and_received_to_its_end() {
+        let sent = pattern::bytes(10_000);
+        let total = with_connections(3, &sent, |incoming| {
+            incoming.compare(&sent[..4000])?;
+            assert_eq!(incoming.received_bytes(), 3 * 4000);
+            incoming.discard_to_end()?;
+            Ok::<_, Error>(incoming.received_bytes())
+        });
+        assert_eq!(total.unwrap(), 3 * 10_000);
+        let ended = with_connections(3, &sent, |incoming| {
+            incoming.discard_until(Instant::now() + STALL_LIMIT)
+        });
+        assert!(matches!(ended, Err(Error::WrongResult(_))), "{ended:?}");
     }
 
     #[test]

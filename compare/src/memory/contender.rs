@@ -28,8 +28,10 @@ pub(crate) struct MemorySender {
 
 /// The program that sends.
 pub(super) enum SendingProgram {
-    /// This program, which calls the given function.
+    /// This program, which calls the given function. It sends over one connection.
     Own(fn(MemoryJob) -> Result<SentBytes, Error>),
+    /// This program, which calls the given function. It sends over any number of connections.
+    OwnFanOut(fn(MemoryJob) -> Result<SentBytes, Error>),
     /// iperf3.
     Iperf3(client::Mode),
 }
@@ -50,18 +52,28 @@ impl Contender for MemorySender {
 
 impl MemorySender {
     /// Returns the name and the version of the software that sends, or an error if the contender
-    /// cannot be run.
-    pub(super) fn version(&self) -> Result<String, Error> {
-        (self.version)()
+    /// cannot be run, or cannot send over this number of connections.
+    pub(super) fn version(&self, connections: u16) -> Result<String, Error> {
+        match self.can_open(connections) {
+            true => (self.version)(),
+            false => Err(Error::Unavailable(
+                "it sends over one connection only".into(),
+            )),
+        }
     }
 
     /// Returns the largest size that the contender can send with one call, or `None` if there is no
     /// limit.
     pub(super) fn max_size(&self) -> Option<u64> {
         match self.program {
-            SendingProgram::Own(_) => None,
+            SendingProgram::Own(_) | SendingProgram::OwnFanOut(_) => None,
             SendingProgram::Iperf3(_) => Some(client::MAX_SIZE_BYTES),
         }
+    }
+
+    /// Whether the contender can send over this number of connections.
+    pub(super) fn can_open(&self, connections: u16) -> bool {
+        connections == 1 || matches!(self.program, SendingProgram::OwnFanOut(_))
     }
 
     /// Whether the contender can send `size` bytes with one call.
@@ -72,7 +84,9 @@ impl MemorySender {
     /// Returns the command line of the contender's process.
     pub(super) fn command(&self, setup: &SenderSetup<'_>) -> Result<Vec<OsString>, Error> {
         match &self.program {
-            SendingProgram::Own(_) => own_subcommand(self.name, setup),
+            SendingProgram::Own(_) | SendingProgram::OwnFanOut(_) => {
+                own_subcommand(self.name, setup)
+            }
             SendingProgram::Iperf3(mode) => Ok(mode.command(setup)),
         }
     }
@@ -80,7 +94,9 @@ impl MemorySender {
     /// Returns the protocol that the contender uses to send buffers of `size` bytes.
     pub(super) fn protocol(&self, size: u64) -> Protocol {
         match self.program {
-            SendingProgram::Own(_) => Protocol::Bytes(pattern::bytes(size)),
+            SendingProgram::Own(_) | SendingProgram::OwnFanOut(_) => {
+                Protocol::Bytes(pattern::bytes(size))
+            }
             SendingProgram::Iperf3(_) => Protocol::Iperf3,
         }
     }
@@ -88,7 +104,7 @@ impl MemorySender {
     /// Returns the function that sends, or `None` if the contender is not built into this program.
     pub(super) fn own_function(&self) -> Option<fn(MemoryJob) -> Result<SentBytes, Error>> {
         match self.program {
-            SendingProgram::Own(send) => Some(send),
+            SendingProgram::Own(send) | SendingProgram::OwnFanOut(send) => Some(send),
             SendingProgram::Iperf3(_) => None,
         }
     }
@@ -96,7 +112,7 @@ impl MemorySender {
     /// Parses the report that the contender has printed after sending.
     pub(super) fn parse_report(&self, printed: &str) -> Result<SenderReport, Error> {
         match &self.program {
-            SendingProgram::Own(_) => SenderReport::parse(printed),
+            SendingProgram::Own(_) | SendingProgram::OwnFanOut(_) => SenderReport::parse(printed),
             SendingProgram::Iperf3(mode) => mode.parse_report(printed),
         }
     }
@@ -106,7 +122,7 @@ impl MemorySender {
     /// them on standard error.
     pub(super) fn failure(&self, printed: &str) -> Option<Error> {
         match &self.program {
-            SendingProgram::Own(_) => None,
+            SendingProgram::Own(_) | SendingProgram::OwnFanOut(_) => None,
             SendingProgram::Iperf3(_) => client::failure(printed),
         }
     }
@@ -121,6 +137,8 @@ fn own_subcommand(name: &str, setup: &SenderSetup<'_>) -> Result<Vec<OsString>, 
         name.into(),
         "--connect".into(),
         format!("127.0.0.1:{}", setup.port).into(),
+        "--connections".into(),
+        setup.connections.to_string().into(),
         "--size".into(),
         setup.size.into(),
         "--congestion".into(),

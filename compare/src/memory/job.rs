@@ -18,6 +18,8 @@ pub(super) struct SenderSetup<'a> {
     /// The size of the buffer in bytes. The sender sends the whole buffer with one call, over and
     /// over.
     pub(super) size: &'a str,
+    /// The number of connections to open.
+    pub(super) connections: u16,
     /// The sending time, for a sender that cannot be told to stop (iperf3's client).
     pub(super) sending_time: Duration,
     /// The congestion control to set on the socket.
@@ -28,22 +30,27 @@ pub(super) struct SenderSetup<'a> {
 
 /// The input of a contender that is built into this program.
 pub(super) struct MemoryJob {
-    /// A connected, blocking socket. All its options are the kernel's defaults, except for the
-    /// congestion control.
-    pub(super) stream: TcpStream,
-    /// The bytes to send with one call, over and over.
+    /// Connected, blocking sockets, of which there is at least one. All their options are the
+    /// kernel's defaults, except for the congestion control.
+    pub(super) streams: Vec<TcpStream>,
+    /// The bytes to send with one call to each socket, over and over.
     pub(super) payload: Vec<u8>,
     stop: Arc<AtomicBool>,
 }
 
 impl MemoryJob {
     /// Creates a job that ends when `stop` is set.
-    pub(super) fn new(stream: TcpStream, payload: Vec<u8>, stop: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(streams: Vec<TcpStream>, payload: Vec<u8>, stop: Arc<AtomicBool>) -> Self {
         Self {
-            stream,
+            streams,
             payload,
             stop,
         }
+    }
+
+    /// Returns the first socket, for a contender that sends over one connection only.
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.streams[0]
     }
 
     /// Whether to send the payload once more.
@@ -53,9 +60,9 @@ impl MemoryJob {
 }
 
 /// The numbers of bytes that a sender has sent and copied, according to its own report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SentBytes {
-    /// Bytes that the socket accepted.
+    /// Bytes that the sockets accepted.
     pub(super) total: u64,
     /// The number of these bytes that the CPU copied.
     pub(super) copied: u64,
@@ -76,7 +83,7 @@ impl SentBytes {
 pub(super) struct SenderReport {
     /// The numbers of bytes sent and copied.
     pub(super) sent: SentBytes,
-    /// The congestion control of the sender's socket.
+    /// The congestion control of the sender's sockets.
     pub(super) congestion: String,
 }
 

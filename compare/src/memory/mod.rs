@@ -1,6 +1,6 @@
 //! `compare memory`: compares mechanisms that send memory over TCP. In each measurement, a sender
-//! sends over one loopback connection to a receiver that discards the bytes. Sender and receiver
-//! run on different CPUs by default.
+//! sends over one loopback connection, or over several at the same time, to a receiver that
+//! discards the bytes. Sender and receiver run on different CPUs by default.
 
 mod contender;
 mod contenders;
@@ -36,13 +36,14 @@ use results::{MemoryMeasure, MemorySample};
 /// the report says that it was left out.
 pub(crate) fn run(options: &MemoryOptions) -> Result<(), Error> {
     let session = Session::open(
-        "memory",
+        options.comparison(),
         &options.loopback,
         options.out.as_deref(),
         options.is_incomplete(),
     )?;
-    let mut participants =
-        participants::prepare(contenders::ALL, &options.contenders, MemorySender::version);
+    let mut participants = participants::prepare(contenders::ALL, &options.chosen(), |contender| {
+        contender.version(options.connections)
+    });
     let mut receiver = session.receiver(&options.loopback.congestion)?;
     let results = participants::measure_all(
         &mut participants,
@@ -80,6 +81,7 @@ fn measure(
     let command = contender.command(&SenderSetup {
         port: &receiver.port()?.to_string(),
         size: &size.to_string(),
+        connections: options.connections,
         sending_time: options.sending_time(),
         congestion,
         scratch: session.scratch(),
@@ -90,7 +92,10 @@ fn measure(
     };
     let (received, printed) = session.run_sender(
         &command,
-        |sender| receive::measure(receiver, sender, contender.protocol(size), times),
+        |sender| {
+            let protocol = contender.protocol(size);
+            receive::measure(receiver, sender, protocol, options.connections, times)
+        },
         |printed| contender.failure(printed),
     )?;
     let report = contender.parse_report(&printed)?;

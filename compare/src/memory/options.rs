@@ -31,12 +31,15 @@ pub(crate) struct MemoryOptions {
     #[arg(long, value_delimiter = ',', value_parser = parse_size,
           default_value = "4k,16k,64k,256k,1m,2m,16m")]
     pub(super) sizes: Vec<u64>,
-    /// Contenders to measure; all of them by default.
+    /// Number of connections to which each sender sends the same buffer at the same time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub(super) connections: u16,
+    /// Contenders to measure; by default all that can send over this number of connections.
     #[arg(long, value_delimiter = ',', value_parser = contenders::by_name)]
     pub(super) contenders: Vec<&'static MemorySender>,
-    /// Directory for README.md and raw.csv; `benchmarks/DATE-NAME-memory` by default. Without this
-    /// option, the report of a run with `--contenders`, or without all default sizes, is only
-    /// printed.
+    /// Directory for README.md and raw.csv; `benchmarks/DATE-NAME-memory` by default, or
+    /// `benchmarks/DATE-NAME-memory-fan-out` with several connections. Without this option, the
+    /// report of a run with `--contenders`, or without all default sizes, is only printed.
     #[arg(long)]
     pub(super) out: Option<PathBuf>,
     #[command(flatten)]
@@ -44,6 +47,23 @@ pub(crate) struct MemoryOptions {
 }
 
 impl MemoryOptions {
+    /// Returns the name of the comparison, which is a part of the directory's name.
+    pub(super) fn comparison(&self) -> &'static str {
+        match self.connections {
+            1 => "memory",
+            _ => "memory-fan-out",
+        }
+    }
+
+    /// Returns the contenders to measure.
+    pub(super) fn chosen(&self) -> Vec<&'static MemorySender> {
+        if !self.contenders.is_empty() {
+            return self.contenders.clone();
+        }
+        let able = |contender: &&MemorySender| contender.can_open(self.connections);
+        contenders::ALL.iter().filter(able).collect()
+    }
+
     /// Whether the run leaves out a size of the default run, or was restricted with `--contenders`.
     pub(super) fn is_incomplete(&self) -> bool {
         let has_all_sizes = targets::SIZES.iter().all(|size| self.sizes.contains(size));

@@ -1,12 +1,12 @@
-//! Receives everything that one sender of `compare memory` sends, and takes the measurement during
-//! a part of that time.
+//! Receives everything that one sender of `compare memory` sends, over all of its connections, and
+//! takes the measurement during a part of that time.
 //!
 //! All senders send to this receiver. iperf3's client does too, because iperf3's own server would
 //! copy the bytes to user space, and so would need more CPU time than this receiver.
 //!
 //! A sender that sends wrong bytes is treated as failed. For each sender that is built into this
-//! program, the first two buffers are compared byte by byte. At the end, the number of bytes
-//! received from any sender must equal the number that the sender reports.
+//! program, the first two buffers of each connection are compared byte by byte. At the end, the
+//! number of bytes received from any sender must equal the number that the sender reports.
 
 use std::time::{Duration, Instant};
 
@@ -42,12 +42,13 @@ pub(super) struct Received {
     /// The time, CPU time and bytes of the measurement, without the warm-up before it and without
     /// what the sender sends after it.
     pub(super) usage: Usage,
-    /// The number of bytes that arrived from the beginning to the end of the connection.
+    /// The number of bytes that arrived from the beginning to the end of the connections.
     pub(super) total_bytes: u64,
 }
 
 /// Receives everything that `sender` sends, from its first byte to its last. Measures only during
-/// the window that follows the warm-up. `sender` must be a process that connects to `receiver`.
+/// the window that follows the warm-up. `sender` must be a process that opens `connections`
+/// connections to `receiver`, besides iperf3's control connection.
 ///
 /// # Errors
 ///
@@ -57,17 +58,21 @@ pub(super) fn measure(
     receiver: &mut Receiver,
     sender: &mut PinnedChild,
     protocol: Protocol,
+    connections: u16,
     times: MeasurementTimes,
 ) -> Result<Received, Error> {
     let mut accept = || receiver.accept(sender);
-    let (stream, expected, control) = match protocol {
-        Protocol::Bytes(bytes) => (accept()?, bytes, None),
+    let (streams, expected, control) = match protocol {
+        Protocol::Bytes(bytes) => {
+            let streams = (0..connections).map(|_| accept());
+            (streams.collect::<Result<_, _>>()?, bytes, None)
+        }
         Protocol::Iperf3 => {
             let (stream, control) = Control::open(accept)?;
-            (stream, Vec::new(), Some(control))
+            (vec![stream], Vec::new(), Some(control))
         }
     };
-    let mut incoming = receiver.incoming(stream);
+    let mut incoming = receiver.incoming(streams)?;
     incoming.compare(&expected)?;
     incoming.compare(&expected)?;
     incoming.discard_until(Instant::now() + times.warm_up)?;
@@ -104,8 +109,11 @@ fn discard_to_end_with_control(incoming: &mut Incoming<'_>, control: Control) ->
             };
             (is_ready(0), is_ready(1))
         };
-        if has_data && incoming.discard()? == Some(0) {
-            return Ok(());
+        if has_data {
+            incoming.discard()?;
+            if incoming.has_ended() {
+                return Ok(());
+            }
         }
         if has_message
             && let Some(open) = &mut control

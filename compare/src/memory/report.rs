@@ -20,6 +20,15 @@ scatter-gather would. On loopback there is no DMA, no segmentation or checksum o
 interrupts, no packet loss and no network latency.
 ";
 
+/// The effects of loopback that matter only if a sender sends over several connections.
+const FAN_OUT_ON_LOOPBACK: &str = "
+For the same reason, the library's own choice for `Bytes` is to copy on loopback. For receivers on
+other machines it is `send_zc`, and `tokio-bytes` cannot show what that gains. All connections end at
+one receiver on one CPU, whose socket queues all refer to the same pages if these were not copied. On
+a network, every byte of every connection would have to pass through the network interface, with and
+without a copy.
+";
+
 /// The limits of the comparison, which the report states for its readers.
 const CAVEATS: &str = "\
 ## What is unfair
@@ -45,7 +54,8 @@ const CAVEATS: &str = "\
 - Between its calls, iperf3's client reads the clock and waits for the socket with `select`. It
   sends to this program instead of iperf3's own server, so that all contenders have the same
   receiver. It sends random bytes, whereas ours send a pattern. The receiver compares the first two
-  buffers of each of ours byte by byte, and checks the number of bytes of every contender.
+  buffers of each connection of ours byte by byte, and checks the number of bytes of every
+  contender.
 - Neither the contenders nor the receiver set socket buffer sizes or `TCP_NODELAY`. The kernel
   adjusts the buffer sizes during a measurement, for all contenders alike.
 - The kernel counts the CPU time of processes and of the machine in clock ticks, usually of 10 ms.
@@ -65,17 +75,24 @@ impl MemoryReport<'_> {
         let options = self.options;
         let congestion = &options.loopback.congestion;
         let mut page = page::head(
-            "Sending memory over TCP compared",
+            match options.connections {
+                1 => "Sending memory over TCP compared",
+                _ => "Sending the same memory over many TCP connections compared",
+            },
             &self.method(),
             self.facts,
             &format!("{congestion}, set by TCP_CONGESTION"),
         );
         page += LOOPBACK;
+        if options.connections > 1 {
+            page += FAN_OUT_ON_LOOPBACK;
+        }
         page.push('\n');
         page += &loopback::report::contenders(self.participants, |contender| {
             contender.command(&SenderSetup {
                 port: "PORT",
                 size: "SIZE",
+                connections: options.connections,
                 sending_time: options.sending_time(),
                 congestion,
                 scratch: "SCRATCH".as_ref(),
@@ -92,7 +109,7 @@ impl MemoryReport<'_> {
             ],
             &options.sizes,
         );
-        page += &targets::section(self.results);
+        page += &targets::section(self.results, options.connections);
         page += CAVEATS;
         page
     }
@@ -101,12 +118,16 @@ impl MemoryReport<'_> {
         let options = self.options;
         format!(
             "{} rounds. In each round, at each size, every contender in turn sends a buffer of \
-             that size over and over, from a new process and over a new connection on 127.0.0.1. \
-             It is measured for {} s after {} s of warm-up. Senders run on CPU {}, the receiver on \
-             CPU {}. Figures are medians over the rounds, with the minimum and the maximum in \
-             parentheses. A ratio is computed within each round, and the table has the median of \
-             these ratios. A GB is 10⁹ bytes received.",
+             that size over and over, from a new process and {} on 127.0.0.1. It is measured for \
+             {} s after {} s of warm-up. Senders run on CPU {}, the receiver on CPU {}. Figures are \
+             medians over the rounds, with the minimum and the maximum in parentheses. A ratio is \
+             computed within each round, and the table has the median of these ratios. A GB is 10⁹ \
+             bytes received.",
             options.rounds,
+            match options.connections {
+                1 => "over a new connection".to_owned(),
+                several => format!("to {several} new connections at the same time"),
+            },
             options.seconds.as_secs_f64(),
             options.warm_up.as_secs_f64(),
             options.loopback.sender_cpu,

@@ -26,10 +26,13 @@ pub(crate) struct MemorySenderFlags {
     /// The address to connect to.
     #[arg(long)]
     connect: SocketAddr,
+    /// The number of connections to open.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    connections: u16,
     /// The size of the buffer to send over and over.
     #[arg(long, value_parser = parse_size)]
     size: u64,
-    /// The TCP congestion control to set on the socket.
+    /// The TCP congestion control to set on the sockets.
     #[arg(long)]
     congestion: String,
 }
@@ -43,11 +46,12 @@ pub(crate) fn run(flags: &MemorySenderFlags) -> Result<(), Error> {
         ))
     })?;
     let payload = pattern::bytes(flags.size);
-    let stream = tcp::connect(flags.connect, &flags.congestion)?;
-    let congestion = tcp::congestion(&stream)?;
+    let streams = (0..flags.connections).map(|_| tcp::connect(flags.connect, &flags.congestion));
+    let streams = streams.collect::<Result<Vec<_>, _>>()?;
+    let congestion = tcp::congestion(&streams[0])?;
     let stop = Arc::new(AtomicBool::new(false));
     set_at_end_of_input(Arc::clone(&stop));
-    let sent = send(MemoryJob::new(stream, payload, stop))?;
+    let sent = send(MemoryJob::new(streams, payload, stop))?;
     println!("{}", SenderReport { sent, congestion }.line());
     Ok(())
 }

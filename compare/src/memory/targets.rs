@@ -30,6 +30,7 @@ pub(super) const SIZES: [u64; 7] = [
     16 * MIB,
 ];
 
+/// The targets for sending over one connection.
 const TARGETS: &[RatioTarget<MemoryMeasure>] = &[
     less_cpu(64 * KIB, "vmsplice", "write"),
     less_cpu(256 * KIB, "vmsplice", "write"),
@@ -42,9 +43,22 @@ const TARGETS: &[RatioTarget<MemoryMeasure>] = &[
     less_cpu(16 * MIB, "region", "copy"),
 ];
 
-/// Builds the report's section about the targets.
-pub(super) fn section(results: &MemoryResults) -> String {
-    let rows: Vec<Vec<String>> = TARGETS.iter().map(|target| target.row(results)).collect();
+/// The targets for sending the same memory over several connections.
+const FAN_OUT_TARGETS: &[RatioTarget<MemoryMeasure>] = &[
+    less_cpu(64 * KIB, "tokio-vmsplice", "write-all"),
+    less_cpu(256 * KIB, "tokio-vmsplice", "write-all"),
+    less_cpu(MIB, "tokio-vmsplice", "write-all"),
+    less_cpu(2 * MIB, "tokio-vmsplice", "write-all"),
+    less_cpu(16 * MIB, "tokio-vmsplice", "write-all"),
+];
+
+/// Builds the report's section about the targets for this number of connections.
+pub(super) fn section(results: &MemoryResults, connections: u16) -> String {
+    let targets = match connections {
+        1 => TARGETS,
+        _ => FAN_OUT_TARGETS,
+    };
+    let rows: Vec<Vec<String>> = targets.iter().map(|target| target.row(results)).collect();
     targets::section(&rows)
 }
 
@@ -55,7 +69,7 @@ mod tests {
 
     #[test]
     fn targets_name_contenders_and_sizes_that_exist() {
-        for target in TARGETS {
+        for target in TARGETS.iter().chain(FAN_OUT_TARGETS) {
             assert!(contenders::by_name(target.above).is_ok());
             assert!(contenders::by_name(target.below).is_ok());
             assert!(SIZES.contains(&target.size));

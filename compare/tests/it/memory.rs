@@ -29,14 +29,16 @@ fn a_run_measures_every_contender_and_leaves_nothing_behind() {
 
     let copied = |contender: &str, size| raw_value(&raw, contender, size, "copied_share");
     for size in [5000, 1 << 20, 3 << 20] {
-        for contender in ["write", "write-all", "copy"] {
+        for contender in ["write", "write-all", "copy", "tokio-bytes"] {
             let rate = raw_value(&raw, contender, size, "gb_per_second");
             assert!(rate.is_some_and(|rate| rate > 0.001), "{contender} {size}");
             assert_eq!(copied(contender, size), Some(1.0), "{contender} {size}");
         }
-        for contender in ["vmsplice", "region", "msg_zerocopy", "send_zc"] {
+        let never_copied = ["vmsplice", "region", "tokio-vmsplice"];
+        let always_copied = ["msg_zerocopy", "send_zc", "send_zc-bytes"];
+        for contender in never_copied.into_iter().chain(always_copied) {
             match copied(contender, size) {
-                Some(share) if ["vmsplice", "region"].contains(&contender) => {
+                Some(share) if never_copied.contains(&contender) => {
                     assert_eq!(share, 0.0, "{contender} {size}");
                 }
                 // On loopback the kernel copies all bytes, and reports that it did.
@@ -49,6 +51,36 @@ fn a_run_measures_every_contender_and_leaves_nothing_behind() {
             }
         }
     }
+}
+
+#[test]
+fn a_fan_out_measures_the_contenders_that_can_send_over_several_connections() {
+    let files = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let output = compare_memory(files.path(), &["--connections", "5"])
+        .args(RENO)
+        .arg("--out")
+        .arg(out.path())
+        .output()
+        .unwrap();
+    let (page, raw) = check_finished_run(&output, files.path(), out.path());
+    assert!(page.contains("to 5 new connections at the same time"));
+    assert!(!page.contains("**write**"), "{page}");
+    let copied = |contender: &str, size| raw_value(&raw, contender, size, "copied_share");
+    for size in [5000, 1 << 20, 3 << 20] {
+        assert_eq!(copied("write-all", size), Some(1.0), "{size}");
+        assert_eq!(copied("tokio-bytes", size), Some(1.0), "{size}");
+        let is_left_out = page.contains("Left out");
+        let share = (!is_left_out).then_some(0.0);
+        assert_eq!(copied("tokio-vmsplice", size), share, "{size}");
+    }
+
+    let output = compare_memory(files.path(), &["--connections", "5"])
+        .args(["--contenders", "write,write-all"])
+        .args(RENO)
+        .output()
+        .unwrap();
+    assert!(printed_page(&output).contains("Left out: it sends over one connection only"));
 }
 
 #[test]

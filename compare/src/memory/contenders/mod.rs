@@ -2,11 +2,14 @@
 //! says how to send, and add the `CONTENDER` to [`ALL`].
 
 mod copy;
+mod each_connection;
 mod iperf3;
 mod msg_zerocopy;
 mod one_mechanism;
 mod region;
 mod send_zc;
+mod send_zc_bytes;
+mod uncopied_tokio;
 mod vmsplice;
 mod write;
 mod write_all;
@@ -25,6 +28,9 @@ pub(super) const ALL: &[MemorySender] = &[
     region::CONTENDER,
     msg_zerocopy::CONTENDER,
     send_zc::CONTENDER,
+    send_zc_bytes::CONTENDER,
+    uncopied_tokio::VMSPLICE,
+    uncopied_tokio::BYTES,
 ];
 
 /// Finds a contender by its name.

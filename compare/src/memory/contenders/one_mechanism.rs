@@ -1,9 +1,11 @@
-//! The code that this project's contenders share. Each of them sends the same memory over and over
-//! with one mechanism. All other options have their defaults.
+//! The code that this project's contenders in blocking code share. Each of them sends the same
+//! memory over and over with one mechanism. All other options have their defaults.
 
+use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use uncopied::arena::{PageBuffer, Pages, Region};
 use uncopied::{Mechanism, Memory, SendOptions, Sender};
 
@@ -23,12 +25,15 @@ pub(super) enum BufferKind {
     FrozenPermanently,
     /// A region that may be overwritten at any time.
     Region,
+    /// Bytes where the allocator has put them, which need not be at the start of a page.
+    Heap,
 }
 
 /// The memory that is sent.
 enum Buffer {
     Pages(Pages),
     Region(Region),
+    Heap(Bytes),
 }
 
 /// Sends with `mechanism` until the job ends. Then waits until the kernel has reported for all
@@ -39,7 +44,7 @@ pub(super) fn send(
     kind: BufferKind,
 ) -> Result<SentBytes, Error> {
     let buffer = Buffer::new(&job.payload, kind)?;
-    let socket = job.stream.try_clone();
+    let socket = job.stream().try_clone();
     let socket = socket.context(|| "cannot share the socket".into())?;
     let mut sender = sender(socket, mechanism);
     let mut last = None;
@@ -85,7 +90,7 @@ pub(super) fn version(mechanism: Mechanism, kind: BufferKind) -> Result<String, 
     let connect = || {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let stream = TcpStream::connect(listener.local_addr()?)?;
-        Ok::<_, std::io::Error>((listener.accept()?.0, stream))
+        Ok::<_, io::Error>((listener.accept()?.0, stream))
     };
     let (_peer, stream) = connect().context(|| "cannot connect to 127.0.0.1".into())?;
     let buffer = Buffer::new(&[7; 4096], kind)?;
@@ -109,20 +114,14 @@ pub(super) fn version(mechanism: Mechanism, kind: BufferKind) -> Result<String, 
 impl Buffer {
     /// Copies `payload` into new memory of the given kind.
     fn new(payload: &[u8], kind: BufferKind) -> Result<Self, Error> {
-        // Use huge pages for permanently frozen memory, because it is sent many times: in each
-        // send, the kernel then looks up and counts one huge page instead of many small ones.
-        let pages = match kind {
-            BufferKind::Region => return Self::region(payload),
-            BufferKind::Frozen => PageBuffer::with_capacity(payload.len()),
-            BufferKind::FrozenPermanently => PageBuffer::huge(payload.len()),
-        };
-        let mut pages = pages.context(|| "cannot allocate a buffer from the arena".into())?;
-        pages.set_len(payload.len());
-        pages.copy_from_slice(payload);
-        Ok(Self::Pages(match kind {
-            BufferKind::FrozenPermanently => pages.freeze_permanently(),
-            BufferKind::Frozen | BufferKind::Region => pages.freeze(),
-        }))
+        Ok(match kind {
+            BufferKind::Frozen => {
+                Self::Pages(filled(PageBuffer::with_capacity(payload.len()), payload)?.freeze())
+            }
+            BufferKind::FrozenPermanently => Self::Pages(permanent_pages(payload)?),
+            BufferKind::Region => Self::region(payload)?,
+            BufferKind::Heap => Self::Heap(payload.to_vec().into()),
+        })
     }
 
     fn region(payload: &[u8]) -> Result<Self, Error> {
@@ -145,8 +144,25 @@ impl Buffer {
         match self {
             Self::Pages(pages) => pages.into(),
             Self::Region(region) => region.part(..).into(),
+            Self::Heap(bytes) => bytes.into(),
         }
     }
+}
+
+/// Copies `payload` into new pages that never become writable again.
+///
+/// They are huge pages, because they are sent many times: in each send, the kernel then looks up
+/// and counts one huge page instead of many small ones.
+pub(super) fn permanent_pages(payload: &[u8]) -> Result<Pages, Error> {
+    Ok(filled(PageBuffer::huge(payload.len()), payload)?.freeze_permanently())
+}
+
+/// Copies `payload` into a buffer that has just been allocated.
+fn filled(buffer: io::Result<PageBuffer>, payload: &[u8]) -> Result<PageBuffer, Error> {
+    let mut buffer = buffer.context(|| "cannot allocate a buffer from the arena".into())?;
+    buffer.set_len(payload.len());
+    buffer.copy_from_slice(payload);
+    Ok(buffer)
 }
 
 fn sender(socket: TcpStream, mechanism: Mechanism) -> Sender<TcpStream> {

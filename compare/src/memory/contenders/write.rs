@@ -16,10 +16,11 @@ pub(super) const CONTENDER: MemorySender = MemorySender {
     program: SendingProgram::Own(send),
 };
 
-fn send(mut job: MemoryJob) -> Result<SentBytes, Error> {
+fn send(job: MemoryJob) -> Result<SentBytes, Error> {
+    let mut stream = job.stream();
     let mut bytes = 0;
     while job.continues() {
-        job.stream
+        stream
             .write_all(&job.payload)
             .context(|| "cannot write".into())?;
         bytes += job.payload.len() as u64;

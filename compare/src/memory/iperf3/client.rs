@@ -138,6 +138,7 @@ mod tests {
         let setup = SenderSetup {
             port: "5201",
             size: "65536",
+            connections: 1,
             sending_time: Duration::from_millis(1550),
             congestion: "cubic",
             scratch: Path::new("/there"),
