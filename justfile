@@ -15,6 +15,10 @@ test *ARGS:
 lab *ARGS:
     lab/test {{ ARGS }}
 
+# Mutates the code that the soundness rests on, and runs the tests (needs cargo-mutants).
+mutants *ARGS:
+    cargo mutants --package uncopied {{ ARGS }}
+
 # Formats the code.
 fmt:
     cargo fmt --all

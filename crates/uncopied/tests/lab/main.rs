@@ -25,5 +25,8 @@ mod not_gathered;
 /// Memory that is overwritten as soon as a completion allows it, or at any time.
 mod overwritten;
 
+/// Processes that fork, or replace themselves, while memory is in flight.
+mod forked;
+
 /// Peers that reset the connection, or do not read, while memory is in flight.
 mod unread;

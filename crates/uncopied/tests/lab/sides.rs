@@ -1,5 +1,6 @@
 //! Runs the two sides of a test, one in each guest.
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::LazyLock;
 use std::thread::sleep;
@@ -18,13 +19,18 @@ pub(crate) fn two_sides(sending: impl FnOnce(TcpStream), receiving: impl FnOnce(
     let variable = |name| std::env::var(name).expect("this program is run by lab/test");
     if variable("UNCOPIED_LAB_GUEST") == "1" {
         let peer: Ipv4Addr = variable("UNCOPIED_LAB_PEER").parse().unwrap();
-        sending(connect((peer, PORT).into()));
+        let mut socket = connect((peer, PORT).into());
+        // The other guest may still be in an earlier test.
+        socket.read_exact(&mut [0]).unwrap();
+        sending(socket);
     } else {
-        receiving(LISTENER.accept().unwrap().0);
+        let mut socket = LISTENER.accept().unwrap().0;
+        socket.write_all(&[0]).unwrap();
+        receiving(socket);
     }
 }
 
-/// Connects to the other guest, which may still be booting, or be in an earlier test.
+/// Connects to the other guest, which may still be booting.
 fn connect(peer: SocketAddr) -> TcpStream {
     let began = Instant::now();
     loop {
