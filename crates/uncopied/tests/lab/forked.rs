@@ -13,7 +13,8 @@ use crate::harness::{
 };
 use crate::sides::two_sides;
 
-/// The size of a send. All of them fit into the buffer of the socket, but not into that of the peer.
+/// The size of a send. All of them fit into the buffer of the socket, but not into that of the
+/// peer.
 const SEND_BYTES: usize = 60_001;
 const SENDS: usize = 3;
 
