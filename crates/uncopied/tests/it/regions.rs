@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uncopied::arena::{Region, RegionMut, RegionPart};
-use uncopied::{FreeReason, Mechanism, SendOptions, Sender};
+use uncopied::{Errno, FreeReason, Mechanism, SendOptions, Sender};
 
 use crate::harness::{
     Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, memory_mechanisms, sender, skip,
@@ -473,5 +473,28 @@ fn a_page_that_is_overwritten_after_each_send_is_copied_for_a_while() {
         report.zero_copy_bytes(),
         SENDS as u64 * page,
         "those of the other page"
+    );
+}
+
+/// If the first region cannot be protected because the process has too many descriptors, a later one
+/// must be protected.
+#[test]
+fn regions_are_protected_again_after_descriptors_ran_out() {
+    in_child(
+        "regions::regions_are_protected_again_after_descriptors_ran_out",
+        |_| {},
+        || {
+            let limit = getrlimit(Resource::Nofile);
+            let none = Rlimit {
+                current: Some(3),
+                ..limit
+            };
+            setrlimit(Resource::Nofile, none).unwrap();
+            let (region, _writer) = Region::new(1).unwrap();
+            assert_eq!(region.protection(), Err(Errno::MFILE));
+            setrlimit(Resource::Nofile, limit).unwrap();
+            let (region, _writer) = Region::new(1).unwrap();
+            assert!(region.protection().is_ok(), "{:?}", region.protection());
+        },
     );
 }

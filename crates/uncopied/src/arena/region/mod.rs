@@ -251,6 +251,8 @@ impl Region {
     /// - `EPERM`: a seccomp filter forbids it, or, before Linux 5.11, the sysctl
     ///   `vm.unprivileged_userfaultfd` does.
     /// - `EINVAL`: the kernel cannot protect against writes (before Linux 5.7).
+    /// - `EMFILE`, `ENFILE` or `EAGAIN`: the process had too many descriptors or threads when the
+    ///   region was created.
     /// - `ECHILD`: this is a forked child process, and the region was created by its parent.
     pub fn protection(&self) -> std::result::Result<Protection, sys::Errno> {
         let handler = self.state.fault_handler().map_err(sys::Errno::of)?;
