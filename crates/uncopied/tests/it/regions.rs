@@ -476,8 +476,8 @@ fn a_page_that_is_overwritten_after_each_send_is_copied_for_a_while() {
     );
 }
 
-/// If the first region cannot be protected because the process has too many descriptors, a later one
-/// must be protected.
+/// If the first region cannot be protected because the process has too many descriptors, a later
+/// one must be protected.
 #[test]
 fn regions_are_protected_again_after_descriptors_ran_out() {
     in_child(
