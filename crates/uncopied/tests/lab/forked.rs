@@ -1,9 +1,8 @@
 //! Processes that fork, or replace themselves, while memory is in flight.
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::Duration;
 
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use uncopied::{Completion, Mechanism, SendOptions, Sender};
@@ -11,7 +10,7 @@ use uncopied::{Completion, Mechanism, SendOptions, Sender};
 use crate::harness::{
     HANG_TIMEOUT, expect_bytes, expect_eof, in_forked_child, pattern, pattern_pages,
 };
-use crate::sides::two_sides;
+use crate::sides::{two_sides, two_sides_with_control};
 
 /// The size of a send. All of them fit into the buffer of the socket, but not into that of the
 /// peer.
@@ -20,9 +19,6 @@ const SENDS: usize = 3;
 
 /// The port to which a new program connects.
 const SECOND_PORT: u16 = 7001;
-
-/// The delay before the peer reads.
-const LATE: Duration = Duration::from_secs(2);
 
 /// Makes sends, and asserts that the last of them is in flight.
 fn sends_in_flight(
@@ -42,17 +38,17 @@ fn sends_in_flight(
     (sender, completions)
 }
 
-/// Reads late, and expects everything.
-fn expect_late(mut socket: TcpStream) {
+/// Reads when it is told to, and expects everything.
+fn expect_when_told(mut socket: TcpStream, mut control: TcpStream) {
     set_socket_recv_buffer_size(&socket, 16 << 10).unwrap();
-    sleep(LATE);
+    control.read_exact(&mut [0]).unwrap();
     expect_bytes(&mut socket, &pattern(SEND_BYTES).repeat(SENDS));
     expect_eof(&mut socket);
 }
 
 /// A forked child drops everything, and sends from memory of its own. The parent's sends in flight
 /// must stay as they are.
-fn fork_with_sends_in_flight(socket: TcpStream, mechanism: Mechanism) {
+fn fork_with_sends_in_flight(socket: TcpStream, mut control: TcpStream, mechanism: Mechanism) {
     let (sender, completions) = sends_in_flight(socket, mechanism);
     let mut inherited = Some((sender, completions));
     in_forked_child(|| {
@@ -63,6 +59,7 @@ fn fork_with_sends_in_flight(socket: TcpStream, mechanism: Mechanism) {
             buffer.fill(0xee);
         }
     });
+    control.write_all(&[0]).unwrap();
     let (sender, completions) = inherited.unwrap();
     for completion in completions {
         completion.wait(Some(HANG_TIMEOUT)).unwrap();
@@ -73,18 +70,18 @@ fn fork_with_sends_in_flight(socket: TcpStream, mechanism: Mechanism) {
 #[test]
 fn a_fork_changes_nothing_in_flight_with_msg_zerocopy() {
     let mechanism = Mechanism::MsgZerocopy;
-    two_sides(
-        |socket| fork_with_sends_in_flight(socket, mechanism),
-        expect_late,
+    two_sides_with_control(
+        |socket, control| fork_with_sends_in_flight(socket, control, mechanism),
+        expect_when_told,
     );
 }
 
 #[test]
 fn a_fork_changes_nothing_in_flight_with_send_zc() {
     let mechanism = Mechanism::SendZc;
-    two_sides(
-        |socket| fork_with_sends_in_flight(socket, mechanism),
-        expect_late,
+    two_sides_with_control(
+        |socket, control| fork_with_sends_in_flight(socket, control, mechanism),
+        expect_when_told,
     );
 }
 

@@ -16,17 +16,47 @@ static LISTENER: LazyLock<TcpListener> =
 
 /// Runs `sending` in guest 1 and `receiving` in guest 2, each with its end of a TCP connection.
 pub(crate) fn two_sides(sending: impl FnOnce(TcpStream), receiving: impl FnOnce(TcpStream)) {
-    let variable = |name| std::env::var(name).expect("this program is run by lab/test");
-    if variable("UNCOPIED_LAB_GUEST") == "1" {
+    let socket = connection();
+    match is_sending() {
+        true => sending(socket),
+        false => receiving(socket),
+    }
+}
+
+/// Like [`two_sides`], but with a second connection, through which `sending` can tell `receiving`
+/// to go on.
+pub(crate) fn two_sides_with_control(
+    sending: impl FnOnce(TcpStream, TcpStream),
+    receiving: impl FnOnce(TcpStream, TcpStream),
+) {
+    let (socket, control) = (connection(), connection());
+    match is_sending() {
+        true => sending(socket, control),
+        false => receiving(socket, control),
+    }
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).expect("this program is run by lab/test")
+}
+
+/// Whether this is guest 1.
+fn is_sending() -> bool {
+    variable("UNCOPIED_LAB_GUEST") == "1"
+}
+
+/// Returns this guest's end of a new connection, once the other guest has its end.
+fn connection() -> TcpStream {
+    if is_sending() {
         let peer: Ipv4Addr = variable("UNCOPIED_LAB_PEER").parse().unwrap();
         let mut socket = connect((peer, PORT).into());
         // The other guest may still be in an earlier test.
         socket.read_exact(&mut [0]).unwrap();
-        sending(socket);
+        socket
     } else {
         let mut socket = LISTENER.accept().unwrap().0;
         socket.write_all(&[0]).unwrap();
-        receiving(socket);
+        socket
     }
 }
 
