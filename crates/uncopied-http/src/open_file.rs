@@ -266,3 +266,26 @@ fn read_whole(file: &File, len: u64, access: DiskAccess) -> io::Result<Option<By
     }
     Ok(Some(bytes.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What code reads of a mapping takes up memory as long as the mapping exists, so a mapping of
+    /// which much was read is not used for further responses.
+    #[test]
+    fn a_mapping_of_which_much_was_read_is_replaced() {
+        const LEN: u64 = 8 << 20;
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(LEN).expect("grown");
+        let file = OpenFile::open_blocking(file).expect("opened");
+        let watch = FrameWatch::default();
+        let map = || file.mapped(&(0..LEN), &watch).expect("mapped");
+        let first = map();
+        assert_eq!(map().as_ptr(), first.as_ptr());
+        assert!(first[..READ_MAX_BYTES / 2].iter().all(|&byte| byte == 0));
+        assert_eq!(map().as_ptr(), first.as_ptr());
+        assert!(first.iter().all(|&byte| byte == 0));
+        assert_ne!(map().as_ptr(), first.as_ptr());
+    }
+}

@@ -82,6 +82,31 @@ fn addresses_of_a_dropped_mapping_have_no_owner() {
     );
 }
 
+/// A mapping gets the addresses of several shorter ones that were dropped, and is read there.
+/// Fails, by hanging, if a dropped mapping stays in the list in which the mapping of a page is
+/// looked up.
+#[test]
+fn a_mapping_at_the_addresses_of_dropped_ones_is_read() {
+    in_child(
+        "file_mappings::a_mapping_at_the_addresses_of_dropped_ones_is_read",
+        |_| {},
+        || {
+            const GRANULE: u64 = 2 << 20;
+            let file = Arc::new(pattern_file(4 * GRANULE as usize));
+            let map = |range| FileMapping::new(Arc::clone(&file), range).unwrap();
+            let short: Vec<_> = (0..4).map(|_| map(0..GRANULE)).collect();
+            let first = short[0].bytes().as_ptr();
+            for mapping in &short {
+                assert_eq!(mapping.bytes()[..1000], pattern(1000));
+            }
+            drop(short);
+            let long = map(0..4 * GRANULE);
+            assert_eq!(long.bytes().as_ptr(), first, "not the same addresses");
+            assert!(long.bytes()[..] == pattern(4 * GRANULE as usize));
+        },
+    );
+}
+
 /// Returns the mapping that contains `bytes`, and the offset of the first of these bytes in the
 /// file.
 fn file_at(bytes: &[u8]) -> (FileMapping, u64) {
