@@ -143,20 +143,22 @@ impl PageReader {
             filled = page_bytes;
         }
         buffer[read.min(filled)..filled].fill(0);
+        // Must come before the page is filled, so that the count includes what a thread has read.
+        mapping.read_bytes.fetch_add(filled, Ordering::Relaxed);
         loop {
             // SAFETY: the page belongs to the mapping, whose granules `prepare` has registered. The
             // pages after it do, too: what is filled ends at the latest with the page that contains
             // the mapping's last byte.
             #[allow(unsafe_code)]
             match unsafe { self.userfault.fill(page, &buffer[..filled]) } {
-                Ok(()) => {
-                    mapping.read_bytes.fetch_add(filled, Ordering::Relaxed);
-                    return;
-                }
+                Ok(()) => return,
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(Errno::NOMEM) => thread::sleep(RETRY_INTERVAL),
                 // An earlier access has already filled the page.
-                Err(_) => return self.wake(page),
+                Err(_) => {
+                    mapping.read_bytes.fetch_sub(filled, Ordering::Relaxed);
+                    return self.wake(page);
+                }
             }
         }
     }
