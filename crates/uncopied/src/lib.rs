@@ -11,16 +11,30 @@
 //!
 //! # What to use
 //!
-//! | you have | use | it pays from | beware |
-//! |---|---|---|---|
-//! | a file | [`send_file()`], [`SendFile`] for options | a few KiB | [later changes](#the-contract-that-zero-copy-drops) to the file can still reach the peer |
-//! | memory that is sent once, to another machine | [`Sender`] | 16 KiB | the memory is not free until the [`Completion`] says so |
-//! | memory that is sent many times and never changes | [permanent pages](arena::PageBuffer::freeze_permanently) and a [`Sender`] | 64 KiB, for any peer | for memory that is sent once, new pages cost more than a copy |
-//! | memory that changes while it is in flight | a [`Region`](arena::Region) and a [`Sender`] | 2 MiB | needs huge pages; bytes that are rewritten before each send are better copied |
-//! | a socket that another object owns | [`Channel`] | as for a [`Sender`] | you wait for the socket |
-//! | an event loop of your own | [`Transfer`], [`Sender::try_send`] | as above | you wait for the socket |
-//! | a socket of tokio | the module `uncopied::tokio`: the same names, with `async` | as above | dropping a future ends the send |
-//! | hyper or axum | the crate `uncopied-http` | 16 KiB | layers that change the bytes, such as compression, copy them |
+//! | you have | use | it pays from |
+//! |---|---|---|
+//! | a file | [`send_file()`], [`SendFile`] for options | a few KiB |
+//! | memory that is sent once, to another machine | [`Sender`] | 16 KiB |
+//! | memory that is sent often and never changes | [permanent pages] and a [`Sender`] | 64 KiB |
+//! | memory that changes while in flight | a [`Region`](arena::Region), a [`Sender`] | 2 MiB |
+//! | a socket that another object owns | [`Channel`] | as for a [`Sender`] |
+//! | an event loop of your own | [`Transfer`], [`Sender::try_send`] | as above |
+//! | a socket of tokio | the same names in the module `uncopied::tokio` | as above |
+//! | hyper or axum | the crate `uncopied-http` | 16 KiB |
+//!
+//! [permanent pages]: arena::PageBuffer::freeze_permanently
+//!
+//! What to beware of:
+//!
+//! - Later changes to a file can still reach the peer: see
+//!   [below](#the-contract-that-zero-copy-drops).
+//! - Memory is not free until the [`Completion`] says so.
+//! - Permanent pages pay for any peer, but not for memory that is sent once: new pages cost more
+//!   than a copy.
+//! - Regions need huge pages, and bytes that are rewritten before each send are better copied.
+//! - With a [`Channel`], a [`Transfer`] or [`Sender::try_send`], you wait for the socket.
+//! - With tokio, dropping a future ends the send.
+//! - In hyper or axum, layers that change the bytes, such as compression, copy them.
 //!
 //! For anything else, an ordinary write is best.
 //!
