@@ -302,6 +302,32 @@ pub(crate) fn unless_full_or_at_limit(result: Result<Sent, Error>) -> Option<Sen
     unless_blocked(result, kind)
 }
 
+/// Sends the pattern of `send_bytes` repeatedly, until nothing more can be sent. Calls `check`
+/// after each attempt, with what was sent, if anything was. Returns the number of bytes sent.
+pub(crate) fn send_until_full(
+    sender: &mut Sender<OwnedFd>,
+    send_bytes: usize,
+    mut check: impl FnMut(&Sender<OwnedFd>, Option<&Sent>),
+) -> usize {
+    let mut total = 0;
+    let mut pages = pattern_pages(send_bytes);
+    loop {
+        // If the last send was incomplete, continue where it ended, so that the stream repeats all
+        // of the pattern without a gap. Otherwise use new pages, because sends of the same pages
+        // together count only once for the process.
+        let at = total % send_bytes;
+        if at == 0 {
+            pages = pattern_pages(send_bytes);
+        }
+        let sent = unless_full_or_at_limit(sender.try_send(pages.slice(at..)));
+        check(sender, sent.as_ref());
+        match sent {
+            Some(sent) => total += sent.bytes() as usize,
+            None => return total,
+        }
+    }
+}
+
 /// Returns how many bytes were written to the socket that the peer has not yet acknowledged
 /// (`SIOCOUTQ`).
 #[allow(unsafe_code)]

@@ -12,7 +12,7 @@ use uncopied::{
 
 use crate::harness::{
     Family, HANG_TIMEOUT, assert_all_sent_by, expect_bytes, expect_eof, in_child, pattern,
-    pattern_pages, sender, unless_blocked, unless_full_or_at_limit, wait_until,
+    pattern_pages, send_until_full, sender, unless_blocked, wait_until,
 };
 
 /// The size of a send: a whole number of pages, because every page that a send touches counts in
@@ -31,28 +31,6 @@ fn limited_sender(at_limit: LimitAction, in_flight_limit: u64) -> (Sender<OwnedF
     sender(Family::Tcp, &[Mechanism::MsgZerocopy], options)
 }
 
-/// Sends pages with the pattern of [`SEND_BYTES`] repeatedly, until nothing more can be sent. Calls
-/// `check` after each send, and returns the total number of bytes sent.
-fn send_until_full(sender: &mut Sender<OwnedFd>, mut check: impl FnMut(&Sender<OwnedFd>)) -> usize {
-    let mut total = 0;
-    let mut pages = pattern_pages(SEND_BYTES);
-    loop {
-        // If the last send was incomplete, continue where it ended, so that the stream repeats all
-        // of the pattern without a gap. Otherwise use new pages, because sends of the same pages
-        // together count only once for the process.
-        let at = total % SEND_BYTES;
-        if at == 0 {
-            pages = pattern_pages(SEND_BYTES);
-        }
-        let sent = sender.try_send(pages.slice(at..));
-        check(sender);
-        match unless_full_or_at_limit(sent) {
-            Some(sent) => total += sent.bytes() as usize,
-            None => return total,
-        }
-    }
-}
-
 /// Asserts that the next `bytes` bytes of the stream repeat the pattern of one send.
 fn expect_repeated_pattern(peer: &mut File, mut bytes: usize) {
     let pattern = pattern(SEND_BYTES);
@@ -69,7 +47,7 @@ fn expect_repeated_pattern(peer: &mut File, mut bytes: usize) {
 fn bytes_beyond_the_limit_are_copied() {
     let (mut stuck, mut peer) = limited_sender(LimitAction::Copy, LIMIT_BYTES);
     let mut peak = 0;
-    let total = send_until_full(&mut stuck, |sender| {
+    let total = send_until_full(&mut stuck, SEND_BYTES, |sender, _| {
         peak = peak.max(sender.in_flight_bytes())
     });
     assert!(0 < peak && peak <= LIMIT_BYTES, "{peak} bytes in flight");
@@ -154,7 +132,7 @@ fn assert_all_by_msg_zerocopy(sender: &Sender<OwnedFd>, bytes: u64) {
 #[test]
 fn try_send_at_the_limit_sends_nothing() {
     let (mut sender, mut peer) = limited_sender(LimitAction::Wait, LIMIT_BYTES);
-    let total = send_until_full(&mut sender, |sender| {
+    let total = send_until_full(&mut sender, SEND_BYTES, |sender, _| {
         assert!(sender.in_flight_bytes() <= LIMIT_BYTES)
     });
     // Check that the socket is not full, so that only the limit can have stopped the sender: a
@@ -186,7 +164,7 @@ fn all_senders_together_stay_below_the_limit_of_the_process() {
                 .collect();
             let mut totals = Vec::new();
             for (sender, _) in &mut senders {
-                totals.push(send_until_full(sender, |_| {
+                totals.push(send_until_full(sender, SEND_BYTES, |_, _| {
                     assert!(in_flight_bytes() <= LIMIT_BYTES)
                 }));
             }
@@ -221,7 +199,7 @@ fn an_idle_sender_does_not_block_others_at_the_limit_of_the_process() {
         || {
             set_process_in_flight_limit(LIMIT_BYTES);
             let (mut idle, mut reader) = limited_sender(LimitAction::Wait, 64 << 20);
-            let total = send_until_full(&mut idle, |_| {});
+            let total = send_until_full(&mut idle, SEND_BYTES, |_, _| {});
             let (mut waiting, mut peer) = limited_sender(LimitAction::Wait, 64 << 20);
             let error = waiting.try_send(pattern_pages(SEND_BYTES)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InFlightLimit, "{error}");

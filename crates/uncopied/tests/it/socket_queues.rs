@@ -11,9 +11,9 @@ use uncopied::{
 };
 
 use crate::harness::{
-    FAMILIES, Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, in_forked_child, pattern,
-    pattern_pages, sender, set_nonblocking, small_buffer_sender, socket_pair, unacknowledged_bytes,
-    unless_full_or_at_limit, wait_until,
+    self, FAMILIES, Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, in_forked_child,
+    pattern, pattern_pages, sender, set_nonblocking, small_buffer_sender, socket_pair,
+    unacknowledged_bytes, unless_full_or_at_limit, wait_until,
 };
 
 /// The size of a send: a whole number of pages, so that as many bytes are counted as are sent.
@@ -34,26 +34,16 @@ fn splicing_sender(family: Family, at_limit: LimitAction, limit: u64) -> (Sender
     (sender, peer)
 }
 
-/// Sends the pattern of [`SEND_BYTES`] repeatedly, until nothing more can be sent, each time from
-/// new pages. Calls `check` after each send. Returns the number of bytes sent.
+/// Calls [`harness::send_until_full`], and checks that exactly the sends that used `vmsplice`
+/// report that their pages are gifted.
 fn send_until_full(sender: &mut Sender<OwnedFd>, mut check: impl FnMut(&Sender<OwnedFd>)) -> usize {
-    let mut total = 0;
-    let mut pages = pattern_pages(SEND_BYTES);
-    loop {
-        let at = total % SEND_BYTES;
-        if at == 0 {
-            pages = pattern_pages(SEND_BYTES);
-        }
-        let sent = unless_full_or_at_limit(sender.try_send(pages.slice(at..)));
+    harness::send_until_full(sender, SEND_BYTES, |sender, sent| {
         check(sender);
-        let Some(sent) = sent else {
-            return total;
-        };
+        let Some(sent) = sent else { return };
         let outcome = sent.completion().outcome().expect("complete at once");
         let is_gifted = sent.report().by(Mechanism::Vmsplice) > 0;
         assert_eq!(outcome.reason == FreeReason::Gifted, is_gifted);
-        total += sent.bytes() as usize;
-    }
+    })
 }
 
 /// Reads the bytes that [`send_until_full`] has sent. Then sends the rest of the last send, which
