@@ -12,7 +12,7 @@ use crate::report::Report;
 
 /// The error of a transfer that stopped before its end.
 ///
-/// The bytes that the socket accepted before the error may have reached the peer.
+/// When sending, the bytes that the socket accepted before the error may have reached the peer.
 /// [`report`](Self::report) counts them. If the caller has promised the peer more bytes than that,
 /// for example in a `Content-Length` header, it must close the connection.
 ///
@@ -47,6 +47,8 @@ pub struct Error {
     kind: ErrorKind,
     mechanism: Option<Mechanism>,
     call: Option<&'static str>,
+    /// Whether bytes were to be received, not sent. The text depends on it.
+    is_receive: bool,
     report: Box<Report>,
     cause: Option<io::Error>,
 }
@@ -60,7 +62,8 @@ pub enum ErrorKind {
         /// How many bytes were promised, with those of the header and the trailer.
         promised: u64,
     },
-    /// The source could not be read.
+    /// The file could not be read, or receiving from the socket failed for another reason than
+    /// those below.
     Source,
     /// The source cannot be read at an offset, because it is a pipe or a terminal, for example.
     /// Only seekable files can be sent.
@@ -84,10 +87,12 @@ pub enum ErrorKind {
     PeerClosed,
     /// The socket has no peer: it is a listening socket, or it was never connected.
     NotConnected,
-    /// The socket accepted nothing for the duration of its send timeout (`SO_SNDTIMEO`).
+    /// The socket accepted nothing for the duration of its send timeout (`SO_SNDTIMEO`), or
+    /// delivered nothing for the duration of its receive timeout (`SO_RCVTIMEO`).
     TimedOut,
-    /// The socket is full. Try again once it is writable. Only calls that must not wait return
-    /// this, such as [`Sender::try_send`](crate::Sender::try_send).
+    /// The socket is full, or has no bytes to receive. Try again once it is writable, or readable.
+    /// Only calls that must not wait return this, such as
+    /// [`Sender::try_send`](crate::Sender::try_send).
     WouldBlock,
     /// No more bytes may be in flight, and the sender's [`LimitAction`](crate::LimitAction) is to
     /// wait. Try again once an earlier send is complete: await its
@@ -96,7 +101,7 @@ pub enum ErrorKind {
     InFlightLimit,
     /// Writing to the socket failed for another reason.
     Sink,
-    /// The sink is not a stream socket.
+    /// The descriptor is not that of a stream socket.
     NotAStreamSocket,
     /// The memory to send belongs to a [`FileMapping`](crate::arena::FileMapping), so the kernel
     /// cannot read it. Send the file instead.
@@ -109,13 +114,22 @@ pub enum ErrorKind {
 impl ErrorKind {
     /// Returns the kind of error for an errno that a write to the sink has returned.
     pub(crate) fn of_sink(errno: Errno) -> Self {
+        Self::of_socket(errno).unwrap_or(Self::Sink)
+    }
+
+    /// Returns the kind of error for an errno that a read from a socket has returned.
+    pub(crate) fn of_received(errno: Errno) -> Self {
+        Self::of_socket(errno).unwrap_or(Self::Source)
+    }
+
+    fn of_socket(errno: Errno) -> Option<Self> {
         match errno {
             // Each of these means that the connection is gone. Which of them is returned depends
             // on the system call that detects it.
-            Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED => Self::PeerClosed,
-            Errno::NOTCONN => Self::NotConnected,
-            Errno::NOTSOCK => Self::NotAStreamSocket,
-            _ => Self::Sink,
+            Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED => Some(Self::PeerClosed),
+            Errno::NOTCONN => Some(Self::NotConnected),
+            Errno::NOTSOCK => Some(Self::NotAStreamSocket),
+            _ => None,
         }
     }
 }
@@ -133,6 +147,7 @@ impl Error {
             kind,
             mechanism: Some(mechanism),
             call: Some(call),
+            is_receive: false,
             report: Box::new(report),
             cause,
         }
@@ -148,9 +163,16 @@ impl Error {
             kind,
             mechanism: None,
             call,
+            is_receive: false,
             report: Box::default(),
             cause,
         }
+    }
+
+    /// Makes this the error of a transfer that receives from a socket.
+    pub(crate) fn receiving(mut self) -> Self {
+        self.is_receive = true;
+        self
     }
 
     /// Changes the kind from [`PeerClosed`](ErrorKind::PeerClosed) to
@@ -189,7 +211,7 @@ impl Error {
         self.cause.as_ref()?.raw_os_error()
     }
 
-    /// Returns how many bytes the socket had accepted before the error.
+    /// Returns how many bytes the socket had accepted, or delivered, before the error.
     #[must_use]
     pub fn moved(&self) -> u64 {
         self.report.bytes()
@@ -210,6 +232,9 @@ impl Error {
                 "the file ended after {moved} of {promised} bytes: \
                  close the connection, the peer waits for the rest"
             ),
+            ErrorKind::Source if self.is_receive => {
+                write!(f, "the socket could not be read from after {moved} bytes")
+            }
             ErrorKind::Source => write!(f, "the file could not be read after {moved} bytes"),
             ErrorKind::SourceNotSeekable => write!(f, "the source has no offsets: send a file"),
             ErrorKind::RangeEndsBeforeStart { start, end } => {
@@ -233,10 +258,17 @@ impl Error {
                     "the socket has no peer: connect it, or accept a connection"
                 )
             }
+            ErrorKind::TimedOut if self.is_receive => write!(
+                f,
+                "the socket delivered nothing within its receive timeout, after {moved} bytes"
+            ),
             ErrorKind::TimedOut => write!(
                 f,
                 "the socket accepted nothing within its send timeout, after {moved} bytes"
             ),
+            ErrorKind::WouldBlock if self.is_receive => {
+                write!(f, "the socket has no bytes: wait until it is readable")
+            }
             ErrorKind::WouldBlock => write!(f, "the socket is full: wait until it is writable"),
             ErrorKind::InFlightLimit => write!(
                 f,
@@ -245,7 +277,7 @@ impl Error {
             ErrorKind::Sink => write!(f, "the socket could not be written to after {moved} bytes"),
             ErrorKind::NotAStreamSocket => write!(
                 f,
-                "the sink is not a stream socket: connect a TCP or Unix stream"
+                "the descriptor is not a stream socket: connect a TCP or Unix stream"
             ),
             ErrorKind::MappedFile => write!(
                 f,

@@ -75,7 +75,8 @@
 //!
 //! `UNCOPIED_SEND=off` in the environment switches zero-copy sending off for the whole process.
 //! [`set_zero_copy_send`]`(false)` does the same at run time. Every transfer that begins afterwards
-//! uses `copy`, and its report says that zero-copy sending is switched off.
+//! uses `copy`, and its report says that zero-copy sending is switched off. `UNCOPIED_RECEIVE=off`
+//! and [`set_zero_copy_receive`]`(false)` do the same for receiving.
 //!
 //! # Features
 //!
@@ -122,7 +123,8 @@ pub use in_flight::{
 };
 pub use mechanism::Side;
 pub use policy::{
-    Mechanism, ParseMechanismError, Support, set_zero_copy_send, zero_copy_send_enabled,
+    Mechanism, ParseMechanismError, Support, set_zero_copy_receive, set_zero_copy_send,
+    zero_copy_receive_enabled, zero_copy_send_enabled,
 };
 pub use report::{Fallback, Report};
 #[cfg(feature = "tokio")]

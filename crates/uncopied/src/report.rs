@@ -5,7 +5,7 @@ mod serialize;
 
 use std::fmt;
 
-use crate::policy::Mechanism;
+use crate::policy::{Direction, Mechanism};
 use crate::sys::Errno;
 
 /// How many bytes each mechanism moved, and every fallback.
@@ -15,7 +15,7 @@ pub struct Report {
     kernel_copied: u64,
     copied_on_write: u64,
     fallbacks: Vec<Fallback>,
-    switched_off: bool,
+    switched_off: Option<Direction>,
 }
 
 /// A switch from one mechanism to another, because the first one was unsupported or failed for a
@@ -29,8 +29,8 @@ pub struct Fallback {
     pub to: Mechanism,
     /// The errno that made `from` unusable.
     pub errno: Errno,
-    /// The number of bytes that the socket had accepted before the fallback. `to` continued with
-    /// exactly the next byte.
+    /// The number of bytes that had been moved before the fallback. `to` continued with exactly the
+    /// next byte.
     pub at: u64,
 }
 
@@ -63,18 +63,19 @@ impl Report {
         is_new
     }
 
-    pub(crate) fn set_switched_off(&mut self) {
-        self.switched_off = true;
+    /// Records that zero copy is switched off for transfers of this direction.
+    pub(crate) fn set_switched_off(&mut self, direction: Direction) {
+        self.switched_off = Some(direction);
     }
 
-    /// Returns how many bytes the socket accepted through `mechanism`.
+    /// Returns how many bytes the socket accepted, or delivered, through `mechanism`.
     #[must_use]
     pub fn by(&self, mechanism: Mechanism) -> u64 {
         self.bytes[mechanism as usize]
     }
 
-    /// Returns each mechanism that moved bytes, with the number of bytes that the socket accepted
-    /// through it.
+    /// Returns each mechanism that moved bytes, with the number of bytes that the socket accepted,
+    /// or delivered, through it.
     ///
     /// ```
     /// # use std::{fs::File, os::unix::net::UnixStream};
@@ -93,7 +94,7 @@ impl Report {
             .filter(|&(_, bytes)| bytes > 0)
     }
 
-    /// Returns how many bytes the socket accepted in total.
+    /// Returns how many bytes the socket accepted, or delivered, in total.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes.iter().sum()
@@ -123,8 +124,8 @@ impl Report {
         self.copied_on_write
     }
 
-    /// Returns how many bytes the socket accepted through zero-copy mechanisms, minus those that
-    /// the kernel has [reported](Self::kernel_copied) as copied, and those that were
+    /// Returns how many bytes moved through zero-copy mechanisms, minus those that the kernel has
+    /// [reported](Self::kernel_copied) as copied, and those that were
     /// [copied on write](Self::copied_on_write). The kernel never reports copies of
     /// bytes sent with `sendfile`, `splice` or `vmsplice`. So these bytes are counted here even if
     /// the kernel copied them because the network device lacks scatter-gather.
@@ -151,11 +152,19 @@ impl Report {
         &self.fallbacks
     }
 
-    /// Whether every byte was copied because zero-copy sending is [switched
-    /// off](crate::set_zero_copy_send).
+    /// Returns which part of all bytes are [`zero_copy_bytes`](Self::zero_copy_bytes), in percent.
+    /// Returns `None` if no bytes were moved.
+    #[must_use]
+    pub fn zero_copy_percent(&self) -> Option<f64> {
+        let bytes = self.bytes();
+        (bytes > 0).then(|| self.zero_copy_bytes() as f64 * 100.0 / bytes as f64)
+    }
+
+    /// Whether bytes were copied because zero copy is switched off: for
+    /// [sending](crate::set_zero_copy_send), or for [receiving](crate::set_zero_copy_receive).
     #[must_use]
     pub fn switched_off(&self) -> bool {
-        self.switched_off
+        self.switched_off.is_some()
     }
 }
 
@@ -180,8 +189,14 @@ impl fmt::Display for Report {
                 " ({bytes} bytes of zero-copy sends were copied on write)"
             )?;
         }
-        if self.switched_off {
-            write!(f, " (zero-copy sending is switched off)")?;
+        match self.switched_off {
+            None => {}
+            Some(Direction::FileToSocket | Direction::MemoryToSocket) => {
+                write!(f, " (zero-copy sending is switched off)")?;
+            }
+            Some(Direction::SocketToMemory) => {
+                write!(f, " (zero-copy receiving is switched off)")?;
+            }
         }
         for Fallback {
             from,

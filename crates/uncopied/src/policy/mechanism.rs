@@ -12,6 +12,8 @@ pub enum Direction {
     FileToSocket,
     /// From memory to a stream socket.
     MemoryToSocket,
+    /// From a stream socket to memory.
+    SocketToMemory,
 }
 
 /// Defines [`Mechanism`] from a table that has one row per mechanism. To add a mechanism, add a
@@ -43,7 +45,7 @@ macro_rules! mechanisms {
             }
 
             /// Returns the name of the system call with which this mechanism passes bytes to the
-            /// socket.
+            /// socket, or gets them from it.
             #[must_use]
             pub const fn system_call(self) -> &'static str {
                 match self {
@@ -51,11 +53,11 @@ macro_rules! mechanisms {
                 }
             }
 
-            /// Whether this is a zero-copy mechanism: one that hands the kernel references to the
-            /// pages instead of copying them.
+            /// Whether this is a zero-copy mechanism: one that passes references to the pages
+            /// instead of copying them.
             ///
-            /// The kernel may still copy, for example when the peer is on the same machine or the
-            /// network device lacks scatter-gather. If it reports such a copy,
+            /// The kernel may still copy what is sent, for example when the peer is on the same
+            /// machine or the network device lacks scatter-gather. If it reports such a copy,
             /// [`SendOutcome::copied`](crate::SendOutcome::copied) counts it.
             #[must_use]
             pub const fn is_zero_copy(self) -> bool {
@@ -94,9 +96,16 @@ mechanisms! {
     /// socket takes references to the pages, even if the peer is on the same machine, but the
     /// kernel sends no notification.
     Vmsplice = "vmsplice", system_call: "splice", zero_copy: true, [MemoryToSocket];
+    /// `getsockopt(TCP_ZEROCOPY_RECEIVE)`: the kernel maps the pages that hold received bytes into
+    /// this process. It can map a page only if the bytes fill it, and copies the others.
+    MapReceive = "map_receive", system_call: "getsockopt", zero_copy: true, [SocketToMemory];
+    /// io_uring's zero-copy receive (`RECV_ZC`): the network card writes the bytes into memory of
+    /// this process.
+    Zcrx = "zcrx", system_call: "io_uring_enter", zero_copy: true, [SocketToMemory];
     /// `send(2)` of memory (one copy), or of file contents that `pread(2)` has read into memory
-    /// (two copies). It always works.
-    Copy = "copy", system_call: "send", zero_copy: false, [FileToSocket, MemoryToSocket];
+    /// (two copies), or `recv(2)` into memory (one copy). It always works.
+    Copy = "copy", system_call: "send", zero_copy: false,
+        [FileToSocket, MemoryToSocket, SocketToMemory];
 }
 
 impl Mechanism {
@@ -107,6 +116,10 @@ impl Mechanism {
     /// The mechanisms that send memory.
     pub const MEMORY_TO_SOCKET: [Self; count(Direction::MemoryToSocket)] =
         select(Direction::MemoryToSocket);
+
+    /// The mechanisms that receive into memory.
+    pub const SOCKET_TO_MEMORY: [Self; count(Direction::SocketToMemory)] =
+        select(Direction::SocketToMemory);
 }
 
 const fn count(direction: Direction) -> usize {
@@ -149,7 +162,7 @@ impl fmt::Display for Mechanism {
 /// assert_eq!(
 ///     error.to_string(),
 ///     "no such mechanism; the mechanisms are sendfile, splice, mmap_write, msg_zerocopy, \
-///      send_zc, vmsplice, copy"
+///      send_zc, vmsplice, map_receive, zcrx, copy"
 /// );
 /// ```
 impl FromStr for Mechanism {
@@ -176,7 +189,9 @@ impl std::error::Error for ParseMechanismError {}
 
 #[cfg(test)]
 mod tests {
-    use super::Mechanism::{Copy, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice};
+    use super::Mechanism::{
+        Copy, MapReceive, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice, Zcrx,
+    };
     use super::*;
 
     #[test]
@@ -189,6 +204,7 @@ mod tests {
             Mechanism::MEMORY_TO_SOCKET,
             [MsgZerocopy, SendZc, Vmsplice, Copy]
         );
+        assert_eq!(Mechanism::SOCKET_TO_MEMORY, [MapReceive, Zcrx, Copy]);
     }
 
     #[test]

@@ -15,4 +15,6 @@ pub use plan::{
     Driver, FilePlanInput, Length, MemoryPlanInput, Plan, SourceKind, plan_file, plan_memory,
 };
 pub use support::Support;
-pub use switches::{set_zero_copy_send, zero_copy_send_enabled};
+pub use switches::{
+    set_zero_copy_receive, set_zero_copy_send, zero_copy_receive_enabled, zero_copy_send_enabled,
+};

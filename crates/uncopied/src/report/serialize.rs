@@ -25,8 +25,8 @@ impl Serialize for Fallback {
 }
 
 /// Serialises the total number of bytes, a map with the bytes of each mechanism that moved any, the
-/// bytes that the kernel copied, those that were copied on write, whether zero-copy sending was
-/// switched off, and the fallbacks.
+/// bytes that the kernel copied, those that were copied on write, whether zero copy was switched
+/// off, and the fallbacks.
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("Report", 6)?;
@@ -34,7 +34,7 @@ impl Serialize for Report {
         fields.serialize_field("by_mechanism", &ByMechanism(self))?;
         fields.serialize_field("kernel_copied", &self.kernel_copied)?;
         fields.serialize_field("copied_on_write", &self.copied_on_write)?;
-        fields.serialize_field("switched_off", &self.switched_off)?;
+        fields.serialize_field("switched_off", &self.switched_off())?;
         fields.serialize_field("fallbacks", &self.fallbacks)?;
         fields.end()
     }

@@ -9,7 +9,7 @@ use super::fallback::{FallbackEngine, Next};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::file_to_socket::{ActiveMechanism, FileStep, MAX_FILE_OFFSET};
 use crate::mechanism::{Side, send_slice};
-use crate::policy::{Length, Mechanism, Plan, Support};
+use crate::policy::{Direction, Length, Mechanism, Plan, Support};
 use crate::report::Report;
 use crate::sys::{Kernel, Linux};
 
@@ -106,7 +106,9 @@ impl Transfer {
 
     /// Records that every byte is copied because zero-copy sending is switched off.
     pub(crate) fn set_switched_off(&mut self) {
-        self.engine.report_mut().set_switched_off();
+        self.engine
+            .report_mut()
+            .set_switched_off(Direction::FileToSocket);
     }
 
     /// Tries once to move bytes, at most 2 MiB of the file. If the socket is non-blocking, this

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::in_flight::{Completion, LimitAction, SendTracker};
 use crate::mechanism::memory_to_socket::{MemorySink, MemoryStep};
 use crate::mechanism::{MAX_STEP_BYTES, Outcome};
-use crate::policy::{Mechanism, Plan, zero_copy_send_enabled};
+use crate::policy::{Direction, Mechanism, Plan, zero_copy_send_enabled};
 use crate::report::Report;
 use crate::sys::{Kernel, Linux};
 
@@ -248,7 +248,8 @@ impl MemoryTransfer {
     /// Ends the send. Returns its report and its completion.
     pub(crate) fn finish(mut self) -> (Report, Completion) {
         if !zero_copy_send_enabled() {
-            self.engine.report_mut().set_switched_off();
+            let report = self.engine.report_mut();
+            report.set_switched_off(Direction::MemoryToSocket);
         }
         (self.engine.into_report(), self.tracker.completion())
     }
