@@ -489,6 +489,12 @@ pub(crate) fn in_network_namespace(name: &str, body: impl FnOnce()) {
     run_in_child(child, name, |_| {});
 }
 
+/// Runs the command `ip` with these arguments.
+pub(crate) fn run_ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status();
+    assert!(status.unwrap().success(), "ip {arguments}");
+}
+
 /// Reports that the test cannot run on this machine. A skip is neither a pass nor a failure: it is
 /// printed, so that a script can count the skipped tests. If `UNCOPIED_TEST_FORBID_SKIPS` is set, a
 /// skip is a failure.

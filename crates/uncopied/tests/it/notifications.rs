@@ -7,7 +7,6 @@ use std::io::{Read, Write};
 use std::mem::size_of_val;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ use uncopied::{Errno, FreeReason, Mechanism, SendOptions, Sender};
 
 use crate::harness::{
     Family, HANG_TIMEOUT, expect_bytes, in_child, in_network_namespace, pattern, pattern_pages,
-    sender, small_buffer_sender, wait_until,
+    run_ip, sender, small_buffer_sender, wait_until,
 };
 
 const MSG_ZEROCOPY: [Mechanism; 1] = [Mechanism::MsgZerocopy];
@@ -254,12 +253,6 @@ fn a_send_times_out_with_timestamps_on_the_error_queue() {
         assert!(moved > 0);
         expect_bytes(&mut peer, &pattern(16 << 20)[..moved]);
     }
-}
-
-/// Runs the command `ip` with these arguments.
-fn run_ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status();
-    assert!(status.unwrap().success(), "ip {arguments}");
 }
 
 /// The peer is at the other end of a virtual Ethernet link (`veth`), over which the kernel copies
