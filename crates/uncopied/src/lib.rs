@@ -71,6 +71,12 @@
 //! the peer receives. A file is safe if updates replace it with a new file instead of rewriting it
 //! in place. For other files, use [`SendFile::force_copy`].
 //!
+//! # Before receiving
+//!
+//! Whether bytes can be received without a copy depends on the network card.
+//! [`interface::Interface`] says in words what an interface lacks, with the commands that change
+//! it.
+//!
 //! # Switches
 //!
 //! `UNCOPIED_SEND=off` in the environment switches zero-copy sending off for the whole process.
@@ -101,6 +107,7 @@ mod endpoint;
 mod error;
 mod exec;
 mod in_flight;
+pub mod interface;
 mod mechanism;
 pub mod policy;
 mod report;

@@ -1,4 +1,5 @@
-//! Looks up whether a network interface can gather packets from several pieces of memory.
+//! Looks up what a network interface is: its MTU, its driver, whether it can gather packets from
+//! several pieces of memory, and which interface has an address.
 
 use std::ffi::CStr;
 use std::mem;
@@ -6,8 +7,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
+use rustix::io::{Errno, Result};
+
+use super::last_errno;
+
 /// `ETHTOOL_GSG` of `linux/ethtool.h`: get whether scatter-gather is on.
 const ETHTOOL_GSG: u32 = 0x18;
+
+/// `ETHTOOL_GDRVINFO` of `linux/ethtool.h`: get the name of the driver.
+const ETHTOOL_GDRVINFO: u32 = 0x3;
 
 /// `struct ethtool_value`.
 #[repr(C)]
@@ -16,32 +24,152 @@ struct EthtoolValue {
     data: u32,
 }
 
+/// `struct ethtool_drvinfo`.
+#[repr(C)]
+struct EthtoolDrvinfo {
+    command: u32,
+    driver: [u8; 32],
+    version: [u8; 32],
+    firmware_version: [u8; 32],
+    bus_info: [u8; 32],
+    expansion_rom_version: [u8; 32],
+    reserved: [u8; 12],
+    numbers: [u32; 5],
+}
+
+const _: () = assert!(mem::size_of::<EthtoolDrvinfo>() == 196);
+
 /// Whether the interface that has this address gathers the parts of a packet (`ethtool -k`:
 /// `scatter-gather`). If it does not, the kernel copies every packet, even those of zero-copy
 /// sends, and does not report that. `socket` is any socket. Returns `None` if no interface has the
 /// address, or if it cannot be asked.
 pub(crate) fn gathers(socket: BorrowedFd<'_>, address: IpAddr) -> Option<bool> {
-    let name = interface_of(address)?;
+    let name = interface_of(address).ok()??;
     let mut value = EthtoolValue {
         command: ETHTOOL_GSG,
         data: 0,
     };
+    // SAFETY: for this command, the kernel reads and writes an `ethtool_value`.
+    unsafe { ethtool(socket, name, &mut value) }.ok()?;
+    Some(value.data != 0)
+}
+
+/// Returns the index of the interface that has this address, or `None` if no interface has it.
+pub(crate) fn index_of_address(socket: BorrowedFd<'_>, address: IpAddr) -> Result<Option<u32>> {
+    let Some(name) = interface_of(address)? else {
+        return Ok(None);
+    };
+    let mut request = request(name);
+    // SAFETY: for this request, the kernel reads the name, and writes the index to the `ifreq`.
+    unsafe { interface_ioctl(socket, libc::SIOCGIFINDEX, &mut request) }?;
+    // SAFETY: the kernel has just written this member. Any integer is valid.
+    let index = unsafe { request.ifr_ifru.ifru_ifindex };
+    u32::try_from(index).map(Some).map_err(|_| Errno::NODEV)
+}
+
+/// Returns the MTU, in bytes, of the interface with this name. `socket` is any socket.
+///
+/// # Errors
+///
+/// `ENODEV` if there is no such interface.
+pub(crate) fn mtu(socket: BorrowedFd<'_>, name: &str) -> Result<u32> {
+    let mut request = request(c_name(name.as_bytes()).ok_or(Errno::NODEV)?);
+    // SAFETY: for this request, the kernel reads the name, and writes the MTU to the `ifreq`.
+    unsafe { interface_ioctl(socket, libc::SIOCGIFMTU, &mut request) }?;
+    // SAFETY: the kernel has just written this member. Any integer is valid.
+    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+    Ok(u32::try_from(mtu).unwrap_or(0))
+}
+
+/// Returns the name of the driver of the interface with this name, or `None` if it has no driver.
+/// `socket` is any socket.
+///
+/// # Errors
+///
+/// `ENODEV` if there is no such interface.
+pub(crate) fn driver(socket: BorrowedFd<'_>, name: &str) -> Result<Option<String>> {
+    let name = c_name(name.as_bytes()).ok_or(Errno::NODEV)?;
+    let mut info = EthtoolDrvinfo {
+        command: ETHTOOL_GDRVINFO,
+        driver: [0; 32],
+        version: [0; 32],
+        firmware_version: [0; 32],
+        bus_info: [0; 32],
+        expansion_rom_version: [0; 32],
+        reserved: [0; 12],
+        numbers: [0; 5],
+    };
+    // SAFETY: for this command, the kernel reads and writes an `ethtool_drvinfo`.
+    match unsafe { ethtool(socket, name, &mut info) } {
+        Ok(()) => {}
+        Err(Errno::OPNOTSUPP) => return Ok(None),
+        Err(errno) => return Err(errno),
+    }
+    let driver = info.driver.split(|&byte| byte == 0).next().unwrap_or(&[]);
+    let driver = String::from_utf8_lossy(driver).into_owned();
+    Ok((!driver.is_empty()).then_some(driver))
+}
+
+/// The name of an interface in a request.
+type Name = [libc::c_char; libc::IFNAMSIZ];
+
+/// Makes a request of `SIOCETHTOOL`.
+///
+/// # Safety
+///
+/// `T` must be the structure that the kernel reads and writes for the command that is in its first
+/// field, and any bytes must be valid for its other fields.
+unsafe fn ethtool<T>(socket: BorrowedFd<'_>, name: Name, argument: &mut T) -> Result<()> {
+    let mut request = request(name);
+    request.ifr_ifru.ifru_data = (&raw mut *argument).cast();
+    // SAFETY: for this request, the kernel reads and writes the structure that the `ifreq` points
+    // to, which the caller guarantees to be of the right type, and which is borrowed exclusively.
+    unsafe { interface_ioctl(socket, libc::SIOCETHTOOL, &mut request) }
+}
+
+/// Makes an `ioctl(2)` request about an interface.
+///
+/// # Safety
+///
+/// For this request, the kernel must read and write nothing but the `ifreq` and what it points to,
+/// which must be valid for that.
+unsafe fn interface_ioctl(
+    socket: BorrowedFd<'_>,
+    number: libc::c_ulong,
+    request: &mut libc::ifreq,
+) -> Result<()> {
+    // SAFETY: the caller guarantees that the kernel accesses only the `ifreq`, which is borrowed
+    // exclusively, and what it points to.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), number as libc::Ioctl, request) };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(last_errno())
+}
+
+/// Returns a request about the interface with this name.
+fn request(name: Name) -> libc::ifreq {
     // SAFETY: `ifreq` consists of integers and a pointer, for which zeroes are valid.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     request.ifr_name = name;
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: for this request, the kernel reads and writes the `ethtool_value` that the `ifreq`
-    // points to. Both are locals.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
-    (result == 0).then_some(value.data != 0)
+    request
 }
 
-/// Returns the name of the interface that has this address.
-fn interface_of(address: IpAddr) -> Option<[libc::c_char; libc::IFNAMSIZ]> {
+/// Returns the name with zeroes after it, or `None` if it is too long.
+fn c_name(name: &[u8]) -> Option<Name> {
+    let mut buffer = [0; libc::IFNAMSIZ];
+    for (to, &from) in buffer.iter_mut().zip(name) {
+        *to = from as libc::c_char;
+    }
+    (name.len() < libc::IFNAMSIZ).then_some(buffer)
+}
+
+/// Returns the name of the interface that has this address, or `None` if no interface has it.
+fn interface_of(address: IpAddr) -> Result<Option<Name>> {
     let mut list = ptr::null_mut();
     // SAFETY: the call writes a pointer to a local variable.
     if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
-        return None;
+        return Err(last_errno());
     }
     let mut found = None;
     let mut next = list;
@@ -54,17 +182,12 @@ fn interface_of(address: IpAddr) -> Option<[libc::c_char; libc::IFNAMSIZ]> {
         // SAFETY: the pointer is null, or points to an address of the list.
         if unsafe { ip_at(entry.ifa_addr) } == Some(address) {
             // SAFETY: the name is a C string of the list.
-            let name = unsafe { CStr::from_ptr(entry.ifa_name) }.to_bytes();
-            let mut buffer = [0; libc::IFNAMSIZ];
-            for (to, &from) in buffer.iter_mut().zip(name) {
-                *to = from as libc::c_char;
-            }
-            found = (name.len() < libc::IFNAMSIZ).then_some(buffer);
+            found = c_name(unsafe { CStr::from_ptr(entry.ifa_name) }.to_bytes());
         }
     }
     // SAFETY: the list comes from `getifaddrs`, and no reference into it exists any longer.
     unsafe { libc::freeifaddrs(list) };
-    found
+    Ok(found)
 }
 
 /// Returns the IP address of a socket address, if it is one.
@@ -104,5 +227,32 @@ mod tests {
         assert_eq!(gathers(socket.as_fd(), local), Some(true));
         let of_nobody = IpAddr::from([192, 0, 2, 77]);
         assert_eq!(gathers(socket.as_fd(), of_nobody), None);
+    }
+
+    #[test]
+    fn the_loopback_interface_has_an_mtu_and_no_driver() {
+        let socket = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let socket = socket.as_fd();
+        for address in ["127.0.0.1", "192.0.2.77"] {
+            let index = index_of_address(socket, address.parse().expect("an address"));
+            let expected = (address == "127.0.0.1").then_some(1);
+            assert_eq!(index, Ok(expected), "{address}");
+        }
+        let mtu_file = std::fs::read_to_string("/sys/class/net/lo/mtu").expect("a file");
+        assert_eq!(
+            mtu(socket, "lo").map(|it| it.to_string()),
+            Ok(mtu_file.trim().into())
+        );
+        assert_eq!(driver(socket, "lo"), Ok(None));
+    }
+
+    #[test]
+    fn names_of_no_interface_are_enodev() {
+        let socket = TcpListener::bind("127.0.0.1:0").expect("bound");
+        // If the last one were cut off after 15 bytes, it would be the name of `lo`.
+        for name in ["", "uncopied-none", "lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"] {
+            assert_eq!(mtu(socket.as_fd(), name), Err(Errno::NODEV), "{name:?}");
+            assert_eq!(driver(socket.as_fd(), name), Err(Errno::NODEV), "{name:?}");
+        }
     }
 }

@@ -104,3 +104,9 @@ mod regions;
 
 /// The pool that buffers come from and return to.
 mod buffer_pool;
+
+// --- Receiving -----------------------------------------------------------------------------------
+
+/// What network interfaces can do for zero-copy receiving: the loopback interface, virtual ones,
+/// and those that do not exist.
+mod interfaces;
