@@ -75,7 +75,8 @@
 //!
 //! Whether bytes can be received without a copy depends on the network card.
 //! [`interface::Interface`] says in words what an interface lacks, with the commands that change
-//! it.
+//! it. A [`PagePayload`] makes the TCP payloads of a listener or of a connection consist of whole
+//! pages.
 //!
 //! # Switches
 //!
@@ -110,6 +111,7 @@ mod in_flight;
 pub mod interface;
 mod mechanism;
 pub mod policy;
+mod receive;
 mod report;
 pub mod residency;
 mod send;
@@ -133,6 +135,7 @@ pub use policy::{
     Mechanism, ParseMechanismError, Support, set_zero_copy_receive, set_zero_copy_send,
     zero_copy_receive_enabled, zero_copy_send_enabled,
 };
+pub use receive::PagePayload;
 pub use report::{Fallback, Report};
 #[cfg(feature = "tokio")]
 pub use send::tokio;

@@ -5,8 +5,8 @@
 //! memory of its own, apart from the headers. This is **header splitting**, which ethtool calls
 //! `tcp-data-split`. Both ways of receiving without a copy depend on it:
 //!
-//! - `TCP_ZEROCOPY_RECEIVE` maps the pages of the payloads. So it also needs payloads of whole
-//!   pages.
+//! - `TCP_ZEROCOPY_RECEIVE` maps the pages of the payloads. So it also needs [payloads of whole
+//!   pages](crate::PagePayload).
 //! - io_uring zero-copy receive needs that even the smallest packets are split, and a receive queue
 //!   of its own, to which the card steers the connections.
 //!
@@ -260,6 +260,8 @@ impl Interface {
     /// This is the [MTU](Self::mtu) without the headers of IP and TCP and without the TCP timestamp
     /// option, which takes 12 bytes, rounded down to a multiple of the page size of the machine. So
     /// one page of 4 KiB needs an MTU of 4148 bytes with IPv4, and of 4168 bytes with IPv6.
+    ///
+    /// That payloads really have this length takes a [`PagePayload`](crate::PagePayload).
     #[must_use]
     pub fn page_payload_bytes(&self, version: IpVersion) -> usize {
         let room = self

@@ -38,7 +38,7 @@ pub(crate) use page_cache::cached_pages;
 pub(crate) use region_memory::{make_inaccessible, populate, replace_page, wipe_on_fork};
 pub use signal::ignore_sigpipe;
 pub(crate) use signal::without_signals;
-pub(crate) use tcp::Acknowledged;
+pub(crate) use tcp::{Acknowledged, set_max_segment, uses_tcp_timestamps};
 pub(crate) use userfault::Userfault;
 
 /// Sends several buffers with one `sendmsg(2)`, or one buffer with `send(2)`, and returns the

@@ -1,9 +1,10 @@
-//! Reads how many bytes are in the queue of a socket, and how many a TCP peer has acknowledged.
+//! Reads how many bytes are in the queue of a socket, and how many a TCP peer has acknowledged, and
+//! limits the size of segments.
 
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::io::Result;
+use rustix::io::{Errno, Result};
 
 use super::last_errno;
 
@@ -67,4 +68,36 @@ pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Result<Acknowledged> {
         bytes: acked.map_or(0, u64::from_ne_bytes),
         is_closed: info[TCPI_STATE_OFFSET] == TCP_CLOSE,
     })
+}
+
+/// Limits the segments of connections that are made with this socket, or accepted by it, to `bytes`
+/// bytes of TCP options and payload (`TCP_MAXSEG`).
+///
+/// # Errors
+///
+/// - `EINVAL`: `bytes` is less than 88 or more than 32767.
+/// - `ENOPROTOOPT`, `EOPNOTSUPP`: the socket is not a TCP socket.
+pub(crate) fn set_max_segment(socket: BorrowedFd<'_>, bytes: u32) -> Result<()> {
+    let value = libc::c_int::try_from(bytes).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the kernel reads one int, and is given a pointer to a local int.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_MAXSEG,
+            (&raw const value).cast(),
+            mem::size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result != 0 {
+        return Err(last_errno());
+    }
+    Ok(())
+}
+
+/// Whether new TCP connections in the network namespace of this thread use timestamps, if the peer
+/// does so, too. Returns true, which is the default of Linux, if that cannot be determined.
+pub(crate) fn uses_tcp_timestamps() -> bool {
+    let setting = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_timestamps");
+    setting.map_or(true, |setting| setting.trim() != "0")
 }

@@ -110,3 +110,7 @@ mod buffer_pool;
 /// What network interfaces can do for zero-copy receiving: the loopback interface, virtual ones,
 /// and those that do not exist.
 mod interfaces;
+
+/// TCP connections whose payloads are whole pages, with and without TCP timestamps, and with an MTU
+/// that is just large enough or just too small.
+mod page_payloads;

@@ -1,0 +1,5 @@
+//! Receiving without copying.
+
+mod page_payload;
+
+pub use page_payload::PagePayload;
