@@ -172,6 +172,11 @@ impl Error {
     /// Makes this the error of a transfer that receives from a socket.
     pub(crate) fn receiving(mut self) -> Self {
         self.is_receive = true;
+        if self.kind == ErrorKind::Source
+            && let Some(errno) = self.raw_os_error()
+        {
+            self.kind = ErrorKind::of_received(Errno::from_raw_os_error(errno));
+        }
         self
     }
 

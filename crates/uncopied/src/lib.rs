@@ -122,6 +122,17 @@ mod tests;
 mod transfer;
 mod uring;
 
+/// Sending files and memory, and receiving, on tokio. Requires the feature `tokio`.
+///
+/// The functions and types here are those of the crate's root, with `async` functions. They take
+/// tokio's sockets and the halves of split sockets, which those of the root do not.
+#[cfg(feature = "tokio")]
+pub mod tokio {
+    pub use crate::driver::tokio::{ReadSocket, Socket, run};
+    pub use crate::receive::tokio::Receiver;
+    pub use crate::send::tokio::{Sender, SocketExt, send_file};
+}
+
 pub use arena::Memory;
 pub use endpoint::StreamSocket;
 pub use error::{Error, ErrorKind};
@@ -135,10 +146,8 @@ pub use policy::{
     Mechanism, ParseMechanismError, Support, set_zero_copy_receive, set_zero_copy_send,
     zero_copy_receive_enabled, zero_copy_send_enabled,
 };
-pub use receive::PagePayload;
+pub use receive::{Chunk, MapObstacle, PagePayload, ReceiveOptions, Receiver};
 pub use report::{Fallback, Report};
-#[cfg(feature = "tokio")]
-pub use send::tokio;
 pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocketExt, send_file};
 pub use sys::{Errno, ignore_sigpipe, send_vectored};
 pub use transfer::{Progress, Transfer};

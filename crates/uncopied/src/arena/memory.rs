@@ -1,12 +1,15 @@
-//! Memory that can be sent without a copy: frozen pages, part of a region, or any other bytes that
-//! never change.
+//! Memory that can be sent without a copy: frozen pages, part of a region, received pages, or any
+//! other bytes that never change.
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
-use super::{BlockCount, CopyCount, Located, Pages, ProtectedCall, RegionPart, locate};
+use super::{
+    BlockCount, ChunkPart, CopyCount, Located, Pages, ProtectedCall, ReceivedPages, RegionPart,
+    locate,
+};
 use crate::sys::Mapped;
 
 /// A handle to bytes that can be sent without a copy. While the handle exists, the memory stays
@@ -42,6 +45,8 @@ pub enum Memory {
     Pages(Pages),
     /// A part of a region, which may be overwritten at any time.
     Region(RegionPart),
+    /// Received pages, which this process never writes to.
+    Received(ReceivedPages),
     /// Other bytes that never change.
     Bytes(Bytes),
 }
@@ -133,11 +138,39 @@ impl From<&RegionPart> for Memory {
     }
 }
 
+impl From<ReceivedPages> for Memory {
+    fn from(pages: ReceivedPages) -> Self {
+        Self::Received(pages)
+    }
+}
+
+impl From<&ReceivedPages> for Memory {
+    fn from(pages: &ReceivedPages) -> Self {
+        Self::Received(pages.clone())
+    }
+}
+
+impl From<ChunkPart> for Memory {
+    fn from(part: ChunkPart) -> Self {
+        match part {
+            ChunkPart::Mapped(pages) => Self::Received(pages),
+            ChunkPart::Copied(pages) => Self::Pages(pages),
+        }
+    }
+}
+
+impl From<&ChunkPart> for Memory {
+    fn from(part: &ChunkPart) -> Self {
+        part.clone().into()
+    }
+}
+
 impl Memory {
     pub(crate) fn address(&self) -> usize {
         match self {
             Self::Pages(pages) => pages.as_ptr().addr(),
             Self::Region(part) => part.address(),
+            Self::Received(pages) => pages.address(),
             Self::Bytes(bytes) => bytes.as_ptr().expose_provenance(),
         }
     }
@@ -146,6 +179,7 @@ impl Memory {
         match self {
             Self::Pages(pages) => pages.len(),
             Self::Region(part) => part.len(),
+            Self::Received(pages) => pages.len(),
             Self::Bytes(bytes) => bytes.len(),
         }
     }
@@ -156,6 +190,7 @@ impl Memory {
         match self {
             Self::Pages(pages) => pages.mapped(),
             Self::Region(part) => part.mapped(),
+            Self::Received(pages) => pages.mapped(),
             // SAFETY: the address range is that of a slice, which is readable for as long as `self`
             // is borrowed. It may lie in a page that other memory shares, but the kernel only reads
             // the range.
@@ -180,6 +215,7 @@ impl Memory {
         Ok(match self {
             Self::Pages(pages) => ZeroCopyCall::Pages(pages),
             Self::Region(part) => ZeroCopyCall::Region(part.protect()?),
+            Self::Received(_) => ZeroCopyCall::Received,
             Self::Bytes(bytes) => ZeroCopyCall::Bytes(bytes),
         })
     }
@@ -189,7 +225,7 @@ impl Memory {
     pub(crate) fn is_of_a_file(&self) -> bool {
         match self {
             Self::Bytes(bytes) => is_of_a_file(bytes),
-            Self::Pages(_) | Self::Region(_) => false,
+            Self::Pages(_) | Self::Region(_) | Self::Received(_) => false,
         }
     }
 
@@ -217,23 +253,23 @@ impl Memory {
     }
 
     /// Whether [gifting](Self::gift) the memory has no extra cost. This is the case for pages that
-    /// are already permanent, and for every region: a region replaces page frames in flight at the
-    /// next write anyway.
+    /// are already permanent, for every region, which replaces page frames in flight at the next
+    /// write anyway, and for received pages, which this process never writes to.
     pub(crate) fn is_permanent(&self) -> bool {
         match self {
             Self::Pages(pages) => pages.is_permanent(),
-            Self::Region(_) => true,
+            Self::Region(_) | Self::Received(_) => true,
             Self::Bytes(_) => false,
         }
     }
 
     /// Returns the count that all sends of the same buffer share. `None` for a region, of which
     /// each send may have page frames of its own, because the region may be overwritten between two
-    /// sends. Also `None` for other bytes, which have no buffer of this library.
+    /// sends. Also `None` for received pages and other bytes, which have no buffer of this library.
     pub(crate) fn block_count(&self) -> Option<BlockCount> {
         match self {
             Self::Pages(pages) => Some(pages.block_count()),
-            Self::Region(_) | Self::Bytes(_) => None,
+            Self::Region(_) | Self::Received(_) | Self::Bytes(_) => None,
         }
     }
 
@@ -241,7 +277,7 @@ impl Memory {
     /// that is cheaper than a copy. 0 for memory that sets no minimum of its own.
     pub(crate) fn min_bytes_of_next_send(&self) -> usize {
         match self {
-            Self::Pages(_) | Self::Bytes(_) => 0,
+            Self::Pages(_) | Self::Received(_) | Self::Bytes(_) => 0,
             Self::Region(part) => part.min_bytes_of_next_send(),
         }
     }
@@ -250,7 +286,7 @@ impl Memory {
     /// in flight through this handle, and so had to be copied.
     pub(crate) fn copied_on_write(&self) -> u64 {
         match self {
-            Self::Pages(_) | Self::Bytes(_) => 0,
+            Self::Pages(_) | Self::Received(_) | Self::Bytes(_) => 0,
             Self::Region(part) => part.copied_on_write(),
         }
     }
@@ -269,6 +305,7 @@ impl Memory {
         match self {
             Self::Pages(pages) => Self::Pages(pages.slice(..len.min(pages.len()))),
             Self::Region(part) => Self::Region(part.slice(..len.min(part.len()))),
+            Self::Received(pages) => Self::Received(pages.slice(..len.min(pages.len()))),
             Self::Bytes(bytes) => Self::Bytes(bytes.slice(..len.min(bytes.len()))),
         }
     }
@@ -279,6 +316,7 @@ impl Memory {
         match self {
             Self::Pages(pages) => *pages = pages.slice(..len.min(pages.len())),
             Self::Region(part) => part.shorten(len),
+            Self::Received(pages) => *pages = pages.slice(..len.min(pages.len())),
             Self::Bytes(bytes) => bytes.truncate(len),
         }
     }
@@ -288,6 +326,7 @@ impl Memory {
         match self {
             Self::Pages(pages) => Self::Pages(pages.slice(len.min(pages.len())..)),
             Self::Region(part) => Self::Region(part.slice(len.min(part.len())..)),
+            Self::Received(pages) => Self::Received(pages.slice(len.min(pages.len())..)),
             Self::Bytes(bytes) => Self::Bytes(bytes.slice(len.min(bytes.len())..)),
         }
     }
@@ -303,6 +342,7 @@ pub(crate) fn is_of_a_file(bytes: &[u8]) -> bool {
 pub(crate) enum ZeroCopyCall<'a> {
     Pages(&'a Pages),
     Region(ProtectedCall<'a>),
+    Received,
     Bytes(&'a Bytes),
 }
 
@@ -314,6 +354,8 @@ impl ZeroCopyCall<'_> {
         match self {
             Self::Pages(pages) => pages.gift(),
             Self::Region(mut call) => call.gift(bytes),
+            // The frames belong to the kernel. It uses them again only once nothing refers to them.
+            Self::Received => {}
             // Such memory cannot be withdrawn from use, only leaked. Nothing gifts it.
             Self::Bytes(bytes) => std::mem::forget(bytes.clone()),
         }

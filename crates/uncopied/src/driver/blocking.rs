@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, socket_timeout};
 
@@ -13,7 +14,11 @@ use crate::endpoint::StreamSocket;
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
 use crate::mechanism::memory_to_socket::MemorySink;
-use crate::transfer::{MemoryProgress, MemoryTransfer, Progress, Transfer};
+use crate::mechanism::socket_to_memory::MemorySource;
+use crate::policy::Mechanism;
+use crate::transfer::{
+    MemoryProgress, MemoryTransfer, Progress, ReceiveProgress, ReceiveTransfer, Transfer,
+};
 
 /// Runs `transfer` to its end. Blocks the thread whenever the transfer has to wait.
 ///
@@ -41,7 +46,7 @@ pub fn run(
     sink: &impl StreamSocket,
 ) -> Result<(), Error> {
     let (source, sink) = (source.as_fd(), sink.as_fd());
-    let mut stall = StallTimer::default();
+    let mut stall = StallTimer::of_send();
     loop {
         match transfer.step(source, sink)? {
             Progress::Done => return Ok(()),
@@ -66,7 +71,7 @@ pub(crate) fn send(
     sink: &mut MemorySink,
     socket: BorrowedFd<'_>,
 ) -> Result<(), Error> {
-    let mut stall = StallTimer::default();
+    let mut stall = StallTimer::of_send();
     loop {
         let progress = transfer.step(sink, socket)?;
         let waited = match progress {
@@ -94,6 +99,54 @@ pub(crate) fn send(
     }
 }
 
+/// Receives until the chunk of `source` is complete. Returns false if the stream has ended.
+///
+/// If the socket has a receive timeout (`SO_RCVTIMEO`), the call waits no longer than that.
+pub(crate) fn receive(
+    transfer: &mut ReceiveTransfer,
+    source: &mut MemorySource,
+    socket: BorrowedFd<'_>,
+) -> Result<bool, Error> {
+    let mut stall = StallTimer::of_receive();
+    // With `map_receive`, which never waits, save the step that would find nothing.
+    let mut must_wait = transfer.mechanism() == Mechanism::MapReceive && source.is_drained();
+    loop {
+        if must_wait {
+            let waited = stall
+                .left(socket)
+                .and_then(|left| wait(Side::Source, socket, socket, left));
+            let is_ready = waited.map_err(|cause| {
+                let kind = match kind_of(&cause) {
+                    ErrorKind::Sink => ErrorKind::Source,
+                    kind => kind,
+                };
+                transfer.driver_error(kind, cause)
+            })?;
+            if !is_ready {
+                thread::sleep(ERROR_QUEUE_BACKOFF);
+            }
+        }
+        match transfer.step(source, socket, true)? {
+            ReceiveProgress::Done => return Ok(true),
+            ReceiveProgress::Ended => return Ok(false),
+            ReceiveProgress::Moved | ReceiveProgress::FellBack => must_wait = false,
+            ReceiveProgress::Blocked => {
+                // A step of `copy` has waited already if the socket is blocking.
+                if transfer.mechanism() == Mechanism::Copy && is_blocking(socket) {
+                    let cause = io::ErrorKind::TimedOut.into();
+                    return Err(transfer.driver_error(ErrorKind::TimedOut, cause));
+                }
+                must_wait = true;
+            }
+        }
+    }
+}
+
+/// Whether calls wait for the socket (`O_NONBLOCK` is not set).
+fn is_blocking(socket: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| !flags.contains(OFlags::NONBLOCK))
+}
+
 fn kind_of(cause: &io::Error) -> ErrorKind {
     match cause.kind() {
         io::ErrorKind::TimedOut => ErrorKind::TimedOut,
@@ -101,10 +154,10 @@ fn kind_of(cause: &io::Error) -> ErrorKind {
     }
 }
 
-/// Measures how long no bytes have moved, and enforces the socket's send timeout.
-#[derive(Default)]
+/// Measures how long no bytes have moved, and enforces a timeout of the socket.
 struct StallTimer {
-    /// The socket's send timeout. The outer `Option` is `None` until the timeout is first needed,
+    of_socket: Timeout,
+    /// The socket's timeout. The outer `Option` is `None` until the timeout is first needed,
     /// because most sends never wait. The inner `Option` is `None` if the socket has no timeout.
     limit: Option<Option<Duration>>,
     /// The time at which the transfer was first found blocked after bytes last moved. `None` if it
@@ -113,19 +166,36 @@ struct StallTimer {
 }
 
 impl StallTimer {
+    /// Enforces the send timeout.
+    fn of_send() -> Self {
+        Self {
+            of_socket: Timeout::Send,
+            limit: None,
+            since: None,
+        }
+    }
+
+    /// Enforces the receive timeout.
+    fn of_receive() -> Self {
+        Self {
+            of_socket: Timeout::Recv,
+            ..Self::of_send()
+        }
+    }
+
     /// Restarts the measurement, because bytes have moved.
     fn restart(&mut self) {
         self.since = None;
     }
 
-    /// Returns how much longer the socket may accept no bytes before the timeout expires, or `None`
+    /// Returns how much longer the socket may move no bytes before the timeout expires, or `None`
     /// if there is no timeout.
     ///
     /// # Errors
     ///
     /// [`io::ErrorKind::TimedOut`] if the timeout has expired.
-    fn left(&mut self, sink: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
-        let of_socket = || socket_timeout(sink, Timeout::Send).unwrap_or(None);
+    fn left(&mut self, socket: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
+        let of_socket = || socket_timeout(socket, self.of_socket).unwrap_or(None);
         let Some(limit) = *self.limit.get_or_insert_with(of_socket) else {
             return Ok(None);
         };

@@ -1,5 +1,5 @@
-//! The driver for tokio. It waits for tokio to report that the socket is writable. Requires the
-//! feature `tokio`.
+//! The driver for tokio. It waits for tokio to report that the socket is writable, or readable.
+//! Requires the feature `tokio`.
 
 use std::future::Future;
 use std::io;
@@ -12,8 +12,11 @@ use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
 use crate::mechanism::memory_to_socket::MemorySink;
+use crate::mechanism::socket_to_memory::MemorySource;
 use crate::residency;
-use crate::transfer::{MemoryProgress, MemoryTransfer, Progress, Transfer};
+use crate::transfer::{
+    MemoryProgress, MemoryTransfer, Progress, ReceiveProgress, ReceiveTransfer, Transfer,
+};
 
 /// The most bytes that one step moves.
 const MAX_STEP_BYTES: u64 = crate::mechanism::MAX_STEP_BYTES as u64;
@@ -46,13 +49,25 @@ pub trait Socket: Sync + sealed::Sealed {
 
 mod sealed {
     pub trait Sealed {}
+
+    impl Sealed for tokio::net::TcpStream {}
+    impl Sealed for tokio::net::UnixStream {}
+    impl Sealed for tokio::net::tcp::OwnedReadHalf {}
+    impl Sealed for tokio::net::tcp::OwnedWriteHalf {}
+    impl Sealed for tokio::net::tcp::ReadHalf<'_> {}
+    impl Sealed for tokio::net::tcp::WriteHalf<'_> {}
+    impl Sealed for tokio::net::unix::OwnedReadHalf {}
+    impl Sealed for tokio::net::unix::OwnedWriteHalf {}
+    impl Sealed for tokio::net::unix::ReadHalf<'_> {}
+    impl Sealed for tokio::net::unix::WriteHalf<'_> {}
+    impl<T: Sealed> Sealed for &T {}
+    impl<T: Sealed> Sealed for std::sync::Arc<T> {}
+    impl<T: Sealed> Sealed for Box<T> {}
 }
 
 macro_rules! sockets {
     ($($socket:ty),*) => {
         $(
-            impl sealed::Sealed for $socket {}
-
             impl Socket for $socket {
                 fn socket_fd(&self) -> BorrowedFd<'_> {
                     self.as_fd()
@@ -79,8 +94,6 @@ sockets!(TcpStream, UnixStream);
 macro_rules! handles_of_sockets {
     ($([$($generics:tt)*] $handle:ty, $socket:ident => $inner:expr;)*) => {
         $(
-            impl<$($generics)*> sealed::Sealed for $handle {}
-
             impl<$($generics)*> Socket for $handle {
                 fn socket_fd(&self) -> BorrowedFd<'_> {
                     let $socket = self;
@@ -112,6 +125,93 @@ handles_of_sockets! {
     [] unix::OwnedWriteHalf, half => half.as_ref();
     [] tcp::WriteHalf<'_>, half => half.as_ref();
     [] unix::WriteHalf<'_>, half => half.as_ref();
+}
+
+/// A connected TCP or Unix socket of tokio, or the read half of one.
+///
+/// Implemented for tokio's `TcpStream` and `UnixStream`, for the owned and the borrowed read halves
+/// into which they can be split, and for references, `Arc` and `Box` of these.
+///
+/// This trait is sealed for the same reason as [`Socket`].
+pub trait ReadSocket: Sync + sealed::Sealed {
+    /// Returns the descriptor of the socket.
+    #[doc(hidden)]
+    fn read_fd(&self) -> BorrowedFd<'_>;
+
+    /// Calls `step` whenever the socket is readable, until it returns something other than
+    /// [`io::ErrorKind::WouldBlock`].
+    #[doc(hidden)]
+    fn when_readable<T>(
+        &self,
+        step: impl FnMut() -> io::Result<T> + Send,
+    ) -> impl Future<Output = io::Result<T>> + Send;
+
+    /// Calls `step` if the socket is not known to have no bytes. If `step` fails with
+    /// [`io::ErrorKind::WouldBlock`], the socket is known to have none from then on.
+    #[doc(hidden)]
+    fn if_readable<T>(&self, step: impl FnOnce() -> io::Result<T>) -> io::Result<T>;
+}
+
+macro_rules! read_sockets {
+    ($($socket:ty),*) => {
+        $(
+            impl ReadSocket for $socket {
+                fn read_fd(&self) -> BorrowedFd<'_> {
+                    self.as_fd()
+                }
+
+                async fn when_readable<T>(
+                    &self,
+                    step: impl FnMut() -> io::Result<T> + Send,
+                ) -> io::Result<T> {
+                    self.async_io(Interest::READABLE, step).await
+                }
+
+                fn if_readable<T>(&self, step: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+                    self.try_io(Interest::READABLE, step)
+                }
+            }
+        )*
+    };
+}
+
+read_sockets!(TcpStream, UnixStream);
+
+/// Implements [`ReadSocket`] for a type by calling the methods of the socket that it refers to.
+macro_rules! handles_of_read_sockets {
+    ($([$($generics:tt)*] $handle:ty, $socket:ident => $inner:expr;)*) => {
+        $(
+            impl<$($generics)*> ReadSocket for $handle {
+                fn read_fd(&self) -> BorrowedFd<'_> {
+                    let $socket = self;
+                    $inner.read_fd()
+                }
+
+                async fn when_readable<R>(
+                    &self,
+                    step: impl FnMut() -> io::Result<R> + Send,
+                ) -> io::Result<R> {
+                    let $socket = self;
+                    $inner.when_readable(step).await
+                }
+
+                fn if_readable<R>(&self, step: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+                    let $socket = self;
+                    $inner.if_readable(step)
+                }
+            }
+        )*
+    };
+}
+
+handles_of_read_sockets! {
+    [T: ReadSocket] &T, socket => (**socket);
+    [T: ReadSocket + Send] Arc<T>, socket => (**socket);
+    [T: ReadSocket] Box<T>, socket => (**socket);
+    [] tcp::OwnedReadHalf, half => half.as_ref();
+    [] unix::OwnedReadHalf, half => half.as_ref();
+    [] tcp::ReadHalf<'_>, half => half.as_ref();
+    [] unix::ReadHalf<'_>, half => half.as_ref();
 }
 
 /// Runs `transfer` to its end, waiting while it is blocked, and yielding to other tasks after every
@@ -197,6 +297,32 @@ pub(crate) async fn send(
         if since_yield >= MAX_STEP_BYTES {
             since_yield = 0;
             tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Receives until the chunk of `source` is complete. Returns false if the stream has ended.
+///
+/// # Cancellation
+///
+/// If the future is dropped, no byte is lost: `source` keeps what was received.
+pub(crate) async fn receive(
+    transfer: &mut ReceiveTransfer,
+    source: &mut MemorySource,
+    socket: &impl ReadSocket,
+) -> Result<bool, Error> {
+    loop {
+        let descriptor = socket.read_fd();
+        let step = socket.when_readable(|| match transfer.step(source, descriptor, false) {
+            Ok(ReceiveProgress::Blocked) => Err(io::ErrorKind::WouldBlock.into()),
+            other => Ok(other),
+        });
+        match step.await {
+            Ok(Ok(ReceiveProgress::Done)) => return Ok(true),
+            Ok(Ok(ReceiveProgress::Ended)) => return Ok(false),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(cause) => return Err(transfer.driver_error(ErrorKind::Source, cause)),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::FileType;
 use rustix::io::{Errno, Result};
-use rustix::net::SocketType;
+use rustix::net::{SocketAddrAny, SocketType, getpeername, getsockname};
 
 use crate::policy::{Length, SourceKind};
 use crate::sys::{coarse_millis, gathers};
@@ -26,6 +26,42 @@ pub(crate) fn check_stream_socket(sink: BorrowedFd<'_>) -> Result<()> {
     match rustix::net::sockopt::socket_type(sink)? {
         SocketType::STREAM => Ok(()),
         _ => Err(Errno::PROTOTYPE),
+    }
+}
+
+/// The addresses of an IP socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IpAddresses {
+    own: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+}
+
+impl IpAddresses {
+    pub(crate) fn of(socket: BorrowedFd<'_>) -> Self {
+        let ip = |address: SocketAddrAny| SocketAddr::try_from(address).ok();
+        Self {
+            own: getsockname(socket).ok().and_then(ip),
+            peer: getpeername(socket).ok().flatten().and_then(ip),
+        }
+    }
+
+    /// Whether this is an IP socket with a peer. For a stream socket, this means that it is TCP.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.peer.is_some()
+    }
+
+    /// Returns the socket's own address.
+    pub(crate) fn own(&self) -> Option<IpAddr> {
+        self.own.map(|own| own.ip().to_canonical())
+    }
+
+    /// Whether the peer's address belongs to this machine. (If it does not, the peer may still be
+    /// on this machine, in a container.)
+    pub(crate) fn is_local(&self) -> bool {
+        self.peer.is_some_and(|peer| {
+            let peer = peer.ip().to_canonical();
+            peer.is_loopback() || self.own() == Some(peer)
+        })
     }
 }
 

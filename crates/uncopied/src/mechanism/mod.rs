@@ -9,6 +9,7 @@
 pub(crate) mod file_to_socket;
 pub(crate) mod memory_to_socket;
 mod pipe;
+pub(crate) mod socket_to_memory;
 
 use std::os::fd::BorrowedFd;
 

@@ -12,7 +12,8 @@ mod switches;
 
 pub use mechanism::{Direction, Mechanism, ParseMechanismError};
 pub use plan::{
-    Driver, FilePlanInput, Length, MemoryPlanInput, Plan, SourceKind, plan_file, plan_memory,
+    Driver, FilePlanInput, Length, MemoryPlanInput, Plan, ReceivePlanInput, SourceKind, plan_file,
+    plan_memory, plan_receive,
 };
 pub use support::Support;
 pub use switches::{

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Mechanism, Support, zero_copy_send_enabled};
+use super::{Mechanism, Support, zero_copy_receive_enabled, zero_copy_send_enabled};
 
 /// An ordered list of mechanisms. A transfer starts with the first mechanism. Whenever the current
 /// one turns out to be unsupported, the transfer continues with the next one, from the first byte
@@ -337,9 +337,96 @@ pub fn plan_memory(input: &MemoryPlanInput, support: &Support) -> Plan {
     select(&MEMORY_TO_SOCKET, input, support)
 }
 
+/// The properties of receiving a chunk into memory that, together with [`Support`], determine its
+/// plan.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ReceivePlanInput {
+    /// How many bytes the chunk is expected to have: as many as the previous one.
+    pub expected_bytes: usize,
+    /// Which part of the bytes that were lately received with `map_receive` on this socket the
+    /// kernel has mapped, in percent. `None` if too few bytes were.
+    pub mapped_percent: Option<u8>,
+    /// Whether the socket is TCP.
+    pub is_tcp: bool,
+    /// Whether zero-copy receiving is [switched on](crate::zero_copy_receive_enabled) in this
+    /// process.
+    pub zero_copy_enabled: bool,
+}
+
+impl ReceivePlanInput {
+    /// Returns the properties of a chunk of `expected_bytes` over TCP, on a socket on which nothing
+    /// was mapped before, with `zero_copy_enabled` as it is
+    /// [now](crate::zero_copy_receive_enabled).
+    #[must_use]
+    pub fn new(expected_bytes: usize) -> Self {
+        Self {
+            expected_bytes,
+            mapped_percent: None,
+            is_tcp: true,
+            zero_copy_enabled: zero_copy_receive_enabled(),
+        }
+    }
+}
+
+/// Chunks of at least this many bytes are cheaper to map than to copy. For shorter ones, the call
+/// itself and the unmapping cost more than the copy.
+const MAP_RECEIVE_MIN_BYTES: usize = 16 << 10;
+
+/// If the kernel maps less than this part of the bytes, in percent, it is cheaper to copy all of
+/// them: what cannot be mapped needs a second call.
+const MAP_RECEIVE_MIN_PERCENT: u8 = 50;
+
+/// The table for receiving into memory, in order of preference.
+///
+/// - `map_receive` is for long chunks, as long as the kernel maps enough of them.
+/// - `copy` always works.
+///
+/// `zcrx` has no row: it is not a way to receive from a given socket, but needs a queue of the
+/// network card, which the program sets up.
+const SOCKET_TO_MEMORY: [Row<ReceivePlanInput>; 2] = [
+    Row {
+        mechanism: Mechanism::MapReceive,
+        pays: |input| {
+            let maps = |percent| percent >= MAP_RECEIVE_MIN_PERCENT;
+            input.is_tcp
+                && input.expected_bytes >= MAP_RECEIVE_MIN_BYTES
+                && input.mapped_percent.is_none_or(maps)
+        },
+    },
+    Row {
+        mechanism: Mechanism::Copy,
+        pays: |_| true,
+    },
+];
+
+/// Returns the mechanisms for receiving into memory, best first. The last one is always `copy`.
+///
+/// ```
+/// use uncopied::policy::{ReceivePlanInput, plan_receive};
+/// use uncopied::{Mechanism, Support};
+///
+/// let mut input = ReceivePlanInput::new(256 << 10);
+/// let plan = plan_receive(&input, &Support::none_refused());
+/// assert_eq!(plan.mechanisms()[0], Mechanism::MapReceive);
+///
+/// input.mapped_percent = Some(3);
+/// let plan = plan_receive(&input, &Support::none_refused());
+/// assert_eq!(plan.mechanisms(), [Mechanism::Copy]);
+/// ```
+#[must_use]
+pub fn plan_receive(input: &ReceivePlanInput, support: &Support) -> Plan {
+    if !input.zero_copy_enabled {
+        return Plan::copying();
+    }
+    select(&SOCKET_TO_MEMORY, input, support)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Mechanism::{Copy, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice};
+    use super::Mechanism::{
+        Copy, MapReceive, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice,
+    };
     use super::*;
     use crate::sys::Errno;
 
@@ -476,6 +563,49 @@ mod tests {
         ];
         for (input, refused, expected) in rows {
             let plan = plan_memory(input, &refusing(refused));
+            assert_eq!(plan.mechanisms(), *expected, "{input:?} {refused:?}");
+        }
+    }
+
+    #[test]
+    fn plans_for_receiving() {
+        let usual = ReceivePlanInput {
+            expected_bytes: MAP_RECEIVE_MIN_BYTES,
+            mapped_percent: None,
+            is_tcp: true,
+            zero_copy_enabled: true,
+        };
+        let with_percent = |percent| ReceivePlanInput {
+            mapped_percent: Some(percent),
+            ..usual
+        };
+        let short = ReceivePlanInput {
+            expected_bytes: MAP_RECEIVE_MIN_BYTES - 1,
+            ..usual
+        };
+        let unix = ReceivePlanInput {
+            is_tcp: false,
+            ..usual
+        };
+        let disabled = ReceivePlanInput {
+            zero_copy_enabled: false,
+            ..usual
+        };
+        let rows: &[(ReceivePlanInput, &[Mechanism], &[Mechanism])] = &[
+            (usual, &[], &[MapReceive, Copy]),
+            (usual, &[MapReceive], &[Copy]),
+            (
+                with_percent(MAP_RECEIVE_MIN_PERCENT),
+                &[],
+                &[MapReceive, Copy],
+            ),
+            (with_percent(MAP_RECEIVE_MIN_PERCENT - 1), &[], &[Copy]),
+            (short, &[], &[Copy]),
+            (unix, &[], &[Copy]),
+            (disabled, &[], &[Copy]),
+        ];
+        for (input, refused, expected) in rows {
+            let plan = plan_receive(input, &refusing(refused));
             assert_eq!(plan.mechanisms(), *expected, "{input:?} {refused:?}");
         }
     }

@@ -1,13 +1,10 @@
 //! Sends memory over a socket that another object owns.
 
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
-
-use rustix::net::{SocketAddrAny, getpeername, getsockname};
+use std::os::fd::AsFd;
 
 use super::{SendOptions, Sent};
 use crate::arena::Memory;
-use crate::endpoint::{self, interface_gathers};
+use crate::endpoint::{self, IpAddresses, interface_gathers};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::memory_to_socket::MemorySink;
 use crate::policy::{Driver, MemoryPlanInput, Plan, plan_memory, zero_copy_send_enabled};
@@ -91,33 +88,6 @@ impl MemoryShape {
     }
 }
 
-/// What is known about the peer of a socket.
-struct Peer {
-    is_tcp: bool,
-    is_local: bool,
-    /// Whether the interface on the way to the peer can send a packet without copying its parts
-    /// together.
-    is_gathered: bool,
-}
-
-impl Peer {
-    fn of(socket: BorrowedFd<'_>) -> Self {
-        let ip = |address: SocketAddrAny| SocketAddr::try_from(address).ok();
-        let peer = getpeername(socket).ok().flatten().and_then(ip);
-        let own = getsockname(socket).ok().and_then(ip);
-        let is_local = peer.is_some_and(|peer| {
-            let peer = peer.ip().to_canonical();
-            peer.is_loopback() || own.is_some_and(|own| own.ip().to_canonical() == peer)
-        });
-        let gathers = |own: SocketAddr| interface_gathers(socket, own.ip().to_canonical());
-        Self {
-            is_tcp: peer.is_some(),
-            is_local,
-            is_gathered: is_local || own.is_none_or(gathers),
-        }
-    }
-}
-
 impl Channel {
     /// Creates a channel for this connected stream socket. `driver` is what waits for the socket.
     ///
@@ -125,22 +95,25 @@ impl Channel {
     /// [`NotAStreamSocket`](crate::ErrorKind::NotAStreamSocket).
     #[must_use]
     pub fn new(socket: impl AsFd, driver: Driver, options: SendOptions) -> Self {
-        let peer = Peer::of(socket.as_fd());
+        let addresses = IpAddresses::of(socket.as_fd());
+        let peer_is_local = addresses.is_local();
+        let gathers = |own| interface_gathers(socket.as_fd(), own);
+        let is_gathered = peer_is_local || addresses.own().is_none_or(gathers);
         let mut sink = MemorySink::new(
             driver,
-            peer.is_tcp,
+            addresses.is_connected(),
             options.assume_remote_peer,
             options.in_flight_limit,
             options.at_limit,
         );
         sink.not_a_stream = endpoint::check_stream_socket(socket.as_fd()).err();
-        if !peer.is_gathered {
+        if !is_gathered {
             sink.stats().expect_copies();
         }
         Self {
             forced: options.forced,
-            peer_is_local: peer.is_local,
-            is_gathered: peer.is_gathered,
+            peer_is_local,
+            is_gathered,
             sink,
             unfinished: None,
             paused_sends: 0,

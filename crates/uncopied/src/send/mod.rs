@@ -7,7 +7,7 @@ mod options;
 mod sender;
 mod sent;
 #[cfg(feature = "tokio")]
-pub mod tokio;
+pub(crate) mod tokio;
 
 pub use channel::Channel;
 pub use ext::StreamSocketExt;

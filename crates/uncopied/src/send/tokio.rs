@@ -1,7 +1,4 @@
-//! Sending files and memory on tokio. Requires the feature `tokio`.
-//!
-//! The functions and types here are those of the crate's root, with `async` functions. They take
-//! tokio's sockets and the write halves of split sockets, which those of the root do not.
+//! Sending files and memory on tokio.
 
 use std::fmt;
 use std::future::Future;
@@ -16,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::policy::Driver;
 use crate::report::Report;
 
-pub use crate::driver::tokio::{Socket, run};
+use crate::driver::tokio::Socket;
 
 /// Sends a range of a file to a stream socket with the best mechanism that works.
 ///

@@ -8,13 +8,14 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::FlockOperation;
 use rustix::io::{Errno, Result};
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::SpliceFlags;
 
 use super::error_queue::{self, ErrorQueueEntry};
 use super::map::MappedWindow;
 use super::mapped::{self, Mapped, PipeWriter};
 use super::signal::without_sigpipe;
+use super::socket_window::{self, MapReceived, SocketWindow};
 use super::tcp::{self, Acknowledged};
 
 /// The calls that the mechanisms make.
@@ -111,6 +112,19 @@ pub(crate) trait Kernel {
     /// bytes that the peer has not acknowledged. For a Unix socket, they are the bytes that the
     /// peer has not read, and some bytes more, for the kernel's own data.
     fn queued_bytes(&self, sink: BorrowedFd<'_>) -> Result<u64>;
+
+    /// `recv(2)`. Without `may_wait`, or if the socket is non-blocking, the call does not block.
+    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize>;
+
+    /// Creates a window of `len` bytes for [`map_receive`](Self::map_receive): `mmap(2)` of a TCP
+    /// socket.
+    fn map_window(&self, source: BorrowedFd<'_>, len: usize) -> Result<SocketWindow>;
+
+    /// Maps received pages into the window, after those that are mapped there:
+    /// `getsockopt(TCP_ZEROCOPY_RECEIVE)`. Does not block: if nothing has been received, the result
+    /// is zeroes.
+    fn map_receive(&self, source: BorrowedFd<'_>, window: &mut SocketWindow)
+    -> Result<MapReceived>;
 
     /// Returns how many bytes the peer has acknowledged. Makes two calls: `ioctl(SIOCOUTQ)`, and
     /// then `getsockopt(TCP_INFO)` (`tcp(7)`).
@@ -228,6 +242,25 @@ impl Kernel for Linux {
 
     fn queued_bytes(&self, sink: BorrowedFd<'_>) -> Result<u64> {
         tcp::queued_bytes(sink)
+    }
+
+    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize> {
+        let mut flags = RecvFlags::empty();
+        flags.set(RecvFlags::DONTWAIT, !may_wait);
+        let (received, _) = rustix::net::recv(source, buffer, flags)?;
+        Ok(received)
+    }
+
+    fn map_window(&self, source: BorrowedFd<'_>, len: usize) -> Result<SocketWindow> {
+        SocketWindow::new(source, len)
+    }
+
+    fn map_receive(
+        &self,
+        source: BorrowedFd<'_>,
+        window: &mut SocketWindow,
+    ) -> Result<MapReceived> {
+        socket_window::map_receive(source, window)
     }
 
     fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged> {

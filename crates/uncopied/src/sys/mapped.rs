@@ -5,11 +5,12 @@
 //! address to the kernel.
 
 use std::ffi::c_void;
+use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
-use rustix::io::Result;
+use rustix::io::{Errno, Result};
 use rustix::pipe::PipeFlags;
 
 use super::last_errno;
@@ -41,6 +42,11 @@ impl Mapped<'_> {
     /// Returns the length in bytes.
     pub(crate) fn len(self) -> usize {
         self.len
+    }
+
+    /// Returns the address of the first byte, to tell it from others.
+    pub(crate) fn address(self) -> usize {
+        self.address
     }
 
     /// Returns the first `len` bytes, or all bytes if there are fewer.
@@ -76,6 +82,32 @@ pub(super) fn send(sink: BorrowedFd<'_>, bytes: Mapped<'_>, flags: libc::c_int) 
     // frames, which keep the frames alive even if the pages are unmapped.
     let sent = unsafe { libc::send(sink.as_raw_fd(), bytes.as_ptr(), bytes.len(), flags) };
     usize::try_from(sent).map_err(|_| last_errno())
+}
+
+/// Writes all bytes to a file with `pwrite(2)`, starting at `offset`.
+pub(crate) fn write_at(file: BorrowedFd<'_>, bytes: Mapped<'_>, offset: u64) -> io::Result<()> {
+    let mut written = 0;
+    while written < bytes.len() {
+        let rest = Mapped {
+            address: bytes.address + written,
+            len: bytes.len() - written,
+            ..bytes
+        };
+        let at = offset.checked_add(written as u64);
+        let at = at.and_then(|at| libc::off_t::try_from(at).ok());
+        let at = at.ok_or(Errno::OVERFLOW)?;
+        // SAFETY: the bytes are mapped, as in `send`, and the kernel only reads them.
+        let count = unsafe { libc::pwrite(file.as_raw_fd(), rest.as_ptr(), rest.len(), at) };
+        match usize::try_from(count) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => written += count,
+            Err(_) => match last_errno() {
+                Errno::INTR => {}
+                errno => return Err(errno.into()),
+            },
+        }
+    }
+    Ok(())
 }
 
 /// The writing end of a pipe.

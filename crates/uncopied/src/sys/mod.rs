@@ -17,6 +17,7 @@ mod mapped;
 mod page_cache;
 mod region_memory;
 mod signal;
+mod socket_window;
 mod tcp;
 pub(crate) mod uring;
 mod userfault;
@@ -33,12 +34,15 @@ pub(crate) use ethtool::{Ethtool, Rings};
 pub(crate) use interface::{driver, gathers, index_of_address, mtu};
 pub(crate) use kernel::{Kernel, Linux};
 pub(crate) use map::{MappedWindow, Reservation};
-pub(crate) use mapped::{Mapped, PipeWriter};
+pub(crate) use mapped::{Mapped, PipeWriter, write_at};
 pub(crate) use page_cache::cached_pages;
 pub(crate) use region_memory::{make_inaccessible, populate, replace_page, wipe_on_fork};
 pub use signal::ignore_sigpipe;
 pub(crate) use signal::without_signals;
-pub(crate) use tcp::{Acknowledged, set_max_segment, uses_tcp_timestamps};
+pub(crate) use socket_window::{MapReceived, SocketWindow};
+pub(crate) use tcp::{
+    Acknowledged, payload_of_peer, set_low_water_mark, set_max_segment, uses_tcp_timestamps,
+};
 pub(crate) use userfault::Userfault;
 
 /// Sends several buffers with one `sendmsg(2)`, or one buffer with `send(2)`, and returns the

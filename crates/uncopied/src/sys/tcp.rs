@@ -23,9 +23,10 @@ pub(crate) struct Acknowledged {
 /// `TCP_CLOSE` of `net/tcp_states.h`.
 const TCP_CLOSE: u8 = 7;
 
-/// The offsets of `tcpi_state` and `tcpi_bytes_acked` in `struct tcp_info` of `linux/tcp.h`, in
-/// bytes. They never change, because the structure only grows at its end.
+/// The offsets of `tcpi_state`, `tcpi_rcv_mss` and `tcpi_bytes_acked` in `struct tcp_info` of
+/// `linux/tcp.h`, in bytes. They never change, because the structure only grows at its end.
 const TCPI_STATE_OFFSET: usize = 0;
+const TCPI_RCV_MSS_OFFSET: usize = 20;
 const TCPI_BYTES_ACKED_OFFSET: usize = 120;
 
 /// The length, in bytes, of the part of `struct tcp_info` that ends with `tcpi_bytes_acked`.
@@ -46,6 +47,44 @@ pub(super) fn queued_bytes(socket: BorrowedFd<'_>) -> Result<u64> {
 /// See [`Kernel::acknowledged`](super::Kernel::acknowledged).
 pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Result<Acknowledged> {
     let outstanding = queued_bytes(socket)?;
+    let info = tcp_info(socket)?;
+    let acked = info[TCPI_BYTES_ACKED_OFFSET..].first_chunk().copied();
+    Ok(Acknowledged {
+        outstanding,
+        bytes: acked.map_or(0, u64::from_ne_bytes),
+        is_closed: info[TCPI_STATE_OFFSET] == TCP_CLOSE,
+    })
+}
+
+/// Returns how many bytes of payload the packets of the peer have, as the kernel estimates it.
+pub(crate) fn payload_of_peer(socket: BorrowedFd<'_>) -> Result<u32> {
+    let info = tcp_info(socket)?;
+    let payload = info[TCPI_RCV_MSS_OFFSET..].first_chunk().copied();
+    Ok(payload.map_or(0, u32::from_ne_bytes))
+}
+
+/// Sets how many bytes must have arrived before the socket is readable (`SO_RCVLOWAT`,
+/// `socket(7)`).
+pub(crate) fn set_low_water_mark(socket: BorrowedFd<'_>, bytes: usize) -> Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the kernel reads an int, and is given a pointer to a local int and its length.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const bytes).cast(),
+            mem::size_of_val(&bytes) as libc::socklen_t,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(last_errno()),
+    }
+}
+
+/// Returns the beginning of the `struct tcp_info` of a socket.
+fn tcp_info(socket: BorrowedFd<'_>) -> Result<[u8; TCP_INFO_BYTES]> {
     let mut info = [0_u8; TCP_INFO_BYTES];
     let mut len = mem::size_of_val(&info) as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes, to a local array of that length, whose
@@ -62,12 +101,7 @@ pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Result<Acknowledged> {
     if result != 0 {
         return Err(last_errno());
     }
-    let acked = info[TCPI_BYTES_ACKED_OFFSET..].first_chunk().copied();
-    Ok(Acknowledged {
-        outstanding,
-        bytes: acked.map_or(0, u64::from_ne_bytes),
-        is_closed: info[TCPI_STATE_OFFSET] == TCP_CLOSE,
-    })
+    Ok(info)
 }
 
 /// Limits the segments of connections that are made with this socket, or accepted by it, to `bytes`

@@ -7,7 +7,10 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, Result};
 
-use crate::sys::{Acknowledged, ErrorQueueEntry, Kernel, Linux, Mapped, MappedWindow, PipeWriter};
+use crate::sys::{
+    Acknowledged, ErrorQueueEntry, Kernel, Linux, MapReceived, Mapped, MappedWindow, PipeWriter,
+    SocketWindow,
+};
 
 /// The kinds of calls that [`Kernel`] makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,9 @@ pub(super) enum Call {
     Vmsplice,
     QueuedBytes,
     Acknowledged,
+    Recv,
+    MapWindow,
+    MapReceive,
 }
 
 impl Call {
@@ -43,14 +49,15 @@ impl Call {
             Self::ResizePipe | Self::LockSocket => "fcntl",
             Self::SpliceIn | Self::SpliceOut => "splice",
             Self::Size => "fstat",
-            Self::Map => "mmap",
+            Self::Map | Self::MapWindow => "mmap",
             Self::SendMapped | Self::Send | Self::SendMemory | Self::SendZerocopy => "send",
             Self::ReadAt => "pread",
-            Self::AllowsZerocopy | Self::SocketCookie => "getsockopt",
+            Self::AllowsZerocopy | Self::SocketCookie | Self::MapReceive => "getsockopt",
             Self::AllowZerocopy => "setsockopt",
             Self::ReadErrorQueue => "recvmsg",
             Self::Vmsplice => "vmsplice",
             Self::QueuedBytes | Self::Acknowledged => "ioctl",
+            Self::Recv => "recv",
         }
     }
 }
@@ -361,6 +368,28 @@ impl Kernel for FaultyKernel {
     fn acknowledged(&self, sink: BorrowedFd<'_>) -> Result<Acknowledged> {
         self.other(CallRecord::new(Call::Acknowledged, 0, 0), || {
             Linux.acknowledged(sink)
+        })
+    }
+
+    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize> {
+        self.moving(CallRecord::new(Call::Recv, buffer.len(), 0), |count| {
+            Linux.recv(source, &mut buffer[..count], may_wait)
+        })
+    }
+
+    fn map_window(&self, source: BorrowedFd<'_>, len: usize) -> Result<SocketWindow> {
+        self.other(CallRecord::new(Call::MapWindow, len, 0), || {
+            Linux.map_window(source, len)
+        })
+    }
+
+    fn map_receive(
+        &self,
+        source: BorrowedFd<'_>,
+        window: &mut SocketWindow,
+    ) -> Result<MapReceived> {
+        self.other(CallRecord::new(Call::MapReceive, window.room(), 0), || {
+            Linux.map_receive(source, window)
         })
     }
 }

@@ -12,6 +12,9 @@ mod faulty_kernel;
 /// The errno tables, limits and completions of the memory mechanisms.
 mod memory_to_socket;
 
+/// The errno tables of the mechanisms that receive into memory.
+mod socket_to_memory;
+
 /// Claims of the numbers that say which sends on a socket are complete.
 mod socket_numbers;
 

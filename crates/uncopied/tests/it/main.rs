@@ -107,6 +107,13 @@ mod buffer_pool;
 
 // --- Receiving -----------------------------------------------------------------------------------
 
+/// Receiving into memory: what is mapped and what is copied, the end of the stream, errors,
+/// timeouts, and the switch.
+mod receiving;
+
+/// Chunks that are held and dropped in any order, sent on, and written to files.
+mod received_chunks;
+
 /// What network interfaces can do for zero-copy receiving: the loopback interface, virtual ones,
 /// and those that do not exist.
 mod interfaces;

@@ -30,3 +30,6 @@ mod forked;
 
 /// Peers that reset the connection, or do not read, while memory is in flight.
 mod unread;
+
+/// Receiving by mapping pages that a network card has received.
+mod mapped;

@@ -1,0 +1,51 @@
+//! Moves a socket's bytes to memory with `recv(2)`: the baseline, and the last fallback of every
+//! plan.
+//!
+//! # Moves
+//!
+//! The kernel copies the bytes to the memory: one copy.
+//!
+//! # Needs
+//!
+//! Any stream socket.
+//!
+//! # Errno
+//!
+//! | errno | outcome | because |
+//! |---|---|---|
+//! | `EAGAIN` | blocked on the source | |
+//! | `EINTR` | the call is repeated | no byte was moved |
+//! | any other | failed on the source | |
+//!
+//! # Caveats
+//!
+//! - With `may_wait`, the call blocks until as many bytes have arrived as `SO_RCVLOWAT` says, or
+//!   until `SO_RCVTIMEO` has passed, which is reported as `EAGAIN`, too.
+//!
+//! # References
+//!
+//! `recv(2)`, `socket(7)`.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+
+use crate::mechanism::{Outcome, Side, Status, retry_on_intr};
+use crate::sys::Kernel;
+
+/// The name of the system call.
+pub(super) const CALL: &str = "recv";
+
+pub(super) fn step(
+    kernel: &impl Kernel,
+    source: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    may_wait: bool,
+) -> Outcome {
+    match retry_on_intr(|| kernel.recv(source, buffer, may_wait)) {
+        Ok(0) => Status::Ended.in_call(CALL),
+        Ok(received) => Outcome::moved(received),
+        Err(Errno::AGAIN) => Status::Blocked(Side::Source).in_call(CALL),
+        Err(errno) => Status::Failed(Side::Source, errno).in_call(CALL),
+    }
+}

@@ -1,0 +1,149 @@
+//! Receiving on tokio.
+
+use std::fmt;
+use std::io;
+
+use super::receiver::Core;
+use super::{Chunk, MapObstacle, ReceiveOptions};
+use crate::driver;
+use crate::driver::tokio::ReadSocket;
+use crate::error::{Error, ErrorKind};
+use crate::mechanism::MAX_STEP_BYTES;
+use crate::report::Report;
+use crate::transfer::ReceiveTransfer;
+
+/// Receives from a tokio socket, without copying the bytes where that is possible. This is
+/// [`uncopied::Receiver`](crate::Receiver) for tokio: what its documentation says about the socket
+/// and about dropping the receiver applies here, too.
+///
+/// ```
+/// use tokio::net::{TcpListener, TcpStream};
+/// use uncopied::tokio::Receiver;
+///
+/// # use tokio::io::AsyncWriteExt;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+/// # TcpStream::connect(listener.local_addr()?).await?.write_all(b"hello").await?;
+/// let mut receiver = Receiver::new(listener.accept().await?.0);
+/// while let Some(chunk) = receiver.receive().await? {
+///     println!("{} bytes mapped, {} copied", chunk.mapped_bytes(), chunk.copied_bytes());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Receiver<S> {
+    core: Core,
+    socket: S,
+    /// How many bytes were returned since this task last let others run.
+    since_yield: usize,
+}
+
+impl<S: ReadSocket> Receiver<S> {
+    /// Creates a receiver for this socket, with the default [options](ReceiveOptions).
+    #[must_use]
+    pub fn new(socket: S) -> Self {
+        Self::with(socket, ReceiveOptions::default())
+    }
+
+    /// Creates a receiver for this socket, with these options.
+    #[must_use]
+    pub fn with(socket: S, options: ReceiveOptions) -> Self {
+        let core = Core::new(socket.read_fd(), options);
+        Self {
+            core,
+            socket,
+            since_yield: 0,
+        }
+    }
+
+    /// Waits until bytes have arrived, and returns them. Returns `None` at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// See [`ErrorKind`]. Bytes that arrived before an error are returned first.
+    ///
+    /// # Cancellation
+    ///
+    /// If the future is dropped, no byte is lost: the next call returns them.
+    pub async fn receive(&mut self) -> Result<Option<Chunk>, Error> {
+        if self.since_yield >= MAX_STEP_BYTES {
+            self.since_yield = 0;
+            tokio::task::yield_now().await;
+        }
+        let mut transfer = ReceiveTransfer::new(self.core.plan());
+        let source = &mut self.core.source;
+        if !driver::tokio::receive(&mut transfer, source, &self.socket).await? {
+            return Ok(None);
+        }
+        let chunk = self.core.take_chunk();
+        self.since_yield += chunk.len();
+        Ok(Some(chunk))
+    }
+
+    /// Tries once to receive, without waiting. Returns `None` at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`receive`](Self::receive), and [`ErrorKind::WouldBlock`] if no bytes have
+    /// arrived.
+    pub fn try_receive(&mut self) -> Result<Option<Chunk>, Error> {
+        let (core, descriptor) = (&mut self.core, self.socket.read_fd());
+        let received = self
+            .socket
+            .if_readable(|| match core.try_receive(descriptor) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+                other => Ok(other),
+            });
+        // tokio returns `WouldBlock` itself while it knows that the socket has no bytes.
+        received.unwrap_or_else(|cause| {
+            let kind = ErrorKind::WouldBlock;
+            Err(Error::before_transfer(kind, None, Some(cause)).receiving())
+        })
+    }
+
+    /// Returns how many bytes were received in total, by mechanism. The bytes of `map_receive` are
+    /// those that were mapped. If a mechanism fell back several times with the same errno, only the
+    /// first time is listed.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.core.source.report
+    }
+
+    /// Returns why bytes were copied that could have been mapped otherwise: see
+    /// [`uncopied::Receiver::map_obstacle`](crate::Receiver::map_obstacle).
+    #[must_use]
+    pub fn map_obstacle(&self) -> Option<MapObstacle> {
+        self.core.map_obstacle(self.socket.read_fd())
+    }
+
+    /// Returns a reference to the socket.
+    #[must_use]
+    pub fn get_ref(&self) -> &S {
+        &self.socket
+    }
+
+    /// Returns a mutable reference to the socket, for example to write to it. If it is replaced by
+    /// another socket, the receiver receives from that one.
+    pub fn get_mut(&mut self) -> &mut S {
+        self.core.source.expects_another_socket = true;
+        &mut self.socket
+    }
+
+    /// Returns the socket.
+    #[must_use]
+    pub fn into_inner(self) -> S {
+        self.socket
+    }
+}
+
+impl<S: ReadSocket> fmt::Debug for Receiver<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver")
+            .field("socket", &self.socket.read_fd())
+            .field("report", self.report())
+            .finish_non_exhaustive()
+    }
+}

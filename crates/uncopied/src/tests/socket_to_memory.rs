@@ -1,0 +1,223 @@
+//! Checks the errno tables in the documentation of the mechanisms that receive into memory. For
+//! each row, one call fails with the errno: the first call of its kind, the second, or a later one.
+
+use std::io::Write;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::thread;
+
+use rustix::io::Errno;
+
+use super::faulty_kernel::Call::{MapReceive, MapWindow, Recv, SocketCookie};
+use super::faulty_kernel::{Call, Fault, FaultRule, FaultyKernel};
+use super::pattern;
+use crate::arena::ChunkPart;
+use crate::error::{Error, ErrorKind};
+use crate::mechanism::socket_to_memory::MemorySource;
+use crate::policy::{Mechanism, Plan};
+use crate::receive::PagePayload;
+use crate::send::{SendOptions, Sender};
+use crate::transfer::{ReceiveProgress, ReceiveTransfer};
+
+/// The effect that a fault must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    /// The mechanism goes on, and reports nothing.
+    NoEffect,
+    /// Some bytes are copied, and then the mechanism goes on.
+    CopiesOnce,
+    /// `copy` receives the rest.
+    FallsBack,
+    /// The transfer fails.
+    Fails(ErrorKind),
+}
+
+use Expected::{CopiesOnce, Fails, FallsBack, NoEffect};
+
+const SOURCE_FAILS: Expected = Fails(ErrorKind::Source);
+const PEER_CLOSED: Expected = Fails(ErrorKind::PeerClosed);
+const NOT_CONNECTED: Expected = Fails(ErrorKind::NotConnected);
+const NOT_A_SOCKET: Expected = Fails(ErrorKind::NotAStreamSocket);
+
+/// A call, its errno, and the expected result.
+type ErrnoRow = (Call, Errno, Expected);
+
+const MAP_RECEIVE: &[ErrnoRow] = &[
+    (MapReceive, Errno::IO, NoEffect),
+    (MapReceive, Errno::INTR, NoEffect),
+    (MapReceive, Errno::INVAL, FallsBack),
+    (MapReceive, Errno::OPNOTSUPP, FallsBack),
+    (MapReceive, Errno::NOPROTOOPT, FallsBack),
+    (MapReceive, Errno::NODEV, FallsBack),
+    (MapReceive, Errno::ACCESS, FallsBack),
+    (MapReceive, Errno::NOMEM, CopiesOnce),
+    (MapReceive, Errno::NOBUFS, CopiesOnce),
+    (MapReceive, Errno::BUSY, CopiesOnce),
+    (MapReceive, Errno::FAULT, CopiesOnce),
+    (MapReceive, Errno::CONNRESET, PEER_CLOSED),
+    (MapReceive, Errno::NOTCONN, NOT_CONNECTED),
+    (MapReceive, Errno::NOTSOCK, NOT_A_SOCKET),
+    (MapReceive, Errno::TIMEDOUT, SOURCE_FAILS),
+    (MapWindow, Errno::INVAL, FallsBack),
+    (MapWindow, Errno::NODEV, FallsBack),
+    (MapWindow, Errno::ACCESS, FallsBack),
+    (MapWindow, Errno::NOMEM, CopiesOnce),
+    (SocketCookie, Errno::NOMEM, CopiesOnce),
+];
+
+const COPY: &[ErrnoRow] = &[
+    (Recv, Errno::INTR, NoEffect),
+    (Recv, Errno::AGAIN, NoEffect),
+    (Recv, Errno::CONNRESET, PEER_CLOSED),
+    (Recv, Errno::CONNABORTED, PEER_CLOSED),
+    (Recv, Errno::NOTCONN, NOT_CONNECTED),
+    (Recv, Errno::NOTSOCK, NOT_A_SOCKET),
+    (Recv, Errno::NOMEM, SOURCE_FAILS),
+    (Recv, Errno::TIMEDOUT, SOURCE_FAILS),
+];
+
+/// The number of bytes that the peer sends: more than a few chunks, and not whole pages.
+const STREAM_BYTES: usize = 300_001;
+const CHUNK_BYTES: usize = 32 << 10;
+
+/// Returns a socket whose queue holds the stream, which has ended.
+fn socket_with_stream() -> TcpStream {
+    let listener = PagePayload::new(1).expect("valid").bind("127.0.0.1:0");
+    let listener: TcpListener = listener.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let peer = TcpStream::connect(address).expect("connected");
+    let (socket, _) = listener.accept().expect("accepted");
+    thread::spawn(move || {
+        let options = SendOptions::default().force_mechanisms(&[Mechanism::MsgZerocopy]);
+        let mut sender = Sender::with(peer, options);
+        let pages = STREAM_BYTES / 4096 * 4096;
+        let stream = pattern(STREAM_BYTES as u64);
+        // Not all bytes can be mapped.
+        sender.get_ref().write_all(&stream[..100]).expect("written");
+        sender
+            .send(stream[100..pages + 100].to_vec())
+            .expect("sent");
+        let mut socket = sender.get_ref();
+        socket.write_all(&stream[pages + 100..]).expect("written");
+        socket.shutdown(Shutdown::Write).expect("shut down");
+    });
+    socket
+}
+
+/// A stream that is received chunk by chunk.
+struct Stream {
+    source: MemorySource,
+    socket: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Stream {
+    fn new() -> Self {
+        Self {
+            source: MemorySource::new(true, CHUNK_BYTES, 4, 0),
+            socket: socket_with_stream(),
+            received: Vec::new(),
+        }
+    }
+
+    /// Receives to the end of the stream.
+    fn run(&mut self, kernel: &FaultyKernel, plan: Plan) -> Result<(), Error> {
+        loop {
+            let mut transfer = ReceiveTransfer::new(plan);
+            let progress = loop {
+                let socket = self.socket.as_fd();
+                match transfer.step_with(kernel, &mut self.source, socket, false)? {
+                    ReceiveProgress::Moved | ReceiveProgress::FellBack => {}
+                    ReceiveProgress::Blocked => thread::yield_now(),
+                    progress => break progress,
+                }
+            };
+            for part in self.source.take_chunk() {
+                let at = self.received.len();
+                self.received.resize(at + part.len(), 0);
+                part.copy_to_slice(&mut self.received[at..]);
+                assert!(!matches!(&part, ChunkPart::Mapped(pages) if pages.len() % 4096 != 0));
+            }
+            let received = self.received.len();
+            assert!(self.received == pattern(STREAM_BYTES as u64)[..received]);
+            assert_eq!(self.source.report.bytes(), received as u64);
+            if progress == ReceiveProgress::Ended {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Injects the errno into the `nth` call, and checks that the effect is the expected one.
+fn check_row(mechanism: Mechanism, row: ErrnoRow, nth: usize) {
+    let (call, errno, expected) = row;
+    let case = format!("{mechanism}: {call:?} no. {nth} {errno:?}");
+    let kernel = FaultyKernel::new(vec![FaultRule::once(call, nth, Fault::Fails(errno))]);
+    let mut stream = Stream::new();
+    let result = stream.run(&kernel, Plan::of(&[mechanism, Mechanism::Copy]));
+    assert!(kernel.calls(call).len() > nth, "{case}: not reached");
+    let report = &stream.source.report;
+    let fallbacks: Vec<_> = report.fallbacks().iter().map(|it| it.errno).collect();
+    let of_errno = [crate::sys::Errno::of(errno)];
+    match expected {
+        Fails(kind) => {
+            let error = result.expect_err(&case);
+            assert_eq!(error.kind(), kind, "{case}: {error}");
+            assert_eq!(error.raw_os_error(), Some(errno.raw_os_error()), "{case}");
+            return;
+        }
+        NoEffect => assert!(fallbacks.is_empty(), "{case}: {report}"),
+        CopiesOnce => {
+            assert_eq!(fallbacks, of_errno, "{case}");
+            let support = &stream.source.support;
+            assert_eq!(support.refusal(mechanism), None, "{case}");
+        }
+        FallsBack => {
+            assert_eq!(fallbacks, of_errno, "{case}");
+            let support = &stream.source.support;
+            assert_eq!(support.refusal(mechanism), Some(of_errno[0]), "{case}");
+        }
+    }
+    result.expect(&case);
+    assert_eq!(stream.received.len(), STREAM_BYTES, "{case}");
+    let mapped = report.by(Mechanism::MapReceive);
+    if mechanism == Mechanism::MapReceive && expected != FallsBack {
+        assert!(mapped > STREAM_BYTES as u64 / 3, "{case}: {report}");
+    }
+}
+
+#[test]
+fn map_receive_and_its_errnos() {
+    for &row in MAP_RECEIVE {
+        let calls: &[usize] = match row.0 {
+            MapReceive => &[0, 1, 5],
+            _ => &[0],
+        };
+        for &nth in calls {
+            check_row(Mechanism::MapReceive, row, nth);
+        }
+    }
+}
+
+#[test]
+fn copy_and_its_errnos() {
+    for &row in COPY {
+        for nth in [0, 1, 5] {
+            check_row(Mechanism::Copy, row, nth);
+        }
+    }
+}
+
+/// Within `map_receive`, `recv` gets the bytes that cannot be mapped. If it fails, the bytes that
+/// were mapped before are returned first.
+#[test]
+fn an_error_of_recv_comes_after_the_mapped_bytes() {
+    for nth in [0, 1] {
+        let fault = Fault::Fails(Errno::CONNRESET);
+        let kernel = FaultyKernel::new(vec![FaultRule::once(Recv, nth, fault)]);
+        let mut stream = Stream::new();
+        let plan = Plan::of(&[Mechanism::MapReceive, Mechanism::Copy]);
+        let error = stream.run(&kernel, plan).expect_err("failed");
+        assert_eq!(error.kind(), ErrorKind::PeerClosed, "{error}");
+    }
+}
