@@ -1,5 +1,5 @@
-//! Sends files and memory to sockets without copying the bytes on the CPU, and reports how many
-//! bytes each mechanism sent.
+//! Sends files and memory to sockets, and receives from them, without copying the bytes on the CPU,
+//! and reports how many bytes each mechanism moved.
 //!
 //! ```text
 //! source ─┐                                ┌─▶ driver (poll, tokio) ─▶ you
@@ -21,6 +21,7 @@
 //! | an event loop of your own | [`Transfer`], [`Sender::try_send`] | as above |
 //! | a socket of tokio | the same names in the module `uncopied::tokio` | as above |
 //! | hyper or axum | the crate `uncopied-http` | 16 KiB |
+//! | bytes to receive that are sent on or stored | a [`Receiver`] and [`PagePayload`] | 16 KiB |
 //!
 //! [permanent pages]: arena::PageBuffer::freeze_permanently
 //!
@@ -35,6 +36,8 @@
 //! - With a [`Channel`], a [`Transfer`] or [`Sender::try_send`], you wait for the socket.
 //! - With tokio, dropping a future ends the send.
 //! - In hyper or axum, layers that change the bytes, such as compression, copy them.
+//! - Received bytes are copied unless the network card puts them into whole pages: see
+//!   [below](#receiving).
 //!
 //! For anything else, an ordinary write is best.
 //!
@@ -77,6 +80,16 @@
 //! [`interface::Interface`] says in words what an interface lacks, with the commands that change
 //! it. A [`PagePayload`] makes the TCP payloads of a listener or of a connection consist of whole
 //! pages.
+//!
+//! # Receiving
+//!
+//! A [`Receiver`] returns [chunks](Chunk). Their bytes are in pages that the kernel has mapped into
+//! this process, if payloads fill whole pages: that needs [`PagePayload`], and a network card that
+//! splits headers from payloads ([`interface`] tells whether it does). Otherwise the bytes are
+//! copied, as by `recv(2)`, and [`Receiver::map_obstacle`] says why.
+//!
+//! A chunk can be sent on and be written to a file without copying it. Code that reads the bytes
+//! itself needs `unsafe`: see [`ReceivedPages`](arena::ReceivedPages).
 //!
 //! # Switches
 //!

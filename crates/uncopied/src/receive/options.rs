@@ -16,7 +16,7 @@ impl Default for ReceiveOptions {
         Self {
             forced: None,
             chunk_bytes: 256 << 10,
-            max_windows: 4,
+            max_windows: 64,
             low_water_mark: None,
         }
     }
@@ -51,8 +51,11 @@ impl ReceiveOptions {
         self
     }
 
-    /// Sets how many chunks with mapped bytes the program may hold at a time. The default is 4.
-    /// While it holds this number, the bytes of the next chunks are copied, and the report gives
+    /// Sets how many chunks with mapped bytes the program may hold at a time. The default is 64: 16
+    /// MiB, if chunks have the default length, which is what a sender may have in flight. A chunk
+    /// that was sent on is held until its send is complete.
+    ///
+    /// While this number is held, the bytes of the next chunks are copied, and the report gives
     /// `ENOBUFS` as the reason.
     ///
     /// The limit protects the machine: the kernel does not count mapped pages as memory of the
