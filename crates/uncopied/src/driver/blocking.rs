@@ -108,8 +108,7 @@ pub(crate) fn receive(
     socket: BorrowedFd<'_>,
 ) -> Result<bool, Error> {
     let mut stall = StallTimer::of_receive();
-    // With `map_receive`, which never waits, save the step that would find nothing.
-    let mut must_wait = transfer.mechanism() == Mechanism::MapReceive && source.is_drained();
+    let mut must_wait = transfer.mechanism() == Mechanism::MapReceive && source.must_wait();
     loop {
         if must_wait {
             let waited = stall

@@ -311,6 +311,10 @@ pub(crate) async fn receive(
     source: &mut MemorySource,
     socket: &impl ReadSocket,
 ) -> Result<bool, Error> {
+    if source.has_bytes() {
+        // The future of an earlier call was dropped before it returned them.
+        return Ok(true);
+    }
     loop {
         let descriptor = socket.read_fd();
         let step = socket.when_readable(|| match transfer.step(source, descriptor, false) {

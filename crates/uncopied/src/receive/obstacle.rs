@@ -7,7 +7,7 @@ use rustix::io::Errno as RustixErrno;
 
 use crate::endpoint::IpAddresses;
 use crate::mechanism::socket_to_memory::MemorySource;
-use crate::policy::{Mechanism, zero_copy_receive_enabled};
+use crate::policy::{Mechanism, Plan, zero_copy_receive_enabled};
 use crate::sys::{Errno, payload_of_peer};
 
 /// Why bytes were copied that could have been mapped otherwise. The text says what would help.
@@ -18,8 +18,12 @@ pub enum MapObstacle {
     SwitchedOff,
     /// The socket is not a TCP socket.
     NotTcp,
-    /// The kernel refuses to map received pages, with this errno.
-    Refused(Errno),
+    /// The [forced mechanisms](crate::ReceiveOptions::force_mechanisms) do not include
+    /// `map_receive`.
+    NotForced,
+    /// The bytes of this socket cannot be mapped, for the reason that this errno gives.
+    /// `EOPNOTSUPP` may mean that the socket has kernel TLS.
+    Unsupported(Errno),
     /// The program [holds](crate::ReceiveOptions::max_held_chunks) too many chunks.
     ChunksHeld,
     /// The chunks were so short that a copy is cheaper.
@@ -41,8 +45,9 @@ impl fmt::Display for MapObstacle {
         match self {
             Self::SwitchedOff => write!(f, "zero-copy receiving is switched off"),
             Self::NotTcp => write!(f, "the kernel maps only what a TCP socket has received"),
-            Self::Refused(errno) => {
-                write!(f, "the kernel refuses to map what was received: {errno}")
+            Self::NotForced => write!(f, "the forced mechanisms do not include map_receive"),
+            Self::Unsupported(errno) => {
+                write!(f, "the bytes of this socket cannot be mapped: {errno}")
             }
             Self::ChunksHeld => write!(
                 f,
@@ -77,7 +82,11 @@ impl fmt::Display for MapObstacle {
 const UNOBSTRUCTED_PERCENT: f64 = 95.0;
 
 /// Finds the obstacle to mapping what `source` has received from `socket`.
-pub(super) fn find(source: &MemorySource, socket: BorrowedFd<'_>) -> Option<MapObstacle> {
+pub(super) fn find(
+    source: &MemorySource,
+    forced: Option<Plan>,
+    socket: BorrowedFd<'_>,
+) -> Option<MapObstacle> {
     let percent = source.report.zero_copy_percent()?;
     if percent >= UNOBSTRUCTED_PERCENT {
         return None;
@@ -85,11 +94,14 @@ pub(super) fn find(source: &MemorySource, socket: BorrowedFd<'_>) -> Option<MapO
     if !zero_copy_receive_enabled() {
         return Some(MapObstacle::SwitchedOff);
     }
+    if forced.is_some_and(|plan| !plan.mechanisms().contains(&Mechanism::MapReceive)) {
+        return Some(MapObstacle::NotForced);
+    }
     if !source.is_tcp() {
         return Some(MapObstacle::NotTcp);
     }
     if let Some(errno) = source.support.refusal(Mechanism::MapReceive) {
-        return Some(MapObstacle::Refused(errno));
+        return Some(MapObstacle::Unsupported(errno));
     }
     let no_window = Errno::of(RustixErrno::NOBUFS);
     let mut fallbacks = source.report.fallbacks().iter();

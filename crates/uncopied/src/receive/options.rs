@@ -39,15 +39,16 @@ impl ReceiveOptions {
     }
 
     /// Sets how many bytes of a chunk are mapped at most, and how many are copied at most. The
-    /// default is 256 KiB. The value is rounded up to a page, and down to
-    /// [`MAX_CHUNK_BYTES`](Self::MAX_CHUNK_BYTES).
+    /// default is 256 KiB. The value is rounded up to a power of two that is at least a page, and
+    /// at most [`MAX_CHUNK_BYTES`](Self::MAX_CHUNK_BYTES).
     ///
     /// A receiver keeps a buffer of this length, and, once it has mapped bytes, ranges of addresses
     /// of this length, to which the kernel gives memory only while bytes are mapped there.
     #[must_use]
     pub fn chunk_bytes(mut self, bytes: usize) -> Self {
         let page = rustix::param::page_size();
-        self.chunk_bytes = bytes.clamp(page, Self::MAX_CHUNK_BYTES);
+        let bytes = bytes.clamp(page, Self::MAX_CHUNK_BYTES);
+        self.chunk_bytes = bytes.next_power_of_two();
         self
     }
 

@@ -192,6 +192,6 @@ impl Core {
     }
 
     pub(super) fn map_obstacle(&self, socket: BorrowedFd<'_>) -> Option<MapObstacle> {
-        obstacle::find(&self.source, socket)
+        obstacle::find(&self.source, self.forced, socket)
     }
 }

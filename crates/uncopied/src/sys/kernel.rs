@@ -6,6 +6,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
 use rustix::io::{Errno, Result};
 use rustix::net::{RecvFlags, SendFlags};
@@ -113,8 +114,15 @@ pub(crate) trait Kernel {
     /// peer has not read, and some bytes more, for the kernel's own data.
     fn queued_bytes(&self, sink: BorrowedFd<'_>) -> Result<u64>;
 
+    /// Whether the socket is readable: `poll(2)`, without waiting. True if that fails.
+    fn is_readable(&self, source: BorrowedFd<'_>) -> bool;
+
     /// `recv(2)`. Without `may_wait`, or if the socket is non-blocking, the call does not block.
     fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize>;
+
+    /// Whether a protocol on top of TCP, such as kernel TLS, processes the bytes of the socket:
+    /// `getsockopt(TCP_ULP)`.
+    fn has_upper_protocol(&self, source: BorrowedFd<'_>) -> Result<bool>;
 
     /// Creates a window of `len` bytes for [`map_receive`](Self::map_receive): `mmap(2)` of a TCP
     /// socket.
@@ -244,11 +252,20 @@ impl Kernel for Linux {
         tcp::queued_bytes(sink)
     }
 
+    fn is_readable(&self, source: BorrowedFd<'_>) -> bool {
+        let mut ready = [PollFd::from_borrowed_fd(source, PollFlags::IN)];
+        !matches!(poll(&mut ready, Some(&Timespec::default())), Ok(0))
+    }
+
     fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize> {
         let mut flags = RecvFlags::empty();
         flags.set(RecvFlags::DONTWAIT, !may_wait);
         let (received, _) = rustix::net::recv(source, buffer, flags)?;
         Ok(received)
+    }
+
+    fn has_upper_protocol(&self, source: BorrowedFd<'_>) -> Result<bool> {
+        tcp::has_upper_protocol(source)
     }
 
     fn map_window(&self, source: BorrowedFd<'_>, len: usize) -> Result<SocketWindow> {

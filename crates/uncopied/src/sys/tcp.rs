@@ -63,6 +63,28 @@ pub(crate) fn payload_of_peer(socket: BorrowedFd<'_>) -> Result<u32> {
     Ok(payload.map_or(0, u32::from_ne_bytes))
 }
 
+/// Whether a protocol on top of TCP, such as kernel TLS, processes the bytes of the socket
+/// (`TCP_ULP`).
+pub(super) fn has_upper_protocol(socket: BorrowedFd<'_>) -> Result<bool> {
+    // The kernel writes the name of the protocol, or sets the length to 0.
+    let mut name = [0_u8; 16];
+    let mut len = mem::size_of_val(&name) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, to a local array of that length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_ULP,
+            name.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    match result {
+        0 => Ok(len > 0 && name[0] != 0),
+        _ => Err(last_errno()),
+    }
+}
+
 /// Sets how many bytes must have arrived before the socket is readable (`SO_RCVLOWAT`,
 /// `socket(7)`).
 pub(crate) fn set_low_water_mark(socket: BorrowedFd<'_>, bytes: usize) -> Result<()> {

@@ -36,6 +36,7 @@ pub(super) enum Call {
     QueuedBytes,
     Acknowledged,
     Recv,
+    HasUpperProtocol,
     MapWindow,
     MapReceive,
 }
@@ -52,7 +53,10 @@ impl Call {
             Self::Map | Self::MapWindow => "mmap",
             Self::SendMapped | Self::Send | Self::SendMemory | Self::SendZerocopy => "send",
             Self::ReadAt => "pread",
-            Self::AllowsZerocopy | Self::SocketCookie | Self::MapReceive => "getsockopt",
+            Self::AllowsZerocopy
+            | Self::SocketCookie
+            | Self::HasUpperProtocol
+            | Self::MapReceive => "getsockopt",
             Self::AllowZerocopy => "setsockopt",
             Self::ReadErrorQueue => "recvmsg",
             Self::Vmsplice => "vmsplice",
@@ -371,10 +375,22 @@ impl Kernel for FaultyKernel {
         })
     }
 
+    fn is_readable(&self, source: BorrowedFd<'_>) -> bool {
+        Linux.is_readable(source)
+    }
+
     fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize> {
         self.moving(CallRecord::new(Call::Recv, buffer.len(), 0), |count| {
             Linux.recv(source, &mut buffer[..count], may_wait)
         })
+    }
+
+    fn has_upper_protocol(&self, source: BorrowedFd<'_>) -> Result<bool> {
+        match self.record(CallRecord::new(Call::HasUpperProtocol, 0, 0)) {
+            Some(Fault::Fails(errno)) => Err(errno),
+            Some(_) => Ok(true),
+            None => Linux.has_upper_protocol(source),
+        }
     }
 
     fn map_window(&self, source: BorrowedFd<'_>, len: usize) -> Result<SocketWindow> {

@@ -8,7 +8,7 @@ use std::thread;
 
 use rustix::io::Errno;
 
-use super::faulty_kernel::Call::{MapReceive, MapWindow, Recv, SocketCookie};
+use super::faulty_kernel::Call::{HasUpperProtocol, MapReceive, MapWindow, Recv, SocketCookie};
 use super::faulty_kernel::{Call, Fault, FaultRule, FaultyKernel};
 use super::pattern;
 use crate::arena::ChunkPart;
@@ -63,6 +63,8 @@ const MAP_RECEIVE: &[ErrnoRow] = &[
     (MapWindow, Errno::ACCESS, FallsBack),
     (MapWindow, Errno::NOMEM, CopiesOnce),
     (SocketCookie, Errno::NOMEM, CopiesOnce),
+    (HasUpperProtocol, Errno::OPNOTSUPP, FallsBack),
+    (HasUpperProtocol, Errno::NOMEM, CopiesOnce),
 ];
 
 const COPY: &[ErrnoRow] = &[
@@ -206,6 +208,20 @@ fn copy_and_its_errnos() {
             check_row(Mechanism::Copy, row, nth);
         }
     }
+}
+
+/// `TCP_ZEROCOPY_RECEIVE` would take the encrypted bytes of a socket with kernel TLS.
+#[test]
+fn a_socket_with_an_upper_protocol_is_not_mapped() {
+    let fault = Fault::ReturnsZero;
+    let rule = FaultRule::during(HasUpperProtocol, 0..usize::MAX, fault);
+    let kernel = FaultyKernel::new(vec![rule]);
+    let mut stream = Stream::new();
+    let plan = Plan::of(&[Mechanism::MapReceive, Mechanism::Copy]);
+    stream.run(&kernel, plan).expect("received");
+    assert!(kernel.calls(MapReceive).is_empty());
+    let report = &stream.source.report;
+    assert_eq!(report.by(Mechanism::Copy), STREAM_BYTES as u64);
 }
 
 /// Within `map_receive`, `recv` gets the bytes that cannot be mapped. If it fails, the bytes that

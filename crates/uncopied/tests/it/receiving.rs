@@ -210,6 +210,12 @@ fn short_chunks_are_copied() {
     }
     assert_eq!(receiver.report().by(Mechanism::Copy), 1100);
     assert_eq!(receiver.map_obstacle(), Some(MapObstacle::ShortChunks));
+
+    let forced = ReceiveOptions::default().force_mechanisms(&[Mechanism::Copy]);
+    let mut receiver = Receiver::with(receiver.into_inner(), forced);
+    peer.write_all(b"a few bytes").unwrap();
+    receiver.receive().unwrap().unwrap();
+    assert_eq!(receiver.map_obstacle(), Some(MapObstacle::NotForced));
 }
 
 #[test]
@@ -341,21 +347,40 @@ fn try_receive_does_not_wait() {
 /// A receiver waits until as many bytes have arrived as it was told, or until the stream ends.
 #[test]
 fn a_low_water_mark_gathers_bytes() {
-    let (socket, mut peer) = page_pair();
-    let mut receiver = Receiver::with(socket, mapping().low_water_mark(32 << 10));
-    let sending = thread::spawn(move || {
-        for _ in 0..12 {
-            peer.write_all(&pattern(4096)).unwrap();
-            thread::sleep(Duration::from_millis(2));
+    const MARK: usize = 32 << 10;
+    for options in [ReceiveOptions::default(), mapping()] {
+        for waits in [false, true] {
+            let (socket, mut peer) = page_pair();
+            let mut receiver = Receiver::with(socket, options.clone().low_water_mark(MARK));
+            let sending = thread::spawn(move || {
+                for _ in 0..20 {
+                    peer.write_all(&pattern(4096)).unwrap();
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let mut lengths = Vec::new();
+            loop {
+                match waits {
+                    true => match receiver.receive().unwrap() {
+                        Some(chunk) => lengths.push(chunk.len()),
+                        None => break,
+                    },
+                    false => match receiver.try_receive() {
+                        Ok(Some(chunk)) => lengths.push(chunk.len()),
+                        Ok(None) => break,
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                    },
+                }
+            }
+            sending.join().unwrap();
+            assert_eq!(lengths.iter().sum::<usize>(), 20 * 4096);
+            lengths.pop();
+            assert!(
+                lengths.iter().all(|&len| len >= MARK),
+                "{waits} {lengths:?}"
+            );
         }
-    });
-    assert!(receiver.receive().unwrap().unwrap().len() >= 32 << 10);
-    let mut rest = 0;
-    while let Some(chunk) = receiver.receive().unwrap() {
-        rest += chunk.len();
     }
-    assert!(rest <= 16 << 10);
-    sending.join().unwrap();
 }
 
 /// A window that stayed mapped would keep the old socket open.

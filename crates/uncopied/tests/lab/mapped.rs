@@ -142,3 +142,25 @@ fn received_chunks_are_sent_on_without_a_copy() {
         },
     );
 }
+
+/// `TCP_ZEROCOPY_RECEIVE` knows nothing of kernel TLS: it would return encrypted bytes.
+#[test]
+fn a_socket_with_kernel_tls_is_not_mapped() {
+    two_sides(write_pieces, |socket| {
+        rustix::net::sockopt::set_tcp_ulp(&socket, c"tls").unwrap();
+        let forced = [Mechanism::MapReceive, Mechanism::Copy];
+        let mut receiver = Receiver::with(socket, options().force_mechanisms(&forced));
+        let mut expected = Expected::new();
+        while let Some(chunk) = receiver.receive().unwrap() {
+            expected.check(&chunk);
+        }
+        assert_eq!(expected.at, PIECES * PIECE_BYTES);
+        let report = receiver.report();
+        assert_eq!(report.by(Mechanism::Copy), report.bytes(), "{report}");
+        let obstacle = receiver.map_obstacle();
+        assert!(
+            matches!(obstacle, Some(MapObstacle::Unsupported(_))),
+            "{obstacle:?}"
+        );
+    });
+}

@@ -10,9 +10,11 @@
 //!
 //! # Needs
 //!
-//! A TCP socket, and packets whose payload lies in whole pages. So the payload must be a multiple
-//! of the page size ([`PagePayload`](crate::PagePayload)), and the network card must put it into
-//! pages of its own, without the headers ([`interface`](crate::interface)).
+//! A TCP socket without kernel TLS (`TCP_ULP`): otherwise, the call would take the encrypted bytes.
+//!
+//! Packets whose payload lies in whole pages. So the payload must be a multiple of the page size
+//! ([`PagePayload`](crate::PagePayload)), and the network card must put it into pages of its own,
+//! without the headers ([`interface`](crate::interface)).
 //!
 //! # Errno
 //!
@@ -131,6 +133,16 @@ pub(super) fn step(
         }
     }
     step
+}
+
+/// Fails if the bytes of the socket must not be mapped: `TCP_ZEROCOPY_RECEIVE` ignores kernel TLS,
+/// and would take the encrypted bytes.
+pub(super) fn check(kernel: &impl Kernel, source: BorrowedFd<'_>) -> Result<(), Outcome> {
+    match kernel.has_upper_protocol(source) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(Status::Unsupported(Errno::OPNOTSUPP).into()),
+        Err(errno) => Err(failure(errno).into()),
+    }
 }
 
 /// Creates a window of `len` bytes.

@@ -33,6 +33,8 @@ pub(crate) struct MemorySource {
     pub(crate) report: Report,
     /// How many windows the program may hold.
     max_windows: usize,
+    /// The number of bytes that must have arrived before a chunk is begun (`SO_RCVLOWAT`).
+    low_water_mark: usize,
     windows: Arc<FreeWindows>,
     chunk: ChunkBuffer,
     share: MappedShare,
@@ -49,12 +51,13 @@ pub(crate) struct MemorySource {
 }
 
 impl MemorySource {
-    /// Creates a source for a socket. `expected_len` is the expected length of the first chunk.
+    /// Creates a source for a socket. `low_water_mark` is what the option of the socket was set to,
+    /// or 0 if it was not.
     pub(crate) fn new(
         is_tcp: bool,
         chunk_bytes: usize,
         max_windows: usize,
-        expected_len: usize,
+        low_water_mark: usize,
     ) -> Self {
         Self {
             is_tcp,
@@ -62,11 +65,12 @@ impl MemorySource {
             support: Support::of_process(),
             report: Report::default(),
             max_windows,
+            low_water_mark,
             windows: Arc::default(),
             chunk: ChunkBuffer::new(chunk_bytes),
             share: MappedShare::default(),
             queued: None,
-            last_len: expected_len,
+            last_len: low_water_mark,
             pending: None,
             cookie: None,
             expects_another_socket: false,
@@ -98,9 +102,14 @@ impl MemorySource {
         self.share.has_measured()
     }
 
-    /// Whether the last step has found that nothing is left in the socket's queue.
-    pub(crate) fn is_drained(&self) -> bool {
-        self.queued == Some(0) && self.pending.is_none()
+    /// Whether a step of `map_receive`, which never waits, should be made only once the socket is
+    /// readable: it would find nothing, or too few bytes.
+    pub(crate) fn must_wait(&self) -> bool {
+        let too_few = match self.queued {
+            Some(queued) => queued < self.low_water_mark.max(1),
+            None => self.low_water_mark > 1,
+        };
+        too_few && !self.has_bytes() && self.pending.is_none()
     }
 
     /// Whether bytes of the next chunk have been received.
@@ -128,7 +137,8 @@ impl MemorySource {
     /// Tries once to receive with `mechanism`. The outcome counts the bytes that the mechanism has
     /// received. Those that had to be copied although it is another mechanism than `copy` are
     /// counted in the report, and returned. With `may_wait`, a step of `copy` may wait if the
-    /// socket is blocking.
+    /// socket is blocking, and the caller has waited before a step of `map_receive` if it
+    /// [must](Self::must_wait).
     pub(crate) fn step(
         &mut self,
         kernel: &impl Kernel,
@@ -138,6 +148,11 @@ impl MemorySource {
     ) -> (Outcome, u64) {
         if let Some(errno) = self.pending.take() {
             return (Status::Failed(Side::Source, errno).into(), 0);
+        }
+        // A call that does not wait also ignores the option.
+        let is_early = !may_wait && self.low_water_mark > 1 && self.must_wait();
+        if is_early && !kernel.is_readable(source) {
+            return (Status::Blocked(Side::Source).in_call("poll"), 0);
         }
         if self.chunk.allocate().is_err() {
             let outcome = Status::Failed(Side::Source, Errno::NOMEM).in_call("mmap");
@@ -213,6 +228,7 @@ impl MemorySource {
             self.chunk.drop_empty_window();
             self.queued = None;
         }
+        map_receive::check(kernel, source)?;
         self.cookie = Some(cookie);
         self.expects_another_socket = false;
         Ok(())
