@@ -1,8 +1,10 @@
 //! Receiving by mapping pages that a network card has received.
+#![allow(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::io::Write;
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::thread;
 
 use uncopied::{
@@ -147,7 +149,18 @@ fn received_chunks_are_sent_on_without_a_copy() {
 #[test]
 fn a_socket_with_kernel_tls_is_not_mapped() {
     two_sides(write_pieces, |socket| {
-        rustix::net::sockopt::set_tcp_ulp(&socket, c"tls").unwrap();
+        let name = c"tls";
+        // SAFETY: the call reads the bytes of a C string.
+        let set = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_ULP,
+                name.as_ptr().cast(),
+                name.count_bytes() as u32,
+            )
+        };
+        assert_eq!(set, 0);
         let forced = [Mechanism::MapReceive, Mechanism::Copy];
         let mut receiver = Receiver::with(socket, options().force_mechanisms(&forced));
         let mut expected = Expected::new();
