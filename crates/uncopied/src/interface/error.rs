@@ -23,6 +23,16 @@ pub enum InterfaceError {
     Io(io::Error),
 }
 
+impl InterfaceError {
+    /// Returns the error for an errno of a request about an interface.
+    pub(super) fn of(errno: Errno) -> Self {
+        match errno {
+            Errno::NODEV => Self::NoSuchInterface,
+            _ => Self::Io(errno.into()),
+        }
+    }
+}
+
 impl fmt::Display for InterfaceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -60,15 +70,5 @@ impl From<InterfaceError> for io::Error {
             InterfaceError::Io(source) => source.kind(),
         };
         Self::new(kind, error)
-    }
-}
-
-/// For requests about one interface, where `ENODEV` means that it does not exist.
-impl From<Errno> for InterfaceError {
-    fn from(errno: Errno) -> Self {
-        match errno {
-            Errno::NODEV => Self::NoSuchInterface,
-            _ => Self::Io(errno.into()),
-        }
     }
 }

@@ -153,7 +153,7 @@ impl Interface {
     /// ```
     pub fn by_name(name: &str) -> Result<Self, InterfaceError> {
         let socket = control_socket()?;
-        let index = name_to_index(&socket, name)?;
+        let index = name_to_index(&socket, name).map_err(InterfaceError::of)?;
         Self::by_index(&socket, index)
     }
 
@@ -171,7 +171,7 @@ impl Interface {
         let socket = control_socket()?;
         // A socket for both versions of IP has the address `::ffff:192.0.2.1`.
         let address = address.to_canonical();
-        match index_of_address(socket.as_fd(), address)? {
+        match index_of_address(socket.as_fd(), address).map_err(InterfaceError::of)? {
             Some(index) => Self::by_index(&socket, index),
             None => Err(InterfaceError::NoInterfaceHasAddress(address)),
         }
@@ -197,7 +197,7 @@ impl Interface {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn of_socket(socket: impl AsFd) -> Result<Self, InterfaceError> {
-        let address = rustix::net::getsockname(socket)?;
+        let address = rustix::net::getsockname(socket).map_err(InterfaceError::of)?;
         match SocketAddr::try_from(address) {
             // Several interfaces may have the same link-local address. The scope is the index of
             // the right one.
@@ -209,18 +209,22 @@ impl Interface {
         }
     }
 
-    /// Asks for everything about the interface with this index.
     fn by_index(socket: &OwnedFd, index: u32) -> Result<Self, InterfaceError> {
-        // The name that the kernel uses. The caller's name may be an alternative one.
-        let name = index_to_name(socket, index)?;
-        let mtu = mtu(socket.as_fd(), &name)?;
-        let driver = driver(socket.as_fd(), &name)?;
         let mut ethtool = Ethtool::open().map_err(|errno| match errno {
             Errno::NOENT | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT => {
                 InterfaceError::NoEthtoolNetlink
             }
-            _ => InterfaceError::Io(errno.into()),
+            _ => InterfaceError::of(errno),
         })?;
+        Self::describe(socket, &mut ethtool, index).map_err(InterfaceError::of)
+    }
+
+    /// Asks for everything about the interface with this index.
+    fn describe(socket: &OwnedFd, ethtool: &mut Ethtool, index: u32) -> Result<Self, Errno> {
+        // The name that the kernel uses. The caller's name may be an alternative one.
+        let name = index_to_name(socket, index)?;
+        let mtu = mtu(socket.as_fd(), &name)?;
+        let driver = driver(socket.as_fd(), &name)?;
         let rings = ethtool.rings(index)?;
         let channels = ethtool.channels(index)?;
         let header_split = match rings {
@@ -287,5 +291,5 @@ fn control_socket() -> Result<OwnedFd, InterfaceError> {
     // Any family will do. The kernel may have been built without the others.
     let flags = SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None);
-    Ok(socket?)
+    socket.map_err(InterfaceError::of)
 }
