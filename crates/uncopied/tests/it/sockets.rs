@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use uncopied::{SendFile, Sender, StreamSocket, StreamSocketExt};
 
+#[cfg(feature = "mio")]
+use crate::harness::{Family, set_nonblocking, small_buffer_pair};
 use crate::harness::{expect_bytes, pattern, pattern_file, pattern_pages};
 
 const FILE_BYTES: usize = 100_001;
@@ -57,23 +59,25 @@ fn an_event_loop_of_mio_sends_and_receives() {
     use uncopied::ErrorKind;
 
     const SEND_BYTES: usize = 4 << 20;
-    let (socket, mut peer) = tcp_pair();
-    socket.set_nonblocking(true).unwrap();
-    rustix::net::sockopt::set_socket_send_buffer_size(&socket, 64 << 10).unwrap();
+    let (socket, mut peer) = small_buffer_pair(Family::Tcp);
+    set_nonblocking(&socket);
     let mut poll = Poll::new().unwrap();
-    let mut sender = Sender::new(mio::net::TcpStream::from_std(socket));
+    let mut sender = Sender::new(mio::net::TcpStream::from_std(socket.into()));
     let interests = Interest::READABLE | Interest::WRITABLE;
     let registry = poll.registry();
     registry
         .register(sender.get_mut(), Token(0), interests)
         .unwrap();
+    let (full, was_full) = std::sync::mpsc::channel();
     let peer = std::thread::spawn(move || {
         std::io::Write::write_all(&mut peer, b"go").unwrap();
+        // A peer that reads as fast as the loop sends would never let the socket become full.
+        was_full.recv().expect("the socket was never full");
         expect_bytes(&mut peer, &pattern(SEND_BYTES));
     });
 
     let pages = pattern_pages(SEND_BYTES);
-    let (mut sent, mut blocked, mut received) = (0, 0, Vec::<u8>::new());
+    let (mut sent, mut received) = (0, Vec::<u8>::new());
     let mut events = Events::with_capacity(8);
     while sent < SEND_BYTES || received.len() < 2 {
         poll.poll(&mut events, None).unwrap();
@@ -92,14 +96,14 @@ fn an_event_loop_of_mio_sends_and_receives() {
                     Ok(accepted) => sent += accepted.bytes() as usize,
                     Err(error) => {
                         assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
-                        blocked += 1;
+                        full.send(()).unwrap();
                         break;
                     }
                 }
             }
         }
     }
-    assert!(blocked > 0, "the socket was never full");
+    drop(full);
     assert_eq!(received, b"go");
     peer.join().unwrap();
 }
