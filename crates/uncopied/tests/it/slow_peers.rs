@@ -1,6 +1,7 @@
 //! Peers that read slowly or stop reading, and send timeouts (`SO_SNDTIMEO`).
 
 use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,8 @@ use uncopied::policy::{Length, Plan};
 use uncopied::{ErrorKind, Mechanism, SendFile, Transfer, driver};
 
 use crate::harness::{
-    DRIVERS, FAMILIES, Family, assert_all_sent_by, minimize_send_buffer, pattern_file, receive,
-    receive_slowly, send, set_nonblocking, socket_pair,
+    DRIVERS, FAMILIES, Family, HANG_TIMEOUT, assert_all_sent_by, minimize_send_buffer,
+    pattern_file, receive, receive_slowly, send, set_nonblocking, socket_pair,
 };
 
 /// Every byte must arrive even if the send buffer has the smallest possible size, so that each
@@ -93,6 +94,8 @@ fn check_timeout(mechanism: Mechanism, family: Family, nonblocking: bool, file: 
         std::io::ErrorKind::TimedOut
     );
 
+    // However late the receiver is, the rest must not time out.
+    set_socket_timeout(&socket, Timeout::Send, Some(HANG_TIMEOUT)).unwrap();
     std::thread::scope(|scope| {
         let receiver = scope.spawn(move || receive(&mut peer, file, 5));
         driver::blocking::run(&mut transfer, file, &socket).expect(&case);
@@ -118,6 +121,26 @@ fn a_transfer_can_continue_after_a_send_timeout() {
     });
 }
 
+/// A peer that takes [`PACE`] per byte. If it is late, it reads without pauses until it has caught
+/// up, so that delays do not add up.
+struct PacedPeer {
+    peer: File,
+    start: Instant,
+    read_bytes: u32,
+}
+
+const PACE: Duration = Duration::from_nanos(2_500);
+
+impl Read for PacedPeer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let due = self.start + self.read_bytes * PACE;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        let count = self.peer.read(buffer)?;
+        self.read_bytes += count as u32;
+        Ok(count)
+    }
+}
+
 /// The send timeout must apply to each period in which no byte is sent, not to the duration of the
 /// whole transfer.
 #[test]
@@ -127,16 +150,22 @@ fn a_slow_peer_that_keeps_reading_does_not_time_out() {
         for mechanism in Mechanism::FILE_TO_SOCKET {
             let file = &file;
             scope.spawn(move || {
-                let (socket, mut peer) = socket_pair(Family::Unix);
+                let (socket, peer) = socket_pair(Family::Unix);
                 minimize_send_buffer(&socket);
                 set_nonblocking(&socket);
-                let timeout = Duration::from_millis(300);
+                // The socket accepts more bytes only once the peer has read all of a segment, which
+                // may have 64 KiB. So the timeout is much longer than the peer needs for these.
+                let timeout = Duration::from_secs(1);
                 set_socket_timeout(&socket, Timeout::Send, Some(timeout)).unwrap();
                 let start = Instant::now();
+                let mut peer = PacedPeer {
+                    peer,
+                    start,
+                    read_bytes: 0,
+                };
                 let receiver = std::thread::spawn({
                     let file = file.try_clone().unwrap();
-                    let pause = Duration::from_millis(10);
-                    move || receive_slowly(&mut peer, &file, 0, 9_000, pause)
+                    move || receive_slowly(&mut peer, &file, 0, 9_000, Duration::ZERO)
                 });
                 let result = SendFile::new(file)
                     .force_mechanisms(&[mechanism])
@@ -167,7 +196,7 @@ fn a_full_socket_blocks_every_step() {
             let start = Instant::now();
             let mut blocked_in_a_row = 0;
             while blocked_in_a_row < 100 {
-                assert!(start.elapsed() < crate::harness::HANG_TIMEOUT);
+                assert!(start.elapsed() < HANG_TIMEOUT);
                 match transfer.step(&file, socket.as_fd()).unwrap() {
                     progress if progress == blocked => blocked_in_a_row += 1,
                     _ => blocked_in_a_row = 0,
