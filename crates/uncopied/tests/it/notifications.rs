@@ -17,7 +17,7 @@ use uncopied::{Errno, FreeReason, Mechanism, SendOptions, Sender};
 
 use crate::harness::{
     Family, HANG_TIMEOUT, expect_bytes, in_child, in_network_namespace, pattern, pattern_pages,
-    run_ip, sender, small_buffer_sender, wait_until,
+    run_ip, sender, small_buffer_sender, unacknowledged_bytes, wait_until,
 };
 
 const MSG_ZEROCOPY: [Mechanism; 1] = [Mechanism::MsgZerocopy];
@@ -296,6 +296,11 @@ fn repeated_copies_by_the_kernel_pause_zero_copy_sends() {
             let size = 32 << 10;
             let mut sends = 0;
             let mut send = || {
+                // If the queue of the socket has no room for all of a send, the send takes several
+                // calls, each of which has a notification. They would not be as many as the sends.
+                wait_until("the peer has acknowledged every byte", || {
+                    unacknowledged_bytes(sender.get_ref()) == 0
+                });
                 // A send is copied while the user's other processes lock too much memory. Such a
                 // send has no notification, so it changes nothing: repeat it.
                 let sent = loop {
