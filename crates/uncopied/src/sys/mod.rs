@@ -78,3 +78,23 @@ fn last_errno() -> rustix::io::Errno {
     let error = io::Error::last_os_error();
     rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::time::{ClockId, clock_gettime};
+
+    use super::*;
+
+    #[test]
+    fn coarse_millis_are_those_of_the_clock() {
+        let now = || {
+            let now = clock_gettime(ClockId::MonotonicCoarse);
+            Duration::try_from(now).expect("not negative").as_millis()
+        };
+        let before = now();
+        let millis = u128::from(coarse_millis());
+        assert!((before..=now()).contains(&millis), "{millis} is not now");
+    }
+}
