@@ -7,8 +7,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::OpenOptionsExt;
 use std::{fs::File, io, path::Path, thread};
 
-use uncopied::arena::ChunkPart;
-use uncopied::{Mechanism, PagePayload, Receiver, SendOptions, Sender};
+use uncopied::{ChunkPart, Mechanism, PagePayload, Receiver, SendOptions, Sender};
 
 fn pass_on(from: TcpStream, to: TcpStream, path: &Path) -> io::Result<()> {
     let cached = File::create(path)?;

@@ -146,7 +146,7 @@ pub mod tokio {
     pub use crate::send::tokio::{Sender, SocketExt, send_file};
 }
 
-pub use arena::Memory;
+pub use arena::{ChunkPart, Memory};
 pub use endpoint::StreamSocket;
 pub use error::{Error, ErrorKind};
 pub use exec::exec;

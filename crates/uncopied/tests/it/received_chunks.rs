@@ -11,8 +11,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::thread;
 
 use proptest::prelude::*;
-use uncopied::arena::ChunkPart;
-use uncopied::{Chunk, MapObstacle, Mechanism, ReceiveOptions, Receiver, SendOptions, Sender};
+use uncopied::{
+    Chunk, ChunkPart, MapObstacle, Mechanism, ReceiveOptions, Receiver, SendOptions, Sender,
+};
 
 use crate::harness::{
     expect_bytes, expect_eof, in_child, in_forked_child, in_network_namespace, pattern,
