@@ -221,13 +221,6 @@ impl FreeWindows {
         }
     }
 
-    /// Removes all windows.
-    pub(crate) fn clear(&self) {
-        if let Ok(mut free) = self.0.try_lock() {
-            free.clear();
-        }
-    }
-
     /// Returns how many windows are in use by handles to their mapped bytes.
     pub(crate) fn leased(self: &Arc<Self>) -> usize {
         Arc::weak_count(self)

@@ -6,7 +6,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, socket_timeout};
 
@@ -15,7 +14,6 @@ use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
 use crate::mechanism::memory_to_socket::MemorySink;
 use crate::mechanism::socket_to_memory::MemorySource;
-use crate::policy::Mechanism;
 use crate::transfer::{
     MemoryProgress, MemoryTransfer, Progress, ReceiveProgress, ReceiveTransfer, Transfer,
 };
@@ -101,49 +99,62 @@ pub(crate) fn send(
 
 /// Receives until the chunk of `source` is complete. Returns false if the stream has ended.
 ///
-/// If the socket has a receive timeout (`SO_RCVTIMEO`), the call waits no longer than that.
+/// If the socket has a receive timeout (`SO_RCVTIMEO`), the call waits no longer than that. It then
+/// returns what has arrived, even if that is less than `SO_RCVLOWAT` says.
 pub(crate) fn receive(
     transfer: &mut ReceiveTransfer,
     source: &mut MemorySource,
     socket: BorrowedFd<'_>,
 ) -> Result<bool, Error> {
     let mut stall = StallTimer::of_receive();
-    let mut must_wait = transfer.mechanism() == Mechanism::MapReceive && source.must_wait();
+    let mut backoff = ERROR_QUEUE_BACKOFF;
+    let mut must_wait = source.must_wait();
     loop {
+        let mut timeout = None;
         if must_wait {
             let waited = stall
                 .left(socket)
-                .and_then(|left| wait(Side::Source, socket, socket, left));
-            let is_ready = waited.map_err(|cause| {
-                let kind = match kind_of(&cause) {
-                    ErrorKind::Sink => ErrorKind::Source,
-                    kind => kind,
-                };
-                transfer.driver_error(kind, cause)
-            })?;
-            if !is_ready {
-                thread::sleep(ERROR_QUEUE_BACKOFF);
+                .and_then(|left| wait_until_readable(socket, left, &mut backoff));
+            match waited {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(cause) if cause.kind() == io::ErrorKind::TimedOut => timeout = Some(cause),
+                Err(cause) => return Err(transfer.driver_error(ErrorKind::Source, cause)),
             }
         }
         match transfer.step(source, socket, true)? {
             ReceiveProgress::Done => return Ok(true),
             ReceiveProgress::Ended => return Ok(false),
             ReceiveProgress::Moved | ReceiveProgress::FellBack => must_wait = false,
-            ReceiveProgress::Blocked => {
-                // A step of `copy` has waited already if the socket is blocking.
-                if transfer.mechanism() == Mechanism::Copy && is_blocking(socket) {
-                    let cause = io::ErrorKind::TimedOut.into();
-                    return Err(transfer.driver_error(ErrorKind::TimedOut, cause));
-                }
-                must_wait = true;
-            }
+            ReceiveProgress::Blocked => match timeout {
+                Some(cause) => return Err(transfer.driver_error(ErrorKind::TimedOut, cause)),
+                None => must_wait = true,
+            },
         }
     }
 }
 
-/// Whether calls wait for the socket (`O_NONBLOCK` is not set).
-fn is_blocking(socket: BorrowedFd<'_>) -> bool {
-    rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| !flags.contains(OFlags::NONBLOCK))
+/// Waits until the socket is readable or its stream has ended, for at most `left`. Returns `false`
+/// if a signal has ended the wait, or if only the error queue of the socket has entries, in which
+/// case `poll(2)` returns at once. The call then sleeps for `backoff`, and doubles it.
+fn wait_until_readable(
+    socket: BorrowedFd<'_>,
+    left: Option<Duration>,
+    backoff: &mut Duration,
+) -> io::Result<bool> {
+    let mut ready = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+    let limit = left.and_then(|left| Timespec::try_from(left).ok());
+    match poll(&mut ready, limit.as_ref()) {
+        Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+        Ok(_) if ready[0].revents() == PollFlags::ERR => {
+            thread::sleep(left.map_or(*backoff, |left| left.min(*backoff)));
+            *backoff = (*backoff * 2).min(MAX_RECEIVE_BACKOFF);
+            Ok(false)
+        }
+        Ok(_) => Ok(true),
+        Err(Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn kind_of(cause: &io::Error) -> ErrorKind {
@@ -212,6 +223,11 @@ impl StallTimer {
 /// How long to sleep before polling again if a socket is ready only because its error queue has
 /// entries that are not our notifications.
 const ERROR_QUEUE_BACKOFF: Duration = Duration::from_millis(1);
+
+/// The longest time to sleep before polling a socket to receive from again. It delays bytes that
+/// arrive while the error queue has entries. A sender on the same socket that waits for its
+/// notifications removes them.
+const MAX_RECEIVE_BACKOFF: Duration = Duration::from_millis(16);
 
 /// Waits until `side` is ready, for at most `left`. Returns `false` if `poll(2)` reports nothing
 /// but `POLLERR`, which it does while the socket's error queue has entries.

@@ -305,29 +305,25 @@ pub(crate) async fn send(
 ///
 /// # Cancellation
 ///
-/// If the future is dropped, no byte is lost: `source` keeps what was received.
+/// If the future is dropped, nothing has been received.
 pub(crate) async fn receive(
     transfer: &mut ReceiveTransfer,
     source: &mut MemorySource,
     socket: &impl ReadSocket,
 ) -> Result<bool, Error> {
-    if source.has_bytes() {
-        // The future of an earlier call was dropped before it returned them.
-        return Ok(true);
-    }
-    loop {
-        let descriptor = socket.read_fd();
-        let step = socket.when_readable(|| match transfer.step(source, descriptor, false) {
-            Ok(ReceiveProgress::Blocked) => Err(io::ErrorKind::WouldBlock.into()),
-            other => Ok(other),
-        });
-        match step.await {
-            Ok(Ok(ReceiveProgress::Done)) => return Ok(true),
-            Ok(Ok(ReceiveProgress::Ended)) => return Ok(false),
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(error),
-            Err(cause) => return Err(transfer.driver_error(ErrorKind::Source, cause)),
+    let descriptor = socket.read_fd();
+    // A chunk takes several steps. If the future were dropped between two of them, the bytes would
+    // be neither in the socket nor with the caller.
+    let receive_chunk = || loop {
+        match transfer.step(source, descriptor, false) {
+            Ok(ReceiveProgress::Moved | ReceiveProgress::FellBack) => {}
+            Ok(ReceiveProgress::Blocked) => return Err(io::ErrorKind::WouldBlock.into()),
+            other => return Ok(other),
         }
+    };
+    match socket.when_readable(receive_chunk).await {
+        Ok(progress) => Ok(progress? == ReceiveProgress::Done),
+        Err(cause) => Err(transfer.driver_error(ErrorKind::Source, cause)),
     }
 }
 

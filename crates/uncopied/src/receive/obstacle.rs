@@ -3,11 +3,10 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 
-use rustix::io::Errno as RustixErrno;
-
 use crate::endpoint::IpAddresses;
 use crate::mechanism::socket_to_memory::MemorySource;
 use crate::policy::{Mechanism, Plan, zero_copy_receive_enabled};
+use crate::report::Report;
 use crate::sys::{Errno, payload_of_peer};
 
 /// Why bytes were copied that could have been mapped otherwise. The text says what would help.
@@ -81,13 +80,15 @@ impl fmt::Display for MapObstacle {
 /// If at least this part of the bytes was mapped, in percent, there is no obstacle.
 const UNOBSTRUCTED_PERCENT: f64 = 95.0;
 
-/// Finds the obstacle to mapping what `source` has received from `socket`.
+/// Finds the obstacle to mapping what `source` receives from `socket`. `report` says what it has
+/// received.
 pub(super) fn find(
+    report: &Report,
     source: &MemorySource,
     forced: Option<Plan>,
     socket: BorrowedFd<'_>,
 ) -> Option<MapObstacle> {
-    let percent = source.report.zero_copy_percent()?;
+    let percent = report.zero_copy_percent()?;
     if percent >= UNOBSTRUCTED_PERCENT {
         return None;
     }
@@ -103,9 +104,7 @@ pub(super) fn find(
     if let Some(errno) = source.support.refusal(Mechanism::MapReceive) {
         return Some(MapObstacle::Unsupported(errno));
     }
-    let no_window = Errno::of(RustixErrno::NOBUFS);
-    let mut fallbacks = source.report.fallbacks().iter();
-    if fallbacks.any(|it| it.from == Mechanism::MapReceive && it.errno == no_window) {
+    if source.lacks_window() {
         return Some(MapObstacle::ChunksHeld);
     }
     if !source.has_measured() {

@@ -52,9 +52,9 @@ impl ReceiveOptions {
         self
     }
 
-    /// Sets how many chunks with mapped bytes the program may hold at a time. The default is 64: 16
-    /// MiB, if chunks have the default length, which is what a sender may have in flight. A chunk
-    /// that was sent on is held until its send is complete.
+    /// Sets how many chunks with mapped bytes the program may hold while it receives another. The
+    /// default is 64: 16 MiB, if chunks have the default length, which is what a sender may have in
+    /// flight. A chunk that was sent on is held until its send is complete.
     ///
     /// While this number is held, the bytes of the next chunks are copied, and the report gives
     /// `ENOBUFS` as the reason.
@@ -72,8 +72,9 @@ impl ReceiveOptions {
     /// default is not to change the option of the socket, which is 1 byte by default.
     ///
     /// Use this only if you know that this number of bytes will come: a receiver that waits for
-    /// more than the peer sends waits for ever. The kernel may wait for fewer bytes: at most for
-    /// half of the largest receive buffer.
+    /// more than the peer sends waits for ever. It waits for no more than
+    /// [a chunk](Self::chunk_bytes), and the kernel for no more than half of the largest receive
+    /// buffer. If the socket has a receive timeout, fewer bytes are returned when it expires.
     ///
     /// The option belongs to the socket, and stays set when the receiver is dropped. It also
     /// affects other code that waits for the socket, such as `poll(2)` and `read(2)`.

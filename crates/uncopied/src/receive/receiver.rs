@@ -1,17 +1,21 @@
 //! The simple API for receiving: chunks of bytes that were not copied, where that is possible.
 
 use std::fmt;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::net::ipproto;
+use rustix::net::sockopt::{socket_cookie, socket_protocol};
 
 use super::obstacle::{self, MapObstacle};
 use super::{Chunk, ReceiveOptions};
 use crate::driver;
-use crate::endpoint::{self, IpAddresses, StreamSocket};
+use crate::endpoint::{self, StreamSocket};
 use crate::error::Error;
 use crate::mechanism::socket_to_memory::MemorySource;
-use crate::policy::{Plan, plan_receive, zero_copy_receive_enabled};
+use crate::policy::{plan_receive, zero_copy_receive_enabled};
 use crate::report::Report;
-use crate::sys::set_low_water_mark;
+use crate::sys::{has_upper_protocol, set_low_water_mark};
 use crate::transfer::{ReceiveProgress, ReceiveTransfer};
 
 /// Receives from a stream socket, without copying the bytes where that is possible.
@@ -79,10 +83,10 @@ impl<S: StreamSocket> Receiver<S> {
     ///
     /// See [`ErrorKind`](crate::ErrorKind). Bytes that arrived before an error are returned first.
     pub fn receive(&mut self) -> Result<Option<Chunk>, Error> {
-        let mut transfer = ReceiveTransfer::new(self.core.plan());
-        let socket = self.socket.as_fd();
-        let has_chunk = driver::blocking::receive(&mut transfer, &mut self.core.source, socket)?;
-        Ok(has_chunk.then(|| self.core.take_chunk()))
+        let (core, socket) = (&mut self.core, self.socket.as_fd());
+        core.begin(socket);
+        let has_chunk = driver::blocking::receive(&mut core.transfer, &mut core.source, socket)?;
+        Ok(has_chunk.then(|| core.take_chunk()))
     }
 
     /// Tries once to receive, without waiting, for event loops of your own. Returns `None` at the
@@ -101,7 +105,7 @@ impl<S: StreamSocket> Receiver<S> {
     /// first time is listed.
     #[must_use]
     pub fn report(&self) -> &Report {
-        &self.core.source.report
+        self.core.transfer.report()
     }
 
     /// Returns why bytes were copied that could have been mapped otherwise, as far as it can be
@@ -119,13 +123,16 @@ impl<S: StreamSocket> Receiver<S> {
     }
 
     /// Returns a mutable reference to the socket. If it is replaced by another socket, the receiver
-    /// receives from that one.
+    /// receives from that one, with the same options. The old socket stays open until then, if
+    /// bytes of it were mapped.
+    ///
+    /// Also call this after you have switched kernel TLS on: the receiver then stops mapping.
     pub fn get_mut(&mut self) -> &mut S {
-        self.core.source.expects_another_socket = true;
+        self.core.expects_another_socket = true;
         &mut self.socket
     }
 
-    /// Returns the socket.
+    /// Returns the socket. All bytes that the receiver has not returned are still in it.
     #[must_use]
     pub fn into_inner(self) -> S {
         self.socket
@@ -136,42 +143,48 @@ impl<S: AsFd> fmt::Debug for Receiver<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Receiver")
             .field("socket", &self.socket.as_fd())
-            .field("report", &self.core.source.report)
+            .field("report", self.core.transfer.report())
             .finish_non_exhaustive()
     }
 }
 
 /// What the receivers of blocking code and of tokio have in common.
 pub(super) struct Core {
-    forced: Option<Plan>,
+    options: ReceiveOptions,
     pub(super) source: MemorySource,
+    pub(super) transfer: ReceiveTransfer,
+    /// The `SO_COOKIE` of the socket that `source` was created for.
+    cookie: Option<u64>,
+    /// Whether the socket may have been replaced by another one.
+    pub(super) expects_another_socket: bool,
 }
 
 impl Core {
     pub(super) fn new(socket: BorrowedFd<'_>, options: ReceiveOptions) -> Self {
-        if let Some(bytes) = options.low_water_mark {
-            // If it fails, for a descriptor that is not a socket, receiving fails, too.
-            let _ = set_low_water_mark(socket, bytes);
-        }
-        let mut source = MemorySource::new(
-            IpAddresses::of(socket).is_connected(),
-            options.chunk_bytes,
-            options.max_windows,
-            options.low_water_mark.unwrap_or(0),
-        );
-        source.not_a_stream = endpoint::check_stream_socket(socket).err();
         Self {
-            forced: options.forced,
-            source,
+            source: source_for(socket, &options),
+            options,
+            transfer: ReceiveTransfer::new(),
+            cookie: socket_cookie(socket).ok(),
+            expects_another_socket: false,
         }
     }
 
-    /// Returns the plan for the next chunk.
-    pub(super) fn plan(&self) -> Plan {
-        match self.forced {
+    /// Begins to receive a chunk.
+    pub(super) fn begin(&mut self, socket: BorrowedFd<'_>) {
+        if mem::take(&mut self.expects_another_socket) {
+            let cookie = socket_cookie(socket).ok();
+            let is_same = cookie.is_some() && cookie == self.cookie;
+            if !is_same || has_upper_protocol(socket).unwrap_or(true) {
+                self.source = source_for(socket, &self.options);
+            }
+            self.cookie = cookie;
+        }
+        let plan = match self.options.forced {
             Some(forced) if zero_copy_receive_enabled() => forced,
             _ => plan_receive(&self.source.plan_input(), &self.source.support),
-        }
+        };
+        self.transfer.begin(plan);
     }
 
     /// Returns the bytes that were received.
@@ -180,18 +193,33 @@ impl Core {
     }
 
     pub(super) fn try_receive(&mut self, socket: BorrowedFd<'_>) -> Result<Option<Chunk>, Error> {
-        let mut transfer = ReceiveTransfer::new(self.plan());
+        self.begin(socket);
         loop {
-            match transfer.step(&mut self.source, socket, false)? {
+            match self.transfer.step(&mut self.source, socket, false)? {
                 ReceiveProgress::Moved | ReceiveProgress::FellBack => {}
                 ReceiveProgress::Done => return Ok(Some(self.take_chunk())),
                 ReceiveProgress::Ended => return Ok(None),
-                ReceiveProgress::Blocked => return Err(transfer.would_block()),
+                ReceiveProgress::Blocked => return Err(self.transfer.would_block()),
             }
         }
     }
 
     pub(super) fn map_obstacle(&self, socket: BorrowedFd<'_>) -> Option<MapObstacle> {
-        obstacle::find(&self.source, self.forced, socket)
+        let (report, forced) = (self.transfer.report(), self.options.forced);
+        obstacle::find(report, &self.source, forced, socket)
     }
+}
+
+/// Returns a source for a socket that nothing has been received from.
+fn source_for(socket: BorrowedFd<'_>, options: &ReceiveOptions) -> MemorySource {
+    // While fewer bytes than a chunk can have are in the queue, a receiver must not wait for more.
+    let mark = options.low_water_mark.unwrap_or(0).min(options.chunk_bytes);
+    if mark > 0 {
+        // If it fails, for a descriptor that is not a socket, receiving fails, too.
+        let _ = set_low_water_mark(socket, mark);
+    }
+    let is_tcp = socket_protocol(socket).is_ok_and(|it| it == Some(ipproto::TCP));
+    let mut source = MemorySource::new(is_tcp, options.chunk_bytes, options.max_windows, mark);
+    source.not_a_stream = endpoint::check_stream_socket(socket).err();
+    source
 }

@@ -10,7 +10,6 @@ use crate::driver::tokio::ReadSocket;
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::MAX_STEP_BYTES;
 use crate::report::Report;
-use crate::transfer::ReceiveTransfer;
 
 /// Receives from a tokio socket, without copying the bytes where that is possible. This is
 /// [`uncopied::Receiver`](crate::Receiver) for tokio: what its documentation says about the socket
@@ -65,18 +64,18 @@ impl<S: ReadSocket> Receiver<S> {
     ///
     /// # Cancellation
     ///
-    /// If the future is dropped, no byte is lost: the next call returns them.
+    /// If the future is dropped, nothing has been received: no byte is lost.
     pub async fn receive(&mut self) -> Result<Option<Chunk>, Error> {
         if self.since_yield >= MAX_STEP_BYTES {
             self.since_yield = 0;
             tokio::task::yield_now().await;
         }
-        let mut transfer = ReceiveTransfer::new(self.core.plan());
-        let source = &mut self.core.source;
-        if !driver::tokio::receive(&mut transfer, source, &self.socket).await? {
+        let core = &mut self.core;
+        core.begin(self.socket.read_fd());
+        if !driver::tokio::receive(&mut core.transfer, &mut core.source, &self.socket).await? {
             return Ok(None);
         }
-        let chunk = self.core.take_chunk();
+        let chunk = core.take_chunk();
         self.since_yield += chunk.len();
         Ok(Some(chunk))
     }
@@ -109,7 +108,7 @@ impl<S: ReadSocket> Receiver<S> {
     /// first time is listed.
     #[must_use]
     pub fn report(&self) -> &Report {
-        &self.core.source.report
+        self.core.transfer.report()
     }
 
     /// Returns why bytes were copied that could have been mapped otherwise: see
@@ -125,14 +124,14 @@ impl<S: ReadSocket> Receiver<S> {
         &self.socket
     }
 
-    /// Returns a mutable reference to the socket, for example to write to it. If it is replaced by
-    /// another socket, the receiver receives from that one.
+    /// Returns a mutable reference to the socket, for example to write to it: see
+    /// [`uncopied::Receiver::get_mut`](crate::Receiver::get_mut).
     pub fn get_mut(&mut self) -> &mut S {
-        self.core.source.expects_another_socket = true;
+        self.core.expects_another_socket = true;
         &mut self.socket
     }
 
-    /// Returns the socket.
+    /// Returns the socket. All bytes that the receiver has not returned are still in it.
     #[must_use]
     pub fn into_inner(self) -> S {
         self.socket

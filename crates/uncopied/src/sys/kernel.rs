@@ -114,11 +114,12 @@ pub(crate) trait Kernel {
     /// peer has not read, and some bytes more, for the kernel's own data.
     fn queued_bytes(&self, sink: BorrowedFd<'_>) -> Result<u64>;
 
-    /// Whether the socket is readable: `poll(2)`, without waiting. True if that fails.
+    /// Whether the socket is readable, or its stream has ended: `poll(2)`, without waiting. True if
+    /// the call fails.
     fn is_readable(&self, source: BorrowedFd<'_>) -> bool;
 
-    /// `recv(2)`. Without `may_wait`, or if the socket is non-blocking, the call does not block.
-    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize>;
+    /// `recv(2)`, without blocking.
+    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize>;
 
     /// Whether a protocol on top of TCP, such as kernel TLS, processes the bytes of the socket:
     /// `getsockopt(TCP_ULP)`.
@@ -254,13 +255,16 @@ impl Kernel for Linux {
 
     fn is_readable(&self, source: BorrowedFd<'_>) -> bool {
         let mut ready = [PollFd::from_borrowed_fd(source, PollFlags::IN)];
-        !matches!(poll(&mut ready, Some(&Timespec::default())), Ok(0))
+        let polled = poll(&mut ready, Some(&Timespec::default()));
+        // The event `ERR` alone means that the error queue has entries.
+        polled.is_err()
+            || ready[0]
+                .revents()
+                .intersects(PollFlags::IN | PollFlags::HUP)
     }
 
-    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize> {
-        let mut flags = RecvFlags::empty();
-        flags.set(RecvFlags::DONTWAIT, !may_wait);
-        let (received, _) = rustix::net::recv(source, buffer, flags)?;
+    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+        let (received, _) = rustix::net::recv(source, buffer, RecvFlags::DONTWAIT)?;
         Ok(received)
     }
 

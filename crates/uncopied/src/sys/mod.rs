@@ -41,7 +41,8 @@ pub use signal::ignore_sigpipe;
 pub(crate) use signal::without_signals;
 pub(crate) use socket_window::{MapReceived, SocketWindow};
 pub(crate) use tcp::{
-    Acknowledged, payload_of_peer, set_low_water_mark, set_max_segment, uses_tcp_timestamps,
+    Acknowledged, has_upper_protocol, payload_of_peer, set_low_water_mark, set_max_segment,
+    uses_tcp_timestamps,
 };
 pub(crate) use userfault::Userfault;
 

@@ -17,7 +17,8 @@ use super::mapped::Mapped;
 const TCP_ZEROCOPY_RECEIVE: libc::c_int = 35;
 
 /// `TCP_RECEIVE_ZEROCOPY_FLAG_TLB_CLEAN_HINT` of `linux/tcp.h`: nothing is mapped at the addresses,
-/// so that the kernel need not unmap anything.
+/// so the kernel need not unmap anything first. If something is mapped there after all, the kernel
+/// detects and unmaps it.
 const TLB_CLEAN_HINT: u32 = 1;
 
 /// `struct tcp_zerocopy_receive` of `linux/tcp.h`.
@@ -63,11 +64,8 @@ pub(crate) struct MapReceived {
 pub(crate) struct SocketWindow {
     address: usize,
     len: usize,
-    /// How many bytes are mapped, from the start of the window. Beyond them, nothing is mapped, and
-    /// an access is SIGBUS, or there may be pages that an earlier call has mapped.
+    /// How many bytes are mapped, from the start of the window. An access beyond them is SIGBUS.
     mapped: usize,
-    /// Whether it is known that nothing is mapped beyond the `mapped` bytes.
-    is_clean: bool,
 }
 
 impl SocketWindow {
@@ -82,7 +80,6 @@ impl SocketWindow {
             address: start.expose_provenance(),
             len,
             mapped: 0,
-            is_clean: true,
         })
     }
 
@@ -171,9 +168,8 @@ impl SocketWindow {
         // SAFETY: the range lies within this mapping. `&mut self` guarantees that no `Mapped` and
         // no slice of it exists. The mapping is shared, so the pages are unmapped, but their
         // content does not change.
-        let discarded = unsafe { rustix::mm::madvise(start, self.mapped, dont_need) };
-        // If the call fails, the kernel unmaps the pages at the next call that maps others there.
-        self.is_clean &= discarded.is_ok();
+        // If the call fails, the kernel unmaps the pages when others are mapped there.
+        let _ = unsafe { rustix::mm::madvise(start, self.mapped, dont_need) };
         self.mapped = 0;
     }
 }
@@ -196,7 +192,7 @@ pub(super) fn map_receive(
     let mut request = TcpZerocopyReceive {
         address: (window.address + window.mapped) as u64,
         length: u32::try_from(window.room()).unwrap_or(u32::MAX),
-        flags: if window.is_clean { TLB_CLEAN_HINT } else { 0 },
+        flags: TLB_CLEAN_HINT,
         ..TcpZerocopyReceive::default()
     };
     let asked = request.length as usize;
@@ -216,8 +212,6 @@ pub(super) fn map_receive(
         )
     };
     if result != 0 {
-        // The kernel may have mapped pages before it failed. It does not count their bytes as read.
-        window.is_clean = false;
         return Err(last_errno());
     }
     // The window must never claim to have pages that are not there.
@@ -229,4 +223,26 @@ pub(super) fn map_receive(
         queued: request.inq as usize,
         error: (request.err != 0).then(|| Errno::from_raw_os_error(request.err.abs())),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    /// An access to an address at which nothing is mapped would be SIGBUS.
+    #[test]
+    fn bytes_that_are_not_mapped_cannot_be_accessed() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let socket = TcpStream::connect(address).expect("connected");
+        let window = SocketWindow::new(socket.as_fd(), 5000).expect("mapped");
+        assert_eq!((window.room(), window.mapped()), (8192, 0));
+        assert_eq!(window.bytes(0..0).len(), 0);
+        catch_unwind(|| window.bytes(0..1).len()).expect_err("nothing is mapped");
+        catch_unwind(|| window.copy_to(0, &mut [0])).expect_err("nothing is mapped");
+    }
 }

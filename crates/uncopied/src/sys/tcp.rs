@@ -65,7 +65,7 @@ pub(crate) fn payload_of_peer(socket: BorrowedFd<'_>) -> Result<u32> {
 
 /// Whether a protocol on top of TCP, such as kernel TLS, processes the bytes of the socket
 /// (`TCP_ULP`).
-pub(super) fn has_upper_protocol(socket: BorrowedFd<'_>) -> Result<bool> {
+pub(crate) fn has_upper_protocol(socket: BorrowedFd<'_>) -> Result<bool> {
     // The kernel writes the name of the protocol, or sets the length to 0.
     let mut name = [0_u8; 16];
     let mut len = mem::size_of_val(&name) as libc::socklen_t;

@@ -55,6 +55,15 @@ impl FallbackEngine {
         }
     }
 
+    /// Starts again with the first mechanism of `plan`. The report goes on.
+    pub(super) fn restart(&mut self, plan: Plan) {
+        let report = std::mem::take(&mut self.report);
+        *self = Self {
+            report,
+            ..Self::new(plan, self.promised)
+        };
+    }
+
     /// Adds to the number of bytes that the transfer must move, if that is known exactly.
     pub(super) fn promise_more(&mut self, bytes: u64) {
         self.promised = self.promised.map(|promised| promised.saturating_add(bytes));

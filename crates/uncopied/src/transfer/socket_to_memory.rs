@@ -1,4 +1,5 @@
-//! The transfer from a stream socket to memory. Each received chunk is one transfer.
+//! The transfer from a stream socket to memory. It is one transfer for as long as the socket is
+//! received from, with a plan for each chunk.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -10,10 +11,10 @@ use crate::error::{Error, ErrorKind};
 use crate::mechanism::Outcome;
 use crate::mechanism::socket_to_memory::MemorySource;
 use crate::policy::{Direction, Mechanism, Plan, zero_copy_receive_enabled};
+use crate::report::Report;
 use crate::sys::{Kernel, Linux};
 
-/// The receiving of a chunk, one step at a time. If it is dropped, no byte is lost: the
-/// [source](MemorySource) keeps what was received for the next chunk.
+/// The receiving of chunks, one step at a time. No step waits.
 #[derive(Debug)]
 pub(crate) struct ReceiveTransfer {
     engine: FallbackEngine,
@@ -26,7 +27,7 @@ pub(crate) enum ReceiveProgress {
     Moved,
     /// Another mechanism has taken over: step again.
     FellBack,
-    /// The socket has no bytes.
+    /// The socket has no bytes, or too few (`SO_RCVLOWAT`).
     Blocked,
     /// The chunk is complete.
     Done,
@@ -35,27 +36,36 @@ pub(crate) enum ReceiveProgress {
 }
 
 impl ReceiveTransfer {
-    /// Creates a transfer that follows `plan`. Nothing is received yet.
-    pub(crate) fn new(plan: Plan) -> Self {
+    /// Creates a transfer. Nothing is received yet.
+    pub(crate) fn new() -> Self {
         Self {
-            engine: FallbackEngine::new(plan, None),
+            engine: FallbackEngine::new(Plan::copying(), None),
         }
     }
 
-    /// Returns the mechanism that the next step uses.
-    pub(crate) fn mechanism(&self) -> Mechanism {
-        self.engine.mechanism()
+    /// Begins a chunk, which is to be received according to `plan`.
+    pub(crate) fn begin(&mut self, plan: Plan) {
+        self.engine.restart(plan);
+        if !zero_copy_receive_enabled() {
+            let report = self.engine.report_mut();
+            report.set_switched_off(Direction::SocketToMemory);
+        }
     }
 
-    /// Tries once to receive. With `may_wait`, a step of `copy` may wait if the socket is blocking.
-    /// Every step must be given the same source and socket.
+    /// Returns the report of all chunks.
+    pub(crate) fn report(&self) -> &Report {
+        self.engine.report()
+    }
+
+    /// Tries once to receive: see [`MemorySource::step`]. Every step of a chunk must be given the
+    /// same source and socket.
     pub(crate) fn step(
         &mut self,
         source: &mut MemorySource,
         socket: BorrowedFd<'_>,
-        may_wait: bool,
+        has_waited: bool,
     ) -> Result<ReceiveProgress, Error> {
-        self.step_with(&Linux, source, socket, may_wait)
+        self.step_with(&Linux, source, socket, has_waited)
     }
 
     pub(crate) fn step_with(
@@ -63,64 +73,47 @@ impl ReceiveTransfer {
         kernel: &impl Kernel,
         source: &mut MemorySource,
         socket: BorrowedFd<'_>,
-        may_wait: bool,
+        has_waited: bool,
     ) -> Result<ReceiveProgress, Error> {
         if let Some(errno) = source.not_a_stream {
             let kind = ErrorKind::NotAStreamSocket;
             let cause = Some(errno.into());
             return Err(Error::before_transfer(kind, Some("getsockopt"), cause).receiving());
         }
-        let mechanism = self.mechanism();
-        let (outcome, copied) = source.step(kernel, mechanism, socket, may_wait);
-        if copied > 0 {
-            source.report.count(Mechanism::Copy, copied);
-            self.engine.report_mut().count(Mechanism::Copy, copied);
-        }
-        let progress = match self.advance(mechanism, outcome, source) {
+        let mechanism = self.engine.mechanism();
+        let (outcome, copied) = source.step(kernel, mechanism, socket, has_waited);
+        self.engine.report_mut().count(Mechanism::Copy, copied);
+        let next = match self.process(mechanism, outcome, source) {
             Ok(Next::CopyOnce(_)) => {
-                let (outcome, _) = source.step(kernel, Mechanism::Copy, socket, may_wait);
-                self.advance(Mechanism::Copy, outcome, source)
+                let (outcome, _) = source.step(kernel, Mechanism::Copy, socket, true);
+                self.process(Mechanism::Copy, outcome, source)
             }
-            other => other,
+            next => next,
         };
-        match progress {
+        match next {
             // What was received before is returned first.
             Err(error) if source.has_bytes() => {
                 source.report_later(&error);
                 Ok(ReceiveProgress::Done)
             }
-            Err(error) => Err(error.receiving().recognise_unconnected(socket)),
+            Err(error) => Err(error.receiving()),
             Ok(next) => Ok(self.progress(next, source)),
         }
     }
 
-    /// Counts the bytes that a step has received, for this chunk and for the socket, and returns
-    /// what follows from the step's outcome.
-    fn advance(
+    fn process(
         &mut self,
         mechanism: Mechanism,
         outcome: Outcome,
         source: &mut MemorySource,
     ) -> Result<Next, Error> {
-        source.report.count(mechanism, outcome.moved);
-        if !zero_copy_receive_enabled() {
-            source.report.set_switched_off(Direction::SocketToMemory);
-        }
-        let next = self
-            .engine
-            .process(mechanism, outcome, &mut source.support)?;
-        if let Next::FellBack(fallback) | Next::CopyOnce(fallback) = next {
-            source.report.record_fallback_once(fallback);
-        }
-        Ok(next)
+        self.engine.process(mechanism, outcome, &mut source.support)
     }
 
     fn progress(&self, next: Next, source: &MemorySource) -> ReceiveProgress {
         match next {
             Next::FellBack(_) => ReceiveProgress::FellBack,
-            Next::Continue if source.can_add(self.mechanism()) => ReceiveProgress::Moved,
-            // A step of `map_receive` may find fewer bytes than the kernel said there are.
-            Next::Continue if !source.has_bytes() => ReceiveProgress::Moved,
+            Next::Continue if source.can_add(self.engine.mechanism()) => ReceiveProgress::Moved,
             _ if source.has_bytes() => ReceiveProgress::Done,
             Next::Ended(_) => ReceiveProgress::Ended,
             _ => ReceiveProgress::Blocked,
@@ -129,8 +122,8 @@ impl ReceiveTransfer {
 
     /// Returns the error for a driver that failed to wait.
     pub(crate) fn driver_error(&self, kind: ErrorKind, cause: io::Error) -> Error {
-        let (mechanism, call) = (self.mechanism(), "poll");
-        let error = self.engine.error(kind, mechanism, call, Some(cause));
+        let mechanism = self.engine.mechanism();
+        let error = self.engine.error(kind, mechanism, "poll", Some(cause));
         error.receiving()
     }
 

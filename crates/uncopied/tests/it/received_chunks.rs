@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::thread;
 
@@ -200,7 +200,61 @@ fn while_too_many_chunks_are_held_bytes_are_copied() {
     assert_eq!(receiver.map_obstacle(), Some(MapObstacle::ChunksHeld));
     drop(held);
     assert!(mapped_bytes(&round(&mut receiver)) > 0, "mapped again");
+    assert_ne!(receiver.map_obstacle(), Some(MapObstacle::ChunksHeld));
     drop(third);
+}
+
+/// Returns the number of windows of a socket, and how many bytes are mapped in them.
+fn windows(socket: &impl AsFd) -> (usize, usize) {
+    let inode = rustix::fs::fstat(socket).unwrap().st_ino;
+    let name = format!("socket:[{inode}]");
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut windows, mut kib, mut is_window) = (0, 0, false);
+    for line in maps.lines() {
+        // Only the first line of a mapping does not begin with a name and a colon.
+        if !line.split(' ').next().unwrap().ends_with(':') {
+            is_window = line.ends_with(&name);
+            windows += usize::from(is_window);
+        }
+        if is_window && let Some(rest) = line.strip_prefix("Rss:") {
+            kib += rest
+                .trim()
+                .trim_end_matches(" kB")
+                .parse::<usize>()
+                .unwrap();
+        }
+    }
+    (windows, kib << 10)
+}
+
+#[test]
+fn dropped_chunks_give_their_pages_back_and_windows_are_used_again() {
+    let (socket, peer) = page_pair();
+    let mut sender = zero_copy_sender(peer);
+    let mut receiver = Receiver::with(socket, mapping());
+    for _ in 0..10 {
+        sender.send(pattern_pages(64 << 10)).unwrap();
+        let chunks = receive_bytes(&mut receiver, 64 << 10);
+        assert_eq!(windows(receiver.get_ref()).1, mapped_bytes(&chunks));
+        drop(chunks);
+        assert_eq!(windows(receiver.get_ref()).1, 0, "pages are kept");
+    }
+    let used = windows(receiver.get_ref()).0;
+    assert!((1..=4).contains(&used), "{used} windows");
+}
+
+#[test]
+fn exactly_the_allowed_number_of_chunks_is_held() {
+    for max in 0..3 {
+        let (socket, peer) = page_pair();
+        let mut sender = zero_copy_sender(peer);
+        let options = mapping().chunk_bytes(4096).max_held_chunks(max);
+        let mut receiver = Receiver::with(socket, options);
+        sender.send(pattern_pages(64 << 10)).unwrap();
+        let held = receive_bytes(&mut receiver, 64 << 10);
+        let mapped = held.iter().filter(|chunk| chunk.mapped_bytes() > 0);
+        assert_eq!(mapped.count(), max);
+    }
 }
 
 /// Chunks outlive their receiver and their socket. The peer sees the end of the stream once the

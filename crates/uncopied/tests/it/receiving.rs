@@ -12,14 +12,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::net::SendFlags;
 use rustix::net::sockopt::set_socket_linger;
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::time::{ClockId, clock_gettime};
 use uncopied::{
     Chunk, ErrorKind, MapObstacle, Mechanism, PagePayload, ReceiveOptions, Receiver, Report,
     SendOptions, Sender, set_zero_copy_receive, zero_copy_receive_enabled,
 };
 
-use crate::harness::{in_child, pattern, pattern_pages, wait_until};
+use crate::harness::{HANG_TIMEOUT, expect_bytes, in_child, pattern, pattern_pages, wait_until};
 
 const MAPPING: [Mechanism; 2] = [Mechanism::MapReceive, Mechanism::Copy];
 
@@ -383,30 +384,212 @@ fn a_low_water_mark_gathers_bytes() {
     }
 }
 
-/// A window that stayed mapped would keep the old socket open.
-#[test]
-fn a_receiver_detects_that_its_socket_was_replaced() {
-    let (socket, peer) = page_pair();
-    let (second, second_peer) = page_pair();
-    let mut receiver = Receiver::with(socket, mapping());
-    send_repeatedly(peer.try_clone().unwrap(), SEND_BYTES, 1);
-    let mut received = 0;
-    while received < SEND_BYTES {
-        received += receiver.receive().unwrap().unwrap().len();
-    }
-    let first = std::mem::replace(receiver.get_mut(), second);
-    drop(first);
-    send_repeatedly(second_peer, SEND_BYTES, 1);
+/// Receives at least `bytes`.
+fn receive_bytes(receiver: &mut Receiver<TcpStream>, bytes: usize) -> Vec<u8> {
     let mut received = Vec::new();
-    while let Some(chunk) = receiver.receive().unwrap() {
-        received.extend(chunk.to_vec());
+    while received.len() < bytes {
+        received.extend(receiver.receive().unwrap().unwrap().to_vec());
     }
-    assert!(received == pattern(SEND_BYTES));
-    assert_eq!(
-        (&peer).read(&mut [0]).unwrap(),
-        0,
-        "the old socket is closed"
+    received
+}
+
+fn assert_closed(mut peer: &TcpStream) {
+    peer.set_read_timeout(Some(HANG_TIMEOUT)).unwrap();
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the socket is closed");
+}
+
+/// A window that stayed mapped would keep the old socket open: one that is free, one without bytes,
+/// and one with a chunk that is dropped later.
+#[test]
+fn a_replaced_socket_is_closed() {
+    for holds_chunk in [false, true] {
+        for is_mapped in [false, true] {
+            let (socket, mut peer) = page_pair();
+            let (second, mut second_peer) = page_pair();
+            let mut receiver = Receiver::with(socket, mapping());
+            match is_mapped {
+                true => send_repeatedly(peer.try_clone().unwrap(), SEND_BYTES, 1),
+                false => peer.write_all(b"not mapped").unwrap(),
+            }
+            let chunk = receiver.receive().unwrap().unwrap();
+            assert_eq!(chunk.mapped_bytes() > 0, is_mapped);
+            let held = holds_chunk.then_some(chunk);
+            drop(std::mem::replace(receiver.get_mut(), second));
+            second_peer.write_all(b"new").unwrap();
+            assert_eq!(receive_bytes(&mut receiver, 3), b"new");
+            drop(held);
+            assert_closed(&peer);
+        }
+    }
+}
+
+/// The options hold for the new socket, and an error of the old one does not.
+#[test]
+fn a_socket_that_replaces_another_is_received_from_in_the_same_way() {
+    const MARK: usize = 32 << 10;
+    let (socket, _peer) = UnixStream::pair().unwrap();
+    let mut receiver: Receiver<OwnedFd> = Receiver::with(
+        socket.into(),
+        ReceiveOptions::default().low_water_mark(MARK),
     );
+    let (second, peer) = page_pair();
+    *receiver.get_mut() = second.into();
+    let sending = thread::spawn(|| {
+        let mut sender = zero_copy_sender(peer);
+        for _ in 0..16 {
+            sender.send(pattern_pages(4096)).unwrap();
+            thread::sleep(Duration::from_millis(1));
+        }
+        sender.into_inner()
+    });
+    let chunk = receiver.receive().unwrap().unwrap();
+    assert!(chunk.len() >= MARK && chunk.mapped_bytes() > 0, "{chunk:?}");
+    let peer = sending.join().unwrap();
+    set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
+    drop(peer);
+    let (third, mut peer) = page_pair();
+    *receiver.get_mut() = third.into();
+    peer.write_all(&pattern(MARK)).unwrap();
+    assert!(receiver.receive().unwrap().unwrap().to_vec() == pattern(MARK));
+}
+
+/// A receiver maps again once bytes can be mapped, and copies again while chunks are short.
+#[test]
+fn the_plan_follows_the_stream() {
+    const PIECE: usize = 64 << 10;
+    let (socket, peer) = page_pair();
+    let mut sender = zero_copy_sender(peer);
+    let mut receiver = Receiver::new(socket);
+    let mapped = |receiver: &Receiver<TcpStream>| receiver.report().by(Mechanism::MapReceive);
+    for _ in 0..64 {
+        sender.get_ref().write_all(&pattern(PIECE)).unwrap();
+        receive_bytes(&mut receiver, PIECE);
+    }
+    assert_eq!(mapped(&receiver), 0);
+    for _ in 0..64 {
+        sender.send(pattern_pages(PIECE)).unwrap();
+        receive_bytes(&mut receiver, PIECE);
+    }
+    let before = mapped(&receiver);
+    assert!(before > 0, "{}", receiver.report());
+    sender.get_ref().write_all(b"x").unwrap();
+    receive_bytes(&mut receiver, 1);
+    sender.send(pattern_pages(8192)).unwrap();
+    receive_bytes(&mut receiver, 8192);
+    assert_eq!(mapped(&receiver), before);
+}
+
+/// If a sender on the same socket does not read its notifications, `poll` returns at once.
+#[test]
+fn unread_notifications_neither_lower_the_mark_nor_use_cpu_time() {
+    const MARK: usize = 32 << 10;
+    let (socket, mut peer) = page_pair();
+    let mut sender = zero_copy_sender(socket.try_clone().unwrap());
+    let sent = sender.send(pattern(8192)).unwrap();
+    let mut receiver = Receiver::with(socket, mapping().low_water_mark(MARK));
+    expect_bytes(&mut peer, &pattern(8192));
+    let error = receiver.try_receive().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+    let sending = thread::spawn(move || {
+        peer.write_all(&pattern(1000)).unwrap();
+        thread::sleep(Duration::from_millis(300));
+        peer.write_all(&pattern(MARK)).unwrap();
+        peer
+    });
+    let began = clock_gettime(ClockId::ThreadCPUTime);
+    assert!(receiver.receive().unwrap().unwrap().len() >= MARK);
+    let used = clock_gettime(ClockId::ThreadCPUTime) - began;
+    assert!(
+        Duration::try_from(used).unwrap() < Duration::from_millis(100),
+        "{used:?}"
+    );
+    drop((sending.join().unwrap(), sent));
+}
+
+/// A receiver with a low-water mark that is larger than its chunks, or than what is queued when its
+/// timeout expires, gets every byte.
+#[test]
+fn a_low_water_mark_keeps_no_byte_back() {
+    const MARK: usize = 256 << 10;
+    for options in [ReceiveOptions::default(), mapping()] {
+        let (socket, peer) = page_pair();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .unwrap();
+        let options = options.chunk_bytes(64 << 10).low_water_mark(MARK);
+        let mut receiver = Receiver::with(socket, options);
+        send_repeatedly(peer.try_clone().unwrap(), MARK, 1);
+        assert!(receive_bytes(&mut receiver, MARK) == pattern(MARK));
+        (&peer).write_all(&pattern(5000)).unwrap();
+        assert!(receive_bytes(&mut receiver, 5000) == pattern(5000));
+        let error = receiver.receive().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+        assert_eq!(error.moved(), MARK as u64 + 5000);
+    }
+}
+
+/// Bytes that arrived before a reset come first, however they are received.
+#[test]
+fn a_reset_does_not_overtake_bytes() {
+    let marked = mapping().low_water_mark(16 << 10);
+    for options in [ReceiveOptions::default(), mapping(), marked] {
+        for is_zero_copy in [false, true] {
+            let (socket, peer) = page_pair();
+            let mut sender = zero_copy_sender(peer);
+            match is_zero_copy {
+                true => drop(sender.send(pattern_pages(100_000)).unwrap()),
+                false => sender.get_ref().write_all(&pattern(100_000)).unwrap(),
+            }
+            let arrived = RecvFlags::PEEK | RecvFlags::WAITALL;
+            rustix::net::recv(&socket, &mut vec![0; 100_000], arrived).unwrap();
+            let peer = sender.into_inner();
+            set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
+            drop(peer);
+            let mut receiver = Receiver::with(socket, options.clone());
+            assert!(receive_bytes(&mut receiver, 100_000) == pattern(100_000));
+            let error = receiver.receive().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::PeerClosed, "{error}");
+            assert!(receiver.receive().unwrap().is_none());
+        }
+    }
+}
+
+/// tokio may stop a task between two steps of a receive. Nothing must have been received then.
+#[cfg(feature = "tokio")]
+#[test]
+fn a_receive_that_is_dropped_has_taken_no_byte() {
+    use std::future::{Future, poll_fn};
+    use std::task::Poll;
+
+    for budget_left in [0, 1, 2] {
+        let (socket, peer) = page_pair();
+        let mut sender = zero_copy_sender(peer);
+        for _ in 0..4 {
+            sender.send(pattern_pages(8192)).unwrap();
+            sender.get_ref().write_all(b"unmappable").unwrap();
+        }
+        let len = 4 * (8192 + 10);
+        let arrived = RecvFlags::PEEK | RecvFlags::WAITALL;
+        rustix::net::recv(&socket, &mut vec![0; len], arrived).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        crate::harness::runtime().block_on(async {
+            let socket = tokio::net::TcpStream::from_std(socket).unwrap();
+            socket.readable().await.unwrap();
+            let mut receiver = uncopied::tokio::Receiver::with(socket, mapping());
+            tokio::task::yield_now().await;
+            // A task has a budget of 128 operations.
+            for _ in 0..128 - budget_left {
+                tokio::task::consume_budget().await;
+            }
+            let is_ready = {
+                let mut receiving = std::pin::pin!(receiver.receive());
+                poll_fn(|cx| Poll::Ready(receiving.as_mut().poll(cx).is_ready())).await
+            };
+            let received = receiver.report().bytes();
+            assert_eq!(received > 0, is_ready, "{budget_left}");
+            assert_eq!(budget_left > 0, is_ready, "{budget_left}");
+        });
+    }
 }
 
 // The switch affects the whole process, so each test that uses it runs in a child process.

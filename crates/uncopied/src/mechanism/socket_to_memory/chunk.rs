@@ -58,11 +58,6 @@ impl ChunkBuffer {
         self.window = Some(window);
     }
 
-    /// Removes the window, unless bytes of the next chunk are mapped in it.
-    pub(super) fn drop_empty_window(&mut self) {
-        self.window.take_if(|window| window.mapped() == 0);
-    }
-
     /// Allocates the buffer, if there is none.
     pub(super) fn allocate(&mut self) -> io::Result<()> {
         if self.buffer.is_none() {

@@ -19,8 +19,7 @@
 //!
 //! # Caveats
 //!
-//! - With `may_wait`, the call blocks until as many bytes have arrived as `SO_RCVLOWAT` says, or
-//!   until `SO_RCVTIMEO` has passed, which is reported as `EAGAIN`, too.
+//! - As the call does not wait, it ignores `SO_RCVLOWAT` and `SO_RCVTIMEO`.
 //!
 //! # References
 //!
@@ -36,13 +35,8 @@ use crate::sys::Kernel;
 /// The name of the system call.
 pub(super) const CALL: &str = "recv";
 
-pub(super) fn step(
-    kernel: &impl Kernel,
-    source: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    may_wait: bool,
-) -> Outcome {
-    match retry_on_intr(|| kernel.recv(source, buffer, may_wait)) {
+pub(super) fn step(kernel: &impl Kernel, source: BorrowedFd<'_>, buffer: &mut [u8]) -> Outcome {
+    match retry_on_intr(|| kernel.recv(source, buffer)) {
         Ok(0) => Status::Ended.in_call(CALL),
         Ok(received) => Outcome::moved(received),
         Err(Errno::AGAIN) => Status::Blocked(Side::Source).in_call(CALL),

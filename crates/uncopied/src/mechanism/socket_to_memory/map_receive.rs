@@ -45,7 +45,8 @@
 //! - If the peer fills the receive window, the last packet that fits is shorter, and does not fill
 //!   its pages. A receiver that keeps up does not have these.
 //! - Timestamps that the program has asked for (`SO_TIMESTAMPING`) are not delivered.
-//! - The call removes the pending error of the socket, and reports it in a field.
+//! - The call removes the pending error of the socket, even if bytes are queued that arrived before
+//!   the error. So the error is kept until these have been received.
 //!
 //! # References
 //!
@@ -69,7 +70,7 @@ pub(super) struct MapStep {
     pub(super) copied: usize,
     /// The number of bytes that were left in the socket's queue.
     pub(super) queued: usize,
-    /// An error of the socket, to be reported after the bytes of this step.
+    /// An error of the socket, to be reported after the last byte.
     pub(super) pending: Option<Errno>,
 }
 
@@ -101,9 +102,6 @@ pub(super) fn step(
     };
     chunk.add_mapped(received.mapped);
     let is_nothing = received.mapped == 0;
-    if is_nothing && let Some(errno) = received.error {
-        return Outcome::from(Status::Failed(Side::Source, errno)).into();
-    }
     let mut step = MapStep {
         outcome: Outcome::moved(received.mapped),
         copied: 0,
@@ -119,7 +117,7 @@ pub(super) fn step(
     let spare = chunk.spare();
     let wanted = wanted.min(spare.len());
     if wanted > 0 {
-        let rest = copy::step(kernel, source, &mut spare[..wanted], false);
+        let rest = copy::step(kernel, source, &mut spare[..wanted]);
         let moved = rest.moved as usize;
         chunk.add_copied(moved);
         step.copied = moved;
@@ -127,7 +125,7 @@ pub(super) fn step(
         match rest.status {
             Status::Continue => {}
             status if is_nothing => step.outcome = status.in_call(copy::CALL),
-            Status::Failed(_, errno) => step.pending = Some(errno),
+            Status::Failed(_, errno) => step.pending = step.pending.or(Some(errno)),
             // There is less than the kernel said. The next step reports why.
             _ => {}
         }
@@ -135,22 +133,18 @@ pub(super) fn step(
     step
 }
 
-/// Fails if the bytes of the socket must not be mapped: `TCP_ZEROCOPY_RECEIVE` ignores kernel TLS,
-/// and would take the encrypted bytes.
-pub(super) fn check(kernel: &impl Kernel, source: BorrowedFd<'_>) -> Result<(), Outcome> {
-    match kernel.has_upper_protocol(source) {
-        Ok(false) => Ok(()),
-        Ok(true) => Err(Status::Unsupported(Errno::OPNOTSUPP).into()),
-        Err(errno) => Err(failure(errno).into()),
-    }
-}
-
-/// Creates a window of `len` bytes.
+/// Creates a window of `len` bytes, unless the bytes of the socket must not be mapped:
+/// `TCP_ZEROCOPY_RECEIVE` ignores kernel TLS, and would take the encrypted bytes.
 pub(super) fn create_window(
     kernel: &impl Kernel,
     source: BorrowedFd<'_>,
     len: usize,
 ) -> Result<SocketWindow, Outcome> {
+    match kernel.has_upper_protocol(source) {
+        Ok(false) => {}
+        Ok(true) => return Err(Status::Unsupported(Errno::OPNOTSUPP).into()),
+        Err(errno) => return Err(failure(errno).into()),
+    }
     kernel
         .map_window(source, len)
         .map_err(|errno| failure(errno).in_call("mmap"))

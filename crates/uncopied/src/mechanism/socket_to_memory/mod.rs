@@ -14,14 +14,12 @@ use super::{Outcome, Side, Status};
 use crate::arena::{ChunkPart, FreeWindows};
 use crate::error::Error;
 use crate::policy::{Mechanism, ReceivePlanInput, Support, zero_copy_receive_enabled};
-use crate::report::Report;
 use crate::sys::Kernel;
 use chunk::ChunkBuffer;
 use map_receive::MapStep;
 use mapped_share::MappedShare;
 
-/// What is known about a socket that is received from, and the bytes that were received but not yet
-/// returned to the caller.
+/// What is known about a socket that is received from, and the chunk that is being received.
 #[derive(Debug)]
 pub(crate) struct MemorySource {
     is_tcp: bool,
@@ -29,25 +27,21 @@ pub(crate) struct MemorySource {
     /// [`check_stream_socket`](crate::endpoint::check_stream_socket) failed.
     pub(crate) not_a_stream: Option<Errno>,
     pub(crate) support: Support,
-    /// The report of all that was received from this socket. Each step adds to it.
-    pub(crate) report: Report,
     /// How many windows the program may hold.
     max_windows: usize,
     /// The number of bytes that must have arrived before a chunk is begun (`SO_RCVLOWAT`).
     low_water_mark: usize,
     windows: Arc<FreeWindows>,
+    /// Whether the last attempt to map found no window, because the program held all of them.
+    lacks_window: bool,
     chunk: ChunkBuffer,
     share: MappedShare,
     /// The number of bytes in the socket's queue after the last step, if it is known.
     queued: Option<usize>,
     /// The length of the last chunk.
     last_len: usize,
-    /// An error of the socket that has not been reported.
+    /// An error of the socket that is to be reported after the last byte.
     pending: Option<Errno>,
-    /// The `SO_COOKIE` of the socket that the windows belong to, as far as it was needed.
-    cookie: Option<u64>,
-    /// Whether the socket may have been replaced by another one since the last step.
-    pub(crate) expects_another_socket: bool,
 }
 
 impl MemorySource {
@@ -63,24 +57,22 @@ impl MemorySource {
             is_tcp,
             not_a_stream: None,
             support: Support::of_process(),
-            report: Report::default(),
             max_windows,
             low_water_mark,
             windows: Arc::default(),
+            lacks_window: false,
             chunk: ChunkBuffer::new(chunk_bytes),
             share: MappedShare::default(),
             queued: None,
             last_len: low_water_mark,
             pending: None,
-            cookie: None,
-            expects_another_socket: false,
         }
     }
 
-    /// Keeps the errno of an error, to be reported by the next step.
+    /// Keeps the errno of an error, to be reported after the last byte.
     pub(crate) fn report_later(&mut self, error: &Error) {
         let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-        self.pending = errno.or(self.pending);
+        self.pending = self.pending.or(errno);
     }
 
     /// Returns the properties of the next chunk that its plan depends on.
@@ -97,19 +89,23 @@ impl MemorySource {
         self.is_tcp
     }
 
+    pub(crate) fn lacks_window(&self) -> bool {
+        self.lacks_window
+    }
+
     /// Whether enough was received with `map_receive` to know which part of it the kernel maps.
     pub(crate) fn has_measured(&self) -> bool {
         self.share.has_measured()
     }
 
-    /// Whether a step of `map_receive`, which never waits, should be made only once the socket is
-    /// readable: it would find nothing, or too few bytes.
+    /// Whether the next step should be made only once the socket is readable: it would find
+    /// nothing, or too few bytes.
     pub(crate) fn must_wait(&self) -> bool {
         let too_few = match self.queued {
             Some(queued) => queued < self.low_water_mark.max(1),
             None => self.low_water_mark > 1,
         };
-        too_few && !self.has_bytes() && self.pending.is_none()
+        too_few && self.pending.is_none()
     }
 
     /// Whether bytes of the next chunk have been received.
@@ -122,7 +118,6 @@ impl MemorySource {
     pub(crate) fn can_add(&self, mechanism: Mechanism) -> bool {
         let page = rustix::param::page_size();
         mechanism == Mechanism::MapReceive
-            && self.pending.is_none()
             && self.queued.is_some_and(|queued| queued >= page)
             && self.chunk.has_room()
     }
@@ -134,42 +129,53 @@ impl MemorySource {
         parts
     }
 
-    /// Tries once to receive with `mechanism`. The outcome counts the bytes that the mechanism has
-    /// received. Those that had to be copied although it is another mechanism than `copy` are
-    /// counted in the report, and returned. With `may_wait`, a step of `copy` may wait if the
-    /// socket is blocking, and the caller has waited before a step of `map_receive` if it
-    /// [must](Self::must_wait).
+    /// Tries once to receive with `mechanism`, without waiting. The outcome counts the bytes that
+    /// the mechanism has received. Those that had to be copied although it is another mechanism
+    /// than `copy` are returned.
+    ///
+    /// If too few bytes have arrived (`SO_RCVLOWAT`), the step is blocked, unless `has_waited` says
+    /// that the caller has waited for them.
     pub(crate) fn step(
         &mut self,
         kernel: &impl Kernel,
         mechanism: Mechanism,
         source: BorrowedFd<'_>,
-        may_wait: bool,
+        has_waited: bool,
     ) -> (Outcome, u64) {
-        if let Some(errno) = self.pending.take() {
-            return (Status::Failed(Side::Source, errno).into(), 0);
-        }
-        // A call that does not wait also ignores the option.
-        let is_early = !may_wait && self.low_water_mark > 1 && self.must_wait();
-        if is_early && !kernel.is_readable(source) {
+        let is_early = !has_waited && !self.has_bytes() && self.low_water_mark > 1;
+        if is_early && self.must_wait() && !kernel.is_readable(source) {
             return (Status::Blocked(Side::Source).in_call("poll"), 0);
         }
         if self.chunk.allocate().is_err() {
             let outcome = Status::Failed(Side::Source, Errno::NOMEM).in_call("mmap");
             return (outcome, 0);
         }
-        match mechanism {
+        let (outcome, copied) = match mechanism {
             Mechanism::MapReceive => self.map_step(kernel, source),
-            Mechanism::Copy => {
-                let outcome = copy::step(kernel, source, self.chunk.spare(), may_wait);
-                self.chunk.add_copied(outcome.moved as usize);
-                self.share.record_copied(outcome.moved);
-                self.queued = None;
-                (outcome, 0)
-            }
+            Mechanism::Copy => (self.copy_step(kernel, source), 0),
             // A mechanism that does not receive.
             _ => (Status::Unsupported(Errno::INVAL).into(), 0),
+        };
+        let is_last = matches!(outcome.status, Status::Ended | Status::Blocked(_));
+        if is_last
+            && !self.has_bytes()
+            && let Some(errno) = self.pending.take()
+        {
+            let status = Status::Failed(Side::Source, errno);
+            return (Outcome { status, ..outcome }, copied);
         }
+        (outcome, copied)
+    }
+
+    fn copy_step(&mut self, kernel: &impl Kernel, source: BorrowedFd<'_>) -> Outcome {
+        let spare = self.chunk.spare();
+        let room = spare.len();
+        let outcome = copy::step(kernel, source, spare);
+        let moved = outcome.moved as usize;
+        self.chunk.add_copied(moved);
+        self.share.record_copied(outcome.moved);
+        self.queued = (moved < room).then_some(0);
+        outcome
     }
 
     fn map_step(&mut self, kernel: &impl Kernel, source: BorrowedFd<'_>) -> (Outcome, u64) {
@@ -183,7 +189,7 @@ impl MemorySource {
             pending,
         } = map_receive::step(kernel, source, &mut self.chunk);
         self.queued = Some(queued);
-        self.pending = pending;
+        self.pending = self.pending.or(pending);
         let copied = copied as u64;
         self.share.record(outcome.moved, copied);
         (outcome, copied)
@@ -195,42 +201,19 @@ impl MemorySource {
         kernel: &impl Kernel,
         source: BorrowedFd<'_>,
     ) -> Result<(), Outcome> {
-        self.check_socket(kernel, source)?;
+        self.lacks_window = false;
         if self.chunk.has_window() {
             return Ok(());
         }
         let window = match self.windows.take() {
             Some(window) => window,
             None if self.windows.leased() >= self.max_windows => {
+                self.lacks_window = true;
                 return Err(Status::CopyOnce(Errno::NOBUFS).into());
             }
             None => map_receive::create_window(kernel, source, self.chunk.capacity())?,
         };
         self.chunk.set_window(window);
-        Ok(())
-    }
-
-    /// Forgets the windows if they belong to another socket. They would keep it open.
-    fn check_socket(
-        &mut self,
-        kernel: &impl Kernel,
-        source: BorrowedFd<'_>,
-    ) -> Result<(), Outcome> {
-        if self.cookie.is_some() && !self.expects_another_socket {
-            return Ok(());
-        }
-        let cookie = match kernel.socket_cookie(source) {
-            Ok(cookie) => cookie,
-            Err(errno) => return Err(Status::CopyOnce(errno).in_call("getsockopt")),
-        };
-        if self.cookie.is_some_and(|known| known != cookie) {
-            self.windows.clear();
-            self.chunk.drop_empty_window();
-            self.queued = None;
-        }
-        map_receive::check(kernel, source)?;
-        self.cookie = Some(cookie);
-        self.expects_another_socket = false;
         Ok(())
     }
 }
