@@ -10,8 +10,8 @@ use crate::error::{Context, Error};
 use crate::machine;
 use crate::participant::{Contender, Exclusion};
 use crate::process;
-use crate::rounds::{Measure, Measurement, Rounds};
-use crate::table::{dash, markdown, size_text, strings, two_digits};
+use crate::rounds::{Case, Measure, Measurement, Rounds};
+use crate::table::{dash, markdown, strings, two_digits};
 
 /// Returns the directory to write the report into: `out` if it is given, otherwise
 /// `benchmarks/DATE-NAME` in the workspace, where `name` returns NAME. Returns `None` if `out` is
@@ -133,46 +133,46 @@ pub(crate) fn command_text(command: &[OsString]) -> String {
     words.join(" ").replace(&*own.to_string_lossy(), "compare")
 }
 
-/// Builds one table of medians for each size. A table has a row for each contender, a column for
-/// each measure, and a column of remarks. `remark` returns the remark for a size and for the
+/// Builds one table of medians for each case. A table has a row for each contender, a column for
+/// each measure, and a column of remarks. `remark` returns the remark for a case and for the
 /// contender at an index of `contenders`.
-pub(crate) fn medians<M: Measure>(
-    results: &Rounds<M::Sample>,
+pub(crate) fn medians<M: Measure, C: Case>(
+    results: &Rounds<M::Sample, C>,
     columns: &[M],
-    sizes: &[u64],
+    cases: &[C],
     contenders: &[&str],
-    remark: impl Fn(u64, usize) -> String,
+    remark: impl Fn(C, usize) -> String,
 ) -> String {
     let mut header = vec![String::new()];
     header.extend(columns.iter().map(|measure| measure.name().to_owned()));
     header.push("remarks".to_owned());
-    let table = |&size: &u64| {
+    let table = |&case: &C| {
         let rows: Vec<Vec<String>> = contenders
             .iter()
             .enumerate()
             .map(|(index, &name)| {
                 let mut row = vec![name.to_owned()];
                 row.extend(columns.iter().map(|&measure| {
-                    let spread = results.spread(measure, size, name);
+                    let spread = results.spread(measure, case, name);
                     spread.map_or_else(dash, |spread| measure.cell(spread))
                 }));
-                row.push(remark(size, index));
+                row.push(remark(case, index));
                 row
             })
             .collect();
-        format!("### {}\n\n{}\n", size_text(size), markdown(&header, &rows))
+        format!("### {}\n\n{}\n", case.text(), markdown(&header, &rows))
     };
-    sizes.iter().map(table).collect()
+    cases.iter().map(table).collect()
 }
 
-/// Builds a table of ratios for one measure, with a row for each size and a column for each pair of
+/// Builds a table of ratios for one measure, with a row for each case and a column for each pair of
 /// contenders. In a pair, the figure of the first contender is divided by that of the second.
 /// `better` is `more` or `less`: the direction in which the measure gets better.
-pub(crate) fn ratios<M: Measure>(
-    results: &Rounds<M::Sample>,
+pub(crate) fn ratios<M: Measure, C: Case>(
+    results: &Rounds<M::Sample, C>,
     measure: M,
     better: &str,
-    sizes: &[u64],
+    cases: &[C],
     pairs: &[(&str, &str)],
 ) -> String {
     let mut header = vec![format!("{} ({better} is better)", measure.name())];
@@ -181,12 +181,12 @@ pub(crate) fn ratios<M: Measure>(
             .iter()
             .map(|(above, below)| format!("{above} ÷ {below}")),
     );
-    let rows: Vec<Vec<String>> = sizes
+    let rows: Vec<Vec<String>> = cases
         .iter()
-        .map(|&size| {
-            let mut row = vec![size_text(size)];
+        .map(|&case| {
+            let mut row = vec![case.text()];
             row.extend(pairs.iter().map(|(above, below)| {
-                let ratio = results.ratio(measure, size, above, below);
+                let ratio = results.ratio(measure, case, above, below);
                 ratio.map_or_else(dash, |ratio| ratio.text(two_digits))
             }));
             row
@@ -199,30 +199,31 @@ pub(crate) fn ratios<M: Measure>(
 pub(crate) struct RawData(String);
 
 impl RawData {
-    /// Returns raw data that has only the header line.
-    pub(crate) fn new() -> Self {
-        Self("round,contender,size_bytes,measure,value\n".to_owned())
+    /// Returns raw data that has only the header line, for cases of type `C`.
+    pub(crate) fn new<C: Case>() -> Self {
+        Self(format!("round,contender,{},measure,value\n", C::COLUMN))
     }
 
-    /// Adds values that were measured for one contender at one size in one round.
+    /// Adds values that were measured for one contender in one case in one round.
     pub(crate) fn push(
         &mut self,
         round: usize,
         contender: &str,
-        size: u64,
+        case: impl Case,
         values: impl IntoIterator<Item = (&'static str, f64)>,
     ) {
+        let case = case.key();
         for (key, value) in values {
             // Ignore the result, because writing to a `String` never fails.
-            let _ = writeln!(self.0, "{round},{contender},{size},{key},{value}");
+            let _ = writeln!(self.0, "{round},{contender},{case},{key},{value}");
         }
     }
 
     /// Adds one measurement: first the values in `measured`, then the figures in `derived`, which
     /// are computed from the measurement's sample.
-    pub(crate) fn push_measurement<M: Measure>(
+    pub(crate) fn push_measurement<M: Measure, C: Case>(
         &mut self,
-        row: &Measurement<M::Sample>,
+        row: &Measurement<M::Sample, C>,
         measured: impl IntoIterator<Item = (&'static str, f64)>,
         derived: &[M],
     ) {
@@ -230,7 +231,7 @@ impl RawData {
             .iter()
             .map(|measure| (measure.key(), measure.value(&row.sample)));
         let values = measured.into_iter().chain(derived);
-        self.push(row.round, row.contender, row.size, values);
+        self.push(row.round, row.contender, row.case, values);
     }
 
     /// Returns the content of the file raw.csv.
@@ -264,8 +265,8 @@ mod tests {
 
     #[test]
     fn raw_data_has_one_value_per_line() {
-        let mut raw = RawData::new();
-        raw.push(2, "a", 4096, [("seconds", 0.5), ("bytes", 7.0)]);
+        let mut raw = RawData::new::<u64>();
+        raw.push(2, "a", 4096_u64, [("seconds", 0.5), ("bytes", 7.0)]);
         let text = raw.text();
         let lines: Vec<&str> = text.lines().skip(1).collect();
         assert_eq!(lines, ["2,a,4096,seconds,0.5", "2,a,4096,bytes,7"]);

@@ -52,10 +52,10 @@ impl Exclusion {
     }
 
     /// Prints why a contender failed while being measured, and returns the matching `Exclusion`.
-    /// `at` is the size at which the contender failed.
-    pub(crate) fn failed(name: &str, at: &str, error: &Error) -> Self {
-        eprintln!("compare: {name} failed at {at}, continuing without it: {error}");
-        Self::Failed(format!("at {at}: {error}"))
+    /// `case` is the case in which the contender failed, as in `at 1 KiB`.
+    pub(crate) fn failed(name: &str, case: &str, error: &Error) -> Self {
+        eprintln!("compare: {name} failed {case}, continuing without it: {error}");
+        Self::Failed(format!("{case}: {error}"))
     }
 
     /// Whether the contender may have been measured before it was excluded.

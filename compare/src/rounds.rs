@@ -1,14 +1,44 @@
 //! The measurements of all rounds, and the figures computed from them. In each round, every
-//! contender is measured once at every size.
+//! contender is measured once in every case: at every size, or in every scenario.
 
-use crate::table::Spread;
+use crate::table::{Spread, size_text};
+
+/// What all contenders of a comparison are measured at. In most comparisons, this is the size of
+/// the file or of the buffer that is sent, in bytes.
+pub(crate) trait Case: Copy + PartialEq {
+    /// The heading of the case's column in the raw data.
+    const COLUMN: &'static str;
+
+    /// The name of the case in the tables.
+    fn text(self) -> String;
+
+    /// The name of the case in a sentence, with a preposition.
+    fn phrase(self) -> String {
+        format!("at {}", self.text())
+    }
+
+    /// The name of the case in the raw data.
+    fn key(self) -> String;
+}
+
+impl Case for u64 {
+    const COLUMN: &'static str = "size_bytes";
+
+    fn text(self) -> String {
+        size_text(self)
+    }
+
+    fn key(self) -> String {
+        self.to_string()
+    }
+}
 
 /// One measurement of one contender.
-pub(crate) struct Measurement<S> {
+pub(crate) struct Measurement<S, C = u64> {
     /// The round, counted from 1.
     pub(crate) round: usize,
-    /// The size of the file or of the buffer that was sent, in bytes.
-    pub(crate) size: u64,
+    /// The case that was measured.
+    pub(crate) case: C,
     /// The contender's name.
     pub(crate) contender: &'static str,
     /// The measured values.
@@ -36,17 +66,17 @@ pub(crate) trait Measure: Copy {
 }
 
 /// All measurements of one kind.
-pub(crate) struct Rounds<S>(Vec<Measurement<S>>);
+pub(crate) struct Rounds<S, C = u64>(Vec<Measurement<S, C>>);
 
-impl<S> Default for Rounds<S> {
+impl<S, C> Default for Rounds<S, C> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<S> Rounds<S> {
+impl<S, C: Case> Rounds<S, C> {
     /// Adds a measurement.
-    pub(crate) fn push(&mut self, measurement: Measurement<S>) {
+    pub(crate) fn push(&mut self, measurement: Measurement<S, C>) {
         self.0.push(measurement);
     }
 
@@ -56,15 +86,15 @@ impl<S> Rounds<S> {
     }
 
     /// All measurements in the order in which they were made.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Measurement<S>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Measurement<S, C>> {
         self.0.iter()
     }
 
-    /// Returns the samples of one contender at one size, each with its round.
-    pub(crate) fn samples(&self, size: u64, contender: &str) -> impl Iterator<Item = (usize, &S)> {
+    /// Returns the samples of one contender in one case, each with its round.
+    pub(crate) fn samples(&self, case: C, contender: &str) -> impl Iterator<Item = (usize, &S)> {
         self.0
             .iter()
-            .filter(move |row| row.size == size && row.contender == contender)
+            .filter(move |row| row.case == case && row.contender == contender)
             .map(|row| (row.round, &row.sample))
     }
 
@@ -73,10 +103,10 @@ impl<S> Rounds<S> {
     pub(crate) fn spread<M: Measure<Sample = S>>(
         &self,
         measure: M,
-        size: u64,
+        case: C,
         contender: &str,
     ) -> Option<Spread> {
-        let samples = self.samples(size, contender);
+        let samples = self.samples(case, contender);
         Spread::of(
             samples
                 .map(|(_, sample)| measure.value(sample))
@@ -88,10 +118,10 @@ impl<S> Rounds<S> {
     pub(crate) fn median<M: Measure<Sample = S>>(
         &self,
         measure: M,
-        size: u64,
+        case: C,
         contender: &str,
     ) -> f64 {
-        self.spread(measure, size, contender)
+        self.spread(measure, case, contender)
             .map_or(0.0, |spread| spread.median)
     }
 
@@ -101,13 +131,13 @@ impl<S> Rounds<S> {
     pub(crate) fn ratio<M: Measure<Sample = S>>(
         &self,
         measure: M,
-        size: u64,
+        case: C,
         above: &str,
         below: &str,
     ) -> Option<Spread> {
-        let pairs = self.samples(size, above).filter_map(|(round, sample)| {
+        let pairs = self.samples(case, above).filter_map(|(round, sample)| {
             let other = self
-                .samples(size, below)
+                .samples(case, below)
                 .find(|&(other_round, _)| other_round == round)?
                 .1;
             let pair = (measure.value(sample), measure.value(other));
@@ -193,7 +223,7 @@ mod tests {
     fn rounds(rows: &[(usize, &'static str, f64)]) -> Rounds<f64> {
         let row = |&(round, contender, sample)| Measurement {
             round,
-            size: 7,
+            case: 7,
             contender,
             sample,
         };

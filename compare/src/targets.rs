@@ -1,7 +1,7 @@
 //! The performance targets of this project. A target is a bound on a measured value, and the report
 //! says whether the run meets it.
 
-use crate::rounds::{Measure, Rounds};
+use crate::rounds::{Case, Measure, Rounds};
 use crate::table::{self, Spread};
 
 /// 1 KiB in bytes.
@@ -20,12 +20,12 @@ pub(crate) enum Bound {
     Below(f64),
 }
 
-/// A target for the ratio between two contenders' figures at one size.
-pub(crate) struct RatioTarget<M> {
+/// A target for the ratio between two contenders' figures in one case.
+pub(crate) struct RatioTarget<M, C = u64> {
     /// The kind of figure.
     pub(crate) measure: M,
-    /// The size in bytes.
-    pub(crate) size: u64,
+    /// The case, such as a size in bytes.
+    pub(crate) case: C,
     /// The contender whose figure is the numerator.
     pub(crate) above: &'static str,
     /// The contender whose figure is the denominator.
@@ -64,17 +64,17 @@ impl Bound {
     }
 }
 
-impl<M: Measure> RatioTarget<M> {
+impl<M: Measure, C: Case> RatioTarget<M, C> {
     /// Builds the row of this target.
-    pub(crate) fn row(&self, results: &Rounds<M::Sample>) -> Vec<String> {
+    pub(crate) fn row(&self, results: &Rounds<M::Sample, C>) -> Vec<String> {
         let target = format!(
-            "{} at {}, {} ÷ {}",
+            "{} {}, {} ÷ {}",
             self.measure.name(),
-            table::size_text(self.size),
+            self.case.phrase(),
             self.above,
             self.below
         );
-        let measured = results.ratio(self.measure, self.size, self.above, self.below);
+        let measured = results.ratio(self.measure, self.case, self.above, self.below);
         self.bound.row(target, measured)
     }
 }
@@ -134,7 +134,7 @@ mod tests {
     fn a_row_says_which_contender_is_divided_by_which() {
         let target = RatioTarget {
             measure: Cpu,
-            size: 64 << 10,
+            case: 64 << 10,
             above: "a",
             below: "b",
             bound: Bound::AtMost(1.0),

@@ -108,7 +108,7 @@ impl CopyReport<'_> {
 
 /// Builds the raw data.
 pub(super) fn raw_data(results: &CopyResults) -> String {
-    let mut raw = RawData::new();
+    let mut raw = RawData::new::<u64>();
     for row in results.iter() {
         let usage = &row.sample;
         let measured = [

@@ -155,7 +155,7 @@ mod tests {
             for (round, busy) in busy.iter().enumerate() {
                 results.push(Measurement {
                     round,
-                    size: 7,
+                    case: 7,
                     contender: "a",
                     sample: usage(*busy),
                 });

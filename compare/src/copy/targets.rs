@@ -9,7 +9,7 @@ pub(super) const SIZES: [u64; 1] = [256 * MIB];
 const fn cpu(above: &'static str, below: &'static str, bound: Bound) -> RatioTarget<CopyMeasure> {
     RatioTarget {
         measure: CopyMeasure::SenderCpu,
-        size: SIZES[0],
+        case: SIZES[0],
         above,
         below,
         bound,

@@ -2,8 +2,7 @@
 
 use crate::error::Error;
 use crate::participant::{self, Contender, Exclusion};
-use crate::rounds::{Measurement, Rounds};
-use crate::table::size_text;
+use crate::rounds::{Case, Measurement, Rounds};
 
 /// A contender in this run.
 pub(crate) struct Participant<C: 'static> {
@@ -38,40 +37,40 @@ pub(crate) fn prepare<C: Contender>(
         .collect()
 }
 
-/// Measures the contenders in rounds. In each round, takes one size after the other, and measures
-/// every contender once at that size before going on to the next size.
+/// Measures the contenders in rounds. In each round, takes one case after the other, and measures
+/// every contender once in that case before going on to the next case.
 ///
-/// `measure` returns `None` if the contender does not support the size. `describe` formats a sample
+/// `measure` returns `None` if the contender does not support the case. `describe` formats a sample
 /// for the progress that is printed on standard error.
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`] if no contender could be measured at any size, and [`Error::Interrupted`]
+/// [`Error::Unavailable`] if no contender could be measured in any case, and [`Error::Interrupted`]
 /// after Ctrl-C or SIGTERM.
-pub(crate) fn measure_all<C: Contender, S>(
+pub(crate) fn measure_all<C: Contender, S, K: Case>(
     participants: &mut [Participant<C>],
     rounds: u32,
-    sizes: &[u64],
-    mut measure: impl FnMut(&C, u64) -> Result<Option<S>, Error>,
+    cases: &[K],
+    mut measure: impl FnMut(&C, K) -> Result<Option<S>, Error>,
     describe: impl Fn(&S) -> String,
-) -> Result<Rounds<S>, Error> {
+) -> Result<Rounds<S, K>, Error> {
     let mut results = Rounds::default();
     for round in 1..=rounds as usize {
-        for &size in sizes {
+        for &case in cases {
             for participant in participants.iter_mut() {
-                let sample = participant.attempt(size, |contender| measure(contender, size))?;
+                let sample = participant.attempt(case, |contender| measure(contender, case))?;
                 let Some(sample) = sample.flatten() else {
                     continue;
                 };
                 let contender = participant.contender.name();
                 eprintln!(
                     "round {round}/{rounds}  {:>7}  {contender:<14} {}",
-                    size_text(size),
+                    case.text(),
                     describe(&sample)
                 );
                 results.push(Measurement {
                     round,
-                    size,
+                    case,
                     contender,
                     sample,
                 });
@@ -100,7 +99,7 @@ impl<C: Contender> Participant<C> {
     /// continues with the others. Only [`Error::Interrupted`] is returned as an error.
     pub(crate) fn attempt<T>(
         &mut self,
-        size: u64,
+        case: impl Case,
         work: impl FnOnce(&C) -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
         if self.exclusion.is_some() {
@@ -110,8 +109,8 @@ impl<C: Contender> Participant<C> {
             Ok(value) => Ok(Some(value)),
             Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
-                let at = size_text(size);
-                self.exclusion = Some(Exclusion::failed(self.contender.name(), &at, &error));
+                let name = self.contender.name();
+                self.exclusion = Some(Exclusion::failed(name, &case.phrase(), &error));
                 Ok(None)
             }
         }

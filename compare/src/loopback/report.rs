@@ -6,7 +6,7 @@ use super::participants::Participant;
 use crate::error::Error;
 use crate::page;
 use crate::participant::Contender;
-use crate::rounds::{Measure, Rounds};
+use crate::rounds::{Case, Measure, Rounds};
 
 /// Builds the section that lists the contenders, with their versions and commands.
 pub(crate) fn contenders<C: Contender>(
@@ -28,25 +28,25 @@ pub(crate) fn contenders<C: Contender>(
     section
 }
 
-/// Builds the section with the tables of medians. `remark` returns the remark for a size and a
+/// Builds the section with the tables of medians. `remark` returns the remark for a case and a
 /// contender. It is not called for a contender that could not be started, whose remark is always
 /// that it was left out.
-pub(crate) fn medians<C: Contender, M: Measure>(
+pub(crate) fn medians<C: Contender, M: Measure, K: Case>(
     participants: &[Participant<C>],
-    results: &Rounds<M::Sample>,
+    results: &Rounds<M::Sample, K>,
     columns: &[M],
-    sizes: &[u64],
-    remark: impl Fn(u64, &C) -> String,
+    cases: &[K],
+    remark: impl Fn(K, &C) -> String,
 ) -> String {
     let names: Vec<&str> = participants
         .iter()
         .map(|participant| participant.contender.name())
         .collect();
-    let remark = |size, index: usize| match &participants[index].exclusion {
+    let remark = |case, index: usize| match &participants[index].exclusion {
         Some(exclusion) if !exclusion.may_have_results() => "left out: see above".to_owned(),
-        Some(_) | None => remark(size, participants[index].contender),
+        Some(_) | None => remark(case, participants[index].contender),
     };
-    let tables = page::medians(results, columns, sizes, &names, remark);
+    let tables = page::medians(results, columns, cases, &names, remark);
     format!("## Measured\n\n{tables}")
 }
 
@@ -56,11 +56,11 @@ pub(crate) fn medians<C: Contender, M: Measure>(
 /// contenders to the peer.
 ///
 /// Each measure is paired with `more` or `less`: the direction in which the measure gets better.
-pub(crate) fn ratios<C: Contender, M: Measure>(
+pub(crate) fn ratios<C: Contender, M: Measure, K: Case>(
     participants: &[Participant<C>],
-    results: &Rounds<M::Sample>,
+    results: &Rounds<M::Sample, K>,
     measures: &[(M, &str)],
-    sizes: &[u64],
+    cases: &[K],
 ) -> String {
     let names_of = |is_ours| {
         participants
@@ -78,7 +78,7 @@ pub(crate) fn ratios<C: Contender, M: Measure>(
                 .map(|name| (name, peer))
                 .collect();
             if !pairs.is_empty() {
-                section += &page::ratios(results, measure, better, sizes, &pairs);
+                section += &page::ratios(results, measure, better, cases, &pairs);
             }
         }
     }

@@ -162,7 +162,7 @@ impl MemoryReport<'_> {
 
 /// Builds the raw data.
 pub(super) fn raw_data(results: &MemoryResults) -> String {
-    let mut raw = RawData::new();
+    let mut raw = RawData::new::<u64>();
     for row in results.iter() {
         let usage = &row.sample.usage;
         let sent = &row.sample.sent;

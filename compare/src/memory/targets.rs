@@ -12,7 +12,7 @@ const fn less_cpu(
 ) -> RatioTarget<MemoryMeasure> {
     RatioTarget {
         measure: MemoryMeasure::SenderCpu,
-        size,
+        case: size,
         above,
         below,
         bound: Bound::Below(1.0),
@@ -72,7 +72,7 @@ mod tests {
         for target in TARGETS.iter().chain(FAN_OUT_TARGETS) {
             assert!(contenders::by_name(target.above).is_ok());
             assert!(contenders::by_name(target.below).is_ok());
-            assert!(SIZES.contains(&target.size));
+            assert!(SIZES.contains(&target.case));
         }
     }
 }

@@ -141,7 +141,7 @@ fn measure_load(
                 );
                 results.loads.push(Measurement {
                     round,
-                    size,
+                    case: size,
                     contender,
                     sample,
                 });

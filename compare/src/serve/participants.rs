@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::interrupt;
 use crate::participant::{self, Exclusion};
 use crate::process::{self, Server};
-use crate::table::size_text;
+use crate::rounds::Case;
 
 /// A contender in this run.
 pub(super) struct ServerParticipant {
@@ -125,8 +125,8 @@ impl ServerParticipant {
                 // If the server has exited, report its last message. It says more about the cause
                 // than `error`, which may only say that the connection broke.
                 let error = server.check_alive().err().unwrap_or(error);
-                let at = size_text(size);
-                self.exclusion = Some(Exclusion::failed(self.contender.name, &at, &error));
+                let name = self.contender.name;
+                self.exclusion = Some(Exclusion::failed(name, &size.phrase(), &error));
                 self.server = None;
                 Ok(None)
             }

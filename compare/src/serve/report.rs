@@ -227,7 +227,7 @@ impl ServeReport<'_> {
 
 /// Builds the raw data.
 pub(super) fn raw_data(results: &ServeResults) -> String {
-    let mut raw = RawData::new();
+    let mut raw = RawData::new::<u64>();
     for row in results.loads.iter() {
         let sample = &row.sample;
         let measured = [

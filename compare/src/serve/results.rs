@@ -142,7 +142,7 @@ mod tests {
     ) -> Measurement<LoadSample> {
         Measurement {
             round,
-            size: 1_000_000,
+            case: 1_000_000,
             contender,
             sample: LoadSample {
                 seconds: 2.0,

@@ -6,7 +6,7 @@ use crate::targets::{self, Bound, KIB, MIB, RatioTarget};
 const fn requests(size: u64, at_least: f64) -> RatioTarget<LoadMeasure> {
     RatioTarget {
         measure: LoadMeasure::Requests,
-        size,
+        case: size,
         above: "uncopied",
         below: "nginx",
         bound: Bound::AtLeast(at_least),
@@ -21,7 +21,7 @@ const fn cpu(
 ) -> RatioTarget<LoadMeasure> {
     RatioTarget {
         measure: LoadMeasure::ServerCpu,
-        size,
+        case: size,
         above,
         below,
         bound,
@@ -71,7 +71,7 @@ mod tests {
         for target in TARGETS {
             assert!(contenders::by_name(target.above).is_ok());
             assert!(contenders::by_name(target.below).is_ok());
-            assert!(SIZES.contains(&target.size));
+            assert!(SIZES.contains(&target.case));
         }
     }
 }
