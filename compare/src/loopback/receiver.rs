@@ -8,15 +8,15 @@
 use std::io::{self, ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::buffer::spare_capacity;
-use rustix::event::{PollFd, PollFlags, epoll};
+use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use rustix::time::Timespec;
 
-use super::tcp;
+use super::listener::{ANY_PORT, Listener};
+use super::wait::{WAIT_LIMIT, WAIT_LIMIT_TIMESPEC, check_progress};
 use crate::error::{Context, Error};
 use crate::interrupt;
 use crate::process::PinnedChild;
@@ -24,77 +24,34 @@ use crate::process::PinnedChild;
 /// Maximum size of one receive.
 const RECEIVE_BYTES: usize = 1024 * 1024;
 
-/// A sender that makes no progress for this long is considered failed.
-pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(5);
-
-/// Maximum duration of one wait. Between waits, the receiver checks for Ctrl-C, and for a sender
-/// that has exited or makes no progress.
-const WAIT_LIMIT: Duration = Duration::from_millis(100);
-
-/// [`WAIT_LIMIT`] for system calls.
-const WAIT_LIMIT_TIMESPEC: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: WAIT_LIMIT.as_nanos() as i64,
-};
-
 /// The listener that senders connect to.
 pub(crate) struct Receiver {
-    listener: TcpListener,
-    congestion: String,
+    listener: Listener,
     buffer: Vec<u8>,
 }
 
 impl Receiver {
     /// Listens on a free port of 127.0.0.1, with the given congestion control.
     pub(crate) fn listen(congestion: &str) -> Result<Self, Error> {
-        let listener = TcpListener::bind(("127.0.0.1", 0))
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .context(|| "cannot listen on 127.0.0.1".into())?;
-        tcp::set_congestion(&listener, congestion)?;
         Ok(Self {
-            listener,
-            congestion: congestion.to_owned(),
+            listener: Listener::new(TcpListener::bind(ANY_PORT), congestion)?,
             buffer: vec![0; RECEIVE_BYTES],
         })
     }
 
     /// Returns the port on 127.0.0.1 that the receiver listens on.
     pub(crate) fn port(&self) -> Result<u16, Error> {
-        let address = self.listener.local_addr();
-        let address = address.context(|| "cannot get the listener's address".into())?;
-        Ok(address.port())
+        self.listener.port()
     }
 
     /// Waits for the next connection that `sender` opens, and accepts it. The returned stream is
     /// blocking, with [`WAIT_LIMIT`] as its read timeout.
     pub(crate) fn accept(&self, sender: &mut PinnedChild) -> Result<TcpStream, Error> {
-        let deadline = Instant::now() + STALL_LIMIT;
-        while Instant::now() < deadline {
-            interrupt::check()?;
-            sender.check_alive()?;
-            wait_readable(&mut [PollFd::new(&self.listener, PollFlags::IN)])?;
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error).context(|| "cannot accept".into()),
-            };
-            stream
-                .set_nonblocking(false)
-                .and_then(|()| stream.set_read_timeout(Some(WAIT_LIMIT)))
-                .context(|| "cannot set up a connection".into())?;
-            let got = tcp::congestion(&stream)?;
-            if got != self.congestion {
-                return Err(Error::WrongResult(format!(
-                    "the receiver's congestion control is {got}, not {}",
-                    self.congestion
-                )));
-            }
-            return Ok(stream);
-        }
-        Err(Error::Unavailable(format!(
-            "it did not connect within {} s",
-            STALL_LIMIT.as_secs()
-        )))
+        let stream = self.listener.accept(sender)?;
+        stream
+            .set_read_timeout(Some(WAIT_LIMIT))
+            .context(|| "cannot set up a connection".into())?;
+        Ok(stream)
     }
 
     /// Returns an [`Incoming`] that receives from accepted connections, of which there must be at
@@ -293,24 +250,6 @@ impl ReadableStreams {
     }
 }
 
-/// Waits until at least one of the descriptors is readable, but not longer than [`WAIT_LIMIT`].
-pub(crate) fn wait_readable(descriptors: &mut [PollFd<'_>]) -> Result<(), Error> {
-    match rustix::event::poll(descriptors, Some(&WAIT_LIMIT_TIMESPEC)) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(error).context(|| "cannot wait for bytes".into()),
-    }
-}
-
-/// Returns an error if `last_progress` is at least [`STALL_LIMIT`] ago, or if the user has
-/// interrupted the run.
-pub(crate) fn check_progress(last_progress: Instant) -> Result<(), Error> {
-    interrupt::check()?;
-    if last_progress.elapsed() < STALL_LIMIT {
-        return Ok(());
-    }
-    Err(Error::WrongResult("the sender has stopped sending".into()))
-}
-
 fn is_timeout(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -333,6 +272,7 @@ fn connection_failed(source: io::Error) -> Error {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::loopback::wait::STALL_LIMIT;
     use crate::pattern;
     use std::io::Write;
 
@@ -344,12 +284,12 @@ mod tests {
         receive: impl FnOnce(&mut Incoming<'_>) -> T,
     ) -> T {
         let mut receiver = Receiver::listen("reno").unwrap();
-        let address = receiver.listener.local_addr().unwrap();
-        receiver.listener.set_nonblocking(false).unwrap();
+        let listener = TcpListener::bind(ANY_PORT).unwrap();
+        let address = listener.local_addr().unwrap();
         let streams = (0..count).map(|_| {
             let mut sender = TcpStream::connect(address).unwrap();
             sender.write_all(bytes).unwrap();
-            receiver.listener.accept().unwrap().0
+            listener.accept().unwrap().0
         });
         let streams = streams.collect();
         receive(&mut receiver.incoming(streams).unwrap())

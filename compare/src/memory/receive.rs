@@ -15,7 +15,8 @@ use rustix::event::{PollFd, PollFlags};
 use super::iperf3::server::Control;
 use crate::error::Error;
 use crate::interrupt;
-use crate::loopback::receiver::{Incoming, Receiver, check_progress, wait_readable};
+use crate::loopback::receiver::{Incoming, Receiver};
+use crate::loopback::wait::{check_progress, wait_readable};
 use crate::measure::{Snapshot, Usage};
 use crate::process::PinnedChild;
 

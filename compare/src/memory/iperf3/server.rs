@@ -14,7 +14,7 @@ use std::net::TcpStream;
 use serde_json::json;
 
 use crate::error::{Context, Error};
-use crate::loopback::receiver::STALL_LIMIT;
+use crate::loopback::wait::STALL_LIMIT;
 
 /// Size of a cookie: 36 letters and digits, and a NUL.
 const COOKIE_BYTES: usize = 37;
