@@ -1,13 +1,13 @@
 //! Compares uncopied with its peers: other programs and libraries that do the same job. All of them
 //! do the same work on the same CPU, and the report has medians and ratios.
 //!
-//! `serve` compares file servers, `copy` compares ways to send a file from a program, and `memory`
-//! compares mechanisms that send memory. Each program or mechanism that takes part is called a
-//! contender, and runs as a child process. The hidden subcommands are for these child processes:
-//! most run a contender that is built into this program, and `pinned` is the wrapper that pins
-//! every contender to its CPU.
+//! `serve` compares file servers, `copy` compares ways to send a file from a program, `memory`
+//! compares mechanisms that send memory, and `receive` compares ways to receive. Each program or
+//! mechanism that takes part is called a contender, and runs as a child process. The hidden
+//! subcommands are for these child processes: most run a contender that is built into this program,
+//! and `pinned` is the wrapper that pins every contender to its CPU.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod copy;
 mod error;
@@ -20,6 +20,7 @@ mod page;
 mod participant;
 mod pattern;
 mod process;
+mod receive;
 mod rounds;
 mod runtime;
 mod serve;
@@ -51,12 +52,17 @@ enum Command {
     Copy(copy::options::CopyOptions),
     /// Compare mechanisms that send memory over TCP: throughput, CPU per GB, share of bytes copied.
     Memory(memory::options::MemoryOptions),
+    /// Compare ways to receive over TCP: CPU per GB, throughput, share of bytes mapped.
+    Receive(receive::options::ReceiveOptions),
     /// Send a file once, and report the CPU time: a contender of `copy`.
     #[command(hide = true)]
     CopySender(copy::sender::CopySenderFlags),
     /// Send memory until standard input ends, and report the bytes sent: a contender of `memory`.
     #[command(hide = true)]
     MemorySender(memory::sender::MemorySenderFlags),
+    /// Receive until the stream ends, and report the CPU time: a contender of `receive`.
+    #[command(hide = true)]
+    MemoryReceiver(receive::receiver::MemoryReceiverFlags),
     /// Serve files with a minimal sendfile loop: a contender of `serve`.
     #[command(hide = true)]
     PlainServer(ServerFlags),
@@ -83,8 +89,10 @@ fn main() -> ExitCode {
         Command::Serve(options) => serve::run(&options),
         Command::Copy(options) => copy::run(&options),
         Command::Memory(options) => memory::run(&options),
+        Command::Receive(options) => receive::run(&options),
         Command::CopySender(flags) => copy::sender::run(&flags),
         Command::MemorySender(flags) => memory::sender::run(&flags),
+        Command::MemoryReceiver(flags) => receive::receiver::run(&flags),
         Command::PlainServer(flags) => plain::serve(&flags),
         Command::AxumServer(flags) => axum::serve(&flags),
         Command::AxumUncopiedServer(flags) => axum_uncopied::serve(&flags),

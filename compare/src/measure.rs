@@ -114,7 +114,7 @@ fn process_cpu_seconds(pid: u32) -> Result<f64, Error> {
 /// Returns the busy seconds of all CPUs together. Time in the kernel, in interrupts and in software
 /// interrupts counts as busy. Idle time, time spent waiting for I/O and time stolen by a hypervisor
 /// do not.
-fn machine_busy_seconds() -> Result<f64, Error> {
+pub(crate) fn machine_busy_seconds() -> Result<f64, Error> {
     let path = "/proc/stat";
     let text = read(path)?;
     let ticks = parse_machine_ticks(&text).ok_or_else(|| unexpected_format(path))?;
@@ -123,7 +123,7 @@ fn machine_busy_seconds() -> Result<f64, Error> {
 
 /// Returns the CPU seconds of the calling thread. The scheduler measures this time in nanoseconds,
 /// not in clock ticks.
-fn thread_cpu_seconds() -> f64 {
+pub(crate) fn thread_cpu_seconds() -> f64 {
     clock_seconds(ClockId::ThreadCPUTime)
 }
 

@@ -137,6 +137,11 @@ pub(crate) fn percent(value: f64) -> String {
     format!("{:.0} %", value * 100.0)
 }
 
+/// Formats a fraction from 0 to 1 as a percentage with one decimal place.
+pub(crate) fn percent_with_tenths(value: f64) -> String {
+    format!("{:.1} %", value * 100.0)
+}
+
 /// Converts words to the cells of a row.
 pub(crate) fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()

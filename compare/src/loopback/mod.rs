@@ -1,5 +1,5 @@
-//! The parts that `memory` and `copy` share. In both, a sender process sends to a receiver, which
-//! is part of this process, over TCP on loopback.
+//! The parts that `memory`, `copy` and `receive` share. In all of them, the contender's process is
+//! one end of a TCP connection on loopback, and this process is the other end.
 
 pub(crate) mod listener;
 pub(crate) mod options;

@@ -1,10 +1,10 @@
-//! The options that `memory` and `copy` share.
+//! The options that `memory`, `copy` and `receive` share.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-/// The options that `memory` and `copy` share.
+/// The options that `memory`, `copy` and `receive` share.
 #[derive(Args)]
 pub(crate) struct LoopbackOptions {
     /// The machine's name in the report; its host name by default.
@@ -14,10 +14,10 @@ pub(crate) struct LoopbackOptions {
     /// default.
     #[arg(long)]
     pub(crate) dir: Option<PathBuf>,
-    /// The CPU that all senders run on.
+    /// The CPU that senders run on.
     #[arg(long, default_value_t = 0)]
     pub(crate) sender_cpu: usize,
-    /// The CPU that the receiver runs on.
+    /// The CPU that receivers run on.
     #[arg(long, default_value_t = 1)]
     pub(crate) receiver_cpu: usize,
     /// The TCP congestion control of both sides, set on the sockets.

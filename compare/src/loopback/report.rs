@@ -1,4 +1,4 @@
-//! The sections that the reports of `memory` and `copy` share.
+//! The sections that the reports of `memory`, `copy` and `receive` share.
 
 use std::ffi::OsString;
 

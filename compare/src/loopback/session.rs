@@ -1,5 +1,5 @@
-//! Sets up a run of `memory` or `copy` (its directories, the description of the machine, the
-//! receiver), and runs its sender processes.
+//! Sets up a run of `memory`, `copy` or `receive` (its directories, the description of the machine,
+//! the receiver), and runs the processes of its contenders.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -16,14 +16,14 @@ use crate::error::{Context, Error};
 use crate::process::{self, PinnedChild};
 use crate::{interrupt, machine, page};
 
-/// The time limit for a sender to exit after its connection has ended.
+/// The time limit for a contender to exit after its connection has ended.
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
 
-/// After a failure, the time that a sender has to print the reason and exit before its output is
+/// After a failure, the time that a contender has to print the reason and exit before its output is
 /// read.
 const FAILURE_MESSAGE_DELAY: Duration = Duration::from_millis(100);
 
-/// A run of `memory` or `copy`.
+/// A run of `memory`, `copy` or `receive`.
 pub(crate) struct Session {
     scratch: TempDir,
     output_directory: Option<PathBuf>,
@@ -78,6 +78,11 @@ impl Session {
         Ok(receiver)
     }
 
+    /// Pins this thread, which will send, to the sender's CPU.
+    pub(crate) fn pin_this_sender(&self) -> Result<(), Error> {
+        process::pin_to(self.sender_cpu)
+    }
+
     /// A directory for temporary files. It is removed when the session is dropped.
     pub(crate) fn scratch(&self) -> &Path {
         self.scratch.path()
@@ -106,25 +111,46 @@ impl Session {
         receive: impl FnOnce(&mut PinnedChild) -> Result<T, Error>,
         failure: impl FnOnce(&str) -> Option<Error>,
     ) -> Result<(T, String), Error> {
+        self.run_child(command, self.sender_cpu, receive, failure)
+    }
+
+    /// Starts a receiver, calls `send` with the receiver's process, and waits until the process
+    /// exits. Returns the result of `send`, and the text that the receiver printed on standard
+    /// output. If `send` fails, returns the most informative error available, as
+    /// [`run_sender`](Self::run_sender) does.
+    pub(crate) fn run_receiver<T>(
+        &self,
+        command: &[OsString],
+        send: impl FnOnce(&mut PinnedChild) -> Result<T, Error>,
+    ) -> Result<(T, String), Error> {
+        self.run_child(command, self.receiver_cpu, send, |_| None)
+    }
+
+    fn run_child<T>(
+        &self,
+        command: &[OsString],
+        cpu: usize,
+        other_side: impl FnOnce(&mut PinnedChild) -> Result<T, Error>,
+        failure: impl FnOnce(&str) -> Option<Error>,
+    ) -> Result<(T, String), Error> {
         let printed = self.scratch().join("stdout");
         let output =
             File::create(&printed).context(|| format!("cannot write {}", printed.display()))?;
         let errors = self.scratch().join("stderr");
-        let mut sender =
-            PinnedChild::start(command, self.sender_cpu, Stdio::from(output), &errors)?;
-        let received = match receive(&mut sender) {
-            Ok(received) => received,
+        let mut child = PinnedChild::start(command, cpu, Stdio::from(output), &errors)?;
+        let result = match other_side(&mut child) {
+            Ok(result) => result,
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => {
-                // Give the sender time to exit. If it exits, its last message says more about the
-                // cause than `error`, which may only say that the connection broke.
+                // Give the contender time to exit. If it exits, its last message says more about
+                // the cause than `error`, which may only say that the connection broke.
                 thread::sleep(FAILURE_MESSAGE_DELAY);
-                let error = sender.check_alive().err().unwrap_or(error);
+                let error = child.check_alive().err().unwrap_or(error);
                 return Err(failure(&read(&printed)?).unwrap_or(error));
             }
         };
-        sender.wait(EXIT_LIMIT)?;
-        Ok((received, read(&printed)?))
+        child.wait(EXIT_LIMIT)?;
+        Ok((result, read(&printed)?))
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod copy;
 mod memory;
+mod receive;
 mod serve;
 
 use std::fs;
