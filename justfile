@@ -51,6 +51,10 @@ compare-memory *ARGS:
 compare-copy *ARGS:
     cargo run --release -p compare -- copy {{ ARGS }}
 
+# Compares our receiver with plain recv and io_uring's multishot recv.
+compare-receive *ARGS:
+    cargo run --release -p compare -- receive {{ ARGS }}
+
 # The tests overwrite buffers as soon as the completions allow it, and regions at any time, while
 # the receivers check every byte.
 #
