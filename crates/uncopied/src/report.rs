@@ -39,7 +39,7 @@ impl Report {
         self.bytes[mechanism as usize] += bytes;
     }
 
-    /// Counts bytes that the kernel copied although they were sent with a zero-copy mechanism.
+    /// Counts bytes that the kernel copied although they were moved by a zero-copy mechanism.
     pub(crate) fn count_kernel_copied(&mut self, bytes: u64) {
         self.kernel_copied += bytes;
     }
@@ -100,9 +100,9 @@ impl Report {
         self.bytes.iter().sum()
     }
 
-    /// Returns how many bytes the kernel has reported as copied although they were sent with a
-    /// zero-copy mechanism. The kernel copies if the peer is on the same machine, or if the network
-    /// device lacks scatter-gather. The number grows as notifications arrive.
+    /// Returns how many bytes the kernel has reported as copied although they were moved by a
+    /// zero-copy mechanism. When sending, the kernel copies if the peer is on the same machine, or
+    /// if the network device lacks scatter-gather. The number grows as notifications arrive.
     #[must_use]
     pub fn kernel_copied(&self) -> u64 {
         self.kernel_copied
@@ -160,6 +160,13 @@ impl Report {
         (bytes > 0).then(|| self.zero_copy_bytes() as f64 * 100.0 / bytes as f64)
     }
 
+    /// Whether a zero-copy mechanism has received bytes.
+    fn has_received(&self) -> bool {
+        let moves = |mechanism: Mechanism| mechanism.moves(Direction::SocketToMemory);
+        self.by_mechanism()
+            .any(|(mechanism, _)| mechanism.is_zero_copy() && moves(mechanism))
+    }
+
     /// Whether bytes were copied because zero copy is switched off: for
     /// [sending](crate::set_zero_copy_send), or for [receiving](crate::set_zero_copy_receive).
     #[must_use]
@@ -180,7 +187,15 @@ impl fmt::Display for Report {
         }
         if self.kernel_copied > 0 {
             let bytes = self.kernel_copied;
-            write!(f, " (the kernel copied {bytes} bytes of zero-copy sends)")?;
+            let direction = if self.has_received() {
+                "receives"
+            } else {
+                "sends"
+            };
+            write!(
+                f,
+                " (the kernel copied {bytes} bytes of zero-copy {direction})"
+            )?;
         }
         if self.copied_on_write > 0 {
             let bytes = self.copied_on_write;
@@ -251,6 +266,18 @@ mod tests {
              (splice fell back to copy at byte 65536: Invalid argument (os error 22))"
         );
         assert_eq!(Report::default().to_string(), "0 bytes");
+    }
+
+    #[test]
+    fn bytes_that_the_kernel_copied_are_not_received_without_copying() {
+        let mut report = Report::default();
+        report.count(Mechanism::Zcrx, 100);
+        report.count_kernel_copied(60);
+        assert_eq!((report.zero_copy_bytes(), report.copied_bytes()), (40, 60));
+        assert_eq!(
+            report.to_string(),
+            "100 bytes: zcrx 100 (the kernel copied 60 bytes of zero-copy receives)"
+        );
     }
 
     #[test]
