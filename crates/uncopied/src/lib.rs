@@ -22,6 +22,7 @@
 //! | a socket of tokio | the same names in the module `uncopied::tokio` | as above |
 //! | hyper or axum | the crate `uncopied-http` | 16 KiB |
 //! | bytes to receive that are sent on or stored | a [`Receiver`] and [`PagePayload`] | 16 KiB |
+//! | bytes to receive that are read in place | a [`zcrx::Queue`] | not measured |
 //!
 //! [permanent pages]: arena::PageBuffer::freeze_permanently
 //!
@@ -91,6 +92,9 @@
 //! A chunk can be sent on and be written to a file without copying it. Code that reads the bytes
 //! itself needs `unsafe`: see [`ReceivedPages`](arena::ReceivedPages).
 //!
+//! A [`zcrx::Queue`] receives from several sockets into memory to which the network card writes
+//! directly. Safe code reads the bytes in place. It needs a network card that supports that.
+//!
 //! # Switches
 //!
 //! `UNCOPIED_SEND=off` in the environment switches zero-copy sending off for the whole process.
@@ -159,6 +163,7 @@ pub use policy::{
     Mechanism, ParseMechanismError, Support, set_zero_copy_receive, set_zero_copy_send,
     zero_copy_receive_enabled, zero_copy_send_enabled,
 };
+pub use receive::zcrx;
 pub use receive::{Chunk, MapObstacle, PagePayload, ReceiveOptions, Receiver};
 pub use report::{Fallback, Report};
 pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocketExt, send_file};

@@ -208,7 +208,7 @@ fn queues(interface: &Interface, name: &str, list: &mut Vec<Advice>) {
 }
 
 /// Returns the name in a form in which a shell takes it for one word, whatever it contains.
-fn shell_word(name: &str) -> String {
+pub(crate) fn shell_word(name: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-@+".contains(c);
     match !name.is_empty() && name.chars().all(is_plain) {
         true => name.to_owned(),

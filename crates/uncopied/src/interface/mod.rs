@@ -44,6 +44,7 @@ use rustix::net::netdevice::{index_to_name, name_to_index};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::sys::{Ethtool, Rings, driver, index_of_address, mtu};
+pub(crate) use advice::shell_word;
 pub use advice::{Advice, Obstacle};
 pub use error::InterfaceError;
 

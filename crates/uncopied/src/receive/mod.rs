@@ -7,6 +7,7 @@ mod page_payload;
 mod receiver;
 #[cfg(feature = "tokio")]
 pub(crate) mod tokio;
+pub mod zcrx;
 
 pub use chunk::Chunk;
 pub use obstacle::MapObstacle;

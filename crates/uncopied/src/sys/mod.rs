@@ -21,6 +21,7 @@ mod socket_window;
 mod tcp;
 pub(crate) mod uring;
 mod userfault;
+pub(crate) mod zcrx;
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;

@@ -10,6 +10,7 @@ mod sends;
 #[cfg(test)]
 mod testing;
 mod thread_ring;
+pub(crate) mod zcrx;
 
 pub(crate) use ring::RING_RETIRED;
 pub(crate) use thread_ring::ThreadRing;
