@@ -121,3 +121,9 @@ mod interfaces;
 /// TCP connections whose payloads are whole pages, with and without TCP timestamps, and with an MTU
 /// that is just large enough or just too small.
 mod page_payloads;
+
+/// Cases for queues, which the tests of the lab share.
+mod zcrx_cases;
+
+/// Queues that receive from several sockets: why they are refused here, and how they copy instead.
+mod zcrx;
