@@ -13,6 +13,10 @@
 #[allow(dead_code)]
 mod harness;
 
+/// Cases for queues that these tests share with those of the host.
+#[path = "../it/zcrx_cases.rs"]
+mod zcrx_cases;
+
 /// Runs the two sides of a test.
 mod sides;
 
@@ -33,3 +37,6 @@ mod unread;
 
 /// Receiving by mapping pages that a network card has received.
 mod mapped;
+
+/// Receiving into an area of memory with io_uring, without a network card for it.
+mod zcrx;

@@ -36,6 +36,13 @@ pub(crate) fn two_sides_with_control(
     }
 }
 
+/// Runs a test that needs no second machine in guest 1. Guest 2 does nothing.
+pub(crate) fn in_one_guest(test: impl FnOnce()) {
+    if is_sending() {
+        test();
+    }
+}
+
 fn variable(name: &str) -> String {
     std::env::var(name).expect("this program is run by lab/test")
 }
