@@ -129,6 +129,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::in_flight::FreeReason;
 
     /// A waker that counts a notification when it is dropped. Counting takes the lock of the stored
     /// waker, so dropping this waker while the thread holds that lock is a deadlock.
@@ -142,6 +143,43 @@ mod tests {
         fn drop(&mut self) {
             drop(self.0.note(1, 0));
         }
+    }
+
+    /// If the network interface cannot gather, the kernel copies every byte and reports nothing
+    /// about that, so what it reports must be corrected.
+    #[test]
+    fn every_byte_counts_as_copied_if_the_interface_cannot_gather() {
+        let stats = NotificationStats::default();
+        let reported = SentBytes {
+            bytes: 10,
+            copied: 2,
+            copied_on_write: 3,
+            reason: FreeReason::Notification,
+        };
+        let corrected = || {
+            let sent = stats.correct(&reported);
+            (sent.bytes, sent.copied, sent.copied_on_write, sent.reason)
+        };
+        assert_eq!(corrected(), (10, 2, 3, FreeReason::Notification));
+        assert_eq!((stats.count_gifted(7), stats.copied_bytes()), (0, 0));
+
+        stats.expect_copies();
+        assert_eq!(corrected(), (10, 10, 0, FreeReason::Notification));
+        assert_eq!((stats.count_gifted(7), stats.copied_bytes()), (7, 7));
+    }
+
+    #[test]
+    fn a_task_waits_for_a_notification_that_it_has_not_seen() {
+        let stats = NotificationStats::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        for seen in 0..3 {
+            assert_eq!(stats.notifications(), seen);
+            assert!(stats.poll_notification(&mut cx, seen).is_pending());
+            assert!(stats.note(1, 0).is_some());
+            assert!(stats.poll_notification(&mut cx, seen).is_ready());
+        }
+        // Notifications that the task has missed count as well.
+        assert!(stats.poll_notification(&mut cx, 0).is_ready());
     }
 
     /// A waker may call this library when it is dropped, so a waker that has been replaced must be
