@@ -192,11 +192,13 @@ impl NotificationSource for Acknowledgements {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
 
     use super::*;
     use crate::arena::{Memory, PageBuffer};
-    use crate::in_flight::{NotificationStats, Quota, SendTracker};
+    use crate::in_flight::{Completion, NotificationStats, Quota, SendTracker};
 
     /// Returns the numbers that the kernel reports when the peer has acknowledged `bytes` bytes and
     /// many more are outstanding.
@@ -256,5 +258,60 @@ mod tests {
             ..acknowledged(4096)
         };
         assert_eq!(take_acknowledged(&mut sends, now).len(), 1);
+    }
+
+    /// Returns a connected socket and its peer. The peer has acknowledged 100 bytes.
+    fn acknowledged_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let mut socket = TcpStream::connect(address).expect("connected");
+        let (peer, _) = listener.accept().expect("accepted");
+        socket.write_all(&[1; 100]).expect("written");
+        while Linux
+            .acknowledged(socket.as_fd())
+            .expect("read")
+            .outstanding
+            > 0
+        {
+            thread::sleep(POLL_INTERVAL);
+        }
+        (socket, peer)
+    }
+
+    /// Returns memory, a lease on it, and a part of a send with the completion of this send.
+    fn sent() -> (Memory, Lease, SendPart, Completion) {
+        let memory = Memory::Pages(PageBuffer::zeroed(1).expect("allocated").freeze());
+        let lease = Lease::take(memory.clone(), &Quota::new(u64::MAX)).expect("within the limit");
+        let tracker = SendTracker::new();
+        let part = tracker.part(&Arc::default(), None);
+        (memory, lease, part, tracker.completion())
+    }
+
+    #[test]
+    fn a_send_is_kept_until_everything_written_so_far_is_acknowledged() {
+        let (socket, _peer) = acknowledged_pair();
+        let acknowledgements = Acknowledgements::of(socket.as_fd()).expect("duplicated");
+        let (_, lease, part, _) = sent();
+        assert!(acknowledgements.push(&Linux, lease, part).is_none());
+        let now = Linux.acknowledged(socket.as_fd()).expect("read");
+        assert_eq!(acknowledgements.lock()[0].acknowledged_at, now.bytes);
+        assert!(now.bytes >= 100);
+    }
+
+    /// Nothing will be acknowledged on a closed connection, so waiting for it would never end.
+    #[test]
+    fn memory_sent_on_a_closed_connection_is_gifted() {
+        let (socket, peer) = acknowledged_pair();
+        // The peer has unread bytes, so closing its socket resets the connection.
+        drop(peer);
+        while !Linux.acknowledged(socket.as_fd()).expect("read").is_closed {
+            thread::sleep(POLL_INTERVAL);
+        }
+        let acknowledgements = Acknowledgements::of(socket.as_fd()).expect("duplicated");
+        let (memory, lease, part, completion) = sent();
+        assert!(acknowledgements.push(&Linux, lease, part).is_some());
+        let outcome = completion.outcome().expect("complete");
+        assert_eq!((outcome.bytes, outcome.reason), (1, FreeReason::Gifted));
+        assert!(memory.is_permanent());
     }
 }
