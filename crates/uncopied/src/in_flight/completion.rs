@@ -442,6 +442,8 @@ impl fmt::Debug for SendPart {
 
 #[cfg(test)]
 mod tests {
+    use rustix::time::{ClockId, clock_gettime};
+
     use super::*;
     use crate::sys::fork::tests::in_child;
 
@@ -491,6 +493,22 @@ mod tests {
         complete(part, 1, 0);
         let outcome = waiting.join().expect("no panic").expect("no time-out");
         assert_eq!(outcome.bytes, 1);
+    }
+
+    /// Without a source of notifications, a thread waits until another one completes the send.
+    #[test]
+    fn waiting_for_a_send_costs_no_cpu_time() {
+        let cpu_time = || {
+            let now = clock_gettime(ClockId::ThreadCPUTime);
+            Duration::try_from(now).expect("not negative")
+        };
+        let tracker = SendTracker::new();
+        let limit = Duration::from_millis(300);
+        let (started, cpu_before) = (Instant::now(), cpu_time());
+        let error = tracker.completion().wait(Some(limit)).expect_err("late");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(started.elapsed() >= limit);
+        assert!(cpu_time() - cpu_before < limit / 3);
     }
 
     /// The parent holds the lock of the completion during the fork, so the child's copy of the lock
