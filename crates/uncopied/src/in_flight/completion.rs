@@ -495,6 +495,64 @@ mod tests {
         assert_eq!(outcome.bytes, 1);
     }
 
+    #[test]
+    fn bytes_copied_on_write_count_as_copied() {
+        let tracker = SendTracker::new();
+        let stats = Arc::default();
+        let sent = SentBytes {
+            bytes: 50,
+            copied: 10,
+            copied_on_write: 20,
+            reason: FreeReason::Notification,
+        };
+        tracker.part(&stats, None).complete(&sent, &mut Vec::new());
+        let completion = tracker.completion();
+        drop(tracker);
+        assert_eq!(completion.outcome().expect("complete").copied, 30);
+        assert_eq!(
+            (stats.copied_bytes(), stats.copied_on_write().get()),
+            (10, 20)
+        );
+    }
+
+    #[test]
+    fn a_dropped_part_no_longer_belongs_to_the_send() {
+        let tracker = SendTracker::new();
+        let mut completion = tracker.completion();
+        let part = tracker.part(&Arc::default(), None);
+        tracker.count_finished(10, 10, FreeReason::Copied);
+        drop(tracker);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut completion).poll(&mut cx).is_pending());
+        drop(part);
+        assert_eq!(completion.outcome().expect("complete").bytes, 10);
+    }
+
+    /// A thread that is not woken checks the outcome only after [`MAX_SINGLE_WAIT`]. Because other
+    /// processes may delay the thread, only the fastest of several attempts counts.
+    #[test]
+    fn a_waiting_thread_is_woken_at_once() {
+        let is_woken_at_once = || {
+            let tracker = SendTracker::new();
+            let part = tracker.part(&Arc::default(), None);
+            let completion = tracker.completion();
+            drop(tracker);
+            let state = Arc::clone(&completion.state);
+            let waiting = std::thread::spawn(move || {
+                completion.wait(None).expect("an outcome");
+                Instant::now()
+            });
+            while state.lock().blocked_threads == 0 {
+                std::thread::yield_now();
+            }
+            let completed_at = Instant::now();
+            complete(part, 1, 0);
+            let woken_at = waiting.join().expect("no panic");
+            woken_at.duration_since(completed_at) < MAX_SINGLE_WAIT / 4
+        };
+        assert!((0..20).any(|_| is_woken_at_once()));
+    }
+
     /// Without a source of notifications, a thread waits until another one completes the send.
     #[test]
     fn waiting_for_a_send_costs_no_cpu_time() {
