@@ -279,6 +279,9 @@ impl Drop for OutstandingSends {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -292,6 +295,97 @@ mod tests {
         let tracker = SendTracker::new();
         let part = tracker.part(&Arc::new(NotificationStats::default()), None);
         (SentLease { lease, part }, tracker.completion())
+    }
+
+    fn tcp_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let socket = TcpStream::connect(address).expect("connected");
+        (socket, listener.accept().expect("accepted").0)
+    }
+
+    /// Adds a send to the queue whose notification never arrives, because no system call has been
+    /// made for it.
+    fn add_unnotified(queue: &ErrorQueue) {
+        let (sent, _) = sent(&Quota::new(1 << 30));
+        assert_eq!(queue.send(sent, |_| Ok(1)), Ok(1));
+    }
+
+    /// The socket of a reset connection is always ready, whether or not it has a notification.
+    #[test]
+    fn waiting_on_a_reset_connection_lasts_while_sends_are_outstanding() {
+        let (mut socket, peer) = tcp_pair();
+        let queue = ErrorQueue::of(socket.as_fd()).expect("duplicated");
+        // Because the peer has an unread byte, closing its socket resets the connection.
+        socket.write_all(&[1]).expect("written");
+        drop(peer);
+        assert!(socket.read(&mut [0]).is_err(), "reset");
+
+        let wait = |limit| {
+            let began = Instant::now();
+            queue.wait(limit).expect("no failure");
+            began.elapsed()
+        };
+        let long = Duration::from_secs(10);
+        assert!(wait(long) < long, "nothing is outstanding");
+        add_unnotified(&queue);
+        let short = Duration::from_millis(100);
+        assert!(wait(short) >= short, "no notification has arrived");
+    }
+
+    #[test]
+    fn waiting_ends_with_the_first_notification() {
+        let (socket, _peer) = tcp_pair();
+        Linux.allow_zerocopy(socket.as_fd()).expect("allowed");
+        let queue = ErrorQueue::of(socket.as_fd()).expect("duplicated");
+        let (sent, completion) = sent(&Quota::new(1 << 30));
+        let send = |lease: &Lease| {
+            let bytes = lease.memory().mapped();
+            Linux.send_zerocopy(socket.as_fd(), bytes)
+        };
+        assert_eq!(queue.send(sent, send), Ok(1));
+        add_unnotified(&queue);
+        let limit = Duration::from_secs(10);
+        let began = Instant::now();
+        queue.wait(limit).expect("no failure");
+        assert!(began.elapsed() < limit, "the first send has a notification");
+        assert!(completion.outcome().is_some());
+        assert_eq!(queue.len(), 1);
+    }
+
+    /// An orphan has to be kept until both of its queues are empty.
+    #[test]
+    fn an_orphan_is_done_once_both_queues_are_empty() {
+        let (socket, _peer) = tcp_pair();
+        let queue = Arc::new(ErrorQueue::of(socket.as_fd()).expect("duplicated"));
+        let socket_queue = SocketQueue::of(&Linux, socket.as_fd(), true);
+        let socket_queue = Arc::new(socket_queue.expect("duplicated"));
+        let without = OrphanedErrorQueue {
+            queue: Arc::clone(&queue),
+            socket_queue: None,
+        };
+        let orphan = OrphanedErrorQueue {
+            queue: Arc::clone(&queue),
+            socket_queue: Some(Arc::clone(&socket_queue)),
+        };
+        let add_gifted = || {
+            let memory = Memory::Pages(PageBuffer::zeroed(1).expect("allocated").freeze());
+            let count = Quota::new(1 << 30).reserve(&memory);
+            socket_queue.push_all(count);
+        };
+        assert!(without.is_done() && orphan.is_done());
+        add_gifted();
+        assert!(without.is_done() && !orphan.is_done());
+        add_unnotified(&queue);
+        assert!(!without.is_done() && !orphan.is_done());
+        assert_eq!(without.ready_for(), PollFlags::empty());
+        assert_eq!(orphan.ready_for(), READY_FOR_RECOUNT);
+        // Nothing was written to the socket, so the gifted bytes have left its queue.
+        assert_eq!((orphan.reap(), orphan.reap()), (1, 0));
+        assert_eq!(orphan.ready_for(), PollFlags::empty());
+        assert!(!without.is_done() && !orphan.is_done());
+        assert_eq!(process(&mut queue.lock(), notification(0, 0, false)), 1);
+        assert!(without.is_done() && orphan.is_done());
     }
 
     fn notification(first: u32, last: u32, copied: bool) -> Notification {
