@@ -162,4 +162,28 @@ mod tests {
         drop(lease);
         pages.try_into_buffer().expect("no longer leased");
     }
+
+    /// The kernel accepts a prefix of the bytes of a send, which may end within any of its leases.
+    #[test]
+    fn leases_are_shortened_to_the_bytes_that_were_accepted() {
+        let quota = Quota::new(1 << 20);
+        let lens = |leases: &Leases| -> Vec<usize> {
+            leases.iter().map(|lease| lease.memory().len()).collect()
+        };
+        for (accepted, kept, unaccepted) in [
+            (15_000, &[5000, 5000, 5000][..], 0),
+            (10_001, &[5000, 5000, 1], 0),
+            (10_000, &[5000, 5000], 1),
+            (7000, &[5000, 2000], 1),
+            (4000, &[4000], 2),
+        ] {
+            let leases = [(); 3].map(|()| Lease::take(zeroed_memory(5000), &quota));
+            let mut leases = Leases::of(leases.into_iter().flatten()).expect("leases");
+            let rest = leases.shorten(accepted);
+            assert_eq!(lens(&leases), kept, "{accepted}");
+            assert_eq!(rest.map_or(0, |rest| lens(&rest).len()), unaccepted);
+        }
+        assert!(Leases::of([]).is_none());
+        assert_eq!(quota.in_flight_bytes(), 0);
+    }
 }
