@@ -79,3 +79,30 @@ fn lock() -> MutexGuard<'static, Vec<Weak<dyn NotificationSource>>> {
     // A panic while the lock was held cannot have left the list inconsistent.
     SOURCES.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Silent;
+
+    impl NotificationSource for Silent {
+        fn reap(&self) {}
+
+        fn wait(&self, _: Duration) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Every sender registers a source. Those of dropped senders must not fill the memory.
+    #[test]
+    fn only_sources_that_exist_stay_registered() {
+        let kept: Arc<dyn NotificationSource> = Arc::new(Silent);
+        register(Arc::downgrade(&kept));
+        for _ in 0..10_000 {
+            register(Arc::downgrade(&Arc::new(Silent)) as Weak<dyn NotificationSource>);
+        }
+        assert!(sources().iter().any(|source| Arc::ptr_eq(source, &kept)));
+        assert!(lock().len() < 1000);
+    }
+}
