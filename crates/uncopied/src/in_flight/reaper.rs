@@ -223,6 +223,7 @@ mod tests {
     use std::io::{ErrorKind, Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::arena::{Memory, PageBuffer};
@@ -261,10 +262,7 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         let mut socket = TcpStream::connect(address).expect("connected");
         let (mut peer, _) = listener.accept().expect("accepted");
-        let timed_out = || {
-            let timeout = UNRESPONSIVE_PEER_TIMEOUT + Duration::from_secs(1);
-            Instant::now().checked_sub(timeout).expect("a past time")
-        };
+        let timed_out = || past(UNRESPONSIVE_PEER_TIMEOUT + Duration::from_secs(1));
         let mut adopted = AdoptedOrphan {
             orphan: Box::new(OrphanedErrorQueue {
                 queue: queue_in_flight(&socket),
@@ -288,5 +286,130 @@ mod tests {
         assert!(adopted.has_given_up);
         let error = peer.read(&mut [0]).expect_err("reset");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+
+    /// An orphan for which a notification arrives whenever the test says so.
+    struct FakeOrphan {
+        descriptor: OwnedFd,
+        notifications: Arc<AtomicUsize>,
+        times_given_up: Arc<AtomicUsize>,
+    }
+
+    impl Orphan for FakeOrphan {
+        fn descriptor(&self) -> BorrowedFd<'_> {
+            self.descriptor.as_fd()
+        }
+
+        fn ready_for(&self) -> PollFlags {
+            PollFlags::empty()
+        }
+
+        fn reap(&self) -> usize {
+            self.notifications.swap(0, Ordering::Relaxed)
+        }
+
+        fn is_done(&self) -> bool {
+            false
+        }
+
+        fn give_up(&self) {
+            self.times_given_up.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns an orphan of `descriptor`, its number of notifications, and how often it was given
+    /// up.
+    fn adopted(descriptor: OwnedFd) -> (AdoptedOrphan, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+        let [notifications, times_given_up] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+        let orphan = FakeOrphan {
+            descriptor,
+            notifications: Arc::clone(&notifications),
+            times_given_up: Arc::clone(&times_given_up),
+        };
+        let adopted = AdoptedOrphan {
+            orphan: Box::new(orphan),
+            last_notified_at: Instant::now(),
+            has_given_up: false,
+        };
+        (adopted, notifications, times_given_up)
+    }
+
+    fn past(time: Duration) -> Instant {
+        Instant::now().checked_sub(time).expect("a past time")
+    }
+
+    fn wakeup() -> OwnedFd {
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("created")
+    }
+
+    #[test]
+    fn an_orphan_is_given_up_once_and_only_after_the_timeout() {
+        let (mut adopted, notifications, times_given_up) = adopted(wakeup());
+        let mut reap = |last_notified_at, count| {
+            adopted.last_notified_at = last_notified_at;
+            notifications.store(count, Ordering::Relaxed);
+            assert_eq!(adopted.reap(), count);
+            let is_recent = adopted.last_notified_at.elapsed() < UNRESPONSIVE_PEER_TIMEOUT;
+            (times_given_up.load(Ordering::Relaxed), is_recent)
+        };
+        let timeout = UNRESPONSIVE_PEER_TIMEOUT + Duration::from_secs(1);
+        assert_eq!(reap(Instant::now(), 0), (0, true));
+        assert_eq!(reap(past(timeout), 2), (0, true));
+        assert_eq!(reap(past(timeout), 0), (1, false));
+        assert_eq!(reap(past(timeout), 0), (1, false));
+    }
+
+    #[test]
+    fn the_delay_between_polls_grows_with_the_time_since_the_last_notification() {
+        let (mut first, ..) = adopted(wakeup());
+        let (mut second, ..) = adopted(wakeup());
+        second.last_notified_at = past(Duration::from_secs(100));
+        let mut delay = |time| {
+            first.last_notified_at = past(time);
+            backoff(std::slice::from_ref(&first))
+        };
+        let ms = Duration::from_millis;
+        assert!((ms(5)..ms(80)).contains(&delay(Duration::ZERO)));
+        assert!((ms(100)..ms(200)).contains(&delay(ms(800))));
+        assert_eq!(delay(Duration::from_secs(100)), ms(250));
+        first.last_notified_at = past(ms(800));
+        assert!((ms(100)..ms(200)).contains(&backoff(&[first, second])));
+    }
+
+    /// The reaper must pause only if an orphan is ready.
+    #[test]
+    fn waiting_ends_when_an_orphan_is_ready_or_added_or_must_be_checked() {
+        let own_wakeup = wakeup();
+        let wake = || rustix::io::write(&own_wakeup, &1_u64.to_ne_bytes()).expect("written");
+        wake();
+        assert!(!wait(&[], &own_wakeup), "an orphan was added");
+        let counter = rustix::io::read(&own_wakeup, &mut [0; 8]);
+        assert_eq!(counter, Err(Errno::AGAIN), "the counter was reset");
+
+        // The end of a pipe whose other end is closed is always ready.
+        let (ready, _) = rustix::pipe::pipe().expect("created");
+        let (ready, ..) = adopted(ready);
+        let ready = std::slice::from_ref(&ready);
+        assert!(wait(ready, &own_wakeup), "the orphan is ready");
+        wake();
+        assert!(wait(ready, &own_wakeup), "both");
+
+        let (idle, ..) = adopted(wakeup());
+        assert!(!wait(&[idle], &own_wakeup), "the next check");
+    }
+
+    #[test]
+    fn a_pause_ends_when_an_orphan_is_added() {
+        let own_wakeup = wakeup();
+        let pause = |limit| {
+            let began = Instant::now();
+            wait_for_wakeup(&own_wakeup, limit);
+            began.elapsed()
+        };
+        let short = Duration::from_millis(50);
+        assert!(pause(short) >= short);
+        rustix::io::write(&own_wakeup, &1_u64.to_ne_bytes()).expect("written");
+        let long = Duration::from_secs(10);
+        assert!(pause(long) < long);
     }
 }
