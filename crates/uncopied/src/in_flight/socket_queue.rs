@@ -261,3 +261,119 @@ impl Orphan for OrphanedSocketQueue {
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+
+    use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
+
+    use super::*;
+    use crate::arena::{Memory, PageBuffer};
+    use crate::in_flight::Quota;
+
+    const PAGE_BYTES: u64 = 4096;
+
+    fn count(quota: &Arc<Quota>) -> BytesInFlight {
+        let memory = Memory::Pages(PageBuffer::zeroed(1).expect("allocated").freeze());
+        quota.reserve(&memory).expect("within the limit")
+    }
+
+    /// Returns a socket that is full, its peer, and how many bytes were written to the socket.
+    fn full_tcp_pair() -> (TcpStream, TcpStream, u64) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let mut socket = TcpStream::connect(address).expect("connected");
+        let (peer, _) = listener.accept().expect("accepted");
+        set_socket_send_buffer_size(&socket, 64 << 10).expect("set");
+        set_socket_recv_buffer_size(&peer, 64 << 10).expect("set");
+        socket.set_nonblocking(true).expect("set");
+        let mut written = 0;
+        // A socket that is full for some time stays full.
+        let mut full_in_a_row = 0;
+        while full_in_a_row < 20 {
+            match socket.write(&[1; 10_000]) {
+                Ok(count) => {
+                    written += count as u64;
+                    full_in_a_row = 0;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                    full_in_a_row += 1;
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+        (socket, peer, written)
+    }
+
+    #[test]
+    fn a_queue_recognises_its_socket() {
+        let (socket, other) = UnixStream::pair().expect("created");
+        let clone = socket.try_clone().expect("duplicated");
+        let queue = SocketQueue::of(&Linux, socket.as_fd(), false).expect("duplicated");
+        assert!(queue.is_of(&Linux, socket.as_fd()));
+        assert!(queue.is_of(&Linux, clone.as_fd()));
+        assert!(!queue.is_of(&Linux, other.as_fd()));
+    }
+
+    #[test]
+    fn bytes_count_until_the_last_of_them_has_left_the_queue() {
+        let (socket, mut peer, written) = full_tcp_pair();
+        let queued = Linux.queued_bytes(socket.as_fd()).expect("read");
+        assert!(0 < queued && queued < written);
+        let quota = Quota::new(u64::MAX);
+        let queue = SocketQueue::of(&Linux, socket.as_fd(), true).expect("duplicated");
+        assert_eq!(queue.count_sent(written - 1), written - 1);
+        assert_eq!(queue.count_sent(1), written);
+        assert!(queue.is_empty());
+        queue.push(written - queued, count(&quota));
+        queue.push(written - queued + 1, count(&quota));
+        queue.push_all([count(&quota)]);
+        assert!(!queue.is_empty());
+        assert_eq!(quota.in_flight_bytes(), 3 * PAGE_BYTES);
+        assert_eq!(queue.recount_with(&Linux), 1);
+        assert_eq!(quota.in_flight_bytes(), 2 * PAGE_BYTES);
+        assert_eq!(queue.recount_with(&Linux), 0);
+
+        peer.read_exact(&mut vec![0; written as usize])
+            .expect("every byte");
+        while !queue.is_empty() {
+            thread::sleep(Duration::from_millis(1));
+            queue.recount();
+        }
+        assert_eq!(quota.in_flight_bytes(), 0);
+    }
+
+    #[test]
+    fn the_queue_is_read_at_intervals() {
+        let (socket, _peer) = UnixStream::pair().expect("created");
+        let quota = Quota::new(u64::MAX);
+        let queue = SocketQueue::of(&Linux, socket.as_fd(), false).expect("duplicated");
+        // The socket's queue is empty, so reading its length ends the count at once.
+        queue.push(queue.count_sent(RECOUNT_INTERVAL_BYTES - 1), count(&quota));
+        queue.recount_at_interval(&Linux);
+        assert_eq!(quota.in_flight_bytes(), PAGE_BYTES);
+        queue.count_sent(1);
+        queue.recount_at_interval(&Linux);
+        assert_eq!(quota.in_flight_bytes(), 0);
+        queue.push(queue.count_sent(RECOUNT_INTERVAL_BYTES / 2), count(&quota));
+        queue.recount_at_interval(&Linux);
+        assert_eq!(quota.in_flight_bytes(), PAGE_BYTES);
+    }
+
+    #[test]
+    fn bytes_of_a_closed_connection_no_longer_count() {
+        let (mut socket, peer, _) = full_tcp_pair();
+        let quota = Quota::new(u64::MAX);
+        let queue = SocketQueue::of(&Linux, socket.as_fd(), true).expect("duplicated");
+        queue.push(u64::MAX, count(&quota));
+        assert_eq!((queue.recount_with(&Linux), queue.is_empty()), (0, false));
+        drop(peer);
+        socket.set_nonblocking(false).expect("set");
+        assert!(socket.read(&mut [0]).is_err(), "reset");
+        assert_eq!((queue.recount_with(&Linux), queue.is_empty()), (1, true));
+    }
+}
