@@ -15,7 +15,7 @@ test *ARGS:
 lab *ARGS:
     lab/test {{ ARGS }}
 
-# Mutates the code that the soundness rests on, and runs the tests (needs cargo-mutants).
+# Mutates the code that the soundness rests on (needs cargo-mutants and cargo-nextest).
 mutants *ARGS:
     cargo mutants --package uncopied {{ ARGS }}
 
