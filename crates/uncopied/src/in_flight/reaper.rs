@@ -220,10 +220,13 @@ impl AdoptedOrphan {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::io::{ErrorKind, Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use rustix::time::{ClockId, clock_gettime};
 
     use super::*;
     use crate::arena::{Memory, PageBuffer};
@@ -288,11 +291,18 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
 
-    /// An orphan for which a notification arrives whenever the test says so.
+    /// An orphan that does what the test wants.
     struct FakeOrphan {
         descriptor: OwnedFd,
-        notifications: Arc<AtomicUsize>,
-        times_given_up: Arc<AtomicUsize>,
+        state: Arc<FakeState>,
+    }
+
+    #[derive(Default)]
+    struct FakeState {
+        /// How many notifications the next calls of `reap` find, one after the other.
+        notifications: Mutex<VecDeque<usize>>,
+        times_given_up: AtomicUsize,
+        is_done: AtomicBool,
     }
 
     impl Orphan for FakeOrphan {
@@ -305,33 +315,36 @@ mod tests {
         }
 
         fn reap(&self) -> usize {
-            self.notifications.swap(0, Ordering::Relaxed)
+            let mut notifications = self.state.notifications.lock().expect("no panic");
+            notifications.pop_front().unwrap_or(0)
         }
 
         fn is_done(&self) -> bool {
-            false
+            self.state.is_done.load(Ordering::Relaxed)
         }
 
         fn give_up(&self) {
-            self.times_given_up.fetch_add(1, Ordering::Relaxed);
+            self.state.times_given_up.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Returns an orphan of `descriptor`, its number of notifications, and how often it was given
-    /// up.
-    fn adopted(descriptor: OwnedFd) -> (AdoptedOrphan, Arc<AtomicUsize>, Arc<AtomicUsize>) {
-        let [notifications, times_given_up] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    fn adopted(descriptor: OwnedFd) -> (AdoptedOrphan, Arc<FakeState>) {
+        let state = Arc::<FakeState>::default();
         let orphan = FakeOrphan {
             descriptor,
-            notifications: Arc::clone(&notifications),
-            times_given_up: Arc::clone(&times_given_up),
+            state: Arc::clone(&state),
         };
         let adopted = AdoptedOrphan {
             orphan: Box::new(orphan),
             last_notified_at: Instant::now(),
             has_given_up: false,
         };
-        (adopted, notifications, times_given_up)
+        (adopted, state)
+    }
+
+    /// Returns the end of a pipe whose other end is closed, which is always ready.
+    fn ready_descriptor() -> OwnedFd {
+        rustix::pipe::pipe().expect("created").0
     }
 
     fn past(time: Duration) -> Instant {
@@ -344,13 +357,17 @@ mod tests {
 
     #[test]
     fn an_orphan_is_given_up_once_and_only_after_the_timeout() {
-        let (mut adopted, notifications, times_given_up) = adopted(wakeup());
+        let (mut adopted, state) = adopted(wakeup());
         let mut reap = |last_notified_at, count| {
             adopted.last_notified_at = last_notified_at;
-            notifications.store(count, Ordering::Relaxed);
+            state
+                .notifications
+                .lock()
+                .expect("no panic")
+                .push_back(count);
             assert_eq!(adopted.reap(), count);
             let is_recent = adopted.last_notified_at.elapsed() < UNRESPONSIVE_PEER_TIMEOUT;
-            (times_given_up.load(Ordering::Relaxed), is_recent)
+            (state.times_given_up.load(Ordering::Relaxed), is_recent)
         };
         let timeout = UNRESPONSIVE_PEER_TIMEOUT + Duration::from_secs(1);
         assert_eq!(reap(Instant::now(), 0), (0, true));
@@ -361,8 +378,8 @@ mod tests {
 
     #[test]
     fn the_delay_between_polls_grows_with_the_time_since_the_last_notification() {
-        let (mut first, ..) = adopted(wakeup());
-        let (mut second, ..) = adopted(wakeup());
+        let (mut first, _) = adopted(wakeup());
+        let (mut second, _) = adopted(wakeup());
         second.last_notified_at = past(Duration::from_secs(100));
         let mut delay = |time| {
             first.last_notified_at = past(time);
@@ -386,15 +403,13 @@ mod tests {
         let counter = rustix::io::read(&own_wakeup, &mut [0; 8]);
         assert_eq!(counter, Err(Errno::AGAIN), "the counter was reset");
 
-        // The end of a pipe whose other end is closed is always ready.
-        let (ready, _) = rustix::pipe::pipe().expect("created");
-        let (ready, ..) = adopted(ready);
+        let (ready, _) = adopted(ready_descriptor());
         let ready = std::slice::from_ref(&ready);
         assert!(wait(ready, &own_wakeup), "the orphan is ready");
         wake();
         assert!(wait(ready, &own_wakeup), "both");
 
-        let (idle, ..) = adopted(wakeup());
+        let (idle, _) = adopted(wakeup());
         assert!(!wait(&[idle], &own_wakeup), "the next check");
     }
 
@@ -411,5 +426,52 @@ mod tests {
         rustix::io::write(&own_wakeup, &1_u64.to_ne_bytes()).expect("written");
         let long = Duration::from_secs(10);
         assert!(pause(long) < long);
+    }
+
+    /// Runs a reaper with one orphan, for `limit` or until `is_over`. Returns the CPU time that it
+    /// used.
+    fn run_reaper(
+        (adopted, state): (AdoptedOrphan, &FakeState),
+        limit: Duration,
+        is_over: impl Fn() -> bool,
+    ) -> Duration {
+        let reaper = Reaper::default();
+        reaper.lock().adopted.push(adopted);
+        let own_wakeup = wakeup();
+        thread::scope(|scope| {
+            let running = scope.spawn(|| {
+                reaper.run(&own_wakeup);
+                clock_gettime(ClockId::ThreadCPUTime)
+            });
+            let began = Instant::now();
+            while began.elapsed() < limit && !is_over() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            state.is_done.store(true, Ordering::Relaxed);
+            rustix::io::write(&own_wakeup, &1_u64.to_ne_bytes()).expect("written");
+            let cpu_time = running.join().expect("no panic");
+            Duration::try_from(cpu_time).expect("not negative")
+        })
+    }
+
+    #[test]
+    fn the_reaper_sleeps_while_no_notification_arrives() {
+        for descriptor in [wakeup(), ready_descriptor()] {
+            let limit = Duration::from_millis(300);
+            let (adopted, state) = adopted(descriptor);
+            let cpu_time = run_reaper((adopted, &state), limit, || false);
+            assert!(cpu_time < limit / 3, "{cpu_time:?}");
+        }
+    }
+
+    #[test]
+    fn the_reaper_does_not_pause_while_notifications_arrive() {
+        const COUNT: usize = 1000;
+        let (adopted, state) = adopted(ready_descriptor());
+        *state.notifications.lock().expect("no panic") = VecDeque::from([1; COUNT]);
+        let pauses = *NO_NOTIFICATION_BACKOFF.start() * COUNT as u32;
+        let is_over = || state.notifications.lock().expect("no panic").is_empty();
+        run_reaper((adopted, &state), pauses / 2, is_over);
+        assert!(is_over());
     }
 }
