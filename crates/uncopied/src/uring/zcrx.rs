@@ -40,7 +40,15 @@ pub(crate) enum Arrival {
     Failed(Errno),
 }
 
-/// The state of a socket's request.
+/// The request of a socket.
+#[derive(Debug)]
+struct Request {
+    state: State,
+    /// Whether it has received bytes since it was last made.
+    has_received: bool,
+}
+
+/// The state of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// There is none, but there should be.
@@ -81,10 +89,13 @@ impl AfterEnd {
 /// thread that created the ring may use this.
 pub(crate) struct RingReceiver {
     ring: Zcrx,
-    requests: HashMap<u64, State>,
+    requests: HashMap<u64, Request>,
     /// The tokens of the requests to make, in order. A token whose request is in another state by
     /// then is skipped.
     due: VecDeque<u64>,
+    /// The tokens of those to make after them. If the completion queue is small, the first request
+    /// gets all of it. So a request that got bytes is repeated after those that got none.
+    due_later: VecDeque<u64>,
     arrivals: VecDeque<(u64, Arrival)>,
     /// When to repeat starved requests, if there are any.
     retry_at: Option<Instant>,
@@ -96,6 +107,7 @@ impl RingReceiver {
             ring,
             requests: HashMap::new(),
             due: VecDeque::new(),
+            due_later: VecDeque::new(),
             arrivals: VecDeque::new(),
             retry_at: None,
         }
@@ -107,7 +119,11 @@ impl RingReceiver {
 
     /// Receives from the socket that has this token, from the next [`advance`](Self::advance) on.
     pub(crate) fn add(&mut self, token: u64) {
-        self.requests.insert(token, State::Due);
+        let request = Request {
+            state: State::Due,
+            has_received: false,
+        };
+        self.requests.insert(token, request);
         self.due.push_back(token);
     }
 
@@ -124,7 +140,7 @@ impl RingReceiver {
     /// Whether the next [`advance`](Self::advance) makes a request. The caller must not wait before
     /// that.
     pub(crate) fn has_due(&self) -> bool {
-        !self.due.is_empty()
+        !(self.due.is_empty() && self.due_later.is_empty())
     }
 
     /// Returns how long to wait for something to arrive before the next
@@ -171,12 +187,13 @@ impl RingReceiver {
             return Ok(());
         }
         let mut sockets = Vec::new();
-        for token in self.due.drain(..) {
-            let Some(state) = self.requests.get_mut(&token) else {
+        for token in self.due.drain(..).chain(self.due_later.drain(..)) {
+            let Some(request) = self.requests.get_mut(&token) else {
                 continue;
             };
-            if let (State::Due, Some(socket)) = (*state, socket_of(token)) {
-                *state = State::Armed;
+            if let (State::Due, Some(socket)) = (request.state, socket_of(token)) {
+                request.state = State::Armed;
+                request.has_received = false;
                 sockets.push((socket, token));
             }
         }
@@ -199,9 +216,9 @@ impl RingReceiver {
         let is_flushed = returned > 0 && self.ring.flush().is_ok();
         if is_flushed || Instant::now() >= retry_at {
             self.retry_at = None;
-            for (&token, state) in &mut self.requests {
-                if *state == State::Starved {
-                    *state = State::Due;
+            for (&token, request) in &mut self.requests {
+                if request.state == State::Starved {
+                    request.state = State::Due;
                     self.due.push_back(token);
                 }
             }
@@ -213,30 +230,37 @@ impl RingReceiver {
             ring,
             requests,
             due,
+            due_later,
             arrivals,
             retry_at,
         } = self;
         ring.drain(|completion| match completion {
             Completion::Bytes { token, lease } => {
                 // If nobody wants the bytes, dropping the lease gives the memory back.
-                if requests.contains_key(&token) {
+                if let Some(request) = requests.get_mut(&token) {
+                    request.has_received = true;
                     arrivals.push_back((token, Arrival::Bytes(lease)));
                 }
             }
             Completion::Ended { token, result } => {
-                let Some(state) = requests.get_mut(&token) else {
+                let Some(request) = requests.get_mut(&token) else {
                     return;
                 };
-                let is_cancelled = *state == State::Cancelled;
+                let is_cancelled = request.state == State::Cancelled;
                 let arrival = match (AfterEnd::of(result), result) {
                     (AfterEnd::End, _) | (_, Ok(())) => Some(Arrival::End),
                     (AfterEnd::Repeat, _) if !is_cancelled => {
-                        *state = State::Due;
+                        request.state = State::Due;
+                        let due = if request.has_received {
+                            &mut *due_later
+                        } else {
+                            &mut *due
+                        };
                         due.push_back(token);
                         return;
                     }
                     (AfterEnd::RepeatWhenFree, _) if !is_cancelled => {
-                        *state = State::Starved;
+                        request.state = State::Starved;
                         retry_at.get_or_insert_with(|| Instant::now() + RETRY_INTERVAL);
                         return;
                     }
@@ -265,16 +289,17 @@ impl RingReceiver {
     /// then still take bytes from the socket.
     pub(crate) fn stop(&mut self, token: Option<u64>) -> Result<()> {
         let is_meant = |it: u64| token.is_none_or(|token| it == token);
-        self.requests
-            .retain(|&it, state| !is_meant(it) || matches!(state, State::Armed | State::Cancelled));
-        if !self.requests.values().any(|it| *it == State::Starved) {
+        self.requests.retain(|&it, request| {
+            !is_meant(it) || matches!(request.state, State::Armed | State::Cancelled)
+        });
+        if !self.requests.values().any(|it| it.state == State::Starved) {
             self.retry_at = None;
         }
         for _ in 0..MAX_CANCEL_TRIES {
             let mut has_request = false;
-            for (&it, state) in &mut self.requests {
+            for (&it, request) in &mut self.requests {
                 if is_meant(it) {
-                    *state = State::Cancelled;
+                    request.state = State::Cancelled;
                     has_request = true;
                 }
             }
