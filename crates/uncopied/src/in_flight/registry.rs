@@ -82,12 +82,18 @@ fn lock() -> MutexGuard<'static, Vec<Weak<dyn NotificationSource>>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
-    struct Silent;
+    /// A source that counts how often it was reaped.
+    #[derive(Default)]
+    struct Counting(AtomicU64);
 
-    impl NotificationSource for Silent {
-        fn reap(&self) {}
+    impl NotificationSource for Counting {
+        fn reap(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
 
         fn wait(&self, _: Duration) -> io::Result<()> {
             Ok(())
@@ -97,12 +103,30 @@ mod tests {
     /// Every sender registers a source. Those of dropped senders must not fill the memory.
     #[test]
     fn only_sources_that_exist_stay_registered() {
-        let kept: Arc<dyn NotificationSource> = Arc::new(Silent);
+        let kept: Arc<dyn NotificationSource> = Arc::new(Counting::default());
         register(Arc::downgrade(&kept));
         for _ in 0..10_000 {
-            register(Arc::downgrade(&Arc::new(Silent)) as Weak<dyn NotificationSource>);
+            let dropped: Weak<Counting> = Arc::downgrade(&Arc::default());
+            register(dropped);
         }
         assert!(sources().iter().any(|source| Arc::ptr_eq(source, &kept)));
         assert!(lock().len() < 1000);
+    }
+
+    /// A run of [`reap_all`] costs system calls, so a sender at a limit must not cause one after
+    /// the other.
+    #[test]
+    fn sources_are_reaped_at_intervals() {
+        let source = Arc::<Counting>::default();
+        let registered: Weak<Counting> = Arc::downgrade(&source);
+        register(registered);
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(50) {
+            reap_all();
+        }
+        let count = source.0.load(Ordering::Relaxed);
+        let elapsed_ms = began.elapsed().as_millis() as u64;
+        let max = elapsed_ms / MIN_REAP_INTERVAL_MS + 2;
+        assert!((1..=max).contains(&count), "{count} in {elapsed_ms} ms");
     }
 }
