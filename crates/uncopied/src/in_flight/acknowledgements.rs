@@ -195,10 +195,12 @@ mod tests {
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
+    use std::time::Instant;
 
     use super::*;
     use crate::arena::{Memory, PageBuffer};
     use crate::in_flight::{Completion, NotificationStats, Quota, SendTracker};
+    use crate::sys::fork::tests::in_child;
 
     /// Returns the numbers that the kernel reports when the peer has acknowledged `bytes` bytes and
     /// many more are outstanding.
@@ -313,5 +315,32 @@ mod tests {
         let outcome = completion.outcome().expect("complete");
         assert_eq!((outcome.bytes, outcome.reason), (1, FreeReason::Gifted));
         assert!(memory.is_permanent());
+    }
+
+    /// Nothing reports an acknowledgement, so a thread that waits for one must sleep between polls.
+    #[test]
+    fn a_thread_sleeps_between_polls() {
+        let (socket, _peer) = acknowledged_pair();
+        let acknowledgements = Acknowledgements::of(socket.as_fd()).expect("duplicated");
+        let began = Instant::now();
+        acknowledgements.wait(Duration::MAX).expect("no failure");
+        assert!(began.elapsed() >= POLL_INTERVAL);
+    }
+
+    /// The parent holds the lock during the fork, so the child's copy of the lock is never
+    /// released.
+    #[test]
+    fn a_child_takes_no_lock_of_its_parent() {
+        let (socket, _peer) = acknowledged_pair();
+        let acknowledgements = Acknowledgements::of(socket.as_fd()).expect("duplicated");
+        let unacknowledged = acknowledgements.lock();
+        let is_refused = in_child(|| {
+            acknowledgements.reap();
+            let error = acknowledgements.wait(Duration::ZERO).expect_err("refused");
+            let is_refused = error.kind() == io::ErrorKind::Unsupported;
+            u8::from(is_refused && acknowledgements.gift_all().is_empty())
+        });
+        drop(unacknowledged);
+        assert_eq!(is_refused, 1);
     }
 }

@@ -528,6 +528,19 @@ mod tests {
         assert_eq!(completion.outcome().expect("complete").bytes, 10);
     }
 
+    #[test]
+    fn a_dropped_handle_leaves_no_waker_behind() {
+        let tracker = SendTracker::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut handle = tracker.completion();
+        let mut clone = handle.clone();
+        assert!(Pin::new(&mut handle).poll(&mut cx).is_pending());
+        assert!(Pin::new(&mut clone).poll(&mut cx).is_pending());
+        assert_eq!(tracker.0.lock().wakers.len(), 2);
+        drop(handle);
+        assert_eq!(tracker.0.lock().wakers.len(), 1);
+    }
+
     /// A thread that is not woken checks the outcome only after [`MAX_SINGLE_WAIT`]. Because other
     /// processes may delay the thread, only the fastest of several attempts counts.
     #[test]

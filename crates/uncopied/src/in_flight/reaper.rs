@@ -226,6 +226,9 @@ mod tests {
     use std::os::fd::AsFd;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+    use rustix::fs::OFlags;
+    use rustix::io::FdFlags;
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     use rustix::time::{ClockId, clock_gettime};
 
     use super::*;
@@ -234,6 +237,7 @@ mod tests {
         ErrorQueue, Lease, OrphanedErrorQueue, Quota, SendTracker, SentLease, SocketQueue,
     };
     use crate::sys::Linux;
+    use crate::sys::fork::tests::in_child;
 
     /// Returns an error queue with a send whose notification never arrives, because no system call
     /// has been made for it.
@@ -473,5 +477,31 @@ mod tests {
         let is_over = || state.notifications.lock().expect("no panic").is_empty();
         run_reaper((adopted, &state), pauses / 2, is_over);
         assert!(is_over());
+    }
+
+    #[test]
+    fn other_programs_do_not_inherit_the_descriptor_of_the_reaper() {
+        let reaper: &'static Reaper = Box::leak(Box::default());
+        let wakeup = reaper.start().expect("started");
+        let flags = rustix::io::fcntl_getfd(&wakeup).expect("read");
+        assert!(flags.contains(FdFlags::CLOEXEC));
+        let status = rustix::fs::fcntl_getfl(&wakeup).expect("read");
+        assert!(status.contains(OFlags::NONBLOCK));
+    }
+
+    /// If poll(2) fails, for example because there are more descriptors than the process may open,
+    /// the reaper must pause before it tries again.
+    #[test]
+    fn a_failed_poll_counts_as_ready() {
+        let own_wakeup = wakeup();
+        let is_ready = in_child(|| {
+            let limit = Rlimit {
+                current: Some(0),
+                ..getrlimit(Resource::Nofile)
+            };
+            let is_set = setrlimit(Resource::Nofile, limit).is_ok();
+            u8::from(is_set && wait(&[], &own_wakeup))
+        });
+        assert_eq!(is_ready, 1);
     }
 }
