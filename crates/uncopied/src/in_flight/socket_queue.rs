@@ -273,6 +273,7 @@ mod tests {
     use super::*;
     use crate::arena::{Memory, PageBuffer};
     use crate::in_flight::Quota;
+    use crate::sys::fork::tests::in_child;
 
     const PAGE_BYTES: u64 = 4096;
 
@@ -375,5 +376,23 @@ mod tests {
         socket.set_nonblocking(false).expect("set");
         assert!(socket.read(&mut [0]).is_err(), "reset");
         assert_eq!((queue.recount_with(&Linux), queue.is_empty()), (1, true));
+    }
+
+    /// The parent holds the lock during the fork, so the child's copy of the lock is never
+    /// released.
+    #[test]
+    fn a_child_takes_no_lock_of_its_parent() {
+        let (socket, _peer) = UnixStream::pair().expect("created");
+        let quota = Quota::new(u64::MAX);
+        let mut count = Some(count(&quota));
+        let queue = SocketQueue::of(&Linux, socket.as_fd(), false).expect("duplicated");
+        let gifted = queue.lock();
+        let is_left_alone = in_child(|| {
+            queue.push_all(count.take());
+            let recounted = queue.recount_with(&Linux);
+            u8::from(recounted == 0 && !queue.is_of(&Linux, socket.as_fd()))
+        });
+        drop(gifted);
+        assert_eq!(is_left_alone, 1);
     }
 }
