@@ -267,6 +267,7 @@ mod tests {
     use std::io::{ErrorKind, Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
+    use std::time::Instant;
 
     use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 
@@ -376,6 +377,19 @@ mod tests {
         socket.set_nonblocking(false).expect("set");
         assert!(socket.read(&mut [0]).is_err(), "reset");
         assert_eq!((queue.recount_with(&Linux), queue.is_empty()), (1, true));
+    }
+
+    /// Nothing reports that bytes have left the queue, so a thread that waits for that must sleep.
+    #[test]
+    fn waiting_recounts_and_sleeps() {
+        let (socket, _peer) = UnixStream::pair().expect("created");
+        let quota = Quota::new(u64::MAX);
+        let queue = SocketQueue::of(&Linux, socket.as_fd(), false).expect("duplicated");
+        queue.push_all([count(&quota)]);
+        let limit = Duration::from_millis(20);
+        let began = Instant::now();
+        queue.wait(limit).expect("no failure");
+        assert!(began.elapsed() >= limit && queue.is_empty());
     }
 
     /// The parent holds the lock during the fork, so the child's copy of the lock is never
