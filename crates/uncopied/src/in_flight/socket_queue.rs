@@ -379,6 +379,29 @@ mod tests {
         assert_eq!((queue.recount_with(&Linux), queue.is_empty()), (1, true));
     }
 
+    /// While the program has a descriptor of the socket, it may use the connection.
+    #[test]
+    fn an_orphan_is_abandoned_once_the_program_has_no_descriptor() {
+        let (socket, mut peer) = UnixStream::pair().expect("created");
+        let queue = SocketQueue::of(&Linux, socket.as_fd(), false).expect("duplicated");
+        let orphan = OrphanedSocketQueue(Arc::new(queue));
+        assert!(!orphan.is_abandoned());
+        drop(socket);
+        assert!(orphan.is_abandoned());
+        orphan.give_up();
+        assert_eq!(peer.read(&mut [0]).expect("the end"), 0);
+
+        let (socket, mut peer, _) = full_tcp_pair();
+        let queue = SocketQueue::of(&Linux, socket.as_fd(), true).expect("duplicated");
+        let orphan = OrphanedSocketQueue(Arc::new(queue));
+        assert!(!orphan.is_abandoned());
+        drop(socket);
+        assert!(orphan.is_abandoned());
+        orphan.give_up();
+        let error = peer.read_to_end(&mut Vec::new()).expect_err("reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+
     /// Nothing reports that bytes have left the queue, so a thread that waits for that must sleep.
     #[test]
     fn waiting_recounts_and_sleeps() {
