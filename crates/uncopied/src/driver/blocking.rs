@@ -13,7 +13,8 @@ use crate::endpoint::StreamSocket;
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
 use crate::mechanism::memory_to_socket::MemorySink;
-use crate::mechanism::socket_to_memory::MemorySource;
+use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
+use crate::policy::Mechanism;
 use crate::transfer::{
     MemoryProgress, MemoryTransfer, Progress, ReceiveProgress, ReceiveTransfer, Transfer,
 };
@@ -101,17 +102,27 @@ pub(crate) fn send(
 ///
 /// If the socket has a receive timeout (`SO_RCVTIMEO`), the call waits no longer than that. It then
 /// returns what has arrived, even if that is less than `SO_RCVLOWAT` says.
+///
+/// If the socket `is_blocking`, a step of `copy` waits in its own system call, which saves one. If
+/// it is not after all, or if a timeout or a signal ends that call, the rest of the wait is that of
+/// other mechanisms.
 pub(crate) fn receive(
     transfer: &mut ReceiveTransfer,
     source: &mut MemorySource,
     socket: BorrowedFd<'_>,
+    is_blocking: bool,
 ) -> Result<bool, Error> {
     let mut stall = StallTimer::of_receive();
     let mut backoff = ERROR_QUEUE_BACKOFF;
     let mut must_wait = source.must_wait();
+    let mut waits_in_call = is_blocking && transfer.mechanism() == Mechanism::Copy;
     loop {
         let mut timeout = None;
-        if must_wait {
+        let mut waiting = Waiting::Done;
+        if waits_in_call {
+            stall.start();
+            waiting = Waiting::InCall;
+        } else if must_wait {
             let waited = stall
                 .left(socket)
                 .and_then(|left| wait_until_readable(socket, left, &mut backoff));
@@ -122,7 +133,8 @@ pub(crate) fn receive(
                 Err(cause) => return Err(transfer.driver_error(ErrorKind::Source, cause)),
             }
         }
-        match transfer.step(source, socket, true)? {
+        waits_in_call = false;
+        match transfer.step(source, socket, waiting)? {
             ReceiveProgress::Done => return Ok(true),
             ReceiveProgress::Ended => return Ok(false),
             ReceiveProgress::Moved | ReceiveProgress::FellBack => must_wait = false,
@@ -191,6 +203,11 @@ impl StallTimer {
             of_socket: Timeout::Recv,
             ..Self::of_send()
         }
+    }
+
+    /// Starts the measurement.
+    fn start(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
     }
 
     /// Restarts the measurement, because bytes have moved.

@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
 use crate::mechanism::memory_to_socket::MemorySink;
-use crate::mechanism::socket_to_memory::MemorySource;
+use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
 use crate::residency;
 use crate::transfer::{
     MemoryProgress, MemoryTransfer, Progress, ReceiveProgress, ReceiveTransfer, Transfer,
@@ -315,7 +315,7 @@ pub(crate) async fn receive(
     // A chunk takes several steps. If the future were dropped between two of them, the bytes would
     // be neither in the socket nor with the caller.
     let receive_chunk = || loop {
-        match transfer.step(source, descriptor, false) {
+        match transfer.step(source, descriptor, Waiting::Not) {
             Ok(ReceiveProgress::Moved | ReceiveProgress::FellBack) => {}
             Ok(ReceiveProgress::Blocked) => return Err(io::ErrorKind::WouldBlock.into()),
             other => return Ok(other),

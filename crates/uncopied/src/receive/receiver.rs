@@ -4,6 +4,7 @@ use std::fmt;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::fs::OFlags;
 use rustix::net::ipproto;
 use rustix::net::sockopt::{socket_cookie, socket_protocol};
 
@@ -12,7 +13,7 @@ use super::{Chunk, ReceiveOptions};
 use crate::driver;
 use crate::endpoint::{self, StreamSocket};
 use crate::error::Error;
-use crate::mechanism::socket_to_memory::MemorySource;
+use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
 use crate::policy::{plan_receive, zero_copy_receive_enabled};
 use crate::report::Report;
 use crate::sys::{has_upper_protocol, set_low_water_mark};
@@ -85,7 +86,8 @@ impl<S: StreamSocket> Receiver<S> {
     pub fn receive(&mut self) -> Result<Option<Chunk>, Error> {
         let (core, socket) = (&mut self.core, self.socket.as_fd());
         core.begin(socket);
-        let has_chunk = driver::blocking::receive(&mut core.transfer, &mut core.source, socket)?;
+        let (transfer, source) = (&mut core.transfer, &mut core.source);
+        let has_chunk = driver::blocking::receive(transfer, source, socket, core.is_blocking)?;
         Ok(has_chunk.then(|| core.take_chunk()))
     }
 
@@ -157,6 +159,8 @@ pub(super) struct Core {
     cookie: Option<u64>,
     /// Whether the socket may have been replaced by another one.
     pub(super) expects_another_socket: bool,
+    /// Whether the socket was blocking when `source` was created.
+    is_blocking: bool,
 }
 
 impl Core {
@@ -167,6 +171,7 @@ impl Core {
             transfer: ReceiveTransfer::new(),
             cookie: socket_cookie(socket).ok(),
             expects_another_socket: false,
+            is_blocking: is_blocking(socket),
         }
     }
 
@@ -179,6 +184,7 @@ impl Core {
                 self.source = source_for(socket, &self.options);
             }
             self.cookie = cookie;
+            self.is_blocking = is_blocking(socket);
         }
         let plan = match self.options.forced {
             Some(forced) if zero_copy_receive_enabled() => forced,
@@ -195,7 +201,7 @@ impl Core {
     pub(super) fn try_receive(&mut self, socket: BorrowedFd<'_>) -> Result<Option<Chunk>, Error> {
         self.begin(socket);
         loop {
-            match self.transfer.step(&mut self.source, socket, false)? {
+            match self.transfer.step(&mut self.source, socket, Waiting::Not)? {
                 ReceiveProgress::Moved | ReceiveProgress::FellBack => {}
                 ReceiveProgress::Done => return Ok(Some(self.take_chunk())),
                 ReceiveProgress::Ended => return Ok(None),
@@ -208,6 +214,11 @@ impl Core {
         let (report, forced) = (self.transfer.report(), self.options.forced);
         obstacle::find(report, &self.source, forced, socket)
     }
+}
+
+/// Whether calls wait for the socket (`O_NONBLOCK` is not set).
+fn is_blocking(socket: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| !flags.contains(OFlags::NONBLOCK))
 }
 
 /// Returns a source for a socket that nothing has been received from.

@@ -118,8 +118,8 @@ pub(crate) trait Kernel {
     /// the call fails.
     fn is_readable(&self, source: BorrowedFd<'_>) -> bool;
 
-    /// `recv(2)`, without blocking.
-    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize>;
+    /// `recv(2)`. Without `may_wait`, or if the socket is non-blocking, the call does not block.
+    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize>;
 
     /// Whether a protocol on top of TCP, such as kernel TLS, processes the bytes of the socket:
     /// `getsockopt(TCP_ULP)`.
@@ -263,8 +263,10 @@ impl Kernel for Linux {
                 .intersects(PollFlags::IN | PollFlags::HUP)
     }
 
-    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
-        let (received, _) = rustix::net::recv(source, buffer, RecvFlags::DONTWAIT)?;
+    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize> {
+        let mut flags = RecvFlags::empty();
+        flags.set(RecvFlags::DONTWAIT, !may_wait);
+        let (received, _) = rustix::net::recv(source, buffer, flags)?;
         Ok(received)
     }
 

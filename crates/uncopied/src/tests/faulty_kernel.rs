@@ -379,9 +379,9 @@ impl Kernel for FaultyKernel {
         Linux.is_readable(source)
     }
 
-    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+    fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize> {
         self.moving(CallRecord::new(Call::Recv, buffer.len(), 0), |count| {
-            Linux.recv(source, &mut buffer[..count])
+            Linux.recv(source, &mut buffer[..count], may_wait)
         })
     }
 

@@ -14,7 +14,7 @@ use super::faulty_kernel::{Call, Fault, FaultRule, FaultyKernel};
 use super::pattern;
 use crate::arena::ChunkPart;
 use crate::error::{Error, ErrorKind};
-use crate::mechanism::socket_to_memory::MemorySource;
+use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
 use crate::policy::{Mechanism, Plan};
 use crate::receive::PagePayload;
 use crate::report::Report;
@@ -131,7 +131,10 @@ impl Stream {
         self.transfer.begin(plan);
         let progress = loop {
             let (source, socket) = (&mut self.source, self.socket.as_fd());
-            match self.transfer.step_with(kernel, source, socket, true)? {
+            match self
+                .transfer
+                .step_with(kernel, source, socket, Waiting::Done)?
+            {
                 ReceiveProgress::Moved | ReceiveProgress::FellBack => {}
                 ReceiveProgress::Blocked => thread::yield_now(),
                 progress => break progress,
@@ -294,7 +297,9 @@ fn a_short_chunk_leaves_the_buffer_to_the_next_one() {
         stream.transfer.begin(Plan::copying());
         loop {
             let (source, socket) = (&mut stream.source, stream.socket.as_fd());
-            let progress = stream.transfer.step_with(&kernel, source, socket, true);
+            let progress = stream
+                .transfer
+                .step_with(&kernel, source, socket, Waiting::Done);
             if progress.expect("received") == ReceiveProgress::Done {
                 break;
             }

@@ -9,12 +9,12 @@ use rustix::io::Errno;
 use super::fallback::{FallbackEngine, Next};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Outcome;
-use crate::mechanism::socket_to_memory::MemorySource;
+use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
 use crate::policy::{Direction, Mechanism, Plan, zero_copy_receive_enabled};
 use crate::report::Report;
 use crate::sys::{Kernel, Linux};
 
-/// The receiving of chunks, one step at a time. No step waits.
+/// The receiving of chunks, one step at a time.
 #[derive(Debug)]
 pub(crate) struct ReceiveTransfer {
     engine: FallbackEngine,
@@ -52,6 +52,11 @@ impl ReceiveTransfer {
         }
     }
 
+    /// Returns the mechanism that the next step uses.
+    pub(crate) fn mechanism(&self) -> Mechanism {
+        self.engine.mechanism()
+    }
+
     /// Returns the report of all chunks.
     pub(crate) fn report(&self) -> &Report {
         self.engine.report()
@@ -63,9 +68,9 @@ impl ReceiveTransfer {
         &mut self,
         source: &mut MemorySource,
         socket: BorrowedFd<'_>,
-        has_waited: bool,
+        waiting: Waiting,
     ) -> Result<ReceiveProgress, Error> {
-        self.step_with(&Linux, source, socket, has_waited)
+        self.step_with(&Linux, source, socket, waiting)
     }
 
     pub(crate) fn step_with(
@@ -73,7 +78,7 @@ impl ReceiveTransfer {
         kernel: &impl Kernel,
         source: &mut MemorySource,
         socket: BorrowedFd<'_>,
-        has_waited: bool,
+        waiting: Waiting,
     ) -> Result<ReceiveProgress, Error> {
         if let Some(errno) = source.not_a_stream {
             let kind = ErrorKind::NotAStreamSocket;
@@ -81,11 +86,11 @@ impl ReceiveTransfer {
             return Err(Error::before_transfer(kind, Some("getsockopt"), cause).receiving());
         }
         let mechanism = self.engine.mechanism();
-        let (outcome, copied) = source.step(kernel, mechanism, socket, has_waited);
+        let (outcome, copied) = source.step(kernel, mechanism, socket, waiting);
         self.engine.report_mut().count(Mechanism::Copy, copied);
         let next = match self.process(mechanism, outcome, source) {
             Ok(Next::CopyOnce(_)) => {
-                let (outcome, _) = source.step(kernel, Mechanism::Copy, socket, true);
+                let (outcome, _) = source.step(kernel, Mechanism::Copy, socket, Waiting::Done);
                 self.process(Mechanism::Copy, outcome, source)
             }
             next => next,

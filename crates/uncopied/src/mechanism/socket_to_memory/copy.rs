@@ -14,12 +14,14 @@
 //! | errno | outcome | because |
 //! |---|---|---|
 //! | `EAGAIN` | blocked on the source | |
-//! | `EINTR` | the call is repeated | no byte was moved |
+//! | `EINTR` | the call is repeated, or blocked if it may have waited | no byte was moved |
 //! | any other | failed on the source | |
 //!
 //! # Caveats
 //!
-//! - As the call does not wait, it ignores `SO_RCVLOWAT` and `SO_RCVTIMEO`.
+//! - A call that does not wait ignores `SO_RCVLOWAT` and `SO_RCVTIMEO`.
+//! - With `may_wait`, the call waits if the socket is blocking. If `SO_RCVTIMEO` has passed, it
+//!   fails with `EAGAIN`. After a signal it would wait for that time again, so it is not repeated.
 //!
 //! # References
 //!
@@ -35,11 +37,20 @@ use crate::sys::Kernel;
 /// The name of the system call.
 pub(super) const CALL: &str = "recv";
 
-pub(super) fn step(kernel: &impl Kernel, source: BorrowedFd<'_>, buffer: &mut [u8]) -> Outcome {
-    match retry_on_intr(|| kernel.recv(source, buffer)) {
+pub(super) fn step(
+    kernel: &impl Kernel,
+    source: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    may_wait: bool,
+) -> Outcome {
+    let received = match may_wait {
+        true => kernel.recv(source, buffer, true),
+        false => retry_on_intr(|| kernel.recv(source, buffer, false)),
+    };
+    match received {
         Ok(0) => Status::Ended.in_call(CALL),
         Ok(received) => Outcome::moved(received),
-        Err(Errno::AGAIN) => Status::Blocked(Side::Source).in_call(CALL),
+        Err(Errno::AGAIN | Errno::INTR) => Status::Blocked(Side::Source).in_call(CALL),
         Err(errno) => Status::Failed(Side::Source, errno).in_call(CALL),
     }
 }

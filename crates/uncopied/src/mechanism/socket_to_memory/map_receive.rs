@@ -117,7 +117,7 @@ pub(super) fn step(
     let spare = chunk.spare();
     let wanted = wanted.min(spare.len());
     if wanted > 0 {
-        let rest = copy::step(kernel, source, &mut spare[..wanted]);
+        let rest = copy::step(kernel, source, &mut spare[..wanted], false);
         let moved = rest.moved as usize;
         chunk.add_copied(moved);
         step.copied = moved;

@@ -19,6 +19,17 @@ use chunk::ChunkBuffer;
 use map_receive::MapStep;
 use mapped_share::MappedShare;
 
+/// Who waits until the socket has bytes, or as many as `SO_RCVLOWAT` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// Nobody has waited. A step that would have to is blocked.
+    Not,
+    /// The caller has waited, or wants what is there.
+    Done,
+    /// The system call may wait, if it can and the socket is blocking.
+    InCall,
+}
+
 /// What is known about a socket that is received from, and the chunk that is being received.
 #[derive(Debug)]
 pub(crate) struct MemorySource {
@@ -129,20 +140,17 @@ impl MemorySource {
         parts
     }
 
-    /// Tries once to receive with `mechanism`, without waiting. The outcome counts the bytes that
-    /// the mechanism has received. Those that had to be copied although it is another mechanism
-    /// than `copy` are returned.
-    ///
-    /// If too few bytes have arrived (`SO_RCVLOWAT`), the step is blocked, unless `has_waited` says
-    /// that the caller has waited for them.
+    /// Tries once to receive with `mechanism`. Waits only if `waiting` says so. The outcome counts
+    /// the bytes that the mechanism has received. Those that had to be copied although it is
+    /// another mechanism than `copy` are returned.
     pub(crate) fn step(
         &mut self,
         kernel: &impl Kernel,
         mechanism: Mechanism,
         source: BorrowedFd<'_>,
-        has_waited: bool,
+        waiting: Waiting,
     ) -> (Outcome, u64) {
-        let is_early = !has_waited && !self.has_bytes() && self.low_water_mark > 1;
+        let is_early = waiting == Waiting::Not && !self.has_bytes() && self.low_water_mark > 1;
         if is_early && self.must_wait() && !kernel.is_readable(source) {
             return (Status::Blocked(Side::Source).in_call("poll"), 0);
         }
@@ -152,7 +160,10 @@ impl MemorySource {
         }
         let (outcome, copied) = match mechanism {
             Mechanism::MapReceive => self.map_step(kernel, source),
-            Mechanism::Copy => (self.copy_step(kernel, source), 0),
+            Mechanism::Copy => {
+                let may_wait = waiting == Waiting::InCall && self.pending.is_none();
+                (self.copy_step(kernel, source, may_wait), 0)
+            }
             // A mechanism that does not receive.
             _ => (Status::Unsupported(Errno::INVAL).into(), 0),
         };
@@ -167,10 +178,15 @@ impl MemorySource {
         (outcome, copied)
     }
 
-    fn copy_step(&mut self, kernel: &impl Kernel, source: BorrowedFd<'_>) -> Outcome {
+    fn copy_step(
+        &mut self,
+        kernel: &impl Kernel,
+        source: BorrowedFd<'_>,
+        may_wait: bool,
+    ) -> Outcome {
         let spare = self.chunk.spare();
         let room = spare.len();
-        let outcome = copy::step(kernel, source, spare);
+        let outcome = copy::step(kernel, source, spare, may_wait);
         let moved = outcome.moved as usize;
         self.chunk.add_copied(moved);
         self.share.record_copied(outcome.moved);
