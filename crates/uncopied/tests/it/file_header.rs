@@ -1,7 +1,6 @@
 //! Files that are sent with a header and a trailer.
 
-use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use bytes::Bytes;
 use rustix::net::sockopt::{set_tcp_cork, set_tcp_nodelay, tcp_cork};
@@ -9,7 +8,7 @@ use uncopied::policy::Length;
 use uncopied::{ErrorKind, Mechanism, SendFile};
 
 use crate::harness::{
-    DRIVERS, FAMILIES, Family, HANG_TIMEOUT, expect_bytes, expect_eof, pattern, pattern_file, send,
+    DRIVERS, FAMILIES, Family, expect_bytes, expect_eof, pattern, pattern_file, send,
     small_buffer_pair, socket_pair,
 };
 
@@ -172,6 +171,11 @@ fn no_trailer_follows_a_file_that_is_too_short() {
 #[cfg(feature = "tokio")]
 #[test]
 fn a_dropped_send_leaves_no_cork() {
+    use std::net::TcpStream;
+    use std::os::fd::AsFd;
+
+    use crate::harness::HANG_TIMEOUT;
+
     crate::harness::runtime().block_on(async {
         let file = pattern_file(10_000_000);
         let (socket, _peer) = small_buffer_pair(Family::Tcp);

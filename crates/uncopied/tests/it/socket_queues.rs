@@ -11,9 +11,9 @@ use uncopied::{
 };
 
 use crate::harness::{
-    self, FAMILIES, Family, HANG_TIMEOUT, expect_bytes, expect_eof, in_child, in_forked_child,
-    pattern, pattern_pages, sender, set_nonblocking, small_buffer_sender, socket_pair,
-    unacknowledged_bytes, unless_full_or_at_limit, wait_until,
+    self, FAMILIES, Family, expect_bytes, expect_eof, in_child, in_forked_child, pattern,
+    pattern_pages, sender, set_nonblocking, small_buffer_sender, unacknowledged_bytes,
+    unless_full_or_at_limit, wait_until,
 };
 
 /// The size of a send: a whole number of pages, so that as many bytes are counted as are sent.
@@ -319,6 +319,8 @@ fn a_sender_that_waits_at_the_limit_goes_on_when_the_peer_reads() {
 #[cfg(feature = "tokio")]
 #[test]
 fn a_task_that_waits_at_the_limit_goes_on_when_the_peer_reads() {
+    use crate::harness::{HANG_TIMEOUT, socket_pair};
+
     const SENDS: usize = 40;
     let (socket, mut peer) = socket_pair(Family::Unix);
     let reading = std::thread::spawn(move || {

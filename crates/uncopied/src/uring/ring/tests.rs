@@ -19,7 +19,6 @@ use crate::mechanism::memory_to_socket::send_zc::status_of;
 use crate::mechanism::{Side, Status};
 use crate::sys::fork::tests::in_child;
 use crate::sys::uring::tests::refuse;
-use crate::sys::{Kernel, Linux};
 
 impl TestLedger {
     fn send(
@@ -446,6 +445,8 @@ fn sends_with_a_broken_ring_end_without_the_lock() {
 #[cfg(feature = "tokio")]
 #[test]
 fn notifications_that_arrive_without_a_signal_are_processed() {
+    use crate::sys::{Kernel, Linux};
+
     let (ring, ledger) = (new_ring(), TestLedger::new());
     let (sender, receiver) = connect(1 << 20, 4 << 10);
     let eventfd = ring.notification_eventfd().expect("an eventfd");
