@@ -326,6 +326,29 @@ fn chunks_can_be_sent_on_by_every_mechanism() {
     }
 }
 
+/// Without a forced mechanism, whole received pages are sent on with `vmsplice`, as permanent pages
+/// are, and bytes that do not begin at the start of a page are copied.
+#[test]
+fn the_plan_sends_whole_received_pages_on_without_a_copy() {
+    let (from, peer) = page_pair();
+    let (target, to) = page_pair();
+    let mut peer = zero_copy_sender(peer);
+    peer.send(pattern_pages(MIB)).unwrap();
+    let mut receiver = Receiver::with(from, mapping().low_water_mark(128 << 10));
+    let chunk = receiver.receive().unwrap().unwrap();
+    let ChunkPart::Mapped(pages) = &chunk.parts()[0] else {
+        panic!("copied: {chunk:?}");
+    };
+    let reading = thread::spawn(move || std::io::copy(&mut &target, &mut std::io::sink()));
+    let mut sender = Sender::new(to);
+    for (start, mechanism) in [(0, Mechanism::Vmsplice), (1, Mechanism::Copy)] {
+        let sent = sender.send(pages.slice(start..start + (64 << 10))).unwrap();
+        assert_eq!(sent.report().by(mechanism), 64 << 10, "{}", sent.report());
+    }
+    drop(sender);
+    assert_eq!(reading.join().unwrap().unwrap(), 128 << 10);
+}
+
 #[test]
 fn parts_are_sliced_and_copied() {
     let (socket, peer) = page_pair();
@@ -351,6 +374,7 @@ fn parts_are_sliced_and_copied() {
             assert!(unsafe { slice.as_slice() } == &expected[start..end]);
             assert!(!format!("{slice:?}").is_empty());
         }
+        assert!(pages.slice(4..4).is_empty());
         assert!(pages.slice(4..4).to_vec().is_empty());
     }
     // SAFETY: as above.
