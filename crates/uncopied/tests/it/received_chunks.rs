@@ -374,7 +374,8 @@ fn parts_are_sliced_and_copied() {
             assert!(unsafe { slice.as_slice() } == &expected[start..end]);
             assert!(!format!("{slice:?}").is_empty());
         }
-        assert!(pages.slice(4..4).is_empty());
+        assert!(pages.slice(4..4).is_empty() && !part.is_empty());
+        assert!(ChunkPart::Mapped(pages.slice(4..4)).is_empty());
         assert!(pages.slice(4..4).to_vec().is_empty());
     }
     // SAFETY: as above.
