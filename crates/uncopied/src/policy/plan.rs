@@ -372,10 +372,10 @@ impl ReceivePlanInput {
 /// Chunks of at least this many bytes may be cheaper to map than to copy. For shorter ones, the
 /// call itself and the unmapping cost more than the copy.
 ///
-/// Mapping and unmapping a page take about 0.5 µs. A copy takes about as long if the bytes are in a
-/// cache of the CPU, as they are on loopback (`compare receive`). It takes several times as long if
-/// a network card has just written them to memory: the kernel's `tcp_mmap` reports 88 to 110 µs
-/// per MB instead of 202 to 251.
+/// Mapping and unmapping a page take about 0.5 µs. A copy takes about as long if the bytes are in
+/// a cache of the CPU, as they are on loopback (`compare receive`). It takes longer if a network
+/// card has just written them to memory: the kernel's `tcp_mmap` reports 88 to 110 µs per MB with
+/// mapping, and 202 to 251 with copies.
 const MAP_RECEIVE_MIN_BYTES: usize = 16 << 10;
 
 /// If the kernel maps less than this part of the bytes, in percent, it is cheaper to copy all of
