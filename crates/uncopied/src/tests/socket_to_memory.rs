@@ -83,13 +83,24 @@ const COPY: &[ErrnoRow] = &[
 const STREAM_BYTES: usize = 300_001;
 const CHUNK_BYTES: usize = 32 << 10;
 
-/// Returns a socket whose queue holds the stream, which has ended.
-fn socket_with_stream() -> TcpStream {
+/// Returns two connected sockets over which payloads are whole pages.
+fn page_pair() -> (TcpStream, TcpStream) {
     let listener = PagePayload::new(1).expect("valid").bind("127.0.0.1:0");
     let listener: TcpListener = listener.expect("bound");
     let address = listener.local_addr().expect("an address");
     let peer = TcpStream::connect(address).expect("connected");
     let (socket, _) = listener.accept().expect("accepted");
+    (socket, peer)
+}
+
+fn zero_copy_sender(socket: TcpStream) -> Sender<TcpStream> {
+    let options = SendOptions::default().force_mechanisms(&[Mechanism::MsgZerocopy]);
+    Sender::with(socket, options)
+}
+
+/// Returns a socket whose queue holds the stream, which has ended.
+fn socket_with_stream() -> TcpStream {
+    let (socket, peer) = page_pair();
     // The receiver may stop early.
     thread::spawn(move || send_stream(peer).ok());
     socket
@@ -97,8 +108,7 @@ fn socket_with_stream() -> TcpStream {
 
 /// Sends pages that can be mapped, and before and after them bytes that cannot.
 fn send_stream(peer: TcpStream) -> Result<(), Box<dyn std::error::Error>> {
-    let options = SendOptions::default().force_mechanisms(&[Mechanism::MsgZerocopy]);
-    let mut sender = Sender::with(peer, options);
+    let mut sender = zero_copy_sender(peer);
     let pages = STREAM_BYTES / 4096 * 4096;
     let stream = pattern(STREAM_BYTES as u64);
     sender.get_ref().write_all(&stream[..100])?;
@@ -240,13 +250,8 @@ fn a_socket_with_an_upper_protocol_is_not_mapped() {
 
 /// Sends pages that can be mapped and a few bytes that cannot, twice.
 fn socket_with_pages_and_bytes() -> TcpStream {
-    let listener = PagePayload::new(1).expect("valid").bind("127.0.0.1:0");
-    let listener: TcpListener = listener.expect("bound");
-    let address = listener.local_addr().expect("an address");
-    let peer = TcpStream::connect(address).expect("connected");
-    let (socket, _) = listener.accept().expect("accepted");
-    let options = SendOptions::default().force_mechanisms(&[Mechanism::MsgZerocopy]);
-    let mut sender = Sender::with(peer, options);
+    let (socket, peer) = page_pair();
+    let mut sender = zero_copy_sender(peer);
     let stream = pattern(2 * 8197);
     for piece in stream.chunks(8197) {
         sender.send(piece[..8192].to_vec()).expect("sent");

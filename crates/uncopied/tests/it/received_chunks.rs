@@ -19,13 +19,9 @@ use crate::harness::{
     expect_bytes, expect_eof, in_child, in_forked_child, in_network_namespace, pattern,
     pattern_pages, skip,
 };
-use crate::receiving::{page_pair, zero_copy_sender};
+use crate::receiving::{mapping, page_pair, zero_copy_sender};
 
 const MIB: usize = 1 << 20;
-
-fn mapping() -> ReceiveOptions {
-    ReceiveOptions::default().force_mechanisms(&[Mechanism::MapReceive, Mechanism::Copy])
-}
 
 /// A send of the peer.
 #[derive(Clone, Copy, Debug)]

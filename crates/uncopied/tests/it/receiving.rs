@@ -21,18 +21,13 @@ use uncopied::{
 };
 
 use crate::harness::{HANG_TIMEOUT, expect_bytes, in_child, pattern, pattern_pages, wait_until};
+use crate::sockets::tcp_pair;
 
 const MAPPING: [Mechanism; 2] = [Mechanism::MapReceive, Mechanism::Copy];
 
 /// Returns two connected sockets over which payloads are whole pages.
 pub(crate) fn page_pair() -> (TcpStream, TcpStream) {
     let listener = PagePayload::new(1).unwrap().bind("127.0.0.1:0").unwrap();
-    let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (listener.accept().unwrap().0, peer)
-}
-
-fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     (listener.accept().unwrap().0, peer)
 }
@@ -45,7 +40,7 @@ pub(crate) fn zero_copy_sender(socket: TcpStream) -> Sender<TcpStream> {
 }
 
 /// Options with which the receiver maps from the first chunk on.
-fn mapping() -> ReceiveOptions {
+pub(crate) fn mapping() -> ReceiveOptions {
     ReceiveOptions::default().force_mechanisms(&MAPPING)
 }
 

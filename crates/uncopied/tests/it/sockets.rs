@@ -15,7 +15,8 @@ use crate::harness::{expect_bytes, pattern, pattern_file, pattern_pages};
 
 const FILE_BYTES: usize = 100_001;
 
-fn tcp_pair() -> (TcpStream, TcpStream) {
+/// Returns two connected sockets.
+pub(crate) fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     (listener.accept().unwrap().0, peer)
