@@ -121,8 +121,6 @@ pub use activity::{Activity, Phase};
 pub use address::Address;
 #[cfg(feature = "axum")]
 pub use axum_impls::{TcpOnly, TcpOnlyListener};
-#[cfg(feature = "serve-files")]
-pub use body::Basis;
 pub use body::{BodyPart, FileBody};
 pub use file_source::FileSource;
 pub use file_stat::FileStat;
@@ -133,8 +131,8 @@ pub use open_file::{IN_MEMORY_FILE_MAX_BYTES, OpenFile};
 pub use options::StreamOptions;
 #[cfg(feature = "serve-files")]
 pub use serve_files::{
-    Check, FallbackFuture, FileOrFallbackBody, ResponseFuture, ServeFiles, ServeFilesBuilder,
-    ServeFilesOr,
+    CachedFile, FallbackFuture, FileOrFallbackBody, FileResponse, NeedsDisk, RequestFields,
+    RequestTarget, ResponseFuture, ServeFiles, ServeFilesBuilder, ServeFilesOr,
 };
 pub use stream::{ConnectionSocket, Stream};
 pub use totals::Totals;

@@ -3,10 +3,13 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags};
+use rustix::time::{ClockId, clock_gettime};
+use uncopied::Mechanism;
 use uncopied::arena::{FileMapping, MissingBytes};
 use uncopied::residency;
 
@@ -25,8 +28,8 @@ pub(crate) enum DiskAccess {
 
 /// The default maximum length, in bytes, of files that are kept in memory. The body of such a file
 /// is sent together with the response head in one system call, which costs less than a separate
-/// `sendfile`.
-pub const IN_MEMORY_FILE_MAX_BYTES: u64 = 16 << 10;
+/// `sendfile`: measured on two kinds of machines, up to 64 KiB.
+pub const IN_MEMORY_FILE_MAX_BYTES: u64 = 64 << 10;
 
 /// A regular file that is open for serving. All responses that send the file share this object.
 ///
@@ -48,6 +51,11 @@ enum Content {
         mapped: Mutex<MappingState>,
         /// Whether bytes were missing when code read a mapping of this file.
         missing_bytes: MissingBytes,
+        /// One bit for each mechanism that has failed as unsupported for this file.
+        refused_mechanisms: AtomicU16,
+        /// The time at which the beginning of the file was last found in the page cache, in
+        /// milliseconds, or 0.
+        beginning_resident_at: AtomicU64,
     },
 }
 
@@ -75,6 +83,12 @@ impl MappedFile {
         self.0.read_bytes() < READ_MAX_BYTES && self.0.is_of_this_process()
     }
 }
+
+/// The length of the beginning of a file that [`OpenFile::is_resident`] remembers.
+const BEGINNING_BYTES: u64 = 2 << 20;
+
+/// How long the beginning of a file that was found in the page cache is assumed to stay there.
+const ASSUMED_RESIDENT_MILLIS: u64 = 500;
 
 /// The maximum number of attempts at reading a file into memory. An attempt fails if the file
 /// changes while being read.
@@ -127,6 +141,8 @@ impl OpenFile {
                     file,
                     mapped: Mutex::new(MappingState::Unmapped),
                     missing_bytes: MissingBytes::default(),
+                    refused_mechanisms: AtomicU16::new(0),
+                    beginning_resident_at: AtomicU64::new(0),
                 };
                 return Ok(Self { stat, content });
             }
@@ -161,12 +177,76 @@ impl OpenFile {
         }
     }
 
+    /// Returns the bytes of `range`, if the file is kept in memory and has all of them.
+    pub(crate) fn in_memory_range(&self, range: &Range<u64>) -> Option<Bytes> {
+        let content = self.in_memory()?;
+        let start = usize::try_from(range.start).ok()?;
+        let end = usize::try_from(range.end).ok()?;
+        (start <= end && end <= content.len()).then(|| content.slice(start..end))
+    }
+
     /// Returns the open file, unless its bytes are kept in memory.
-    pub(crate) fn file(&self) -> Option<&Arc<File>> {
+    #[must_use]
+    pub fn file(&self) -> Option<&Arc<File>> {
         match &self.content {
             Content::Memory(_) => None,
             Content::File { file, .. } => Some(file),
         }
+    }
+
+    /// Records that `mechanism` has failed as unsupported for this file, so that later transfers
+    /// can leave it out of their plans.
+    pub fn note_refusal(&self, mechanism: Mechanism) {
+        if let Content::File {
+            refused_mechanisms, ..
+        } = &self.content
+        {
+            refused_mechanisms.fetch_or(1 << mechanism as u8, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether `mechanism` has [failed as unsupported](Self::note_refusal) for this file.
+    #[must_use]
+    pub fn has_refused(&self, mechanism: Mechanism) -> bool {
+        match &self.content {
+            Content::Memory(_) => false,
+            Content::File {
+                refused_mechanisms, ..
+            } => refused_mechanisms.load(Ordering::Relaxed) & (1 << mechanism as u8) != 0,
+        }
+    }
+
+    /// Whether the bytes of `range` can be sent without waiting for the disk: they are in the page
+    /// cache, or the file is kept in memory.
+    ///
+    /// Once the first 2 MiB of the file have been found in the page cache, they are assumed to stay
+    /// there for half a second, because the kernel reclaims recently used pages last. So a file
+    /// that is sent a thousand times per second is not checked each time.
+    #[must_use]
+    pub fn is_resident(&self, range: Range<u64>) -> bool {
+        let Content::File {
+            file,
+            beginning_resident_at,
+            ..
+        } = &self.content
+        else {
+            return true;
+        };
+        let beginning = self.stat.len().min(BEGINNING_BYTES);
+        let len = range.end.saturating_sub(range.start);
+        if range.end > beginning || 2 * len < beginning {
+            return residency::is_resident(file, range.start, len);
+        }
+        let now = coarse_millis();
+        let at = beginning_resident_at.load(Ordering::Relaxed);
+        if at != 0 && now.saturating_sub(at) <= ASSUMED_RESIDENT_MILLIS {
+            return true;
+        }
+        let is_resident = residency::is_resident(file, 0, beginning);
+        if is_resident {
+            beginning_resident_at.store(now, Ordering::Relaxed);
+        }
+        is_resident
     }
 
     /// Returns the bytes of `range` from a mapping of the file into the arena. If the mapping ends
@@ -192,6 +272,7 @@ impl OpenFile {
             file,
             mapped,
             missing_bytes,
+            ..
         } = &self.content
         else {
             return None;
@@ -265,6 +346,13 @@ fn read_whole(file: &File, len: u64, access: DiskAccess) -> io::Result<Option<By
         }
     }
     Ok(Some(bytes.into()))
+}
+
+/// Returns the time in milliseconds from the kernel's coarse clock, which takes no system call to
+/// read.
+fn coarse_millis() -> u64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 #[cfg(test)]

@@ -39,7 +39,9 @@ impl Totals {
             .filter(|&(_, bytes)| bytes > 0)
     }
 
-    pub(crate) fn add(&self, mechanism: Mechanism, bytes: u64) {
+    /// Adds bytes that a socket has accepted through `mechanism`. The streams of this crate do so
+    /// themselves.
+    pub fn add(&self, mechanism: Mechanism, bytes: u64) {
         self.bytes[mechanism as usize].fetch_add(bytes, Ordering::Relaxed);
     }
 

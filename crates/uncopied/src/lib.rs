@@ -167,5 +167,5 @@ pub use receive::zcrx;
 pub use receive::{Chunk, MapObstacle, PagePayload, ReceiveOptions, Receiver};
 pub use report::{Fallback, Report};
 pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocketExt, send_file};
-pub use sys::{Errno, ignore_sigpipe, send_vectored};
+pub use sys::{Errno, ignore_sigpipe, queued_bytes, send_vectored};
 pub use transfer::{Progress, Transfer};

@@ -52,7 +52,7 @@ fn text_lines_are_combined_and_escaped() {
         lines[1]
     );
     assert!(
-        lines[2].ends_with(" +0000] \"-\" 400 0 \"-\" \"-\""),
+        lines[2].ends_with(" +0000] \"-\" 400 16 \"-\" \"-\""),
         "{}",
         lines[2]
     );

@@ -5,12 +5,11 @@
 //! | `start` | addresses, passed sockets, limits, mistakes on the command line |
 //! | `content` | bytes, headers, index, fallback and error pages |
 //! | `files` | which files are served, how changes to them appear, `UNCOPIED_SEND=off` |
-//! | `replay` | identical requests: the recorded response is replayed only while it is valid |
 //! | `framing` | ambiguous requests, unexpected request bodies |
 //! | `deadlines` | the timeouts, and that none of them affects a slow but healthy client |
 //! | `shutdown` | signals, the grace period, the totals |
 //! | `access_log` | formats, escapes, log readers that are slow or have gone away |
-//! | `parking` | the memory of idle connections, and that they still serve requests |
+//! | `idle` | the memory of idle connections, and that they still serve requests |
 //! | `help` | help, completions, the manual page |
 //! | `system_calls` | the calls made by each mechanism, for a cache hit, for an uncached file |
 //! | `faults` | kernel errors: all bytes arrive, and the totals name the mechanism that sent them |
@@ -35,10 +34,9 @@ mod files;
 mod framing;
 mod garbage;
 mod help;
-mod parking;
+mod idle;
 mod process;
 mod real_clients;
-mod replay;
 mod rng;
 mod server;
 mod shutdown;

@@ -1,7 +1,5 @@
 //! Response bodies made of files.
 
-#[cfg(feature = "serve-files")]
-mod basis;
 mod open;
 mod part;
 pub(crate) mod passthrough;
@@ -25,8 +23,6 @@ use tokio::task::JoinHandle;
 use crate::frame_watch::FrameWatch;
 use crate::open_file::OpenFile;
 
-#[cfg(feature = "serve-files")]
-pub use basis::Basis;
 pub use part::BodyPart;
 use passthrough::{PassthroughProof, mark_frame};
 
@@ -70,8 +66,6 @@ pub struct FileBody {
     remaining: u64,
     delivery: Delivery,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
-    #[cfg(feature = "serve-files")]
-    basis: Option<Basis>,
 }
 
 /// How file data becomes frames. [`passthrough`] explains how a frame is marked and confirmed.
@@ -169,18 +163,12 @@ impl FileBody {
         self
     }
 
-    /// Returns the condition under which the same response may be sent again for an identical
-    /// request; see [`Basis`]. Returns `None` if the response must not be sent again.
+    /// Returns the parts that have not been sent yet, in order, for a server that sends them itself.
+    /// A part that is the range of a file in memory is returned as [`BodyPart::Memory`].
     #[cfg(feature = "serve-files")]
-    #[must_use]
-    pub fn basis(&self) -> Option<&Basis> {
-        self.basis.as_ref()
-    }
-
-    #[cfg(feature = "serve-files")]
-    pub(crate) fn with_basis(mut self, basis: Option<Basis>) -> Self {
-        self.basis = basis;
-        self
+    pub fn into_parts(self) -> impl Iterator<Item = BodyPart> {
+        let rest = self.rest.map(|rest| *rest).unwrap_or_default();
+        self.part.into_iter().chain(rest).map(BodyPart::resolve)
     }
 
     fn poll_file(
@@ -189,15 +177,9 @@ impl FileBody {
         file: &Arc<OpenFile>,
         range: &Range<u64>,
     ) -> Poll<io::Result<Bytes>> {
-        if let Some(content) = file.in_memory() {
-            let in_memory = usize::try_from(range.start)
-                .ok()
-                .zip(usize::try_from(range.end).ok());
-            let slice = in_memory.filter(|&(_, end)| end <= content.len());
-            return Poll::Ready(match slice {
-                Some((start, end)) => Ok(content.slice(start..end)),
-                None => Err(io::ErrorKind::UnexpectedEof.into()),
-            });
+        if file.in_memory().is_some() {
+            let bytes = file.in_memory_range(range);
+            return Poll::Ready(bytes.ok_or(io::ErrorKind::UnexpectedEof.into()));
         }
         if let Delivery::Flushing(proof) = &self.delivery {
             self.delivery = Delivery::Watching(proof.clone());

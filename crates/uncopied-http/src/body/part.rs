@@ -24,4 +24,16 @@ impl BodyPart {
             Self::File(_, range) => range.end.saturating_sub(range.start),
         }
     }
+
+    /// Turns a range of a file in memory into its bytes.
+    #[cfg(feature = "serve-files")]
+    pub(super) fn resolve(self) -> Self {
+        match self {
+            Self::File(file, range) => match file.in_memory_range(&range) {
+                Some(bytes) => Self::Memory(bytes),
+                None => Self::File(file, range),
+            },
+            memory => memory,
+        }
+    }
 }

@@ -12,8 +12,8 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::cache::Cache;
 use super::cache::headers::ConfiguredHeaders;
+use super::cache::{Cache, CacheLimits};
 use super::config::{Config, ConfiguredPage};
 use super::resolve::path;
 use super::resolve::root::{Root, SymlinkPolicy};
@@ -68,7 +68,11 @@ pub struct ServeFilesBuilder {
     cache_control: Option<HeaderValue>,
     max_open_files: usize,
     in_memory_max_bytes: u64,
+    memory_limit: u64,
 }
+
+/// The default of [`ServeFilesBuilder::memory_limit`].
+const MEMORY_LIMIT_BYTES: u64 = 128 << 20;
 
 impl ServeFilesBuilder {
     pub(super) fn new(path: PathBuf) -> Self {
@@ -85,6 +89,7 @@ impl ServeFilesBuilder {
             cache_control: None,
             max_open_files: 1024,
             in_memory_max_bytes: IN_MEMORY_FILE_MAX_BYTES,
+            memory_limit: MEMORY_LIMIT_BYTES,
         }
     }
 
@@ -164,11 +169,18 @@ impl ServeFilesBuilder {
     }
 
     /// Sets the maximum length of files that are kept in memory. Such a file is sent together with
-    /// the response head in one system call. With 0, no file is kept in memory. The files in memory
-    /// use at most this many bytes times [`max_open_files`](Self::max_open_files). Default:
+    /// the response head in one system call. With 0, no file is kept in memory. Default:
     /// [`IN_MEMORY_FILE_MAX_BYTES`].
     pub fn in_memory_max_bytes(mut self, bytes: u64) -> Self {
         self.in_memory_max_bytes = bytes;
+        self
+    }
+
+    /// Sets how many bytes the files that are kept in memory may take up in total. The limit and
+    /// [`max_open_files`](Self::max_open_files) are shares of one cache: if half of it is used by
+    /// open files, half of the memory is available. Default: 128 MiB.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.memory_limit = bytes;
         self
     }
 
@@ -204,7 +216,11 @@ impl ServeFilesBuilder {
         };
         let root = Arc::new(Root::open_dir(&dir, symlinks).map_err(with_path)?);
         let config = self.check(&root)?;
-        let cache = Cache::new(self.max_open_files);
+        let limits = CacheLimits {
+            open_files: self.max_open_files,
+            memory: self.memory_limit,
+        };
+        let cache = Cache::new(limits, self.in_memory_max_bytes);
         Ok(ServeFiles::from(Site {
             config,
             root,

@@ -10,11 +10,11 @@
 //!
 //! `request` parses header fields. `request` and `resolve::path` do no I/O.
 
-mod basis_check;
 mod builder;
 mod cache;
 mod config;
 mod fallback;
+mod file_response;
 mod listing;
 mod multipart;
 mod request;
@@ -23,7 +23,9 @@ mod respond;
 mod service;
 mod site;
 
-pub use self::basis_check::Check;
 pub use self::builder::ServeFilesBuilder;
 pub use self::fallback::{FallbackFuture, FileOrFallbackBody, ServeFilesOr};
-pub use self::service::{ResponseFuture, ServeFiles};
+pub use self::file_response::FileResponse;
+pub use self::request::fields::RequestFields;
+pub use self::respond::{NeedsDisk, RequestTarget};
+pub use self::service::{CachedFile, ResponseFuture, ServeFiles};

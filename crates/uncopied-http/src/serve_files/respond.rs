@@ -9,48 +9,89 @@ use http::header::{
     CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, LOCATION, RANGE,
     RETRY_AFTER,
 };
-use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::cache::entry::Entry;
+use super::file_response::FileResponse;
 use super::listing;
 use super::multipart::{Multipart, content_range};
 use super::request::conditional::{self, PreconditionOutcome};
+use super::request::fields::RequestFields;
 use super::request::negotiate;
 use super::request::range::{self, RangeSelection};
 use super::resolve::root::ResolveError;
-use super::site::{Negotiation, ResolvedTarget, Site};
-use crate::body::{Basis, FileBody};
+use super::site::{ResolvedTarget, Site};
+use crate::body::FileBody;
 use crate::open_file::DiskAccess;
 
 /// The value of `Allow`.
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
-/// The error for a response that cannot be made without reading from disk, although the caller must
-/// not wait for the disk ([`DiskAccess::CachedOnly`]).
-pub(super) struct NeedsDisk;
+/// The error for a response that cannot be made without waiting for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeedsDisk;
+
+/// What a request asks for: its method, and the path and the query of its target.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RequestTarget<'a> {
+    /// The method, such as `GET`.
+    pub method: &'a str,
+    /// The path as it was received, with its percent escapes.
+    pub path: &'a str,
+    /// The part after the `?`.
+    pub query: Option<&'a str>,
+}
+
+impl<'a> RequestTarget<'a> {
+    /// Creates a target from its parts.
+    #[must_use]
+    pub fn new(method: &'a str, path: &'a str, query: Option<&'a str>) -> Self {
+        Self {
+            method,
+            path,
+            query,
+        }
+    }
+}
 
 /// Returns the response to a request. `current` is the cache entry of the requested file, if the
 /// caller has already found the entry and checked that it is current.
 pub(super) fn respond(
     site: &Site,
-    request: &Parts,
+    target: RequestTarget<'_>,
+    fields: &impl RequestFields,
     current: Option<Arc<Entry>>,
     access: DiskAccess,
-) -> Result<Response<FileBody>, NeedsDisk> {
+) -> Result<FileResponse, NeedsDisk> {
     let responder = Responder {
         site,
-        request,
-        is_head: request.method == Method::HEAD,
+        target,
+        fields,
+        is_head: target.method == "HEAD",
         access,
     };
     responder.respond(current)
 }
 
+/// Returns the response to a request that could not be parsed.
+pub(super) fn error_response(site: &Site, status: StatusCode) -> FileResponse {
+    let responder = Responder {
+        site,
+        target: RequestTarget::new("GET", "", None),
+        fields: &HeaderMap::new(),
+        is_head: false,
+        access: DiskAccess::CachedOnly,
+    };
+    let response = responder.error(status, None);
+    response.unwrap_or_else(|_| responder.error_text(status, None))
+}
+
 /// Makes the response to one request.
-struct Responder<'a> {
+struct Responder<'a, F> {
     site: &'a Site,
-    request: &'a Parts,
+    target: RequestTarget<'a>,
+    fields: &'a F,
     is_head: bool,
     access: DiskAccess,
 }
@@ -65,15 +106,18 @@ struct FieldKinds {
 }
 
 impl FieldKinds {
-    fn of(headers: &HeaderMap) -> Self {
+    fn of(fields: &impl RequestFields) -> Self {
         let mut kinds = Self::default();
-        for name in headers.keys() {
-            match *name {
-                ACCEPT_ENCODING => kinds.encoding = true,
-                RANGE => kinds.range = true,
-                IF_MATCH | IF_NONE_MATCH | IF_MODIFIED_SINCE | IF_UNMODIFIED_SINCE => {
-                    kinds.conditional = true;
-                }
+        for (name, _) in fields.iter() {
+            // Comparing the lengths first rules out most names.
+            let is = |other: HeaderName| name.eq_ignore_ascii_case(other.as_str());
+            match name.len() {
+                5 => kinds.range |= is(RANGE),
+                15 => kinds.encoding |= is(ACCEPT_ENCODING),
+                8 => kinds.conditional |= is(IF_MATCH),
+                13 => kinds.conditional |= is(IF_NONE_MATCH),
+                17 => kinds.conditional |= is(IF_MODIFIED_SINCE),
+                19 => kinds.conditional |= is(IF_UNMODIFIED_SINCE),
                 _ => {}
             }
         }
@@ -81,11 +125,11 @@ impl FieldKinds {
     }
 }
 
-impl Responder<'_> {
-    fn respond(&self, current: Option<Arc<Entry>>) -> Result<Response<FileBody>, NeedsDisk> {
-        let response = if self.is_head || self.request.method == Method::GET {
-            self.target(current)
-        } else if self.request.method == Method::OPTIONS {
+impl<F: RequestFields> Responder<'_, F> {
+    fn respond(&self, current: Option<Arc<Entry>>) -> Result<FileResponse, NeedsDisk> {
+        let response = if self.is_head || self.target.method == "GET" {
+            self.get(current)
+        } else if self.target.method == "OPTIONS" {
             Ok(self.without_body(StatusCode::NO_CONTENT, [(ALLOW, ALLOWED_METHODS)]))
         } else {
             self.error(StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, ALLOWED_METHODS)])
@@ -100,26 +144,24 @@ impl Responder<'_> {
         };
         // The only remaining error is `NeedsDisk`, because `self.error` has turned every `Status`
         // into a response.
-        let response = response.map_err(|_| NeedsDisk)?;
-        Ok(response)
+        response.map_err(|_| NeedsDisk)
     }
 
-    fn target(&self, current: Option<Arc<Entry>>) -> Result<Response<FileBody>, ResolveError> {
-        let uri = &self.request.uri;
+    fn get(&self, current: Option<Arc<Entry>>) -> Result<FileResponse, ResolveError> {
         let target = match current {
             Some(entry) => Ok(ResolvedTarget::File(entry)),
-            None => self.site.find(uri.path(), self.access),
+            None => self.site.find(self.target.path, self.access),
         };
         match target {
             Ok(ResolvedTarget::File(entry)) => self.file(entry),
             Ok(ResolvedTarget::MissingSlash(path)) => {
-                let location = HeaderValue::try_from(path.with_slash(uri.query()))
+                let location = HeaderValue::try_from(path.with_slash(self.target.query))
                     .map_err(|_| StatusCode::BAD_REQUEST)?;
                 let headers = [(LOCATION, location), (CONTENT_LENGTH, 0.into())];
                 Ok(self.without_body(StatusCode::MOVED_PERMANENTLY, headers))
             }
             Ok(ResolvedTarget::Listing(path, dir)) => {
-                let json = negotiate::prefers_json(self.request.headers.get_all(ACCEPT));
+                let json = negotiate::prefers_json(self.fields.values(&ACCEPT));
                 let Site { root, config, .. } = self.site;
                 let listing = listing::list(root, &path, dir, config.hidden, json)
                     .map_err(|error| ResolveError::from_io(&error, self.access))?;
@@ -129,11 +171,7 @@ impl Responder<'_> {
             Err(ResolveError::NOT_FOUND) => match &self.site.config.fallback {
                 Some(page) if self.wants_fallback() => {
                     let entry = self.site.page(page, self.access)?;
-                    let response = self.file(entry)?;
-                    // Remove the basis, because `Basis::check` would not detect that the requested
-                    // file has been created since. A server could then repeat the fallback page
-                    // although it should send the file.
-                    Ok(response.map(|body| body.with_basis(None)))
+                    self.file(entry)
                 }
                 _ => Err(ResolveError::NOT_FOUND),
             },
@@ -145,33 +183,33 @@ impl Responder<'_> {
     /// the path looks like a page rather than a file, because its last name has no dot, or if the
     /// client asks for HTML by name. So a missing script or image still gets a 404.
     fn wants_fallback(&self) -> bool {
-        let path = self.request.uri.path();
+        let path = self.target.path;
         let name = path.rsplit('/').next().unwrap_or_default();
-        !name.contains('.') || negotiate::names_html(self.request.headers.get_all(ACCEPT))
+        !name.contains('.') || negotiate::names_html(self.fields.values(&ACCEPT))
     }
 
     /// Returns the response for a file: chooses a precompressed file, checks the preconditions, and
     /// applies the range.
-    fn file(&self, entry: Arc<Entry>) -> Result<Response<FileBody>, ResolveError> {
-        let headers = &self.request.headers;
-        let kinds = FieldKinds::of(headers);
-        let (entry, negotiation) = if kinds.encoding {
-            self.site.negotiate(entry, headers, self.access)?
+    fn file(&self, entry: Arc<Entry>) -> Result<FileResponse, ResolveError> {
+        let fields = self.fields;
+        let kinds = FieldKinds::of(fields);
+        let entry = if kinds.encoding {
+            self.site.negotiate(entry, fields, self.access)?
         } else {
-            (entry, Negotiation::NotNeeded)
+            entry
         };
         if kinds.conditional {
-            match conditional::check(headers, entry.validators()) {
+            match conditional::check(fields, entry.validators()) {
                 PreconditionOutcome::Proceed => {}
                 PreconditionOutcome::NotModified => return Ok(not_modified(&entry)),
                 PreconditionOutcome::Failed => return Err(StatusCode::PRECONDITION_FAILED.into()),
             }
         }
         let validators = entry.validators();
-        if kinds.range && !self.is_head && conditional::range_applies(headers, validators) {
-            let mut lines = headers.get_all(RANGE).iter();
+        if kinds.range && !self.is_head && conditional::range_applies(fields, validators) {
+            let mut lines = fields.values(&RANGE);
             if let (Some(line), None) = (lines.next(), lines.next()) {
-                match range::select(line.as_bytes(), entry.len()) {
+                match range::select(line, entry.len()) {
                     RangeSelection::Whole => {}
                     RangeSelection::One(range) => return Ok(one_range(&entry, range)),
                     RangeSelection::Several(ranges) => return Ok(several_ranges(&entry, ranges)),
@@ -182,13 +220,12 @@ impl Responder<'_> {
         let body = if self.is_head {
             FileBody::empty()
         } else {
-            let basis = Basis::of(&entry, negotiation);
-            file_body(&entry, 0..entry.len()).with_basis(basis)
+            file_body(&entry, 0..entry.len())
         };
-        Ok(response(StatusCode::OK, entry.headers.clone(), body))
+        Ok(FileResponse::whole(entry, body))
     }
 
-    fn unsatisfiable(&self, entry: &Entry) -> Result<Response<FileBody>, ResolveError> {
+    fn unsatisfiable(&self, entry: &Entry) -> Result<FileResponse, ResolveError> {
         let mut headers = HeaderMap::new();
         set(
             &mut headers,
@@ -207,7 +244,7 @@ impl Responder<'_> {
         &self,
         status: StatusCode,
         headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
-    ) -> Result<Response<FileBody>, ResolveError> {
+    ) -> Result<FileResponse, ResolveError> {
         let pages = &self.site.config.error_pages;
         let page = pages.iter().find(|(for_status, _)| *for_status == status);
         let entry = match page.map(|(_, page)| self.site.page(page, self.access)) {
@@ -215,9 +252,7 @@ impl Responder<'_> {
             Some(Err(ResolveError::NeedsDisk)) => return Err(ResolveError::NeedsDisk),
             // If the page cannot be opened, report the original error as plain text.
             Some(Err(ResolveError::Status(_))) | None => {
-                let media_type = HeaderValue::from_static("text/plain; charset=utf-8");
-                let headers = headers.into_iter().chain([(CONTENT_TYPE, media_type)]);
-                return Ok(self.text(status, headers, format!("{status}\n").into()));
+                return Ok(self.error_text(status, headers));
             }
         };
         let of_page = [
@@ -226,9 +261,19 @@ impl Responder<'_> {
         ];
         let mut response = self.without_body(status, headers.into_iter().chain(of_page));
         if !self.is_head {
-            *response.body_mut() = file_body(&entry, 0..entry.len());
+            response.body = file_body(&entry, 0..entry.len());
         }
         Ok(response)
+    }
+
+    fn error_text(
+        &self,
+        status: StatusCode,
+        headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
+    ) -> FileResponse {
+        let media_type = HeaderValue::from_static("text/plain; charset=utf-8");
+        let headers = headers.into_iter().chain([(CONTENT_TYPE, media_type)]);
+        self.text(status, headers, format!("{status}\n").into())
     }
 
     fn text(
@@ -236,13 +281,11 @@ impl Responder<'_> {
         status: StatusCode,
         headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
         text: Bytes,
-    ) -> Response<FileBody> {
-        let mut response = self.without_body(status, headers);
-        response
-            .headers_mut()
-            .insert(CONTENT_LENGTH, text.len().into());
+    ) -> FileResponse {
+        let length = (CONTENT_LENGTH, text.len().into());
+        let mut response = self.without_body(status, headers.into_iter().chain([length]));
         if !self.is_head {
-            *response.body_mut() = FileBody::from_bytes(text);
+            response.body = FileBody::from_bytes(text);
         }
         response
     }
@@ -253,14 +296,14 @@ impl Responder<'_> {
         &self,
         status: StatusCode,
         headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
-    ) -> Response<FileBody> {
+    ) -> FileResponse {
         let mut headers: HeaderMap = headers.into_iter().collect();
         self.site.config.headers.apply(&mut headers);
-        response(status, headers, FileBody::empty())
+        FileResponse::new(status, headers, FileBody::empty())
     }
 }
 
-fn one_range(entry: &Entry, range: Range<u64>) -> Response<FileBody> {
+fn one_range(entry: &Entry, range: Range<u64>) -> FileResponse {
     let mut headers = entry.headers.clone();
     headers.insert(CONTENT_LENGTH, (range.end - range.start).into());
     set(
@@ -269,20 +312,20 @@ fn one_range(entry: &Entry, range: Range<u64>) -> Response<FileBody> {
         content_range(&range, entry.len()),
     );
     let body = file_body(entry, range);
-    response(StatusCode::PARTIAL_CONTENT, headers, body)
+    FileResponse::new(StatusCode::PARTIAL_CONTENT, headers, body)
 }
 
-fn several_ranges(entry: &Entry, ranges: Vec<Range<u64>>) -> Response<FileBody> {
+fn several_ranges(entry: &Entry, ranges: Vec<Range<u64>>) -> FileResponse {
     let multipart = Multipart::new(&entry.file, ranges, &entry.media_type);
     let mut headers = entry.headers.clone();
     headers.insert(CONTENT_LENGTH, multipart.len.into());
     set(&mut headers, CONTENT_TYPE, multipart.content_type());
-    response(StatusCode::PARTIAL_CONTENT, headers, multipart.body)
+    FileResponse::new(StatusCode::PARTIAL_CONTENT, headers, multipart.body)
 }
 
 /// Returns a 304 response with the headers that a 200 would have (RFC 9110 §15.4.5), except for
 /// those that describe the body.
-fn not_modified(entry: &Entry) -> Response<FileBody> {
+fn not_modified(entry: &Entry) -> FileResponse {
     let mut headers = entry.headers.clone();
     for name in [
         CONTENT_TYPE,
@@ -292,18 +335,11 @@ fn not_modified(entry: &Entry) -> Response<FileBody> {
     ] {
         headers.remove(name);
     }
-    response(StatusCode::NOT_MODIFIED, headers, FileBody::empty())
+    FileResponse::new(StatusCode::NOT_MODIFIED, headers, FileBody::empty())
 }
 
 fn file_body(entry: &Entry, range: Range<u64>) -> FileBody {
     FileBody::from_file(Arc::clone(&entry.file), range)
-}
-
-fn response(status: StatusCode, headers: HeaderMap, body: FileBody) -> Response<FileBody> {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
 }
 
 /// Sets a header to `text`, which is always a valid header value, because this module composes it

@@ -14,7 +14,9 @@ use tower_service::Service;
 
 use super::cache::entry::Entry;
 use super::cache::revalidation::{GroupMember, RevalidationGroup};
-use super::respond::{NeedsDisk, respond};
+use super::file_response::FileResponse;
+use super::request::fields::RequestFields;
+use super::respond::{NeedsDisk, RequestTarget, error_response, respond};
 use super::site::Site;
 use crate::body::FileBody;
 use crate::open_file::DiskAccess;
@@ -100,17 +102,85 @@ impl ServeFiles {
     /// to its end.
     pub fn respond<B>(&self, request: Request<B>) -> ResponseFuture {
         let (parts, _) = request.into_parts();
-        let cached = self.site.peek_cached(&parts);
-        let state = match cached.and_then(|entry| Some((entry, RevalidationGroup::join()?))) {
-            Some((entry, member)) => ResponseState::Revalidating(Some(PendingRevalidation {
+        let state = match self.cached(target_of(&parts)) {
+            Some(file) => ResponseState::Revalidating(Some(PendingRevalidation {
                 site: Arc::clone(&self.site),
                 parts,
-                entry,
-                member,
+                file,
             })),
             None => ResponseState::start(&self.site, parts, None),
         };
         ResponseFuture { state }
+    }
+
+    /// Returns the file in the cache that the target of a GET or HEAD leads to. Makes no system
+    /// call, so the file may have changed since. Returns `None` also if looking the file up
+    /// together with other requests has not paid off recently.
+    ///
+    /// Pass the file on to [`try_respond`](Self::try_respond). If [`CachedFile::must_yield`] is
+    /// true, yield once to the other tasks of the thread before that, so that several requests can
+    /// share one `statx`.
+    #[must_use]
+    pub fn cached(&self, target: RequestTarget<'_>) -> Option<CachedFile> {
+        if !matches!(target.method, "GET" | "HEAD") {
+            return None;
+        }
+        let entry = self.site.cache.peek(target.path.as_bytes())?;
+        let member = RevalidationGroup::join()?;
+        Some(CachedFile { entry, member })
+    }
+
+    /// Responds to one request, like [`respond`](Self::respond), for a server that parses requests
+    /// and writes responses itself. `cached` is what [`cached`](Self::cached) has returned for the
+    /// request. A response that sends a whole file from the cache is made without allocating
+    /// memory.
+    ///
+    /// # Errors
+    ///
+    /// If the disk is needed, or a directory must be listed. Then call [`respond`](Self::respond).
+    pub fn try_respond(
+        &self,
+        target: RequestTarget<'_>,
+        fields: &impl RequestFields,
+        cached: Option<CachedFile>,
+    ) -> Result<FileResponse, NeedsDisk> {
+        let current = cached.and_then(CachedFile::into_current);
+        respond(&self.site, target, fields, current, DiskAccess::CachedOnly)
+    }
+
+    /// Returns the response to a request that the server itself refuses, such as one that it cannot
+    /// parse: the page [configured](crate::ServeFilesBuilder::error_page) for `status` if it is at
+    /// hand without waiting for the disk, and otherwise one line of text.
+    #[must_use]
+    pub fn error_response(&self, status: StatusCode) -> FileResponse {
+        error_response(&self.site, status)
+    }
+}
+
+fn target_of(parts: &Parts) -> RequestTarget<'_> {
+    let uri = &parts.uri;
+    RequestTarget::new(parts.method.as_str(), uri.path(), uri.query())
+}
+
+/// A file in the cache of [`ServeFiles`] that a request path leads to. Whether the path still leads
+/// to the same, unchanged file has not been checked yet.
+#[derive(Debug)]
+pub struct CachedFile {
+    entry: Arc<Entry>,
+    member: GroupMember,
+}
+
+impl CachedFile {
+    /// Whether the task should yield once before it uses this file.
+    #[must_use]
+    pub fn must_yield(&self) -> bool {
+        self.member.must_yield
+    }
+
+    /// Returns the entry if it is still current.
+    fn into_current(self) -> Option<Arc<Entry>> {
+        let is_current = self.member.group.is_current(&self.entry);
+        is_current.then_some(self.entry)
     }
 }
 
@@ -143,27 +213,28 @@ enum ResponseState {
     Revalidating(Option<PendingRevalidation>),
 }
 
-/// A request whose file was found in the cache. Whether the cached entry is still current has not
-/// been checked yet.
+/// A request whose file was found in the cache.
 #[derive(Debug)]
 struct PendingRevalidation {
     site: Arc<Site>,
     parts: Parts,
-    entry: Arc<Entry>,
-    member: GroupMember,
+    file: CachedFile,
 }
 
 impl ResponseState {
     /// Responds at once if that does not need the disk, and otherwise on the blocking pool.
     /// `current` is the file that the request path leads to, if that is already known.
     fn start(site: &Arc<Site>, parts: Parts, current: Option<Arc<Entry>>) -> Self {
+        let respond = |site: &Site, parts: &Parts, current, access| {
+            respond(site, target_of(parts), &parts.headers, current, access)
+        };
         if let Ok(response) = respond(site, &parts, current, DiskAccess::CachedOnly) {
-            return Self::Ready(ready(response));
+            return Self::Ready(ready(response.into()));
         }
         let site = Arc::clone(site);
         let work = move || {
             let response = respond(&site, &parts, None, DiskAccess::MayBlock);
-            response.unwrap_or_else(|NeedsDisk| internal_error())
+            response.map_or_else(|NeedsDisk| internal_error(), Response::from)
         };
         match Handle::try_current() {
             Ok(runtime) => Self::OnBlockingPool(runtime.spawn_blocking(work)),
@@ -174,8 +245,7 @@ impl ResponseState {
 
 impl PendingRevalidation {
     fn finish(self) -> ResponseState {
-        let is_current = self.member.group.is_current(&self.entry);
-        ResponseState::start(&self.site, self.parts, is_current.then_some(self.entry))
+        ResponseState::start(&self.site, self.parts, self.file.into_current())
     }
 }
 
@@ -192,8 +262,8 @@ impl Future for ResponseFuture {
                     let response = poll_ready!(Pin::new(work).poll(cx));
                     return Poll::Ready(Ok(response.unwrap_or_else(|_| internal_error())));
                 }
-                ResponseState::Revalidating(Some(pending)) if pending.member.must_yield => {
-                    pending.member.must_yield = false;
+                ResponseState::Revalidating(Some(pending)) if pending.file.member.must_yield => {
+                    pending.file.member.must_yield = false;
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }

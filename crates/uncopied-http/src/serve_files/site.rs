@@ -6,13 +6,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
-use http::request::Parts;
-use http::{Method, StatusCode};
+use http::StatusCode;
+use http::header::{ACCEPT_ENCODING, HeaderValue};
 
 use super::cache::Cache;
 use super::cache::entry::{Entry, EntrySource};
 use super::config::{Config, ConfiguredPage};
+use super::request::fields::RequestFields;
 use super::request::negotiate::{self, Coding};
 use super::resolve::path::RequestPath;
 use super::resolve::root::{ResolveError, Root};
@@ -46,19 +46,6 @@ enum Opened {
     Directory,
 }
 
-/// The facts that determined whether a file or one of its precompressed versions is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Negotiation {
-    /// The choice depended only on the request.
-    NotNeeded,
-    /// The choice depended on the request, and on the absence of all precompressed versions.
-    NoPrecompressed,
-    /// The choice depended on the request, and on which precompressed versions exist and can be
-    /// opened. The response gets no [`Basis`](crate::Basis), because a basis cannot check whether
-    /// the same versions still exist and can be opened.
-    AmongPrecompressed,
-}
-
 /// Options for making a cache entry from an opened file.
 #[derive(Default)]
 struct EntryOptions {
@@ -70,13 +57,6 @@ struct EntryOptions {
 }
 
 impl Site {
-    /// Returns the cached entry for a GET or HEAD request, without checking that the entry is
-    /// current.
-    pub(super) fn peek_cached(&self, request: &Parts) -> Option<Arc<Entry>> {
-        let gets_bytes = matches!(request.method, Method::GET | Method::HEAD);
-        gets_bytes.then(|| self.cache.peek(request.uri.path().as_bytes()))?
-    }
-
     /// Finds what the request path `path` leads to. Uses the cached entry if it is still current.
     pub(super) fn find(
         &self,
@@ -124,22 +104,22 @@ impl Site {
     }
 
     /// Returns the best precompressed version of a file that the client accepts, or the file itself
-    /// if there is none. Also returns what this choice depended on.
+    /// if there is none.
     pub(super) fn negotiate(
         &self,
         entry: Arc<Entry>,
-        headers: &HeaderMap,
+        fields: &impl RequestFields,
         access: DiskAccess,
-    ) -> Result<(Arc<Entry>, Negotiation), ResolveError> {
+    ) -> Result<Arc<Entry>, ResolveError> {
         let Some(precompressed) = entry.precompressed.as_ref() else {
-            return Ok((entry, Negotiation::NotNeeded));
+            return Ok(entry);
         };
-        let mut codings = negotiate::codings(headers.get_all(ACCEPT_ENCODING)).peekable();
+        let mut codings = negotiate::codings(fields.values(&ACCEPT_ENCODING)).peekable();
         if codings.peek().is_none() {
-            return Ok((entry, Negotiation::NotNeeded));
+            return Ok(entry);
         }
         if precompressed.is_known_absent(&self.root) {
-            return Ok((entry, Negotiation::NoPrecompressed));
+            return Ok(entry);
         }
         for coding in codings {
             let mut files = precompressed.files.iter();
@@ -151,14 +131,14 @@ impl Site {
                 ..EntryOptions::default()
             };
             match self.get_or_open(&file.key, &file.path, options, access) {
-                Ok(file) => return Ok((file, Negotiation::AmongPrecompressed)),
+                Ok(file) => return Ok(file),
                 Err(ResolveError::NeedsDisk) => return Err(ResolveError::NeedsDisk),
                 // A precompressed file that cannot be opened is treated as absent.
                 Err(ResolveError::Status(_)) => {}
             }
         }
         precompressed.record_if_absent(&self.root);
-        Ok((entry, Negotiation::AmongPrecompressed))
+        Ok(entry)
     }
 
     /// Returns the single file that this site serves if `path` is `/` or the file's name. Fails

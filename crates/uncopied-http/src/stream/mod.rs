@@ -383,12 +383,18 @@ struct FileSlice {
     len: usize,
 }
 
+impl AsFd for ConnectionSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.socket {
-            ConnectionSocket::Tcp(socket) => socket.as_fd(),
-            ConnectionSocket::Unix(socket) => socket.as_fd(),
-        }
+        self.socket.as_fd()
     }
 }
 

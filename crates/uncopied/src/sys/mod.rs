@@ -68,6 +68,29 @@ pub fn send_vectored(sink: impl AsFd, buffers: &[IoSlice<'_>], more: bool) -> io
     Ok(sent)
 }
 
+/// Returns how many bytes that were written to the socket have not left it: those that a TCP peer
+/// has not acknowledged, or that the peer of a Unix socket has not read (`SIOCOUTQ`, see `tcp(7)`
+/// and `unix(7)`). If the number falls between two calls, the peer is reading.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use std::os::unix::net::UnixStream;
+///
+/// let (mut here, mut there) = UnixStream::pair()?;
+/// here.write_all(b"hello")?;
+/// assert!(uncopied::queued_bytes(&here)? > 0);
+/// there.read_exact(&mut [0; 5])?;
+/// assert_eq!(uncopied::queued_bytes(&here)?, 0);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// The errno of `ioctl(2)`, such as `ENOTTY` for a descriptor that is no socket.
+pub fn queued_bytes(socket: impl AsFd) -> io::Result<u64> {
+    Ok(tcp::queued_bytes(socket.as_fd())?)
+}
+
 /// Returns the milliseconds since the machine started, from a clock that advances only every few
 /// milliseconds and costs next to nothing to read.
 pub(crate) fn coarse_millis() -> u64 {

@@ -21,7 +21,6 @@ mod worker;
 
 use std::sync::Arc;
 
-use hyper::server::conn::http1;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::error::Error;
@@ -35,9 +34,6 @@ use worker::{Worker, WorkerSetup};
 
 pub(crate) use listening::PassedSockets;
 
-/// The maximum size of a request head. A larger head gets status 431.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
-
 /// Serves until SIGTERM or SIGINT, then prints the totals.
 pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error> {
     // Rust already ignores SIGPIPE. This also promises that SIGPIPE stays ignored, so the library
@@ -46,13 +42,6 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     let descriptors = listening::raise_descriptor_limit();
     let config = Config::check(flags, descriptors)?;
     let listeners = listening::open(&config.listen, passed.into_listeners()?)?;
-    if let Some(time) = config.deadlines.send {
-        for listener in &listeners {
-            listener
-                .set_send_timeout(time)
-                .map_err(Error::setup("set the send timeout"))?;
-        }
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -70,14 +59,14 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     let (stop, stopped) = watch::channel(false);
     let setup = WorkerSetup {
         files: config.files,
-        http: Arc::new(http_builder()),
         permits: Arc::new(Semaphore::new(config.max_connections)),
         log: log.clone(),
+        forced_plan: config.forced_plan,
         stopped,
     };
     let (exit_sender, worker_exits) = mpsc::unbounded_channel();
     let workers = (0..config.threads)
-        .map(|n| Worker::start(n, &setup, &listeners, config.forced_plan, &exit_sender))
+        .map(|n| Worker::start(n, &setup, &listeners, &exit_sender))
         .collect::<Result<Vec<_>, _>>()?;
     for listener in &listeners {
         say(&format_args!(
@@ -103,20 +92,4 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     }
     say(&TotalsLine::of(&workers, log.as_deref()));
     outcome
-}
-
-/// Configures hyper so that everything that a peer can make grow has a limit. The number of headers
-/// is limited to 100 by hyper's default; setting the limit explicitly would cost an allocation per
-/// request.
-fn http_builder() -> http1::Builder {
-    let mut http = http1::Builder::new();
-    http.max_header_size(MAX_HEAD_BYTES);
-    // Turn off hyper's timer, because the control thread enforces the deadlines without a timer per
-    // connection.
-    http.header_read_timeout(None);
-    // A client may close its sending side after its last request, as `nc -N` does, and must still
-    // get its responses. A client that has exited looks the same at first, but its host resets the
-    // connection when the next bytes arrive.
-    http.half_close(true);
-    http
 }

@@ -10,6 +10,7 @@ use super::headers::{self, ConfiguredHeaders, FileHeaders};
 use super::media_type::MediaType;
 use super::precompressed::Precompressed;
 use crate::open_file::OpenFile;
+use crate::serve_files::file_response::write_lines;
 use crate::serve_files::request::conditional::Validators;
 use crate::serve_files::request::negotiate::Coding;
 use crate::serve_files::resolve::root::Root;
@@ -20,6 +21,8 @@ pub(crate) struct Entry {
     pub(crate) file: Arc<OpenFile>,
     /// The complete headers of a 200 response.
     pub(crate) headers: HeaderMap,
+    /// The same headers as lines of HTTP/1.1.
+    pub(crate) header_lines: Box<[u8]>,
     /// The paths at which precompressed files may exist. `None` if they are not looked for.
     pub(crate) precompressed: Option<Precompressed>,
     /// The file's own media type. The `Content-Type` in `headers` may differ, if one is configured
@@ -85,10 +88,13 @@ impl Entry {
             coding,
             configured,
         });
+        let mut header_lines = Vec::new();
+        write_lines(&headers, &mut header_lines);
         let has_precompressed = is_negotiable && coding.is_none();
         Self {
             file: Arc::new(file),
             headers,
+            header_lines: header_lines.into(),
             precompressed: has_precompressed.then(|| Precompressed::of(path.to_bytes())),
             media_type,
             root: Arc::clone(root),
@@ -132,12 +138,6 @@ impl Entry {
                 .earlier_index
                 .iter()
                 .all(|path| self.root.is_absent(path))
-    }
-
-    /// Whether the file is known to have no precompressed files. Makes at most one system call.
-    pub(crate) fn has_no_precompressed(&self) -> bool {
-        let precompressed = self.precompressed.as_ref();
-        precompressed.is_none_or(|precompressed| precompressed.is_known_absent(&self.root))
     }
 
     /// Whether this entry may serve later requests.

@@ -9,8 +9,8 @@ pub(crate) mod revalidation;
 
 use std::sync::Arc;
 
-use quick_cache::OptionsBuilder;
 use quick_cache::sync::Cache as QuickCache;
+use quick_cache::{OptionsBuilder, Weighter};
 
 use self::entry::Entry;
 
@@ -18,32 +18,85 @@ use self::entry::Entry;
 /// precompressed files and configured pages, the key is `precompressed:` or `page:` followed by the
 /// path beneath the root.
 pub(crate) struct Cache {
-    entries: Option<QuickCache<Box<[u8]>, Arc<Entry>>>,
+    entries: Option<QuickCache<Box<[u8]>, Arc<Entry>, Weights>>,
 }
 
-/// The minimum number of entries in a shard of the cache.
-const SHARD_MIN_ENTRIES: usize = 32;
+/// How much the cache may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheLimits {
+    /// The number of files that are kept open.
+    pub(crate) open_files: usize,
+    /// The number of bytes that files in memory take up.
+    pub(crate) memory: u64,
+}
+
+/// The weight of everything that the cache may hold. An open file takes a share of
+/// `1 / open_files`, and a file in memory takes the share that its bytes are of `memory`. So neither
+/// limit is exceeded, however the files are mixed.
+const CAPACITY: u64 = 1 << 40;
+
+/// The minimum number of the largest entries for which a shard of the cache has room.
+const SHARD_MIN_ENTRIES: u64 = 32;
+
+/// What an entry takes up in addition to the bytes of its file, in bytes: its key, its headers, and
+/// its place in the cache.
+const ENTRY_BYTES: u64 = 1024;
+
+#[derive(Clone, Debug)]
+struct Weights {
+    open_file: u64,
+    memory: u64,
+}
+
+impl Weights {
+    fn new(limits: CacheLimits) -> Self {
+        Self {
+            // The largest weight of which `open_files + 1` do not fit. quick_cache does not admit
+            // an entry that takes up nearly all of the capacity.
+            open_file: CAPACITY / (limits.open_files as u64 + 1) + 1,
+            memory: limits.memory.max(1),
+        }
+    }
+
+    fn of_bytes(&self, bytes: u64) -> u64 {
+        let share = u128::from(bytes) * u128::from(CAPACITY) / u128::from(self.memory);
+        u64::try_from(share).unwrap_or(u64::MAX).max(1)
+    }
+}
+
+impl Weighter<Box<[u8]>, Arc<Entry>> for Weights {
+    fn weight(&self, key: &Box<[u8]>, entry: &Arc<Entry>) -> u64 {
+        match entry.file.in_memory() {
+            Some(bytes) => self.of_bytes(ENTRY_BYTES + key.len() as u64 + bytes.len() as u64),
+            None => self.open_file,
+        }
+    }
+}
 
 impl Cache {
-    /// Creates a cache with room for at most `files` entries. If `files` is 0, nothing is cached.
-    pub(crate) fn new(files: usize) -> Self {
-        // Make sure that the shards together hold no more than `files` entries. quick_cache gives
-        // every shard the same number of entries, and halves the number of shards until each has at
-        // least 32 entries. So choose a number of shards that needs no halving, and round `files`
-        // down to a multiple of that number.
+    /// Creates a cache. If `limits.open_files` is 0, nothing is cached. `in_memory_max_bytes` is the
+    /// length of the longest file that is kept in memory.
+    pub(crate) fn new(limits: CacheLimits, in_memory_max_bytes: u64) -> Self {
+        let weights = Weights::new(limits);
+        // Each shard has its own part of the capacity, and does not admit an entry that is too heavy
+        // for it. So choose a number of shards for which each has room for some of the heaviest
+        // entries.
+        let in_memory = weights.of_bytes(ENTRY_BYTES + in_memory_max_bytes);
+        let heaviest = weights.open_file.max(in_memory);
         let shards = [16, 8, 4, 2]
             .into_iter()
-            .find(|shards| files / shards >= SHARD_MIN_ENTRIES);
+            .find(|shards| CAPACITY / shards >= SHARD_MIN_ENTRIES.saturating_mul(heaviest));
         let shards = shards.unwrap_or(1);
-        let files = files - files % shards;
+        let items = limits.open_files as u64 + limits.memory / (8 * ENTRY_BYTES);
         let options = OptionsBuilder::new()
-            .estimated_items_capacity(files)
-            .weight_capacity(files as u64)
-            .shards(shards)
+            .estimated_items_capacity(usize::try_from(items).unwrap_or(usize::MAX))
+            .weight_capacity(CAPACITY)
+            .shards(shards as usize)
             .build();
-        let entries = options.ok().filter(|_| files > 0).map(|options| {
-            let (weighter, hasher, lifecycle) = Default::default();
-            QuickCache::with_options(options, weighter, hasher, lifecycle)
+        let options = options.ok().filter(|_| limits.open_files > 0);
+        let entries = options.map(|options| {
+            let (hasher, lifecycle) = Default::default();
+            QuickCache::with_options(options, weights, hasher, lifecycle)
         });
         Self { entries }
     }
@@ -83,5 +136,24 @@ impl std::fmt::Debug for Cache {
         f.debug_struct("Cache")
             .field("len", &len)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_limit_is_exceeded_however_the_files_are_mixed() {
+        let limits = CacheLimits {
+            open_files: 100,
+            memory: 10 << 20,
+        };
+        let weights = Weights::new(limits);
+        assert!(100 * weights.open_file <= CAPACITY);
+        assert!(101 * weights.open_file > CAPACITY);
+        assert_eq!(weights.of_bytes(10 << 20), CAPACITY);
+        let mixed = 50 * weights.open_file + weights.of_bytes(5 << 20);
+        assert!(mixed <= CAPACITY && mixed > CAPACITY / 100 * 99);
     }
 }

@@ -2,8 +2,10 @@
 
 use std::time::UNIX_EPOCH;
 
+use http::HeaderName;
 use http::header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE};
-use http::{HeaderMap, HeaderName};
+
+use super::fields::RequestFields;
 
 /// The values that distinguish one version of a file from another.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +33,10 @@ pub(crate) enum PreconditionOutcome {
 }
 
 /// Evaluates steps 1 to 4 of RFC 9110 §13.2.2: all preconditions except for `If-Range`.
-pub(crate) fn check(headers: &HeaderMap, validators: Validators<'_>) -> PreconditionOutcome {
+pub(crate) fn check(
+    headers: &impl RequestFields,
+    validators: Validators<'_>,
+) -> PreconditionOutcome {
     let unmodified_since = |name| {
         let modified = validators.last_modified?;
         date(headers, name).map(|date| modified <= date)
@@ -60,15 +65,15 @@ pub(crate) fn check(headers: &HeaderMap, validators: Validators<'_>) -> Precondi
 ///
 /// A date is a strong validator only if the file cannot have changed twice within that second
 /// (§8.8.2.2), which is certain only if the file is [stable](Validators::is_stable).
-pub(crate) fn range_applies(headers: &HeaderMap, validators: Validators<'_>) -> bool {
-    let mut lines = headers.get_all(IF_RANGE).iter();
+pub(crate) fn range_applies(headers: &impl RequestFields, validators: Validators<'_>) -> bool {
+    let mut lines = headers.values(&IF_RANGE);
     let Some(line) = lines.next() else {
         return true;
     };
     if lines.next().is_some() {
         return false;
     }
-    if let Some((tag, [])) = split_tag(line.as_bytes()) {
+    if let Some((tag, [])) = split_tag(line) {
         return strong(tag, validators.etag);
     }
     let date = date(headers, IF_RANGE);
@@ -78,15 +83,15 @@ pub(crate) fn range_applies(headers: &HeaderMap, validators: Validators<'_>) -> 
 /// Returns whether the field `name`, which is a list of entity tags or `*`, matches `etag`. Tags
 /// are compared with `equal`. Returns `None` if the field is absent.
 fn matches(
-    headers: &HeaderMap,
+    headers: &impl RequestFields,
     name: HeaderName,
     etag: &[u8],
     equal: fn(&[u8], &[u8]) -> bool,
 ) -> Option<bool> {
-    let mut lines = headers.get_all(name).iter().peekable();
+    let mut lines = headers.values(&name).peekable();
     lines.peek()?;
     Some(lines.any(|line| {
-        let line = line.as_bytes().trim_ascii();
+        let line = line.trim_ascii();
         line == b"*" || tags(line).any(|tag| equal(tag, etag))
     }))
 }
@@ -132,12 +137,12 @@ fn opaque(tag: &[u8]) -> &[u8] {
 
 /// Returns the date of a field, in seconds since the Unix epoch. Returns `None` if the field is
 /// absent, malformed or repeated.
-fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
-    let mut lines = headers.get_all(name).iter();
+fn date(headers: &impl RequestFields, name: HeaderName) -> Option<u64> {
+    let mut lines = headers.values(&name);
     let (line, None) = (lines.next()?, lines.next()) else {
         return None;
     };
-    let date = httpdate::parse_http_date(line.to_str().ok()?).ok()?;
+    let date = httpdate::parse_http_date(str::from_utf8(line).ok()?).ok()?;
     date.duration_since(UNIX_EPOCH)
         .ok()
         .map(|since| since.as_secs())
@@ -147,6 +152,7 @@ fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use http::HeaderMap;
     use http::header::HeaderValue;
 
     use super::PreconditionOutcome::{Failed, NotModified, Proceed};

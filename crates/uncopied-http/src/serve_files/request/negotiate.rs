@@ -1,7 +1,5 @@
 //! Evaluates `Accept-Encoding` and `Accept` (RFC 9110 §12.5). Does no I/O.
 
-use http::HeaderValue;
-
 /// A content coding that a precompressed file may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Coding {
@@ -49,7 +47,7 @@ const FULL_WEIGHT: u16 = 1000;
 /// The original file is sent even to a client that refuses `identity`, because a 406 response would
 /// not help the client. Common servers do the same.
 pub(crate) fn codings<'a>(
-    lines: impl IntoIterator<Item = &'a HeaderValue>,
+    lines: impl IntoIterator<Item = &'a [u8]>,
 ) -> impl Iterator<Item = Coding> {
     let (mut named, mut others, mut identity) = ([None; 3], None, None);
     for (token, weight) in lines.into_iter().flat_map(elements) {
@@ -73,7 +71,7 @@ pub(crate) fn codings<'a>(
 
 /// Whether `Accept` prefers `application/json` to `text/html`. Each type's weight is that of the
 /// most specific media range that covers the type.
-pub(crate) fn prefers_json<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
+pub(crate) fn prefers_json<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> bool {
     let (mut json, mut html) = ((0, 0), (0, 0));
     for (range, weight) in lines.into_iter().flat_map(elements) {
         json = json.max(coverage(range, weight, "application", "json"));
@@ -83,7 +81,7 @@ pub(crate) fn prefers_json<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>)
 }
 
 /// Whether `Accept` names `text/html` explicitly, with a weight above 0.
-pub(crate) fn names_html<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> bool {
+pub(crate) fn names_html<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> bool {
     lines
         .into_iter()
         .flat_map(elements)
@@ -103,8 +101,8 @@ fn coverage(range: &str, weight: u16, main: &str, sub: &str) -> (u8, u16) {
 
 /// Returns the elements of a comma-separated list, each with its weight in thousandths. Leaves out
 /// elements with a malformed weight.
-fn elements(line: &HeaderValue) -> impl Iterator<Item = (&str, u16)> {
-    line.to_str()
+fn elements(line: &[u8]) -> impl Iterator<Item = (&str, u16)> {
+    str::from_utf8(line)
         .unwrap_or_default()
         .split(',')
         .filter_map(|element| {
@@ -142,11 +140,7 @@ mod tests {
     use super::*;
 
     fn order(lines: &[&'static str]) -> Vec<Coding> {
-        let lines: Vec<_> = lines
-            .iter()
-            .map(|line| HeaderValue::from_static(line))
-            .collect();
-        codings(&lines).collect()
+        codings(lines.iter().map(|line| line.as_bytes())).collect()
     }
 
     #[test]
@@ -186,19 +180,19 @@ mod tests {
 
     #[test]
     fn accept_decides_between_html_and_json() {
-        let json = |accept| prefers_json(&[HeaderValue::from_static(accept)]);
+        let json = |accept| prefers_json([str::as_bytes(accept)]);
         assert!(json("application/json"));
         assert!(json("text/html;q=0.5, application/json"));
         assert!(json("text/*;q=0.1, */*;q=0.2"));
         assert!(!json("*/*"));
         assert!(!json("text/html,application/xhtml+xml,*/*;q=0.8"));
         assert!(!json("application/json;q=0.5, */*"));
-        assert!(!prefers_json(&[]));
+        assert!(!prefers_json([]));
     }
 
     #[test]
     fn html_must_be_named() {
-        let html = |accept| names_html(&[HeaderValue::from_static(accept)]);
+        let html = |accept| names_html([str::as_bytes(accept)]);
         assert!(html("text/html,application/xhtml+xml,*/*;q=0.8"));
         assert!(!html("*/*"));
         assert!(!html("text/html;q=0"));

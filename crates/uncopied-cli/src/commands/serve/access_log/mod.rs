@@ -8,12 +8,8 @@
 //! standard output is too slow, the buffer fills up, and further lines are dropped and counted. If
 //! the reader of standard output goes away, logging stops, but the server continues.
 
-mod delivery;
 mod line;
 mod queue;
-mod service;
 
-pub(crate) use delivery::DeliveryTracker;
-pub(crate) use line::LineFormat;
+pub(crate) use line::{LineFormat, LogRecord, RequestLine};
 pub(crate) use queue::AccessLog;
-pub(crate) use service::{AccessLogObserver, LoggedService};

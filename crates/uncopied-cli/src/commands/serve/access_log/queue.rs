@@ -76,7 +76,7 @@ impl AccessLog {
         self.lock().dropped_lines
     }
 
-    pub(super) fn write(&self, record: &LogRecord) {
+    pub(crate) fn write(&self, record: &LogRecord<'_>) {
         LINE_BUFFER.with_borrow_mut(|line| {
             line.clear();
             record.write(self.format, line);
@@ -132,12 +132,6 @@ impl AccessLog {
             out.write_all(&lines)?;
             out.flush()?;
         }
-    }
-
-    /// Returns the buffered lines.
-    #[cfg(test)]
-    pub(super) fn buffered_lines(&self) -> Vec<u8> {
-        self.lock().lines.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, LineQueue> {

@@ -1,35 +1,34 @@
-//! One connection: its task, its state, and the layers between hyper and the socket.
+//! One connection: reading requests, sending responses, closing.
 //!
 //! ```text
-//!   FileService        responds to a request (inside LoggedService if there is an access log)
-//!   hyper              parses the request, encodes the response
-//!   StrictHeads        refuses ambiguous request heads
-//!   ReplayStream       replays responses to identical requests
-//!   Stream             recognizes file data and sends it without copying it
+//!   task        waits for bytes, and handles one request after the other
+//!     request     finds, parses and checks the head of a request (with `host`)
+//!     ServeFiles  decides on the response
+//!     send        writes the head, and sends the body without copying file data
+//!     close       waits until the peer has received everything
 //! ```
 //!
-//! [`ConnectionTask`] polls all of these layers. They share a [`ConnectionState`] with the control
-//! thread. The layers in this module usually allocate no memory for a request, except to record its
-//! response for replay.
+//! This is HTTP/1.1 as far as a file server needs it: no response depends on the body of a request,
+//! and the length of every response is known. A request for a file in the cache allocates no
+//! memory, and an idle connection has no buffer. Each connection has a [`ConnectionState`] that it
+//! shares with the control thread.
 
+mod buffers;
+mod close;
+mod date;
 mod guard;
-mod observer;
-mod parking;
-mod recorder;
-mod replay;
-mod service;
+mod host;
+mod log;
+mod request;
+mod send;
+mod socket;
 mod state;
 mod stats;
-mod strict_heads;
 mod table;
 mod task;
 
 pub(crate) use guard::ConnectionGuard;
-pub(crate) use observer::ConnectionObserver;
-pub(crate) use replay::ReplayStream;
-pub(crate) use service::{FileService, FileServiceBody, FileServiceFuture};
-pub(crate) use state::{ConnectionCommand, ConnectionState};
+pub(crate) use state::{ConnectionCommand, ConnectionState, Phase};
 pub(crate) use stats::WorkerStats;
-pub(crate) use strict_heads::StrictHeads;
 pub(crate) use table::ConnectionTable;
-pub(crate) use task::ConnectionTask;
+pub(crate) use task::{Connection, ConnectionSettings};

@@ -1,13 +1,11 @@
 //! The state of one connection that its task shares with the control thread.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use uncopied_http::{Activity, Phase};
-
-use super::recorder::ReplayRecorder;
+use rustix::time::{ClockId, clock_gettime};
 
 /// A command that a connection has received. A greater command replaces a smaller one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,117 +13,115 @@ use super::recorder::ReplayRecorder;
 pub(crate) enum ConnectionCommand {
     /// Keep serving.
     None = 0,
-    /// Drop hyper's buffers if the connection is idle.
-    Park = 1,
     /// Close as soon as no request is in progress.
-    Drain = 2,
+    Drain = 1,
     /// Close now.
-    Abort = 3,
+    Abort = 2,
 }
 
-/// The state of one connection, which its task, its layers and the control thread share.
+/// What a connection is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    /// The next request. No byte of it has arrived.
+    Idle = 0,
+    /// The rest of a request head.
+    Head = 1,
+    /// The server itself: a response is being prepared, or its bytes are moving.
+    Responding = 2,
+    /// The peer: the socket accepts no more bytes of the response.
+    Sending = 3,
+    /// The peer: everything has been sent, and the connection closes once the peer has closed it.
+    Closing = 4,
+}
+
+const PHASE_BITS: u32 = 3;
+
+/// The state of one connection.
 pub(crate) struct ConnectionState {
-    pub(crate) activity: Arc<Activity>,
     pub(crate) accepted: Instant,
-    /// Whether the connection uses TCP. If so, the kernel enforces the send timeout
-    /// (`TCP_USER_TIMEOUT`).
-    pub(crate) is_tcp: bool,
-    /// The number of the latest request; see [`ConnectionState::request_number`].
-    request_number: AtomicU32,
-    is_reading_head: AtomicBool,
-    is_responding: AtomicBool,
-    /// Whether the connection is in the idle list of [`parking`](super::parking).
-    is_in_idle_list: AtomicBool,
-    /// Connects the service to the connection's [`ReplayStream`](super::replay::ReplayStream).
-    pub(crate) recorder: ReplayRecorder,
+    /// The lowest bits hold the phase. The bits above them hold the time at which it began, or at
+    /// which the peer last accepted bytes, in milliseconds on the clock of [`coarse_now`].
+    phase: AtomicU64,
+    has_received_request: AtomicBool,
+    /// Whether the task is to look how far the peer has read; see
+    /// [`ConnectionState::request_look`].
+    must_look: AtomicBool,
     command: AtomicU8,
     waker: Mutex<Option<Waker>>,
 }
 
 impl ConnectionState {
-    pub(crate) fn new(activity: Arc<Activity>, is_tcp: bool) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            activity,
             accepted: Instant::now(),
-            is_tcp,
-            request_number: AtomicU32::new(0),
-            is_reading_head: AtomicBool::new(false),
-            is_responding: AtomicBool::new(false),
-            is_in_idle_list: AtomicBool::new(false),
-            recorder: ReplayRecorder::default(),
+            phase: AtomicU64::new(with_time(Phase::Idle)),
+            has_received_request: AtomicBool::new(false),
+            must_look: AtomicBool::new(false),
             command: AtomicU8::new(ConnectionCommand::None as u8),
             waker: Mutex::new(None),
         }
     }
 
     /// Records that a whole request head has arrived.
-    pub(crate) fn note_request(&self) {
-        // Only the connection's own task writes this number, so no atomic read-modify-write is
-        // needed. The number may wrap, because readers only check whether it equals an earlier
-        // value or 0. When it wraps, it skips 0, because 0 means that there has been no request.
-        let next = self.request_number().wrapping_add(1).max(1);
-        self.request_number.store(next, Ordering::Relaxed);
-    }
-
-    /// Returns the number of the latest request, counted from 1, or 0 before the first request.
-    pub(crate) fn request_number(&self) -> u32 {
-        self.request_number.load(Ordering::Relaxed)
+    pub(super) fn note_request(&self) {
+        self.has_received_request.store(true, Ordering::Relaxed);
+        self.enter(Phase::Responding);
     }
 
     pub(crate) fn has_received_request(&self) -> bool {
-        self.request_number() > 0
+        self.has_received_request.load(Ordering::Relaxed)
     }
 
-    /// Records whether a request head is incomplete: part of it has arrived, but not all.
-    pub(crate) fn set_reading_head(&self, is_reading_head: bool) {
-        self.is_reading_head
-            .store(is_reading_head, Ordering::Relaxed);
+    /// Enters a phase, which begins now.
+    pub(super) fn enter(&self, phase: Phase) {
+        self.phase.store(with_time(phase), Ordering::Relaxed);
     }
 
-    pub(crate) fn is_reading_head(&self) -> bool {
-        self.is_reading_head.load(Ordering::Relaxed)
-    }
-
-    /// Records whether a response is in progress. A response is in progress from its request until
-    /// its body is dropped.
-    pub(crate) fn set_responding(&self, is_responding: bool) {
-        self.is_responding.store(is_responding, Ordering::Relaxed);
-    }
-
-    /// Returns what the connection is waiting for. While a response is in progress, the phase is
-    /// never [`Phase::Idle`], even if everything that hyper has written so far has been sent.
-    pub(crate) fn phase(&self) -> Phase {
-        match self.activity.phase() {
-            Phase::Idle if self.is_responding.load(Ordering::Relaxed) => Phase::Active,
-            phase => phase,
+    /// Enters a phase unless the connection is in it already.
+    pub(super) fn enter_once(&self, phase: Phase) {
+        if self.phase() != phase {
+            self.enter(phase);
         }
     }
 
-    /// Whether the connection is between two requests: the last response has been written
-    /// completely, and no byte of the next request has arrived. Only the connection's own task can
-    /// rely on the result; in any other thread, it may already be out of date.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.phase() == Phase::Idle && !self.is_reading_head()
+    /// Returns what the connection is waiting for.
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) & ((1 << PHASE_BITS) - 1) {
+            0 => Phase::Idle,
+            1 => Phase::Head,
+            2 => Phase::Responding,
+            3 => Phase::Sending,
+            _ => Phase::Closing,
+        }
     }
 
-    /// Marks the connection as a member of its thread's idle list. Returns false if it already was
-    /// a member.
-    pub(crate) fn enter_idle_list(&self) -> bool {
-        let was_listed = self.is_in_idle_list.load(Ordering::Relaxed);
-        self.is_in_idle_list.store(true, Ordering::Relaxed);
-        !was_listed
+    /// Returns for how long the connection has been in its phase, or, in [`Phase::Sending`], for
+    /// how long the peer has accepted no bytes.
+    pub(crate) fn time_in_phase(&self) -> Duration {
+        let since = self.phase.load(Ordering::Relaxed) >> PHASE_BITS;
+        Duration::from_millis(coarse_now().saturating_sub(since))
     }
 
-    pub(crate) fn leave_idle_list(&self) {
-        self.is_in_idle_list.store(false, Ordering::Relaxed);
+    /// Asks the task to look whether the peer is still reading. Only the task can do that, because
+    /// it owns the socket. Looking is necessary because a socket becomes writable again only once a
+    /// third of its buffer is free, which may take a slow but healthy peer minutes.
+    pub(crate) fn request_look(&self) {
+        self.must_look.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Whether the task is to look. Resets the request.
+    pub(super) fn take_look(&self) -> bool {
+        // Check first, because a load costs less than a swap, and a look is rarely requested.
+        self.must_look.load(Ordering::Relaxed) && self.must_look.swap(false, Ordering::Acquire)
     }
 
     /// Returns the greatest command received so far.
     pub(crate) fn command(&self) -> ConnectionCommand {
         match self.command.load(Ordering::Acquire) {
             0 => ConnectionCommand::None,
-            1 => ConnectionCommand::Park,
-            2 => ConnectionCommand::Drain,
+            1 => ConnectionCommand::Drain,
             _ => ConnectionCommand::Abort,
         }
     }
@@ -133,25 +129,21 @@ impl ConnectionState {
     /// Sends a command and wakes the connection's task to carry it out. Ignored if the connection
     /// has already received this command or a greater one.
     pub(crate) fn send(&self, command: ConnectionCommand) {
-        if self.command.fetch_max(command as u8, Ordering::AcqRel) < command as u8
-            && let Some(waker) = &*lock(&self.waker)
-        {
-            waker.wake_by_ref();
+        if self.command.fetch_max(command as u8, Ordering::AcqRel) < command as u8 {
+            self.wake();
         }
     }
 
-    /// Clears the command to park after it has been carried out. A greater command is not cleared.
-    pub(crate) fn clear_park(&self) {
-        let (park, none) = (ConnectionCommand::Park as u8, ConnectionCommand::None as u8);
-        let _ = self
-            .command
-            .compare_exchange(park, none, Ordering::AcqRel, Ordering::Acquire);
+    fn wake(&self) {
+        if let Some(waker) = &*lock(&self.waker) {
+            waker.wake_by_ref();
+        }
     }
 
     /// Registers the waker that [`ConnectionState::send`] calls. Read [`ConnectionState::command`]
     /// after this call, not before it: a command sent between the two would find no waker, and the
     /// task would miss it.
-    pub(crate) fn register_waker(&self, waker: &Waker) {
+    pub(super) fn register_waker(&self, waker: &Waker) {
         *lock(&self.waker) = Some(waker.clone());
     }
 }
@@ -160,4 +152,45 @@ impl ConnectionState {
 /// updated, so the value is valid even after a panic.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn with_time(phase: Phase) -> u64 {
+    coarse_now() << PHASE_BITS | phase as u64
+}
+
+/// Returns the time in milliseconds from the kernel's coarse clock, which is accurate to a few
+/// milliseconds and takes no system call to read.
+fn coarse_now() -> u64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_phase_and_its_time_are_kept_together() {
+        let state = ConnectionState::new();
+        assert_eq!(state.phase(), Phase::Idle);
+        for phase in [
+            Phase::Head,
+            Phase::Responding,
+            Phase::Sending,
+            Phase::Closing,
+            Phase::Idle,
+        ] {
+            state.enter(phase);
+            assert_eq!(state.phase(), phase);
+            assert!(state.time_in_phase() < Duration::from_secs(5));
+        }
+    }
+
+    #[test]
+    fn a_greater_command_replaces_a_smaller_one() {
+        let state = ConnectionState::new();
+        state.send(ConnectionCommand::Abort);
+        state.send(ConnectionCommand::Drain);
+        assert_eq!(state.command(), ConnectionCommand::Abort);
+    }
 }

@@ -1,231 +1,281 @@
-//! The task of one connection: polls hyper, carries out commands from the control thread, and parks
-//! the connection. The task allocates nothing per request.
+//! The task of one connection.
 
-use std::error::Error as StdError;
-use std::future::Future;
-use std::mem;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use http_body::Body;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::HttpService;
-use hyper_util::rt::TokioIo;
-use uncopied_http::Stream;
+use bytes::BufMut as _;
+use http::StatusCode;
+use uncopied::policy::Plan;
+use uncopied_http::{Address, CachedFile, ConnectionSocket, FileResponse, ServeFiles};
 
+use crate::commands::serve::access_log::AccessLog;
+
+use super::buffers::RequestBuffer;
+use super::close::close_gently;
 use super::guard::ConnectionGuard;
-use super::observer::ConnectionObserver;
-use super::parking;
-use super::replay::ReplayStream;
-use super::state::ConnectionCommand;
-use super::strict_heads::StrictHeads;
+use super::log::LoggedRequest;
+use super::request::{MAX_HEAD_BYTES, RefusedHead};
+use super::send::{ConnectionOption, Sending};
+use super::socket::Socket;
+use super::state::{ConnectionCommand, ConnectionState, Phase};
+use super::stats::WorkerStats;
 
-type Io<O> = TokioIo<StrictHeads<ReplayStream<Stream>, O>>;
-
-/// Serves one connection until it ends, and carries out the commands that the connection receives.
-pub(crate) struct ConnectionTask<S: HttpService<Incoming>, O> {
-    http: HttpState<S, O>,
-    builder: Arc<http1::Builder>,
-    observer: O,
-    guard: ConnectionGuard,
-    waker: Option<Waker>,
+/// What all connections of a worker have in common.
+pub(crate) struct ConnectionSettings {
+    pub(crate) files: ServeFiles,
+    pub(crate) stats: Arc<WorkerStats>,
+    pub(crate) log: Option<Arc<AccessLog>>,
+    /// The plan for sending every file. `None` lets the library choose.
+    pub(crate) forced_plan: Option<Plan>,
 }
 
-/// The HTTP side of a connection: hyper's connection object, or just the stream and the service
-/// while the connection is parked.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most connections are parked, so boxing `Parked` would save little memory"
-)]
-enum HttpState<S: HttpService<Incoming>, O> {
-    /// hyper's connection object has been dropped. The stream replays responses to repeats, and
-    /// waits for a request that needs hyper.
-    Parked(Io<O>, S),
-    /// hyper serves the connection, or did so recently.
-    Unparked(Box<http1::Connection<Io<O>, S>>),
-    /// A placeholder while `park` or `unpark` moves the value from one of the other variants to the
-    /// other. Both methods replace the placeholder before they return.
-    Transition,
+/// A connection that has been accepted.
+pub(crate) struct Connection {
+    socket: Socket,
+    client: Address,
+    state: Arc<ConnectionState>,
+    settings: Arc<ConnectionSettings>,
 }
 
-impl<S: HttpService<Incoming>, O> ConnectionTask<S, O> {
+/// What to do with the connection after a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AfterResponse {
+    /// Wait for the next request.
+    KeepOpen,
+    /// Close once the peer has received everything.
+    CloseGently,
+    /// Close at once: the connection has failed, or the response is incomplete.
+    Close,
+}
+
+impl Connection {
     pub(crate) fn new(
-        io: Io<O>,
-        service: S,
-        builder: Arc<http1::Builder>,
-        observer: O,
-        guard: ConnectionGuard,
+        socket: ConnectionSocket,
+        client: Address,
+        guard: &ConnectionGuard,
+        settings: &Arc<ConnectionSettings>,
     ) -> Self {
+        let state = Arc::clone(&guard.connection);
         Self {
-            http: HttpState::Parked(io, service),
-            builder,
-            observer,
-            guard,
-            waker: None,
+            socket: Socket::new(socket, Arc::clone(&state)),
+            client,
+            state,
+            settings: Arc::clone(settings),
         }
     }
 
-    /// Registers the task's waker, so that commands wake the task. The waker rarely changes, so
-    /// every poll after the first usually costs only a comparison.
-    fn register_waker(&mut self, waker: &Waker) {
-        let is_registered = self
-            .waker
-            .as_ref()
-            .is_some_and(|registered| registered.will_wake(waker));
-        if !is_registered {
-            self.guard.connection.register_waker(waker);
-            self.waker = Some(waker.clone());
-        }
-    }
-}
-
-impl<S, B, O> ConnectionTask<S, O>
-where
-    S: HttpService<Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn StdError + Send + Sync>>,
-    B: Body + 'static,
-    B::Error: Into<Box<dyn StdError + Send + Sync>>,
-    O: ConnectionObserver,
-{
-    /// Polls a parked connection. Ready once the connection needs hyper or must close.
-    fn poll_parked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let connection = &self.guard.connection;
-        let HttpState::Parked(io, _) = &mut self.http else {
-            return Poll::Ready(());
-        };
-        match connection.command() {
-            ConnectionCommand::Abort => return Poll::Ready(()),
-            // Close only if a request has arrived before. Otherwise, the first request may be on
-            // its way, so the connection stays open.
-            ConnectionCommand::Drain if connection.has_received_request() => {
-                return Poll::Ready(());
+    /// Serves the connection until it ends, and carries out the commands that it receives.
+    pub(crate) async fn run(self, guard: ConnectionGuard) {
+        let state = Arc::clone(&guard.connection);
+        let mut registered: Option<Waker> = None;
+        let mut serving = pin!(self.serve());
+        poll_fn(|cx| {
+            // The waker rarely changes, so this usually costs only a comparison.
+            if !registered
+                .as_ref()
+                .is_some_and(|waker| waker.will_wake(cx.waker()))
+            {
+                state.register_waker(cx.waker());
+                registered = Some(cx.waker().clone());
             }
-            ConnectionCommand::None | ConnectionCommand::Park | ConnectionCommand::Drain => {}
-        }
-        let polled = io.inner_mut().get_mut().poll_without_hyper(cx);
-        match connection.command() {
-            // The first request arrived during this poll, and its response has been sent or is
-            // being sent, so the connection may drain now. `Ready` passes the connection to hyper,
-            // which closes it once the response has been sent.
-            ConnectionCommand::Drain if connection.has_received_request() => Poll::Ready(()),
-            _ => polled,
-        }
-    }
-
-    fn unpark(&mut self) {
-        self.http = match mem::replace(&mut self.http, HttpState::Transition) {
-            HttpState::Parked(io, service) => {
-                HttpState::Unparked(Box::new(self.builder.serve_connection(io, service)))
-            }
-            other => other,
-        };
-    }
-
-    /// Drops hyper's connection object. Must be called between two requests, when hyper has nothing
-    /// to write. Bytes that hyper has read but not used are put back into the stream.
-    fn park(&mut self) {
-        self.http = match mem::replace(&mut self.http, HttpState::Transition) {
-            HttpState::Unparked(http) => {
-                let mut parts = http.into_parts();
-                // Put back pipelined requests that hyper has read but not yet handled. This happens
-                // if hyper yields to other tasks between two of them.
-                if !parts.read_buf.is_empty() {
-                    let replay_stream = parts.io.inner_mut().get_mut();
-                    replay_stream.put_back(&parts.read_buf);
-                }
-                HttpState::Parked(parts.io, parts.service)
-            }
-            other => other,
-        };
-    }
-
-    /// Parks the connection if it is idle and either was told to park or has recently received only
-    /// repeats. If it is idle but not parked, adds it to the idle list. Returns whether the
-    /// connection was parked.
-    fn park_or_note_idle(&mut self) -> bool {
-        let connection = &self.guard.connection;
-        let is_idle = connection.is_idle();
-        let is_told_to_park = connection.command() == ConnectionCommand::Park;
-        if is_told_to_park {
-            connection.clear_park();
-        }
-        if !is_idle {
-            return false;
-        }
-        if is_told_to_park || connection.recorder.receives_only_repeats() {
-            self.park();
-            return true;
-        }
-        parking::note_idle(connection);
-        false
-    }
-}
-
-impl<S, B, O> ConnectionTask<S, O>
-where
-    S: HttpService<Incoming, ResBody = B> + Unpin,
-    S::Error: Into<Box<dyn StdError + Send + Sync>>,
-    B: Body + 'static,
-    B::Error: Into<Box<dyn StdError + Send + Sync>>,
-    O: ConnectionObserver,
-{
-    /// Polls hyper's connection object. Ready once the connection has ended.
-    fn poll_hyper(&mut self, cx: &mut Context<'_>, was_parked: bool) -> Poll<()> {
-        let HttpState::Unparked(http) = &mut self.http else {
-            return Poll::Ready(());
-        };
-        let mut http = Pin::new(&mut **http);
-        let command = self.guard.connection.command();
-        if command == ConnectionCommand::Abort {
-            return Poll::Ready(());
-        }
-        // After unparking, hyper must be polled once before it is told to shut down. Otherwise, it
-        // would not read the bytes that unparked the connection. Calling `graceful_shutdown` again
-        // has no further effect.
-        let drains = command == ConnectionCommand::Drain;
-        if drains && !was_parked {
-            http.as_mut().graceful_shutdown();
-        }
-        let mut polled = http.as_mut().poll(cx);
-        if drains && was_parked && polled.is_pending() {
-            http.as_mut().graceful_shutdown();
-            polled = http.poll(cx);
-        }
-        polled.map(|outcome| {
-            if let Err(error) = outcome {
-                self.observer.failed(&error);
+            match state.command() {
+                ConnectionCommand::Abort => Poll::Ready(()),
+                _ => serving.as_mut().poll(cx),
             }
         })
+        .await;
     }
-}
 
-impl<S, B, O> Future for ConnectionTask<S, O>
-where
-    S: HttpService<Incoming, ResBody = B> + Unpin,
-    S::Error: Into<Box<dyn StdError + Send + Sync>>,
-    B: Body + 'static,
-    B::Error: Into<Box<dyn StdError + Send + Sync>>,
-    O: ConnectionObserver,
-{
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
-        this.register_waker(cx.waker());
-        loop {
-            let was_parked = matches!(this.http, HttpState::Parked(..));
-            if was_parked {
-                ready!(this.poll_parked(cx));
-                this.unpark();
+    async fn serve(mut self) {
+        let mut partial_head = Vec::new();
+        while let Some(mut buffer) = self.next_bytes(&partial_head).await {
+            let after = loop {
+                match buffer.parse() {
+                    Ok(true) => {}
+                    Ok(false) => break AfterResponse::KeepOpen,
+                    Err(refused) => break self.refuse(&mut buffer, refused).await,
+                }
+                self.state.note_request();
+                self.settings.stats.count_request();
+                let after = self.respond(&mut buffer).await;
+                buffer.remove_head();
+                if after != AfterResponse::KeepOpen || buffer.bytes.is_empty() {
+                    break after;
+                }
+                // A client that sends many requests at once must not keep others waiting.
+                tokio::task::consume_budget().await;
+            };
+            partial_head.clear();
+            partial_head.extend_from_slice(&buffer.bytes);
+            buffer.give_back();
+            match after {
+                AfterResponse::KeepOpen => {}
+                AfterResponse::CloseGently => {
+                    self.state.enter(Phase::Closing);
+                    return close_gently(&mut self.socket).await;
+                }
+                AfterResponse::Close => return,
             }
-            if this.poll_hyper(cx, was_parked).is_ready() {
-                return Poll::Ready(());
-            }
-            if !this.park_or_note_idle() {
-                return Poll::Pending;
+            let is_idle = partial_head.is_empty();
+            if is_idle {
+                partial_head = Vec::new();
+                self.state.enter(Phase::Idle);
+            } else {
+                self.state.enter_once(Phase::Head);
             }
         }
     }
+
+    /// Waits for bytes, and reads them into a buffer behind those of `partial_head`. Returns `None`
+    /// if the connection has ended, or is idle and told to drain.
+    async fn next_bytes(&mut self, partial_head: &[u8]) -> Option<Box<RequestBuffer>> {
+        poll_fn(|cx| self.poll_next_bytes(cx, partial_head)).await
+    }
+
+    fn poll_next_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        partial_head: &[u8],
+    ) -> Poll<Option<Box<RequestBuffer>>> {
+        // If no request has arrived yet, the first one may be on its way.
+        if self.is_draining() && partial_head.is_empty() && self.state.has_received_request() {
+            return Poll::Ready(None);
+        }
+        if ready!(self.socket.poll_read_ready(cx)).is_err() {
+            return Poll::Ready(None);
+        }
+        let mut buffer = RequestBuffer::take(partial_head);
+        let room = MAX_HEAD_BYTES - partial_head.len();
+        let read = self
+            .socket
+            .poll_read(cx, &mut (&mut buffer.bytes).limit(room));
+        match read {
+            Poll::Ready(Ok(1..)) => Poll::Ready(Some(buffer)),
+            Poll::Ready(_) => {
+                buffer.give_back();
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                buffer.give_back();
+                Poll::Pending
+            }
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.state.command() >= ConnectionCommand::Drain
+    }
+
+    /// Responds to the request at the start of the buffer.
+    async fn respond(&mut self, buffer: &mut RequestBuffer) -> AfterResponse {
+        let Self {
+            socket,
+            client,
+            state,
+            settings,
+        } = self;
+        let log = settings.log.as_ref();
+        let mut logged = LoggedRequest::begin(log, client, state, buffer, true);
+        let response = response_to(&settings.files, logged.buffer).await;
+        let head = logged.buffer.request().head;
+        let is_last = head.is_last() || state.command() >= ConnectionCommand::Drain;
+        let option = match (is_last, head.is_http_1_0()) {
+            (true, _) => ConnectionOption::Close,
+            (false, true) => ConnectionOption::KeepAlive,
+            (false, false) => ConnectionOption::None,
+        };
+        send(settings, socket, response, option, &mut logged).await
+    }
+
+    /// Responds to a head that is refused.
+    async fn refuse(&mut self, buffer: &mut RequestBuffer, refused: RefusedHead) -> AfterResponse {
+        let Self {
+            socket,
+            client,
+            state,
+            settings,
+        } = self;
+        state.enter(Phase::Responding);
+        let status = match refused {
+            RefusedHead::BadRequest => StatusCode::BAD_REQUEST,
+            RefusedHead::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            RefusedHead::UnsupportedVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+        };
+        let response = settings.files.error_response(status);
+        let log = settings.log.as_ref();
+        let mut logged = LoggedRequest::begin(log, client, state, buffer, false);
+        send(
+            settings,
+            socket,
+            response,
+            ConnectionOption::Close,
+            &mut logged,
+        )
+        .await
+    }
+}
+
+/// Returns the response to the request at the start of the buffer.
+async fn response_to(files: &ServeFiles, buffer: &RequestBuffer) -> FileResponse {
+    let request = buffer.request();
+    let cached = files.cached(request.target());
+    if cached.as_ref().is_some_and(CachedFile::must_yield) {
+        yield_once().await;
+    }
+    match files.try_respond(request.target(), &request, cached) {
+        Ok(response) => response,
+        Err(_) => match request.to_http() {
+            Some(request) => match files.respond(request).await {
+                Ok(response) => response.into(),
+                Err(never) => match never {},
+            },
+            None => files.error_response(StatusCode::BAD_REQUEST),
+        },
+    }
+}
+
+async fn send(
+    settings: &ConnectionSettings,
+    socket: &mut Socket,
+    response: FileResponse,
+    option: ConnectionOption,
+    logged: &mut LoggedRequest<'_>,
+) -> AfterResponse {
+    logged.status = response.status();
+    let sending = Sending {
+        forced_plan: settings.forced_plan.as_ref(),
+        totals: &settings.stats.totals,
+    };
+    let sent = sending
+        .send(socket, response, option, &mut logged.sent)
+        .await;
+    match sent {
+        Ok(()) => {
+            logged.is_complete = true;
+            match option {
+                ConnectionOption::Close => AfterResponse::CloseGently,
+                ConnectionOption::None | ConnectionOption::KeepAlive => AfterResponse::KeepOpen,
+            }
+        }
+        Err(error) => {
+            logged.error = Some(error.to_string());
+            AfterResponse::Close
+        }
+    }
+}
+
+/// Lets the other tasks of the thread that are ready run once. Unlike tokio's `yield_now`, this
+/// does not wait for the event loop to look for new events first.
+async fn yield_once() {
+    let mut has_yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

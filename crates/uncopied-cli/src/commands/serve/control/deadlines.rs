@@ -1,7 +1,7 @@
 //! Enforces deadlines without a timer per connection.
 //!
 //! A timer per connection would have to be armed and disarmed for every request. Instead, a
-//! connection only records what it waits for, and since when (the stream's [`Activity`]). The
+//! connection only records what it waits for, and since when ([`ConnectionState`]). The
 //! control thread sweeps all connections at an interval of a quarter of the shortest deadline, but
 //! at least 50 ms and at most 1 s. A deadline is thus enforced at most one interval late, and costs
 //! nothing between two sweeps.
@@ -15,25 +15,24 @@
 //! | is idle between two requests | the end of the last response | `--keepalive-timeout` | drain |
 //! | is in any state | accept | `--keepalive-time` | drain |
 //!
-//! Only the kernel knows whether a peer is reading a response. The send buffer of a TCP socket
-//! holds up to 4 MiB by default, and the socket becomes writable again only once a third of the
-//! buffer is free. With a slow but healthy peer, that may take minutes. On TCP, the kernel
-//! therefore enforces the send deadline (`TCP_USER_TIMEOUT`), counted from the last byte that the
-//! peer acknowledged, or from the moment when the peer closed its window. A Unix socket accepts
-//! more bytes as soon as the peer reads some. For Unix sockets, the control thread therefore
-//! enforces the deadline, counted from the last byte that the socket accepted.
+//! A peer is reading if the socket accepts more bytes, or if fewer bytes are in the socket's queue
+//! than at the last sweep. The socket alone would not tell: its buffer holds up to 4 MiB by default,
+//! and it becomes writable again only once a third of the buffer is free, which may take a slow but
+//! healthy peer minutes. Each sweep therefore asks the connections that wait for their peers to look
+//! at their queues. `TCP_USER_TIMEOUT` would not do: it cuts peers that read slowly, because it
+//! counts from the moment at which their window was first full.
 //!
 //! *Abort* drops the connection. *Drain* closes it once no request is in progress: immediately if
 //! it is idle, otherwise after the current response. If an idle connection is told to drain because
 //! of `--keepalive-timeout`, and is still open at the next sweep, it is aborted.
 //!
-//! [`Activity`]: uncopied_http::Activity
+//! [`ConnectionState`]: crate::commands::serve::connection::ConnectionState
 
 use std::time::{Duration, Instant};
 
-use uncopied_http::Phase;
-
-use crate::commands::serve::connection::{ConnectionCommand, ConnectionState, ConnectionTable};
+use crate::commands::serve::connection::{
+    ConnectionCommand, ConnectionState, ConnectionTable, Phase,
+};
 
 /// The time limits of a connection. `None` means that there is no limit.
 #[derive(Clone, Copy, Debug)]
@@ -61,10 +60,6 @@ const FIRST_REQUEST_TIMEOUT_WHEN_DRAINING: Duration = Duration::from_secs(1);
 struct ConnectionSnapshot {
     phase: Phase,
     has_received_request: bool,
-    /// Whether a request head is incomplete: part of it has arrived, but not all.
-    is_reading_head: bool,
-    /// Whether the connection uses TCP. If so, the kernel enforces the send deadline.
-    is_tcp: bool,
     command: ConnectionCommand,
     age: Duration,
     time_in_phase: Duration,
@@ -84,15 +79,16 @@ impl Deadlines {
             let snapshot = ConnectionSnapshot {
                 phase: connection.phase(),
                 has_received_request: connection.has_received_request(),
-                is_reading_head: connection.is_reading_head(),
-                is_tcp: connection.is_tcp,
                 command: connection.command(),
                 age: now.saturating_duration_since(connection.accepted),
-                time_in_phase: now.saturating_duration_since(connection.activity.since()),
+                time_in_phase: connection.time_in_phase(),
             };
             match self.command_for(&snapshot, is_draining) {
                 ConnectionCommand::None => {}
                 command => connection.send(command),
+            }
+            if snapshot.phase == Phase::Sending {
+                connection.request_look();
             }
         });
     }
@@ -110,11 +106,10 @@ impl Deadlines {
             Phase::Idle => {
                 is_past(time_in_phase, self.idle) && connection.command == ConnectionCommand::Drain
             }
-            // Apply the deadline only to an incomplete head. Once the whole head has arrived, the
-            // connection waits for the server, not for the peer.
-            Phase::Head => connection.is_reading_head && is_past(time_in_phase, self.head),
-            Phase::Sending => !connection.is_tcp && is_past(time_in_phase, self.send),
-            Phase::Active => false,
+            Phase::Head => is_past(time_in_phase, self.head),
+            Phase::Sending => is_past(time_in_phase, self.send),
+            // While a connection closes, its task enforces limits of its own.
+            Phase::Responding | Phase::Closing => false,
         };
         let is_idle = matches!(connection.phase, Phase::Idle) && connection.has_received_request;
         if is_expired {
@@ -147,12 +142,9 @@ mod tests {
         time_in_phase: u32,
     ) -> ConnectionSnapshot {
         let command = ConnectionCommand::None;
-        let is_reading_head = matches!(phase, Phase::Head);
         ConnectionSnapshot {
             phase,
             has_received_request,
-            is_reading_head,
-            is_tcp: false,
             command,
             age: age * SECOND,
             time_in_phase: time_in_phase * SECOND,
@@ -195,11 +187,11 @@ mod tests {
                 ConnectionCommand::Drain,
             ),
             (
-                connection(Phase::Active, true, 999, 999),
+                connection(Phase::Responding, true, 999, 999),
                 ConnectionCommand::None,
             ),
             (
-                connection(Phase::Active, true, 1000, 0),
+                connection(Phase::Responding, true, 1000, 0),
                 ConnectionCommand::Drain,
             ),
             (
@@ -213,18 +205,6 @@ mod tests {
                 "{connection:?}"
             );
         }
-    }
-
-    #[test]
-    fn preparing_a_response_has_no_deadline() {
-        let preparing = ConnectionSnapshot {
-            is_reading_head: false,
-            ..connection(Phase::Head, true, 500, 400)
-        };
-        assert_eq!(
-            DEADLINES.command_for(&preparing, false),
-            ConnectionCommand::None
-        );
     }
 
     #[test]
@@ -264,7 +244,13 @@ mod tests {
             age: None,
             ..DEADLINES
         };
-        for phase in [Phase::Idle, Phase::Head, Phase::Sending, Phase::Active] {
+        for phase in [
+            Phase::Idle,
+            Phase::Head,
+            Phase::Sending,
+            Phase::Responding,
+            Phase::Closing,
+        ] {
             assert_eq!(
                 disabled.command_for(&connection(phase, false, 9999, 9999), false),
                 ConnectionCommand::None

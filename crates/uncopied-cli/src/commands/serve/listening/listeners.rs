@@ -6,10 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::sockopt::set_tcp_user_timeout;
 use socket2::{Domain, Socket, Type};
 use uncopied_http::{Listener, StreamOptions};
 
@@ -39,20 +37,6 @@ impl BoundListener {
         match self {
             Self::Tcp(listener) => Listener::from_tcp(listener.try_clone()?, options),
             Self::Unix { listener, .. } => Listener::from_unix(listener.try_clone()?, options),
-        }
-    }
-
-    /// Makes the kernel close a connection whose peer has acknowledged no byte, or has kept its
-    /// window closed, for `time`. The option is set on the listener only, because accepted
-    /// connections inherit it (`tcp(7)`). Unix sockets have no such option, so this does nothing
-    /// for them.
-    pub(crate) fn set_send_timeout(&self, time: Duration) -> io::Result<()> {
-        match self {
-            Self::Tcp(listener) => {
-                let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-                Ok(set_tcp_user_timeout(listener, millis)?)
-            }
-            Self::Unix { .. } => Ok(()),
         }
     }
 

@@ -69,7 +69,6 @@ impl Worker {
         number: usize,
         setup: &WorkerSetup,
         listeners: &[BoundListener],
-        forced_plan: Option<uncopied::policy::Plan>,
         exit_sender: &mpsc::UnboundedSender<WorkerExit>,
     ) -> Result<Self, Error> {
         let runtime = Builder::new_current_thread()
@@ -79,15 +78,11 @@ impl Worker {
             .build()
             .map_err(Error::setup("start the event loop"))?;
         let stats = Arc::new(WorkerStats::default());
-        let mut options = StreamOptions::default().totals(Arc::clone(&stats.totals));
-        if let Some(plan) = forced_plan {
-            options = options.force_mechanisms(plan.mechanisms());
-        }
         let listeners = {
             let _entered = runtime.enter();
             listeners
                 .iter()
-                .map(|listener| listener.register(options.clone()))
+                .map(|listener| listener.register(StreamOptions::default()))
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(Error::setup("watch the listening socket"))?
         };
@@ -110,8 +105,9 @@ impl Worker {
 fn run(runtime: Runtime, setup: WorkerSetup, acceptor: Acceptor, stats: &Arc<WorkerStats>) {
     runtime.block_on(async {
         let mut stopped = setup.stopped.clone();
+        let settings = setup.connection_settings(stats);
         let accepting = acceptor.accept_all(&setup.permits, |stream, client| {
-            setup.spawn_connection(stream, client, stats);
+            setup.spawn_connection(stream, client, &settings);
         });
         tokio::select! {
             never = accepting => match never {},
