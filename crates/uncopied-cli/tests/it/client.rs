@@ -19,8 +19,13 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
 /// Connects with a small receive buffer, so that the server is soon blocked if the client stops
 /// reading.
 pub(crate) fn connect_with_small_window(address: SocketAddr) -> TcpStream {
+    connect_with_receive_buffer(address, 64 << 10)
+}
+
+/// Connects with a receive buffer of this size, which also limits the window.
+pub(crate) fn connect_with_receive_buffer(address: SocketAddr, bytes: usize) -> TcpStream {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(64 << 10).unwrap();
+    socket.set_recv_buffer_size(bytes).unwrap();
     socket.connect(&address.into()).unwrap();
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();

@@ -6,7 +6,10 @@ use std::os::unix::fs::FileExt as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::client::{connect, connect_with_small_window, get, read_head, read_to_close, send_get};
+use crate::client::{
+    connect, connect_with_receive_buffer, connect_with_small_window, get, read_head, read_to_close,
+    send_get,
+};
 use crate::data::test_bytes;
 use crate::server::{BIG_FILE_BYTES, Server, site};
 use crate::trace::{TracedServer, can_trace};
@@ -63,59 +66,26 @@ fn an_incomplete_head_closes_the_connection_after_the_header_timeout() {
     }
 }
 
-/// The body waits for the disk between two of its parts. At that time, everything written so far
-/// has been sent, but the connection must not count as idle.
+/// The end of the body waits for the disk. At that time, everything written so far has been sent,
+/// but the connection must not count as idle.
 #[test]
 fn a_connection_whose_response_waits_for_the_disk_is_not_idle() {
+    /// The number of bytes of the file that are in the page cache.
+    const WARM_BYTES: u64 = 64 << 20;
     let name = "a_connection_whose_response_waits_for_the_disk_is_not_idle";
-    if !can_trace(name) {
-        return;
-    }
-    let site = tempfile::tempdir().unwrap();
-    let bytes = test_bytes(200_000);
-    std::fs::write(site.path().join("large"), &bytes).unwrap();
-    let path = site.path().join("large").display().to_string();
-    // Make `mmap` fail, so that the server reads the body in parts instead of mapping the file.
-    // Make `preadv2` report that a part is not cached, so that another thread reads it with
-    // `pread64`, and delay that call.
-    let refused = ["mmap:error=ENOMEM", "preadv2:error=EAGAIN"].map(|it| format!("inject={it}"));
-    let slow = "inject=pread64:delay_enter=1500000";
-    let options = [
-        "-P",
-        &path,
-        "-e",
-        &refused[0],
-        "-e",
-        &refused[1],
-        "-e",
-        slow,
-    ];
-    let flags = ["--keepalive-timeout", "500ms"];
-    let traced = TracedServer::start(site.path(), &flags, &options);
-    let response = get(&mut connect(traced.server.address()), "/large");
-    assert!(response.body == bytes, "{} bytes", response.body.len());
-}
-
-/// Like the test above, but for the last part of a response: hyper has already passed the whole
-/// body to the stream, and the stream waits for the disk.
-#[test]
-fn a_connection_whose_last_body_part_waits_for_the_disk_is_not_idle() {
-    /// The number of bytes of a file that the server maps at a time.
-    const WINDOW_BYTES: u64 = 1 << 30;
-    let name = "a_connection_whose_last_body_part_waits_for_the_disk_is_not_idle";
     if !can_trace(name) {
         return;
     }
     let site = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = site.path().join("large");
     let file = File::create_new(&path).unwrap();
-    file.set_len(WINDOW_BYTES + 300_000).unwrap();
+    file.set_len(WARM_BYTES + 300_000).unwrap();
     // Load everything but the end of the file into the page cache. `Advice::Random` turns off
     // readahead, because readahead would load the end too.
     let mut warm = vec![0; 4 << 20];
     let read = File::open(&path).unwrap();
     rustix::fs::fadvise(&read, 0, None, rustix::fs::Advice::Random).unwrap();
-    for at in (0..WINDOW_BYTES).step_by(warm.len()) {
+    for at in (0..WARM_BYTES).step_by(warm.len()) {
         read.read_exact_at(&mut warm, at).unwrap();
     }
     let path = path.display().to_string();
@@ -226,6 +196,28 @@ fn a_slow_client_behind_large_buffers_is_not_disconnected() {
         .unwrap(),
         (BIG_FILE_BYTES - received) as u64,
     );
+}
+
+/// The kernel's `TCP_USER_TIMEOUT` cuts such a client: it counts from the moment at which the
+/// client's window was first full, although the client keeps acknowledging bytes.
+#[test]
+fn a_slow_client_with_a_small_window_is_not_disconnected() {
+    let site = site();
+    let server = Server::start(site.path(), &["--send-timeout", "1s"]);
+    let mut stream = connect_with_receive_buffer(server.address(), 16 << 10);
+    send_get(&mut stream, "/big");
+    read_head(&mut stream).unwrap();
+    let mut buffer = [0; 2000];
+    let mut received = 0;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(8) {
+        stream.read_exact(&mut buffer).unwrap();
+        received += buffer.len();
+        sleep(Duration::from_millis(25));
+    }
+    let mut rest = stream.take((BIG_FILE_BYTES - received) as u64);
+    let rest = std::io::copy(&mut rest, &mut std::io::sink()).unwrap();
+    assert_eq!(rest, (BIG_FILE_BYTES - received) as u64);
 }
 
 #[test]

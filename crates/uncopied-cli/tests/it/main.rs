@@ -6,6 +6,7 @@
 //! | `content` | bytes, headers, index, fallback and error pages |
 //! | `files` | which files are served, how changes to them appear, `UNCOPIED_SEND=off` |
 //! | `framing` | ambiguous requests, unexpected request bodies |
+//! | `closing` | closing a connection destroys nothing that the client has not read yet |
 //! | `deadlines` | the timeouts, and that none of them affects a slow but healthy client |
 //! | `shutdown` | signals, the grace period, the totals |
 //! | `access_log` | formats, escapes, log readers that are slow or have gone away |
@@ -26,6 +27,7 @@
 mod access_log;
 mod churn;
 mod client;
+mod closing;
 mod content;
 mod data;
 mod deadlines;

@@ -2,6 +2,7 @@
 //! from the file.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice, Write as _};
 use std::ops::Range;
@@ -76,70 +77,97 @@ impl SentResponse {
     }
 }
 
+/// What is left of a response after the first attempt at sending it.
+pub(super) struct Unsent {
+    head: Bytes,
+    body: Bytes,
+    parts: VecDeque<BodyPart>,
+}
+
 impl Sending<'_> {
-    /// Sends a response. `sent` is updated as the socket accepts bytes, so it is valid even after
-    /// an error, or if this future is dropped.
+    /// Sends as much of a response as the socket accepts at once, which is all of it in most cases
+    /// if the body is in memory. That takes one system call and no memory. Returns the rest, for
+    /// [`finish`](Self::finish).
+    ///
+    /// `sent` is updated as the socket accepts bytes.
     ///
     /// # Errors
     ///
-    /// If the socket fails, or the file is shorter than promised. In both cases the connection must
-    /// be closed, because the response is incomplete.
-    pub(super) async fn send(
+    /// If the socket fails.
+    pub(super) fn start(
         &self,
-        socket: &mut Socket,
+        socket: &Socket,
         response: FileResponse,
         option: ConnectionOption,
         sent: &mut SentResponse,
-    ) -> io::Result<()> {
-        let status = response.status();
-        // A short response is sent here, without waiting and without memory of its own. Only what
-        // the socket does not accept at once is kept.
-        let (head, mut body, mut parts) = HEAD.with_borrow_mut(|head| {
+    ) -> io::Result<Option<Unsent>> {
+        HEAD.with_borrow_mut(|head| {
             head.clear();
-            write_head(head, status, &response, option);
+            write_head(head, &response, option);
             sent.head_left = head.len() as u64;
-            let mut parts = response.into_body().into_parts();
-            let mut body = Bytes::new();
-            let mut file = None;
-            match parts.next() {
-                Some(BodyPart::Memory(bytes)) => body = bytes,
-                other => file = other,
-            }
+            let mut parts = response.into_body().into_parts().peekable();
+            let mut body = match parts.next_if(|part| matches!(part, BodyPart::Memory(_))) {
+                Some(BodyPart::Memory(bytes)) => bytes,
+                _ => Bytes::new(),
+            };
             if body.len() <= MAX_APPENDED_BYTES {
                 head.extend_from_slice(&body);
                 body.clear();
             }
-            let more = file.is_some() || parts.size_hint().0 > 0;
-            if let Some(BodyPart::File(_, range)) = &file
-                && range.end - range.start >= CORK_MIN_BYTES
-            {
-                socket.set_cork(true);
-            }
+            let more = match parts.peek() {
+                // The cork holds the head back, too.
+                Some(BodyPart::File(_, range)) if is_corked(range) => !socket.set_cork(true),
+                part => part.is_some(),
+            };
             let slices = [IoSlice::new(head), IoSlice::new(&body)];
             let slices = &slices[..if body.is_empty() { 1 } else { 2 }];
             let accepted = socket.try_send(slices, more)?;
             self.count(sent, Mechanism::Copy, accepted as u64);
             let of_head = accepted.min(head.len());
             body.advance(accepted - of_head);
-            let head = Bytes::copy_from_slice(&head[of_head..]);
-            io::Result::Ok((head, body, file.into_iter().chain(parts)))
-        })?;
-        let has_parts = parts.size_hint().0 > 0;
-        for mut bytes in [head, std::mem::take(&mut body)] {
-            self.send_memory(socket, &mut bytes, has_parts, sent)
+            if of_head == head.len() && body.is_empty() && !more && parts.peek().is_none() {
+                return Ok(None);
+            }
+            Ok(Some(Unsent {
+                head: Bytes::copy_from_slice(&head[of_head..]),
+                body,
+                parts: parts.collect(),
+            }))
+        })
+    }
+
+    /// Sends the rest of a response. `sent` is updated as the socket accepts bytes, so it is valid
+    /// even after an error, or if this future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If the socket fails, or the file is shorter than promised. In both cases the connection must
+    /// be closed, because the response is incomplete.
+    pub(super) async fn finish(
+        &self,
+        socket: &mut Socket,
+        unsent: Unsent,
+        sent: &mut SentResponse,
+    ) -> io::Result<()> {
+        let Unsent {
+            mut head,
+            mut body,
+            mut parts,
+        } = unsent;
+        for bytes in [&mut head, &mut body] {
+            self.send_memory(socket, bytes, !parts.is_empty(), sent)
                 .await?;
         }
-        while let Some(part) = parts.next() {
-            let more = parts.size_hint().0 > 0;
+        while let Some(part) = parts.pop_front() {
             match part {
                 BodyPart::Memory(mut bytes) => {
-                    self.send_memory(socket, &mut bytes, more, sent).await?;
+                    self.send_memory(socket, &mut bytes, !parts.is_empty(), sent)
+                        .await?;
                 }
                 BodyPart::File(file, range) => {
-                    let corked = range.end - range.start >= CORK_MIN_BYTES;
-                    let corked = corked && socket.set_cork(true);
+                    let is_corked = is_corked(&range) && socket.set_cork(true);
                     let outcome = self.send_file(socket, &file, range, sent).await;
-                    if corked {
+                    if is_corked {
                         socket.set_cork(false);
                     }
                     outcome?;
@@ -264,14 +292,13 @@ fn note_refusals(file: &OpenFile, transfer: &Transfer) {
     }
 }
 
+fn is_corked(range: &Range<u64>) -> bool {
+    range.end - range.start >= CORK_MIN_BYTES
+}
+
 /// Writes the status line and the header fields, and the empty line after them.
-fn write_head(
-    head: &mut Vec<u8>,
-    status: StatusCode,
-    response: &FileResponse,
-    option: ConnectionOption,
-) {
-    match status {
+fn write_head(head: &mut Vec<u8>, response: &FileResponse, option: ConnectionOption) {
+    match response.status() {
         StatusCode::OK => head.extend_from_slice(b"HTTP/1.1 200 OK\r\ndate: "),
         // Writing to a `Vec` cannot fail. The `Display` of a status includes its reason.
         status => drop(write!(head, "HTTP/1.1 {status}\r\ndate: ")),

@@ -114,7 +114,7 @@ impl Connection {
                 AfterResponse::KeepOpen => {}
                 AfterResponse::CloseGently => {
                     self.state.enter(Phase::Closing);
-                    return close_gently(&mut self.socket).await;
+                    return Box::pin(close_gently(&mut self.socket)).await;
                 }
                 AfterResponse::Close => return,
             }
@@ -227,7 +227,9 @@ async fn response_to(files: &ServeFiles, buffer: &RequestBuffer) -> FileResponse
     match files.try_respond(request.target(), &request, cached) {
         Ok(response) => response,
         Err(_) => match request.to_http() {
-            Some(request) => match files.respond(request).await {
+            // The future is in a box, because it is large and rarely needed: it would otherwise take
+            // up memory in every connection.
+            Some(request) => match Box::pin(files.respond(request)).await {
                 Ok(response) => response.into(),
                 Err(never) => match never {},
             },
@@ -248,9 +250,12 @@ async fn send(
         forced_plan: settings.forced_plan.as_ref(),
         totals: &settings.stats.totals,
     };
-    let sent = sending
-        .send(socket, response, option, &mut logged.sent)
-        .await;
+    let sent = match sending.start(socket, response, option, &mut logged.sent) {
+        // This future is in a box, too.
+        Ok(Some(unsent)) => Box::pin(sending.finish(socket, unsent, &mut logged.sent)).await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
     match sent {
         Ok(()) => {
             logged.is_complete = true;
