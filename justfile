@@ -19,6 +19,10 @@ lab *ARGS:
 mutants *ARGS:
     cargo mutants --package uncopied {{ ARGS }}
 
+# Fuzzes TARGET, `head` or `connection` (needs nightly Rust and cargo-fuzz).
+fuzz TARGET="connection" *ARGS:
+    cargo +nightly fuzz run {{ TARGET }} {{ ARGS }}
+
 # Formats the code.
 fmt:
     cargo fmt --all

@@ -1,46 +1,9 @@
-//! The `uncopied` command.
-//!
-//! Exit status: 0 for success, 1 for a failure (reported in one line on standard error), 2 for
-//! wrong usage. If the reader of standard output closes the pipe, that is not a failure.
+//! The `uncopied` command. See the library of this package.
 
 #![forbid(unsafe_code)]
 
-mod commands;
-mod error;
-mod flags;
-mod man;
-mod output;
-
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
-use crate::commands::serve;
-use crate::error::Error;
-use crate::flags::{Cli, Command};
-use crate::output::{print, say};
-
 fn main() -> ExitCode {
-    // Must run before the process opens a descriptor, because passed sockets are identified by
-    // their descriptor numbers, and before it starts a thread, because other threads may read the
-    // environment while this changes it.
-    let passed = serve::PassedSockets::from_environment();
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return flags::report_usage_error(&error),
-    };
-    let outcome = match cli.command {
-        Command::Serve(flags) => serve::run(*flags, passed),
-        Command::Completions { shell } => print(&man::completions(shell)).map_err(Error::Output),
-        Command::Man => man::manual()
-            .and_then(|page| print(&page))
-            .map_err(Error::Output),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&error);
-            ExitCode::from(error.exit_status())
-        }
-    }
+    uncopied_cli::main()
 }

@@ -21,8 +21,8 @@ fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     all
 }
 
-/// If a socket is closed while bytes of the peer are unread, or if such bytes arrive afterwards, the
-/// kernel resets the connection, and the peer loses what it has not read yet.
+/// If a socket is closed while bytes of the peer are unread, or if such bytes arrive afterwards,
+/// the kernel resets the connection, and the peer loses what it has not read yet.
 #[test]
 fn bytes_that_the_server_does_not_need_destroy_no_response() {
     let site = tempfile::tempdir().unwrap();
@@ -105,8 +105,8 @@ fn a_client_that_does_not_close_is_disconnected_after_a_while() {
     let request = b"GET /file HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     stream.write_all(request).unwrap();
     assert!(read_to_end(&mut stream).ends_with(b"\r\n\r\ncontent"));
-    // The server has shut down its side, and closes the socket after a silence of 5 s. From then on,
-    // its kernel answers bytes with a reset.
+    // The server has shut down its side, and closes the socket after a silence of 5 s. From then
+    // on, its kernel resets the connection if bytes arrive.
     sleep(Duration::from_secs(7));
     let end = Instant::now() + TEST_TIMEOUT;
     while stream.write_all(b"x").is_ok() {

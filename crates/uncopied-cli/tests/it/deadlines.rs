@@ -10,7 +10,6 @@ use crate::client::{
     connect, connect_with_receive_buffer, connect_with_small_window, get, read_head, read_to_close,
     send_get,
 };
-use crate::data::test_bytes;
 use crate::server::{BIG_FILE_BYTES, Server, site};
 use crate::trace::{TracedServer, can_trace};
 

@@ -16,11 +16,13 @@
 //! | `faults` | kernel errors: all bytes arrive, and the totals name the mechanism that sent them |
 //! | `real_clients` | curl, wget and a browser receive the right content |
 //! | `garbage` | bytes that are not requests affect only their own connection |
+//! | `fuzz_replay` | the inputs of the fuzz targets, and changed copies of them |
 //! | `churn` | 200 clients that connect and vanish: bodies are complete, nothing leaks |
 //!
 //! Helpers: `server` starts and stops the program, `trace` does so under strace, `client` speaks
 //! HTTP over a plain socket, `process` reads the resources of a process, `data` generates the
-//! content of files, `rng` generates random numbers from a seed, `skip` reports skipped tests.
+//! content of files, `rng` generates random numbers from a seed, `fuzz_checks` says what must hold
+//! for any bytes, `skip` reports skipped tests.
 
 #![allow(clippy::unwrap_used)]
 
@@ -34,6 +36,8 @@ mod deadlines;
 mod faults;
 mod files;
 mod framing;
+mod fuzz_checks;
+mod fuzz_replay;
 mod garbage;
 mod help;
 mod idle;

@@ -163,8 +163,9 @@ impl FileBody {
         self
     }
 
-    /// Returns the parts that have not been sent yet, in order, for a server that sends them itself.
-    /// A part that is the range of a file in memory is returned as [`BodyPart::Memory`].
+    /// Returns the parts that have not been sent yet, in order, for a server that sends them
+    /// itself. A part that is the range of a file in memory is returned as
+    /// [`BodyPart::Memory`].
     #[cfg(feature = "serve-files")]
     pub fn into_parts(self) -> impl Iterator<Item = BodyPart> {
         let rest = self.rest.map(|rest| *rest).unwrap_or_default();

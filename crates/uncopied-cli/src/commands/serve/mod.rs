@@ -16,6 +16,8 @@ mod access_log;
 mod config;
 mod connection;
 mod control;
+#[doc(hidden)]
+pub mod fuzz;
 mod listening;
 mod worker;
 

@@ -31,8 +31,8 @@ pub(crate) struct CacheLimits {
 }
 
 /// The weight of everything that the cache may hold. An open file takes a share of
-/// `1 / open_files`, and a file in memory takes the share that its bytes are of `memory`. So neither
-/// limit is exceeded, however the files are mixed.
+/// `1 / open_files`, and a file in memory takes the share that its bytes are of `memory`. So
+/// neither limit is exceeded, however the files are mixed.
 const CAPACITY: u64 = 1 << 40;
 
 /// The minimum number of the largest entries for which a shard of the cache has room.
@@ -74,13 +74,13 @@ impl Weighter<Box<[u8]>, Arc<Entry>> for Weights {
 }
 
 impl Cache {
-    /// Creates a cache. If `limits.open_files` is 0, nothing is cached. `in_memory_max_bytes` is the
-    /// length of the longest file that is kept in memory.
+    /// Creates a cache. If `limits.open_files` is 0, nothing is cached. `in_memory_max_bytes` is
+    /// the length of the longest file that is kept in memory.
     pub(crate) fn new(limits: CacheLimits, in_memory_max_bytes: u64) -> Self {
         let weights = Weights::new(limits);
-        // Each shard has its own part of the capacity, and does not admit an entry that is too heavy
-        // for it. So choose a number of shards for which each has room for some of the heaviest
-        // entries.
+        // Each shard has its own part of the capacity, and does not admit an entry that is too
+        // heavy for it. So choose a number of shards for which each has room for some of
+        // the heaviest entries.
         let in_memory = weights.of_bytes(ENTRY_BYTES + in_memory_max_bytes);
         let heaviest = weights.open_file.max(in_memory);
         let shards = [16, 8, 4, 2]

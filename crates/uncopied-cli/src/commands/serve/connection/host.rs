@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn hosts_follow_the_grammar() {
-        for good in [
+        for valid in [
             "a",
             "a.example:80",
             "127.0.0.1",
@@ -84,7 +84,7 @@ mod tests {
             "[v1.a:b]",
             "a_b~c",
         ] {
-            assert!(is_host(good.as_bytes()), "{good}");
+            assert!(is_host(valid.as_bytes()), "{valid}");
         }
         for bad in [
             "user@a",

@@ -28,6 +28,7 @@ mod table;
 mod task;
 
 pub(crate) use guard::ConnectionGuard;
+pub use request::{ParsedHead, parse_head};
 pub(crate) use state::{ConnectionCommand, ConnectionState, Phase};
 pub(crate) use stats::WorkerStats;
 pub(crate) use table::ConnectionTable;

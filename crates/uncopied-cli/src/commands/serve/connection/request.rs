@@ -9,6 +9,8 @@
 
 use std::ops::Range;
 
+use http::StatusCode;
+use http::uri::Authority;
 use httparse::{EMPTY_HEADER, Status};
 use uncopied_http::{RequestFields, RequestTarget};
 
@@ -30,6 +32,16 @@ pub(super) enum RefusedHead {
     TooLarge,
     /// 505: the request uses another major version of HTTP.
     UnsupportedVersion,
+}
+
+impl RefusedHead {
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::UnsupportedVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+        }
+    }
 }
 
 /// Returns the length of the head at the start of `bytes`, including the empty line that ends it
@@ -150,7 +162,7 @@ impl RequestHead {
         let after_authority = match target {
             "*" if method == "OPTIONS" => return Ok(()),
             _ if method == "CONNECT" => {
-                return match is_host(target.as_bytes()) {
+                return match is_authority(target) {
                     true => Ok(()),
                     false => Err(RefusedHead::BadRequest),
                 };
@@ -184,12 +196,11 @@ impl RequestHead {
                     }
                 }
                 14 if is("content-length") => {
-                    let is_number = field.value.iter().all(u8::is_ascii_digit);
-                    if has_length || field.value.is_empty() || !is_number {
+                    if has_length {
                         return Err(RefusedHead::BadRequest);
                     }
                     has_length = true;
-                    self.has_body |= field.value.iter().any(|digit| *digit != b'0');
+                    self.has_body |= content_length(field.value)? > 0;
                 }
                 17 if is("transfer-encoding") => {
                     if has_coding || !field.value.eq_ignore_ascii_case(b"chunked") {
@@ -237,9 +248,17 @@ impl RequestHead {
     }
 }
 
+/// Parses a Content-Length: nothing but digits, of a number that other programs can represent, too.
+fn content_length(value: &[u8]) -> Result<i64, RefusedHead> {
+    let digits = str::from_utf8(value).ok();
+    let digits = digits.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let length = digits.and_then(|text| text.parse().ok());
+    length.ok_or(RefusedHead::BadRequest)
+}
+
 /// Whether a path may contain this byte. The same bytes are accepted as by hyper and the `http`
-/// crate: those that need no escape, bytes of UTF-8, and some that clients send although they should
-/// escape them. A `#` begins a fragment, which clients do not send.
+/// crate: those that need no escape, bytes of UTF-8, and some that clients send although they
+/// should escape them. A `#` begins a fragment, which clients do not send.
 fn is_path_byte(byte: u8) -> bool {
     matches!(
         byte,
@@ -261,10 +280,13 @@ fn split_authority(target: &str) -> Option<&str> {
     }
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    if authority.is_empty() || !is_host(authority.as_bytes()) {
-        return None;
-    }
-    path.starts_with('/').then_some(path)
+    (is_authority(authority) && path.starts_with('/')).then_some(path)
+}
+
+/// Whether a target may have this authority. The `http` crate, and with it hyper, accepts less than
+/// the grammar.
+fn is_authority(text: &str) -> bool {
+    is_host(text.as_bytes()) && Authority::try_from(text).is_ok()
 }
 
 /// Returns the error for a head whose version is not HTTP/1.0 or HTTP/1.1.
@@ -344,4 +366,51 @@ impl RequestFields for Request<'_> {
     fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.fields()
     }
+}
+
+/// A request head as this server reads it, for comparison with another parser.
+#[doc(hidden)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParsedHead {
+    /// The length of the head in bytes.
+    pub length: usize,
+    pub method: String,
+    /// The path, or `*`.
+    pub path: String,
+    pub query: Option<String>,
+    pub is_http_1_0: bool,
+    /// Whether a body follows.
+    pub has_body: bool,
+    pub fields: Vec<(String, Vec<u8>)>,
+}
+
+/// Parses the head at the start of `bytes`. Returns `Ok(None)` if it is not complete, and the
+/// status with which it is refused as the error.
+#[doc(hidden)]
+pub fn parse_head(bytes: &[u8]) -> Result<Option<ParsedHead>, u16> {
+    let bytes = &bytes[..bytes.len().min(MAX_HEAD_BYTES)];
+    let mut buffer = super::buffers::RequestBuffer::take(bytes);
+    let parsed = buffer.parse();
+    let outcome = match parsed {
+        Err(refused) => Err(refused.status().as_u16()),
+        Ok(false) => Ok(None),
+        Ok(true) => {
+            let request = buffer.request();
+            let target = request.target();
+            Ok(Some(ParsedHead {
+                length: request.bytes.len(),
+                method: target.method.to_owned(),
+                path: target.path.to_owned(),
+                query: target.query.map(str::to_owned),
+                is_http_1_0: request.head.is_http_1_0(),
+                has_body: request.head.has_body,
+                fields: request
+                    .fields()
+                    .map(|(name, value)| (name.to_owned(), value.to_vec()))
+                    .collect(),
+            }))
+        }
+    };
+    buffer.give_back();
+    outcome
 }

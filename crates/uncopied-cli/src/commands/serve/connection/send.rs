@@ -279,8 +279,8 @@ impl Sending<'_> {
     }
 }
 
-/// Records which mechanisms have failed as unsupported for this file, so that later responses do not
-/// try them.
+/// Records which mechanisms have failed as unsupported for this file, so that later responses do
+/// not try them.
 fn note_refusals(file: &OpenFile, transfer: &Transfer) {
     for fallback in transfer.report().fallbacks() {
         if matches!(

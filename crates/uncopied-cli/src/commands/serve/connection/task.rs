@@ -198,12 +198,7 @@ impl Connection {
             settings,
         } = self;
         state.enter(Phase::Responding);
-        let status = match refused {
-            RefusedHead::BadRequest => StatusCode::BAD_REQUEST,
-            RefusedHead::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            RefusedHead::UnsupportedVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-        };
-        let response = settings.files.error_response(status);
+        let response = settings.files.error_response(refused.status());
         let log = settings.log.as_ref();
         let mut logged = LoggedRequest::begin(log, client, state, buffer, false);
         send(
@@ -227,8 +222,8 @@ async fn response_to(files: &ServeFiles, buffer: &RequestBuffer) -> FileResponse
     match files.try_respond(request.target(), &request, cached) {
         Ok(response) => response,
         Err(_) => match request.to_http() {
-            // The future is in a box, because it is large and rarely needed: it would otherwise take
-            // up memory in every connection.
+            // The future is in a box, because it is large and rarely needed: it would otherwise
+            // take up memory in every connection.
             Some(request) => match Box::pin(files.respond(request)).await {
                 Ok(response) => response.into(),
                 Err(never) => match never {},

@@ -16,11 +16,11 @@
 //! | is in any state | accept | `--keepalive-time` | drain |
 //!
 //! A peer is reading if the socket accepts more bytes, or if fewer bytes are in the socket's queue
-//! than at the last sweep. The socket alone would not tell: its buffer holds up to 4 MiB by default,
-//! and it becomes writable again only once a third of the buffer is free, which may take a slow but
-//! healthy peer minutes. Each sweep therefore asks the connections that wait for their peers to look
-//! at their queues. `TCP_USER_TIMEOUT` would not do: it cuts peers that read slowly, because it
-//! counts from the moment at which their window was first full.
+//! than at the last sweep. The socket alone would not tell: its buffer holds up to 4 MiB by
+//! default, and it becomes writable again only once a third of the buffer is free, which may take a
+//! slow but healthy peer minutes. Each sweep therefore asks the connections that wait for their
+//! peers to look at their queues. `TCP_USER_TIMEOUT` would not do: it cuts peers that read slowly,
+//! because it counts from the moment at which their window was first full.
 //!
 //! *Abort* drops the connection. *Drain* closes it once no request is in progress: immediately if
 //! it is idle, otherwise after the current response. If an idle connection is told to drain because

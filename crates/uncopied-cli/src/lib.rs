@@ -1,0 +1,53 @@
+//! The `uncopied` command.
+//!
+//! Exit status: 0 for success, 1 for a failure (reported in one line on standard error), 2 for
+//! wrong usage. If the reader of standard output closes the pipe, that is not a failure.
+//!
+//! This is a library only so that fuzz targets can use parts of it. It has no stable API.
+
+#![forbid(unsafe_code)]
+
+mod commands;
+mod error;
+mod flags;
+mod man;
+mod output;
+
+#[doc(hidden)]
+pub use commands::serve::fuzz;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::commands::serve;
+use crate::error::Error;
+use crate::flags::{Cli, Command};
+use crate::output::{print, say};
+
+/// Runs the command with the arguments and the environment of this process.
+#[doc(hidden)]
+pub fn main() -> ExitCode {
+    // Must run before the process opens a descriptor, because passed sockets are identified by
+    // their descriptor numbers, and before it starts a thread, because other threads may read the
+    // environment while this changes it.
+    let passed = serve::PassedSockets::from_environment();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return flags::report_usage_error(&error),
+    };
+    let outcome = match cli.command {
+        Command::Serve(flags) => serve::run(*flags, passed),
+        Command::Completions { shell } => print(&man::completions(shell)).map_err(Error::Output),
+        Command::Man => man::manual()
+            .and_then(|page| print(&page))
+            .map_err(Error::Output),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error);
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
