@@ -63,6 +63,10 @@ impl Config {
     }
 }
 
+/// The maximum length of files that are kept in memory. For longer files, `sendfile` costs less than
+/// the copy, if many responses are in flight (decision 3).
+const IN_MEMORY_MAX_BYTES: u64 = 32 << 10;
+
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -87,7 +91,8 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         .hidden(flags.hidden)
         .follow_links(flags.follow_links)
         .precompressed(!flags.no_precompressed)
-        .max_open_files(max_open_files);
+        .max_open_files(max_open_files)
+        .in_memory_max_bytes(IN_MEMORY_MAX_BYTES);
     if flags.mechanism.0.is_some() {
         // Do not cache files in memory: the chosen mechanism needs an open file, and a cached file
         // would bypass it.
