@@ -140,6 +140,9 @@ pub(crate) struct ServeFlags {
     /// accepted the whole response ("complete") and the time from the end of the request's head to
     /// the last byte of the response ("seconds"). Status 499 means that the connection ended before
     /// there was a response.
+    ///
+    /// Both formats end with the mechanism that sent the body, and with the reason if the response
+    /// was cut short ("error"). Text lines show "-" for what there is not.
     #[arg(
         long,
         value_name = "FORMAT",
@@ -245,7 +248,7 @@ impl ValueEnum for MechanismChoice {
 pub(crate) enum LogFormat {
     /// No access log
     Off,
-    /// The combined format of Apache and nginx, with times in UTC
+    /// The combined format of Apache and nginx, with times in UTC, then the mechanism and the error
     Text,
     /// One JSON object per line
     Json,

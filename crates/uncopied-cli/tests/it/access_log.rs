@@ -40,19 +40,19 @@ fn text_lines_are_combined_and_escaped() {
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[0].starts_with("127.0.0.1 - - ["), "{}", lines[0]);
     assert!(
-        lines[0].ends_with(" +0000] \"GET / HTTP/1.1\" 200 6 \"-\" \"-\""),
+        lines[0].ends_with(" +0000] \"GET / HTTP/1.1\" 200 6 \"-\" \"-\" - \"-\""),
         "{}",
         lines[0]
     );
     let expected = "\"GET /\\x22\\x5C\\xC2\\x9B%1b%0aforged HTTP/1.1\" 404 ";
     assert!(lines[1].contains(expected), "{}", lines[1]);
     assert!(
-        lines[1].ends_with("\"-\" \"x\\x09y\\xFF\\x22\""),
+        lines[1].ends_with("\"-\" \"x\\x09y\\xFF\\x22\" - \"-\""),
         "{}",
         lines[1]
     );
     assert!(
-        lines[2].ends_with(" +0000] \"-\" 400 16 \"-\" \"-\""),
+        lines[2].ends_with(" +0000] \"-\" 400 16 \"-\" \"-\" copy \"-\""),
         "{}",
         lines[2]
     );
@@ -65,7 +65,7 @@ fn json_lines_are_objects_and_escaped() {
     assert_eq!(lines.len(), 3, "{lines:?}");
     for part in [
         "{\"time\":\"20",
-        "\"client\":\"127.0.0.1:",
+        "\"client\":\"127.0.0.1\",\"port\":",
         "\"method\":\"GET\",\"target\":\"/\",\"version\":\"HTTP/1.1\",\"status\":200,\"bytes\":6,\"complete\":true,\"seconds\":0.",
     ] {
         assert!(lines[0].contains(part), "{part} is missing in {}", lines[0]);
@@ -87,6 +87,25 @@ fn json_lines_are_objects_and_escaped() {
         "{}",
         exit.stdout
     );
+}
+
+/// A socket for all addresses accepts IPv4 as IPv6, with addresses like `::ffff:127.0.0.1`.
+#[test]
+fn a_client_of_ipv4_is_logged_as_ipv4_on_a_socket_for_all_addresses() {
+    let site = site();
+    for (format, expected) in [
+        ("text", "127.0.0.1 - - ["),
+        ("json", "\"client\":\"127.0.0.1\",\"port\":"),
+    ] {
+        let flags = ["--listen", ":0", "--access-log", format];
+        let mut server = Server::start(site.path(), &flags);
+        server.collect_stdout();
+        let (_, port) = server.urls[1].rsplit_once(':').unwrap();
+        let port: u16 = port.trim_end_matches('/').parse().unwrap();
+        get(&mut connect(([127, 0, 0, 1], port).into()), "/");
+        let exit = server.stop();
+        assert!(exit.stdout.contains(expected), "{}", exit.stdout);
+    }
 }
 
 #[test]
@@ -135,7 +154,8 @@ fn a_response_to_a_slow_client_is_logged_at_its_end() {
     assert!(lines[0].contains("\"target\":\"/\","), "{lines:?}");
     let expected = format!("\"bytes\":{BIG_FILE_BYTES},\"complete\":true,\"seconds\":");
     let (_, seconds) = lines[1].split_once(&expected).unwrap();
-    let seconds: f64 = seconds.trim_end_matches('}').parse().unwrap();
+    let (seconds, _) = seconds.split_once(',').unwrap();
+    let seconds: f64 = seconds.parse().unwrap();
     assert!((0.6..20.0).contains(&seconds), "{lines:?}");
 }
 

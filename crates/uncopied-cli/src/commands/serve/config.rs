@@ -63,8 +63,8 @@ impl Config {
     }
 }
 
-/// The maximum length of files that are kept in memory. For longer files, `sendfile` costs less than
-/// the copy, if many responses are in flight (decision 3).
+/// The maximum length of files that are kept in memory. For longer files, `sendfile` costs less
+/// than the copy, if many responses are in flight (decision 3).
 const IN_MEMORY_MAX_BYTES: u64 = 32 << 10;
 
 fn cores() -> usize {

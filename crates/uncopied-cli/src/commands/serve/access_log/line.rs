@@ -1,6 +1,7 @@
 //! The formats of a log line. Bytes from the peer are escaped, so that a client can neither forge a
 //! line nor send control sequences to a terminal that shows the log.
 
+use std::fmt;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +12,7 @@ use uncopied_http::Address;
 /// The format of the log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LineFormat {
-    /// The combined format of Apache and nginx, in UTC.
+    /// The combined format of Apache and nginx, in UTC, followed by the mechanism and the error.
     Text,
     /// One JSON object per line.
     Json,
@@ -33,10 +34,8 @@ pub(crate) struct LogRecord<'a> {
     pub(crate) body_bytes: u64,
     /// Whether the socket accepted the whole response, head and body.
     pub(crate) is_complete: bool,
-    #[expect(dead_code, reason = "the formats do not show it yet")]
     /// What moved the body. `None` if there was no body.
     pub(crate) mechanism: Option<Mechanism>,
-    #[expect(dead_code, reason = "the formats do not show it yet")]
     /// Why the response was cut short. `None` if it was not, or if the reason is unknown.
     pub(crate) error: Option<&'a str>,
 }
@@ -70,10 +69,7 @@ impl LogRecord<'_> {
         let time = CalendarTime::of(self.at);
         let month = MONTHS[usize::from(time.month - 1)];
         // Omit the port, because addresses in the combined format have none.
-        match self.client {
-            Address::Tcp(address) => put(out, format_args!("{}", address.ip())),
-            client => put(out, format_args!("{client}")),
-        }
+        put(out, format_args!("{}", Host(self.client)));
         put(
             out,
             format_args!(
@@ -102,6 +98,10 @@ impl LogRecord<'_> {
             text_escaped(out, header.unwrap_or(b"-"));
             out.push(b'"');
         }
+        let mechanism = self.mechanism.map_or("-", Mechanism::name);
+        put(out, format_args!(" {mechanism} \""));
+        text_escaped(out, self.error.unwrap_or("-").as_bytes());
+        out.push(b'"');
     }
 
     fn json(&self, out: &mut Vec<u8>) {
@@ -109,11 +109,20 @@ impl LogRecord<'_> {
         put(
             out,
             format_args!(
-                "{{\"time\":\"{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z\",\"client\":",
-                time.year, time.month, time.day, time.hour, time.minute, time.second, time.millis
+                "{{\"time\":\"{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z\",\"client\":\"{}\"",
+                time.year,
+                time.month,
+                time.day,
+                time.hour,
+                time.minute,
+                time.second,
+                time.millis,
+                Host(self.client)
             ),
         );
-        json_string(out, self.client.to_string().as_bytes());
+        if let Address::Tcp(address) = self.client {
+            put(out, format_args!(",\"port\":{}", address.port()));
+        }
         if let Some(request) = &self.request {
             out.extend_from_slice(b",\"method\":");
             json_string(out, request.method);
@@ -130,17 +139,41 @@ impl LogRecord<'_> {
         put(
             out,
             format_args!(
-                ",\"status\":{},\"bytes\":{},\"complete\":{},\"seconds\":{:.6}}}",
+                ",\"status\":{},\"bytes\":{},\"complete\":{},\"seconds\":{:.6}",
                 self.status.as_u16(),
                 self.body_bytes,
                 self.is_complete,
                 self.took.as_secs_f64()
             ),
         );
+        match self.mechanism {
+            Some(mechanism) => put(out, format_args!(",\"mechanism\":\"{mechanism}\"")),
+            None => out.extend_from_slice(b",\"mechanism\":null"),
+        }
+        out.extend_from_slice(b",\"error\":");
+        match self.error {
+            Some(error) => json_string(out, error.as_bytes()),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.push(b'}');
     }
 }
 
-fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+/// Writes the address of a client without its port. A client that reaches a socket for both IPv6
+/// and IPv4 over IPv4 has an address like `::ffff:192.0.2.1`, which is written as IPv4, as it would
+/// be for a socket of IPv4 alone.
+struct Host<'a>(&'a Address);
+
+impl fmt::Display for Host<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Address::Tcp(address) => address.ip().to_canonical().fmt(f),
+            other => other.fmt(f),
+        }
+    }
+}
+
+fn put(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
     // Writing to memory does not fail.
     let _ = out.write_fmt(text);
 }
@@ -238,7 +271,7 @@ mod tests {
             status: StatusCode::OK,
             body_bytes: 12,
             is_complete: true,
-            mechanism: None,
+            mechanism: Some(Mechanism::Sendfile),
             error: None,
         }
     }
@@ -258,7 +291,7 @@ mod tests {
         assert_eq!(
             written(&record(&client()), LineFormat::Text),
             "127.0.0.1 - - [29/Feb/2000:12:34:56 +0000] \"GET /a\\x22b%0A?c HTTP/1.1\" \
-             200 12 \"-\" \"x\\x09\\x22\\x5C\\xFFy\"\n"
+             200 12 \"-\" \"x\\x09\\x22\\x5C\\xFFy\" sendfile \"-\"\n"
         );
     }
 
@@ -266,9 +299,45 @@ mod tests {
     fn json_lines_are_objects_and_escaped() {
         assert_eq!(
             written(&record(&client()), LineFormat::Json),
-            "{\"time\":\"2000-02-29T12:34:56.789Z\",\"client\":\"127.0.0.1:5000\",\"method\":\"GET\",\
+            "{\"time\":\"2000-02-29T12:34:56.789Z\",\"client\":\"127.0.0.1\",\"port\":5000,\"method\":\"GET\",\
              \"target\":\"/a\\\"b%0A?c\",\"version\":\"HTTP/1.1\",\"user_agent\":\"x\\u0009\\\"\\\\\u{fffd}y\",\
-             \"status\":200,\"bytes\":12,\"complete\":true,\"seconds\":0.001500}\n"
+             \"status\":200,\"bytes\":12,\"complete\":true,\"seconds\":0.001500,\
+             \"mechanism\":\"sendfile\",\"error\":null}\n"
+        );
+    }
+
+    #[test]
+    fn a_response_that_was_cut_says_why_and_one_without_a_body_has_no_mechanism() {
+        let client = Address::Unix;
+        let cut = LogRecord {
+            is_complete: false,
+            error: Some("the \"file\" was truncated\x1b"),
+            ..record(&client)
+        };
+        let text = written(&cut, LineFormat::Text);
+        let json = written(&cut, LineFormat::Json);
+        assert!(text.starts_with("unix - - ["), "{text}");
+        assert!(
+            text.ends_with(" sendfile \"the \\x22file\\x22 was truncated\\x1B\"\n"),
+            "{text}"
+        );
+        assert!(json.contains(",\"client\":\"unix\",\"method\""), "{json}");
+        assert!(
+            json.ends_with(
+                ",\"mechanism\":\"sendfile\",\"error\":\"the \\\"file\\\" was truncated\\u001b\"}\n"
+            ),
+            "{json}"
+        );
+        let without_body = LogRecord {
+            mechanism: None,
+            ..record(&client)
+        };
+        let text = written(&without_body, LineFormat::Text);
+        let json = written(&without_body, LineFormat::Json);
+        assert!(text.ends_with(" - \"-\"\n"), "{text}");
+        assert!(
+            json.ends_with(",\"mechanism\":null,\"error\":null}\n"),
+            "{json}"
         );
     }
 
