@@ -8,6 +8,13 @@ use std::io::{self, Write as _};
 /// Control characters are escaped, so that a message stays on one line even if it contains a file
 /// name with a line feed. Errors are ignored, because there is nowhere else to report them.
 pub(crate) fn say(message: &dyn fmt::Display) {
+    let _ = io::stderr()
+        .lock()
+        .write_all(message_line(message).as_bytes());
+}
+
+/// Returns the line that [`say`] writes.
+pub(crate) fn message_line(message: &dyn fmt::Display) -> String {
     let mut line = String::from("uncopied: ");
     for character in message.to_string().chars() {
         if character.is_control() {
@@ -17,7 +24,7 @@ pub(crate) fn say(message: &dyn fmt::Display) {
         }
     }
     line.push('\n');
-    let _ = io::stderr().lock().write_all(line.as_bytes());
+    line
 }
 
 /// Writes to standard output. A closed pipe is not an error: the reader does not want any more

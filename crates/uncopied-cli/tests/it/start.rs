@@ -342,10 +342,30 @@ fn accepting_pauses_and_resumes_when_descriptors_run_out() {
     drop(connections);
     assert_eq!(get(&mut connect(server.address()), "/").status, 200);
     let exit = server.stop();
+    // The other attempts are only counted.
+    let reports = exit
+        .stderr
+        .iter()
+        .filter(|line| line.contains("cannot accept"));
+    assert_eq!(reports.count(), 1, "{:?}", exit.stderr);
+    let counted = |line: &String| {
+        line.starts_with("uncopied: and ") && line.ends_with(" more failed accepts")
+    };
+    assert!(exit.stderr.iter().any(counted), "{:?}", exit.stderr);
+}
+
+#[test]
+fn a_descriptor_limit_that_lowers_the_number_of_connections_is_reported() {
+    let site = site();
+    let mut command = clean(Command::new("sh"));
+    command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\"", PROGRAM, "serve"]);
+    command
+        .arg(site.path())
+        .args(["--listen", "127.0.0.1:0", "--threads", "1"]);
+    let exit = Server::spawn(command, 1).stop();
     assert_eq!(
-        exit.stderr.len(),
-        3,
-        "reported once, not for each attempt: {:?}",
-        exit.stderr
+        exit.stderr[0],
+        "uncopied: at most 16 connections at a time instead of 10000, because the descriptor limit \
+         is 64; raise it (ulimit -n, LimitNOFILE=) to 13400, or set --max-connections"
     );
 }

@@ -11,7 +11,7 @@ use crate::flags::{ListenAddress, LogFormat, ServeFlags};
 
 use super::access_log::LineFormat;
 use super::control::Deadlines;
-use super::listening::DescriptorBudget;
+use super::listening::{DescriptorBudget, LoweredLimit};
 
 /// A checked configuration.
 pub(crate) struct Config {
@@ -25,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) forced_plan: Option<Plan>,
     pub(crate) log_format: Option<LineFormat>,
     pub(crate) max_connections: usize,
+    /// Set if the descriptor limit allows fewer connections than the default.
+    pub(crate) lowered_limit: Option<LoweredLimit>,
     pub(crate) deadlines: Deadlines,
 }
 
@@ -52,6 +54,10 @@ impl Config {
                 LogFormat::Json => Some(LineFormat::Json),
             },
             max_connections: budget.connections,
+            lowered_limit: match requested {
+                None => LoweredLimit::of(&budget, descriptor_limit),
+                Some(_) => None,
+            },
             deadlines: Deadlines {
                 head: flags.header_timeout.limit(),
                 send: flags.send_timeout.limit(),

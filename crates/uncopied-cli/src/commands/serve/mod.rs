@@ -19,6 +19,7 @@ mod control;
 #[doc(hidden)]
 pub mod fuzz;
 mod listening;
+mod warning;
 mod worker;
 
 use std::sync::Arc;
@@ -70,6 +71,9 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     let workers = (0..config.threads)
         .map(|n| Worker::start(n, &setup, &listeners, &exit_sender))
         .collect::<Result<Vec<_>, _>>()?;
+    if let Some(lowered) = &config.lowered_limit {
+        say(lowered);
+    }
     for listener in &listeners {
         say(&format_args!(
             "serving {} on {}",
@@ -92,6 +96,7 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     if let Some(log) = &log {
         log.close();
     }
+    warning::tell_suppressed(true);
     say(&TotalsLine::of(&workers, log.as_deref()));
     outcome
 }

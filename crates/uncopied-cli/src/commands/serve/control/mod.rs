@@ -15,6 +15,7 @@ use crate::output::say;
 use super::access_log::AccessLog;
 use super::connection::ConnectionCommand;
 use super::listening::BoundListener;
+use super::warning::tell_suppressed;
 use super::worker::{Worker, WorkerExit};
 
 pub(crate) use deadlines::Deadlines;
@@ -125,6 +126,7 @@ impl Control<'_> {
     }
 
     fn sweep(&self, is_draining: bool) {
+        tell_suppressed(false);
         let now = Instant::now();
         for worker in self.workers {
             self.deadlines

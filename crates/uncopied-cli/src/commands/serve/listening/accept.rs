@@ -5,20 +5,17 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use uncopied_http::{Address, Listener, Stream};
 
+use crate::commands::serve::warning::{WarningKind, warn_limited};
 use crate::error::kernel_text;
-use crate::output::say;
 
 /// The pause after a failed accept, for example when the process has run out of descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-
-/// The minimum time between two messages about failed accepts.
-const MESSAGE_INTERVAL: Duration = Duration::from_secs(60);
 
 type AcceptResult = io::Result<(Stream, Address)>;
 type PendingAccept = Pin<Box<dyn Future<Output = (Listener, AcceptResult)> + Send>>;
@@ -67,7 +64,6 @@ impl Acceptor {
         permits: &Semaphore,
         mut start: impl FnMut(Stream, Address),
     ) -> Infallible {
-        let mut last_message: Option<Instant> = None;
         loop {
             let permit = permits.acquire().await;
             match self.accept().await {
@@ -79,10 +75,7 @@ impl Acceptor {
                 }
                 Err(error) if is_per_connection(&error) => {}
                 Err(error) => {
-                    if last_message.is_none_or(|at| at.elapsed() > MESSAGE_INTERVAL) {
-                        last_message = Some(Instant::now());
-                        report(&error);
-                    }
+                    report(&error);
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }
@@ -96,9 +89,8 @@ fn report(error: &io::Error) {
         _ => "",
     };
     let text = kernel_text(error);
-    say(&format_args!(
-        "cannot accept connections for now: {text}{hint}"
-    ));
+    let message = format_args!("cannot accept connections for now: {text}{hint}");
+    warn_limited(WarningKind::Accept, &message);
 }
 
 fn start_accept(listener: Listener) -> PendingAccept {

@@ -1,6 +1,8 @@
 //! Raises the limit on open file descriptors, and divides the descriptors between connections and
 //! files.
 
+use std::fmt;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The number of descriptors reserved for listeners, event loops and pipes.
@@ -67,9 +69,55 @@ impl DescriptorBudget {
     }
 }
 
+/// Says that the descriptor limit allows fewer connections than the default, and what to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct LoweredLimit {
+    connections: usize,
+    limit: usize,
+}
+
+impl LoweredLimit {
+    /// Returns `None` if the budget allows the default number of connections.
+    pub(crate) fn of(budget: &DescriptorBudget, limit: usize) -> Option<Self> {
+        let connections = budget.connections;
+        (connections < DEFAULT_MAX_CONNECTIONS).then_some(Self { connections, limit })
+    }
+}
+
+impl fmt::Display for LoweredLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "at most {} connections at a time instead of {DEFAULT_MAX_CONNECTIONS}, because the \
+             descriptor limit is {}; raise it (ulimit -n, LimitNOFILE=) to {DEFAULT_LIMIT}, or set \
+             --max-connections",
+            self.connections, self.limit
+        )
+    }
+}
+
+/// The smallest descriptor limit that allows [`DEFAULT_MAX_CONNECTIONS`], with the files that are
+/// kept open next to them.
+const DEFAULT_LIMIT: usize = RESERVED_DESCRIPTORS + DEFAULT_MAX_CONNECTIONS.div_ceil(3) * 4;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_is_lowered_below_the_number_that_the_message_names() {
+        for (limit, is_lowered) in [
+            (64, true),
+            (DEFAULT_LIMIT - 4, true),
+            (DEFAULT_LIMIT, false),
+        ] {
+            let budget = DescriptorBudget::divide(limit, None);
+            let lowered = budget
+                .ok()
+                .and_then(|budget| LoweredLimit::of(&budget, limit));
+            assert_eq!(lowered.is_some(), is_lowered, "{limit}");
+        }
+    }
 
     #[test]
     fn descriptors_are_divided_between_files_and_connections() {

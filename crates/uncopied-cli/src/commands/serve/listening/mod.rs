@@ -6,6 +6,6 @@ mod listeners;
 mod passed;
 
 pub(crate) use accept::Acceptor;
-pub(crate) use descriptors::{DescriptorBudget, raise_descriptor_limit};
+pub(crate) use descriptors::{DescriptorBudget, LoweredLimit, raise_descriptor_limit};
 pub(crate) use listeners::{BoundListener, open};
 pub(crate) use passed::PassedSockets;
