@@ -40,14 +40,14 @@ fn text_lines_are_combined_and_escaped() {
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[0].starts_with("127.0.0.1 - - ["), "{}", lines[0]);
     assert!(
-        lines[0].ends_with(" +0000] \"GET / HTTP/1.1\" 200 6 \"-\" \"-\" - \"-\""),
+        lines[0].ends_with(" +0000] \"GET / HTTP/1.1\" 200 6 \"-\" \"-\" copy \"-\""),
         "{}",
         lines[0]
     );
     let expected = "\"GET /\\x22\\x5C\\xC2\\x9B%1b%0aforged HTTP/1.1\" 404 ";
     assert!(lines[1].contains(expected), "{}", lines[1]);
     assert!(
-        lines[1].ends_with("\"-\" \"x\\x09y\\xFF\\x22\" - \"-\""),
+        lines[1].ends_with("\"-\" \"x\\x09y\\xFF\\x22\" copy \"-\""),
         "{}",
         lines[1]
     );

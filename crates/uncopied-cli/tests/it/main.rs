@@ -10,6 +10,7 @@
 //! | `deadlines` | the timeouts, and that none of them affects a slow but healthy client |
 //! | `shutdown` | signals, the grace period, the totals |
 //! | `access_log` | formats, escapes, log readers that are slow or have gone away |
+//! | `warnings` | failures of the server are told on standard error and in the access log |
 //! | `idle` | the memory of idle connections, and that they still serve requests |
 //! | `help` | help, completions, the manual page |
 //! | `system_calls` | the calls made by each mechanism, for a cache hit, for an uncached file |
@@ -50,3 +51,4 @@ mod skip;
 mod start;
 mod system_calls;
 mod trace;
+mod warnings;

@@ -10,7 +10,7 @@ use crate::commands::serve::access_log::{AccessLog, LogRecord, RequestLine};
 
 use super::buffers::RequestBuffer;
 use super::send::SentResponse;
-use super::state::{ConnectionCommand, ConnectionState};
+use super::state::{ConnectionCommand, ConnectionState, Phase};
 
 /// The status that is logged if the connection ends before there is a response. nginx logs the same
 /// status.
@@ -71,11 +71,14 @@ impl Drop for LoggedRequest<'_> {
             return;
         };
         let request = self.is_parsed.then(|| self.buffer.request());
-        let aborted = context.state.command() == ConnectionCommand::Abort;
-        let error = match &self.error {
-            Some(error) => Some(error.as_str()),
-            None if aborted && !self.is_complete => Some("the server closed the connection"),
-            None => None,
+        let was_aborted = context.state.command() == ConnectionCommand::Abort;
+        let error = match (&self.error, context.state.phase()) {
+            (Some(error), _) => Some(error.as_str()),
+            (None, Phase::Sending) if was_aborted => {
+                Some("the server closed the connection, because the client did not read")
+            }
+            (None, _) if !self.is_complete => Some("the server closed the connection"),
+            (None, _) => None,
         };
         context.log.write(&LogRecord {
             at: context.at,

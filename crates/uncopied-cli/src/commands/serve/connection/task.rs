@@ -1,6 +1,7 @@
 //! The task of one connection.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -11,6 +12,7 @@ use uncopied::policy::Plan;
 use uncopied_http::{Address, CachedFile, ConnectionSocket, FileResponse, ServeFiles};
 
 use crate::commands::serve::access_log::AccessLog;
+use crate::commands::serve::warning::{WarningKind, warn_limited};
 
 use super::buffers::RequestBuffer;
 use super::close::close_gently;
@@ -241,6 +243,9 @@ async fn send(
     logged: &mut LoggedRequest<'_>,
 ) -> AfterResponse {
     logged.status = response.status();
+    if response.status().is_server_error() {
+        warn_of_status(response.status(), logged);
+    }
     let sending = Sending {
         forced_plan: settings.forced_plan.as_ref(),
         totals: &settings.stats.totals,
@@ -260,10 +265,55 @@ async fn send(
             }
         }
         Err(error) => {
+            if !is_fault_of_peer(&error) {
+                let body_bytes = logged.sent.body_bytes;
+                let target = target_of(logged);
+                warn_limited(
+                    WarningKind::BodyCut,
+                    &format_args!("{target}: the body was cut after {body_bytes} bytes: {error}"),
+                );
+            }
             logged.error = Some(error.to_string());
             AfterResponse::Close
         }
     }
+}
+
+/// Warns of a response that tells of a failure of the server.
+fn warn_of_status(status: StatusCode, logged: &LoggedRequest<'_>) {
+    let target = target_of(logged);
+    let remedy = match status {
+        StatusCode::SERVICE_UNAVAILABLE => {
+            "; the process may lack descriptors (ulimit -n) or memory, or the file was being written"
+        }
+        StatusCode::INTERNAL_SERVER_ERROR => {
+            "; the file system may have failed (see the kernel's log)"
+        }
+        _ => "",
+    };
+    warn_limited(
+        WarningKind::ServerError,
+        &format_args!("{target}: responded with {status}{remedy}"),
+    );
+}
+
+/// Returns the target of the request, for a message.
+fn target_of(logged: &LoggedRequest<'_>) -> String {
+    String::from_utf8_lossy(logged.buffer.request().raw_target()).into_owned()
+}
+
+/// Whether an error of a response comes from the peer or the network, and not from the file.
+fn is_fault_of_peer(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::TimedOut
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown
+    )
 }
 
 /// Lets the other tasks of the thread that are ready run once. Unlike tokio's `yield_now`, this
