@@ -196,6 +196,23 @@ fn heads_have_limits() {
     assert_eq!(read_response(&mut stream).unwrap().status, 200);
 }
 
+/// A proxy and this server must not understand a host differently.
+#[test]
+fn a_host_must_follow_the_grammar() {
+    let site = site();
+    let server = Server::start(site.path(), &[]);
+    let status = |host: &str| {
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        head_of(&exchange(&server, request.as_bytes()))
+    };
+    for host in ["user@a", "a/b", "a b", "[::1", "a:b", "%zz", "http://a/"] {
+        assert_eq!(status(host), "HTTP/1.1 400 Bad Request", "{host}");
+    }
+    for host in ["[::1]:80", "a:", "a%20b", "a.example", "127.0.0.1:80"] {
+        assert_eq!(status(host), "HTTP/1.1 200 OK", "{host}");
+    }
+}
+
 /// `nc -N` and some health checks close their sending side after the request.
 #[test]
 fn a_client_that_closes_its_sending_side_gets_its_responses() {

@@ -1,4 +1,4 @@
-//! Tests with the clients that people use: curl, wget, and a browser.
+//! Tests with the clients that people use: curl, wget, aria2, ab, Python, and a browser.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -306,6 +306,100 @@ fn curl_gets_five_gibibytes() {
     }
     let totals = server.stop().totals();
     assert!(totals.sendfile >= length + (end - start), "{totals:?}");
+}
+
+#[test]
+fn aria2_downloads_a_file_over_eight_connections() {
+    if !is_installed("aria2c", "aria2_downloads_a_file_over_eight_connections") {
+        return;
+    }
+    let site = tempfile::tempdir().unwrap();
+    let bytes = test_bytes(20 << 20);
+    fs::write(site.path().join("file"), &bytes).unwrap();
+    let server = Server::start(site.path(), &[]);
+    let target = tempfile::tempdir().unwrap();
+    let mut aria2 = client("aria2c");
+    aria2.args(["--quiet", "-x8", "-s8", "-k1M", "--no-conf", "--dir"]);
+    output(aria2.arg(target.path()).arg(url(&server, "file")));
+    assert!(fs::read(target.path().join("file")).unwrap() == bytes);
+    assert!(server.stop().totals().requests >= 8);
+}
+
+/// ab speaks HTTP/1.0, with and without `Connection: keep-alive`.
+#[test]
+fn ab_completes_all_requests() {
+    let version = Command::new("ab").arg("-V").output();
+    if !version.is_ok_and(|output| output.status.success()) {
+        skip(
+            "ab_completes_all_requests",
+            "ab is not installed (apt-get install apache2-utils)",
+        );
+        return;
+    }
+    let site = site();
+    let server = Server::start(site.path(), &[]);
+    for flags in [&["-k"][..], &[]] {
+        for (name, len) in [("small.txt", 16_384), ("mebibyte.bin", 1 << 20)] {
+            let mut ab = client("ab");
+            ab.args(["-q", "-n", "400", "-c", "16"]).args(flags);
+            let report = output(ab.arg(url(&server, name)));
+            let report = String::from_utf8(report).unwrap();
+            let has = |title: &str, value: &str| {
+                let line = report.lines().find(|line| line.starts_with(title));
+                line.is_some_and(|line| line[title.len()..].trim().starts_with(value))
+            };
+            assert!(has("Complete requests:", "400"), "{report}");
+            assert!(has("Failed requests:", "0"), "{report}");
+            let sent = format!("{} bytes", 400 * len);
+            assert!(has("HTML transferred:", &sent), "{report}");
+            assert!(!report.contains("Non-2xx"), "{report}");
+            let kept = has("Keep-Alive requests:", "400");
+            assert_eq!(kept, !flags.is_empty(), "{report}");
+        }
+    }
+}
+
+/// Gets every file over one connection, and then seeks in a file as the video element of a browser
+/// does: it begins to read from some position, and closes the connection when it seeks.
+#[test]
+fn python_keeps_a_connection_and_seeks() {
+    const PROGRAM: &str = "
+import http.client, json, sys
+host, names = sys.argv[1], json.loads(sys.argv[2])
+connection = http.client.HTTPConnection(host)
+for name, length in names:
+    connection.request('GET', '/' + name)
+    response = connection.getresponse()
+    assert response.status == 200 and len(response.read()) == length, name
+connection.request('GET', '/mebibyte.bin')
+whole = connection.getresponse().read()
+connection.request('HEAD', '/mebibyte.bin')
+head = connection.getresponse()
+head.read()
+for start in [0, 700_000, 12, 1_048_575, 300_000]:
+    seeking = http.client.HTTPConnection(host)
+    headers = {'Range': f'bytes={start}-', 'If-Range': head.headers['ETag']}
+    seeking.request('GET', '/mebibyte.bin', headers=headers)
+    response = seeking.getresponse()
+    expected = f'bytes {start}-1048575/1048576'
+    assert response.status == 206 and response.headers['Content-Range'] == expected
+    part = response.read(100_000)
+    assert part == whole[start:start + len(part)], start
+    seeking.close()
+print('done', end='')
+";
+    if !is_installed("python3", "python_keeps_a_connection_and_seeks") {
+        return;
+    }
+    let site = site();
+    wait_until_files_are_stable();
+    let server = Server::start(site.path(), &[]);
+    let names = FILES.map(|(name, len)| format!("[\"{}\", {len}]", url_path(name)));
+    let mut python = client("python3");
+    python.args(["-c", PROGRAM]);
+    python.arg(server.address().to_string());
+    python.arg(format!("[{}]", names.join(", ")));
+    assert_eq!(output(&mut python), b"done");
 }
 
 /// Opens a page in a browser, and returns the page as it is after running its scripts.
