@@ -19,6 +19,10 @@ lab *ARGS:
 mutants *ARGS:
     cargo mutants --package uncopied {{ ARGS }}
 
+# Runs the tests of `serve` that take minutes: many connections, slow readers, signals under load.
+endurance:
+    cargo test --release -p uncopied-cli --test it -- endurance --ignored --show-output --test-threads 1
+
 # Fuzzes TARGET, `head` or `connection` (needs nightly Rust and cargo-fuzz).
 fuzz TARGET="connection" *ARGS:
     cargo +nightly fuzz run {{ TARGET }} {{ ARGS }}

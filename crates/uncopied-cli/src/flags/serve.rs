@@ -166,10 +166,13 @@ pub(crate) struct ServeFlags {
     )]
     pub(crate) header_timeout: TimeSpan,
 
-    /// Close a connection whose client has accepted no byte of a response for this long
+    /// Close a connection whose client has read no byte of a response for this long
     ///
-    /// The time counts from the last byte that the client acknowledged. A slow client that keeps
-    /// reading is never disconnected, however long the response takes.
+    /// The time counts from the moment at which the client's host last accepted bytes. A slow
+    /// client that keeps reading is never disconnected, however long the response takes. A host
+    /// with a large receive buffer accepts bytes in large steps: it may wait until half of the
+    /// buffer is free. So if a client reads less than half of its receive buffer within this time,
+    /// it may be taken for one that has stopped reading.
     #[arg(
         long,
         value_name = "TIME",

@@ -18,6 +18,7 @@
 //! | `real_clients` | curl, wget and a browser receive the right content |
 //! | `garbage` | bytes that are not requests affect only their own connection |
 //! | `fuzz_replay` | the inputs of the fuzz targets, and changed copies of them |
+//! | `endurance` | many connections, slow readers, a signal under load; ignored by default |
 //! | `churn` | 200 clients that connect and vanish: bodies are complete, nothing leaks |
 //!
 //! Helpers: `server` starts and stops the program, `trace` does so under strace, `client` speaks
@@ -34,6 +35,7 @@ mod closing;
 mod content;
 mod data;
 mod deadlines;
+mod endurance;
 mod faults;
 mod files;
 mod framing;
