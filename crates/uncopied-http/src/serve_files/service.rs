@@ -66,10 +66,12 @@ use crate::open_file::DiskAccess;
 ///
 /// # Never stale
 ///
-/// Files are kept open between requests. For each request, one `statx` checks whether the path
-/// still leads to the same, unchanged file. So when a file is replaced, changed or removed, the
-/// very next request sees it. Requests for the same file that wait at the same time share one
-/// `statx`, which is made after the last of these requests has arrived.
+/// Files are kept open between requests. For each request, the kernel is asked whether the path
+/// still leads to the same, unchanged file, and still stays beneath the root. So when a file is
+/// replaced, changed or removed, or a directory is replaced by a link, the very next request sees
+/// it. This takes one system call for a file directly beneath the root, and three for a file in a
+/// subdirectory. Requests for the same file that wait at the same time share one check, which is
+/// made after the last of these requests has arrived.
 ///
 /// # Stability of the bytes
 ///

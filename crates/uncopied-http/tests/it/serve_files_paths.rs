@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::test_site::{TestSite, get};
+use crate::test_site::{TestSite, get, get_with};
 
 async fn status(service: &uncopied_http::ServeFiles, uri: &str) -> u16 {
     get(service, uri).await.status.as_u16()
@@ -121,6 +121,70 @@ async fn the_cache_does_not_follow_a_link_that_is_replaced_by_a_link_out_of_the_
     std::fs::remove_file(site.path("inner")).unwrap();
     symlink("../secret", site.path("inner")).unwrap();
     assert_eq!(status(&service, "/inner").await, 404);
+}
+
+/// A directory that is moved out of the root, with a link to it in its place, still leads to the
+/// same file with the same metadata. But the file is outside now.
+#[tokio::test]
+async fn the_cache_does_not_follow_a_link_that_takes_the_place_of_a_directory() {
+    let long = "long".repeat(10_000);
+    for name in ["inside.txt", "long", "index.html", "sub/deep.txt"] {
+        let site = site();
+        let path = format!("dir/{name}");
+        site.write(&path, &long);
+        site.write("dir/packed.txt", "plain");
+        site.write("dir/packed.txt.gz", "packed");
+        site.wait_until_stable(&path);
+        site.wait_until_stable("dir/packed.txt.gz");
+        let service = site.serve();
+        let uri = format!("/{path}").replace("index.html", "");
+        let gzip = [("accept-encoding", "gzip")];
+        for _ in 0..2 {
+            assert_eq!(get(&service, &uri).await.text(), long);
+            let packed = get_with(&service, "/dir/packed.txt", &gzip).await;
+            assert_eq!(packed.text(), "packed");
+        }
+        std::fs::rename(site.path("dir"), site.root().join("../moved")).unwrap();
+        symlink("../moved", site.path("dir")).unwrap();
+        assert_eq!(status(&service, &uri).await, 404, "{uri}");
+        assert_eq!(
+            status(&service, &format!("/{uri}")).await,
+            404,
+            "not cached"
+        );
+        let packed = get_with(&service, "/dir/packed.txt", &gzip).await;
+        assert_eq!(packed.status, StatusCode::NOT_FOUND);
+        let service = site.builder().follow_links(true).build().unwrap();
+        for _ in 0..2 {
+            assert_eq!(status(&service, &uri).await, 200, "links are followed");
+        }
+    }
+}
+
+/// The same for a precompressed file and for an index file, each behind a link that stays beneath
+/// the root until its target's directory is moved.
+#[tokio::test]
+async fn the_cache_does_not_follow_a_link_behind_which_a_directory_is_moved() {
+    let site = TestSite::new(&[
+        ("a.txt", "plain"),
+        ("packs/a.gz", "packed"),
+        ("packs/index", "index"),
+    ]);
+    symlink("packs/a.gz", site.path("a.txt.gz")).unwrap();
+    symlink("packs/index", site.path("index.html")).unwrap();
+    site.wait_until_stable("packs/index");
+    let service = site.serve();
+    let gzip = [("accept-encoding", "gzip")];
+    for _ in 0..2 {
+        let response = get_with(&service, "/a.txt", &gzip).await;
+        assert_eq!(response.text(), "packed");
+        assert_eq!(get(&service, "/").await.text(), "index");
+    }
+    std::fs::rename(site.path("packs"), site.root().join("../moved")).unwrap();
+    symlink("../moved", site.path("packs")).unwrap();
+    let response = get_with(&service, "/a.txt", &gzip).await;
+    assert_eq!(response.text(), "plain");
+    assert_eq!(status(&service, "/").await, 404);
 }
 
 #[tokio::test]

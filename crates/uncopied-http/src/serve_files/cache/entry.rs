@@ -119,20 +119,22 @@ impl Entry {
         }
     }
 
-    /// Whether the entry's path still leads to this very file, with unchanged content. Makes one
-    /// system call, and one more for each index file that takes precedence.
+    /// Whether opening the entry's path now would yield this very file, with unchanged content.
+    /// Makes the system calls of [`Root::stat_beneath`], and one more for each index file that
+    /// takes precedence.
     ///
-    /// The `statx` calls follow symbolic links without checking that they stay beneath the root.
-    /// This is safe, because the result is only compared with the metadata of the file that was
-    /// opened, and *that* file was checked. No other file can have equal metadata: while the entry
-    /// holds a descriptor, the inode number is not reused, and if the entry holds the bytes in
-    /// memory instead, a newer file with the same inode number has a later change time. So even if
-    /// a link has been replaced since, this function returns true only if the path leads to the
-    /// same file as before. If it returns false, the request goes through [`Root::open`], which
-    /// checks links.
+    /// No other file can have equal metadata: while the entry holds a descriptor, the inode number
+    /// is not reused, and if the entry holds the bytes in memory instead, a newer file with the
+    /// same inode number has a later change time. The file alone is not enough, though: it may have
+    /// been moved out of the root, and a link to it put in the place of its directory. So the path
+    /// must lead to it without leaving the root.
+    ///
+    /// For the index files that take precedence, only their absence counts, so it does no harm that
+    /// [`Root::is_absent`] walks through links. While the path of this entry stays beneath the
+    /// root, so does their directory, which is the same.
     pub(crate) fn is_current(&self) -> bool {
         self.root
-            .stat(&self.path)
+            .stat_beneath(&self.path)
             .is_ok_and(|stat| stat == *self.file.stat())
             && self
                 .earlier_index

@@ -51,6 +51,11 @@ impl Precompressed {
     }
 
     /// Whether all of the files are known to be absent. Makes at most one system call.
+    ///
+    /// That call follows links, even out of the root. This cannot serve a file that must not be
+    /// served, because all that follows from it is that no precompressed file is opened. Nor can it
+    /// hide one: equal metadata is that of the same directory, wherever it is now, and none of the
+    /// files is in it.
     pub(crate) fn is_known_absent(&self, root: &Root) -> bool {
         let dir = &self.dir_without_files;
         let known = *dir.lock().unwrap_or_else(PoisonError::into_inner);

@@ -101,10 +101,50 @@ impl Root {
     }
 
     /// Returns the metadata of the file that `path` leads to. Makes one system call. Follows links
-    /// even if they lead out of the root, so the result may only be used for comparison with other
-    /// metadata. To use the file itself, open it with [`Root::open`].
+    /// even if they lead out of the root, so the result says nothing about whether requests may
+    /// reach the file.
     pub(crate) fn stat(&self, path: &CStr) -> io::Result<FileStat> {
         FileStat::at(&self.dir, path, AtFlags::NO_AUTOMOUNT)
+    }
+
+    /// Returns the metadata of the file that [`open`](Self::open) would open at `path`. Fails if a
+    /// link leads out of the root. So if the result equals the metadata of a file that was opened
+    /// earlier, opening the path now would yield that file again.
+    ///
+    /// Makes one system call if all links may be followed, or if `path` is a single name that is
+    /// not a link. Otherwise, makes three (`openat2`, `statx` and `close`), because `statx` alone
+    /// cannot be told to stay beneath the root. [Decision 4][decision] compares the ways to prove
+    /// this, with figures.
+    ///
+    /// One `statx` per directory, without following links, would not prove it: a directory that has
+    /// been checked may be replaced by a link before the next call walks through it. `openat2`
+    /// resolves each name in the directory that it has just reached, and the `statx` that follows
+    /// queries the resulting file itself, so a concurrent rename can come before or after a step of
+    /// the walk, as it can when a file is opened, but not between the check and the use of a name.
+    ///
+    /// [decision]: ../../../../../docs/decisions/0004-a-cache-hit-costs-one-check-of-its-path.md
+    pub(crate) fn stat_beneath(&self, path: &CStr) -> io::Result<FileStat> {
+        if self.symlinks == SymlinkPolicy::Anywhere {
+            return self.stat(path);
+        }
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        if !path.to_bytes().contains(&b'/') {
+            let stat = FileStat::at(&self.dir, path, flags)?;
+            if !stat.is_link() {
+                return Ok(stat);
+            }
+        }
+        if self.has_openat2 {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let resolve = ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH;
+            let file = rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), resolve)?;
+            return FileStat::at(file, c"", AtFlags::EMPTY_PATH);
+        }
+        // If the last name is a link, this returns the metadata of the link, which differs from
+        // that of any file that `open` can have opened.
+        let (parent, name) = self.walk_to_parent(path)?;
+        let parent = parent.as_ref().map_or(self.dir.as_fd(), AsFd::as_fd);
+        FileStat::at(parent, name, flags)
     }
 
     /// Whether nothing exists at `path`, not even a link. Makes one system call.
@@ -161,7 +201,18 @@ impl Root {
         if self.symlinks == SymlinkPolicy::Anywhere {
             return rustix::fs::openat(&self.dir, path, OPEN_FLAGS, Mode::empty());
         }
-        let parent_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let (parent, name) = self.walk_to_parent(path)?;
+        let parent = parent.as_ref().map_or(self.dir.as_fd(), AsFd::as_fd);
+        rustix::fs::openat(parent, name, OPEN_FLAGS | OFlags::NOFOLLOW, Mode::empty())
+    }
+
+    /// Opens the directory that contains the last name of `path`, one name at a time and following
+    /// no links. Returns that directory, or `None` if it is the root, and the last name.
+    fn walk_to_parent<'a>(
+        &self,
+        path: &'a CStr,
+    ) -> rustix::io::Result<(Option<OwnedFd>, &'a [u8])> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let path = path.to_bytes();
         let (parents, name) = match path.iter().rposition(|byte| *byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
@@ -173,15 +224,9 @@ impl Root {
             .filter(|name| !name.is_empty())
         {
             let from = at.as_ref().map_or(self.dir.as_fd(), AsFd::as_fd);
-            at = Some(rustix::fs::openat(
-                from,
-                parent,
-                parent_flags,
-                Mode::empty(),
-            )?);
+            at = Some(rustix::fs::openat(from, parent, flags, Mode::empty())?);
         }
-        let from = at.as_ref().map_or(self.dir.as_fd(), AsFd::as_fd);
-        rustix::fs::openat(from, name, OPEN_FLAGS | OFlags::NOFOLLOW, Mode::empty())
+        Ok((at, name))
     }
 }
 
@@ -268,6 +313,43 @@ mod tests {
             root.open(c"a/b/file", DiskAccess::CachedOnly).unwrap_err(),
             ResolveError::NeedsDisk
         );
+    }
+
+    /// What `stat_beneath` accepts decides whether the cache may serve a file without opening it.
+    #[test]
+    fn the_metadata_beneath_the_root_is_that_of_the_file_that_would_be_opened() {
+        let outer = tree();
+        symlink("../a/b/file", outer.path().join("root/a/down")).unwrap();
+        symlink("a/b", outer.path().join("root/deep")).unwrap();
+        symlink("../root/a", outer.path().join("root/out-and-in")).unwrap();
+        for (symlinks, has_openat2) in [
+            (SymlinkPolicy::BeneathRoot, true),
+            (SymlinkPolicy::BeneathRoot, false),
+            (SymlinkPolicy::Anywhere, true),
+            (SymlinkPolicy::Anywhere, false),
+        ] {
+            let root = root(&outer, symlinks, has_openat2);
+            for path in [
+                c"a/b/file",
+                c"inner",
+                c"inner-dir/b/file",
+                c"deep/file",
+                c"a/down",
+                c"outer",
+                c"a/up/secret",
+                c"out-and-in/b/file",
+                c"missing",
+                c"a/missing",
+            ] {
+                let opened = root.open(path, DiskAccess::MayBlock);
+                let opened = opened.ok().map(|file| FileStat::of(&file).unwrap());
+                // Without openat2, the metadata of a link itself may be returned, which is that of
+                // no file that can be opened.
+                let stat = root.stat_beneath(path).ok();
+                let stat = stat.filter(|stat| !stat.is_link());
+                assert_eq!(stat, opened, "{path:?} {symlinks:?} {has_openat2}");
+            }
+        }
     }
 
     #[test]
