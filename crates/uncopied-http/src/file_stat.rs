@@ -90,6 +90,12 @@ impl FileStat {
         rustix::fs::FileType::from_raw_mode(self.mode.into()).is_dir()
     }
 
+    /// Whether both describe the same file or directory, whatever has changed in it.
+    #[cfg(feature = "serve-files")]
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+
     /// Whether this is a symbolic link. Only a query that does not follow links returns one.
     #[cfg(feature = "serve-files")]
     pub(crate) fn is_link(&self) -> bool {

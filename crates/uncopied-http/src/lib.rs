@@ -132,7 +132,7 @@ pub use options::StreamOptions;
 #[cfg(feature = "serve-files")]
 pub use serve_files::{
     CachedFile, FallbackFuture, FileOrFallbackBody, FileResponse, NeedsDisk, RequestFields,
-    RequestTarget, ResponseFuture, ServeFiles, ServeFilesBuilder, ServeFilesOr,
+    RequestTarget, ResponseFuture, RootChange, ServeFiles, ServeFilesBuilder, ServeFilesOr,
 };
 pub use stream::{ConnectionSocket, Stream};
 pub use totals::Totals;

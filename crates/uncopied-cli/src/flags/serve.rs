@@ -47,6 +47,10 @@ at exit.";
 #[derive(Args, Debug)]
 pub(crate) struct ServeFlags {
     /// Directory or single file to serve
+    ///
+    /// If the path later leads to another directory, for example because a deployment switches a
+    /// link, the server follows it within a second. While there is no directory, requests get
+    /// status 503.
     #[arg(env = "UNCOPIED_PATH", default_value = ".")]
     pub(crate) path: PathBuf,
 

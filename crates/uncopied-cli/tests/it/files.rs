@@ -25,6 +25,46 @@ fn without_a_path_the_current_directory_is_served() {
     assert_eq!(get(&mut connect(server.address()), "/").body, b"hello\n");
 }
 
+/// Makes the path `link` a link to `target`, atomically.
+fn switch(link: &std::path::Path, target: &str) {
+    let new = link.with_extension("new");
+    symlink(target, &new).unwrap();
+    fs::rename(new, link).unwrap();
+}
+
+#[test]
+fn a_deployment_that_switches_a_link_is_served_and_a_missing_root_is_503() {
+    let site = tempfile::tempdir().unwrap();
+    for release in ["one", "two"] {
+        fs::create_dir(site.path().join(release)).unwrap();
+        fs::write(site.path().join(release).join("index.html"), release).unwrap();
+    }
+    let cur = site.path().join("cur");
+    switch(&cur, "one");
+    let mut server = Server::start(&cur, &["--threads", "2"]);
+    let mut streams = [connect(server.address()), connect(server.address())];
+    let mut expect = |status: u16, body: &str| {
+        for stream in &mut streams {
+            let response = get(stream, "/");
+            assert_eq!(response.status, status);
+            assert_eq!(response.body, body.as_bytes());
+        }
+    };
+    expect(200, "one");
+    switch(&cur, "two");
+    server.wait_for_line("leads to another directory");
+    expect(200, "two");
+    fs::remove_file(&cur).unwrap();
+    let line = server.wait_for_line("503");
+    assert!(line.contains("no such file or directory"), "{line}");
+    expect(503, "503 Service Unavailable\n");
+    switch(&cur, "one");
+    server.wait_for_line("leads to another directory");
+    expect(200, "one");
+    let lines = server.stop().stderr;
+    assert_eq!(lines.len(), 5, "each change is reported once: {lines:?}");
+}
+
 /// Changes files in place, replaces them with a rename, removes and creates them again, and gives a
 /// replacement the timestamp of its predecessor. Tests small files, which are cached in memory, and
 /// larger files, which stay open.

@@ -4,7 +4,6 @@ use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG,
@@ -12,13 +11,13 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use super::cache::CacheLimits;
 use super::cache::headers::ConfiguredHeaders;
-use super::cache::{Cache, CacheLimits};
 use super::config::{Config, ConfiguredPage};
+use super::current_site::{CurrentSite, SiteSource};
 use super::resolve::path;
 use super::resolve::root::{Root, SymlinkPolicy};
 use super::service::ServeFiles;
-use super::site::Site;
 use crate::open_file::{DiskAccess, IN_MEMORY_FILE_MAX_BYTES};
 
 /// Headers whose value depends on the individual response, so that a configured value would be
@@ -186,8 +185,8 @@ impl ServeFilesBuilder {
 
     /// Opens the root and checks the configuration. Blocks the calling thread meanwhile.
     ///
-    /// The path is resolved only here. If it is a symbolic link that is later changed, build a new
-    /// service.
+    /// The path is resolved here. If it may later lead to another directory, for example because it
+    /// is a symbolic link to the current release, call [`ServeFiles::follow_root`] regularly.
     ///
     /// # Errors
     ///
@@ -214,19 +213,14 @@ impl ServeFilesBuilder {
             true => SymlinkPolicy::Anywhere,
             false => SymlinkPolicy::BeneathRoot,
         };
-        let root = Arc::new(Root::open_dir(&dir, symlinks).map_err(with_path)?);
+        let root = Root::open_dir(&dir, symlinks).map_err(with_path)?;
         let config = self.check(&root)?;
         let limits = CacheLimits {
             open_files: self.max_open_files,
             memory: self.memory_limit,
         };
-        let cache = Cache::new(limits, self.in_memory_max_bytes);
-        Ok(ServeFiles::from(Site {
-            config,
-            root,
-            single,
-            cache,
-        }))
+        let source = SiteSource::new(&dir, &root, config, single, limits);
+        Ok(ServeFiles::from(CurrentSite::new(source, root)))
     }
 
     /// Returns the directory to open. If a single file is served, also returns its name in that

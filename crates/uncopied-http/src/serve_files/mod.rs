@@ -8,11 +8,13 @@
 //! 4. `cache` keeps open files and their headers between requests.
 //! 5. `resolve` opens the path beneath the root, if the file is not in the cache.
 //!
+//! `current_site` keeps the site, and replaces it when the path of the root leads elsewhere.
 //! `request` parses header fields. `request` and `resolve::path` do no I/O.
 
 mod builder;
 mod cache;
 mod config;
+mod current_site;
 mod fallback;
 mod file_response;
 mod listing;
@@ -24,6 +26,7 @@ mod service;
 mod site;
 
 pub use self::builder::ServeFilesBuilder;
+pub use self::current_site::RootChange;
 pub use self::fallback::{FallbackFuture, FileOrFallbackBody, ServeFilesOr};
 pub use self::file_response::FileResponse;
 pub use self::request::fields::RequestFields;

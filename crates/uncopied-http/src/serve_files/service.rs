@@ -14,6 +14,7 @@ use tower_service::Service;
 
 use super::cache::entry::Entry;
 use super::cache::revalidation::{GroupMember, RevalidationGroup};
+use super::current_site::CurrentSite;
 use super::file_response::FileResponse;
 use super::request::fields::RequestFields;
 use super::respond::{NeedsDisk, RequestTarget, error_response, respond};
@@ -56,6 +57,7 @@ use crate::open_file::DiskAccess;
 /// | `..`, dotfiles, links out of the root, FIFOs, sockets, devices | 404 |
 /// | a file that the process may not read | 403 |
 /// | any file, while no descriptor or memory is left to open it | 503 with `Retry-After` |
+/// | any file, while there is [no root](Self::follow_root) | 503 with `Retry-After` |
 /// | several ranges | `multipart/byteranges`; ranges that overlap or touch are merged |
 /// | more than 16 ranges, or ranges longer in total than the file | 200 with the whole file |
 ///
@@ -73,6 +75,11 @@ use crate::open_file::DiskAccess;
 /// subdirectory. Requests for the same file that wait at the same time share one check, which is
 /// made after the last of these requests has arrived.
 ///
+/// The path of the root itself is looked up when the service is built, and then by
+/// [`follow_root`](Self::follow_root), which the program should call about once a second. Without
+/// such calls, a service keeps serving the directory that it has opened, even if a deployment has
+/// replaced it.
+///
 /// # Stability of the bytes
 ///
 /// The bytes of a large file are read when they are *sent*. If the file is rewritten in place
@@ -80,13 +87,13 @@ use crate::open_file::DiskAccess;
 /// file by renaming a new one over it.
 #[derive(Clone, Debug)]
 pub struct ServeFiles {
-    site: Arc<Site>,
+    pub(super) current: Arc<CurrentSite>,
 }
 
-impl From<Site> for ServeFiles {
-    fn from(site: Site) -> Self {
-        let site = Arc::new(site);
-        Self { site }
+impl From<CurrentSite> for ServeFiles {
+    fn from(current: CurrentSite) -> Self {
+        let current = Arc::new(current);
+        Self { current }
     }
 }
 
@@ -104,13 +111,14 @@ impl ServeFiles {
     /// to its end.
     pub fn respond<B>(&self, request: Request<B>) -> ResponseFuture {
         let (parts, _) = request.into_parts();
-        let state = match self.cached(target_of(&parts)) {
+        let site = self.current.load();
+        let state = match cached(&site, target_of(&parts)) {
             Some(file) => ResponseState::Revalidating(Some(PendingRevalidation {
-                site: Arc::clone(&self.site),
+                site: Arc::clone(&site),
                 parts,
                 file,
             })),
-            None => ResponseState::start(&self.site, parts, None),
+            None => ResponseState::start(&site, parts, None),
         };
         ResponseFuture { state }
     }
@@ -124,12 +132,7 @@ impl ServeFiles {
     /// share one `statx`.
     #[must_use]
     pub fn cached(&self, target: RequestTarget<'_>) -> Option<CachedFile> {
-        if !matches!(target.method, "GET" | "HEAD") {
-            return None;
-        }
-        let entry = self.site.cache.peek(target.path.as_bytes())?;
-        let member = RevalidationGroup::join()?;
-        Some(CachedFile { entry, member })
+        cached(&self.current.load(), target)
     }
 
     /// Responds to one request, like [`respond`](Self::respond), for a server that parses requests
@@ -146,8 +149,11 @@ impl ServeFiles {
         fields: &impl RequestFields,
         cached: Option<CachedFile>,
     ) -> Result<FileResponse, NeedsDisk> {
+        let site = self.current.load();
+        // The root may have been replaced since the file was looked up.
+        let cached = cached.filter(|file| file.entry.is_beneath(&site.root));
         let current = cached.and_then(CachedFile::into_current);
-        respond(&self.site, target, fields, current, DiskAccess::CachedOnly)
+        respond(&site, target, fields, current, DiskAccess::CachedOnly)
     }
 
     /// Returns the response to a request that the server itself refuses, such as one that it cannot
@@ -155,8 +161,17 @@ impl ServeFiles {
     /// hand without waiting for the disk, and otherwise one line of text.
     #[must_use]
     pub fn error_response(&self, status: StatusCode) -> FileResponse {
-        error_response(&self.site, status)
+        error_response(&self.current.load(), status)
     }
+}
+
+fn cached(site: &Site, target: RequestTarget<'_>) -> Option<CachedFile> {
+    if !matches!(target.method, "GET" | "HEAD") {
+        return None;
+    }
+    let entry = site.cache.peek(target.path.as_bytes())?;
+    let member = RevalidationGroup::join()?;
+    Some(CachedFile { entry, member })
 }
 
 fn target_of(parts: &Parts) -> RequestTarget<'_> {

@@ -23,7 +23,7 @@ use crate::open_file::{DiskAccess, OpenFile};
 /// files.
 #[derive(Debug)]
 pub(super) struct Site {
-    pub(super) config: Config,
+    pub(super) config: Arc<Config>,
     pub(super) root: Arc<Root>,
     /// The name of the file in `root`, if a single file is served.
     pub(super) single: Option<CString>,
@@ -254,7 +254,7 @@ impl Site {
             headers,
             precompressed,
             ..
-        } = &self.config;
+        } = &*self.config;
         let entry = Arc::new(Entry::new(source, &self.root, headers, *precompressed));
         self.cache.put(key, &entry);
         Ok(Opened::File(entry))

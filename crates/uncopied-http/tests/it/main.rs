@@ -34,3 +34,4 @@ mod serve_files_mounted;
 mod serve_files_negotiate;
 mod serve_files_paths;
 mod serve_files_range;
+mod serve_files_root;

@@ -32,7 +32,7 @@ use crate::output::say;
 
 use access_log::AccessLog;
 use config::Config;
-use control::{Control, Signals, TotalsLine};
+use control::{Control, RootFollower, Signals, TotalsLine};
 use worker::{Worker, WorkerSetup};
 
 pub(crate) use listening::PassedSockets;
@@ -90,6 +90,7 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
         stop,
         deadlines: config.deadlines,
         log: log.as_deref(),
+        root: RootFollower::new(setup.files.clone(), config.path),
     };
     let outcome = runtime.block_on(control.run());
     // Close the access log first, so that its last lines are written before the totals are printed.

@@ -142,6 +142,11 @@ impl Entry {
                 .all(|path| self.root.is_absent(path))
     }
 
+    /// Whether the file was opened beneath this very root.
+    pub(crate) fn is_beneath(&self, root: &Arc<Root>) -> bool {
+        Arc::ptr_eq(&self.root, root)
+    }
+
     /// Whether this entry may serve later requests.
     ///
     /// False if the bytes were read into memory before the file was

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -84,7 +84,9 @@ pub(crate) enum SymlinkPolicy {
 /// The directory beneath which all paths are looked up. It is opened once and kept open.
 #[derive(Debug)]
 pub(crate) struct Root {
-    dir: OwnedFd,
+    /// The directory, with the metadata that it had when it was opened. `None` if there is no
+    /// directory at the root's path.
+    dir: Option<(OwnedFd, FileStat)>,
     symlinks: SymlinkPolicy,
     has_openat2: bool,
 }
@@ -93,18 +95,48 @@ impl Root {
     pub(crate) fn open_dir(path: &Path, symlinks: SymlinkPolicy) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;
+        let stat = FileStat::at(&dir, c"", AtFlags::EMPTY_PATH)?;
         Ok(Self {
-            dir,
+            dir: Some((dir, stat)),
             symlinks,
             has_openat2: has_openat2(),
         })
+    }
+
+    /// Returns a root without a directory, in which every request for a file gets 503.
+    pub(crate) fn missing(symlinks: SymlinkPolicy) -> Self {
+        Self {
+            dir: None,
+            symlinks,
+            has_openat2: has_openat2(),
+        }
+    }
+
+    pub(crate) fn is_missing(&self) -> bool {
+        self.dir.is_none()
+    }
+
+    pub(crate) fn symlinks(&self) -> SymlinkPolicy {
+        self.symlinks
+    }
+
+    /// Whether `stat` is the metadata of the root's directory. The directory's content may have
+    /// changed meanwhile.
+    pub(crate) fn is_at(&self, stat: &FileStat) -> bool {
+        let dir = self.dir.as_ref();
+        dir.is_some_and(|(_, own)| own.is_same_file(stat))
+    }
+
+    fn dir(&self) -> rustix::io::Result<BorrowedFd<'_>> {
+        let dir = self.dir.as_ref().ok_or(Errno::NOENT)?;
+        Ok(dir.0.as_fd())
     }
 
     /// Returns the metadata of the file that `path` leads to. Makes one system call. Follows links
     /// even if they lead out of the root, so the result says nothing about whether requests may
     /// reach the file.
     pub(crate) fn stat(&self, path: &CStr) -> io::Result<FileStat> {
-        FileStat::at(&self.dir, path, AtFlags::NO_AUTOMOUNT)
+        FileStat::at(self.dir()?, path, AtFlags::NO_AUTOMOUNT)
     }
 
     /// Returns the metadata of the file that [`open`](Self::open) would open at `path`. Fails if a
@@ -129,7 +161,7 @@ impl Root {
         }
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         if !path.to_bytes().contains(&b'/') {
-            let stat = FileStat::at(&self.dir, path, flags)?;
+            let stat = FileStat::at(self.dir()?, path, flags)?;
             if !stat.is_link() {
                 return Ok(stat);
             }
@@ -137,20 +169,21 @@ impl Root {
         if self.has_openat2 {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             let resolve = ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH;
-            let file = rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), resolve)?;
+            let file = rustix::fs::openat2(self.dir()?, path, flags, Mode::empty(), resolve)?;
             return FileStat::at(file, c"", AtFlags::EMPTY_PATH);
         }
         // If the last name is a link, this returns the metadata of the link, which differs from
         // that of any file that `open` can have opened.
         let (parent, name) = self.walk_to_parent(path)?;
-        let parent = parent.as_ref().map_or(self.dir.as_fd(), AsFd::as_fd);
+        let parent = parent.as_ref().map_or(self.dir()?, AsFd::as_fd);
         FileStat::at(parent, name, flags)
     }
 
     /// Whether nothing exists at `path`, not even a link. Makes one system call.
     pub(crate) fn is_absent(&self, path: &CStr) -> bool {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let stat = FileStat::at(&self.dir, path, flags);
+        let dir = self.dir().map_err(io::Error::from);
+        let stat = dir.and_then(|dir| FileStat::at(dir, path, flags));
         stat.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
@@ -159,6 +192,9 @@ impl Root {
     /// `O_NONBLOCK` keeps a FIFO without a writer from blocking the thread. `O_NOCTTY` keeps a
     /// terminal from becoming the controlling terminal of this process.
     pub(crate) fn open(&self, path: &CStr, access: DiskAccess) -> Result<File, ResolveError> {
+        if self.is_missing() {
+            return Err(StatusCode::SERVICE_UNAVAILABLE.into());
+        }
         for _ in 0..MAX_OPEN_ATTEMPTS {
             let opened = match (self.has_openat2, access) {
                 (true, _) => self.open_by_openat2(path, access),
@@ -191,7 +227,7 @@ impl Root {
         if access == DiskAccess::CachedOnly {
             resolve |= ResolveFlags::CACHED;
         }
-        rustix::fs::openat2(&self.dir, path, OPEN_FLAGS, Mode::empty(), resolve)
+        rustix::fs::openat2(self.dir()?, path, OPEN_FLAGS, Mode::empty(), resolve)
     }
 
     /// Opens `path` without `openat2`. With [`SymlinkPolicy::Anywhere`], follows all links.
@@ -199,10 +235,10 @@ impl Root {
     /// root, because a request path contains no `..`.
     fn open_by_names(&self, path: &CStr) -> rustix::io::Result<OwnedFd> {
         if self.symlinks == SymlinkPolicy::Anywhere {
-            return rustix::fs::openat(&self.dir, path, OPEN_FLAGS, Mode::empty());
+            return rustix::fs::openat(self.dir()?, path, OPEN_FLAGS, Mode::empty());
         }
         let (parent, name) = self.walk_to_parent(path)?;
-        let parent = parent.as_ref().map_or(self.dir.as_fd(), AsFd::as_fd);
+        let parent = parent.as_ref().map_or(self.dir()?, AsFd::as_fd);
         rustix::fs::openat(parent, name, OPEN_FLAGS | OFlags::NOFOLLOW, Mode::empty())
     }
 
@@ -223,7 +259,7 @@ impl Root {
             .split(|byte| *byte == b'/')
             .filter(|name| !name.is_empty())
         {
-            let from = at.as_ref().map_or(self.dir.as_fd(), AsFd::as_fd);
+            let from = at.as_ref().map_or(self.dir()?, AsFd::as_fd);
             at = Some(rustix::fs::openat(from, parent, flags, Mode::empty())?);
         }
         Ok((at, name))

@@ -1,6 +1,7 @@
 //! The control thread: signals, deadlines, totals, and the shutdown.
 
 mod deadlines;
+mod root;
 mod signals;
 mod totals;
 
@@ -19,9 +20,12 @@ use super::warning::tell_suppressed;
 use super::worker::{Worker, WorkerExit};
 
 pub(crate) use deadlines::Deadlines;
+pub(crate) use root::RootFollower;
 pub(crate) use signals::Signals;
 pub(crate) use totals::TotalsLine;
 
+/// The interval at which the control thread checks where the served path leads.
+const ROOT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The maximum time that the workers may take to drop aborted connections. After that, the process
 /// exits without waiting for them.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -43,6 +47,7 @@ pub(crate) struct Control<'a> {
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) deadlines: Deadlines,
     pub(crate) log: Option<&'a AccessLog>,
+    pub(crate) root: RootFollower,
 }
 
 impl Control<'_> {
@@ -54,6 +59,7 @@ impl Control<'_> {
 
     async fn supervise(&mut self) -> Result<(), Error> {
         let mut sweeps = every(self.deadlines.sweep_interval());
+        let mut root_checks = every(ROOT_CHECK_INTERVAL);
         loop {
             tokio::select! {
                 _ = self.signals.terminate.recv() => return Ok(()),
@@ -61,6 +67,7 @@ impl Control<'_> {
                 _ = self.signals.totals.recv() => self.print_totals(),
                 _ = self.worker_exits.recv() => return Err(Error::WorkerLost),
                 _ = sweeps.tick() => self.sweep(false),
+                _ = root_checks.tick() => self.root.check(),
             }
         }
     }
