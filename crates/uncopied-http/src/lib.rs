@@ -131,8 +131,9 @@ pub use open_file::{IN_MEMORY_FILE_MAX_BYTES, OpenFile};
 pub use options::StreamOptions;
 #[cfg(feature = "serve-files")]
 pub use serve_files::{
-    CachedFile, FallbackFuture, FileOrFallbackBody, FileResponse, NeedsDisk, RequestFields,
-    RequestTarget, ResponseFuture, RootChange, ServeFiles, ServeFilesBuilder, ServeFilesOr,
+    CachedFile, EntityTags, FallbackFuture, FileOrFallbackBody, FileResponse, NeedsDisk,
+    RequestFields, RequestTarget, ResponseFuture, RootChange, ServeFiles, ServeFilesBuilder,
+    ServeFilesOr,
 };
 pub use stream::{ConnectionSocket, Stream};
 pub use totals::Totals;

@@ -6,6 +6,7 @@ use clap::builder::{BoolishValueParser, PossibleValue};
 use clap::{ArgAction, Args, ValueEnum};
 use http::HeaderValue;
 use uncopied::Mechanism;
+use uncopied_http::EntityTags;
 
 use super::values::{ErrorPage, HeaderLine, ListenAddress, TimeSpan, header_value};
 
@@ -130,6 +131,15 @@ pub(crate) struct ServeFlags {
     #[arg(long, value_name = "VALUE", env = "UNCOPIED_CACHE_CONTROL", value_parser = header_value)]
     pub(crate) cache_control: Option<HeaderValue>,
 
+    /// What the ETag of a file is made from
+    #[arg(
+        long,
+        value_name = "KIND",
+        env = "UNCOPIED_ETAG",
+        default_value = "mtime"
+    )]
+    pub(crate) etag: EtagKind,
+
     /// Do not look for FILE.br, FILE.zst and FILE.gz next to a file
     #[arg(long, env = "UNCOPIED_NO_PRECOMPRESSED", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) no_precompressed: bool,
@@ -247,6 +257,27 @@ impl ValueEnum for MechanismChoice {
             Some(_) => "",
         };
         Some(PossibleValue::new(name).help(help))
+    }
+}
+
+/// What the `ETag` of a file is made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EtagKind {
+    /// Modification time and length: the same on all servers that have copies of a file
+    Mtime,
+    /// Also the time of the status change, which no program can set back
+    Strict,
+    /// No ETag; Last-Modified is the only validator
+    Off,
+}
+
+impl From<EtagKind> for EntityTags {
+    fn from(kind: EtagKind) -> Self {
+        match kind {
+            EtagKind::Mtime => Self::Mtime,
+            EtagKind::Strict => Self::Strict,
+            EtagKind::Off => Self::Off,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -23,6 +23,36 @@ fn without_a_path_the_current_directory_is_served() {
         .args(["serve", "--listen", "127.0.0.1:0"]);
     let server = Server::spawn(command, 1);
     assert_eq!(get(&mut connect(server.address()), "/").body, b"hello\n");
+}
+
+#[test]
+fn copies_of_a_site_have_the_same_tags_unless_they_are_strict_or_off() {
+    let modified = std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let sites = [site(), site()];
+    let touch = |site: &tempfile::TempDir| {
+        let file = OpenOptions::new().write(true).open(site.path().join("big"));
+        let file = file.unwrap();
+        file.set_modified(modified).unwrap();
+        let metadata = file.metadata().unwrap();
+        (metadata.ctime(), metadata.ctime_nsec())
+    };
+    let first = touch(&sites[0]);
+    // Repeat until the kernel's clock has ticked.
+    while touch(&sites[1]) == first {}
+    wait_until_files_are_stable();
+    for (flags, have_tags, are_equal) in [
+        (&[][..], true, true),
+        (&["--etag", "strict"], true, false),
+        (&["--etag", "off"], false, true),
+    ] {
+        let tags = sites.each_ref().map(|site| {
+            let server = Server::start(site.path(), flags);
+            let response = get(&mut connect(server.address()), "/big");
+            response.header("etag").map(str::to_owned)
+        });
+        assert_eq!(tags[0].is_some(), have_tags, "{flags:?}");
+        assert_eq!(tags[0] == tags[1], are_equal, "{flags:?}: {tags:?}");
+    }
 }
 
 /// Makes the path `link` a link to `target`, atomically.

@@ -30,6 +30,8 @@ fn help_lists_every_flag_with_its_default_and_its_variable() {
         "--error-page",
         "--header",
         "--cache-control",
+        "--etag",
+        "[default: mtime]",
         "--no-precompressed",
         "--access-log",
         "--max-connections",

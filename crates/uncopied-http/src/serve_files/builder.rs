@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::cache::CacheLimits;
 use super::cache::headers::ConfiguredHeaders;
-use super::config::{Config, ConfiguredPage};
+use super::config::{Config, ConfiguredPage, EntityTags};
 use super::current_site::{CurrentSite, SiteSource};
 use super::resolve::path;
 use super::resolve::root::{Root, SymlinkPolicy};
@@ -65,6 +65,7 @@ pub struct ServeFilesBuilder {
     error_pages: Vec<(StatusCode, PathBuf)>,
     headers: HeaderMap,
     cache_control: Option<HeaderValue>,
+    entity_tags: EntityTags,
     max_open_files: usize,
     in_memory_max_bytes: u64,
     memory_limit: u64,
@@ -86,6 +87,7 @@ impl ServeFilesBuilder {
             error_pages: Vec::new(),
             headers: HeaderMap::new(),
             cache_control: None,
+            entity_tags: EntityTags::default(),
             max_open_files: 1024,
             in_memory_max_bytes: IN_MEMORY_FILE_MAX_BYTES,
             memory_limit: MEMORY_LIMIT_BYTES,
@@ -155,6 +157,14 @@ impl ServeFilesBuilder {
     /// Sets the `Cache-Control` header of responses that send a file, and of 304 responses.
     pub fn cache_control(mut self, value: HeaderValue) -> Self {
         self.cache_control = Some(value);
+        self
+    }
+
+    /// Sets what the `ETag` of a file is made from. This affects only what clients see: whether a
+    /// file has changed since it was opened is always decided with all of its metadata. Default:
+    /// [`EntityTags::Mtime`].
+    pub fn entity_tags(mut self, kind: EntityTags) -> Self {
+        self.entity_tags = kind;
         self
     }
 
@@ -290,6 +300,7 @@ impl ServeFilesBuilder {
                     .cache_control
                     .clone()
                     .filter(|_| !self.headers.contains_key(CACHE_CONTROL)),
+                entity_tags: self.entity_tags,
             },
             in_memory_max_bytes: self.in_memory_max_bytes,
         })

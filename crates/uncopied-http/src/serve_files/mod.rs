@@ -26,6 +26,7 @@ mod service;
 mod site;
 
 pub use self::builder::ServeFilesBuilder;
+pub use self::config::EntityTags;
 pub use self::current_site::RootChange;
 pub use self::fallback::{FallbackFuture, FileOrFallbackBody, ServeFilesOr};
 pub use self::file_response::FileResponse;

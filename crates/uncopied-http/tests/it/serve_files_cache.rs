@@ -7,7 +7,7 @@ use std::path::Path;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt as _;
-use uncopied_http::{FileBody, RequestTarget};
+use uncopied_http::{EntityTags, FileBody, RequestTarget};
 
 use crate::test_site::{TestSite, get, get_with, send};
 
@@ -79,11 +79,12 @@ async fn a_removed_file_is_not_found_and_its_descriptor_is_closed() {
 }
 
 #[tokio::test]
-async fn a_file_whose_permissions_change_gets_a_new_tag() {
+async fn a_file_whose_permissions_change_gets_a_new_strict_tag() {
     use std::os::unix::fs::PermissionsExt;
     let site = TestSite::new(&[("a.txt", "x")]);
     site.wait_until_stable("a.txt");
-    let service = site.serve();
+    let builder = site.builder().entity_tags(EntityTags::Strict);
+    let service = builder.build().unwrap();
     let before = get(&service, "/a.txt").await;
     let mode = std::fs::Permissions::from_mode(0o400);
     std::fs::set_permissions(site.path("a.txt"), mode).unwrap();

@@ -3,6 +3,8 @@
 
 use http::StatusCode;
 
+use uncopied_http::{EntityTags, FileStat};
+
 use crate::test_site::{TestSite, get, get_with};
 
 const LONG_AGO: &str = "Thu, 01 Jan 1970 00:00:01 GMT";
@@ -95,7 +97,8 @@ async fn a_tag_is_weak_until_the_file_is_stable_and_then_changes() {
 #[tokio::test]
 async fn a_change_that_sets_the_modification_time_back_gets_another_tag() {
     let site = TestSite::new(&[("a.txt", "hello")]);
-    let service = site.serve();
+    let builder = site.builder().entity_tags(EntityTags::Strict);
+    let service = builder.build().unwrap();
     let before = get(&service, "/a.txt").await;
     let modified = std::fs::metadata(site.path("a.txt"))
         .unwrap()
@@ -115,4 +118,76 @@ async fn a_change_that_sets_the_modification_time_back_gets_another_tag() {
         before.header("last-modified")
     );
     assert_ne!(after.header("etag"), before.header("etag"));
+}
+
+/// Two servers of a fleet have copies of the same files, with the same modification times but with
+/// other inodes, made at other times. A client may revalidate and resume at either.
+#[tokio::test]
+async fn two_servers_with_the_same_files_send_the_same_tags() {
+    let files = [("a.txt", "hello"), ("a.txt.gz", "packed")];
+    let sites = [TestSite::new(&files), TestSite::new(&files)];
+    let modified = std::time::UNIX_EPOCH + std::time::Duration::new(1_700_000_000, 123_456_789);
+    let touch = |site: &TestSite, name| {
+        let file = std::fs::File::options().write(true).open(site.path(name));
+        let file = file.unwrap();
+        file.set_modified(modified).unwrap();
+        FileStat::of(&file).unwrap().changed()
+    };
+    for (name, _) in files {
+        let first = touch(&sites[0], name);
+        // Repeat until the kernel's clock has ticked.
+        while touch(&sites[1], name) == first {}
+    }
+    for site in &sites {
+        site.wait_until_stable("a.txt.gz");
+    }
+    let tags = async |kind, accept| {
+        let mut tags = Vec::new();
+        for site in &sites {
+            let service = site.builder().entity_tags(kind).build().unwrap();
+            let headers = [("accept-encoding", accept)];
+            let response = get_with(&service, "/a.txt", &headers).await;
+            tags.push(response.header("etag").to_owned());
+        }
+        tags
+    };
+    for accept in ["identity", "gzip"] {
+        let mtime = tags(EntityTags::default(), accept).await;
+        assert_eq!(mtime[0], mtime[1]);
+        assert!(mtime[0].starts_with("\"6553f100.75bcd15-"), "{mtime:?}");
+        let strict = tags(EntityTags::Strict, accept).await;
+        assert_ne!(
+            strict[0], strict[1],
+            "the time of the status change differs"
+        );
+        assert_eq!(tags(EntityTags::Off, accept).await, ["", ""]);
+    }
+}
+
+#[tokio::test]
+async fn without_tags_the_date_is_the_only_validator() {
+    let site = TestSite::new(&[("a.txt", "hello")]);
+    site.wait_until_stable("a.txt");
+    let tag = get(&site.serve(), "/a.txt").await.header("etag").to_owned();
+    let builder = site.builder().entity_tags(EntityTags::Off);
+    let service = builder.build().unwrap();
+    let whole = get(&service, "/a.txt").await;
+    let date = whole.header("last-modified");
+    let some = ("range", "bytes=1-2");
+    for (headers, status) in [
+        (&[("if-none-match", &*tag)][..], 200),
+        (&[("if-none-match", &tag), ("if-modified-since", date)], 200),
+        (&[("if-none-match", "*")], 304),
+        (&[("if-modified-since", date)], 304),
+        (&[("if-match", &tag)], 412),
+        (&[("if-match", "*")], 200),
+        (&[("if-unmodified-since", LONG_AGO)], 412),
+        (&[("if-range", &tag), some], 200),
+        (&[("if-range", date), some], 206),
+        (&[some], 206),
+    ] {
+        let response = get_with(&service, "/a.txt", headers).await;
+        assert_eq!(response.status.as_u16(), status, "{headers:?}");
+        assert_eq!(response.header("etag"), "");
+    }
 }

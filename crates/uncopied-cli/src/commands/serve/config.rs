@@ -97,6 +97,7 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         .hidden(flags.hidden)
         .follow_links(flags.follow_links)
         .precompressed(!flags.no_precompressed)
+        .entity_tags(flags.etag.into())
         .max_open_files(max_open_files)
         .in_memory_max_bytes(IN_MEMORY_MAX_BYTES);
     if flags.mechanism.0.is_some() {

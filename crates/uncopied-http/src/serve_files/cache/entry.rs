@@ -33,7 +33,7 @@ pub(crate) struct Entry {
     /// The paths of the index files that take precedence over this one. If any of them exists, this
     /// entry is out of date.
     earlier_index: Box<[CString]>,
-    etag: HeaderValue,
+    etag: Option<HeaderValue>,
     last_modified: Option<u64>,
     /// Whether the file was [stable](crate::FileStat::is_stable) when it was opened.
     pub(crate) is_stable: bool,
@@ -77,12 +77,12 @@ impl Entry {
             }
         };
         let coding = coding.map(|(coding, _)| coding);
-        let etag = headers::etag(&stat, is_stable, coding);
+        let etag = headers::etag(configured.entity_tags, &stat, is_stable, coding);
         let last_modified = headers::last_modified(&stat, before_stat);
         let headers = headers::of_file(&FileHeaders {
             media_type: &media_type,
             len: stat.len(),
-            etag: &etag,
+            etag: etag.as_ref(),
             last_modified,
             is_negotiable,
             coding,
@@ -113,7 +113,7 @@ impl Entry {
 
     pub(crate) fn validators(&self) -> Validators<'_> {
         Validators {
-            etag: self.etag.as_bytes(),
+            etag: self.etag.as_ref().map(HeaderValue::as_bytes),
             last_modified: self.last_modified,
             is_stable: self.is_stable,
         }

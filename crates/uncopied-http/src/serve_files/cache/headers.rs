@@ -9,6 +9,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue};
 
 use crate::file_stat::FileStat;
+use crate::serve_files::config::EntityTags;
 use crate::serve_files::request::negotiate::Coding;
 
 /// 9999-12-31 23:59:59, the last second that an HTTP date can express, in seconds since the Unix
@@ -22,6 +23,7 @@ pub(crate) struct ConfiguredHeaders {
     pub(crate) common: HeaderMap,
     /// The `Cache-Control` header of responses that send a file.
     pub(crate) cache_control: Option<HeaderValue>,
+    pub(crate) entity_tags: EntityTags,
 }
 
 impl ConfiguredHeaders {
@@ -41,7 +43,7 @@ impl ConfiguredHeaders {
 pub(super) struct FileHeaders<'a> {
     pub(super) media_type: &'a HeaderValue,
     pub(super) len: u64,
-    pub(super) etag: &'a HeaderValue,
+    pub(super) etag: Option<&'a HeaderValue>,
     pub(super) last_modified: Option<u64>,
     /// Whether the response depends on `Accept-Encoding`.
     pub(super) is_negotiable: bool,
@@ -54,7 +56,9 @@ pub(super) fn of_file(file: &FileHeaders<'_>) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8 + file.configured.common.len());
     headers.insert(CONTENT_TYPE, file.media_type.clone());
     headers.insert(CONTENT_LENGTH, file.len.into());
-    headers.insert(ETAG, file.etag.clone());
+    if let Some(etag) = file.etag {
+        headers.insert(ETAG, etag.clone());
+    }
     if let Some(seconds) = file.last_modified {
         let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds));
         headers.extend(HeaderValue::try_from(date).map(|date| (LAST_MODIFIED, date)));
@@ -73,23 +77,31 @@ pub(super) fn of_file(file: &FileHeaders<'_>) -> HeaderMap {
     headers
 }
 
-/// Returns the entity tag of a file. The tag is made from the values that can change along with the
-/// content: the length, the modification time, and the time of the last status change. The
-/// modification time alone is not enough, because a program may set it back.
+/// Returns the entity tag of a file, made from the values that `kind` names. It contains nothing
+/// that differs between two servers with the same files, such as the inode number, unless strict
+/// tags are asked for.
 ///
 /// The tag is strong only if the file is stable, because otherwise the same tag could later denote
 /// different content. `If-None-Match` ignores the `W/` of a weak tag, so a weak tag also contains
 /// `-m`. Because of the `-m`, it no longer matches once the file is stable and has a strong tag. So
 /// a client that received the file while it was being written downloads the file again.
-pub(super) fn etag(stat: &FileStat, is_stable: bool, coding: Option<Coding>) -> HeaderValue {
+pub(super) fn etag(
+    kind: EntityTags,
+    stat: &FileStat,
+    is_stable: bool,
+    coding: Option<Coding>,
+) -> Option<HeaderValue> {
     let ((modified, modified_nanos), (changed, changed_nanos)) = (stat.modified(), stat.changed());
     let (weak, moving) = if is_stable { ("", "") } else { ("W/", "-m") };
     let suffix = coding.map_or("", Coding::suffix);
     let len = stat.len();
-    let tag = format!(
-        "{weak}\"{modified:x}.{modified_nanos:x}-{len:x}-{changed:x}.{changed_nanos:x}{moving}{suffix}\""
-    );
-    HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("W/\"\""))
+    let changed = match kind {
+        EntityTags::Off => return None,
+        EntityTags::Mtime => String::new(),
+        EntityTags::Strict => format!("-{changed:x}.{changed_nanos:x}"),
+    };
+    let tag = format!("{weak}\"{modified:x}.{modified_nanos:x}-{len:x}{changed}{moving}{suffix}\"");
+    HeaderValue::try_from(tag).ok()
 }
 
 /// Returns the value of `Last-Modified`, in seconds since the Unix epoch. Returns `None` if the

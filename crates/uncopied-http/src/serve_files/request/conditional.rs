@@ -10,8 +10,9 @@ use super::fields::RequestFields;
 /// The values that distinguish one version of a file from another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Validators<'a> {
-    /// The entity tag as it is sent: `"…"` or `W/"…"`.
-    pub(crate) etag: &'a [u8],
+    /// The entity tag as it is sent: `"…"` or `W/"…"`. `None` if the response has none. Then only
+    /// `*` matches in `If-Match` and `If-None-Match`.
+    pub(crate) etag: Option<&'a [u8]>,
     /// The time in `Last-Modified`, in seconds since the Unix epoch. `None` if the response does
     /// not have this header.
     pub(crate) last_modified: Option<u64>,
@@ -74,7 +75,7 @@ pub(crate) fn range_applies(headers: &impl RequestFields, validators: Validators
         return false;
     }
     if let Some((tag, [])) = split_tag(line) {
-        return strong(tag, validators.etag);
+        return validators.etag.is_some_and(|etag| strong(tag, etag));
     }
     let date = date(headers, IF_RANGE);
     validators.is_stable && date.is_some() && date == validators.last_modified
@@ -85,14 +86,14 @@ pub(crate) fn range_applies(headers: &impl RequestFields, validators: Validators
 fn matches(
     headers: &impl RequestFields,
     name: HeaderName,
-    etag: &[u8],
+    etag: Option<&[u8]>,
     equal: fn(&[u8], &[u8]) -> bool,
 ) -> Option<bool> {
     let mut lines = headers.values(&name).peekable();
     lines.peek()?;
     Some(lines.any(|line| {
         let line = line.trim_ascii();
-        line == b"*" || tags(line).any(|tag| equal(tag, etag))
+        line == b"*" || etag.is_some_and(|etag| tags(line).any(|tag| equal(tag, etag)))
     }))
 }
 
@@ -163,12 +164,12 @@ mod tests {
     const AFTER: &str = "Thu, 01 Jan 1970 00:00:11 GMT";
 
     const STRONG: Validators<'_> = Validators {
-        etag: b"\"tag\"",
+        etag: Some(b"\"tag\""),
         last_modified: Some(10),
         is_stable: true,
     };
     const WEAK: Validators<'_> = Validators {
-        etag: b"W/\"tag\"",
+        etag: Some(b"W/\"tag\""),
         last_modified: Some(10),
         is_stable: false,
     };
@@ -291,6 +292,26 @@ mod tests {
             assert_eq!(check(&headers(&[(name, BEFORE)]), undated), Proceed);
             assert_eq!(check(&headers(&[(name, AFTER)]), undated), Proceed);
         }
+    }
+
+    #[test]
+    fn without_a_tag_only_the_wildcard_matches() {
+        let untagged = Validators {
+            etag: None,
+            ..STRONG
+        };
+        let outcome = |lines| check(&headers(lines), untagged);
+        assert_eq!(outcome(&[("if-match", "*")]), Proceed);
+        assert_eq!(outcome(&[("if-match", "\"tag\"")]), Failed);
+        assert_eq!(outcome(&[("if-none-match", "*")]), NotModified);
+        let both = [("if-none-match", "\"tag\""), ("if-modified-since", SAME)];
+        assert_eq!(outcome(&both), Proceed);
+        assert_eq!(outcome(&[("if-modified-since", SAME)]), NotModified);
+        assert!(!range_applies(
+            &headers(&[("if-range", "\"tag\"")]),
+            untagged
+        ));
+        assert!(range_applies(&headers(&[("if-range", SAME)]), untagged));
     }
 
     #[test]
