@@ -3,7 +3,9 @@
 use std::thread;
 use std::time::Duration;
 
-use super::load::{self, ServedFile};
+use super::load::ServedFile;
+use super::load::check::open_checked;
+use super::load::request::Request;
 use crate::error::Error;
 use crate::process::Server;
 use crate::{interrupt, measure};
@@ -44,13 +46,13 @@ pub(super) fn measure(
     served: &ServedFile<'_>,
     count: usize,
 ) -> Result<Footprint, Error> {
-    let request = load::request(served);
+    let mut request = Request::identical(served);
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut open = |count: usize| {
         let mut streams = Vec::with_capacity(count);
         for _ in 0..count {
             interrupt::check()?;
-            streams.push(load::open_checked(served, &request, &mut buffer)?.0);
+            streams.push(open_checked(served, request.next(), &mut buffer)?.0);
         }
         Ok::<_, Error>(streams)
     };

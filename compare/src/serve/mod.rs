@@ -21,7 +21,7 @@ use crate::process;
 use crate::rounds::{Measure, Measurement};
 use crate::table::{grouped, size_text};
 
-use load::LoadSettings;
+use load::{LoadSettings, closed_loop};
 use options::{MeasuredPart, ServeOptions};
 use participants::ServerParticipant;
 use results::{IdleMeasurement, LoadMeasure, ServeResults};
@@ -123,8 +123,8 @@ fn measure_load(
     for round in 1..=options.rounds as usize {
         for &size in &options.sizes {
             for participant in participants.iter_mut() {
-                let measured =
-                    participant.with_server(site, size, |_, served| load::run(served, settings))?;
+                let measured = participant
+                    .with_server(site, size, |_, served| closed_loop::run(served, settings))?;
                 let Some(sample) = measured else {
                     continue;
                 };

@@ -22,7 +22,9 @@ const CAVEATS: &str = "\
   the differences between contenders look smaller than they are. The machine's busy time counts
   everything, including the load generator.
 - The load generator has one CPU. If it was the limit, the remarks say so, and the ratios are closer
-  to 1 than the servers alone would make them. It discards bodies of 16 KiB and more inside the
+  to 1 than the servers alone would make them. It never sleeps, so that no server has to wake it.
+  While it only looks for something to receive, it does not count as busy, although it does take up
+  its CPU. It discards bodies of 16 KiB and more inside the
   kernel, without copying them to user space. A real client would copy them.
 - All files are in the page cache. Reading files from a disk, serving many files, TLS and slow
   clients are not measured.
@@ -237,6 +239,7 @@ pub(super) fn raw_data(results: &ServeResults) -> String {
             ("server_cpu_seconds", sample.server_cpu_seconds),
             ("machine_busy_seconds", sample.machine_busy_seconds),
             ("load_cpu_seconds", sample.load_cpu_seconds),
+            ("load_idle_seconds", sample.load_idle_seconds),
         ];
         raw.push_measurement(row, measured, &LoadMeasure::ALL);
     }

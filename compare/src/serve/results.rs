@@ -1,7 +1,7 @@
 //! The measurements of a run of `compare serve`, and the figures computed from them.
 
 use super::idle::Footprint;
-use super::load::LoadSample;
+use super::load::closed_loop::LoadSample;
 use crate::rounds::{CpuShares, Measure, Rounds};
 use crate::table::{Spread, grouped, percent, three_digits};
 
@@ -31,13 +31,15 @@ pub(super) enum LoadMeasure {
     Requests,
     /// CPU seconds of the server's process per GB (10⁹ bytes) of response bodies.
     ServerCpu,
-    /// Busy seconds of all CPUs of the machine, including the load generator's CPU time, per GB.
+    /// Busy seconds of all CPUs of the machine per GB. Does not include the time in which the load
+    /// generator only looked for something to receive.
     MachineBusy,
     /// Requests per CPU second of the server's process.
     RequestsPerCpuSecond,
     /// CPU time of the server's process, as a fraction of one CPU.
     ServerShare,
-    /// CPU time of the load generator, as a fraction of one CPU.
+    /// CPU time of the load generator, without the time in which it only looked for something to
+    /// receive, as a fraction of one CPU.
     LoadShare,
     /// CPU time of everything else (other programs and kernel threads), as a fraction of one CPU.
     OtherShare,
@@ -90,10 +92,12 @@ impl Measure for LoadMeasure {
         match self {
             Self::Requests => sample.requests / sample.seconds,
             Self::ServerCpu => sample.server_cpu_seconds / gigabytes,
-            Self::MachineBusy => sample.machine_busy_seconds / gigabytes,
+            Self::MachineBusy => {
+                (sample.machine_busy_seconds - sample.load_idle_seconds) / gigabytes
+            }
             Self::RequestsPerCpuSecond => sample.requests / sample.server_cpu_seconds,
             Self::ServerShare => sample.server_cpu_seconds / sample.seconds,
-            Self::LoadShare => sample.load_cpu_seconds / sample.seconds,
+            Self::LoadShare => (1.0 - sample.load_idle_seconds / sample.seconds).max(0.0),
             Self::OtherShare => other / sample.seconds,
         }
     }
@@ -149,8 +153,9 @@ mod tests {
                 requests,
                 body_bytes: requests * 1e6,
                 server_cpu_seconds: server,
-                machine_busy_seconds: 4.0,
-                load_cpu_seconds: 1.92,
+                machine_busy_seconds: 4.08,
+                load_cpu_seconds: 2.0,
+                load_idle_seconds: 0.08,
             },
         }
     }

@@ -1,0 +1,198 @@
+//! The load that shows how many requests per second a server can respond to: on each connection,
+//! the next request follows as soon as a response is complete.
+
+use std::time::Instant;
+
+use super::generator::Generator;
+use super::{LoadSettings, ServedFile};
+use crate::error::Error;
+use crate::measure::Snapshot;
+
+/// The result of one measurement.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::serve) struct LoadSample {
+    /// Duration of the measurement.
+    pub(in crate::serve) seconds: f64,
+    /// The number of responses. Of a response that was in progress when the measurement began or
+    /// ended, only the fraction that arrived during the measurement counts.
+    pub(in crate::serve) requests: f64,
+    /// The number of body bytes in these responses.
+    pub(in crate::serve) body_bytes: f64,
+    /// CPU time of the server's process.
+    pub(in crate::serve) server_cpu_seconds: f64,
+    /// Busy time of all CPUs together, for all processes and the kernel.
+    pub(in crate::serve) machine_busy_seconds: f64,
+    /// CPU time of this load generator.
+    pub(in crate::serve) load_cpu_seconds: f64,
+    /// The part of `load_cpu_seconds` in which the load generator only looked for something to
+    /// receive, and found nothing.
+    pub(in crate::serve) load_idle_seconds: f64,
+}
+
+/// Puts `served` under load and measures it.
+///
+/// # Errors
+///
+/// [`Error::WrongResult`] if a response is wrong or cut short, and [`Error::Interrupted`] after
+/// Ctrl-C or SIGTERM.
+pub(in crate::serve) fn run(
+    served: &ServedFile<'_>,
+    settings: LoadSettings,
+) -> Result<LoadSample, Error> {
+    let mut generator = Generator::connect(served, settings)?;
+    for index in 0..generator.connections() {
+        generator.send(index)?;
+    }
+    run_until(&mut generator, Instant::now() + settings.warm_up)?;
+    let before = Snapshot::take(served.pid, generator.received_body_bytes())?;
+    let idle_before = generator.idle();
+    run_until(&mut generator, before.at + settings.window)?;
+    let after = Snapshot::take(served.pid, generator.received_body_bytes())?;
+    let usage = after.since(&before);
+    let body_bytes = usage.received_bytes as f64;
+    Ok(LoadSample {
+        seconds: usage.seconds,
+        requests: body_bytes / served.expected.len() as f64,
+        body_bytes,
+        server_cpu_seconds: usage.process_cpu_seconds,
+        machine_busy_seconds: usage.machine_busy_seconds,
+        load_cpu_seconds: usage.own_cpu_seconds,
+        load_idle_seconds: (generator.idle() - idle_before).as_secs_f64(),
+    })
+}
+
+/// Keeps the load running until the time `end`.
+fn run_until(generator: &mut Generator, end: Instant) -> Result<(), Error> {
+    let mut ready = Vec::with_capacity(generator.connections());
+    loop {
+        let now = generator.poll(&mut ready)?;
+        for index in ready.drain(..) {
+            if generator.receive(index)? {
+                generator.send(index)?;
+            }
+        }
+        if now >= end {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpListener};
+    use std::thread;
+    use std::time::Duration;
+
+    use crate::serve::load::generator::MIN_DISCARD_BYTES;
+
+    const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
+
+    /// Starts a server that accepts one connection, and sends the next one of `responses` for each
+    /// request. Returns the server's address and thread.
+    fn scripted(responses: Vec<Vec<u8>>) -> (SocketAddr, thread::JoinHandle<()>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 512];
+            for response in responses {
+                if stream.read(&mut request).unwrap() == 0 {
+                    return;
+                }
+                stream.write_all(&response).unwrap();
+            }
+        });
+        (address, server)
+    }
+
+    fn try_load(responses: Vec<Vec<u8>>) -> Result<LoadSample, Error> {
+        let (address, server) = scripted(responses);
+        let served = ServedFile {
+            address,
+            pid: std::process::id(),
+            path: "/file",
+            expected: b"hello",
+        };
+        let settings = LoadSettings {
+            connections: 1,
+            warm_up: Duration::ZERO,
+            window: Duration::from_millis(200),
+            distinct: false,
+        };
+        let result = run(&served, settings);
+        server.join().unwrap();
+        result
+    }
+
+    fn complete(body: &[u8]) -> Vec<u8> {
+        [HEAD, body].concat()
+    }
+
+    #[test]
+    fn wrong_bytes_and_early_ends_are_errors() {
+        let message = |responses| match try_load(responses) {
+            Err(Error::WrongResult(message)) => message,
+            other => panic!("{other:?}"),
+        };
+        assert!(message(vec![complete(b"hellO")]).contains("wrong bytes"));
+        assert!(message(vec![complete(b"hello!")]).contains("wrong bytes"));
+        assert!(message(vec![complete(b"hell")]).contains("closed"));
+        let long = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello".to_vec();
+        assert!(message(vec![long]).contains("Content-Length 6"));
+        let later = b"HTTP/1.1 404 No\r\nContent-Length: 5\r\n\r\nhello".to_vec();
+        assert!(message(vec![complete(b"hello"), later]).contains("status 200"));
+        assert!(message(vec![complete(b"hello"), complete(b"hello")]).contains("closed"));
+    }
+
+    #[test]
+    fn responses_are_counted_and_timed() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let body = vec![7; 3 * MIN_DISCARD_BYTES];
+        let mut response =
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+        response.extend_from_slice(&body);
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 512];
+            let mut responses = 0;
+            let mut seen = std::collections::HashSet::new();
+            while stream.read(&mut request).is_ok_and(|count| count > 0) {
+                assert!(
+                    responses == 0 || seen.insert(request),
+                    "the same request twice"
+                );
+                if stream.write_all(&response).is_err() {
+                    break;
+                }
+                responses += 1;
+            }
+            responses
+        });
+        let served = ServedFile {
+            address,
+            pid: std::process::id(),
+            path: "/file",
+            expected: &body,
+        };
+        let settings = LoadSettings {
+            connections: 1,
+            warm_up: Duration::ZERO,
+            window: Duration::from_millis(200),
+            distinct: true,
+        };
+        let sample = run(&served, settings).unwrap();
+        let responses = f64::from(server.join().unwrap());
+        assert!(sample.requests > 10.0);
+        // Up to three responses are outside the measurement: the one that is compared with the
+        // file, one that arrives during the warm-up, and one that arrives after the end.
+        let outside = responses - sample.requests;
+        assert!((1.0..=3.0).contains(&outside), "{responses} {sample:?}");
+        assert!((sample.seconds - 0.2).abs() < 0.15, "{sample:?}");
+        assert_eq!(sample.body_bytes, sample.requests * body.len() as f64);
+        assert!(sample.load_cpu_seconds > 0.0);
+    }
+}

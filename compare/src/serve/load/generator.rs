@@ -1,0 +1,91 @@
+//! The connections of the load generator, and what closed and open loops do with them.
+
+use std::time::{Duration, Instant};
+
+use super::check;
+use super::connection::{LoadConnection, Reception};
+use super::poller::Poller;
+use super::request::Request;
+use super::{LoadSettings, ServedFile};
+use crate::error::Error;
+use crate::interrupt;
+
+/// Minimum size of a body that is discarded instead of copied out.
+pub(super) const MIN_DISCARD_BYTES: usize = 16 * 1024;
+
+/// Maximum size of one receive.
+const RECEIVE_BYTES: usize = 1024 * 1024;
+
+/// The connections, and all that sending and receiving on them needs.
+pub(super) struct Generator {
+    poller: Poller,
+    connections: Vec<LoadConnection>,
+    request: Request,
+    reception: Reception,
+    buffer: Vec<u8>,
+    received_body_bytes: u64,
+}
+
+impl Generator {
+    /// Opens and checks the connections, which are then idle.
+    pub(super) fn connect(served: &ServedFile<'_>, settings: LoadSettings) -> Result<Self, Error> {
+        let count = settings.connections;
+        let mut generator = Self {
+            poller: Poller::new(count)?,
+            connections: Vec::with_capacity(count),
+            request: match settings.distinct {
+                true => Request::distinct(served),
+                false => Request::identical(served),
+            },
+            reception: Reception {
+                body_bytes: served.expected.len(),
+                discards: served.expected.len() >= MIN_DISCARD_BYTES,
+                usual_head_bytes: 0,
+            },
+            buffer: vec![0; RECEIVE_BYTES],
+            received_body_bytes: 0,
+        };
+        for index in 0..count {
+            interrupt::check()?;
+            let request = generator.request.next();
+            let (stream, head_bytes) = check::open_checked(served, request, &mut generator.buffer)?;
+            generator.poller.add(&stream, index)?;
+            generator.connections.push(LoadConnection::new(stream));
+            generator.reception.usual_head_bytes = head_bytes;
+        }
+        Ok(generator)
+    }
+
+    /// The number of connections.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Sends the next request on a connection, which must be idle.
+    pub(super) fn send(&mut self, index: usize) -> Result<(), Error> {
+        self.connections[index].send(self.request.next())
+    }
+
+    /// See [`Poller::poll`].
+    pub(super) fn poll(&mut self, ready: &mut Vec<usize>) -> Result<Instant, Error> {
+        self.poller.poll(ready)
+    }
+
+    /// Receives what has arrived on one connection. Returns whether the response is now complete,
+    /// so that the connection is idle.
+    pub(super) fn receive(&mut self, index: usize) -> Result<bool, Error> {
+        let received = self.connections[index].receive(&mut self.buffer, &mut self.reception)?;
+        self.received_body_bytes += received.body_bytes as u64;
+        Ok(received.is_complete)
+    }
+
+    /// The number of body bytes received so far, without those that were checked at the beginning.
+    pub(super) fn received_body_bytes(&self) -> u64 {
+        self.received_body_bytes
+    }
+
+    /// See [`Poller::idle`].
+    pub(super) fn idle(&self) -> Duration {
+        self.poller.idle()
+    }
+}
