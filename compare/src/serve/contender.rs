@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::case::ServeCase;
 use crate::error::Error;
 use crate::participant::Contender;
 use crate::process;
@@ -18,6 +19,8 @@ pub(crate) struct FileServer {
     pub(super) about: &'static str,
     /// Whether the contender is part of this project.
     pub(super) ours: bool,
+    /// Whether the contender is measured in a case.
+    pub(super) takes_part: fn(ServeCase) -> bool,
     /// Returns the command and the configuration with which to start the server.
     ///
     /// Returns [`Error::Unavailable`] if the server cannot be started. If something has to be
@@ -37,6 +40,20 @@ impl Contender for FileServer {
     fn is_ours(&self) -> bool {
         self.ours
     }
+}
+
+/// The maximum number of files that each server keeps open between requests: the limit of
+/// `uncopied serve`, if it may open enough descriptors.
+pub(super) const OPEN_FILES: u32 = 4096;
+
+/// For contenders that are measured in every case.
+pub(super) fn always(_: ServeCase) -> bool {
+    true
+}
+
+/// For contenders that are measured only with one file, to save time.
+pub(super) fn with_one_file(case: ServeCase) -> bool {
+    case.files == 1
 }
 
 /// The values that a server's command line and configuration are built from.

@@ -3,9 +3,9 @@
 use std::thread;
 use std::time::Duration;
 
-use super::load::ServedFile;
+use super::load::Served;
 use super::load::check::open_checked;
-use super::load::request::Request;
+use super::load::request::Requests;
 use crate::error::Error;
 use crate::process::Server;
 use crate::{interrupt, measure};
@@ -43,16 +43,16 @@ impl Footprint {
 /// each, and keeps all of them open.
 pub(super) fn measure(
     server: &mut Server,
-    served: &ServedFile<'_>,
+    served: &Served<'_>,
     count: usize,
 ) -> Result<Footprint, Error> {
-    let mut request = Request::identical(served);
+    let mut requests = Requests::new(served, false);
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut open = |count: usize| {
         let mut streams = Vec::with_capacity(count);
         for _ in 0..count {
             interrupt::check()?;
-            streams.push(open_checked(served, request.next(), &mut buffer)?.0);
+            streams.push(open_checked(served, &requests.next(), &mut buffer)?.0);
         }
         Ok::<_, Error>(streams)
     };

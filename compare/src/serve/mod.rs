@@ -1,12 +1,14 @@
 //! `compare serve`: compares file servers. Starts all servers with the same files, puts one server
 //! after the other under the same load, and reports the measurements.
 
+mod case;
 pub(crate) mod contender;
 pub(crate) mod contenders;
 mod idle;
 mod load;
 pub(crate) mod options;
 mod participants;
+mod popularity;
 mod report;
 mod response;
 mod results;
@@ -18,14 +20,15 @@ use crate::interrupt;
 use crate::machine::{self, CongestionSetting};
 use crate::page;
 use crate::process;
-use crate::rounds::{Measure, Measurement};
-use crate::table::{grouped, size_text};
+use crate::rounds::{Case, Measure, Measurement};
+use crate::table::grouped;
 
+use case::ServeCase;
 use load::{LoadSettings, closed_loop};
 use options::{MeasuredPart, ServeOptions};
 use participants::ServerParticipant;
 use results::{IdleMeasurement, LoadMeasure, ServeResults};
-use site::{IDLE_SIZE_BYTES, Site};
+use site::{IDLE_CASE, Site};
 
 /// The maximum number of rounds with idle connections. A few rounds are enough, because the memory
 /// per connection hardly varies between rounds.
@@ -45,18 +48,25 @@ const OTHER_DESCRIPTORS: u64 = 200;
 pub(crate) fn run(options: &ServeOptions) -> Result<(), Error> {
     options.check()?;
     interrupt::watch()?;
-    process::allow_descriptors(u64::from(options.idle_connections) + OTHER_DESCRIPTORS)?;
+    let files = options.files.iter().copied().max().unwrap_or_default();
+    process::allow_descriptors(
+        u64::from(options.idle_connections)
+            + u64::from(files.min(contender::OPEN_FILES))
+            + OTHER_DESCRIPTORS,
+    )?;
     page::warn_of_debug_build();
     let out = page::output_directory(options.out.as_deref(), options.is_incomplete(), || {
         let name = options.name.clone().unwrap_or_else(machine::host_name);
-        let comparison = if options.distinct {
-            "serve-distinct"
+        let comparison = if options.identical {
+            "serve-identical"
         } else {
             "serve"
         };
         format!("{name}-{comparison}")
     })?;
-    let site = create_site(options)?;
+    let cases = case::all(&options.sizes, &options.files, &options.receivers);
+    let parent = machine::scratch_parent(options.dir.as_deref())?;
+    let site = Site::create(&parent, cases.iter().copied().chain([IDLE_CASE]))?;
     let facts = machine::facts(&site.files());
     let mut participants = participants::prepare(options, &site)?;
     let congestion = CongestionSetting::set(&options.congestion)?;
@@ -67,7 +77,13 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Error> {
         for participant in &mut participants {
             participant.start(options.server_cpu)?;
         }
-        measure_load(&mut participants, options, &site, &congestion, &mut results)?;
+        let congestion = || congestion.check();
+        let rounds = LoadRounds {
+            options,
+            site: &site,
+            cases: &cases,
+        };
+        rounds.measure(&mut participants, congestion, &mut results)?;
         participants.iter_mut().for_each(ServerParticipant::stop);
     }
     if options.only != Some(MeasuredPart::Load) {
@@ -80,6 +96,7 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Error> {
     }
 
     let report = report::ServeReport {
+        cases: &cases,
         options,
         participants: &participants,
         results: &results,
@@ -95,61 +112,78 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Error> {
     participants::check_failures(&participants)
 }
 
-/// Creates a file of each size in the options, and one of [`IDLE_SIZE_BYTES`], which is requested
-/// on each connection before it becomes idle.
-fn create_site(options: &ServeOptions) -> Result<Site, Error> {
-    let mut sizes = options.sizes.clone();
-    sizes.push(IDLE_SIZE_BYTES);
-    sizes.sort_unstable();
-    sizes.dedup();
-    Site::create(&machine::scratch_parent(options.dir.as_deref())?, &sizes)
+/// What the measurements under load need.
+struct LoadRounds<'a> {
+    options: &'a ServeOptions,
+    site: &'a Site,
+    cases: &'a [ServeCase],
 }
 
-/// Measures the contenders under load in rounds. In each round, takes one size after the other, and
-/// measures every contender once at that size before going on to the next size.
-fn measure_load(
-    participants: &mut [ServerParticipant],
-    options: &ServeOptions,
-    site: &Site,
-    congestion: &CongestionSetting,
-    results: &mut ServeResults,
-) -> Result<(), Error> {
-    let settings = LoadSettings {
-        connections: usize::from(options.connections),
-        warm_up: options.warm_up,
-        window: options.seconds,
-        distinct: options.distinct,
-    };
-    for round in 1..=options.rounds as usize {
-        for &size in &options.sizes {
-            for participant in participants.iter_mut() {
-                let measured = participant
-                    .with_server(site, size, |_, served| closed_loop::run(served, settings))?;
-                let Some(sample) = measured else {
-                    continue;
-                };
-                let contender = participant.contender.name;
-                eprintln!(
-                    "round {round}/{}  {:>7}  {contender:<13} {:>9} requests/s  {:.4} CPU s/GB  \
-                     (server {:.0} %, load {:.0} % of a CPU)",
-                    options.rounds,
-                    size_text(size),
-                    grouped(LoadMeasure::Requests.value(&sample)),
-                    LoadMeasure::ServerCpu.value(&sample),
-                    LoadMeasure::ServerShare.value(&sample) * 100.0,
-                    LoadMeasure::LoadShare.value(&sample) * 100.0,
-                );
-                results.loads.push(Measurement {
-                    round,
-                    case: size,
-                    contender,
-                    sample,
-                });
+impl LoadRounds<'_> {
+    /// Measures the contenders under load in rounds. In each round, takes one case after the other,
+    /// and measures every contender once in that case before going on to the next case. Calls
+    /// `check` after each case.
+    fn measure(
+        &self,
+        participants: &mut [ServerParticipant],
+        check: impl Fn() -> Result<(), Error>,
+        results: &mut ServeResults,
+    ) -> Result<(), Error> {
+        for round in 1..=self.options.rounds as usize {
+            for &case in self.cases {
+                let taking_part = |one: &&mut ServerParticipant| one.takes_part(case);
+                for participant in participants.iter_mut().filter(taking_part) {
+                    self.measure_closed_loop(round, case, participant, results)?;
+                }
+                check()?;
             }
-            congestion.check()?;
+        }
+        Ok(())
+    }
+
+    fn settings(&self, case: ServeCase) -> LoadSettings {
+        LoadSettings {
+            connections: usize::from(self.options.connections),
+            warm_up: self.options.warm_up,
+            window: self.options.seconds,
+            is_distinct: !self.options.identical,
+            receiver: case.receiver,
         }
     }
-    Ok(())
+
+    fn measure_closed_loop(
+        &self,
+        round: usize,
+        case: ServeCase,
+        participant: &mut ServerParticipant,
+        results: &mut ServeResults,
+    ) -> Result<(), Error> {
+        self.site.cool(case)?;
+        let measured = participant.with_server(self.site, case, |_, served| {
+            closed_loop::run(served, self.settings(case))
+        })?;
+        let Some(sample) = measured else {
+            return Ok(());
+        };
+        let contender = participant.contender.name;
+        eprintln!(
+            "round {round}/{}  {:<28}  {contender:<13} {:>9} requests/s  {:.4} CPU s/GB  (server \
+             {:.0} %, load {:.0} % of a CPU)",
+            self.options.rounds,
+            case.text(),
+            grouped(LoadMeasure::Requests.value(&sample)),
+            LoadMeasure::ServerCpu.value(&sample),
+            LoadMeasure::ServerShare.value(&sample) * 100.0,
+            LoadMeasure::LoadShare.value(&sample) * 100.0,
+        );
+        results.loads.push(Measurement {
+            round,
+            case,
+            contender,
+            sample,
+        });
+        Ok(())
+    }
 }
 
 /// Measures the memory for idle connections. Starts a new server for every measurement, so that
@@ -165,7 +199,7 @@ fn measure_idle(
     for round in 1..=rounds {
         for participant in participants.iter_mut() {
             participant.start(options.server_cpu)?;
-            let measured = participant.with_server(site, IDLE_SIZE_BYTES, |server, served| {
+            let measured = participant.with_server(site, IDLE_CASE, |server, served| {
                 idle::measure(server, served, count)
             });
             participant.stop();

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::case::ServeCase;
 use super::contender::{FileServer, Launch, ServerSetup};
 use super::contenders;
-use super::load::ServedFile;
+use super::load::Served;
 use super::options::ServeOptions;
 use super::site::Site;
 use crate::error::Error;
@@ -95,28 +96,33 @@ impl ServerParticipant {
         self.server = None;
     }
 
+    /// Whether the contender can be measured in a case.
+    pub(super) fn takes_part(&self, case: ServeCase) -> bool {
+        self.server.is_some() && (self.contender.takes_part)(case)
+    }
+
     fn exclude(&mut self, error: &Error) {
         self.exclusion = Some(Exclusion::unavailable(self.contender.name, error));
     }
 
-    /// Calls `work` with the running server and the file of the given size, and returns its result.
+    /// Calls `work` with the running server and the files of a case, and returns its result.
     /// Does nothing and returns `None` if the server is not running, because the contender is
-    /// excluded. If `work` fails, excludes the contender and returns `None`, so that the run
-    /// continues with the others. Only [`Error::Interrupted`] is returned as an error.
+    /// excluded. If `work` fails, excludes the
+    /// contender and returns `None`, so that the run continues with the others. Only
+    /// [`Error::Interrupted`] is returned as an error.
     pub(super) fn with_server<T>(
         &mut self,
         site: &Site,
-        size: u64,
-        work: impl FnOnce(&mut Server, &ServedFile<'_>) -> Result<T, Error>,
+        case: ServeCase,
+        work: impl FnOnce(&mut Server, &Served<'_>) -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
-        let (Some(server), Some(file)) = (&mut self.server, site.file(size)) else {
+        let (Some(server), Some(set)) = (&mut self.server, site.set(case)) else {
             return Ok(None);
         };
-        let served = ServedFile {
+        let served = Served {
             address: server.address(),
             pid: server.id(),
-            path: &file.path,
-            expected: &file.bytes,
+            set,
         };
         match work(server, &served) {
             Ok(value) => Ok(Some(value)),
@@ -126,7 +132,7 @@ impl ServerParticipant {
                 // than `error`, which may only say that the connection broke.
                 let error = server.check_alive().err().unwrap_or(error);
                 let name = self.contender.name;
-                self.exclusion = Some(Exclusion::failed(name, &size.phrase(), &error));
+                self.exclusion = Some(Exclusion::failed(name, &case.phrase(), &error));
                 self.server = None;
                 Ok(None)
             }

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use super::case::ServeCase;
 use super::options::ServeOptions;
 use super::participants::ServerParticipant;
 use super::results::{LoadMeasure, ServeResults};
-use super::site::IDLE_SIZE_BYTES;
+use super::site::IDLE_CASE;
 use super::targets;
 use crate::page::{self, RawData};
 use crate::table::{Spread, dash, markdown, strings, two_digits};
@@ -24,13 +25,19 @@ const CAVEATS: &str = "\
 - The load generator has one CPU. If it was the limit, the remarks say so, and the ratios are closer
   to 1 than the servers alone would make them. It never sleeps, so that no server has to wake it.
   While it only looks for something to receive, it does not count as busy, although it does take up
-  its CPU. It discards bodies of 16 KiB and more inside the
-  kernel, without copying them to user space. A real client would copy them.
-- All files are in the page cache. Reading files from a disk, serving many files, TLS and slow
-  clients are not measured.
-- Without `--distinct`, all requests are identical. For half a second after a response, `uncopied`
-  responds to an identical request with the same head again, after checking that the file has not
-  changed. Any other request is processed by hyper.
+  its CPU.
+- In the cases marked *discarded*, the load generator discards bodies of 16 KiB and more inside the
+  kernel, without copying them to user space, which no real client does. It can then receive more,
+  so these cases show differences between servers that the other cases hide.
+- With fewer than 10,000 files, all of them are in the page cache, and are requested equally often.
+  With 10,000 or more, the popularity of the files follows Zipf's law (with the exponent 1), and all
+  but the most popular tenth are removed from the page cache before each measurement, as far as no
+  server has mapped them. How quickly they are read again depends on the disk.
+- Cases in which the files would take up more than 2 GiB are left out.
+- axum and axum-uncopied are measured only with one file, to save time.
+- nginx and plain keep up to 4096 files open, as uncopied does if it may open at least 16,448
+  descriptors.
+- TLS and slow clients are not measured.
 - The servers do different amounts of work for the same request. `plain` does not parse HTTP and
   sends only two header fields; nginx and axum also send Date, Last-Modified and others. `plain` and
   axum have no timeouts; nginx sets timers. For 60 s, nginx uses its cache of open files without
@@ -44,6 +51,7 @@ const CAVEATS: &str = "\
 
 /// The data that the report is built from.
 pub(super) struct ServeReport<'a> {
+    pub(super) cases: &'a [ServeCase],
     pub(super) options: &'a ServeOptions,
     pub(super) participants: &'a [ServerParticipant],
     pub(super) results: &'a ServeResults,
@@ -77,19 +85,21 @@ impl ServeReport<'_> {
     fn method(&self) -> String {
         let options = self.options;
         format!(
-            "{} rounds. In each round, at each size, every contender in turn is measured under \
+            "{} rounds. In each round, in each case, every contender in turn is measured under \
              load for {} s after {} s of warm-up. The load is {} keep-alive connections, with one \
-             request in flight on each{}. Servers run on CPU {}, the load generator on CPU {}. \
-             Figures are medians over the rounds, with the minimum and the maximum in \
+             request in flight on each{}. A case is a size, the number of files of this size that \
+             are requested, and what the client does with the bytes: it copies them, as a real \
+             client does, or it discards them inside the kernel. All servers are pinned to CPU {}, \
+             and the load generator to CPU {}, where it never sleeps. Figures are medians over the rounds, with the minimum and the maximum in \
              parentheses. A ratio is computed within each round, and the table has the median of \
              these ratios. A GB is 10⁹ bytes of response bodies.",
             options.rounds,
             options.seconds.as_secs_f64(),
             options.warm_up.as_secs_f64(),
             options.connections,
-            match options.distinct {
-                true => ", each with a different number in its query",
-                false => "",
+            match options.identical {
+                true => ", and all requests for a file are the same",
+                false => ". No two requests are the same: each has another query and cookie",
             },
             options.server_cpu,
             options.load_cpu,
@@ -165,9 +175,9 @@ impl ServeReport<'_> {
         *page += &page::medians(
             &self.results.loads,
             &columns,
-            &self.options.sizes,
+            self.cases,
             &names,
-            |size, index| self.results.remark(size, names[index]),
+            |case, index| self.results.remark(case, names[index]),
         );
     }
 
@@ -201,8 +211,7 @@ impl ServeReport<'_> {
             (LoadMeasure::ServerCpu, "less"),
             (LoadMeasure::MachineBusy, "less"),
         ] {
-            let sizes = &self.options.sizes;
-            *page += &page::ratios(&self.results.loads, measure, better, sizes, &pairs);
+            *page += &page::ratios(&self.results.loads, measure, better, self.cases, &pairs);
         }
     }
 
@@ -229,7 +238,7 @@ impl ServeReport<'_> {
 
 /// Builds the raw data.
 pub(super) fn raw_data(results: &ServeResults) -> String {
-    let mut raw = RawData::new::<u64>();
+    let mut raw = RawData::new::<ServeCase>();
     for row in results.loads.iter() {
         let sample = &row.sample;
         let measured = [
@@ -252,7 +261,7 @@ pub(super) fn raw_data(results: &ServeResults) -> String {
             ("resident_bytes_after", footprint.after_bytes as f64),
             ("resident_bytes_per_connection", per_connection),
         ];
-        raw.push(idle.round, idle.contender, IDLE_SIZE_BYTES, values);
+        raw.push(idle.round, idle.contender, IDLE_CASE, values);
     }
     raw.text()
 }

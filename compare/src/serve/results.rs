@@ -1,5 +1,6 @@
 //! The measurements of a run of `compare serve`, and the figures computed from them.
 
+use super::case::ServeCase;
 use super::idle::Footprint;
 use super::load::closed_loop::LoadSample;
 use crate::rounds::{CpuShares, Measure, Rounds};
@@ -9,7 +10,7 @@ use crate::table::{Spread, grouped, percent, three_digits};
 #[derive(Default)]
 pub(super) struct ServeResults {
     /// The measurements under load.
-    pub(super) loads: Rounds<LoadSample>,
+    pub(super) loads: Rounds<LoadSample, ServeCase>,
     /// The measurements with idle connections.
     pub(super) idles: Vec<IdleMeasurement>,
 }
@@ -122,8 +123,8 @@ impl ServeResults {
 
     /// Returns a remark about what distorts a row of the report, or an empty string. The remark is
     /// based on the medians of the CPU shares over the rounds.
-    pub(super) fn remark(&self, size: u64, contender: &str) -> String {
-        let median = |measure| self.loads.median(measure, size, contender);
+    pub(super) fn remark(&self, case: ServeCase, contender: &str) -> String {
+        let median = |measure| self.loads.median(measure, case, contender);
         let shares = CpuShares {
             contender: median(LoadMeasure::ServerShare),
             other_side: median(LoadMeasure::LoadShare),
@@ -143,10 +144,10 @@ mod tests {
         contender: &'static str,
         requests: f64,
         server: f64,
-    ) -> Measurement<LoadSample> {
+    ) -> Measurement<LoadSample, ServeCase> {
         Measurement {
             round,
-            case: 1_000_000,
+            case: ServeCase::one_file(1_000_000),
             contender,
             sample: LoadSample {
                 seconds: 2.0,
@@ -182,7 +183,7 @@ mod tests {
         let remark = |server| {
             let mut results = ServeResults::default();
             results.loads.push(load(1, "a", 1000.0, server));
-            results.remark(1_000_000, "a")
+            results.remark(ServeCase::one_file(1_000_000), "a")
         };
         assert!(remark(1.7).contains("the load generator was the limit"));
         assert_eq!(remark(1.95), "");
@@ -192,7 +193,10 @@ mod tests {
     fn a_server_without_a_clock_tick_has_no_figure() {
         let mut results = ServeResults::default();
         results.loads.push(load(1, "a", 1000.0, 0.0));
-        let measure = LoadMeasure::RequestsPerCpuSecond;
-        assert!(results.loads.spread(measure, 1_000_000, "a").is_none());
+        let (measure, case) = (
+            LoadMeasure::RequestsPerCpuSecond,
+            ServeCase::one_file(1_000_000),
+        );
+        assert!(results.loads.spread(measure, case, "a").is_none());
     }
 }

@@ -1,33 +1,24 @@
-//! The files that are served: one of each size, with bytes that do not repeat.
+//! The files that are served: one or more of each size, with bytes that do not repeat.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
+use rustix::fs::Advice;
 use tempfile::TempDir;
 
+use super::case::ServeCase;
+use super::popularity;
 use crate::error::{Context, Error};
-use crate::pattern;
+use crate::{interrupt, pattern};
 
-/// The size of the file that is requested on each connection before it becomes idle.
-pub(super) const IDLE_SIZE_BYTES: u64 = 1 << 10;
+/// The case with the file that is requested on each connection before it becomes idle.
+pub(super) const IDLE_CASE: ServeCase = ServeCase::one_file(1 << 10);
 
-/// A directory with one file of each size. Dropping it removes the files.
-pub(super) struct Site {
-    directory: TempDir,
-    files: Vec<SiteFile>,
-}
-
-/// One file.
-pub(super) struct SiteFile {
-    /// The file's size in bytes.
-    size: u64,
-    /// The path to request, with the leading slash.
-    pub(super) path: String,
-    /// The bytes of the file.
-    pub(super) bytes: Vec<u8>,
-}
+/// The number of files in a directory of a set with several files.
+const DIRECTORY_FILES: u32 = 100;
 
 /// Minimum age of the files when they are first requested.
 ///
@@ -36,31 +27,53 @@ pub(super) struct SiteFile {
 /// are usually older than that, so measuring with new files would measure a special case.
 const MIN_FILE_AGE: Duration = Duration::from_secs(4);
 
+/// A directory with the files of all cases. Dropping it removes the files.
+pub(super) struct Site {
+    directory: TempDir,
+    sets: Vec<FileSet>,
+}
+
+/// The files of a case. They have the same size and different bytes.
+///
+/// A single file is in the root. If there are several files, they are in directories of 100, as on
+/// a real site, and the paths of all of them have the same length.
+pub(super) struct FileSet {
+    size: u64,
+    files: u32,
+    /// The bytes, if there is only one file.
+    single: Option<Vec<u8>>,
+    order: Vec<u32>,
+}
+
 impl Site {
-    /// Writes the files into a new directory below `parent`.
-    pub(super) fn create(parent: &Path, sizes: &[u64]) -> Result<Self, Error> {
+    /// Writes the files of all cases into a new directory below `parent`.
+    pub(super) fn create(
+        parent: &Path,
+        cases: impl IntoIterator<Item = ServeCase>,
+    ) -> Result<Self, Error> {
         let directory = tempfile::Builder::new()
             .prefix("compare-")
             .tempdir_in(parent)
             .context(|| format!("cannot create a directory in {}", parent.display()))?;
-        let site = Self {
-            files: sizes.iter().map(|&size| SiteFile::new(size)).collect(),
+        let mut site = Self {
             directory,
+            sets: Vec::new(),
         };
-        let directory = site.files();
-        fs::create_dir(&directory).context(|| format!("cannot create {}", directory.display()))?;
-        for file in &site.files {
-            let path = directory.join(&file.path[1..]);
-            // Sync the file, so that the kernel does not write it to the disk during the
-            // measurement. The file stays in the page cache.
-            File::create(&path)
-                .and_then(|mut created| {
-                    created.write_all(&file.bytes)?;
-                    created.sync_all()
-                })
-                .context(|| format!("cannot write {}", path.display()))?;
+        let root = site.files();
+        fs::create_dir(&root).context(|| format!("cannot create {}", root.display()))?;
+        for case in cases {
+            if site.set(case).is_none() {
+                let set = FileSet::new(case.size, case.files);
+                set.write(&root)?;
+                site.sets.push(set);
+            }
         }
-        std::thread::sleep(MIN_FILE_AGE);
+        // Sync the files, so that the kernel does not write them to the disk during the
+        // measurement. The files stay in the page cache.
+        File::open(&root)
+            .and_then(|root| Ok(rustix::fs::syncfs(root)?))
+            .context(|| format!("cannot sync {}", root.display()))?;
+        thread::sleep(MIN_FILE_AGE);
         Ok(site)
     }
 
@@ -77,19 +90,102 @@ impl Site {
         Ok(path)
     }
 
-    /// Returns the file of the given size, if there is one.
-    pub(super) fn file(&self, size: u64) -> Option<&SiteFile> {
-        self.files.iter().find(|file| file.size == size)
+    /// Returns the files of a case, if they have been written.
+    pub(super) fn set(&self, case: ServeCase) -> Option<&FileSet> {
+        self.sets
+            .iter()
+            .find(|set| (set.size, set.files) == (case.size, case.files))
+    }
+
+    /// Removes the cold files of a case from the page cache, as far as no server has mapped them.
+    pub(super) fn cool(&self, case: ServeCase) -> Result<(), Error> {
+        let root = self.files();
+        for rank in popularity::cold_ranks(case.files) {
+            interrupt::check()?;
+            let file = popularity::file_of_rank(rank, case.files);
+            let Some(set) = self.set(case) else {
+                return Ok(());
+            };
+            let path = root.join(&set.path(file)[1..]);
+            File::open(&path)
+                .and_then(|file| Ok(rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?))
+                .context(|| format!("cannot remove {} from the cache", path.display()))?;
+        }
+        Ok(())
     }
 }
 
-impl SiteFile {
-    fn new(size: u64) -> Self {
+impl FileSet {
+    /// Describes a set, without writing the files.
+    pub(super) fn new(size: u64, files: u32) -> Self {
         Self {
             size,
-            path: format!("/{size}.bin"),
-            bytes: pattern::bytes(size),
+            files,
+            single: (files == 1).then(|| pattern::bytes(size)),
+            order: popularity::order(files),
         }
+    }
+
+    fn write(&self, root: &Path) -> Result<(), Error> {
+        for file in 0..self.files {
+            interrupt::check()?;
+            let path = root.join(&self.path(file)[1..]);
+            if file.is_multiple_of(DIRECTORY_FILES)
+                && let Some(directory) = path.parent()
+            {
+                fs::create_dir_all(directory)
+                    .context(|| format!("cannot create {}", directory.display()))?;
+            }
+            fs::write(&path, self.bytes(file))
+                .context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The size of each file in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Returns the path to request a file, with the leading slash.
+    pub(super) fn path(&self, file: u32) -> String {
+        let Self { size, files, .. } = self;
+        match files {
+            1 => format!("/{size}.bin"),
+            _ => format!("/{size}x{files}/{}.bin", self.place(file)),
+        }
+    }
+
+    /// Returns the part of a path that depends on the number of the file: the directory and the
+    /// name. If there is only one file, no part does.
+    pub(super) fn place(&self, file: u32) -> String {
+        match self.files {
+            1 => String::new(),
+            _ => format!(
+                "{:06}/{:02}",
+                file / DIRECTORY_FILES,
+                file % DIRECTORY_FILES
+            ),
+        }
+    }
+
+    /// Returns the bytes of a file.
+    pub(super) fn bytes(&self, file: u32) -> Cow<'_, [u8]> {
+        match &self.single {
+            Some(bytes) => Cow::Borrowed(bytes),
+            None => Cow::Owned(pattern::numbered_bytes(self.size, file)),
+        }
+    }
+
+    /// Returns the first bytes of a file. Those beyond its end have no meaning.
+    pub(super) fn start(&self, file: u32) -> [u8; 8] {
+        pattern::numbered_start(self.size, file)
+    }
+
+    /// Returns the number of the file that is requested with the request number `request` of a
+    /// measurement.
+    pub(super) fn file_at(&self, request: usize) -> u32 {
+        self.order[request % self.order.len()]
     }
 }
 
@@ -97,17 +193,30 @@ impl SiteFile {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::serve::case::Receiver;
 
     #[test]
     fn files_on_disk_have_the_expected_bytes() {
         let parent = tempfile::tempdir().unwrap();
-        let site = Site::create(parent.path(), &[1, 4096, 10_001]).unwrap();
-        for size in [1, 4096, 10_001] {
-            let file = site.file(size).unwrap();
-            assert_eq!(file.bytes.len() as u64, size);
-            let on_disk = fs::read(site.files().join(&file.path[1..])).unwrap();
-            assert_eq!(on_disk, file.bytes);
+        let case = |size, files| ServeCase {
+            size,
+            files,
+            receiver: Receiver::Copy,
+        };
+        let cases = [case(1, 1), case(4096, 1), case(10_001, 250)];
+        let site = Site::create(parent.path(), cases).unwrap();
+        for case in cases {
+            let set = site.set(case).unwrap();
+            for file in [0, case.files / 2, case.files - 1] {
+                let on_disk = fs::read(site.files().join(&set.path(file)[1..])).unwrap();
+                assert_eq!(on_disk.len() as u64, case.size);
+                assert_eq!(on_disk, *set.bytes(file));
+                let start = on_disk.len().min(8);
+                assert_eq!(on_disk[..start], set.start(file)[..start]);
+            }
         }
-        assert!(site.file(2).is_none());
+        let path = site.set(cases[2]).unwrap().path(249);
+        assert_eq!(path, "/10001x250/000002/49.bin");
+        assert!(site.set(case(2, 1)).is_none());
     }
 }

@@ -1,12 +1,13 @@
 //! The performance targets of this project for serving files.
 
+use super::case::ServeCase;
 use super::results::{LoadMeasure, ServeResults};
 use crate::targets::{self, Bound, KIB, MIB, RatioTarget};
 
-const fn requests(size: u64, at_least: f64) -> RatioTarget<LoadMeasure> {
+const fn requests(size: u64, at_least: f64) -> RatioTarget<LoadMeasure, ServeCase> {
     RatioTarget {
         measure: LoadMeasure::Requests,
-        case: size,
+        case: ServeCase::one_file(size),
         above: "uncopied",
         below: "nginx",
         bound: Bound::AtLeast(at_least),
@@ -18,10 +19,10 @@ const fn cpu(
     above: &'static str,
     below: &'static str,
     bound: Bound,
-) -> RatioTarget<LoadMeasure> {
+) -> RatioTarget<LoadMeasure, ServeCase> {
     RatioTarget {
         measure: LoadMeasure::ServerCpu,
-        case: size,
+        case: ServeCase::one_file(size),
         above,
         below,
         bound,
@@ -31,7 +32,10 @@ const fn cpu(
 /// The sizes that a complete run has to include.
 pub(super) const SIZES: [u64; 6] = [KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 16 * MIB];
 
-const TARGETS: &[RatioTarget<LoadMeasure>] = &[
+/// The numbers of files that a complete run has to include.
+pub(super) const FILES: [u32; 3] = [1, 1000, 100_000];
+
+const TARGETS: &[RatioTarget<LoadMeasure, ServeCase>] = &[
     requests(KIB, 1.5),
     requests(16 * KIB, 1.2),
     requests(64 * KIB, 1.2),
@@ -71,7 +75,7 @@ mod tests {
         for target in TARGETS {
             assert!(contenders::by_name(target.above).is_ok());
             assert!(contenders::by_name(target.below).is_ok());
-            assert!(SIZES.contains(&target.case));
+            assert!(SIZES.contains(&target.case.size));
         }
     }
 }

@@ -7,6 +7,7 @@ mod memory;
 mod receive;
 mod serve;
 
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -52,8 +53,8 @@ fn printed_page(output: &Output) -> String {
 }
 
 /// Returns a value of round 1 from the raw data, or `None` if the raw data does not have it.
-fn raw_value(raw: &str, contender: &str, size: u64, key: &str) -> Option<f64> {
-    let start = format!("1,{contender},{size},{key},");
+fn raw_value(raw: &str, contender: &str, case: impl Display, key: &str) -> Option<f64> {
+    let start = format!("1,{contender},{case},{key},");
     let value = raw.lines().find_map(|line| line.strip_prefix(&start))?;
     Some(value.parse().unwrap())
 }

@@ -8,13 +8,14 @@ use tower_http::services::ServeDir;
 use crate::error::{Context, Error};
 use crate::machine::dependency_version;
 use crate::runtime;
-use crate::serve::contender::{FileServer, Launch, ServerFlags, ServerSetup, own_subcommand};
+use crate::serve::contender::{self, FileServer, Launch, ServerFlags, ServerSetup, own_subcommand};
 
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "axum",
     about: "axum and tower-http's `ServeDir` on tokio's own listener, current-thread runtime \
             (files are read on tokio's blocking threads, which share the CPU)",
     ours: false,
+    takes_part: contender::with_one_file,
     prepare,
 };
 

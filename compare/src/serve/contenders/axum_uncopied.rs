@@ -7,13 +7,14 @@ use uncopied_http::{Listener, ServeFiles};
 use crate::error::{Context, Error};
 use crate::machine::dependency_version;
 use crate::runtime;
-use crate::serve::contender::{FileServer, Launch, ServerFlags, ServerSetup, own_subcommand};
+use crate::serve::contender::{self, FileServer, Launch, ServerFlags, ServerSetup, own_subcommand};
 
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "axum-uncopied",
     about: "the same axum app with this project's `Listener` and `ServeFiles`, current-thread \
             runtime",
     ours: true,
+    takes_part: contender::with_one_file,
     prepare,
 };
 

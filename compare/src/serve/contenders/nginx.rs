@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error};
 use crate::machine;
-use crate::serve::contender::{FileServer, Launch, ServerSetup};
+use crate::serve::contender::{self, FileServer, Launch, ServerSetup};
 
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "nginx",
     about: "nginx with one worker and the settings that are best for static files",
     ours: false,
+    takes_part: contender::always,
     prepare,
 };
 
@@ -60,11 +61,12 @@ fn find() -> Option<PathBuf> {
 /// process, which uses the same event loop as a worker. `multi_accept` and the backlog matter only
 /// while connections are being opened, which is not timed. The `keepalive_*` limits are so high
 /// that no run reaches them. This is fair, because no run reaches such limits of the other
-/// contenders either.
+/// contenders either. The cache of open files is as large as that of the other contenders.
 fn configuration(setup: &ServerSetup<'_>) -> String {
     let files = quoted(setup.files);
     let scratch = |name: &str| quoted(&setup.scratch.join(name));
     let address = setup.address;
+    let open_files = contender::OPEN_FILES;
     let error_log = scratch("error.log");
     let pid = scratch("nginx.pid");
     let temporary_paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -87,7 +89,7 @@ http {{
     sendfile_max_chunk 2m;
     tcp_nopush on;
     tcp_nodelay on;
-    open_file_cache max=1000 inactive=60s;
+    open_file_cache max={open_files} inactive=60s;
     open_file_cache_valid 60s;
     keepalive_requests 1000000000;
     keepalive_timeout 3600s;

@@ -1,15 +1,20 @@
 //! A minimal server that sends files with `sendfile`. It does hardly anything else, so it shows
 //! about how little CPU time serving a file with `sendfile` can take.
 //!
-//! All files are opened, and all response heads are built, at the start. The server uses only the
-//! path of a request, and checks only that the request ends with an empty line. To respond, the
-//! server sends the head with `MSG_MORE`, and then calls `sendfile` until the whole file is sent.
+//! A file is opened, and its response head is built, when the file is first requested. Later
+//! requests use both without looking at the file system again. The server uses only the path of a
+//! request, and checks only that the request ends with an empty line. To respond, the server sends
+//! the head with `MSG_MORE`, and then calls `sendfile` until the whole file is sent.
 //! It has one thread, with edge-triggered epoll.
 
-use std::collections::HashMap;
-use std::fs::{self, File};
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
@@ -19,7 +24,7 @@ use rustix::time::Timespec;
 
 use crate::error::{Context, Error};
 use crate::machine;
-use crate::serve::contender::{FileServer, Launch, ServerFlags, ServerSetup, own_subcommand};
+use crate::serve::contender::{self, FileServer, Launch, ServerFlags, ServerSetup, own_subcommand};
 use crate::serve::response::EMPTY_LINE;
 
 pub(super) const CONTENDER: FileServer = FileServer {
@@ -28,6 +33,7 @@ pub(super) const CONTENDER: FileServer = FileServer {
             HTTP parsing), which shows about how little serving with sendfile can cost and is not \
             meant to be used",
     ours: false,
+    takes_part: contender::always,
     prepare,
 };
 
@@ -65,7 +71,6 @@ fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
 
 /// Runs the hidden subcommand `plain-server`.
 pub(crate) fn serve(flags: &ServerFlags) -> Result<(), Error> {
-    let responses = open_all(flags)?;
     let listener = TcpListener::bind(flags.listen)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .context(|| format!("cannot listen on {}", flags.listen))?;
@@ -81,7 +86,7 @@ pub(crate) fn serve(flags: &ServerFlags) -> Result<(), Error> {
     EventLoop {
         epoll,
         listener,
-        responses,
+        responses: PreparedResponses::new(flags.dir.clone()),
         connections: Vec::new(),
         yielded: Vec::new(),
         buffer: vec![0; REQUEST_LIMIT_BYTES],
@@ -96,48 +101,70 @@ struct PreparedResponse {
     length: u64,
 }
 
-/// Opens every regular file in the directory. The keys of the map are the paths in the requests.
-fn open_all(flags: &ServerFlags) -> Result<HashMap<Vec<u8>, PreparedResponse>, Error> {
-    let directory = &flags.dir;
-    let entries =
-        fs::read_dir(directory).context(|| format!("cannot read {}", directory.display()))?;
-    let mut responses = HashMap::new();
-    for entry in entries {
-        let entry = entry.context(|| format!("cannot read {}", directory.display()))?;
-        let file = File::open(entry.path())
-            .context(|| format!("cannot open {}", entry.path().display()))?;
-        let metadata = file
-            .metadata()
-            .context(|| format!("cannot inspect {}", entry.path().display()))?;
-        if !metadata.is_file() {
-            continue;
+/// The open files, by the path in the request.
+struct PreparedResponses {
+    directory: PathBuf,
+    by_path: HashMap<Vec<u8>, Rc<PreparedResponse>>,
+    /// The paths in the order in which their files were opened.
+    opened: VecDeque<Vec<u8>>,
+}
+
+impl PreparedResponses {
+    fn new(directory: PathBuf) -> Self {
+        Self {
+            directory,
+            by_path: HashMap::new(),
+            opened: VecDeque::new(),
         }
+    }
+
+    /// Returns the response to a request for `path`, which begins with a slash. Returns `None` if
+    /// there is no such file.
+    fn get(&mut self, path: &[u8]) -> Option<Rc<PreparedResponse>> {
+        if let Some(response) = self.by_path.get(path) {
+            return Some(Rc::clone(response));
+        }
+        let response = Rc::new(self.open(path)?);
+        // Close the file that was opened first if there are too many. A file that is often
+        // requested is soon opened again, so the simplest order costs little.
+        if self.opened.len() >= contender::OPEN_FILES as usize
+            && let Some(oldest) = self.opened.pop_front()
+        {
+            self.by_path.remove(&oldest);
+        }
+        self.opened.push_back(path.to_vec());
+        self.by_path.insert(path.to_vec(), Rc::clone(&response));
+        Some(response)
+    }
+
+    fn open(&self, path: &[u8]) -> Option<PreparedResponse> {
+        let relative = Path::new(OsStr::from_bytes(path.strip_prefix(b"/")?));
+        let is_beneath = |component| matches!(component, Component::Normal(_));
+        if !relative.components().all(is_beneath) {
+            return None;
+        }
+        let file = File::open(self.directory.join(relative)).ok()?;
+        let metadata = file.metadata().ok().filter(|metadata| metadata.is_file())?;
         let length = metadata.len();
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\
              Content-Length: {length}\r\n\r\n"
         );
-        let mut path = b"/".to_vec();
-        path.extend_from_slice(entry.file_name().as_encoded_bytes());
-        responses.insert(
-            path,
-            PreparedResponse {
-                head: head.into_bytes(),
-                file,
-                length,
-            },
-        );
+        Some(PreparedResponse {
+            head: head.into_bytes(),
+            file,
+            length,
+        })
     }
-    Ok(responses)
 }
 
 /// A connection, and how much of its current response has been sent.
 struct PlainConnection {
     stream: TcpStream,
-    path: Vec<u8>,
+    /// The response in progress.
+    response: Option<Rc<PreparedResponse>>,
     head_sent: usize,
     body_sent: u64,
-    is_responding: bool,
     has_yielded: bool,
 }
 
@@ -164,7 +191,7 @@ enum SendEnd {
 struct EventLoop {
     epoll: OwnedFd,
     listener: TcpListener,
-    responses: HashMap<Vec<u8>, PreparedResponse>,
+    responses: PreparedResponses,
     connections: Vec<Option<PlainConnection>>,
     yielded: Vec<usize>,
     buffer: Vec<u8>,
@@ -217,10 +244,9 @@ impl EventLoop {
             }
             self.connections[slot] = Some(PlainConnection {
                 stream,
-                path: Vec::new(),
+                response: None,
                 head_sent: 0,
                 body_sent: 0,
-                is_responding: false,
                 has_yielded: false,
             });
         }
@@ -236,7 +262,7 @@ impl EventLoop {
         let Some(connection) = self.connections.get_mut(slot).and_then(Option::as_mut) else {
             return;
         };
-        match connection.take_turn(&self.responses, &mut self.buffer) {
+        match connection.take_turn(&mut self.responses, &mut self.buffer) {
             NextAction::Wait => {}
             NextAction::Yield => {
                 connection.has_yielded = true;
@@ -250,42 +276,34 @@ impl EventLoop {
 impl PlainConnection {
     /// Reads the next request, unless a response is in progress. Then sends the response until it
     /// is complete, the socket would block, or the turn ends.
-    fn take_turn(
-        &mut self,
-        responses: &HashMap<Vec<u8>, PreparedResponse>,
-        buffer: &mut [u8],
-    ) -> NextAction {
+    fn take_turn(&mut self, responses: &mut PreparedResponses, buffer: &mut [u8]) -> NextAction {
         self.has_yielded = false;
-        if !self.is_responding {
-            match rustix::net::recv(&self.stream, &mut *buffer, RecvFlags::empty()) {
-                Ok((_, got)) if got > 0 => match path_of(&buffer[..got]) {
-                    Some(path) => {
-                        self.path.clear();
-                        self.path.extend_from_slice(path);
-                    }
-                    None => return NextAction::Close,
-                },
-                Err(Errno::AGAIN | Errno::INTR) => return NextAction::Wait,
-                Ok(_) | Err(_) => return NextAction::Close,
+        let response = match self.response.take() {
+            Some(response) => response,
+            None => {
+                let path = match rustix::net::recv(&self.stream, &mut *buffer, RecvFlags::empty()) {
+                    Ok((_, got)) if got > 0 => path_of(&buffer[..got]),
+                    Err(Errno::AGAIN | Errno::INTR) => return NextAction::Wait,
+                    Ok(_) | Err(_) => None,
+                };
+                let Some(response) = path.and_then(|path| responses.get(path)) else {
+                    return NextAction::Close;
+                };
+                (self.head_sent, self.body_sent) = (0, 0);
+                response
             }
-            (self.head_sent, self.body_sent) = (0, 0);
-            self.is_responding = true;
-        }
-        let Some(response) = responses.get(&self.path) else {
-            return NextAction::Close;
         };
-        match self.send(response) {
+        let action = match self.send(&response) {
             // Wait for an event instead of trying to receive again: the attempt would usually fail.
             // Our load generator sends the next request only after it has received this response,
             // and epoll reports the request when it arrives.
-            Ok(SendEnd::Response) => {
-                self.is_responding = false;
-                NextAction::Wait
-            }
+            Ok(SendEnd::Response) => return NextAction::Wait,
             Ok(SendEnd::Turn) => NextAction::Yield,
             Err(Errno::AGAIN) => NextAction::Wait,
-            Err(_) => NextAction::Close,
-        }
+            Err(_) => return NextAction::Close,
+        };
+        self.response = Some(response);
+        action
     }
 
     fn send(&mut self, response: &PreparedResponse) -> Result<SendEnd, Errno> {
@@ -323,8 +341,34 @@ fn path_of(request: &[u8]) -> Option<&[u8]> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_limited_number_of_files_is_open() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("a")).unwrap();
+        std::fs::write(directory.path().join("a/b.bin"), b"hello").unwrap();
+        let mut responses = PreparedResponses::new(directory.path().to_owned());
+        responses.opened = (0..contender::OPEN_FILES)
+            .map(|number| number.to_string().into_bytes())
+            .collect();
+        let response = responses.get(b"/a/b.bin").unwrap();
+        assert_eq!(response.length, 5);
+        assert_eq!(responses.opened.len(), contender::OPEN_FILES as usize);
+        assert_eq!(responses.opened[0], b"1");
+        assert!(Rc::ptr_eq(&response, &responses.get(b"/a/b.bin").unwrap()));
+        for path in [
+            &b"/a"[..],
+            b"/a/c",
+            b"a/b.bin",
+            b"/../a/b.bin",
+            b"//etc/passwd",
+        ] {
+            assert!(responses.get(path).is_none());
+        }
+    }
 
     #[test]
     fn the_path_is_the_second_word_of_a_complete_request() {

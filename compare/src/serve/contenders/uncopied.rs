@@ -4,13 +4,14 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Context, Error};
-use crate::serve::contender::{FileServer, Launch, ServerSetup};
+use crate::serve::contender::{self, FileServer, Launch, ServerSetup};
 use crate::{machine, process};
 
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "uncopied",
     about: "`uncopied serve`, built from this commit, with one thread",
     ours: true,
+    takes_part: contender::always,
     prepare,
 };
 

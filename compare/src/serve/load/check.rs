@@ -3,8 +3,9 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
-use super::ServedFile;
+use super::Served;
 use super::poller::STALL_LIMIT;
+use super::request::Request;
 use crate::error::{Context, Error};
 use crate::serve::response;
 
@@ -17,8 +18,8 @@ pub(super) const HEAD_LIMIT_BYTES: usize = 16 * 1024;
 /// Returns the connection, which is now idle, and the length of the response's head. `buffer` must
 /// have room for more than [`HEAD_LIMIT_BYTES`].
 pub(in crate::serve) fn open_checked(
-    served: &ServedFile<'_>,
-    request: &[u8],
+    served: &Served<'_>,
+    request: &Request<'_>,
     buffer: &mut [u8],
 ) -> Result<(TcpStream, usize), Error> {
     let mut stream = TcpStream::connect(served.address)
@@ -26,18 +27,19 @@ pub(in crate::serve) fn open_checked(
     stream
         .set_read_timeout(Some(STALL_LIMIT))
         .and_then(|()| stream.set_nodelay(true))
-        .and_then(|()| stream.write_all(request))
+        .and_then(|()| stream.write_all(request.bytes))
         .context(|| format!("cannot send a request to {}", served.address))?;
-    let (head_bytes, mut have) = receive_head(&mut stream, buffer, served.expected.len())?;
-    let mut body = served.expected;
+    let expected = served.set.bytes(request.file);
+    let (head_bytes, mut have) = receive_head(&mut stream, buffer, expected.len())?;
+    let mut body = &*expected;
     let mut from = head_bytes;
     loop {
         let got = &buffer[from..have];
         let Some(rest) = body.strip_prefix(got) else {
             return Err(Error::WrongResult(format!(
                 "{} has wrong bytes, at or after offset {}",
-                served.path,
-                served.expected.len() - body.len()
+                served.set.path(request.file),
+                expected.len() - body.len()
             )));
         };
         body = rest;

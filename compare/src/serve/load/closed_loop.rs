@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::generator::Generator;
-use super::{LoadSettings, ServedFile};
+use super::{LoadSettings, Served};
 use crate::error::Error;
 use crate::measure::Snapshot;
 
@@ -36,7 +36,7 @@ pub(in crate::serve) struct LoadSample {
 /// [`Error::WrongResult`] if a response is wrong or cut short, and [`Error::Interrupted`] after
 /// Ctrl-C or SIGTERM.
 pub(in crate::serve) fn run(
-    served: &ServedFile<'_>,
+    served: &Served<'_>,
     settings: LoadSettings,
 ) -> Result<LoadSample, Error> {
     let mut generator = Generator::connect(served, settings)?;
@@ -52,7 +52,7 @@ pub(in crate::serve) fn run(
     let body_bytes = usage.received_bytes as f64;
     Ok(LoadSample {
         seconds: usage.seconds,
-        requests: body_bytes / served.expected.len() as f64,
+        requests: body_bytes / served.set.size() as f64,
         body_bytes,
         server_cpu_seconds: usage.process_cpu_seconds,
         machine_busy_seconds: usage.machine_busy_seconds,
@@ -62,7 +62,7 @@ pub(in crate::serve) fn run(
 }
 
 /// Keeps the load running until the time `end`.
-fn run_until(generator: &mut Generator, end: Instant) -> Result<(), Error> {
+fn run_until(generator: &mut Generator<'_>, end: Instant) -> Result<(), Error> {
     let mut ready = Vec::with_capacity(generator.connections());
     loop {
         let now = generator.poll(&mut ready)?;
@@ -86,7 +86,8 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use crate::serve::load::generator::MIN_DISCARD_BYTES;
+    use crate::serve::case::{MIN_DISCARD_BYTES, Receiver};
+    use crate::serve::site::FileSet;
 
     const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
 
@@ -110,17 +111,18 @@ mod tests {
 
     fn try_load(responses: Vec<Vec<u8>>) -> Result<LoadSample, Error> {
         let (address, server) = scripted(responses);
-        let served = ServedFile {
+        let set = FileSet::new(5, 1);
+        let served = Served {
             address,
             pid: std::process::id(),
-            path: "/file",
-            expected: b"hello",
+            set: &set,
         };
         let settings = LoadSettings {
             connections: 1,
             warm_up: Duration::ZERO,
             window: Duration::from_millis(200),
-            distinct: false,
+            is_distinct: false,
+            receiver: Receiver::Copy,
         };
         let result = run(&served, settings);
         server.join().unwrap();
@@ -137,21 +139,34 @@ mod tests {
             Err(Error::WrongResult(message)) => message,
             other => panic!("{other:?}"),
         };
-        assert!(message(vec![complete(b"hellO")]).contains("wrong bytes"));
-        assert!(message(vec![complete(b"hello!")]).contains("wrong bytes"));
-        assert!(message(vec![complete(b"hell")]).contains("closed"));
-        let long = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello".to_vec();
-        assert!(message(vec![long]).contains("Content-Length 6"));
+        let body = FileSet::new(5, 1).bytes(0).into_owned();
+        let wrong = [&body[..4], &[body[4] ^ 1]].concat();
+        assert!(message(vec![complete(&wrong)]).contains("wrong bytes"));
+        let long = [&body[..], b"!"].concat();
+        assert!(message(vec![complete(&long)]).contains("wrong bytes"));
+        assert!(message(vec![complete(&body[..4])]).contains("closed"));
+        let other = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello!".to_vec();
+        assert!(message(vec![other]).contains("Content-Length 6"));
         let later = b"HTTP/1.1 404 No\r\nContent-Length: 5\r\n\r\nhello".to_vec();
-        assert!(message(vec![complete(b"hello"), later]).contains("status 200"));
-        assert!(message(vec![complete(b"hello"), complete(b"hello")]).contains("closed"));
+        let first = complete(&body);
+        assert!(message(vec![first.clone(), later]).contains("status 200"));
+        assert!(message(vec![first.clone(), complete(&wrong)]).contains("another file"));
+        assert!(message(vec![first.clone(), complete(&long)]).contains("longer"));
+        assert!(message(vec![first.clone(), first]).contains("closed"));
     }
 
     #[test]
     fn responses_are_counted_and_timed() {
+        for receiver in [Receiver::Copy, Receiver::Discard] {
+            count_and_time(receiver);
+        }
+    }
+
+    fn count_and_time(receiver: Receiver) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let body = vec![7; 3 * MIN_DISCARD_BYTES];
+        let set = FileSet::new(3 * MIN_DISCARD_BYTES, 1);
+        let body = set.bytes(0).into_owned();
         let mut response =
             format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
         response.extend_from_slice(&body);
@@ -172,17 +187,17 @@ mod tests {
             }
             responses
         });
-        let served = ServedFile {
+        let served = Served {
             address,
             pid: std::process::id(),
-            path: "/file",
-            expected: &body,
+            set: &set,
         };
         let settings = LoadSettings {
             connections: 1,
             warm_up: Duration::ZERO,
             window: Duration::from_millis(200),
-            distinct: true,
+            is_distinct: true,
+            receiver,
         };
         let sample = run(&served, settings).unwrap();
         let responses = f64::from(server.join().unwrap());
@@ -192,7 +207,7 @@ mod tests {
         let outside = responses - sample.requests;
         assert!((1.0..=3.0).contains(&outside), "{responses} {sample:?}");
         assert!((sample.seconds - 0.2).abs() < 0.15, "{sample:?}");
-        assert_eq!(sample.body_bytes, sample.requests * body.len() as f64);
+        assert_eq!(sample.body_bytes, sample.requests * set.size() as f64);
         assert!(sample.load_cpu_seconds > 0.0);
     }
 }

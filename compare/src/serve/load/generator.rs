@@ -5,50 +5,50 @@ use std::time::{Duration, Instant};
 use super::check;
 use super::connection::{LoadConnection, Reception};
 use super::poller::Poller;
-use super::request::Request;
-use super::{LoadSettings, ServedFile};
+use super::request::Requests;
+use super::{LoadSettings, Served};
 use crate::error::Error;
 use crate::interrupt;
+use crate::serve::case::{MIN_DISCARD_BYTES, Receiver};
+use crate::serve::site::FileSet;
 
-/// Minimum size of a body that is discarded instead of copied out.
-pub(super) const MIN_DISCARD_BYTES: usize = 16 * 1024;
-
-/// Maximum size of one receive.
-const RECEIVE_BYTES: usize = 1024 * 1024;
+/// The size of the buffer, and so the maximum size of one receive that discards.
+const BUFFER_BYTES: usize = 1024 * 1024;
 
 /// The connections, and all that sending and receiving on them needs.
-pub(super) struct Generator {
+pub(super) struct Generator<'a> {
     poller: Poller,
     connections: Vec<LoadConnection>,
-    request: Request,
+    set: &'a FileSet,
+    requests: Requests<'a>,
     reception: Reception,
     buffer: Vec<u8>,
     received_body_bytes: u64,
 }
 
-impl Generator {
+impl<'a> Generator<'a> {
     /// Opens and checks the connections, which are then idle.
-    pub(super) fn connect(served: &ServedFile<'_>, settings: LoadSettings) -> Result<Self, Error> {
+    pub(super) fn connect(served: &Served<'a>, settings: LoadSettings) -> Result<Self, Error> {
         let count = settings.connections;
         let mut generator = Self {
             poller: Poller::new(count)?,
             connections: Vec::with_capacity(count),
-            request: match settings.distinct {
-                true => Request::distinct(served),
-                false => Request::identical(served),
-            },
+            set: served.set,
+            requests: Requests::new(served, settings.is_distinct),
             reception: Reception {
-                body_bytes: served.expected.len(),
-                discards: served.expected.len() >= MIN_DISCARD_BYTES,
+                body_bytes: served.set.size() as usize,
+                discards: settings.receiver == Receiver::Discard
+                    && served.set.size() >= MIN_DISCARD_BYTES,
                 usual_head_bytes: 0,
             },
-            buffer: vec![0; RECEIVE_BYTES],
+            buffer: vec![0; BUFFER_BYTES],
             received_body_bytes: 0,
         };
         for index in 0..count {
             interrupt::check()?;
-            let request = generator.request.next();
-            let (stream, head_bytes) = check::open_checked(served, request, &mut generator.buffer)?;
+            let request = generator.requests.next();
+            let (stream, head_bytes) =
+                check::open_checked(served, &request, &mut generator.buffer)?;
             generator.poller.add(&stream, index)?;
             generator.connections.push(LoadConnection::new(stream));
             generator.reception.usual_head_bytes = head_bytes;
@@ -63,7 +63,8 @@ impl Generator {
 
     /// Sends the next request on a connection, which must be idle.
     pub(super) fn send(&mut self, index: usize) -> Result<(), Error> {
-        self.connections[index].send(self.request.next())
+        let request = self.requests.next();
+        self.connections[index].send(request.bytes, self.set.start(request.file))
     }
 
     /// See [`Poller::poll`].
