@@ -10,6 +10,9 @@ use crate::table::{grouped, size_text};
 /// because discarding it would need a second receive.
 pub(super) const MIN_DISCARD_BYTES: u64 = 16 * 1024;
 
+/// Maximum size of the files with which latencies are measured.
+pub(super) const LATENCY_MAX_SIZE_BYTES: u64 = 64 * 1024;
+
 /// Maximum size of all files of a case together, if there are several. A case with more does not
 /// take place: writing the files would take longer than all measurements with them.
 const MAX_SET_BYTES: u64 = 2 << 30;
@@ -43,6 +46,12 @@ impl ServeCase {
             files: 1,
             receiver: Receiver::Copy,
         }
+    }
+
+    /// Whether latencies are measured in the case. For larger files, they depend mostly on how
+    /// quickly the client receives.
+    pub(super) fn has_latency(self) -> bool {
+        self.size <= LATENCY_MAX_SIZE_BYTES && self.receiver == Receiver::Copy
     }
 
     /// Whether the case can take place, and differs from all others.

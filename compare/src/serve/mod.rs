@@ -24,15 +24,20 @@ use crate::rounds::{Case, Measure, Measurement};
 use crate::table::grouped;
 
 use case::ServeCase;
-use load::{LoadSettings, closed_loop};
+use load::{LoadSettings, closed_loop, open_loop};
 use options::{MeasuredPart, ServeOptions};
 use participants::ServerParticipant;
-use results::{IdleMeasurement, LoadMeasure, ServeResults};
+use results::{IdleMeasurement, LatencyMeasure, LoadMeasure, ServeResults};
 use site::{IDLE_CASE, Site};
 
 /// The maximum number of rounds with idle connections. A few rounds are enough, because the memory
 /// per connection hardly varies between rounds.
 const MAX_IDLE_ROUNDS: usize = 3;
+
+/// The rate at which latencies are measured, as a fraction of the requests per second of the
+/// fastest contender. At the same rate for all, a contender that could respond to fewer requests
+/// has more of its CPU in use.
+const LATENCY_LOAD: f64 = 0.7;
 
 /// The number of descriptors that this process or a server may need in addition to one per idle
 /// connection, for example for files, pipes and epoll.
@@ -64,7 +69,10 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Error> {
         };
         format!("{name}-{comparison}")
     })?;
-    let cases = case::all(&options.sizes, &options.files, &options.receivers);
+    let mut cases = case::all(&options.sizes, &options.files, &options.receivers);
+    if options.only == Some(MeasuredPart::Latency) {
+        cases.retain(|case| case.has_latency());
+    }
     let parent = machine::scratch_parent(options.dir.as_deref())?;
     let site = Site::create(&parent, cases.iter().copied().chain([IDLE_CASE]))?;
     let facts = machine::facts(&site.files());
@@ -86,7 +94,7 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Error> {
         rounds.measure(&mut participants, congestion, &mut results)?;
         participants.iter_mut().for_each(ServerParticipant::stop);
     }
-    if options.only != Some(MeasuredPart::Load) {
+    if matches!(options.only, None | Some(MeasuredPart::Idle)) {
         measure_idle(&mut participants, options, &site, &mut results)?;
     }
     if results.loads.is_empty() && results.idles.is_empty() {
@@ -121,8 +129,9 @@ struct LoadRounds<'a> {
 
 impl LoadRounds<'_> {
     /// Measures the contenders under load in rounds. In each round, takes one case after the other,
-    /// and measures every contender once in that case before going on to the next case. Calls
-    /// `check` after each case.
+    /// and measures every contender once in that case before going on to the next case. Where
+    /// latencies are measured, does that after all contenders have shown how many requests per
+    /// second they can respond to. Calls `check` after each case.
     fn measure(
         &self,
         participants: &mut [ServerParticipant],
@@ -135,10 +144,28 @@ impl LoadRounds<'_> {
                 for participant in participants.iter_mut().filter(taking_part) {
                     self.measure_closed_loop(round, case, participant, results)?;
                 }
+                if let Some(rate) = self.latency_rate(round, case, results) {
+                    for participant in participants.iter_mut().filter(taking_part) {
+                        self.measure_open_loop(round, case, rate, participant, results)?;
+                    }
+                }
                 check()?;
             }
         }
         Ok(())
+    }
+
+    /// Returns the rate in requests per second at which latencies are measured: a fixed fraction of
+    /// what the fastest contender could respond to in this round.
+    fn latency_rate(&self, round: usize, case: ServeCase, results: &ServeResults) -> Option<f64> {
+        if self.options.only == Some(MeasuredPart::Load) || !case.has_latency() {
+            return None;
+        }
+        let rows = results.loads.iter();
+        rows.filter(|row| row.round == round && row.case == case)
+            .map(|row| LoadMeasure::Requests.value(&row.sample) * LATENCY_LOAD)
+            .max_by(f64::total_cmp)
+            .filter(|&rate| rate > 0.0)
     }
 
     fn settings(&self, case: ServeCase) -> LoadSettings {
@@ -177,6 +204,41 @@ impl LoadRounds<'_> {
             LoadMeasure::LoadShare.value(&sample) * 100.0,
         );
         results.loads.push(Measurement {
+            round,
+            case,
+            contender,
+            sample,
+        });
+        Ok(())
+    }
+
+    fn measure_open_loop(
+        &self,
+        round: usize,
+        case: ServeCase,
+        rate: f64,
+        participant: &mut ServerParticipant,
+        results: &mut ServeResults,
+    ) -> Result<(), Error> {
+        self.site.cool(case)?;
+        let measured = participant.with_server(self.site, case, |_, served| {
+            open_loop::run(served, self.settings(case), rate)
+        })?;
+        let Some(sample) = measured else {
+            return Ok(());
+        };
+        let contender = participant.contender.name;
+        eprintln!(
+            "round {round}/{}  {:<28}  {contender:<13} {:>9} requests/s  p50 {} µs, p90 {} µs, p99 \
+             {} µs",
+            self.options.rounds,
+            case.text(),
+            grouped(rate),
+            grouped(LatencyMeasure::P50.value(&sample)),
+            grouped(LatencyMeasure::P90.value(&sample)),
+            grouped(LatencyMeasure::P99.value(&sample)),
+        );
+        results.latencies.push(Measurement {
             round,
             case,
             contender,

@@ -83,6 +83,8 @@ pub(crate) struct ServeOptions {
 pub(super) enum MeasuredPart {
     /// Requests per second and CPU per GB.
     Load,
+    /// Latency at a fixed rate, and the requests per second that the rate is derived from.
+    Latency,
     /// Memory per idle connection.
     Idle,
 }

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use super::LATENCY_LOAD;
 use super::case::ServeCase;
 use super::options::ServeOptions;
 use super::participants::ServerParticipant;
-use super::results::{LoadMeasure, ServeResults};
+use super::results::{LatencyMeasure, LoadMeasure, ServeResults};
 use super::site::IDLE_CASE;
 use super::targets;
 use crate::page::{self, RawData};
@@ -73,6 +74,9 @@ impl ServeReport<'_> {
         if !self.results.loads.is_empty() {
             self.write_medians(&mut page);
             self.write_ratios(&mut page);
+        }
+        if !self.results.latencies.is_empty() {
+            self.write_latencies(&mut page);
         }
         if !self.results.idles.is_empty() {
             self.write_idle(&mut page);
@@ -157,6 +161,13 @@ impl ServeReport<'_> {
         text
     }
 
+    fn names(&self) -> Vec<&'static str> {
+        let participants = self.participants.iter();
+        participants
+            .map(|participant| participant.contender.name)
+            .collect()
+    }
+
     fn write_medians(&self, page: &mut String) {
         let columns = [
             LoadMeasure::Requests,
@@ -166,11 +177,7 @@ impl ServeReport<'_> {
             LoadMeasure::ServerShare,
             LoadMeasure::LoadShare,
         ];
-        let names: Vec<&str> = self
-            .participants
-            .iter()
-            .map(|participant| participant.contender.name)
-            .collect();
+        let names = self.names();
         *page += "## Under load\n\n";
         *page += &page::medians(
             &self.results.loads,
@@ -215,6 +222,38 @@ impl ServeReport<'_> {
         }
     }
 
+    fn write_latencies(&self, page: &mut String) {
+        let cases: Vec<ServeCase> = self
+            .cases
+            .iter()
+            .copied()
+            .filter(|case| case.has_latency())
+            .collect();
+        let names = self.names();
+        *page += &format!(
+            "## Latency\n\nRequests are sent at random times with a fixed mean rate, which is {} % of \
+             what the fastest contender could respond to in the same round and case, so it is the \
+             same for all contenders. A latency is the time from the moment when a request was due \
+             to the end of its response, even if the request could not be sent at once because all \
+             connections were busy.\n\n",
+            LATENCY_LOAD * 100.0,
+        );
+        *page += &page::medians(
+            &self.results.latencies,
+            &LatencyMeasure::ALL,
+            &cases,
+            &names,
+            |case, index| self.results.latency_remark(case, names[index]),
+        );
+        let pairs = self.pairs();
+        if pairs.is_empty() {
+            return;
+        }
+        for measure in LatencyMeasure::LATENCIES {
+            *page += &page::ratios(&self.results.latencies, measure, "less", &cases, &pairs);
+        }
+    }
+
     fn write_idle(&self, page: &mut String) {
         *page += &format!(
             "## Idle\n\n{} idle keep-alive connections to a server that has just been started. One \
@@ -251,6 +290,13 @@ pub(super) fn raw_data(results: &ServeResults) -> String {
             ("load_idle_seconds", sample.load_idle_seconds),
         ];
         raw.push_measurement(row, measured, &LoadMeasure::ALL);
+    }
+    for row in results.latencies.iter() {
+        let measured = [
+            ("latency_requests_due", row.sample.due as f64),
+            ("latency_requests_completed", row.sample.completed as f64),
+        ];
+        raw.push_measurement(row, measured, &LatencyMeasure::ALL);
     }
     for idle in &results.idles {
         let footprint = &idle.footprint;

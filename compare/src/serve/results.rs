@@ -3,14 +3,17 @@
 use super::case::ServeCase;
 use super::idle::Footprint;
 use super::load::closed_loop::LoadSample;
+use super::load::open_loop::LatencySample;
 use crate::rounds::{CpuShares, Measure, Rounds};
-use crate::table::{Spread, grouped, percent, three_digits};
+use crate::table::{Spread, grouped, percent, percent_with_tenths, three_digits};
 
 /// All measurements of a run.
 #[derive(Default)]
 pub(super) struct ServeResults {
     /// The measurements under load.
     pub(super) loads: Rounds<LoadSample, ServeCase>,
+    /// The measurements of latencies.
+    pub(super) latencies: Rounds<LatencySample, ServeCase>,
     /// The measurements with idle connections.
     pub(super) idles: Vec<IdleMeasurement>,
 }
@@ -113,7 +116,102 @@ impl Measure for LoadMeasure {
     }
 }
 
+/// A kind of figure that is computed from a [`LatencySample`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LatencyMeasure {
+    /// Mean number of requests that were due per second.
+    Rate,
+    /// The latency that half of the requests did not exceed, in microseconds.
+    P50,
+    /// The same for 90 % of the requests.
+    P90,
+    /// The same for 99 % of the requests.
+    P99,
+    /// The same for 99.9 % of the requests.
+    P999,
+    /// The fraction of requests whose response was complete at the end of the measurement.
+    Completed,
+}
+
+impl LatencyMeasure {
+    /// All figures, in the order in which the raw data lists them.
+    pub(super) const ALL: [Self; 6] = [
+        Self::Rate,
+        Self::P50,
+        Self::P90,
+        Self::P99,
+        Self::P999,
+        Self::Completed,
+    ];
+
+    /// The latencies.
+    pub(super) const LATENCIES: [Self; 4] = [Self::P50, Self::P90, Self::P99, Self::P999];
+}
+
+impl Measure for LatencyMeasure {
+    type Sample = LatencySample;
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rate => "requests due/s",
+            Self::P50 => "p50 µs",
+            Self::P90 => "p90 µs",
+            Self::P99 => "p99 µs",
+            Self::P999 => "p99.9 µs",
+            Self::Completed => "completed",
+        }
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Rate => "latency_requests_due_per_second",
+            Self::P50 => "latency_p50_microseconds",
+            Self::P90 => "latency_p90_microseconds",
+            Self::P99 => "latency_p99_microseconds",
+            Self::P999 => "latency_p999_microseconds",
+            Self::Completed => "latency_completed_share",
+        }
+    }
+
+    fn value(self, sample: &LatencySample) -> f64 {
+        match self {
+            Self::Rate => sample.rate,
+            Self::P50 => sample.latencies[0] * 1e6,
+            Self::P90 => sample.latencies[1] * 1e6,
+            Self::P99 => sample.latencies[2] * 1e6,
+            Self::P999 => sample.latencies[3] * 1e6,
+            Self::Completed => sample.completed as f64 / sample.due as f64,
+        }
+    }
+
+    fn cell(self, spread: Spread) -> String {
+        match self {
+            Self::Rate => grouped(spread.median),
+            Self::P50 | Self::P90 | Self::P99 | Self::P999 => spread.text(grouped),
+            Self::Completed => percent_with_tenths(spread.median),
+        }
+    }
+}
+
+/// A contender has not kept up with the rate of a latency measurement if it has completed less than
+/// this share of the responses at its end. A few responses are always incomplete then.
+const KEPT_UP_SHARE: f64 = 0.98;
+
 impl ServeResults {
+    /// Returns a remark about a row of the latencies, or an empty string.
+    pub(super) fn latency_remark(&self, case: ServeCase, contender: &str) -> String {
+        let completed = self
+            .latencies
+            .spread(LatencyMeasure::Completed, case, contender);
+        match completed {
+            Some(share) if share.median < KEPT_UP_SHARE => {
+                "could not keep up: the latencies would grow with the length of the measurement"
+                    .to_owned()
+            }
+            Some(_) | None => String::new(),
+        }
+    }
+
     /// Returns the spread, over the rounds, of a contender's resident memory in KiB per idle
     /// connection.
     pub(super) fn idle_kib(&self, contender: &str) -> Option<Spread> {
@@ -176,6 +274,30 @@ mod tests {
             let got = measure.value(&sample);
             assert!((got - value).abs() < 1e-9, "{measure:?}: {got}");
         }
+    }
+
+    #[test]
+    fn a_contender_that_falls_behind_gets_a_remark() {
+        let remark = |completed| {
+            let sample = LatencySample {
+                rate: 1000.0,
+                due: 1000,
+                completed,
+                latencies: [0.001, 0.002, 0.003, 0.004],
+            };
+            assert_eq!(LatencyMeasure::P999.value(&sample), 4000.0);
+            let case = ServeCase::one_file(1);
+            let mut results = ServeResults::default();
+            results.latencies.push(Measurement {
+                round: 1,
+                case,
+                contender: "a",
+                sample,
+            });
+            results.latency_remark(case, "a")
+        };
+        assert!(remark(700).contains("could not keep up"));
+        assert_eq!(remark(998), "");
     }
 
     #[test]

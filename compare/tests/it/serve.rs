@@ -38,6 +38,8 @@ fn a_run_measures_every_contender_and_leaves_nothing_behind() {
             let rate = raw_value(&raw, contender, case, "requests_per_second");
             assert!(rate.is_some_and(|rate| rate > 1.0), "{contender} {case}");
         }
+        let latency = raw_value(&raw, contender, "1024/1/copy", "latency_p50_microseconds");
+        assert!(latency.is_some_and(|latency| latency > 1.0), "{contender}");
         let idle = raw_value(&raw, contender, "1024/1/copy", "idle_connections");
         assert_eq!(idle, Some(50.0), "{raw}");
     }

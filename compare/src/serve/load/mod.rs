@@ -1,6 +1,7 @@
 //! The load generator. It has several keep-alive connections, and sends a GET request on each one
 //! that is idle: at once, to find out how many requests per second a server can respond to
-//! ([`closed_loop`]).
+//! ([`closed_loop`]), or when the next one is due, to find out how long clients wait for a response
+//! ([`open_loop`]).
 //!
 //! The load generator has to use less CPU time than any server. Otherwise it would be the
 //! bottleneck, and the run would measure the load generator. So it has one thread, needs one send
@@ -17,6 +18,7 @@ pub(super) mod check;
 pub(super) mod closed_loop;
 mod connection;
 mod generator;
+pub(super) mod open_loop;
 mod poller;
 pub(super) mod request;
 
