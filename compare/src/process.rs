@@ -244,7 +244,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `command` on `cpu` and waits until `address` accepts a connection.
+    /// Starts `command` on `cpu` and waits until `address` accepts a connection. The process's
+    /// standard output is appended to the file `output`, or discarded.
     ///
     /// # Errors
     ///
@@ -255,9 +256,19 @@ impl Server {
         command: &[OsString],
         address: SocketAddr,
         cpu: usize,
+        output: Option<&Path>,
         errors: &Path,
     ) -> Result<Self, Error> {
-        let process = PinnedChild::start(command, cpu, Stdio::null(), errors)?;
+        let output = match output {
+            Some(path) => File::options()
+                .create(true)
+                .append(true)
+                .open(path)
+                .context(|| format!("cannot write {}", path.display()))?
+                .into(),
+            None => Stdio::null(),
+        };
+        let process = PinnedChild::start(command, cpu, output, errors)?;
         let mut server = Self { process, address };
         server.wait_until_listening()?;
         Ok(server)

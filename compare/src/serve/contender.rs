@@ -19,6 +19,9 @@ pub(crate) struct FileServer {
     pub(super) about: &'static str,
     /// Whether the contender is part of this project.
     pub(super) ours: bool,
+    /// The contender that this one is a variant of, if it is one. The report compares a variant
+    /// only with that contender.
+    pub(super) variant_of: Option<&'static str>,
     /// Whether the contender is measured in a case.
     pub(super) takes_part: fn(ServeCase) -> bool,
     /// Returns the command and the configuration with which to start the server.
@@ -46,6 +49,9 @@ impl Contender for FileServer {
 /// `uncopied serve`, if it may open enough descriptors.
 pub(super) const OPEN_FILES: u32 = 4096;
 
+/// See [`with_one_small_file`].
+const SMALL_FILE_MAX_BYTES: u64 = 1024;
+
 /// For contenders that are measured in every case.
 pub(super) fn always(_: ServeCase) -> bool {
     true
@@ -54,6 +60,11 @@ pub(super) fn always(_: ServeCase) -> bool {
 /// For contenders that are measured only with one file, to save time.
 pub(super) fn with_one_file(case: ServeCase) -> bool {
     case.files == 1
+}
+
+/// For contenders that are measured only with one small file, because nothing else is of interest.
+pub(super) fn with_one_small_file(case: ServeCase) -> bool {
+    case.files == 1 && case.size <= SMALL_FILE_MAX_BYTES
 }
 
 /// The values that a server's command line and configuration are built from.
@@ -74,6 +85,8 @@ pub(super) struct Launch {
     pub(super) version: String,
     /// The content of the server's configuration file, if it has one.
     pub(super) configuration: Option<String>,
+    /// The file to which the server's standard output goes, if it is not discarded.
+    pub(super) output: Option<PathBuf>,
 }
 
 /// The arguments of the servers that are hidden subcommands of this program.

@@ -83,7 +83,13 @@ impl ServerParticipant {
             return Ok(());
         };
         let errors = self.scratch.join("stderr");
-        match Server::start(&launch.command, self.address, cpu, &errors) {
+        match Server::start(
+            &launch.command,
+            self.address,
+            cpu,
+            launch.output.as_deref(),
+            &errors,
+        ) {
             Ok(server) => self.server = Some(server),
             Err(error @ (Error::Interrupted | Error::Usage(_))) => return Err(error),
             Err(error) => self.exclude(&error),

@@ -35,7 +35,8 @@ const CAVEATS: &str = "\
   but the most popular tenth are removed from the page cache before each measurement, as far as no
   server has mapped them. How quickly they are read again depends on the disk.
 - Cases in which the files would take up more than 2 GiB are left out.
-- axum and axum-uncopied are measured only with one file, to save time.
+- axum and axum-uncopied are measured only with one file, and uncopied-access-log only with one file
+  of at most 1 KiB, to save time.
 - nginx and plain keep up to 4096 files open, as uncopied does if it may open at least 16,448
   descriptors.
 - TLS and slow clients are not measured.
@@ -189,14 +190,15 @@ impl ServeReport<'_> {
     }
 
     /// Returns the pairs of contenders whose ratios the report has: each of ours with every peer,
-    /// and every other peer with nginx. In a pair, the first contender's figure is divided by the
-    /// second's.
+    /// every other peer with nginx, and every variant with what it is a variant of. In a pair, the
+    /// first contender's figure is divided by the second's.
     fn pairs(&self) -> Vec<(&'static str, &'static str)> {
         let names_of = |is_ours| {
             self.participants
                 .iter()
                 .map(|participant| participant.contender)
                 .filter(move |contender| contender.ours == is_ours)
+                .filter(|contender| contender.variant_of.is_none())
                 .map(|contender| contender.name)
         };
         let ours_and_peers =
@@ -204,7 +206,12 @@ impl ServeReport<'_> {
         let peers_and_nginx = names_of(false)
             .filter(|&peer| peer != "nginx" && names_of(false).any(|other| other == "nginx"))
             .map(|peer| (peer, "nginx"));
-        ours_and_peers.chain(peers_and_nginx).collect()
+        let variants = self.participants.iter().filter_map(|participant| {
+            let contender = participant.contender;
+            Some((contender.name, contender.variant_of?))
+        });
+        let pairs = ours_and_peers.chain(peers_and_nginx).chain(variants);
+        pairs.collect()
     }
 
     fn write_ratios(&self, page: &mut String) {

@@ -15,6 +15,7 @@ pub(super) const CONTENDER: FileServer = FileServer {
     about: "axum and tower-http's `ServeDir` on tokio's own listener, current-thread runtime \
             (files are read on tokio's blocking threads, which share the CPU)",
     ours: false,
+    variant_of: None,
     takes_part: contender::with_one_file,
     prepare,
 };
@@ -25,6 +26,7 @@ fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
         command: own_subcommand("axum-server", setup)?,
         version: versions.join(", "),
         configuration: None,
+        output: None,
     })
 }
 

@@ -14,6 +14,7 @@ pub(super) const CONTENDER: FileServer = FileServer {
     about: "the same axum app with this project's `Listener` and `ServeFiles`, current-thread \
             runtime",
     ours: true,
+    variant_of: None,
     takes_part: contender::with_one_file,
     prepare,
 };
@@ -24,6 +25,7 @@ fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
         command: own_subcommand("axum-uncopied-server", setup)?,
         version: versions.join(", "),
         configuration: None,
+        output: None,
     })
 }
 

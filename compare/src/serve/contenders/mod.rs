@@ -13,6 +13,7 @@ use crate::participant;
 /// All contenders, in the order in which they are measured and listed.
 pub(super) const ALL: &[FileServer] = &[
     uncopied::CONTENDER,
+    uncopied::WITH_ACCESS_LOG,
     nginx::CONTENDER,
     plain::CONTENDER,
     axum::CONTENDER,

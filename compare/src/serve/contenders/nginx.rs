@@ -12,6 +12,7 @@ pub(super) const CONTENDER: FileServer = FileServer {
     name: "nginx",
     about: "nginx with one worker and the settings that are best for static files",
     ours: false,
+    variant_of: None,
     takes_part: contender::always,
     prepare,
 };
@@ -41,6 +42,7 @@ fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
         command,
         version,
         configuration: Some(configuration),
+        output: None,
     })
 }
 

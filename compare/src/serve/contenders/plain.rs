@@ -33,6 +33,7 @@ pub(super) const CONTENDER: FileServer = FileServer {
             HTTP parsing), which shows about how little serving with sendfile can cost and is not \
             meant to be used",
     ours: false,
+    variant_of: None,
     takes_part: contender::always,
     prepare,
 };
@@ -66,6 +67,7 @@ fn prepare(setup: &ServerSetup<'_>) -> Result<Launch, Error> {
         command: own_subcommand("plain-server", setup)?,
         version: machine::own_version(),
         configuration: None,
+        output: None,
     })
 }
 
