@@ -54,3 +54,32 @@ impl GiftedBytes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_counted_for_every_sender_that_still_exists() {
+        let mut gifted = GiftedBytes::default();
+        let senders: [_; 9] = std::array::from_fn(|_| CopyCount::default());
+        for (bytes, sender) in (1..).zip(&senders) {
+            gifted.add(sender, bytes);
+            gifted.add(&CopyCount::default(), 100);
+        }
+        gifted.add(&senders[1], 20);
+        gifted.add(&senders[2], GRANULE_BYTES - 1);
+        gifted.count();
+        let counts = senders.each_ref().map(CopyCount::get);
+        assert_eq!(counts, [1, 22, GRANULE_BYTES as u64, 4, 5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn the_list_of_senders_does_not_grow_with_those_that_were_dropped() {
+        let mut gifted = GiftedBytes::default();
+        for _ in 0..100 {
+            gifted.add(&CopyCount::default(), 1);
+        }
+        assert!(gifted.0.len() < 10, "{} senders", gifted.0.len());
+    }
+}
