@@ -643,6 +643,21 @@ mod tests {
         assert!(writer.iter().all(|byte| *byte == 8));
     }
 
+    #[test]
+    fn preparing_makes_every_page_of_the_range_writable() {
+        let (region, writer) = region();
+        let part = region.part(..);
+        part.protect().expect("protected").gift(part.len());
+        let (_left, mut right) = writer.split_at(2 * GRANULE_BYTES - 1);
+        right.prepare().expect("prepared");
+        let pages = [0, 1, 2].map(|index| page(&region, index));
+        assert_eq!(pages.each_ref().map(|page| page.epoch), [0, 1, 1]);
+        assert_eq!(
+            pages.each_ref().map(|page| page.is_protected),
+            [true, false, false]
+        );
+    }
+
     /// The call may have looked up the fresh frame, so that frame must be protected once the call
     /// has returned.
     #[test]
@@ -688,6 +703,8 @@ mod tests {
             2,
             "the fresh frame was in flight, and so it is replaced"
         );
+        let copied = lease.memory().copied_on_write();
+        assert_eq!(copied, 100, "only accepted bytes count");
         drop(lease);
         assert_eq!(page(&region, 1).leases, 0);
     }

@@ -16,6 +16,7 @@ use super::*;
 use crate::arena::Memory;
 use crate::in_flight::{Lease, Quota};
 use crate::sys::Userfault;
+use crate::sys::fork::tests::in_child;
 
 const MIB: usize = 1 << 20;
 
@@ -468,6 +469,21 @@ fn an_unprivileged_process_can_prepare_for_writes_by_the_kernel() {
     assert_eq!((writer[199], writer[200], writer[4096]), (0, 1, 2));
 }
 
+/// On small pages, protection would cost more than a copy.
+#[test]
+#[allow(unsafe_code)]
+fn without_huge_pages_a_copy_is_cheaper() {
+    let result = in_child(|| {
+        // SAFETY: the call only forbids huge pages to the child process.
+        let forbidden = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+        let (region, _writer) = Region::new(4 * MIB).expect("allocated");
+        let is_huge = region.is_huge() || region.huge_bytes().expect("read") > 0;
+        let part = region.part(..);
+        u8::from(forbidden != 0 || is_huge || part.min_bytes_of_next_send() != usize::MAX)
+    });
+    assert_eq!(result, 0);
+}
+
 /// On a machine without huge pages, the region must report that it has none.
 #[test]
 fn replaced_huge_pages_are_huge() {
@@ -488,11 +504,14 @@ fn replaced_huge_pages_are_huge() {
 fn a_region_has_the_length_that_was_requested() {
     assert!(Region::new(0).is_err());
     assert!(Region::new(usize::MAX).is_err());
-    let (region, writer) = Region::new(10).expect("allocated");
+    let (region, mut writer) = Region::new(10).expect("allocated");
+    assert_eq!(region.len(), 10);
+    writer.copy_from_slice(b"0123456789");
     let (left, right) = writer.split_at(4);
     assert_eq!((left.range(), right.range()), (0..4, 4..10));
+    assert_eq!((&left[..], &right[..]), (&b"0123"[..], &b"456789"[..]));
     let part = region.part(2..).slice(..=3);
     assert_eq!((part.len(), part.range()), (4, 2..6));
-    assert!(part.slice(4..).is_empty());
+    assert!(part.slice(4..).is_empty() && !part.is_empty());
     drop(part.slice(4..).protect().expect("nothing to protect"));
 }
