@@ -74,3 +74,23 @@ impl Drop for AbortOnUnwind {
         process::abort();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+    use crate::sys::fork::tests::status_of_child;
+
+    /// Otherwise the threads that wait for it would wait forever.
+    #[test]
+    fn the_process_is_aborted_if_the_thread_panics() {
+        let status = status_of_child(|| {
+            spawn("panics", (), |()| panic!("on purpose")).expect("started");
+            loop {
+                thread::park();
+            }
+        });
+        assert_eq!(status.signal(), Some(libc::SIGABRT));
+    }
+}

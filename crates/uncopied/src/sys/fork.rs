@@ -178,6 +178,8 @@ extern "C" fn count_fork() {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
     use std::sync::Mutex;
     use std::sync::atomic::AtomicI32;
 
@@ -193,6 +195,14 @@ pub(crate) mod tests {
     /// may use the arena, which has its own locks in each process, and may allocate memory, because
     /// the C library makes the allocator's locks usable in the child.
     pub(crate) fn in_child(run: impl FnOnce() -> u8) -> u8 {
+        let status = status_of_child(run);
+        let code = status.code();
+        u8::try_from(code.unwrap_or_else(|| panic!("the child died: {status}")))
+            .expect("eight bits")
+    }
+
+    /// Like [`in_child`], but also returns how the child ended if a signal has ended it.
+    pub(crate) fn status_of_child(run: impl FnOnce() -> u8) -> ExitStatus {
         // SAFETY: the child runs only `run`, on a copy of this stack, and ends with `_exit`, so the
         // callers of this function never continue in the child.
         let child = unsafe { libc::fork() };
@@ -212,8 +222,7 @@ pub(crate) mod tests {
                 break;
             }
         }
-        assert!(libc::WIFEXITED(status), "the child died: {status:#x}");
-        u8::try_from(libc::WEXITSTATUS(status)).expect("eight bits")
+        ExitStatus::from_raw(status)
     }
 
     #[test]
