@@ -216,6 +216,38 @@ fn reading_a_truncated_file_raises_no_signal() {
     );
 }
 
+/// A record that is shared says that bytes of any of its mappings were missing.
+#[test]
+fn mappings_can_share_a_record_of_missing_bytes() {
+    let file = Arc::new(pattern_file(10));
+    let record = MissingBytes::default();
+    let [short, long] = [10, 10_000].map(|end| {
+        let file = Arc::clone(&file);
+        FileMapping::with_record(file, 0..end, &record).unwrap()
+    });
+    let other = FileMapping::new(file, 0..10_000).unwrap();
+    assert!(short.missing_bytes().is_same(long.missing_bytes()));
+    assert!(!short.missing_bytes().is_same(other.missing_bytes()));
+    assert_eq!(long.bytes().last(), Some(&0));
+    assert!(short.missing_bytes().were_read() && !other.missing_bytes().were_read());
+}
+
+/// Later transfers leave out what has failed for the file.
+#[test]
+fn a_mapping_remembers_refused_mechanisms() {
+    let file = Arc::new(pattern_file(10));
+    let [mapping, other] = [(); 2].map(|()| FileMapping::new(Arc::clone(&file), 0..10).unwrap());
+    let refused = [Mechanism::Sendfile, Mechanism::MmapWrite];
+    for mechanism in refused {
+        mapping.note_refusal(mechanism);
+    }
+    for mechanism in Mechanism::ALL {
+        let is_refused = refused.contains(&mechanism);
+        assert_eq!(mapping.has_refused(mechanism), is_refused, "{mechanism}");
+        assert!(!other.has_refused(mechanism), "{mechanism}");
+    }
+}
+
 /// Several threads read the bytes of the same mapping for the first time, at the same time and in
 /// different orders.
 #[test]
