@@ -109,3 +109,18 @@ pub(crate) unsafe fn make_inaccessible(address: usize, len: usize) -> Result<()>
     // SAFETY: the caller owns the range, and no reference into it exists.
     unsafe { rustix::mm::mprotect(start, len, MprotectFlags::empty()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Reservation;
+    use super::*;
+
+    #[test]
+    fn reserved_memory_is_mapped_and_address_0_is_not() {
+        let page = rustix::param::page_size();
+        let reserved = Reservation::new(2 * page, page).expect("reserved");
+        assert!(is_mapped(reserved.base(), 2 * page));
+        // Linux maps nothing at the first addresses (`vm.mmap_min_addr`).
+        assert!(!is_mapped(0, page));
+    }
+}
