@@ -239,7 +239,7 @@ impl AsFd for Zcrx {
     }
 }
 
-fn unless_interrupted(result: std::io::Result<usize>) -> Result<()> {
+pub(super) fn unless_interrupted(result: std::io::Result<usize>) -> Result<()> {
     match result.map_err(|error| errno_of(&error)) {
         // EBUSY and EAGAIN: the kernel has no memory for completions that did not fit into the
         // queue. There is room once the queue has been drained.

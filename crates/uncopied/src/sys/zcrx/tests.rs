@@ -1,8 +1,10 @@
 //! Tests of leases and of the refill ring, with the kernel's side played by the test.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use rustix::io::Errno;
 
 use super::Lease;
 use super::lease::Shared;
@@ -256,6 +258,7 @@ fn no_lease_reaches_beyond_the_area() {
         // SAFETY: the test hands out these bytes with this lease only, which is dropped at once.
         unsafe { Lease::new(&kernel.shared, offset, len) }.is_some()
     };
+    assert_eq!(kernel.shared.area_bytes(), page);
     assert!(is_lease(0, page));
     assert!(is_lease(page as u64 - 1, 1));
     for (offset, len) in [
@@ -266,6 +269,35 @@ fn no_lease_reaches_beyond_the_area() {
     ] {
         assert!(!is_lease(offset, len), "{offset} {len}");
     }
+}
+
+/// Nobody but the kernel and the network card may write to the area.
+#[test]
+fn memory_that_is_made_read_only_cannot_be_written_to() {
+    let memory = PageMemory::new(5000).expect("memory");
+    assert_eq!(memory.len() % rustix::param::page_size(), 0);
+    let zeroes = std::fs::File::open("/dev/zero").expect("opened");
+    let write = || {
+        let start = memory.start().as_ptr().cast();
+        // SAFETY: the kernel writes `len` bytes, if it may, and nothing refers to them.
+        unsafe { libc::read(zeroes.as_raw_fd(), start, memory.len()) }
+    };
+    assert_eq!(write(), memory.len() as isize);
+    memory.make_read_only().expect("read-only");
+    assert_eq!(write(), -1);
+}
+
+#[test]
+fn a_lack_of_memory_for_completions_ends_no_wait_with_an_error() {
+    use super::ring::unless_interrupted;
+    let ended_with = |errno: Errno| unless_interrupted(Err(errno.into()));
+    assert_eq!(unless_interrupted(Ok(3)), Ok(()));
+    for errno in [Errno::INTR, Errno::BUSY, Errno::AGAIN] {
+        assert_eq!(ended_with(errno), Ok(()));
+    }
+    assert_eq!(ended_with(Errno::BADF), Err(Errno::BADF));
+    let without_errno = std::io::Error::other("no errno");
+    assert_eq!(unless_interrupted(Err(without_errno)), Err(Errno::IO));
 }
 
 /// A ring that does not lie within its memory is refused.
