@@ -658,6 +658,44 @@ mod tests {
         );
     }
 
+    /// Otherwise two threads could copy the same page at the same time.
+    #[test]
+    fn a_page_that_is_being_replaced_is_waited_for() {
+        let (region, mut writer) = region();
+        let part = region.part(..1);
+        part.protect().expect("protected").gift(1);
+        region.state.lock()[0].is_being_replaced = true;
+        let (started, thread_id) = std::sync::mpsc::channel();
+        let preparing = std::thread::spawn(move || {
+            let id = rustix::thread::gettid().as_raw_nonzero();
+            started.send(id).expect("received");
+            writer.prepare()
+        });
+        let id = thread_id.recv().expect("sent");
+        let stat = format!("/proc/self/task/{id}/stat");
+        let sleeps = || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "));
+        while !preparing.is_finished() && !sleeps() {
+            std::thread::yield_now();
+        }
+        let mut pages = region.state.lock();
+        assert_eq!(pages[0].epoch, 0, "replaced meanwhile");
+        pages[0].replaced(true);
+        drop(pages);
+        region.state.replacement_ended.notify_all();
+        preparing.join().expect("no panic").expect("prepared");
+        assert_eq!(page(&region, 0).epoch, 1);
+    }
+
+    #[test]
+    fn a_replaced_page_is_unregistered_if_the_kernel_has_refused_to_register_it() {
+        let mut page = HugePageState::default();
+        page.replaced(false);
+        assert!(page.is_unregistered);
+        page.replaced(true);
+        assert!(!page.is_unregistered);
+        assert_eq!(page.epoch, 2);
+    }
+
     /// The call may have looked up the fresh frame, so that frame must be protected once the call
     /// has returned.
     #[test]
