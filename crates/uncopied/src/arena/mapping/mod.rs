@@ -330,6 +330,7 @@ mod tests {
         let content: Vec<u8> = (0..10_000_u32).map(|n| n as u8).collect();
         let mapping = FileMapping::new(file_of(&content), 4000..10_000).expect("mapped");
         let bytes = mapping.bytes();
+        assert_eq!((mapping.offset(), mapping.len()), (4000, 6000));
         assert_eq!(&bytes[..], &content[4000..]);
         for range in [0..1, 0..6000, 5999..6000, 17..4097] {
             let (found, offset) = file_at(&bytes[range.clone()]).expect("in the arena");
@@ -379,6 +380,27 @@ mod tests {
             let (found, _) = file_at(&bytes).expect("in the arena");
             assert!(Arc::ptr_eq(found.file(), mapping.file()));
         }
+    }
+
+    #[test]
+    fn a_unit_was_resident_only_for_a_while() {
+        let mapping = FileMapping::new(file_of(b"x"), 0..1).expect("mapped");
+        let within = |millis| mapping.was_resident_within(0, Duration::from_millis(millis));
+        assert!(!within(u64::MAX));
+        mapping.note_resident(0);
+        assert!(within(60_000));
+        let earlier = coarse_millis() - 1000;
+        mapping.0.resident_at[0].store(earlier, Ordering::Relaxed);
+        assert!(within(60_000) && !within(999));
+    }
+
+    #[test]
+    fn pages_that_follow_are_read_ahead() {
+        let len = 1 << 20;
+        let mapping = FileMapping::new(file_of(&vec![1; len]), 0..len as u64).expect("mapped");
+        assert_eq!(mapping.bytes()[5], 1);
+        let ahead = (64 << 10).max(rustix::param::page_size());
+        assert_eq!(mapping.read_bytes(), ahead);
     }
 
     #[test]
