@@ -202,7 +202,7 @@ impl Userfault {
     /// Gives content to pages that were [registered](Self::register_unfilled) and have none yet,
     /// starting at `address`, and wakes the threads that wait for these pages. `content` must be
     /// whole pages, and `address` must be the address of a page. Stops at the first page that has
-    /// content already, which stays as it is.
+    /// content already, which stays as it is. Returns how many bytes were filled.
     ///
     /// # Errors
     ///
@@ -218,7 +218,7 @@ impl Userfault {
     /// The range must have been registered with `register_unfilled` and must belong to the caller.
     /// References into it may exist: nobody has yet seen a byte of a page without content, because
     /// every access to it waits.
-    pub(crate) unsafe fn fill(&self, address: usize, content: &[u8]) -> Result<()> {
+    pub(crate) unsafe fn fill(&self, address: usize, content: &[u8]) -> Result<usize> {
         let mut copy = UffdioCopy {
             to: address as u64,
             from: content.as_ptr().expose_provenance() as u64,
@@ -228,10 +228,11 @@ impl Userfault {
         };
         // SAFETY: the source is a slice, borrowed for the whole call. The kernel writes only to
         // pages that are registered with a userfaultfd and have no content, which the caller owns.
-        match unsafe { request(self.fd.as_raw_fd(), UFFDIO_COPY, &mut copy) } {
+        let result = unsafe { request(self.fd.as_raw_fd(), UFFDIO_COPY, &mut copy) };
+        match usize::try_from(copy.copied) {
             // The kernel fails with `EAGAIN` if it filled some pages but not all.
-            Err(_) if copy.copied > 0 => Ok(()),
-            result => result,
+            Ok(filled) if filled > 0 => Ok(filled),
+            _ => result.map(|()| 0),
         }
     }
 

@@ -403,6 +403,20 @@ mod tests {
         assert_eq!(mapping.read_bytes(), ahead);
     }
 
+    /// Reading ahead ends at a page that was read before, which takes up memory only once.
+    #[test]
+    fn every_page_that_was_read_counts_once() {
+        let page = rustix::param::page_size();
+        let ahead = (64 << 10).max(page);
+        let mapping = FileMapping::new(file_of(&vec![1; 4 * ahead]), 0..4 * ahead as u64);
+        let mapping = mapping.expect("mapped");
+        let bytes = mapping.bytes();
+        assert_eq!((bytes[2 * ahead], mapping.read_bytes()), (1, ahead));
+        assert_eq!(bytes[2 * ahead - 1], 1);
+        // By the time that the thread has handled this access, it has corrected the count.
+        assert_eq!((bytes[0], mapping.read_bytes()), (1, ahead + page + ahead));
+    }
+
     #[test]
     fn invalid_ranges_are_refused() {
         let end = i64::MAX as u64;

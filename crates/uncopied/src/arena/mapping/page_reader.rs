@@ -151,7 +151,13 @@ impl PageReader {
             // the mapping's last byte.
             #[allow(unsafe_code)]
             match unsafe { self.userfault.fill(page, &buffer[..filled]) } {
-                Ok(()) => return,
+                // If a page after the accessed one had content already, that and those after it were
+                // not filled.
+                Ok(bytes) => {
+                    let rest = filled.saturating_sub(bytes);
+                    mapping.read_bytes.fetch_sub(rest, Ordering::Relaxed);
+                    return;
+                }
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(Errno::NOMEM) => thread::sleep(RETRY_INTERVAL),
                 // An earlier access has already filled the page.
