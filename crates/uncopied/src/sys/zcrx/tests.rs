@@ -306,6 +306,14 @@ fn the_refill_ring_lies_within_its_memory() {
     use super::refill::Offsets;
     let is_accepted_with = |head, tail, entries, stats, capacity| {
         let memory = PageMemory::new(Refill::memory_bytes(8)).expect("memory");
+        if let Some(stats) = stats
+            && stats + 16 <= memory.len()
+        {
+            // SAFETY: the bytes lie within the memory.
+            let copied = unsafe { memory.at(stats + 8) }.cast::<u64>();
+            // SAFETY: as above, and nothing refers to them.
+            unsafe { copied.write_unaligned(7) };
+        }
         let offsets = Offsets {
             head,
             tail,
@@ -331,8 +339,20 @@ fn the_refill_ring_lies_within_its_memory() {
     assert!(!is_accepted(0, 4, 64, 6));
 
     let with_stats = |stats| is_accepted_with(0, 4, 64, Some(stats), 8);
-    assert_eq!(with_stats(Refill::stats_offset(8)), Some(Some(0)));
-    assert_eq!(with_stats(bytes - 16), Some(Some(0)));
+    assert_eq!(with_stats(Refill::stats_offset(8)), Some(Some(7)));
+    assert_eq!(with_stats(bytes - 16), Some(Some(7)));
     assert_eq!(with_stats(bytes - 8), None);
     assert_eq!(with_stats(bytes - 20), None);
+}
+
+/// The kernel puts the counters in front of the entries, and the statistics where it is told to.
+#[test]
+fn the_memory_of_a_ring_has_room_for_entries_and_statistics() {
+    let counters_max = rustix::param::page_size() - 16;
+    for capacity in [1, 8, 1 << 15] {
+        let entries_end = counters_max + capacity as usize * 16;
+        let stats = Refill::stats_offset(capacity);
+        assert!(entries_end <= stats, "{capacity}");
+        assert_eq!(stats + 16, Refill::memory_bytes(capacity));
+    }
 }
