@@ -361,3 +361,20 @@ impl ZeroCopyCall<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{PageBuffer, Region};
+    use super::*;
+
+    /// The bytes of a region must not wait for a batch, because they may be overwritten meanwhile.
+    #[test]
+    #[cfg(feature = "tokio")]
+    fn only_regions_are_mutable() {
+        let buffer = PageBuffer::with_capacity(1).expect("allocated");
+        assert!(!Memory::from(buffer.freeze()).is_mutable());
+        assert!(!Memory::from(vec![1]).is_mutable());
+        let (region, _writer) = Region::new(1).expect("allocated");
+        assert!(Memory::from(region.part(..)).is_mutable());
+    }
+}
