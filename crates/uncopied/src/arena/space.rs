@@ -116,10 +116,11 @@ impl AddressSpace {
     }
 
     fn reserve() -> Result<Self> {
+        Self::reserve_at_most(max_reservation_bytes())
+    }
+
+    fn reserve_at_most(max_bytes: u64) -> Result<Self> {
         let mut error = Errno::NOMEM;
-        let max_bytes = getrlimit(Resource::As)
-            .current
-            .map_or(u64::MAX, |limit| limit / ADDRESS_LIMIT_DIVISOR);
         for size in RESERVATION_BYTES {
             if size as u64 > max_bytes {
                 continue;
@@ -233,6 +234,13 @@ impl AddressSpace {
         // that belong together, so a panic cannot have left the list inconsistent.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns how many bytes the arena may reserve, given the limit on the address space of the
+/// process.
+fn max_reservation_bytes() -> u64 {
+    let limit = getrlimit(Resource::As).current;
+    limit.map_or(u64::MAX, |limit| limit / ADDRESS_LIMIT_DIVISOR)
 }
 
 /// Adjacent granules that were allocated, and what is mapped there. No other value has any of them.
@@ -366,6 +374,7 @@ mod tests {
     use std::collections::HashSet;
 
     use proptest::prelude::*;
+    use rustix::process::{Rlimit, setrlimit};
 
     use super::*;
     use crate::sys::fork::tests::in_child;
@@ -387,6 +396,64 @@ mod tests {
         assert_eq!(result, 0);
     }
 
+    #[test]
+    fn dropped_granules_are_allocated_again_and_have_no_owner() {
+        #[repr(align(2))]
+        struct Owner;
+        static OWNER: Owner = Owner;
+        impl GranuleOwner for Owner {
+            const KIND: OwnerKind = OwnerKind::File;
+        }
+        // The child has a space of its own, which no other test uses.
+        let result = in_child(|| {
+            let space = AddressSpace::get().expect("the arena exists");
+            let granules = space.allocate(GRANULE_BYTES + 1, false).expect("allocated");
+            assert_eq!(granules.len(), 2 * GRANULE_BYTES);
+            let address = granules.address();
+            // SAFETY: nobody looks up the owner of a slice in these granules.
+            #[allow(unsafe_code)]
+            unsafe {
+                granules.register(&raw const OWNER);
+            }
+            let has_owner = |granule: usize| {
+                AddressSpace::owner_of(address + granule * GRANULE_BYTES).is_some()
+            };
+            assert_eq!([0, 1, 2].map(has_owner), [true, true, false]);
+            drop(granules);
+            assert_eq!([0, 1, 2].map(has_owner), [false; 3]);
+            let again = space.allocate(1, false).expect("allocated");
+            u8::from(again.address() != address || again.len() != GRANULE_BYTES)
+        });
+        assert_eq!(result, 0);
+    }
+
+    #[test]
+    fn the_arena_reserves_the_largest_size_within_the_limit() {
+        let result = in_child(|| {
+            let reserved = |max_bytes| {
+                let space = AddressSpace::reserve_at_most(max_bytes);
+                space.map(|space| space.reservation.len())
+            };
+            for shift in [42_u8, 39, 36, 33, 30] {
+                assert_eq!(reserved(1 << shift), Ok(1 << shift));
+                assert_eq!(reserved((2 << shift) - 1), Ok(1 << shift));
+            }
+            u8::from(reserved((1 << 30) - 1) != Err(Errno::NOMEM))
+        });
+        assert_eq!(result, 0);
+    }
+
+    #[test]
+    fn the_arena_takes_a_quarter_of_a_limited_address_space() {
+        let result = in_child(|| {
+            let maximum = getrlimit(Resource::As).maximum;
+            let current = Some(64 << 40);
+            setrlimit(Resource::As, Rlimit { current, maximum }).expect("set");
+            u8::from(max_reservation_bytes() != 16 << 40)
+        });
+        assert_eq!(result, 0);
+    }
+
     proptest! {
         #[test]
         fn every_granule_is_either_free_or_allocated_once(steps in prop::collection::vec((any::<bool>(), 1_usize..9), 1..200)) {
@@ -402,6 +469,7 @@ mod tests {
                     let (first, count) = allocated.swap_remove(n % allocated.len());
                     list.release(first, count);
                 }
+                prop_assert!(list.runs.values().all(|&len| len > 0));
                 let mut seen = HashSet::new();
                 let free = list.runs.iter().map(|(&first, &count)| (first, count));
                 for (first, count) in allocated.iter().copied().chain(free) {
