@@ -420,6 +420,20 @@ mod tests {
     }
 
     #[test]
+    fn buffers_next_to_each_other_are_told_apart() {
+        let filled = |byte: u8| {
+            let mut buffer = PageBuffer::with_capacity(100).expect("allocated");
+            buffer.put_bytes(byte, 100);
+            buffer.freeze()
+        };
+        let pages: Vec<Pages> = (0..20).map(filled).collect();
+        for (byte, pages) in (0..).zip(&pages) {
+            let found = Pages::of(&pages[3..]).expect("in the arena");
+            assert_eq!(found[..], [byte; 97]);
+        }
+    }
+
+    #[test]
     fn a_full_buffer_accepts_no_more_bytes() {
         let mut buffer = PageBuffer::zeroed(MIN_BLOCK_BYTES).expect("allocated");
         assert_eq!(buffer.write(b"x").expect("no error"), 0);

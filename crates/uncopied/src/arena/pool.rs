@@ -327,3 +327,104 @@ impl Drop for ThreadCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::fork::tests::in_child;
+
+    /// Allocates this many blocks of `len` bytes.
+    fn blocks(count: usize, len: usize) -> Vec<Arc<Block>> {
+        let allocate = |_| Block::allocate(len, false).expect("allocated");
+        (0..count).map(allocate).collect()
+    }
+
+    /// Returns how many free blocks of `len` bytes are in this thread's cache, and how many warm
+    /// and cold ones in the pool.
+    fn free_blocks(len: usize) -> [usize; 3] {
+        let class = class_of(len, false).expect("not too long");
+        let cached = THREAD_CACHE.with(|cache| cache.borrow().0[class].len());
+        let free = POOL.get().free(class);
+        [cached, free.warm.len(), free.cold.len()]
+    }
+
+    fn warm_bytes() -> usize {
+        POOL.get().warm_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Runs `run` in a child, in a thread whose cache is empty. The child has a pool of its own.
+    fn with_empty_pool(run: fn()) {
+        let result = in_child(|| u8::from(std::thread::spawn(run).join().is_err()));
+        assert_eq!(result, 0);
+    }
+
+    #[test]
+    fn a_thread_keeps_a_mebibyte_of_blocks_of_each_length() {
+        with_empty_pool(|| {
+            const MIB: usize = 1 << 20;
+            let page = rustix::param::page_size().max(MIN_BLOCK_BYTES);
+            let kept = MIB / page;
+            let keep = move || {
+                drop((blocks(kept + 44, page), blocks(3, MIB), blocks(1, 2 * MIB)));
+                assert_eq!(free_blocks(page)[..2], [kept, 44]);
+                assert_eq!(free_blocks(MIB)[..2], [1, 2]);
+                assert_eq!(free_blocks(2 * MIB), [0, 1, 0]);
+                assert_eq!(warm_bytes(), 44 * page + 4 * MIB);
+            };
+            std::thread::spawn(keep).join().expect("no panic");
+            // The thread has ended, and so the pool has got the blocks of its cache.
+            assert_eq!(free_blocks(page)[..2], [0, kept + 44]);
+            assert_eq!(warm_bytes(), 44 * page + 6 * MIB);
+        });
+    }
+
+    #[test]
+    fn the_pool_keeps_the_frames_of_64_mib() {
+        with_empty_pool(|| {
+            const LEN: usize = 4 << 20;
+            drop(blocks(18, LEN));
+            assert_eq!((free_blocks(LEN), warm_bytes()), ([0, 16, 2], 64 << 20));
+            let used = blocks(17, LEN);
+            assert_eq!((free_blocks(LEN), warm_bytes()), ([0, 0, 1], 0));
+            used[0].gift();
+            drop(used);
+            assert_eq!(free_blocks(LEN), [0, 16, 2]);
+        });
+    }
+
+    #[test]
+    fn short_blocks_share_a_slab() {
+        with_empty_pool(|| {
+            let used = blocks(1, 100_000);
+            assert_eq!(used[0].len(), 128 << 10);
+            assert_eq!(free_blocks(100_000), [0, 0, 15]);
+            let longest = blocks(1, MAX_BLOCK_BYTES);
+            assert_eq!(longest[0].len(), MAX_BLOCK_BYTES);
+            let too_long = Block::allocate(MAX_BLOCK_BYTES + 1, false);
+            assert_eq!(too_long.map(|_| ()), Err(Errno::NOMEM));
+        });
+    }
+
+    /// Linux lists the advice of `MADV_HUGEPAGE` as a flag of the mapping.
+    #[test]
+    fn only_huge_blocks_ask_for_huge_pages() {
+        let asks = |is_huge| {
+            let block = Block::allocate(GRANULE_BYTES, is_huge).expect("allocated");
+            let maps = std::fs::read_to_string("/proc/self/smaps").expect("read");
+            let mut contains = false;
+            let of_block = maps.lines().find(|line| {
+                let range = line
+                    .split(' ')
+                    .next()
+                    .and_then(|range| range.split_once('-'));
+                let parse = |address| usize::from_str_radix(address, 16);
+                if let Some((Ok(start), Ok(end))) = range.map(|(s, e)| (parse(s), parse(e))) {
+                    contains = (start..end).contains(&block.address());
+                }
+                contains && line.starts_with("VmFlags:")
+            });
+            of_block.is_some_and(|flags| flags.contains(" hg"))
+        };
+        assert_eq!([true, false].map(asks), [true, false]);
+    }
+}
