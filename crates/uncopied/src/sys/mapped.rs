@@ -86,6 +86,19 @@ pub(super) fn send(sink: BorrowedFd<'_>, bytes: Mapped<'_>, flags: libc::c_int) 
 
 /// Writes all bytes to a file with `pwrite(2)`, starting at `offset`.
 pub(crate) fn write_at(file: BorrowedFd<'_>, bytes: Mapped<'_>, offset: u64) -> io::Result<()> {
+    write_all(bytes, offset, |bytes, at| {
+        // SAFETY: the bytes are mapped, as in `send`, and the kernel only reads them.
+        let count = unsafe { libc::pwrite(file.as_raw_fd(), bytes.as_ptr(), bytes.len(), at) };
+        usize::try_from(count).map_err(|_| last_errno())
+    })
+}
+
+/// Calls `write` with the rest of the bytes and its offset until all bytes are written.
+fn write_all(
+    bytes: Mapped<'_>,
+    offset: u64,
+    mut write: impl FnMut(Mapped<'_>, libc::off_t) -> Result<usize>,
+) -> io::Result<()> {
     let mut written = 0;
     while written < bytes.len() {
         let rest = Mapped {
@@ -95,16 +108,11 @@ pub(crate) fn write_at(file: BorrowedFd<'_>, bytes: Mapped<'_>, offset: u64) -> 
         };
         let at = offset.checked_add(written as u64);
         let at = at.and_then(|at| libc::off_t::try_from(at).ok());
-        let at = at.ok_or(Errno::OVERFLOW)?;
-        // SAFETY: the bytes are mapped, as in `send`, and the kernel only reads them.
-        let count = unsafe { libc::pwrite(file.as_raw_fd(), rest.as_ptr(), rest.len(), at) };
-        match usize::try_from(count) {
+        match write(rest, at.ok_or(Errno::OVERFLOW)?) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => written += count,
-            Err(_) => match last_errno() {
-                Errno::INTR => {}
-                errno => return Err(errno.into()),
-            },
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
         }
     }
     Ok(())
@@ -146,4 +154,53 @@ pub(super) fn vmsplice(pipe: &PipeWriter, bytes: Mapped<'_>) -> Result<usize> {
         )
     };
     usize::try_from(taken).map_err(|_| last_errno())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_is_cut_short_is_continued() {
+        let content = *b"0123456789";
+        // SAFETY: the bytes are those of a local.
+        let bytes = unsafe { Mapped::new(content.as_ptr().expose_provenance(), content.len()) };
+        let mut results = vec![Ok(3), Err(Errno::INTR), Ok(5), Ok(2)].into_iter();
+        let mut calls = Vec::new();
+        let result = write_all(bytes, 100, |rest, at| {
+            calls.push((rest.address - bytes.address, rest.len, at));
+            results.next().expect("not written yet")
+        });
+        result.expect("written");
+        assert_eq!(calls, [(0, 10, 100), (3, 7, 103), (3, 7, 103), (8, 2, 108)]);
+    }
+
+    #[test]
+    fn a_write_that_fails_is_not_continued() {
+        let content = [0; 10];
+        // SAFETY: the bytes are those of a local.
+        let bytes = unsafe { Mapped::new(content.as_ptr().expose_provenance(), content.len()) };
+        for (results, kind) in [
+            (vec![Ok(3), Ok(0)], io::ErrorKind::WriteZero),
+            (vec![Ok(3), Err(Errno::NOSPC)], io::ErrorKind::StorageFull),
+        ] {
+            let mut results = results.into_iter();
+            let result = write_all(bytes, 0, |_, _| results.next().expect("no further call"));
+            assert_eq!(result.expect_err("failed").kind(), kind);
+        }
+        let beyond = write_all(bytes, i64::MAX as u64 + 1, |_, _| Ok(10));
+        let errno = beyond.expect_err("failed").raw_os_error();
+        assert_eq!(errno, Some(libc::EOVERFLOW));
+    }
+
+    #[test]
+    fn a_pipe_never_waits_and_is_not_inherited_by_other_programs() {
+        let (reader, writer) = pipe().expect("created");
+        for end in [reader.as_fd(), writer.as_fd()] {
+            let flags = rustix::fs::fcntl_getfl(end).expect("read");
+            assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
+            let flags = rustix::io::fcntl_getfd(end).expect("read");
+            assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        }
+    }
 }
