@@ -183,10 +183,14 @@ impl Uring {
 
     /// Makes the kernel process all entries of the submission queue.
     fn submit_all(&mut self) -> Result<()> {
+        self.submit_all_with(|uring| uring.submit().map_err(errno))
+    }
+
+    fn submit_all_with(&mut self, mut submit: impl FnMut(&IoUring) -> Result<usize>) -> Result<()> {
         let mut left = self.uring.submission().len();
         let mut tries = 0;
         while left > 0 {
-            let result = self.uring.submit().map_err(errno);
+            let result = submit(&self.uring);
             // Progress is measured by the length of the queue. The number that the call returns is
             // not reliable, because it also counts other work.
             let before = std::mem::replace(&mut left, self.uring.submission().len());
@@ -341,6 +345,9 @@ fn errno(error: io::Error) -> Errno {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
     use super::*;
 
     /// Makes the system call `call` fail with `errno` from now on, in the calling thread and in the
@@ -408,5 +415,59 @@ pub(crate) mod tests {
             uring.drain(|completion| panic!("twice: {completion:?}"));
         });
         refused.join().expect("no panic");
+    }
+
+    /// `EINTR` and `EBUSY` end a submission only if they keep coming back. Other errnos end it at
+    /// once, some of them as another errno.
+    #[test]
+    fn a_submission_is_tried_again_a_limited_number_of_times() {
+        let mut uring = Uring::new(4, 8).expect("a ring");
+        let max = MAX_SUBMIT_TRIES as usize;
+        for (errno, failures, result, calls) in [
+            (Errno::INTR, max - 1, Ok(()), max),
+            (Errno::BUSY, max - 1, Ok(()), max),
+            (Errno::INTR, max, Err(Errno::NOMEM), max),
+            (Errno::BUSY, max, Err(Errno::NOMEM), max),
+            (Errno::AGAIN, 1, Err(Errno::NOMEM), 1),
+            (Errno::PERM, 1, Err(Errno::NOSYS), 1),
+            (Errno::ACCESS, 1, Err(Errno::NOSYS), 1),
+            (Errno::BADF, 1, Err(Errno::BADF), 1),
+        ] {
+            queue(&mut uring, &[1]);
+            let mut made = 0;
+            let submitted = uring.submit_all_with(|uring| {
+                made += 1;
+                if made <= failures {
+                    return Err(errno);
+                }
+                uring.submit().map_err(super::errno)
+            });
+            assert_eq!((submitted, made), (result, calls), "{errno}");
+            uring.submit_all().expect("submitted");
+            uring.drain(|_| {});
+        }
+    }
+
+    /// Otherwise their memory would count as in flight forever.
+    #[test]
+    fn sends_beyond_the_submission_queue_are_rejected() {
+        let mut uring = Uring::new(2, 8).expect("a ring");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let socket = TcpStream::connect(address).expect("connected");
+        let byte = 7_u8;
+        let requests = [1, 2, 3, 4, 5].map(|token| SendRequest {
+            sink: socket.as_fd(),
+            // SAFETY: the byte is a local.
+            first: unsafe { Mapped::new((&raw const byte).expose_provenance(), 1) },
+            rest: Vec::new(),
+            token,
+        });
+        let rejected = uring.submit(&requests).expect_err("too many");
+        assert_eq!((rejected.count, rejected.errno), (3, Errno::CANCELED));
+        let rejected = uring
+            .submit(&requests[..1])
+            .expect_err("the ring is broken");
+        assert_eq!((rejected.count, rejected.errno), (1, Errno::CANCELED));
     }
 }

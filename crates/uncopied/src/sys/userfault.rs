@@ -369,3 +369,21 @@ unsafe fn request<T>(fd: RawFd, number: libc::Ioctl, argument: &mut T) -> Result
     }
     Err(last_errno())
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{OFlags, fcntl_getfl};
+    use rustix::io::{FdFlags, fcntl_getfd};
+
+    use super::*;
+
+    #[test]
+    fn reading_never_waits_and_other_programs_inherit_no_descriptor() {
+        let userfault = Userfault::open_user_mode_only().expect("needs no privilege");
+        let flags = fcntl_getfl(&userfault.fd).expect("read");
+        assert!(flags.contains(OFlags::NONBLOCK));
+        let flags = fcntl_getfd(&userfault.fd).expect("read");
+        assert!(flags.contains(FdFlags::CLOEXEC));
+        assert_eq!(userfault.next_fault(Some(Duration::ZERO)), Ok(None));
+    }
+}
