@@ -7,11 +7,12 @@
 //! Content-Length that is repeated, not a number, or next to a Transfer-Encoding, a transfer coding
 //! other than `chunked`, and a Host that is missing, repeated or malformed.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use http::StatusCode;
 use http::uri::Authority;
-use httparse::{EMPTY_HEADER, Status};
+use httparse::Status;
 use uncopied_http::{RequestFields, RequestTarget};
 
 use super::host::is_host;
@@ -128,9 +129,9 @@ impl RequestHead {
 
     /// Parses and checks a complete head, for which [`head_length`] has returned the length.
     pub(super) fn parse(&mut self, head: &[u8]) -> Result<(), RefusedHead> {
-        let mut fields = [EMPTY_HEADER; MAX_FIELDS];
-        let mut request = httparse::Request::new(&mut fields);
-        match request.parse(head) {
+        let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut []);
+        match request.parse_with_uninit_headers(head, &mut fields) {
             Ok(Status::Complete(length)) if length == head.len() => {}
             Ok(_) => return Err(RefusedHead::BadRequest),
             Err(httparse::Error::TooManyHeaders) => return Err(RefusedHead::TooLarge),
