@@ -20,7 +20,7 @@ fn every_mechanism_sends_the_same_bytes() {
         let totals = exit.stderr.last().unwrap();
         let sent = bytes.len() + response.head.len();
         assert!(
-            totals.contains(&format!(" 1 requests, {sent} bytes sent: ")),
+            totals.contains(&format!(" 1 request, {sent} bytes sent: ")),
             "{totals}"
         );
     }

@@ -330,7 +330,7 @@ fn totals_only_grow_while_the_server_is_busy() {
         let mut last = Totals::default();
         while !clients.iter().all(|client| client.is_finished()) {
             server.signal(Signal::USR1);
-            let now = Totals::parse(&server.wait_for_line(" requests, "));
+            let now = Totals::parse(&server.wait_for_line(" bytes sent: "));
             let parts = now.sendfile + now.splice + now.mmap_write + now.copy;
             assert_eq!(now.bytes, parts);
             assert!(

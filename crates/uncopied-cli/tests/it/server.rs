@@ -88,11 +88,16 @@ impl Totals {
     pub(crate) fn parse(line: &str) -> Self {
         let words: Vec<_> = line.split([' ', ',', ':', ';']).collect();
         let at = |word| words.iter().position(|other| *other == word).unwrap();
-        let before = |word| words[at(word) - 1].parse().unwrap();
+        let before = |at: usize| words[at - 1].parse().unwrap();
         let after = |word| words[at(word) + 1].parse().unwrap();
         Self {
-            requests: before("requests"),
-            bytes: before("bytes"),
+            requests: before(
+                words
+                    .iter()
+                    .position(|word| word.starts_with("request"))
+                    .unwrap(),
+            ),
+            bytes: before(at("sent") - 1),
             sendfile: after("sendfile"),
             splice: after("splice"),
             mmap_write: after("mmap_write"),
@@ -117,9 +122,14 @@ impl Server {
     }
 
     /// Runs `command`, and waits until it has printed the given number of URLs.
-    pub(crate) fn spawn(mut command: Command, urls: usize) -> Self {
+    pub(crate) fn spawn(command: Command, urls: usize) -> Self {
+        Self::spawn_with_stdout(command, urls, Stdio::piped())
+    }
+
+    /// Like [`Server::spawn`], with another standard output than a pipe.
+    pub(crate) fn spawn_with_stdout(mut command: Command, urls: usize, stdout: Stdio) -> Self {
         let mut child = command
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

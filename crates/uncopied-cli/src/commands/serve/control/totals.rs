@@ -37,14 +37,21 @@ impl TotalsLine {
 impl fmt::Display for TotalsLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sum: u64 = self.bytes_by_mechanism.iter().map(|(_, bytes)| bytes).sum();
-        write!(f, "{} requests, {sum} bytes sent:", self.requests)?;
+        let plural = |count| if count == 1 { "" } else { "s" };
+        let requests = self.requests;
+        write!(
+            f,
+            "{requests} request{}, {sum} byte{} sent:",
+            plural(requests),
+            plural(sum)
+        )?;
         for (index, (mechanism, bytes)) in self.bytes_by_mechanism.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
             write!(f, "{comma} {mechanism} {bytes}")?;
         }
         match self.dropped_log_lines {
             0 => Ok(()),
-            lines => write!(f, "; {lines} access log lines dropped"),
+            lines => write!(f, "; {lines} access log line{} dropped", plural(lines)),
         }
     }
 }
@@ -66,6 +73,12 @@ mod tests {
         let line =
             "3 requests, 3146611 bytes sent: sendfile 3145728, splice 0, mmap_write 0, copy 883";
         assert_eq!(totals.to_string(), line);
+        totals.requests = 1;
+        assert_eq!(
+            totals.to_string(),
+            line.replacen("3 requests", "1 request", 1)
+        );
+        totals.requests = 3;
         totals.dropped_log_lines = 7;
         assert_eq!(
             totals.to_string(),
