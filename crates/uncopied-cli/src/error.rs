@@ -35,6 +35,14 @@ pub(crate) enum Error {
         /// The underlying I/O error.
         source: io::Error,
     },
+    /// The file for the access log cannot be opened.
+    #[error("cannot open the access log {path}: {}; create its directory and make it writable, or choose another file with --access-log-file", kernel_text(.source))]
+    LogFile {
+        /// The path, as the user gave it.
+        path: String,
+        /// The underlying I/O error.
+        source: io::Error,
+    },
     /// The path given for a Unix socket exists, but is not a socket.
     #[error("cannot listen on unix:{}: the path exists and is not a socket; choose another path or remove it", .0.display())]
     NotASocket(PathBuf),

@@ -9,7 +9,7 @@ use clap_complete::Shell;
 
 pub(crate) use serve::{LogFormat, ServeFlags};
 pub(crate) use usage::report_usage_error;
-pub(crate) use values::ListenAddress;
+pub(crate) use values::{ListenAddress, TimeSpan};
 
 use serve::SERVE_HELP;
 

@@ -12,9 +12,12 @@ use super::values::{ErrorPage, HeaderLine, ListenAddress, TimeSpan, header_value
 
 pub(super) const SERVE_HELP: &str = "\
 Signals:
-  SIGTERM, SIGINT  Stop accepting connections, let requests in progress finish
+  SIGTERM, SIGINT, SIGQUIT
+                   Stop accepting connections, let requests in progress finish
                    (see --grace), then exit with status 0. A second signal
                    closes all connections at once.
+  SIGHUP           Open --access-log-file again. If it comes because the
+                   terminal was closed, the same as SIGTERM.
   SIGUSR1          Print the totals.
 
 Totals, in bytes, printed on standard error at exit and on SIGUSR1:
@@ -144,10 +147,12 @@ pub(crate) struct ServeFlags {
     #[arg(long, env = "UNCOPIED_NO_PRECOMPRESSED", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) no_precompressed: bool,
 
-    /// Write one line per request to standard output
+    /// Write one line per request to standard output, or to --access-log-file [default: text if
+    /// there is such a file, otherwise off]
     ///
     /// A slow reader of the log never delays a connection: lines that do not fit into a buffer of 4
-    /// MiB are dropped, and their number is reported with the totals.
+    /// MiB are dropped, and their number is reported with the totals. The same holds for a full
+    /// disk: the log goes on once there is room.
     ///
     /// "bytes" is the number of body bytes that the socket accepted, even if the response was cut
     /// short. The client may not have read all of them. JSON lines also report whether the socket
@@ -157,13 +162,12 @@ pub(crate) struct ServeFlags {
     ///
     /// Both formats end with the mechanism that sent the body, and with the reason if the response
     /// was cut short ("error"). Text lines show "-" for what there is not.
-    #[arg(
-        long,
-        value_name = "FORMAT",
-        env = "UNCOPIED_ACCESS_LOG",
-        default_value = "off"
-    )]
-    pub(crate) access_log: LogFormat,
+    #[arg(long, value_name = "FORMAT", env = "UNCOPIED_ACCESS_LOG")]
+    pub(crate) access_log: Option<LogFormat>,
+
+    /// File to append the access log to; opened again on SIGHUP, for example after it was renamed
+    #[arg(long, value_name = "FILE", env = "UNCOPIED_ACCESS_LOG_FILE")]
+    pub(crate) access_log_file: Option<PathBuf>,
 
     /// Maximum number of concurrent connections; further connections wait to be accepted [default:
     /// 10000, or less if the descriptor limit (ulimit -n) is low]

@@ -46,6 +46,27 @@ impl FromStr for TimeSpan {
     }
 }
 
+impl fmt::Display for TimeSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        let units = [
+            ("d", 86_400_000),
+            ("h", 3_600_000),
+            ("m", 60_000),
+            ("s", 1_000),
+        ];
+        // The largest unit that divides the time, except that 0 is in seconds.
+        let (unit, size) = match millis {
+            0 => ("s", 1_000),
+            _ => *units
+                .iter()
+                .find(|(_, size)| millis.is_multiple_of(*size))
+                .unwrap_or(&("ms", 1)),
+        };
+        write!(f, "{} {unit}", millis / size)
+    }
+}
+
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ListenAddress {
@@ -189,6 +210,15 @@ mod tests {
             assert!(word.parse::<TimeSpan>().is_err(), "{word}");
         }
         assert_eq!("0".parse::<TimeSpan>().unwrap().limit(), None);
+        for (word, text) in [
+            ("30s", "30 s"),
+            ("90s", "90 s"),
+            ("60s", "1 m"),
+            ("1500ms", "1500 ms"),
+            ("24h", "1 d"),
+        ] {
+            assert_eq!(word.parse::<TimeSpan>().unwrap().to_string(), text);
+        }
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Tests of the access log: formats, escapes, and log readers that are slow or have gone away.
 
+use std::fs;
 use std::io::{Read as _, Write as _};
+use std::path::Path;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::client::{connect, get, read_response, read_to_close};
-use crate::server::{BIG_FILE_BYTES, ProgramExit, Server, site};
+use rustix::process::{Resource, Rlimit, Signal, prlimit};
+
+use crate::client::{TEST_TIMEOUT, connect, get, read_response, read_to_close};
+use crate::server::{BIG_FILE_BYTES, ProgramExit, Server, assert_fails, program, site};
 
 /// Sends requests with bytes that the log must escape, stops the server, and returns its output.
 fn serve_requests_that_need_escapes(format: &str) -> ProgramExit {
@@ -223,6 +227,136 @@ fn a_log_that_is_not_read_delays_no_request() {
         .parse()
         .unwrap();
     assert!((1..600).contains(&dropped), "{totals}");
+}
+
+/// Limits the size of the files that a process may write.
+fn limit_file_size(server: &Server, bytes: u64) {
+    let pid = rustix::process::Pid::from_raw(server.id().cast_signed());
+    let limit = Rlimit {
+        current: Some(bytes),
+        maximum: None,
+    };
+    prlimit(pid, Resource::Fsize, limit).unwrap();
+}
+
+/// Requests targets of 1 KB until `path` has `bytes` bytes. Returns the number of requests.
+fn fill(server: &Server, path: &Path, bytes: u64) -> usize {
+    let mut stream = connect(server.address());
+    let target = format!("/?{}", "a".repeat(1000));
+    for sent in 1.. {
+        assert_eq!(get(&mut stream, &target).status, 200);
+        if fs::metadata(path).unwrap().len() >= bytes {
+            return sent;
+        }
+    }
+    unreachable!("the loop has no end")
+}
+
+/// A limit on the size of the file stands for a disk that is full: the last write before it is
+/// short, and the following ones fail.
+#[test]
+fn a_log_without_room_goes_on_when_there_is_room_and_loses_no_line() {
+    let site = site();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut command = program();
+    command
+        .arg("serve")
+        .arg(site.path())
+        .args(["--listen", "127.0.0.1:0", "--access-log", "json"]);
+    let mut server = Server::spawn_with_stdout(command, 1, log.reopen().unwrap().into());
+    limit_file_size(&server, 10_000);
+    let mut requests = fill(&server, log.path(), 10_000);
+    let mut stream = connect(server.address());
+    get(&mut stream, "/");
+    requests += 1;
+    let line = server.wait_for_line("access log");
+    assert!(
+        line.contains("cannot write to standard output: file too large; raise the limit"),
+        "{line}"
+    );
+    limit_file_size(&server, 1 << 30);
+    server.wait_for_line("writing to standard output again; lines lost meanwhile: 0");
+    assert_eq!(server.stop().status.code(), Some(0));
+    let text = fs::read_to_string(log.path()).unwrap();
+    assert_eq!(text.lines().count(), requests);
+    for line in text.lines() {
+        assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
+    }
+}
+
+#[test]
+fn a_log_that_still_has_no_room_at_the_end_has_no_half_line_and_lost_lines_are_counted() {
+    let site = site();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("access.log");
+    let flags = ["--access-log-file", path.to_str().unwrap()];
+    let mut server = Server::start(site.path(), &flags);
+    limit_file_size(&server, 10_000);
+    let requests = fill(&server, &path, 10_000);
+    let mut stream = connect(server.address());
+    get(&mut stream, "/");
+    server.wait_for_line("access log: cannot write to");
+    let exit = server.stop();
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.ends_with("\"\n"), "{text}");
+    let lost = requests + 1 - text.lines().count();
+    let totals = exit.stderr.last().unwrap();
+    let s = if lost == 1 { "" } else { "s" };
+    assert!(
+        totals.ends_with(&format!("; {lost} access log line{s} dropped")),
+        "{totals}"
+    );
+}
+
+#[test]
+fn a_log_file_is_appended_to_and_opened_again_on_sighup() {
+    let site = site();
+    let directory = tempfile::tempdir().unwrap();
+    let (path, old) = (
+        directory.path().join("access.log"),
+        directory.path().join("access.log.1"),
+    );
+    fs::write(&path, "a line of before\n").unwrap();
+    let flags = ["--access-log-file", path.to_str().unwrap()];
+    let server = Server::start(site.path(), &flags);
+    let mut stream = connect(server.address());
+    get(&mut stream, "/first");
+    wait_for_text(&path, "/first");
+    fs::rename(&path, &old).unwrap();
+    server.signal(Signal::HUP);
+    wait_for_text(&path, "");
+    get(&mut stream, "/second");
+    assert_eq!(server.stop().status.code(), Some(0));
+    let (old, new) = (
+        fs::read_to_string(&old).unwrap(),
+        fs::read_to_string(&path).unwrap(),
+    );
+    let lines: Vec<_> = old.lines().collect();
+    assert_eq!(lines.len(), 2, "{old}");
+    assert!(lines[1].contains("\"GET /first HTTP/1.1\" 404 "), "{old}");
+    assert!(new.contains("\"GET /second HTTP/1.1\" 404 "), "{new}");
+    assert_eq!(new.lines().count(), 1, "{new}");
+}
+
+/// Waits until a file exists and contains `text`.
+fn wait_for_text(path: &Path, text: &str) {
+    let began = Instant::now();
+    while !fs::read_to_string(path).is_ok_and(|content| content.contains(text)) {
+        assert!(
+            began.elapsed() < TEST_TIMEOUT,
+            "{text:?} is not in {path:?}"
+        );
+        sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_log_file_that_cannot_be_opened_is_an_error() {
+    assert_fails(
+        &["serve", "--access-log-file", "/nowhere/access.log"],
+        1,
+        &["/nowhere/access.log", "no such file", "--access-log-file"],
+    );
 }
 
 #[test]

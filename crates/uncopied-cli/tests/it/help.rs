@@ -45,6 +45,8 @@ fn help_lists_every_flag_with_its_default_and_its_variable() {
         "[default: 1h]",
         "--grace",
         "SIGUSR1",
+        "SIGHUP",
+        "--access-log-file",
         "LISTEN_FDS",
         "3 requests, 3146611 bytes sent: sendfile 3145728",
     ] {

@@ -21,10 +21,10 @@
 //! | `endurance` | many connections, slow readers, a signal under load; ignored by default |
 //! | `churn` | 200 clients that connect and vanish: bodies are complete, nothing leaks |
 //!
-//! Helpers: `server` starts and stops the program, `trace` does so under strace, `client` speaks
-//! HTTP over a plain socket, `process` reads the resources of a process, `data` generates the
-//! content of files, `rng` generates random numbers from a seed, `fuzz_checks` says what must hold
-//! for any bytes, `skip` reports skipped tests.
+//! Helpers: `server` starts and stops the program, `trace` does so under strace, `terminal` is a
+//! terminal for it, `client` speaks HTTP over a plain socket, `process` reads the resources of a
+//! process, `data` generates the content of files, `rng` generates random numbers from a seed,
+//! `fuzz_checks` says what must hold for any bytes, `skip` reports skipped tests.
 
 #![allow(clippy::unwrap_used)]
 
@@ -52,5 +52,6 @@ mod shutdown;
 mod skip;
 mod start;
 mod system_calls;
+mod terminal;
 mod trace;
 mod warnings;

@@ -2,17 +2,19 @@
 
 use std::io::Read as _;
 use std::net::TcpStream;
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::client::{connect, connect_with_small_window, get, read_head, read_to_close, send_get};
-use crate::server::{BIG_FILE_BYTES, Server, site};
+use crate::server::{BIG_FILE_BYTES, Server, program, site};
+use crate::terminal::Terminal;
 
 #[test]
 fn requests_in_progress_finish_and_idle_connections_close_at_once() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let site = site();
         let server = Server::start(site.path(), &["--threads", "2"]);
         let address = server.address();
@@ -61,6 +63,58 @@ fn requests_in_progress_finish_and_idle_connections_close_at_once() {
             exit.stderr
         );
     }
+}
+
+#[test]
+fn signals_that_ask_for_nothing_do_no_harm() {
+    let site = site();
+    let server = Server::start(site.path(), &[]);
+    let mut stream = connect(server.address());
+    for signal in [Signal::HUP, Signal::USR2, Signal::XFSZ] {
+        server.signal(signal);
+        assert_eq!(get(&mut stream, "/").status, 200, "{signal:?}");
+    }
+    assert_eq!(server.stop().status.code(), Some(0));
+}
+
+/// Starts a server whose standard error is a terminal.
+fn start_on_terminal(site: &std::path::Path, flags: &[&str]) -> (std::process::Child, Terminal) {
+    let terminal = Terminal::open();
+    let mut command = program();
+    command
+        .arg("serve")
+        .arg(site)
+        .args(["--listen", "127.0.0.1:0"])
+        .args(flags)
+        .stdout(Stdio::null())
+        .stderr(terminal.other_end());
+    (command.spawn().unwrap(), terminal)
+}
+
+#[test]
+fn a_user_at_a_terminal_is_told_what_the_server_waits_for() {
+    let site = site();
+    let (mut child, mut terminal) = start_on_terminal(site.path(), &["--grace", "5m"]);
+    let address = terminal.wait_for_address();
+    let mut busy = connect_with_small_window(address);
+    send_get(&mut busy, "/big");
+    read_head(&mut busy).unwrap();
+    let process = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(process, Signal::INT).unwrap();
+    terminal.wait_for_line("finishing 1 request, up to 5 m; Ctrl-C again to cut");
+    rustix::process::kill_process(process, Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_server_whose_terminal_was_closed_stops() {
+    let site = site();
+    let (mut child, mut terminal) = start_on_terminal(site.path(), &[]);
+    terminal.wait_for_address();
+    drop(terminal);
+    let process = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(process, Signal::HUP).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]
@@ -122,7 +176,7 @@ fn totals_are_printed_on_request_and_at_the_end() {
     // sending them, so the client may receive the response first.
     sleep(Duration::from_millis(100));
     server.signal(Signal::USR1);
-    let line = server.wait_for_line(" requests, ");
+    let line = server.wait_for_line(" bytes sent: ");
     assert!(line.starts_with(&expected), "{line}");
     let words: Vec<_> = line
         .split([' ', ',', ':'])

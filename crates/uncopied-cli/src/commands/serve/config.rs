@@ -24,6 +24,8 @@ pub(crate) struct Config {
     /// The plan for sending every file. `None` lets the library choose.
     pub(crate) forced_plan: Option<Plan>,
     pub(crate) log_format: Option<LineFormat>,
+    /// The file for the access log. `None` for standard output.
+    pub(crate) log_file: Option<PathBuf>,
     pub(crate) max_connections: usize,
     /// Set if the descriptor limit allows fewer connections than the default.
     pub(crate) lowered_limit: Option<LoweredLimit>,
@@ -42,17 +44,15 @@ impl Config {
             }
         })?;
         let threads = flags.threads.map_or_else(cores, usize::from);
+        let log_format = log_format(&flags);
         Ok(Self {
             files: files(&flags, budget.open_files)?,
             path: flags.path,
             listen: flags.listen,
             threads,
             forced_plan: flags.mechanism.0.map(Plan::preferring),
-            log_format: match flags.access_log {
-                LogFormat::Off => None,
-                LogFormat::Text => Some(LineFormat::Text),
-                LogFormat::Json => Some(LineFormat::Json),
-            },
+            log_format,
+            log_file: flags.access_log_file,
             max_connections: budget.connections,
             lowered_limit: match requested {
                 None => LoweredLimit::of(&budget, descriptor_limit),
@@ -72,6 +72,15 @@ impl Config {
 /// The maximum length of files that are kept in memory. For longer files, `sendfile` costs less
 /// than the copy, if many responses are in flight (decision 3).
 const IN_MEMORY_MAX_BYTES: u64 = 32 << 10;
+/// Returns the format of the access log. A file alone is a wish for a log.
+fn log_format(flags: &ServeFlags) -> Option<LineFormat> {
+    match flags.access_log {
+        Some(LogFormat::Off) => None,
+        Some(LogFormat::Text) => Some(LineFormat::Text),
+        Some(LogFormat::Json) => Some(LineFormat::Json),
+        None => flags.access_log_file.as_ref().map(|_| LineFormat::Text),
+    }
+}
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)

@@ -22,6 +22,8 @@ mod listening;
 mod warning;
 mod worker;
 
+use std::io::{self, IsTerminal as _};
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -30,7 +32,7 @@ use crate::error::Error;
 use crate::flags::ServeFlags;
 use crate::output::say;
 
-use access_log::AccessLog;
+use access_log::{AccessLog, LogSink};
 use config::Config;
 use control::{Control, RootFollower, Signals, TotalsLine};
 use worker::{Worker, WorkerSetup};
@@ -56,7 +58,9 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     let log = match config.log_format {
         None => None,
         Some(format) => {
-            Some(AccessLog::start(format).map_err(Error::setup("start the access log thread"))?)
+            let sink = open_log(config.log_file.as_deref())?;
+            let log = AccessLog::start(format, sink);
+            Some(log.map_err(Error::setup("start the access log thread"))?)
         }
     };
     let (stop, stopped) = watch::channel(false);
@@ -91,6 +95,7 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
         deadlines: config.deadlines,
         log: log.as_deref(),
         root: RootFollower::new(setup.files.clone(), config.path),
+        is_on_terminal: io::stderr().is_terminal(),
     };
     let outcome = runtime.block_on(control.run());
     // Close the access log first, so that its last lines are written before the totals are printed.
@@ -100,4 +105,14 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     warning::tell_suppressed(true);
     say(&TotalsLine::of(&workers, log.as_deref()));
     outcome
+}
+
+fn open_log(path: Option<&Path>) -> Result<LogSink, Error> {
+    match path {
+        None => LogSink::stdout().map_err(Error::setup("use standard output for the access log")),
+        Some(path) => LogSink::open(path).map_err(|source| Error::LogFile {
+            path: path.display().to_string(),
+            source,
+        }),
+    }
 }

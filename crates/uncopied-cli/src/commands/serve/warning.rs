@@ -56,10 +56,10 @@ impl WarningKind {
     const fn rate(self) -> (u32, Duration) {
         match self {
             Self::ServerError | Self::BodyCut => (5, Duration::from_secs(10)),
+            // The log warns when it begins to fail, and tells when it goes on.
+            Self::AccessLog => (4, Duration::from_secs(60)),
             // One message describes all of these events, which last until something is changed.
-            Self::TableFull | Self::Accept | Self::Root | Self::AccessLog => {
-                (1, Duration::from_secs(60))
-            }
+            Self::TableFull | Self::Accept | Self::Root => (1, Duration::from_secs(60)),
         }
     }
 

@@ -5,22 +5,25 @@ mod root;
 mod signals;
 mod totals;
 
+use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::error::Error;
+use crate::flags::TimeSpan;
 use crate::output::say;
 
 use super::access_log::AccessLog;
-use super::connection::ConnectionCommand;
+use super::connection::{ConnectionCommand, Phase};
 use super::listening::BoundListener;
 use super::warning::tell_suppressed;
 use super::worker::{Worker, WorkerExit};
 
 pub(crate) use deadlines::Deadlines;
 pub(crate) use root::RootFollower;
+use signals::Received;
 pub(crate) use signals::Signals;
 pub(crate) use totals::TotalsLine;
 
@@ -48,6 +51,8 @@ pub(crate) struct Control<'a> {
     pub(crate) deadlines: Deadlines,
     pub(crate) log: Option<&'a AccessLog>,
     pub(crate) root: RootFollower,
+    /// Whether standard error was a terminal at the start.
+    pub(crate) is_on_terminal: bool,
 }
 
 impl Control<'_> {
@@ -62,9 +67,12 @@ impl Control<'_> {
         let mut root_checks = every(ROOT_CHECK_INTERVAL);
         loop {
             tokio::select! {
-                _ = self.signals.terminate.recv() => return Ok(()),
-                _ = self.signals.interrupt.recv() => return Ok(()),
-                _ = self.signals.totals.recv() => self.print_totals(),
+                signal = self.signals.next() => match signal {
+                    Received::Stop => return Ok(()),
+                    Received::Reload if self.has_lost_terminal() => return Ok(()),
+                    Received::Reload => self.reload(),
+                    Received::Totals => self.print_totals(),
+                },
                 _ = self.worker_exits.recv() => return Err(Error::WorkerLost),
                 _ = sweeps.tick() => self.sweep(false),
                 _ = root_checks.tick() => self.root.check(),
@@ -80,6 +88,7 @@ impl Control<'_> {
         for worker in self.workers {
             worker.stats.connections.drain_all();
         }
+        self.say_what_is_finishing();
         let mut running = RunningWorkers {
             count: self.workers.len(),
             has_lost_one: false,
@@ -91,9 +100,11 @@ impl Control<'_> {
             tokio::select! {
                 exit = self.worker_exits.recv() => running.remove_one(exit),
                 () = &mut grace => break,
-                _ = self.signals.terminate.recv() => break,
-                _ = self.signals.interrupt.recv() => break,
-                _ = self.signals.totals.recv() => self.print_totals(),
+                signal = self.signals.next() => match signal {
+                    Received::Stop => break,
+                    Received::Reload => self.reload(),
+                    Received::Totals => self.print_totals(),
+                },
                 _ = sweeps.tick() => self.sweep(true),
             }
         }
@@ -129,6 +140,37 @@ impl Control<'_> {
                         .for_each(|connection| connection.send(ConnectionCommand::Abort));
                 },
             }
+        }
+    }
+
+    /// Carries out SIGHUP: opens again what may have been replaced.
+    fn reload(&mut self) {
+        if let Some(log) = self.log {
+            log.reopen();
+        }
+        self.root.check();
+    }
+
+    /// Whether SIGHUP means that the terminal has gone, and not that somebody wants a reload. A
+    /// terminal that has hung up is not a terminal any more.
+    fn has_lost_terminal(&self) -> bool {
+        self.is_on_terminal && !io::stderr().is_terminal()
+    }
+
+    /// Tells the user at a terminal what the server waits for.
+    fn say_what_is_finishing(&self) {
+        let mut requests = 0;
+        for worker in self.workers {
+            worker.stats.connections.for_each(|connection| {
+                requests += u64::from(!matches!(connection.phase(), Phase::Idle | Phase::Closing));
+            });
+        }
+        if self.is_on_terminal && requests > 0 && !self.deadlines.grace.is_zero() {
+            let s = if requests == 1 { "" } else { "s" };
+            let grace = TimeSpan(self.deadlines.grace);
+            say(&format_args!(
+                "finishing {requests} request{s}, up to {grace}; Ctrl-C again to cut"
+            ));
         }
     }
 
