@@ -169,8 +169,9 @@ pub(crate) struct ServeFlags {
     #[arg(long, value_name = "FILE", env = "UNCOPIED_ACCESS_LOG_FILE")]
     pub(crate) access_log_file: Option<PathBuf>,
 
-    /// Maximum number of concurrent connections; further connections wait to be accepted [default:
-    /// 10000, or less if the descriptor limit (ulimit -n) is low]
+    /// Maximum number of concurrent connections; a further one takes the place of the longest idle
+    /// one, or waits if none is idle [default: 10000, or less if the descriptor limit (ulimit -n)
+    /// is low]
     #[arg(long, value_name = "N", env = "UNCOPIED_MAX_CONNECTIONS",
           value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub(crate) max_connections: Option<u32>,

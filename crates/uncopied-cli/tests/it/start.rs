@@ -1,6 +1,7 @@
 //! Tests of addresses, passed sockets, limits, and mistakes on the command line.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,8 +11,11 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
 
-use crate::client::{connect, get, read_response, receives_nothing};
-use crate::server::{PROGRAM, Server, assert_fails, clean, program, site};
+use crate::client::{
+    connect, connect_with_small_window, get, read_head, read_response, read_to_close,
+    receives_nothing, send_get,
+};
+use crate::server::{BIG_FILE_BYTES, PROGRAM, Server, assert_fails, clean, program, site};
 
 #[test]
 fn the_url_is_printed_and_works() {
@@ -290,21 +294,46 @@ fn connections_beyond_the_maximum_wait_to_be_accepted() {
         "--listen",
         "127.0.0.1:0",
     ];
-    let server = Server::start(site.path(), &flags);
+    let mut server = Server::start(site.path(), &flags);
     let second = server.urls[1]
         .trim_start_matches("http://")
         .trim_end_matches('/');
     // Each of the two workers waits on both listeners, but there are only two permits. Both
     // listeners must accept connections nevertheless.
-    let mut first = connect(server.address());
-    assert_eq!(get(&mut first, "/").status, 200);
-    let mut other = connect(second.parse().unwrap());
-    assert_eq!(get(&mut other, "/").status, 200);
+    let mut first = connect_with_small_window(server.address());
+    send_get(&mut first, "/big");
+    read_head(&mut first).unwrap();
+    let mut other = connect_with_small_window(second.parse().unwrap());
+    send_get(&mut other, "/big");
+    read_head(&mut other).unwrap();
     let mut waiting = connect(second.parse().unwrap());
-    crate::client::send_get(&mut waiting, "/");
+    send_get(&mut waiting, "/");
+    server.wait_for_line("all 2 connections are in use: none is idle, and new ones wait; raise");
     assert!(receives_nothing(&mut waiting, Duration::from_millis(400)));
     drop(first);
     assert_eq!(read_response(&mut waiting).unwrap().status, 200);
+}
+
+#[test]
+fn a_new_connection_takes_the_place_of_the_one_that_has_been_idle_longest() {
+    let site = site();
+    let flags = ["--max-connections", "3", "--threads", "2"];
+    let mut server = Server::start(site.path(), &flags);
+    let mut busy = connect_with_small_window(server.address());
+    send_get(&mut busy, "/big");
+    read_head(&mut busy).unwrap();
+    let mut longest = connect(server.address());
+    let mut shorter = connect(server.address());
+    // `shorter` has the first request and the last.
+    assert_eq!(get(&mut shorter, "/").status, 200);
+    assert_eq!(get(&mut longest, "/").status, 200);
+    assert_eq!(get(&mut shorter, "/").status, 200);
+    assert_eq!(get(&mut connect(server.address()), "/").status, 200);
+    assert_eq!(read_to_close(&mut longest), b"");
+    server.wait_for_line("all 3 connections are in use: the longest idle one is closed");
+    assert_eq!(get(&mut shorter, "/").status, 200);
+    let mut body = vec![0; BIG_FILE_BYTES];
+    busy.read_exact(&mut body).unwrap();
 }
 
 #[test]

@@ -61,9 +61,9 @@ use crate::open_file::DiskAccess;
 /// | several ranges | `multipart/byteranges`; ranges that overlap or touch are merged |
 /// | more than 16 ranges, or ranges longer in total than the file | 200 with the whole file |
 ///
-/// An `ETag` is made from the modification time and the length of the file, so that all servers of a
-/// fleet send the same one (see [`entity_tags`](super::ServeFilesBuilder::entity_tags)). It is weak
-/// at first. It is strong once the file's last change is so old that any further
+/// An `ETag` is made from the modification time and the length of the file, so that all servers of
+/// a fleet send the same one (see [`entity_tags`](super::ServeFilesBuilder::entity_tags)). It is
+/// weak at first. It is strong once the file's last change is so old that any further
 /// change would get a different timestamp.
 ///
 /// A single file is served at `/` and at its own name.

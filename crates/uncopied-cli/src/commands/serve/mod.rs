@@ -64,9 +64,11 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
         }
     };
     let (stop, stopped) = watch::channel(false);
+    let (room_requests, room_requested) = mpsc::unbounded_channel();
     let setup = WorkerSetup {
         files: config.files,
         permits: Arc::new(Semaphore::new(config.max_connections)),
+        room_requests,
         log: log.clone(),
         forced_plan: config.forced_plan,
         stopped,
@@ -91,6 +93,8 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
         workers: &workers,
         listeners,
         worker_exits,
+        room_requested,
+        max_connections: config.max_connections,
         stop,
         deadlines: config.deadlines,
         log: log.as_deref(),

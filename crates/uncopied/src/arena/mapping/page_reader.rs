@@ -151,8 +151,8 @@ impl PageReader {
             // the mapping's last byte.
             #[allow(unsafe_code)]
             match unsafe { self.userfault.fill(page, &buffer[..filled]) } {
-                // If a page after the accessed one had content already, that and those after it were
-                // not filled.
+                // If a page after the accessed one had content already, that and those after it
+                // were not filled.
                 Ok(bytes) => {
                     let rest = filled.saturating_sub(bytes);
                     mapping.read_bytes.fetch_sub(rest, Ordering::Relaxed);

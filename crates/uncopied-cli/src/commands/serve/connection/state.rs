@@ -103,6 +103,13 @@ impl ConnectionState {
         Duration::from_millis(coarse_now().saturating_sub(since))
     }
 
+    /// Returns for how long the connection has been idle between two requests. `None` if it is not,
+    /// or if its first request has not arrived.
+    pub(crate) fn idle_time(&self) -> Option<Duration> {
+        let is_idle = self.has_received_request() && self.phase() == Phase::Idle;
+        is_idle.then(|| self.time_in_phase())
+    }
+
     /// Asks the task to look whether the peer is still reading. Only the task can do that, because
     /// it owns the socket. Looking is necessary because a socket becomes writable again only once a
     /// third of its buffer is free, which may take a slow but healthy peer minutes.

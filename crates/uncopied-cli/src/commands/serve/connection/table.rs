@@ -1,6 +1,7 @@
 //! A worker thread's table of connections, shared with the control thread.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use slab::Slab;
 use tokio::sync::Notify;
@@ -60,6 +61,19 @@ impl ConnectionTable {
             .connections
             .iter()
             .for_each(|(_, connection)| visit(connection));
+    }
+
+    /// Returns the connection that has been idle for the longest time between two requests, and for
+    /// how long, if there is any that has not been told to close.
+    pub(crate) fn longest_idle(&self) -> Option<(Duration, Arc<ConnectionState>)> {
+        let entries = lock(&self.entries);
+        let idle = entries.connections.iter().filter_map(|(_, connection)| {
+            let is_open = connection.command() < ConnectionCommand::Drain;
+            let time = connection.idle_time().filter(|_| is_open)?;
+            Some((time, connection))
+        });
+        let (time, connection) = idle.max_by_key(|(time, _)| *time)?;
+        Some((time, Arc::clone(connection)))
     }
 
     /// Waits until the table is empty. Supports one waiter at a time.

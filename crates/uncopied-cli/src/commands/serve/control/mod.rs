@@ -18,7 +18,7 @@ use crate::output::say;
 use super::access_log::AccessLog;
 use super::connection::{ConnectionCommand, Phase};
 use super::listening::BoundListener;
-use super::warning::tell_suppressed;
+use super::warning::{WarningKind, tell_suppressed, warn_limited};
 use super::worker::{Worker, WorkerExit};
 
 pub(crate) use deadlines::Deadlines;
@@ -46,6 +46,9 @@ pub(crate) struct Control<'a> {
     pub(crate) listeners: Vec<BoundListener>,
     /// Receives one message for each worker that ends.
     pub(crate) worker_exits: mpsc::UnboundedReceiver<WorkerExit>,
+    /// Receives a message when a connection waits for a permit; see `--max-connections`.
+    pub(crate) room_requested: mpsc::UnboundedReceiver<()>,
+    pub(crate) max_connections: usize,
     /// Tells the workers to stop accepting connections when set to true.
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) deadlines: Deadlines,
@@ -74,6 +77,7 @@ impl Control<'_> {
                     Received::Totals => self.print_totals(),
                 },
                 _ = self.worker_exits.recv() => return Err(Error::WorkerLost),
+                Some(()) = self.room_requested.recv() => self.make_room(),
                 _ = sweeps.tick() => self.sweep(false),
                 _ = root_checks.tick() => self.root.check(),
             }
@@ -140,6 +144,30 @@ impl Control<'_> {
                         .for_each(|connection| connection.send(ConnectionCommand::Abort));
                 },
             }
+        }
+    }
+
+    /// Closes the connection that has been idle for the longest time between two requests, because
+    /// another one waits for its place.
+    fn make_room(&self) {
+        let longest = self
+            .workers
+            .iter()
+            .filter_map(|worker| worker.stats.connections.longest_idle())
+            .max_by_key(|(time, _)| *time);
+        let closes = if longest.is_some() {
+            "the longest idle one is closed for each new one"
+        } else {
+            "none is idle, and new ones wait"
+        };
+        let message = format_args!(
+            "all {} connections are in use: {closes}; raise --max-connections, or lower \
+             --keepalive-timeout",
+            self.max_connections
+        );
+        warn_limited(WarningKind::TableFull, &message);
+        if let Some((_, connection)) = longest {
+            connection.send(ConnectionCommand::Drain);
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use uncopied_http::{Address, Listener, Stream};
 
 use crate::commands::serve::warning::{WarningKind, warn_limited};
@@ -16,6 +17,10 @@ use crate::error::kernel_text;
 
 /// The pause after a failed accept, for example when the process has run out of descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// The time after which a connection that waits for a permit asks again for room. The connection
+/// that was to make room may have begun a request, or none was idle.
+const ROOM_INTERVAL: Duration = Duration::from_millis(250);
 
 type AcceptResult = io::Result<(Stream, Address)>;
 type PendingAccept = Pin<Box<dyn Future<Output = (Listener, AcceptResult)> + Send>>;
@@ -54,23 +59,22 @@ impl Acceptor {
 
     /// Accepts connections forever and passes each to `start`. Every connection takes one of
     /// `permits`. `start` must ensure that the permit is returned when the connection ends. While
-    /// all permits are taken, further connections wait in the kernel's queue.
+    /// all permits are taken, one accepted connection waits here for a permit, and further ones
+    /// wait in the kernel's queue. `ask_for_room` is called when a connection begins to wait, and
+    /// at intervals until it has its permit.
     ///
-    /// Acquires a permit first, and then waits for a connection on all listeners at once. If each
-    /// listener waited with a permit of its own, an idle listener could hold the permit that a
-    /// connection on another listener needs.
+    /// Accepts first, and then acquires a permit, so that no worker holds a permit without a
+    /// connection, and so that room is only asked for if somebody needs it.
     pub(crate) async fn accept_all(
         mut self,
         permits: &Semaphore,
+        ask_for_room: impl Fn(),
         mut start: impl FnMut(Stream, Address),
     ) -> Infallible {
         loop {
-            let permit = permits.acquire().await;
             match self.accept().await {
                 Ok((stream, address)) => {
-                    if let Ok(permit) = permit {
-                        permit.forget();
-                    }
+                    take_permit(permits, &ask_for_room).await;
                     start(stream, address);
                 }
                 Err(error) if is_per_connection(&error) => {}
@@ -80,6 +84,22 @@ impl Acceptor {
                 }
             }
         }
+    }
+}
+
+/// Takes a permit out of the semaphore. Waits while there is none.
+async fn take_permit(permits: &Semaphore, ask_for_room: impl Fn()) {
+    let mut permit = permits.try_acquire().ok();
+    while permit.is_none() {
+        ask_for_room();
+        // The semaphore is never closed.
+        permit = timeout(ROOM_INTERVAL, permits.acquire())
+            .await
+            .ok()
+            .and_then(Result::ok);
+    }
+    if let Some(permit) = permit {
+        permit.forget();
     }
 }
 

@@ -106,9 +106,11 @@ fn run(runtime: Runtime, setup: WorkerSetup, acceptor: Acceptor, stats: &Arc<Wor
     runtime.block_on(async {
         let mut stopped = setup.stopped.clone();
         let settings = setup.connection_settings(stats);
-        let accepting = acceptor.accept_all(&setup.permits, |stream, client| {
-            setup.spawn_connection(stream, client, &settings);
-        });
+        let accepting = acceptor.accept_all(
+            &setup.permits,
+            || setup.ask_for_room(),
+            |stream, client| setup.spawn_connection(stream, client, &settings),
+        );
         tokio::select! {
             never = accepting => match never {},
             // `wait_for` fails if the control thread has ended, which is also a reason to stop.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use uncopied::policy::Plan;
 use uncopied_http::{Address, ServeFiles, Stream};
 
@@ -16,6 +16,8 @@ use crate::commands::serve::connection::{
 pub(crate) struct WorkerSetup {
     pub(crate) files: ServeFiles,
     pub(crate) permits: Arc<Semaphore>,
+    /// Tells the control thread that a connection waits for a permit.
+    pub(crate) room_requests: mpsc::UnboundedSender<()>,
     pub(crate) log: Option<Arc<AccessLog>>,
     /// The plan for sending every file. `None` lets the library choose.
     pub(crate) forced_plan: Option<Plan>,
@@ -32,6 +34,13 @@ impl WorkerSetup {
             log: self.log.clone(),
             forced_plan: self.forced_plan,
         })
+    }
+
+    /// Asks the control thread to close an idle connection, because only it knows the connections
+    /// of all workers. Each worker asks at most once per interval, so the channel stays short.
+    pub(super) fn ask_for_room(&self) {
+        // Ignore an error: the control thread is gone only if the process is about to exit.
+        let _ = self.room_requests.send(());
     }
 
     /// Spawns a task that serves one connection.
