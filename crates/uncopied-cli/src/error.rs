@@ -10,8 +10,10 @@ use http::StatusCode;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The path to serve cannot be opened, or is neither a directory nor a regular file.
-    #[error("cannot serve {path}: {}{}", kernel_text(.source), path_hint(.source))]
+    #[error("cannot serve {path}{}: {}{}", origin(.variable.as_deref()), kernel_text(.source), path_hint(.source))]
     Path {
+        /// The environment variable that holds the path, if it came from there.
+        variable: Option<String>,
         /// The path, as the user gave it.
         path: String,
         /// The underlying I/O error.
@@ -20,8 +22,8 @@ pub(crate) enum Error {
     /// A file named by `--spa` or `--error-page` cannot be used.
     #[error("{flag} {path}: {}; name a regular file inside the directory served", kernel_text(.source))]
     NamedFile {
-        /// The flag that names the file.
-        flag: &'static str,
+        /// The flag that names the file, or its environment variable.
+        flag: String,
         /// The path, as the user gave it.
         path: String,
         /// The underlying I/O error.
@@ -50,14 +52,29 @@ pub(crate) enum Error {
     #[error("LISTEN_FDS: {0}; pass listening stream sockets, starting at descriptor 3")]
     PassedSockets(String),
     /// `--error-page` names a status that is not an error (4xx or 5xx).
-    #[error("--error-page {}: only 4xx and 5xx statuses have error pages", .0.as_str())]
-    NotAnErrorStatus(StatusCode),
+    #[error("{flag} {}: only 4xx and 5xx statuses have error pages", .status.as_str())]
+    NotAnErrorStatus {
+        /// The flag, or its environment variable.
+        flag: String,
+        /// The status that it names.
+        status: StatusCode,
+    },
+    /// `UNCOPIED_SEND` or `UNCOPIED_RECEIVE` holds neither "on" nor "off".
+    #[error("{variable}: '{value}' is not a switch; set it to on or off, or unset it")]
+    NotASwitch {
+        /// The environment variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// `--max-connections` needs more descriptors than the limit allows.
     #[error(
-        "--max-connections {requested} needs a descriptor limit of at least {needed}, but the limit is {limit}; \
+        "{flag} {requested} needs a descriptor limit of at least {needed}, but the limit is {limit}; \
          raise it (ulimit -n, LimitNOFILE=) or lower --max-connections"
     )]
     TooManyConnections {
+        /// The flag, or its environment variable.
+        flag: String,
         /// The value of the flag.
         requested: usize,
         /// The descriptor limit that this number of connections needs.
@@ -91,7 +108,7 @@ impl Error {
     /// Returns the exit status: 2 for wrong usage, 1 for any other failure.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
-            Self::NotAnErrorStatus(_) => 2,
+            Self::NotAnErrorStatus { .. } | Self::NotASwitch { .. } => 2,
             _ => 1,
         }
     }
@@ -126,6 +143,10 @@ fn listen_hint(error: &io::Error) -> &'static str {
         io::ErrorKind::NotFound => "; create the socket's directory first",
         _ => "",
     }
+}
+
+fn origin(variable: Option<&str>) -> String {
+    variable.map_or_else(String::new, |variable| format!(" (from {variable})"))
 }
 
 fn path_hint(error: &io::Error) -> &'static str {

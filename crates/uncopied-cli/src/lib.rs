@@ -18,8 +18,6 @@ pub use commands::serve::fuzz;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 use crate::commands::serve;
 use crate::error::Error;
 use crate::flags::{Cli, Command};
@@ -32,9 +30,9 @@ pub fn main() -> ExitCode {
     // their descriptor numbers, and before it starts a thread, because other threads may read the
     // environment while this changes it.
     let passed = serve::PassedSockets::from_environment();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::parse_arguments() {
         Ok(cli) => cli,
-        Err(error) => return flags::report_usage_error(&error),
+        Err(error) => return error.report(),
     };
     let outcome = match cli.command {
         Command::Serve(flags) => serve::run(*flags, passed),

@@ -1,16 +1,21 @@
 //! The command line: the definitions of all flags with their help, and the parsing of their values.
 
+mod environment;
 mod serve;
 mod usage;
 mod values;
 
-use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub(crate) use environment::FromEnvironment;
 pub(crate) use serve::{LogFormat, ServeFlags};
-pub(crate) use usage::report_usage_error;
+pub(crate) use usage::UsageError;
 pub(crate) use values::{ListenAddress, TimeSpan};
 
+use environment::variable_at_fault;
 use serve::SERVE_HELP;
 
 /// Move bytes between files and sockets without copying them, and report how they were sent
@@ -22,6 +27,38 @@ use serve::SERVE_HELP;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Parses the command line and the environment.
+    ///
+    /// # Errors
+    ///
+    /// Help or the version was asked for, or the usage is wrong. The error holds what to print.
+    pub(crate) fn parse_arguments() -> Result<Self, UsageError> {
+        let arguments: Vec<OsString> = std::env::args_os().collect();
+        let mut root = Self::command();
+        root.build();
+        let parsed = root
+            .clone()
+            .try_get_matches_from(&arguments)
+            .and_then(|matches| Ok((Self::from_arg_matches(&matches)?, matches)));
+        match parsed {
+            Ok((mut cli, matches)) => {
+                if let Command::Serve(flags) = &mut cli.command
+                    && let Some(matches) = matches.subcommand_matches("serve")
+                    && let Some(serve) = root.find_subcommand("serve")
+                {
+                    flags.environment = FromEnvironment::of(serve, matches);
+                }
+                Ok(cli)
+            }
+            Err(error) => {
+                let variable = variable_at_fault(&Self::command(), &arguments, &error);
+                Err(UsageError::new(error, variable))
+            }
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -45,7 +82,6 @@ pub(crate) enum Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_definitions_are_consistent() {

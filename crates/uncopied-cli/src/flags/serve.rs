@@ -8,6 +8,7 @@ use http::HeaderValue;
 use uncopied::Mechanism;
 use uncopied_http::EntityTags;
 
+use super::environment::FromEnvironment;
 use super::values::{ErrorPage, HeaderLine, ListenAddress, TimeSpan, header_value};
 
 pub(super) const SERVE_HELP: &str = "\
@@ -32,7 +33,7 @@ Environment:
   A flag on the command line overrides its environment variable. Separate
   several values in one variable with commas (LISTEN, INDEX) or line feeds
   (HEADER, ERROR_PAGE). With UNCOPIED_SEND=off, every byte is copied,
-  regardless of --mechanism.
+  regardless of --mechanism; the other value is on.
 
 Times:
   500ms, 30s, 5m, 1h, 1d; a plain number is seconds; 0 disables a limit.";
@@ -227,6 +228,10 @@ pub(crate) struct ServeFlags {
         default_value = "30s"
     )]
     pub(crate) grace: TimeSpan,
+
+    /// Which of these flags were set by environment variables.
+    #[arg(skip)]
+    pub(crate) environment: FromEnvironment,
 }
 
 /// The preferred mechanism for sending file data. `None` lets the library choose.

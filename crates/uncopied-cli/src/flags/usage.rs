@@ -6,10 +6,28 @@ use clap::error::ErrorKind;
 
 use crate::output::say;
 
+/// What clap reports instead of a parsed command line.
+pub(crate) struct UsageError {
+    error: clap::Error,
+    /// If an environment variable is at fault: the argument as clap names it, and the variable.
+    variable: Option<(String, String)>,
+}
+
+impl UsageError {
+    pub(super) fn new(error: clap::Error, variable: Option<(String, String)>) -> Self {
+        Self { error, variable }
+    }
+
+    /// Prints the report, and returns the exit status.
+    pub(crate) fn report(&self) -> ExitCode {
+        report_usage_error(&self.error, self.variable.as_ref())
+    }
+}
+
 /// Prints what clap reports, and returns the exit status: 0 for help and version, which go to
 /// standard output, and 2 for a usage error, which becomes one line on standard error. Without any
 /// arguments, the help goes to standard error, with status 2.
-pub(crate) fn report_usage_error(error: &clap::Error) -> ExitCode {
+fn report_usage_error(error: &clap::Error, variable: Option<&(String, String)>) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // Ignore errors: the usual cause is that the reader has closed the pipe, which is not a
@@ -22,7 +40,11 @@ pub(crate) fn report_usage_error(error: &clap::Error) -> ExitCode {
             ExitCode::from(2)
         }
         _ => {
-            say(&one_line(&error.to_string()));
+            let mut message = error.to_string();
+            if let Some((argument, variable)) = variable {
+                message = message.replacen(&format!("'{argument}'"), variable, 1);
+            }
+            say(&one_line(&message));
             ExitCode::from(2)
         }
     }

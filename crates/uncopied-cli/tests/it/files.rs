@@ -309,7 +309,8 @@ fn the_number_of_open_files_is_bounded() {
     assert!(held.descriptors < DESCRIPTOR_LIMIT / 2, "{held:?}");
     assert!(held.mappings < DESCRIPTOR_LIMIT / 2, "{held:?}");
     let exit = server.stop();
-    assert_eq!(exit.stderr.len(), 2, "{:?}", exit.stderr);
+    let failed = |line: &String| line.contains("cannot");
+    assert!(!exit.stderr.iter().any(failed), "{:?}", exit.stderr);
 }
 
 #[test]

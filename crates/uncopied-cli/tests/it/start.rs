@@ -260,6 +260,67 @@ fn failures_exit_1_with_one_line() {
 }
 
 #[test]
+fn an_error_in_an_environment_variable_names_the_variable() {
+    let many = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .maximum
+        .is_some_and(|limit| limit < 10_000_000);
+    for (variable, value, status, words) in [
+        ("UNCOPIED_THREADS", "many", 2, "'many' for UNCOPIED_THREADS"),
+        ("UNCOPIED_GRACE", "soon", 2, "'soon' for UNCOPIED_GRACE"),
+        (
+            "UNCOPIED_MECHANISM",
+            "teleport",
+            2,
+            "for UNCOPIED_MECHANISM",
+        ),
+        ("UNCOPIED_LIST", "maybe", 2, "for UNCOPIED_LIST"),
+        ("UNCOPIED_LISTEN", "127.0.0.1", 2, "for UNCOPIED_LISTEN"),
+        (
+            "UNCOPIED_SEND",
+            "bogus",
+            2,
+            "UNCOPIED_SEND: 'bogus' is not a switch",
+        ),
+        ("UNCOPIED_ERROR_PAGE", "200=a", 2, "UNCOPIED_ERROR_PAGE 200"),
+        ("UNCOPIED_SPA", "nowhere", 1, "UNCOPIED_SPA nowhere"),
+        (
+            "UNCOPIED_PATH",
+            "/nowhere",
+            1,
+            "/nowhere (from UNCOPIED_PATH)",
+        ),
+        (
+            "UNCOPIED_MAX_CONNECTIONS",
+            "10000000",
+            1,
+            "UNCOPIED_MAX_CONNECTIONS 1",
+        ),
+    ] {
+        if variable == "UNCOPIED_MAX_CONNECTIONS" && !many {
+            continue;
+        }
+        let output = program()
+            .arg("serve")
+            .env(variable, value)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{stderr}");
+        assert!(stderr.contains(words), "{words:?} is missing in {stderr}");
+        assert!(!stderr.contains("'--"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    // The command line is at fault here.
+    let output = program()
+        .args(["serve", "--threads", "none"])
+        .env("UNCOPIED_THREADS", "2")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("'none' for '--threads <N>'"), "{stderr}");
+}
+
+#[test]
 fn wrong_usage_exits_2_with_one_line() {
     for (flags, words) in [
         (&["--threads", "0"][..], &["--threads", "1..=1024"][..]),

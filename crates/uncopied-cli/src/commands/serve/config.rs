@@ -35,9 +35,12 @@ pub(crate) struct Config {
 impl Config {
     /// Checks the path, the files that flags name, and the descriptor limit.
     pub(crate) fn check(flags: ServeFlags, descriptor_limit: usize) -> Result<Self, Error> {
+        check_switch("UNCOPIED_SEND")?;
+        check_switch("UNCOPIED_RECEIVE")?;
         let requested = flags.max_connections.map(|requested| requested as usize);
         let budget = DescriptorBudget::divide(descriptor_limit, requested).map_err(|needed| {
             Error::TooManyConnections {
+                flag: flags.environment.name_of("--max-connections"),
                 requested: requested.unwrap_or_default(),
                 needed,
                 limit: descriptor_limit,
@@ -82,13 +85,35 @@ fn log_format(flags: &ServeFlags) -> Option<LineFormat> {
     }
 }
 
+/// Checks a variable that the library reads. The library takes any value that it does not know for
+/// "on", but for a command, a mistyped "off" is an error.
+fn check_switch(variable: &'static str) -> Result<(), Error> {
+    let Some(value) = std::env::var_os(variable) else {
+        return Ok(());
+    };
+    let is_known = value.to_str().is_some_and(|value| {
+        ["", "on", "1", "true", "yes", "off", "0", "false", "no"]
+            .iter()
+            .any(|known| value.eq_ignore_ascii_case(known))
+    });
+    match is_known {
+        true => Ok(()),
+        false => Err(Error::NotASwitch {
+            variable,
+            value: value.to_string_lossy().into_owned(),
+        }),
+    }
+}
+
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error> {
     let path = &flags.path;
+    let variable = Some(flags.environment.name_of("path")).filter(|name| name != "path");
     let cannot_serve = |source| Error::Path {
+        variable: variable.clone(),
         path: path.display().to_string(),
         source,
     };
@@ -115,14 +140,17 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
         builder = builder.in_memory_max_bytes(0);
     }
     if let Some(file) = &flags.spa {
-        check_inside(path, "--spa", file)?;
+        check_inside(path, flags.environment.name_of("--spa"), file)?;
         builder = builder.fallback(file.clone());
     }
     for page in &flags.error_page {
         if !page.0.is_client_error() && !page.0.is_server_error() {
-            return Err(Error::NotAnErrorStatus(page.0));
+            return Err(Error::NotAnErrorStatus {
+                flag: flags.environment.name_of("--error-page"),
+                status: page.0,
+            });
         }
-        check_inside(path, "--error-page", &page.1)?;
+        check_inside(path, flags.environment.name_of("--error-page"), &page.1)?;
         builder = builder.error_page(page.0, page.1.clone());
     }
     for line in &flags.header {
@@ -136,7 +164,7 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
 
 /// Checks that a file named by a flag is a regular file below the served path, so that a mistake is
 /// reported at startup instead of when a client first needs the file.
-fn check_inside(root: &Path, flag: &'static str, file: &Path) -> Result<(), Error> {
+fn check_inside(root: &Path, flag: String, file: &Path) -> Result<(), Error> {
     let checked = root
         .join(file)
         .metadata()
