@@ -9,7 +9,7 @@ use uncopied::Mechanism;
 use uncopied_http::EntityTags;
 
 use super::environment::FromEnvironment;
-use super::values::{ErrorPage, HeaderLine, ListenAddress, TimeSpan, header_value};
+use super::values::{ErrorPage, HeaderLine, ListenAddress, SocketMode, TimeSpan, header_value};
 
 pub(super) const SERVE_HELP: &str = "\
 Signals:
@@ -71,6 +71,11 @@ pub(crate) struct ServeFlags {
         long_help = LISTEN_LONG_HELP
     )]
     pub(crate) listen: Vec<ListenAddress>,
+
+    /// Permissions of Unix sockets, in octal, such as 660 [default: 777 without the bits of the
+    /// umask]
+    #[arg(long, value_name = "MODE", env = "UNCOPIED_SOCKET_MODE")]
+    pub(crate) socket_mode: Option<SocketMode>,
 
     /// Number of threads, each with one event loop [default: the number of cores]
     #[arg(long, value_name = "N", env = "UNCOPIED_THREADS",
@@ -149,7 +154,7 @@ pub(crate) struct ServeFlags {
     pub(crate) no_precompressed: bool,
 
     /// Write one line per request to standard output, or to --access-log-file [default: text if
-    /// there is such a file, otherwise off]
+    /// there is such a file, short on a terminal, otherwise off]
     ///
     /// A slow reader of the log never delays a connection: lines that do not fit into a buffer of 4
     /// MiB are dropped, and their number is reported with the totals. The same holds for a full
@@ -300,4 +305,6 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object per line
     Json,
+    /// A few words for a person at a terminal
+    Short,
 }

@@ -78,6 +78,22 @@ pub(crate) enum ListenAddress {
     Unix(PathBuf),
 }
 
+/// The permissions of the file of a Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SocketMode(pub(crate) u32);
+
+impl FromStr for SocketMode {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let is_octal = !word.is_empty() && word.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+        match u32::from_str_radix(word, 8) {
+            Ok(mode) if is_octal && mode <= 0o777 => Ok(Self(mode)),
+            _ => Err("expected an octal number up to 777, for example 660".to_owned()),
+        }
+    }
+}
+
 impl Default for ListenAddress {
     fn default() -> Self {
         Self::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)))
@@ -218,6 +234,15 @@ mod tests {
             ("24h", "1 d"),
         ] {
             assert_eq!(word.parse::<TimeSpan>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn socket_modes_are_octal() {
+        assert_eq!("660".parse(), Ok(SocketMode(0o660)));
+        assert_eq!("0777".parse(), Ok(SocketMode(0o777)));
+        for word in ["", "+7", "8", "1000", "rw", "0o660"] {
+            assert!(word.parse::<SocketMode>().is_err(), "{word}");
         }
     }
 

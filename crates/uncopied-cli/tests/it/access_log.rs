@@ -10,6 +10,7 @@ use rustix::process::{Resource, Rlimit, Signal, prlimit};
 
 use crate::client::{TEST_TIMEOUT, connect, get, read_response, read_to_close};
 use crate::server::{BIG_FILE_BYTES, ProgramExit, Server, assert_fails, program, site};
+use crate::terminal::Terminal;
 
 /// Sends requests with bytes that the log must escape, stops the server, and returns its output.
 fn serve_requests_that_need_escapes(format: &str) -> ProgramExit {
@@ -193,6 +194,32 @@ fn pipelined_requests_are_logged_in_order() {
             format!("\"status\":{status},\"bytes\":{bytes},\"complete\":true,"),
         ];
         assert!(expected.iter().all(|part| line.contains(part)), "{line}");
+    }
+}
+
+#[test]
+fn a_terminal_gets_a_short_line_per_request_unless_told_otherwise() {
+    let site = site();
+    for (flags, expected) in [
+        (&[][..], Some("127.0.0.1 GET / 200 6 bytes ")),
+        (&["--access-log", "json"], Some("{\"time\":\"20")),
+        (&["--access-log", "off"], None),
+    ] {
+        let terminal = Terminal::open();
+        let mut command = program();
+        command
+            .arg("serve")
+            .arg(site.path())
+            .args(["--listen", "127.0.0.1:0"])
+            .args(flags);
+        let server = Server::spawn_with_stdout(command, 1, terminal.other_end());
+        get(&mut connect(server.address()), "/");
+        assert_eq!(server.stop().status.code(), Some(0));
+        let lines = terminal.written();
+        match expected {
+            Some(text) => assert!(lines.starts_with(text), "{flags:?}: {lines}"),
+            None => assert_eq!(lines, "", "{flags:?}"),
+        }
     }
 }
 

@@ -77,7 +77,7 @@ fn churn_leaks_nothing_and_every_body_is_complete() {
     // Wait until the files are stable, so that the server opens each of them once and keeps it
     // open.
     wait_until_files_are_stable();
-    let flags = ["--threads", "2", "--mechanism"];
+    let flags = ["--list", "--threads", "2", "--mechanism"];
     // A forced mechanism turns off in-memory caching, so `max_in_memory` is 0, and small files stay
     // open as well.
     let servers = [("auto", 16 << 10), ("splice", 0)].map(|(mechanism, max_in_memory)| {

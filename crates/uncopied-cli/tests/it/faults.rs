@@ -345,7 +345,7 @@ fn a_connection_that_fails_before_it_is_accepted_affects_no_other() {
         ),
         ("inject=accept4:error=ENOMEM:when=1", Some("cannot accept")),
     ] {
-        let mut traced = TracedServer::start(site.path(), &[], &["-e", inject]);
+        let mut traced = TracedServer::start(site.path(), &["--list"], &["-e", inject]);
         let mut stream = connect(traced.server.address());
         assert_eq!(get(&mut stream, "/other").status, 200, "{inject}");
         let mut next = connect(traced.server.address());

@@ -21,6 +21,7 @@ fn help_lists_every_flag_with_its_default_and_its_variable() {
         "127.0.0.1:8080",
         "UNCOPIED_LISTEN",
         "--threads",
+        "--socket-mode",
         "--mechanism",
         "--index",
         "--list",

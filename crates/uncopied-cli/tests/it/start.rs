@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::thread::sleep;
@@ -72,6 +73,69 @@ fn several_addresses_are_served_by_several_threads() {
         exit.stderr
     );
     assert!(!socket.exists(), "the socket's file is removed at exit");
+}
+
+#[test]
+fn a_socket_on_all_addresses_has_urls_that_can_be_clicked() {
+    let site = site();
+    for (listen, begins) in [
+        (":0", "http://localhost:"),
+        ("0.0.0.0:0", "http://127.0.0.1:"),
+    ] {
+        let mut command = program();
+        command
+            .arg("serve")
+            .arg(site.path())
+            .args(["--listen", listen]);
+        let exit = Server::spawn(command, 1).stop();
+        let urls: Vec<_> = exit
+            .stderr
+            .iter()
+            .filter_map(|line| line.rsplit_once(" on "))
+            .map(|(_, url)| url)
+            .collect();
+        assert!(urls[0].starts_with(begins), "{urls:?}");
+        for url in urls {
+            assert!(url.starts_with("http://") && url.ends_with('/'), "{url}");
+            assert!(!url.contains("[::]") && !url.contains("//0.0.0.0"), "{url}");
+        }
+    }
+}
+
+#[test]
+fn a_root_without_an_index_file_says_what_it_gives_and_which_flag_changes_that() {
+    let site = site();
+    std::fs::rename(site.path().join("index.html"), site.path().join("a.html")).unwrap();
+    let hint = |flags: &[&str]| {
+        let exit = Server::start(site.path(), flags).stop();
+        let hint = exit.stderr.iter().find(|line| line.contains(": / "));
+        hint.cloned()
+    };
+    assert_eq!(
+        hint(&[]).as_deref(),
+        Some(
+            "uncopied: / has no index file and listings are off, so it gives 404; --list shows the directory"
+        )
+    );
+    assert_eq!(hint(&["--list"]), None);
+    assert_eq!(hint(&["--index", "a.html"]), None);
+    assert_eq!(hint(&["--spa", "a.html"]), None);
+}
+
+#[test]
+fn a_unix_socket_gets_the_permissions_of_the_flag() {
+    let site = site();
+    let socket = site.path().join("a.sock");
+    let listen = format!("unix:{}", socket.display());
+    let flags = ["--listen", &listen, "--socket-mode", "606"];
+    let _server = Server::start(site.path(), &flags);
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o606);
+    assert_fails(
+        &["serve", "--socket-mode", "rw"],
+        2,
+        &["--socket-mode", "660"],
+    );
 }
 
 #[test]

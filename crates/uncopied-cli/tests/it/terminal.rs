@@ -1,7 +1,7 @@
 //! A terminal, as the program under test sees it.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::Stdio;
@@ -47,6 +47,20 @@ impl Terminal {
                 return line.trim_end().to_owned();
             }
         }
+    }
+
+    /// Hangs up, and returns what was written and not yet read. Call this once the program has
+    /// ended.
+    pub(crate) fn written(self) -> String {
+        let Self {
+            mut lines,
+            other_end,
+        } = self;
+        drop(other_end);
+        let mut bytes = Vec::new();
+        // A terminal that nobody has open for writing fails with EIO after the last byte.
+        let _ = lines.read_to_end(&mut bytes);
+        String::from_utf8(bytes).unwrap()
     }
 
     /// Waits for the first URL.

@@ -1,13 +1,13 @@
 //! Turns the flags into a configuration, and checks it against this machine's files and limits.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
 use uncopied::policy::Plan;
 use uncopied_http::ServeFiles;
 
-use crate::error::Error;
-use crate::flags::{ListenAddress, LogFormat, ServeFlags};
+use crate::error::{Error, kernel_text};
+use crate::flags::{ListenAddress, LogFormat, ServeFlags, SocketMode};
 
 use super::access_log::LineFormat;
 use super::control::Deadlines;
@@ -20,7 +20,10 @@ pub(crate) struct Config {
     /// The addresses to listen on. If there are none, the server listens on the default address,
     /// unless sockets were passed to it.
     pub(crate) listen: Vec<ListenAddress>,
+    pub(crate) socket_mode: Option<SocketMode>,
     pub(crate) threads: usize,
+    /// What is worth saying about `/` at the start.
+    pub(crate) root_hint: Option<String>,
     /// The plan for sending every file. `None` lets the library choose.
     pub(crate) forced_plan: Option<Plan>,
     pub(crate) log_format: Option<LineFormat>,
@@ -48,11 +51,14 @@ impl Config {
         })?;
         let threads = flags.threads.map_or_else(cores, usize::from);
         let log_format = log_format(&flags);
+        let root_hint = root_hint(&flags);
         Ok(Self {
             files: files(&flags, budget.open_files)?,
             path: flags.path,
             listen: flags.listen,
             threads,
+            socket_mode: flags.socket_mode,
+            root_hint,
             forced_plan: flags.mechanism.0.map(Plan::preferring),
             log_format,
             log_file: flags.access_log_file,
@@ -75,13 +81,50 @@ impl Config {
 /// The maximum length of files that are kept in memory. For longer files, `sendfile` costs less
 /// than the copy, if many responses are in flight (decision 3).
 const IN_MEMORY_MAX_BYTES: u64 = 32 << 10;
-/// Returns the format of the access log. A file alone is a wish for a log.
+
+/// Says what `/` will give, if that may surprise: the directory has no index file and is not
+/// listed, or cannot be read.
+fn root_hint(flags: &ServeFlags) -> Option<String> {
+    let root = &flags.path;
+    if !root.is_dir() || flags.spa.is_some() {
+        return None;
+    }
+    for index in &flags.index {
+        match root.join(index).metadata() {
+            Ok(metadata) if metadata.is_file() => return None,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Some(format!(
+                    "cannot read {}: permission denied, so / gives 403; make it readable by this \
+                     user",
+                    root.join(index).display()
+                ));
+            }
+            _ => {}
+        }
+    }
+    match (flags.list, root.read_dir()) {
+        (false, _) => Some(
+            "/ has no index file and listings are off, so it gives 404; --list shows the directory"
+                .to_owned(),
+        ),
+        (true, Err(error)) => Some(format!(
+            "/ cannot be listed: {}; make the directory readable by this user",
+            kernel_text(&error)
+        )),
+        (true, Ok(_)) => None,
+    }
+}
+
+/// Returns the format of the access log. A file alone is a wish for a log, and a person at a
+/// terminal wants to see what happens.
 fn log_format(flags: &ServeFlags) -> Option<LineFormat> {
     match flags.access_log {
         Some(LogFormat::Off) => None,
         Some(LogFormat::Text) => Some(LineFormat::Text),
         Some(LogFormat::Json) => Some(LineFormat::Json),
-        None => flags.access_log_file.as_ref().map(|_| LineFormat::Text),
+        Some(LogFormat::Short) => Some(LineFormat::Short),
+        None if flags.access_log_file.is_some() => Some(LineFormat::Text),
+        None => io::stdout().is_terminal().then_some(LineFormat::Short),
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     uncopied::ignore_sigpipe().map_err(Error::setup("ignore SIGPIPE"))?;
     let descriptors = listening::raise_descriptor_limit();
     let config = Config::check(flags, descriptors)?;
-    let listeners = listening::open(&config.listen, passed.into_listeners()?)?;
+    let listeners = listening::open(&config.listen, config.socket_mode, passed.into_listeners()?)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -80,12 +80,11 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     if let Some(lowered) = &config.lowered_limit {
         say(lowered);
     }
-    for listener in &listeners {
-        say(&format_args!(
-            "serving {} on {}",
-            config.path.display(),
-            listener.url()
-        ));
+    for url in listeners.iter().flat_map(|listener| listener.urls()) {
+        say(&format_args!("serving {} on {url}", config.path.display()));
+    }
+    if let Some(hint) = &config.root_hint {
+        say(hint);
     }
 
     let control = Control {

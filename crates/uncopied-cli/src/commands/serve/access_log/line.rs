@@ -16,6 +16,8 @@ pub(crate) enum LineFormat {
     Text,
     /// One JSON object per line.
     Json,
+    /// What a person at a terminal wants to see.
+    Short,
 }
 
 /// The data of one log line: a request and its response. It borrows what the connection has in its
@@ -61,6 +63,7 @@ impl LogRecord<'_> {
         match format {
             LineFormat::Text => self.text(out),
             LineFormat::Json => self.json(out),
+            LineFormat::Short => self.short(out),
         }
         out.push(b'\n');
     }
@@ -102,6 +105,29 @@ impl LogRecord<'_> {
         put(out, format_args!(" {mechanism} \""));
         text_escaped(out, self.error.unwrap_or("-").as_bytes());
         out.push(b'"');
+    }
+
+    fn short(&self, out: &mut Vec<u8>) {
+        put(out, format_args!("{} ", Host(self.client)));
+        match &self.request {
+            Some(request) => {
+                text_escaped(out, request.method);
+                out.push(b' ');
+                text_escaped(out, request.target);
+            }
+            None => out.extend_from_slice(b"(not a request)"),
+        }
+        let (bytes, millis) = (self.body_bytes, self.took.as_millis());
+        put(
+            out,
+            format_args!(" {} {bytes} bytes {millis} ms", self.status.as_u16()),
+        );
+        if let Some(error) = self.error {
+            out.extend_from_slice(b", cut: ");
+            text_escaped(out, error.as_bytes());
+        } else if !self.is_complete {
+            out.extend_from_slice(b", cut");
+        }
     }
 
     fn json(&self, out: &mut Vec<u8>) {
@@ -338,6 +364,25 @@ mod tests {
         assert!(
             json.ends_with(",\"mechanism\":null,\"error\":null}\n"),
             "{json}"
+        );
+    }
+
+    #[test]
+    fn short_lines_are_escaped_and_say_what_was_cut() {
+        let client = client();
+        let line = "127.0.0.1 GET /a\\x22b%0A?c 200 12 bytes 1 ms";
+        assert_eq!(
+            written(&record(&client), LineFormat::Short),
+            format!("{line}\n")
+        );
+        let cut = LogRecord {
+            is_complete: false,
+            error: Some("send timeout"),
+            ..record(&client)
+        };
+        assert_eq!(
+            written(&cut, LineFormat::Short),
+            format!("{line}, cut: send timeout\n")
         );
     }
 

@@ -2,17 +2,17 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use uncopied_http::{Listener, StreamOptions};
 
 use crate::error::Error;
-use crate::flags::ListenAddress;
+use crate::flags::{ListenAddress, SocketMode};
 
 /// The maximum number of connections that wait in the kernel to be accepted. The kernel caps this
 /// number at `net.core.somaxconn`, which is 4096 by default.
@@ -40,28 +40,72 @@ impl BoundListener {
         }
     }
 
-    /// Returns the URL at which clients reach this socket.
-    pub(crate) fn url(&self) -> String {
+    /// Returns the URLs at which clients reach this socket. For a socket on all addresses, these
+    /// are the URL for this machine, and those with the addresses that other machines use.
+    pub(crate) fn urls(&self) -> Vec<String> {
         match self {
             Self::Tcp(listener) => match listener.local_addr() {
-                Ok(address) => format!("http://{address}/"),
-                Err(error) => format!("a socket without an address ({error})"),
+                Ok(address) if address.ip().is_unspecified() => {
+                    let has_both = address.is_ipv6()
+                        && SockRef::from(listener).only_v6().is_ok_and(|only| !only);
+                    wildcard_urls(address, has_both)
+                }
+                Ok(address) => vec![format!("http://{address}/")],
+                Err(error) => vec![format!("a socket without an address ({error})")],
             },
             Self::Unix { listener, .. } => {
                 let address = listener.local_addr().ok();
-                match address.as_ref().and_then(|address| address.as_pathname()) {
-                    Some(path) => format!("unix:{}", path.display()),
-                    None => "a Unix socket without a path".to_owned(),
-                }
+                vec![
+                    match address.as_ref().and_then(|address| address.as_pathname()) {
+                        Some(path) => format!("unix:{}", path.display()),
+                        None => "a Unix socket without a path".to_owned(),
+                    },
+                ]
             }
         }
     }
+}
+
+/// Returns the URLs of a socket on all addresses of its family, or of both families.
+fn wildcard_urls(address: SocketAddr, has_both: bool) -> Vec<String> {
+    let port = address.port();
+    let mut urls = vec![if has_both {
+        format!("http://localhost:{port}/")
+    } else if address.is_ipv6() {
+        format!("http://{}/", SocketAddr::from((Ipv6Addr::LOCALHOST, port)))
+    } else {
+        format!("http://{}/", SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    }];
+    // Addresses for documentation, to which the route is that to the rest of the network.
+    let v4 = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
+    let v6 = SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9));
+    for (target, is_served) in [(v4, address.is_ipv4() || has_both), (v6, address.is_ipv6())] {
+        if let Some(ip) = is_served.then(|| own_address(target)).flatten() {
+            urls.push(format!("http://{}/", SocketAddr::new(ip, port)));
+        }
+    }
+    urls
+}
+
+/// Returns the address from which this machine would reach `target`, if there is a route and the
+/// address is not that of the loopback interface. Sends nothing: to connect a UDP socket only looks
+/// up the route.
+fn own_address(target: SocketAddr) -> Option<IpAddr> {
+    let any: SocketAddr = match target {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(target).ok()?;
+    let ip = socket.local_addr().ok()?.ip();
+    (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
 }
 
 /// Listens on each of `addresses`, or on the default address if there are neither addresses nor
 /// passed sockets. Returns the passed sockets and the new ones.
 pub(crate) fn open(
     addresses: &[ListenAddress],
+    socket_mode: Option<SocketMode>,
     passed: Vec<BoundListener>,
 ) -> Result<Vec<BoundListener>, Error> {
     let mut listeners = passed;
@@ -78,7 +122,7 @@ pub(crate) fn open(
                 ListenAddress::AllInterfaces(port) => all_interfaces(*port).map(BoundListener::Tcp),
                 ListenAddress::Unix(path) => {
                     refuse_other_file(path)?;
-                    unix(path).map(|(listener, file)| BoundListener::Unix {
+                    unix(path, socket_mode).map(|(listener, file)| BoundListener::Unix {
                         listener,
                         _file: Some(file),
                     })
@@ -150,8 +194,8 @@ fn refuse_other_file(path: &Path) -> Result<(), Error> {
 
 /// Listens on a Unix socket at `path`. An existing socket that refuses connections is replaced,
 /// because no process listens on it. If the existing socket accepts connections, it is in use, and
-/// this fails with `AddrInUse`.
-fn unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+/// this fails with `AddrInUse`. With a mode, nobody can connect before the socket has that mode.
+fn unix(path: &Path, mode: Option<SocketMode>) -> io::Result<(UnixListener, SocketFile)> {
     let bind = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&socket2::SockAddr::unix(path)?)?;
@@ -168,6 +212,9 @@ fn unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         path: path.to_owned(),
         identity: identity(path)?,
     };
+    if let Some(SocketMode(mode)) = mode {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    }
     socket.listen(LISTEN_BACKLOG)?;
     Ok((socket.into(), file))
 }
@@ -187,8 +234,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
         drop(UnixListener::bind(&path).unwrap());
-        let (live, file) = unix(&path).unwrap();
-        let refused = unix(&path).map(drop).unwrap_err();
+        let (live, file) = unix(&path, None).unwrap();
+        let refused = unix(&path, None).map(drop).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         drop((live, file));
         assert!(!path.exists());
@@ -198,7 +245,7 @@ mod tests {
     fn a_socket_file_that_another_process_has_replaced_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
-        let (_listener, file) = unix(&path).unwrap();
+        let (_listener, file) = unix(&path, None).unwrap();
         fs::rename(&path, directory.path().join("old.sock")).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
         drop(file);
@@ -211,7 +258,7 @@ mod tests {
         let path = directory.path().join("precious");
         fs::write(&path, "bytes").unwrap();
         let addresses = [ListenAddress::Unix(path.clone())];
-        let outcome = open(&addresses, vec![]);
+        let outcome = open(&addresses, None, vec![]);
         assert!(matches!(outcome, Err(Error::NotASocket(_))));
         assert!(path.exists());
     }
