@@ -13,7 +13,7 @@ use clap_complete::Shell;
 pub(crate) use environment::FromEnvironment;
 pub(crate) use serve::{LogFormat, ServeFlags};
 pub(crate) use usage::UsageError;
-pub(crate) use values::{ListenAddress, SocketMode, TimeSpan};
+pub(crate) use values::{ExtensionType, ListenAddress, SocketMode, TimeSpan};
 
 use environment::variable_at_fault;
 use serve::SERVE_HELP;

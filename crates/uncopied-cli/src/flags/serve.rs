@@ -9,7 +9,9 @@ use uncopied::Mechanism;
 use uncopied_http::EntityTags;
 
 use super::environment::FromEnvironment;
-use super::values::{ErrorPage, HeaderLine, ListenAddress, SocketMode, TimeSpan, header_value};
+use super::values::{
+    ErrorPage, ExtensionType, HeaderLine, ListenAddress, SocketMode, TimeSpan, header_value,
+};
 
 pub(super) const SERVE_HELP: &str = "\
 Signals:
@@ -32,7 +34,7 @@ Socket activation:
 Environment:
   A flag on the command line overrides its environment variable. Separate
   several values in one variable with commas (LISTEN, INDEX) or line feeds
-  (HEADER, ERROR_PAGE). With UNCOPIED_SEND=off, every byte is copied,
+  (HEADER, ERROR_PAGE, MIME). With UNCOPIED_SEND=off, every byte is copied,
   regardless of --mechanism; the other value is on.
 
 Times:
@@ -148,6 +150,15 @@ pub(crate) struct ServeFlags {
         default_value = "mtime"
     )]
     pub(crate) etag: EtagKind,
+
+    /// Content-Type of files with an extension, such as glb=model/gltf-binary; repeatable
+    #[arg(
+        long,
+        value_name = "EXT=TYPE",
+        env = "UNCOPIED_MIME",
+        value_delimiter = '\n'
+    )]
+    pub(crate) mime: Vec<ExtensionType>,
 
     /// Do not look for FILE.br, FILE.zst and FILE.gz next to a file
     #[arg(long, env = "UNCOPIED_NO_PRECOMPRESSED", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]

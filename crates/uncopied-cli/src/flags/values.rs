@@ -188,6 +188,25 @@ impl FromStr for ErrorPage {
     }
 }
 
+/// The media type of an extension, given as `EXT=TYPE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ExtensionType(pub(crate) String, pub(crate) HeaderValue);
+
+impl FromStr for ExtensionType {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let is_complete = |(extension, media_type): &(&str, &str)| {
+            let extension = extension.trim_start_matches('.');
+            !extension.is_empty() && !extension.contains('/') && media_type.contains('/')
+        };
+        let Some((extension, media_type)) = word.split_once('=').filter(is_complete) else {
+            return Err("expected EXT=TYPE, for example glb=model/gltf-binary".to_owned());
+        };
+        Ok(Self(extension.to_owned(), header_value(media_type)?))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -284,6 +303,13 @@ mod tests {
         }
         let page = ErrorPage(StatusCode::NOT_FOUND, "a=b.html".into());
         assert_eq!("404=a=b.html".parse(), Ok(page));
+        let own = ExtensionType("tar.x".into(), HeaderValue::from_static("a/b; c=d"));
+        assert_eq!("tar.x=a/b; c=d".parse(), Ok(own));
+        for word in [
+            "", "x", "x=", "=a/b", ".=a/b", "x=text", "x/y=a/b", "x=a/\n",
+        ] {
+            assert!(word.parse::<ExtensionType>().is_err(), "{word}");
+        }
         for word in ["404", "404=", "x=a", "40=a"] {
             assert!(word.parse::<ErrorPage>().is_err(), "{word}");
         }

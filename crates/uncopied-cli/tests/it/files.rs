@@ -55,6 +55,18 @@ fn copies_of_a_site_have_the_same_tags_unless_they_are_strict_or_off() {
     }
 }
 
+#[test]
+fn extensions_get_the_types_of_the_flag() {
+    let site = site();
+    fs::write(site.path().join("a.glb"), "").unwrap();
+    let flags = ["--mime", "glb=model/own", "--mime", "html=text/x-own"];
+    let server = Server::start(site.path(), &flags);
+    for (target, media_type) in [("/a.glb", "model/own"), ("/", "text/x-own")] {
+        let response = get(&mut connect(server.address()), target);
+        assert_eq!(response.header("content-type"), Some(media_type));
+    }
+}
+
 /// Makes the path `link` a link to `target`, atomically.
 fn switch(link: &std::path::Path, target: &str) {
     let new = link.with_extension("new");

@@ -32,6 +32,7 @@ fn help_lists_every_flag_with_its_default_and_its_variable() {
         "--header",
         "--cache-control",
         "--etag",
+        "--mime",
         "[default: mtime]",
         "--no-precompressed",
         "--access-log",

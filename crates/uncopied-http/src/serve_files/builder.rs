@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::cache::CacheLimits;
 use super::cache::headers::ConfiguredHeaders;
+use super::cache::media_type::ConfiguredTypes;
 use super::config::{Config, ConfiguredPage, EntityTags};
 use super::current_site::{CurrentSite, SiteSource};
 use super::resolve::path;
@@ -66,6 +67,7 @@ pub struct ServeFilesBuilder {
     headers: HeaderMap,
     cache_control: Option<HeaderValue>,
     entity_tags: EntityTags,
+    types: ConfiguredTypes,
     max_open_files: usize,
     in_memory_max_bytes: u64,
     memory_limit: u64,
@@ -88,6 +90,7 @@ impl ServeFilesBuilder {
             headers: HeaderMap::new(),
             cache_control: None,
             entity_tags: EntityTags::default(),
+            types: ConfiguredTypes::default(),
             max_open_files: 1024,
             in_memory_max_bytes: IN_MEMORY_FILE_MAX_BYTES,
             memory_limit: MEMORY_LIMIT_BYTES,
@@ -160,6 +163,15 @@ impl ServeFilesBuilder {
         self
     }
 
+    /// Sets the `Content-Type` of files whose name ends with a dot and `extension`, such as `wasm`
+    /// or `tar.gz`, in upper or lower case. May be called several times. The value is sent as it
+    /// is, so include the `charset` of a text type. Replaces the built-in type, and for `svgz` also the
+    /// built-in `Content-Encoding`.
+    pub fn media_type(mut self, extension: &str, value: HeaderValue) -> Self {
+        self.types.add(extension, value);
+        self
+    }
+
     /// Sets what the `ETag` of a file is made from. This affects only what clients see: whether a
     /// file has changed since it was opened is always decided with all of its metadata. Default:
     /// [`EntityTags::Mtime`].
@@ -206,8 +218,9 @@ impl ServeFilesBuilder {
     ///   [`error_page`](Self::error_page) cannot be opened.
     /// - [`InvalidInput`](io::ErrorKind::InvalidInput) if the path is neither a directory nor a
     ///   regular file, a fallback or error page is not a regular file, an index is not a plain
-    ///   name, an error page is given for a status that is not an error, or a configured header
-    ///   depends on the individual response, such as `Content-Length`.
+    ///   name, an error page is given for a status that is not an error, a media type has no slash
+    ///   or no extension, or a configured header depends on the individual response, such as
+    ///   `Content-Length`.
     pub fn build(self) -> io::Result<ServeFiles> {
         let with_path = |error: io::Error| {
             io::Error::new(
@@ -267,6 +280,11 @@ impl ServeFilesBuilder {
                 "header {name}: its value depends on the response"
             )));
         }
+        if let Some(malformed) = self.types.malformed() {
+            return Err(invalid(format!(
+                "media type {malformed}: not an extension and a type"
+            )));
+        }
         let page = |(status, path): &(StatusCode, PathBuf)| {
             if !(status.is_client_error() || status.is_server_error()) {
                 return Err(invalid(format!(
@@ -301,6 +319,7 @@ impl ServeFilesBuilder {
                     .clone()
                     .filter(|_| !self.headers.contains_key(CACHE_CONTROL)),
                 entity_tags: self.entity_tags,
+                types: self.types.clone(),
             },
             in_memory_max_bytes: self.in_memory_max_bytes,
         })

@@ -392,3 +392,39 @@ fn invalid_configurations_are_refused_with_a_reason() {
         assert!(error.to_string().contains(reason), "{error}");
     }
 }
+
+#[tokio::test]
+async fn types_follow_the_extension_and_the_configuration() {
+    let gzip = HeaderValue::from_static("application/gzip");
+    let own = HeaderValue::from_static("text/x-own; charset=latin1");
+    let names = ["a.mjs", "a.svgz", "a.OWN", "a.own.br", "own"];
+    let files = names.map(|name| (name, "content"));
+    let site = TestSite::new(&files);
+    let service = site.builder().media_type("own", own).build().unwrap();
+    for (uri, media_type, encoding) in [
+        ("/a.mjs", "text/javascript; charset=utf-8", ""),
+        ("/a.svgz", "image/svg+xml; charset=utf-8", "gzip"),
+        ("/a.OWN", "text/x-own; charset=latin1", ""),
+        ("/own", "application/octet-stream", ""),
+    ] {
+        let response = get(&service, uri).await;
+        assert_eq!(response.header("content-type"), media_type, "{uri}");
+        assert_eq!(response.header("content-encoding"), encoding, "{uri}");
+        assert_eq!(response.text(), "content", "{uri}");
+    }
+    let vary = get(&service, "/a.svgz").await;
+    assert_eq!(vary.header("vary"), "", "the coding is not negotiated");
+    let etag = [("if-none-match", vary.header("etag"))];
+    let not_modified = get_with(&service, "/a.svgz", &etag).await;
+    assert_eq!(not_modified.header("content-encoding"), "");
+    let service = site.builder().media_type("svgz", gzip).build().unwrap();
+    let response = get(&service, "/a.svgz").await;
+    assert_eq!(response.header("content-type"), "application/gzip");
+    assert_eq!(response.header("content-encoding"), "");
+    for (extension, value) in [("", "a/b"), ("a/b", "a/b"), ("a", "text")] {
+        let value = HeaderValue::from_static(value);
+        let error = site.builder().media_type(extension, value).build();
+        let error = error.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}");
+    }
+}

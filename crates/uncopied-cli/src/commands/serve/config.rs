@@ -7,7 +7,7 @@ use uncopied::policy::Plan;
 use uncopied_http::ServeFiles;
 
 use crate::error::{Error, kernel_text};
-use crate::flags::{ListenAddress, LogFormat, ServeFlags, SocketMode};
+use crate::flags::{ExtensionType, ListenAddress, LogFormat, ServeFlags, SocketMode};
 
 use super::access_log::LineFormat;
 use super::control::Deadlines;
@@ -198,6 +198,9 @@ fn files(flags: &ServeFlags, max_open_files: usize) -> Result<ServeFiles, Error>
     }
     for line in &flags.header {
         builder = builder.header(line.0.clone(), line.1.clone());
+    }
+    for ExtensionType(extension, media_type) in &flags.mime {
+        builder = builder.media_type(extension, media_type.clone());
     }
     if let Some(value) = &flags.cache_control {
         builder = builder.cache_control(value.clone());

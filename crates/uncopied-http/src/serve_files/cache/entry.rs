@@ -68,12 +68,12 @@ impl Entry {
         } = source;
         let stat = *file.stat();
         let is_stable = stat.is_stable(before_stat);
-        let (media_type, is_negotiable) = match &coding {
-            Some((_, media_type)) => (media_type.clone(), true),
+        let (media_type, is_negotiable, content_coding) = match &coding {
+            Some((coding, media_type)) => (media_type.clone(), true, Some(*coding)),
             None => {
-                let media_type = MediaType::of(path.to_bytes());
+                let media_type = MediaType::of(path.to_bytes(), &configured.types);
                 let is_negotiable = precompressed && media_type.is_compressible;
-                (media_type.value, is_negotiable)
+                (media_type.value, is_negotiable, media_type.coding)
             }
         };
         let coding = coding.map(|(coding, _)| coding);
@@ -85,7 +85,7 @@ impl Entry {
             etag: etag.as_ref(),
             last_modified,
             is_negotiable,
-            coding,
+            coding: content_coding,
             configured,
         });
         let mut header_lines = Vec::new();

@@ -8,6 +8,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue};
 
+use super::media_type::ConfiguredTypes;
 use crate::file_stat::FileStat;
 use crate::serve_files::config::EntityTags;
 use crate::serve_files::request::negotiate::Coding;
@@ -24,6 +25,8 @@ pub(crate) struct ConfiguredHeaders {
     /// The `Cache-Control` header of responses that send a file.
     pub(crate) cache_control: Option<HeaderValue>,
     pub(crate) entity_tags: EntityTags,
+    /// The media types that take precedence over the built-in ones.
+    pub(crate) types: ConfiguredTypes,
 }
 
 impl ConfiguredHeaders {

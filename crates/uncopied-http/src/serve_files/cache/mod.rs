@@ -3,7 +3,7 @@
 
 pub(crate) mod entry;
 pub(crate) mod headers;
-mod media_type;
+pub(crate) mod media_type;
 mod precompressed;
 pub(crate) mod revalidation;
 
