@@ -117,6 +117,9 @@ pub(crate) struct ServeFlags {
 
     /// File inside PATH to send with status 200 for paths that do not exist (for single-page
     /// applications)
+    ///
+    /// Sent only if the last name in the path has no dot, or if the client asks for HTML. Always
+    /// has "Cache-Control: no-cache", unless --header sets another value.
     #[arg(long, value_name = "FILE", env = "UNCOPIED_SPA")]
     pub(crate) spa: Option<PathBuf>,
 
@@ -138,7 +141,7 @@ pub(crate) struct ServeFlags {
     )]
     pub(crate) header: Vec<HeaderLine>,
 
-    /// Cache-Control header for files, for example "public, max-age=3600" [default: none]
+    /// Cache-Control header for files except that of --spa, for example "public, max-age=3600" [default: none]
     #[arg(long, value_name = "VALUE", env = "UNCOPIED_CACHE_CONTROL", value_parser = header_value)]
     pub(crate) cache_control: Option<HeaderValue>,
 

@@ -137,7 +137,13 @@ impl ServeFilesBuilder {
     /// Sets the file, beneath the root, that is served with status 200 in place of a missing file.
     /// This is meant for single-page applications. The fallback is served only if the request names
     /// `text/html` in `Accept`, or if the last name in the request path has no dot, so that a
-    /// missing script is still 404.
+    /// missing script is still 404. Because of that, the page and 404 responses have `Vary: accept`.
+    ///
+    /// Wherever the page is served, even under its own name or as an index file, its
+    /// `Cache-Control` is `no-cache` instead of the value set with
+    /// [`cache_control`](Self::cache_control), so that browsers see a new version of the
+    /// application at once. Only a `Cache-Control` set with [`header`](Self::header), for every
+    /// response, takes precedence.
     pub fn fallback(mut self, path: impl Into<PathBuf>) -> Self {
         self.fallback = Some(path.into());
         self
@@ -157,7 +163,8 @@ impl ServeFilesBuilder {
         self
     }
 
-    /// Sets the `Cache-Control` header of responses that send a file, and of 304 responses.
+    /// Sets the `Cache-Control` header of responses that send a file, and of 304 responses. Does
+    /// not apply to the [`fallback`](Self::fallback) page.
     pub fn cache_control(mut self, value: HeaderValue) -> Self {
         self.cache_control = Some(value);
         self

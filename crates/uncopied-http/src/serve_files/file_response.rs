@@ -40,6 +40,17 @@ impl FileResponse {
         }
     }
 
+    /// Returns the headers, to change them.
+    pub(super) fn headers_mut(&mut self) -> &mut HeaderMap {
+        if let Headers::OfFile(entry) = &self.headers {
+            self.headers = Headers::Other(entry.headers.clone());
+        }
+        match &mut self.headers {
+            Headers::Other(headers) => headers,
+            Headers::OfFile(_) => unreachable!("it has just been replaced"),
+        }
+    }
+
     /// The status code.
     #[must_use]
     pub fn status(&self) -> StatusCode {

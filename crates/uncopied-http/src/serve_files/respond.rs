@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, ACCEPT_RANGES, ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
     CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, LOCATION, RANGE,
-    RETRY_AFTER,
+    RETRY_AFTER, VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
@@ -26,6 +26,9 @@ use crate::open_file::DiskAccess;
 
 /// The value of `Allow`.
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+
+/// The value of `Vary` if the response depends on `Accept`.
+const ACCEPT_IN_VARY: HeaderValue = HeaderValue::from_static("accept");
 
 /// The error for a response that cannot be made without waiting for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +141,11 @@ impl<F: RequestFields> Responder<'_, F> {
             Err(ResolveError::Status(status)) => {
                 let is_temporary = status == StatusCode::SERVICE_UNAVAILABLE;
                 let retry = is_temporary.then_some((RETRY_AFTER, HeaderValue::from_static("1")));
-                self.error(status, retry)
+                // With another `Accept`, the response could have been the fallback page.
+                let has_fallback = self.site.config.fallback.is_some();
+                let vary = has_fallback && status == StatusCode::NOT_FOUND;
+                let vary = vary.then_some((VARY, ACCEPT_IN_VARY));
+                self.error(status, retry.into_iter().chain(vary))
             }
             response => response,
         };
@@ -171,7 +178,9 @@ impl<F: RequestFields> Responder<'_, F> {
             Err(ResolveError::NOT_FOUND) => match &self.site.config.fallback {
                 Some(page) if self.wants_fallback() => {
                     let entry = self.site.page(page, self.access)?;
-                    self.file(entry)
+                    let mut response = self.file(entry)?;
+                    response.headers_mut().append(VARY, ACCEPT_IN_VARY);
+                    Ok(response)
                 }
                 _ => Err(ResolveError::NOT_FOUND),
             },

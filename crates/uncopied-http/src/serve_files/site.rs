@@ -54,6 +54,8 @@ struct EntryOptions {
     earlier_index: Vec<CString>,
     /// For a precompressed file: its coding, and the media type of the original.
     coding: Option<(Coding, HeaderValue)>,
+    /// Whether this is a precompressed version of the fallback page.
+    is_fallback: bool,
 }
 
 impl Site {
@@ -128,6 +130,7 @@ impl Site {
             };
             let options = EntryOptions {
                 coding: Some((coding, entry.media_type.clone())),
+                is_fallback: entry.is_fallback,
                 ..EntryOptions::default()
             };
             match self.get_or_open(&file.key, &file.path, options, access) {
@@ -243,9 +246,12 @@ impl Site {
         let limit = self.config.in_memory_max_bytes;
         let file =
             OpenFile::with_memory_limit(limit, Arc::new(file), stat, access).map_err(to_error)?;
+        let fallback = self.config.fallback.as_ref();
+        let is_fallback = options.is_fallback || fallback.is_some_and(|page| page.path == path);
         let source = EntrySource {
             file,
             path,
+            is_fallback,
             earlier_index: options.earlier_index,
             coding: options.coding,
             before_stat,

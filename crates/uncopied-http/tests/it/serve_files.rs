@@ -165,6 +165,76 @@ async fn the_fallback_serves_pages_but_not_missing_assets() {
 }
 
 #[tokio::test]
+async fn caches_learn_that_the_fallback_depends_on_accept_and_must_be_revalidated() {
+    let site = TestSite::new(&[
+        ("app.html", "<app>"),
+        ("app.html.gz", "packed"),
+        ("a.txt", "a"),
+    ]);
+    let immutable = HeaderValue::from_static("max-age=31536000, immutable");
+    let builder = site.builder().fallback("/app.html").index(["app.html"]);
+    let builder = builder.cache_control(immutable.clone());
+    let service = builder.clone().build().unwrap();
+    let html = [("accept", "text/html")];
+    let zipped = [("accept", "text/html"), ("accept-encoding", "gzip")];
+    let matching = [("accept", "text/html"), ("if-none-match", "*")];
+    for (uri, headers, status, vary, cache_control) in [
+        (
+            "/x",
+            &html[..],
+            200,
+            &["accept-encoding", "accept"][..],
+            "no-cache",
+        ),
+        (
+            "/x.js",
+            &html,
+            200,
+            &["accept-encoding", "accept"],
+            "no-cache",
+        ),
+        (
+            "/x.js",
+            &zipped,
+            200,
+            &["accept-encoding", "accept"],
+            "no-cache",
+        ),
+        (
+            "/x.js",
+            &matching,
+            304,
+            &["accept-encoding", "accept"],
+            "no-cache",
+        ),
+        ("/x.js", &[], 404, &["accept"], ""),
+        ("/", &html, 200, &["accept-encoding"], "no-cache"),
+        ("/app.html", &zipped, 200, &["accept-encoding"], "no-cache"),
+        (
+            "/a.txt",
+            &html,
+            200,
+            &["accept-encoding"],
+            "max-age=31536000, immutable",
+        ),
+    ] {
+        let response = get_with(&service, uri, headers).await;
+        assert_eq!(response.status.as_u16(), status, "{uri}");
+        let values: Vec<_> = response.headers.get_all("vary").iter().collect();
+        assert_eq!(values, vary, "{uri}");
+        assert_eq!(response.header("cache-control"), cache_control, "{uri}");
+    }
+    let service = builder.header(CACHE_CONTROL, immutable).build().unwrap();
+    let response = get(&service, "/x").await;
+    assert_eq!(
+        response.header("cache-control"),
+        "max-age=31536000, immutable"
+    );
+    let without = get(&site.serve(), "/x").await;
+    assert_eq!(without.header("vary"), "", "nothing depends on Accept");
+}
+
+#[tokio::test]
 async fn pages_may_be_hidden_files_that_no_request_can_name() {
     let site = TestSite::new(&[(".404.html", "gone")]);
     let service = site

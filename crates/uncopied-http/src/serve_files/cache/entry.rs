@@ -35,6 +35,9 @@ pub(crate) struct Entry {
     earlier_index: Box<[CString]>,
     etag: Option<HeaderValue>,
     last_modified: Option<u64>,
+    /// Whether this is the fallback page, which is never cached for long; see
+    /// [`ServeFilesBuilder::fallback`](crate::ServeFilesBuilder::fallback).
+    pub(crate) is_fallback: bool,
     /// Whether the file was [stable](crate::FileStat::is_stable) when it was opened.
     pub(crate) is_stable: bool,
 }
@@ -44,6 +47,9 @@ pub(crate) struct EntrySource {
     pub(crate) file: OpenFile,
     pub(crate) path: CString,
     pub(crate) earlier_index: Vec<CString>,
+    /// Whether this is the [fallback page](crate::ServeFilesBuilder::fallback), or a precompressed
+    /// version of it.
+    pub(crate) is_fallback: bool,
     /// For a precompressed file: its coding, and the media type of the original.
     pub(crate) coding: Option<(Coding, HeaderValue)>,
     /// The system time shortly *before* the `statx` of the file. With a later time, the file might
@@ -63,6 +69,7 @@ impl Entry {
             file,
             path,
             earlier_index,
+            is_fallback,
             coding,
             before_stat,
         } = source;
@@ -86,6 +93,7 @@ impl Entry {
             last_modified,
             is_negotiable,
             coding: content_coding,
+            is_fallback,
             configured,
         });
         let mut header_lines = Vec::new();
@@ -102,6 +110,7 @@ impl Entry {
             earlier_index: earlier_index.into(),
             etag,
             last_modified,
+            is_fallback,
             is_stable,
         }
     }

@@ -51,6 +51,8 @@ pub(super) struct FileHeaders<'a> {
     /// Whether the response depends on `Accept-Encoding`.
     pub(super) is_negotiable: bool,
     pub(super) coding: Option<Coding>,
+    /// Whether this is the page that is sent in place of missing files.
+    pub(super) is_fallback: bool,
     pub(super) configured: &'a ConfiguredHeaders,
 }
 
@@ -73,7 +75,11 @@ pub(super) fn of_file(file: &FileHeaders<'_>) -> HeaderMap {
     if let Some(coding) = file.coding {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.token()));
     }
-    if let Some(value) = &file.configured.cache_control {
+    // The fallback page is the response for any path, and each new version of it names new scripts.
+    // If a client kept it as long as the files, it would not see a deployment.
+    if file.is_fallback {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    } else if let Some(value) = &file.configured.cache_control {
         headers.insert(CACHE_CONTROL, value.clone());
     }
     file.configured.apply(&mut headers);
