@@ -141,7 +141,8 @@ pub(crate) struct ServeFlags {
     )]
     pub(crate) header: Vec<HeaderLine>,
 
-    /// Cache-Control header for files except that of --spa, for example "public, max-age=3600" [default: none]
+    /// Cache-Control header for files except that of --spa, for example "public, max-age=3600"
+    /// [default: none]
     #[arg(long, value_name = "VALUE", env = "UNCOPIED_CACHE_CONTROL", value_parser = header_value)]
     pub(crate) cache_control: Option<HeaderValue>,
 
@@ -163,7 +164,7 @@ pub(crate) struct ServeFlags {
     )]
     pub(crate) mime: Vec<ExtensionType>,
 
-    /// Do not look for FILE.br, FILE.zst and FILE.gz next to a file
+    /// Do not look for FILE.br, FILE.zst and FILE.gz next to a file (used unless they are older)
     #[arg(long, env = "UNCOPIED_NO_PRECOMPRESSED", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) no_precompressed: bool,
 

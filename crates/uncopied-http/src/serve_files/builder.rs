@@ -127,7 +127,8 @@ impl ServeFilesBuilder {
     }
 
     /// Sets whether `name.br`, `name.zst` and `name.gz` are sent in place of `name` to clients that
-    /// accept the coding. They are not looked for if the format of `name` is already compressed
+    /// accept the coding, unless they are older than `name`. They are not looked for if the format
+    /// of `name` is already compressed
     /// (images, video, archives). Default: true.
     pub fn precompressed(mut self, on: bool) -> Self {
         self.precompressed = on;
@@ -137,7 +138,8 @@ impl ServeFilesBuilder {
     /// Sets the file, beneath the root, that is served with status 200 in place of a missing file.
     /// This is meant for single-page applications. The fallback is served only if the request names
     /// `text/html` in `Accept`, or if the last name in the request path has no dot, so that a
-    /// missing script is still 404. Because of that, the page and 404 responses have `Vary: accept`.
+    /// missing script is still 404. Because of that, the page and 404 responses have
+    /// `Vary: accept`.
     ///
     /// Wherever the page is served, even under its own name or as an index file, its
     /// `Cache-Control` is `no-cache` instead of the value set with
@@ -172,8 +174,8 @@ impl ServeFilesBuilder {
 
     /// Sets the `Content-Type` of files whose name ends with a dot and `extension`, such as `wasm`
     /// or `tar.gz`, in upper or lower case. May be called several times. The value is sent as it
-    /// is, so include the `charset` of a text type. Replaces the built-in type, and for `svgz` also the
-    /// built-in `Content-Encoding`.
+    /// is, so include the `charset` of a text type. Replaces the built-in type, and for `svgz`
+    /// also the built-in `Content-Encoding`.
     pub fn media_type(mut self, extension: &str, value: HeaderValue) -> Self {
         self.types.add(extension, value);
         self

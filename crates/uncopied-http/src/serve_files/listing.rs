@@ -179,7 +179,9 @@ fn to_html(path: &RequestPath, entries: &[ListingEntry], truncated: bool) -> Str
     page
 }
 
-/// Renders the entries in the format of nginx's `autoindex_format json`.
+/// Renders the entries in the format of nginx's `autoindex_format json`, with one more member:
+/// `href` is the reference to the entry, relative to the listing. A name that is not UTF-8 cannot
+/// be written in JSON, so a client could not make a URL of `name`.
 fn to_json(entries: &[ListingEntry]) -> String {
     let mut text = String::from("[");
     for (at, entry) in entries.iter().enumerate() {
@@ -198,7 +200,9 @@ fn to_json(entries: &[ListingEntry]) -> String {
         if !entry.is_directory {
             let _ = write!(text, ",\"size\":{}", entry.len);
         }
-        text.push('}');
+        let slash = if entry.is_directory { "/" } else { "" };
+        let href = percent_encode_name(&entry.name);
+        let _ = write!(text, ",\"href\":\"./{href}{slash}\"}}");
     }
     text.push_str("\n]\n");
     text

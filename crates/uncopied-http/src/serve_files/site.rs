@@ -134,6 +134,7 @@ impl Site {
                 ..EntryOptions::default()
             };
             match self.get_or_open(&file.key, &file.path, options, access) {
+                Ok(file) if file.is_older_than(&entry) => {}
                 Ok(file) => return Ok(file),
                 Err(ResolveError::NeedsDisk) => return Err(ResolveError::NeedsDisk),
                 // A precompressed file that cannot be opened is treated as absent.

@@ -112,7 +112,7 @@ async fn listings_show_what_would_be_served() {
         .modified()
         .unwrap();
     let line = format!(
-        "{{\"name\":\"b.txt\",\"type\":\"file\",\"mtime\":\"{}\",\"size\":5}}",
+        "{{\"name\":\"b.txt\",\"type\":\"file\",\"mtime\":\"{}\",\"size\":5,\"href\":\"./b.txt\"}}",
         httpdate::fmt_http_date(modified)
     );
     assert!(json.text().contains(&line), "{}", json.text());
@@ -170,6 +170,13 @@ async fn listings_are_escaped_and_their_links_work() {
             .contains("Index of /&lt;b&gt;/")
     );
     let json = get_with(&service, "/", &[("accept", "application/json")]).await;
+    let links: Vec<_> = json.text().split("\"href\":\".").skip(1).collect();
+    assert_eq!(links.len(), names.len() + 1);
+    assert!(json.text().contains("\"./%FF%FE\"") && json.text().contains("\"./%3Cb%3E/\""));
+    for link in links {
+        let response = get(&service, link.split('"').next().unwrap()).await;
+        assert_eq!(response.status, StatusCode::OK, "{link}");
+    }
     assert!(json.text().contains("\"a\\\"b'&c\"") && json.text().contains("\"new\\u000aline\""));
 }
 

@@ -2,6 +2,7 @@
 //! `app.js.gz` to a client that accepts the coding.
 
 use std::os::unix::fs::symlink;
+use std::time::{Duration, UNIX_EPOCH};
 
 use http::{Method, StatusCode};
 
@@ -189,4 +190,39 @@ async fn a_precompressed_file_behind_a_link_may_appear_without_a_change_to_its_d
     }
     site.write("packed/a.gz", "packed");
     assert_eq!(get_with(&service, "/a.txt", &gzip).await.text(), "packed");
+}
+
+/// Such a file is left over from an earlier version of the original.
+#[tokio::test]
+async fn a_precompressed_file_that_is_older_than_its_original_is_not_sent() {
+    let site = TestSite::new(&[
+        ("a.txt", "plain"),
+        ("a.txt.br", "brotli"),
+        ("a.txt.gz", "gzip"),
+    ]);
+    let set = |name, seconds: u64, nanos| {
+        let file = std::fs::File::options().write(true).open(site.path(name));
+        let time = UNIX_EPOCH + Duration::new(1_700_000_000 + seconds, nanos);
+        file.unwrap().set_modified(time).unwrap();
+    };
+    let service = site.serve();
+    set("a.txt", 10, 123_456_789);
+    for (brotli, gzip, expected) in [
+        ((10, 123_456_789), (10, 123_456_789), "brotli"),
+        ((11, 0), (9, 0), "brotli"),
+        ((10, 123_456_000), (9, 0), "brotli"),
+        ((10, 0), (9, 0), "brotli"),
+        ((9, 999_999_999), (10, 123_456_790), "gzip"),
+        ((10, 123_456_788), (10, 123_455_000), "plain"),
+        ((9, 0), (0, 0), "plain"),
+    ] {
+        set("a.txt.br", brotli.0, brotli.1);
+        set("a.txt.gz", gzip.0, gzip.1);
+        for _ in 0..2 {
+            let both = [("accept-encoding", "br, gzip")];
+            let response = get_with(&service, "/a.txt", &both).await;
+            assert_eq!(response.text(), expected, "{brotli:?} {gzip:?}");
+            assert_eq!(response.header("vary"), "accept-encoding");
+        }
+    }
 }

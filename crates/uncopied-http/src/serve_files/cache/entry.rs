@@ -156,6 +156,22 @@ impl Entry {
         Arc::ptr_eq(&self.root, root)
     }
 
+    /// Whether this file was modified before `original`, so that it cannot be a compressed version
+    /// of what `original` contains now.
+    ///
+    /// Some tools give the compressed file the time of the original, but cut off below the second
+    /// or the microsecond. A time that looks cut off is compared with an equally cut one.
+    pub(crate) fn is_older_than(&self, original: &Self) -> bool {
+        let (own_seconds, own_nanos) = self.file.stat().modified();
+        let (seconds, nanos) = original.file.stat().modified();
+        let unit = match own_nanos {
+            0 => 1_000_000_000,
+            _ if own_nanos % 1000 == 0 => 1000,
+            _ => 1,
+        };
+        (own_seconds, own_nanos) < (seconds, nanos - nanos % unit)
+    }
+
     /// Whether this entry may serve later requests.
     ///
     /// False if the bytes were read into memory before the file was
