@@ -5,6 +5,7 @@ use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Statx, StatxFlags};
+use rustix::io::Errno;
 
 /// The metadata that `statx` reports about a file. Comparing two values shows whether they describe
 /// the same file with the same content.
@@ -30,11 +31,12 @@ pub struct FileStat {
 const TIMESTAMP_GRANULARITY: Duration = Duration::from_secs(3);
 
 impl FileStat {
-    /// Queries an open file. Makes one system call.
+    /// Queries an open file. Makes one system call: `statx`, or `fstatat` where a sandbox or the
+    /// kernel refuses that.
     ///
     /// # Errors
     ///
-    /// Any error from `statx`.
+    /// Any error from `statx` or `fstatat`.
     pub fn of(file: &File) -> io::Result<Self> {
         Self::at(file, "", AtFlags::EMPTY_PATH)
     }
@@ -51,8 +53,32 @@ impl FileStat {
         flags: AtFlags,
     ) -> io::Result<Self> {
         let wanted = StatxFlags::BASIC_STATS;
-        let stat = rustix::fs::statx(dir, path, flags, wanted)?;
-        Ok(Self::from_statx(&stat))
+        path.into_with_c_str(|path| {
+            match rustix::fs::statx(&dir, path, flags, wanted) {
+                Ok(stat) => Ok(Self::from_statx(&stat)),
+                // The kernel or a sandbox does not provide statx. If EPERM has another cause,
+                // fstatat fails with it as well.
+                Err(Errno::NOSYS | Errno::PERM) => {
+                    let stat = rustix::fs::statat(&dir, path, flags)?;
+                    Ok(Self::from_stat(&stat))
+                }
+                Err(errno) => Err(errno),
+            }
+        })
+        .map_err(io::Error::from)
+    }
+
+    fn from_stat(stat: &rustix::fs::Stat) -> Self {
+        let device = stat.st_dev;
+        Self {
+            device: (rustix::fs::major(device), rustix::fs::minor(device)),
+            inode: stat.st_ino,
+            // The type and the permissions are the lower 16 bits. The others are always 0.
+            mode: stat.st_mode as u16,
+            len: u64::try_from(stat.st_size).unwrap_or_default(),
+            modified: (stat.st_mtime, stat.st_mtime_nsec as u32),
+            changed: (stat.st_ctime, stat.st_ctime_nsec as u32),
+        }
     }
 
     fn from_statx(stat: &Statx) -> Self {
@@ -139,4 +165,23 @@ fn since_1970((seconds, nanos): (i64, u32)) -> SystemTime {
     u64::try_from(seconds).map_or(UNIX_EPOCH, |seconds| {
         UNIX_EPOCH + Duration::new(seconds, nanos)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_system_calls_report_the_same() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.as_file().set_len(12_345).expect("grown");
+        let time = UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
+        file.as_file().set_modified(time).expect("the time is set");
+        for path in [file.path(), std::path::Path::new("/")] {
+            let open = File::open(path).expect("opened");
+            let by_statx = FileStat::of(&open).expect("queried");
+            let stat = rustix::fs::fstat(&open).expect("queried");
+            assert_eq!(FileStat::from_stat(&stat), by_statx);
+        }
+    }
 }

@@ -245,6 +245,7 @@ fn old_kernels_and_filters_lose_no_byte() {
     for errno in [libc::ENOSYS, libc::EPERM] {
         for (calls, expected) in [
             (&[libc::SYS_openat2][..], [ALL_BODY_BYTES, 0, 0]),
+            (&[libc::SYS_statx], [ALL_BODY_BYTES, 0, 0]),
             (&[CACHESTAT], [ALL_BODY_BYTES, 0, 0]),
             (&[sendfile], [0, ALL_BODY_BYTES, 0]),
             (&[sendfile, splice], [0, 0, 2 * LARGE_FILE_BYTES]),
