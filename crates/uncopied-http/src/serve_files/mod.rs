@@ -18,6 +18,7 @@ mod current_site;
 mod fallback;
 mod file_response;
 mod listing;
+mod mounted;
 mod multipart;
 mod request;
 mod resolve;

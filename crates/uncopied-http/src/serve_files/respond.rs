@@ -19,6 +19,7 @@ use super::request::conditional::{self, PreconditionOutcome};
 use super::request::fields::RequestFields;
 use super::request::negotiate;
 use super::request::range::{self, RangeSelection};
+use super::resolve::path::RequestPath;
 use super::resolve::root::ResolveError;
 use super::site::{ResolvedTarget, Site};
 use crate::body::FileBody;
@@ -59,11 +60,13 @@ impl<'a> RequestTarget<'a> {
 }
 
 /// Returns the response to a request. `current` is the cache entry of the requested file, if the
-/// caller has already found the entry and checked that it is current.
+/// caller has already found the entry and checked that it is current. `mount` is the place at which
+/// axum has mounted the service, if the request is for that place without a slash.
 pub(super) fn respond(
     site: &Site,
     target: RequestTarget<'_>,
     fields: &impl RequestFields,
+    mount: Option<RequestPath>,
     current: Option<Arc<Entry>>,
     access: DiskAccess,
 ) -> Result<FileResponse, NeedsDisk> {
@@ -71,6 +74,7 @@ pub(super) fn respond(
         site,
         target,
         fields,
+        mount,
         is_head: target.method == "HEAD",
         access,
     };
@@ -83,6 +87,7 @@ pub(super) fn error_response(site: &Site, status: StatusCode) -> FileResponse {
         site,
         target: RequestTarget::new("GET", "", None),
         fields: &HeaderMap::new(),
+        mount: None,
         is_head: false,
         access: DiskAccess::CachedOnly,
     };
@@ -95,6 +100,8 @@ struct Responder<'a, F> {
     site: &'a Site,
     target: RequestTarget<'a>,
     fields: &'a F,
+    /// See [`mounted::path_without_slash`](super::mounted::path_without_slash).
+    mount: Option<RequestPath>,
     is_head: bool,
     access: DiskAccess,
 }
@@ -158,6 +165,15 @@ impl<F: RequestFields> Responder<'_, F> {
         let target = match current {
             Some(entry) => Ok(ResolvedTarget::File(entry)),
             None => self.site.find(self.target.path, self.access),
+        };
+        let mount = self.mount.clone();
+        let target = match (mount, target) {
+            (Some(path), Ok(ResolvedTarget::File(_) | ResolvedTarget::Listing(..)))
+                if self.site.single.is_none() =>
+            {
+                Ok(ResolvedTarget::MissingSlash(path))
+            }
+            (_, target) => target,
         };
         match target {
             Ok(ResolvedTarget::File(entry)) => self.file(entry),

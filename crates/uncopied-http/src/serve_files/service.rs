@@ -16,6 +16,7 @@ use super::cache::entry::Entry;
 use super::cache::revalidation::{GroupMember, RevalidationGroup};
 use super::current_site::CurrentSite;
 use super::file_response::FileResponse;
+use super::mounted;
 use super::request::fields::RequestFields;
 use super::respond::{NeedsDisk, RequestTarget, error_response, respond};
 use super::site::Site;
@@ -53,6 +54,7 @@ use crate::open_file::DiskAccess;
 /// | any other method | 405 with `Allow` |
 /// | a directory | its index file; or else a listing, if enabled; or else 404, as with Caddy |
 /// | a directory, without the trailing slash | 301 to `./name/`, relative to the request |
+/// | the place at which axum has nested the service, without the slash | the same |
 /// | a path that is malformed, or has an encoded `/` or NUL | 400 |
 /// | `..`, dotfiles, links out of the root, FIFOs, sockets, devices | 404 |
 /// | a file that the process may not read | 403 |
@@ -114,7 +116,9 @@ impl ServeFiles {
     pub fn respond<B>(&self, request: Request<B>) -> ResponseFuture {
         let (parts, _) = request.into_parts();
         let site = self.current.load();
-        let state = match cached(&site, target_of(&parts)) {
+        let is_redirected = mounted::path_without_slash(&parts).is_some();
+        let cached = cached(&site, target_of(&parts)).filter(|_| !is_redirected);
+        let state = match cached {
             Some(file) => ResponseState::Revalidating(Some(PendingRevalidation {
                 site: Arc::clone(&site),
                 parts,
@@ -155,7 +159,7 @@ impl ServeFiles {
         // The root may have been replaced since the file was looked up.
         let cached = cached.filter(|file| file.entry.is_beneath(&site.root));
         let current = cached.and_then(CachedFile::into_current);
-        respond(&site, target, fields, current, DiskAccess::CachedOnly)
+        respond(&site, target, fields, None, current, DiskAccess::CachedOnly)
     }
 
     /// Returns the response to a request that the server itself refuses, such as one that it cannot
@@ -245,7 +249,15 @@ impl ResponseState {
     /// `current` is the file that the request path leads to, if that is already known.
     fn start(site: &Arc<Site>, parts: Parts, current: Option<Arc<Entry>>) -> Self {
         let respond = |site: &Site, parts: &Parts, current, access| {
-            respond(site, target_of(parts), &parts.headers, current, access)
+            let mount = mounted::path_without_slash(parts);
+            respond(
+                site,
+                target_of(parts),
+                &parts.headers,
+                mount,
+                current,
+                access,
+            )
         };
         if let Ok(response) = respond(site, &parts, current, DiskAccess::CachedOnly) {
             return Self::Ready(ready(response.into()));

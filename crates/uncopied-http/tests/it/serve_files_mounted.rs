@@ -7,6 +7,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
+use uncopied_http::ServeFiles;
 
 use crate::test_site::TestSite;
 
@@ -75,6 +76,44 @@ async fn axum_serves_files_as_a_fallback_and_nested() {
     // The service does not know the prefix `/static`, so it must respond with a relative reference.
     // The client resolves the reference against the request's URL, so the result keeps the prefix.
     assert_eq!(response.headers()["location"], "./dir/");
+}
+
+/// At `/docs`, a relative link of the index file would lead beneath `/` instead of `/docs/`.
+#[tokio::test]
+async fn the_place_of_a_nested_service_is_redirected_to_its_slash() {
+    let site = TestSite::new(&[("index.html", "index"), ("a.txt", "hello")]);
+    site.wait_until_stable("index.html");
+    let bare = TestSite::new(&[("a.txt", "hello")]);
+    let app = Router::new()
+        .nest_service("/docs", site.serve())
+        .nest(
+            "/inner",
+            Router::new().nest_service("/my%20docs", site.serve()),
+        )
+        .nest_service("/list", bare.builder().listing(true).build().unwrap())
+        .nest_service("/bare", bare.serve())
+        .nest_service("/one", ServeFiles::new(site.path("a.txt")).unwrap())
+        .fallback_service(site.serve());
+    for (uri, status, location) in [
+        ("/docs/", 200, ""),
+        ("/docs", 301, "./docs/"),
+        ("/docs?a=b", 301, "./docs/?a=b"),
+        ("/inner/my%20docs", 301, "./my%20docs/"),
+        ("/inner/my%20docs/", 200, ""),
+        ("/list", 301, "./list/"),
+        ("/list/", 200, ""),
+        ("/bare", 404, ""),
+        ("/one", 200, ""),
+        ("/", 200, ""),
+    ] {
+        for _ in 0..2 {
+            let request = http::Request::get(uri).body(axum::body::Body::empty());
+            let response = app.clone().oneshot(request.unwrap()).await.unwrap();
+            assert_eq!(response.status(), status, "{uri}");
+            let found = response.headers().get("location");
+            assert_eq!(found.map_or("", |value| value.to_str().unwrap()), location);
+        }
+    }
 }
 
 #[tokio::test]
