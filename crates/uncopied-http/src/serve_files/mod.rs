@@ -17,6 +17,7 @@ mod config;
 mod current_site;
 mod fallback;
 mod file_response;
+mod generated;
 mod listing;
 mod mounted;
 mod multipart;

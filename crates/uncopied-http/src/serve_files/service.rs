@@ -57,6 +57,7 @@ use crate::open_file::DiskAccess;
 /// | the place at which axum has nested the service, without the slash | the same |
 /// | a path that is malformed, or has an encoded `/` or NUL | 400 |
 /// | `..`, dotfiles, links out of the root, FIFOs, sockets, devices | 404 |
+/// | files whose length is unknown, as the kernel generates them in procfs and sysfs | 404 |
 /// | a file that the process may not read | 403 |
 /// | any file, while no descriptor or memory is left to open it | 503 with `Retry-After` |
 /// | any file, while there is [no root](Self::follow_root) | 503 with `Retry-After` |

@@ -8,10 +8,12 @@ use std::time::SystemTime;
 
 use http::StatusCode;
 use http::header::{ACCEPT_ENCODING, HeaderValue};
+use rustix::io::Errno;
 
 use super::cache::Cache;
 use super::cache::entry::{Entry, EntrySource};
 use super::config::{Config, ConfiguredPage};
+use super::generated;
 use super::request::fields::RequestFields;
 use super::request::negotiate::{self, Coding};
 use super::resolve::path::RequestPath;
@@ -226,7 +228,7 @@ impl Site {
     }
 
     /// Opens `path`. If it leads to a regular file, caches the file under `key`. Fails with 404 if
-    /// it leads to neither a regular file nor a directory.
+    /// it leads to neither a regular file nor a directory, or to a file without a known length.
     fn open(
         &self,
         key: &[u8],
@@ -244,9 +246,25 @@ impl Site {
         if !stat.is_regular() {
             return Err(ResolveError::NOT_FOUND);
         }
+        let is_generated = |file: &File| generated::is_generated(file, &stat, access);
+        if generated::is_suspicious(&stat) && is_generated(&file).map_err(to_error)? {
+            return Err(ResolveError::NOT_FOUND);
+        }
         let limit = self.config.in_memory_max_bytes;
-        let file =
-            OpenFile::with_memory_limit(limit, Arc::new(file), stat, access).map_err(to_error)?;
+        let file = Arc::new(file);
+        let opened = OpenFile::with_memory_limit(limit, Arc::clone(&file), stat, access);
+        let file = match opened {
+            Ok(file) => file,
+            // Each attempt at reading the whole file has failed: either it keeps changing, or it is
+            // shorter than its metadata says.
+            Err(error)
+                if Errno::from_io_error(&error) == Some(Errno::BUSY)
+                    && is_generated(&file).map_err(to_error)? =>
+            {
+                return Err(ResolveError::NOT_FOUND);
+            }
+            Err(error) => return Err(to_error(error)),
+        };
         let fallback = self.config.fallback.as_ref();
         let is_fallback = options.is_fallback || fallback.is_some_and(|page| page.path == path);
         let source = EntrySource {

@@ -235,3 +235,32 @@ async fn a_file_that_may_not_be_read_is_forbidden() {
     };
     assert_eq!(status(&site.serve(), "/dir/inside.txt").await, expected);
 }
+
+/// The kernel makes the content of such files when they are read. procfs reports a length of 0 for
+/// them, and sysfs one page.
+#[tokio::test]
+async fn generated_files_are_not_found_but_empty_ones_are() {
+    for path in ["/proc/version", "/sys/kernel/uevent_seqnum"] {
+        let path = std::path::Path::new(path);
+        if !path.exists() {
+            println!("SKIP generated_files: {} does not exist", path.display());
+            continue;
+        }
+        let name = path.file_name().unwrap().to_str().unwrap();
+        for limit in [0, 16 << 10] {
+            let builder = uncopied_http::ServeFiles::builder(path.parent().unwrap());
+            let service = builder.in_memory_max_bytes(limit).build().unwrap();
+            for _ in 0..2 {
+                assert_eq!(status(&service, &format!("/{name}")).await, 404, "{name}");
+            }
+        }
+    }
+    let page = "x".repeat(rustix::param::page_size());
+    let site = TestSite::new(&[("empty", ""), ("page", &page)]);
+    for limit in [0, 16 << 10] {
+        let service = site.builder().in_memory_max_bytes(limit).build().unwrap();
+        assert_eq!(get(&service, "/empty").await.text(), "");
+        assert_eq!(get(&service, "/page").await.text(), page);
+        assert_eq!(status(&service, "/empty").await, 200);
+    }
+}
