@@ -88,8 +88,10 @@ use crate::open_file::DiskAccess;
 /// # Stability of the bytes
 ///
 /// The bytes of a large file are read when they are *sent*. If the file is rewritten in place
-/// during a response, the client can receive some old and some new bytes. To avoid that, replace a
-/// file by renaming a new one over it.
+/// during a response, the client can receive some old and some new bytes. If it is truncated, the
+/// connection is closed before the promised length, and the bytes before that can contain zeroes,
+/// with which the kernel fills the rest of the last page while that page is in flight. To avoid
+/// both, replace a file by renaming a new one over it.
 #[derive(Clone, Debug)]
 pub struct ServeFiles {
     pub(super) current: Arc<CurrentSite>,
