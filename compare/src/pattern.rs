@@ -48,6 +48,6 @@ mod tests {
         assert_ne!(numbered_start(100, 8), start);
         assert_ne!(numbered_start(101, 7), start);
         assert_eq!(bytes(100), numbered_bytes(100, 0));
-        assert_eq!(numbered_bytes(3, 7), start[..3]);
+        assert_eq!(numbered_bytes(3, 7), numbered_start(3, 7)[..3]);
     }
 }
