@@ -150,3 +150,67 @@ pub(crate) fn without_signals<T>(call: impl FnOnce() -> T) -> T {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::fork::tests::in_child;
+
+    fn set(disposition: libc::sighandler_t) {
+        // SAFETY: neither of the two dispositions in these tests is a function.
+        unsafe { libc::signal(libc::SIGPIPE, disposition) };
+    }
+
+    fn is_blocked() -> bool {
+        let mut mask = sigpipe_set();
+        // SAFETY: the call changes no mask, and writes to an initialised local.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, ptr::null(), &mut mask) };
+        // SAFETY: the set is initialised, and SIGPIPE is a valid signal.
+        unsafe { libc::sigismember(&mask, libc::SIGPIPE) == 1 }
+    }
+
+    fn raise() {
+        // SAFETY: the signal is blocked, or ignored, or ends this child.
+        unsafe { libc::raise(libc::SIGPIPE) };
+    }
+
+    #[test]
+    fn sigpipe_is_blocked_unless_it_is_ignored() {
+        let result = in_child(|| {
+            set(libc::SIG_IGN);
+            assert!(!without_sigpipe(is_blocked));
+            set(libc::SIG_DFL);
+            assert!(without_sigpipe(is_blocked) && !is_blocked());
+            without_sigpipe(raise);
+            u8::from(sigpipe_is_pending())
+        });
+        assert_eq!(result, 0);
+    }
+
+    /// A signal that was pending before is not that of the call.
+    #[test]
+    fn a_pending_sigpipe_stays_pending() {
+        let result = in_child(|| {
+            set(libc::SIG_DFL);
+            let _block = SigpipeBlock::new();
+            raise();
+            without_sigpipe(|| {});
+            let stays = sigpipe_is_pending();
+            set(libc::SIG_IGN);
+            u8::from(!stays)
+        });
+        assert_eq!(result, 0);
+    }
+
+    #[test]
+    fn after_the_promise_sigpipe_is_ignored_and_nothing_is_looked_up() {
+        let result = in_child(|| {
+            set(libc::SIG_DFL);
+            ignore_sigpipe().expect("ignored");
+            raise();
+            set(libc::SIG_DFL);
+            u8::from(without_sigpipe(is_blocked))
+        });
+        assert_eq!(result, 0);
+    }
+}
