@@ -216,8 +216,10 @@ mod tests {
     fn other_messages_are_not_taken_for_notifications() {
         let icmp = message(libc::SOL_IP, libc::IP_RECVERR, &error(111, 2, 3, 0, 0));
         let timestamp = message(libc::SOL_IP, libc::IP_RECVERR, &error(42, 4, 0, 0, 5));
-        let truncated = message(libc::SOL_IP, libc::IP_RECVERR, &[0; 8]);
-        for other in [icmp, timestamp, truncated, Vec::new(), vec![0; 16]] {
+        let refused = message(libc::SOL_IP, libc::IP_RECVERR, &error(111, 5, 0, 0, 0));
+        let truncated = &error(0, 5, 0, 0, 0)[..8];
+        let truncated = message(libc::SOL_IP, libc::IP_RECVERR, truncated);
+        for other in [icmp, timestamp, refused, truncated, Vec::new(), vec![0; 16]] {
             assert_eq!(parse(&other), ErrorQueueEntry::Other);
         }
     }

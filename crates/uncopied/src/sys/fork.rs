@@ -283,6 +283,25 @@ pub(crate) mod tests {
         assert_eq!(with_inherited, 2);
     }
 
+    #[test]
+    fn values_are_dropped() {
+        static DROPPED: AtomicBool = AtomicBool::new(false);
+
+        #[derive(Default)]
+        struct Value;
+
+        impl Drop for Value {
+            fn drop(&mut self) {
+                DROPPED.store(true, Ordering::SeqCst);
+            }
+        }
+
+        let values = PerProcess::<Value>::new();
+        values.get();
+        drop(values);
+        assert!(DROPPED.load(Ordering::SeqCst));
+    }
+
     fn process_id() -> i32 {
         rustix::process::getpid().as_raw_nonzero().get()
     }

@@ -246,6 +246,13 @@ mod tests {
         assert_eq!(driver(socket, "lo"), Ok(None));
     }
 
+    /// A name ends with a zero byte.
+    #[test]
+    fn names_have_at_most_15_bytes() {
+        assert_eq!(c_name(&[b'x'; 15]).map(|name| name[15]), Some(0));
+        assert!(c_name(&[b'x'; 16]).is_none());
+    }
+
     #[test]
     fn names_of_no_interface_are_enodev() {
         let socket = TcpListener::bind("127.0.0.1:0").expect("bound");

@@ -230,6 +230,7 @@ mod tests {
         let file = tempfile::tempfile().expect("a temporary file");
         file.set_len(10).expect("grown");
         let window = MappedWindow::new(file.as_fd(), 0, 10).expect("mapped");
+        assert_eq!(window.len(), 10);
         for (start, count, expected) in [(0, 10, 10), (8, 100, 2), (10, 1, 0), (50, 1, 0)] {
             assert_eq!(window.bytes(start, count).len(), expected, "{start}");
         }

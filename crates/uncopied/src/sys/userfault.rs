@@ -378,6 +378,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn faults_of_the_kernel_are_reported_if_that_is_allowed() {
+        let userfault = Userfault::open().expect("needs no privilege");
+        let is_allowed = userfaultfd(0).is_ok();
+        assert_eq!(userfault.is_user_mode_only(), !is_allowed);
+        let userfault = Userfault::open_user_mode_only().expect("needs no privilege");
+        assert!(userfault.is_user_mode_only());
+    }
+
+    #[test]
+    fn a_call_that_fails_creates_no_descriptor() {
+        // SAFETY: there is no descriptor with this number.
+        let failed = unsafe { libc::fcntl(-1, libc::F_GETFD) };
+        assert_eq!(into_owned_fd(failed.into()).err(), Some(Errno::BADF));
+    }
+
+    #[test]
     fn reading_never_waits_and_other_programs_inherit_no_descriptor() {
         let userfault = Userfault::open_user_mode_only().expect("needs no privilege");
         let flags = fcntl_getfl(&userfault.fd).expect("read");
