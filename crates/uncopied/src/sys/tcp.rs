@@ -157,3 +157,32 @@ pub(crate) fn uses_tcp_timestamps() -> bool {
     let setting = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_timestamps");
     setting.map_or(true, |setting| setting.trim() != "0")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn the_low_water_mark_is_set() {
+        let socket = TcpListener::bind("127.0.0.1:0").expect("bound");
+        set_low_water_mark(socket.as_fd(), 1234).expect("set");
+        let mut mark: libc::c_int = 0;
+        let mut len = mem::size_of_val(&mark) as libc::socklen_t;
+        // SAFETY: the kernel writes an int, and is given a pointer to a local int and its length.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVLOWAT,
+                (&raw mut mark).cast(),
+                &raw mut len,
+            )
+        };
+        assert_eq!((result, mark), (0, 1234));
+        let pipe = rustix::pipe::pipe().expect("created").0;
+        assert_eq!(set_low_water_mark(pipe.as_fd(), 1), Err(Errno::NOTSOCK));
+    }
+}
