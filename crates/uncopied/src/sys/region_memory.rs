@@ -57,7 +57,7 @@ pub(crate) unsafe fn replace_page(page: usize, spare: usize, len: usize) -> Resu
 }
 
 /// Whether the whole range is mapped.
-fn is_mapped(address: usize, len: usize) -> bool {
+pub(super) fn is_mapped(address: usize, len: usize) -> bool {
     let mut residency = vec![0_u8; len / rustix::param::page_size()];
     let start = ptr::with_exposed_provenance_mut::<c_void>(address);
     // SAFETY: the kernel only looks up the addresses, and writes one byte per page to the vector,

@@ -232,6 +232,24 @@ impl Zcrx {
         })
     }
 
+    /// Creates a ring without an interface queue.
+    #[cfg(test)]
+    pub(super) fn unregistered(completion_entries: u32) -> Result<Self> {
+        let uring = new_ring(completion_entries)?;
+        let any_descriptor = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        let area = PageMemory::new(1)?;
+        let signal = Arc::new(Signal::new()?);
+        let shared = Shared::new(any_descriptor, area, 0, Refill::fake(8), signal);
+        Ok(Self {
+            uring,
+            shared: Arc::new(shared),
+            id: 0,
+            early_completions: Vec::new(),
+            is_broken: false,
+            buffer_bytes: rustix::param::page_size(),
+        })
+    }
+
     /// Returns the size of a buffer of the area, in bytes.
     pub(crate) fn buffer_bytes(&self) -> usize {
         self.buffer_bytes

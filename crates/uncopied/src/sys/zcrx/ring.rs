@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
-use io_uring::{EnterFlags, opcode, squeue};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use rustix::io::{Errno, Result};
 
 use super::Lease;
@@ -32,6 +32,32 @@ pub(crate) enum Completion {
     Bytes { token: u64, lease: Lease },
     /// The request has ended: at the end of the stream if the result is `Ok`.
     Ended { token: u64, result: Result<()> },
+}
+
+/// What a completion of a request to receive says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    Bytes { offset: u64, len: usize },
+    Nothing,
+    Ended(Result<()>),
+}
+
+impl Meaning {
+    /// `offset` is the first field of `struct io_uring_zcrx_cqe`.
+    pub(super) fn of(result: i32, flags: u32, offset: u64) -> Self {
+        match u32::try_from(result) {
+            Ok(len) if len > 0 && flags & FLAG_MORE != 0 => Self::Bytes {
+                offset: offset & ((1 << OFFSET_BITS) - 1),
+                len: len as usize,
+            },
+            // A result without bytes that does not end the request says nothing.
+            _ if flags & FLAG_MORE != 0 => Self::Nothing,
+            Ok(0) => Self::Ended(Ok(())),
+            // The kernel never ends a request with bytes.
+            Ok(_) => Self::Ended(Err(Errno::IO)),
+            Err(_) => Self::Ended(Err(Errno::from_raw_os_error(-result))),
+        }
+    }
 }
 
 impl Zcrx {
@@ -104,10 +130,17 @@ impl Zcrx {
     }
 
     fn submit_all(&mut self) -> Result<()> {
+        self.submit_all_with(|ring| ring.submit().map_err(|error| errno_of(&error)))
+    }
+
+    fn submit_all_with(
+        &mut self,
+        mut submit: impl FnMut(&IoUring<squeue::Entry, cqueue::Entry32>) -> Result<usize>,
+    ) -> Result<()> {
         let mut left = self.uring.submission().len();
         let mut tries = 0;
         while left > 0 {
-            let result = self.uring.submit().map_err(|error| errno_of(&error));
+            let result = submit(&self.uring);
             let before = std::mem::replace(&mut left, self.uring.submission().len());
             tries = if left < before { 0 } else { tries + 1 };
             match result {
@@ -178,13 +211,13 @@ impl Zcrx {
             if token == CANCEL_TOKEN {
                 continue;
             }
-            let completion = match u32::try_from(entry.result()) {
-                Ok(len) if len > 0 && entry.flags() & FLAG_MORE != 0 => {
-                    let offset = entry.big_cqe()[0] & ((1 << OFFSET_BITS) - 1);
+            let offset = entry.big_cqe()[0];
+            let completion = match Meaning::of(entry.result(), entry.flags(), offset) {
+                Meaning::Bytes { offset, len } => {
                     // SAFETY: this completion is that of a request to receive, because the token is
                     // not that of a request to cancel. So the kernel has handed out these bytes
                     // with it. The iterator removes each completion from the queue.
-                    let lease = unsafe { Lease::new(&self.shared, offset, len as usize) };
+                    let lease = unsafe { Lease::new(&self.shared, offset, len) };
                     match lease {
                         Some(lease) => Completion::Bytes { token, lease },
                         None => Completion::Ended {
@@ -193,21 +226,8 @@ impl Zcrx {
                         },
                     }
                 }
-                // A result without bytes that does not end the request says nothing.
-                _ if entry.flags() & FLAG_MORE != 0 => continue,
-                Ok(0) => Completion::Ended {
-                    token,
-                    result: Ok(()),
-                },
-                // The kernel never ends a request with bytes.
-                Ok(_) => Completion::Ended {
-                    token,
-                    result: Err(Errno::IO),
-                },
-                Err(_) => Completion::Ended {
-                    token,
-                    result: Err(Errno::from_raw_os_error(-entry.result())),
-                },
+                Meaning::Nothing => continue,
+                Meaning::Ended(result) => Completion::Ended { token, result },
             };
             process(completion);
         }
@@ -245,5 +265,100 @@ pub(super) fn unless_interrupted(result: std::io::Result<usize>) -> Result<()> {
         // queue. There is room once the queue has been drained.
         Ok(_) | Err(Errno::INTR | Errno::BUSY | Errno::AGAIN) => Ok(()),
         Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Returns a ring with which no interface queue is registered.
+    fn ring() -> Zcrx {
+        Zcrx::unregistered(8).expect("a ring")
+    }
+
+    fn drained(ring: &mut Zcrx) -> Vec<(u64, Result<()>)> {
+        let mut ended = Vec::new();
+        ring.drain(|completion| match completion {
+            Completion::Ended { token, result } => ended.push((token, result)),
+            Completion::Bytes { .. } => panic!("no bytes can be received"),
+        });
+        ended
+    }
+
+    #[test]
+    fn what_completions_say() {
+        let of = |result, flags| Meaning::of(result, flags | 1 << 5, 3 << OFFSET_BITS | 77);
+        let bytes = |len| Meaning::Bytes { offset: 77, len };
+        assert_eq!(of(1, FLAG_MORE), bytes(1));
+        assert_eq!(of(4096, FLAG_MORE), bytes(4096));
+        for result in [0, -libc::EAGAIN] {
+            assert_eq!(of(result, FLAG_MORE), Meaning::Nothing);
+        }
+        assert_eq!(of(0, 0), Meaning::Ended(Ok(())));
+        assert_eq!(of(1, 0), Meaning::Ended(Err(Errno::IO)));
+        let reset = Meaning::Ended(Err(Errno::CONNRESET));
+        assert_eq!(of(-libc::ECONNRESET, 0), reset);
+    }
+
+    #[test]
+    fn a_request_ends_with_an_error_if_no_queue_is_registered() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let socket = TcpStream::connect(address).expect("connected");
+        let mut ring = ring();
+        let sockets: Vec<_> = (0..20).map(|token| (socket.as_fd(), token)).collect();
+        // There are more requests than the queues have entries.
+        ring.receive(&sockets).expect("submitted");
+        let mut ended = Vec::new();
+        while ended.len() < 20 {
+            ring.wait(Duration::from_secs(60)).expect("no failure");
+            ring.enter().expect("no failure");
+            ended.extend(drained(&mut ring));
+        }
+        assert!(ended.iter().all(|(_, result)| result.is_err()));
+        let tokens: Vec<_> = ended.iter().map(|&(token, _)| token).collect();
+        assert_eq!(tokens, Vec::from_iter(0..20));
+        assert!(!ring.has_overflow());
+    }
+
+    #[test]
+    fn the_end_of_a_request_to_cancel_is_not_reported() {
+        let mut ring = ring();
+        ring.cancel(Some(7)).expect("submitted");
+        ring.wait(Duration::from_secs(60)).expect("no failure");
+        assert_eq!(ring.uring.completion().len(), 1);
+        assert_eq!(drained(&mut ring), []);
+        assert_eq!(ring.uring.completion().len(), 0);
+        ring.wait(Duration::ZERO).expect("the time is over");
+    }
+
+    /// `EINTR` and `EBUSY` end a submission only if they keep coming back.
+    #[test]
+    fn a_submission_is_tried_again_a_limited_number_of_times() {
+        let max = MAX_SUBMIT_TRIES as usize;
+        for (errno, failures, result, calls) in [
+            (Errno::INTR, max - 1, Ok(()), max),
+            (Errno::BUSY, max - 1, Ok(()), max),
+            (Errno::INTR, max, Err(Errno::INTR), max),
+            (Errno::BUSY, max, Err(Errno::BUSY), max),
+            (Errno::BADF, 1, Err(Errno::BADF), 1),
+        ] {
+            let mut ring = ring();
+            let request = opcode::Nop::new().build();
+            // SAFETY: the request refers to no memory and to no descriptor.
+            unsafe { ring.uring.submission().push(&request) }.expect("room in the queue");
+            let mut made = 0;
+            let submitted = ring.submit_all_with(|ring| {
+                made += 1;
+                if made <= failures {
+                    return Err(errno);
+                }
+                ring.submit().map_err(|error| errno_of(&error))
+            });
+            assert_eq!((submitted, made), (result, calls), "{errno}");
+        }
     }
 }

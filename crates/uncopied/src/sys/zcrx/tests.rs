@@ -12,6 +12,7 @@ use super::memory::PageMemory;
 use super::refill::Refill;
 use super::signal::Signal;
 use crate::sys::fork::tests::in_child;
+use crate::sys::region_memory::is_mapped;
 
 /// The kernel of the tests uses buffers of this many bytes.
 const BUFFER_BYTES: usize = 64;
@@ -90,6 +91,7 @@ impl FakeKernel {
 
 fn assert_unchanged(held: &[Held]) {
     for (lease, byte) in held {
+        assert!(!lease.is_empty());
         assert!(lease.iter().all(|it| it == byte), "{lease:?} has changed");
     }
 }
@@ -285,6 +287,19 @@ fn memory_that_is_made_read_only_cannot_be_written_to() {
     assert_eq!(write(), memory.len() as isize);
     memory.make_read_only().expect("read-only");
     assert_eq!(write(), -1);
+}
+
+#[test]
+fn memory_is_unmapped_when_it_is_dropped() {
+    // In the child, no other thread maps anything there.
+    let result = in_child(|| {
+        let memory = PageMemory::new(1).expect("memory");
+        let (start, len) = (memory.start().as_ptr().addr(), memory.len());
+        let was_mapped = is_mapped(start, len);
+        drop(memory);
+        u8::from(!was_mapped || is_mapped(start, len))
+    });
+    assert_eq!(result, 0);
 }
 
 #[test]
