@@ -101,7 +101,6 @@ compile_error!(
      [target.'cfg(target_os = \"linux\")'.dependencies]"
 );
 
-mod activity;
 mod address;
 #[cfg(feature = "axum")]
 mod axum_impls;
@@ -117,7 +116,6 @@ mod serve_files;
 mod stream;
 mod totals;
 
-pub use activity::{Activity, Phase};
 pub use address::Address;
 #[cfg(feature = "axum")]
 pub use axum_impls::{TcpOnly, TcpOnlyListener};

@@ -159,11 +159,6 @@ impl Stream {
 }
 
 impl FileSend {
-    /// Whether this send is waiting for the disk.
-    pub(super) fn is_loading(&self) -> bool {
-        self.loading.is_some()
-    }
-
     /// Becomes ready once the next bytes are in the page cache: at once if the kernel reports them
     /// as cached, otherwise after loading them on the blocking pool.
     fn poll_cached(&mut self, cx: &mut Context<'_>) -> Poll<()> {

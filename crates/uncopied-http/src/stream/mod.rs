@@ -8,7 +8,6 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -18,7 +17,6 @@ use uncopied::arena::{FileMapping, Located, Pages, locate};
 use uncopied::policy::Mechanism;
 use uncopied::send_vectored;
 
-use crate::activity::Activity;
 use crate::address::Address;
 use crate::body::passthrough::confirm_passthrough;
 use crate::frame_watch::FrameWatch;
@@ -48,7 +46,6 @@ use page_send::PageSender;
 pub struct Stream {
     socket: ConnectionSocket,
     options: StreamOptions,
-    activity: Option<Arc<Activity>>,
     file_send: Option<Box<FileSend>>,
     /// Created when pages are first sent.
     page_sender: Option<Box<PageSender>>,
@@ -121,7 +118,6 @@ impl Stream {
         Self {
             socket,
             options,
-            activity: None,
             file_send: None,
             page_sender: None,
             failed: None,
@@ -162,32 +158,10 @@ impl Stream {
         self.socket
     }
 
-    /// Returns what this connection is waiting for. The first call starts the recording; from then
-    /// on, the stream keeps the value up to date.
-    pub fn activity(&mut self) -> Arc<Activity> {
-        Arc::clone(
-            self.activity
-                .get_or_insert_with(|| Arc::new(Activity::new())),
-        )
-    }
-
     /// Returns the watch for [`FileBody::direct`](crate::FileBody::direct).
     #[doc(hidden)]
     pub fn watch(&mut self) -> FrameWatch {
         self.watch.get_or_insert_default().clone()
-    }
-
-    /// Becomes ready when there is something to read, or the peer has closed the connection. Use it
-    /// to wait for a request before allocating a buffer for that request.
-    ///
-    /// # Errors
-    ///
-    /// Only if the runtime is shutting down.
-    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &self.socket {
-            ConnectionSocket::Tcp(socket) => socket.poll_read_ready(cx),
-            ConnectionSocket::Unix(socket) => socket.poll_read_ready(cx),
-        }
     }
 
     fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -349,24 +323,6 @@ impl Stream {
             }
         }
     }
-
-    fn note_write(&self, write: &Poll<io::Result<usize>>) {
-        let Some(activity) = &self.activity else {
-            return;
-        };
-        match write {
-            Poll::Ready(Ok(_)) => activity.note_sent(),
-            Poll::Pending if self.is_waiting_for_peer() => activity.note_blocked(),
-            Poll::Pending => activity.note_loading(),
-            Poll::Ready(Err(_)) => {}
-        }
-    }
-
-    fn is_waiting_for_peer(&self) -> bool {
-        self.file_send
-            .as_ref()
-            .is_none_or(|send| !send.is_loading())
-    }
 }
 
 /// A slice of the arena that is sent separately, because it need not be copied.
@@ -424,17 +380,10 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = match &mut self.socket {
+        match &mut self.socket {
             ConnectionSocket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
             ConnectionSocket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
-        };
-        if buffer.filled().len() > before
-            && let Some(activity) = &self.activity
-        {
-            activity.note_received();
         }
-        read
     }
 }
 
@@ -452,9 +401,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let write = self.poll_send(cx, slices);
-        self.note_write(&write);
-        write
+        self.poll_send(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -462,9 +409,6 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(activity) = &self.activity {
-            activity.note_flushed();
-        }
         Poll::Ready(Ok(()))
     }
 

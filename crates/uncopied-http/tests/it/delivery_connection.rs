@@ -1,5 +1,5 @@
-//! Behaviour of a connection over time: idle and stalled connections, phases, delays, and several
-//! requests on one connection.
+//! Behaviour of a connection over time: idle and stalled connections, delays, and several requests
+//! on one connection.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use uncopied_http::{Activity, FileBody, Phase, StreamOptions};
+use tokio::io::{AsyncWriteExt, BufReader};
+use uncopied_http::{FileBody, StreamOptions};
 
 use crate::delivery_harness::{
     Files, ServerConfig, Stack, TestClient, TestServer, assert_same, serve_http1, stream_pair,
@@ -32,9 +32,9 @@ impl<F: Future> Future for Counted<F> {
     }
 }
 
-/// Connects to a server of `files`. Returns the client, the activity of the server's connection,
-/// and the number of times that the task of that connection has been polled.
-async fn connection(files: &Arc<Files>) -> (TestClient, Arc<Activity>, Arc<AtomicUsize>) {
+/// Connects to a server of `files`. Returns the client, and the number of times that the task of
+/// the server's connection has been polled.
+async fn connection(files: &Arc<Files>) -> (TestClient, Arc<AtomicUsize>) {
     let served = Arc::clone(files);
     connection_to(StreamOptions::default(), move |parts| {
         served.body_for(parts)
@@ -42,20 +42,19 @@ async fn connection(files: &Arc<Files>) -> (TestClient, Arc<Activity>, Arc<Atomi
     .await
 }
 
-/// Connects to a server that responds with the bodies of `make_body`. Returns the client, the
-/// activity of the server's connection, and the number of times that its task has been polled.
+/// Connects to a server that responds with the bodies of `make_body`. Returns the client, and the
+/// number of times that the task of the server's connection has been polled.
 pub(crate) async fn connection_to(
     options: StreamOptions,
     make_body: impl Fn(&http::request::Parts) -> FileBody + Clone + Send + Sync + 'static,
-) -> (TestClient, Arc<Activity>, Arc<AtomicUsize>) {
-    let (mut stream, theirs) = stream_pair(options).await;
+) -> (TestClient, Arc<AtomicUsize>) {
+    let (stream, theirs) = stream_pair(options).await;
     SockRef::from(&stream)
         .set_send_buffer_size(64 << 10)
         .unwrap();
     SockRef::from(&theirs)
         .set_recv_buffer_size(64 << 10)
         .unwrap();
-    let activity = stream.activity();
     let polls = Arc::new(AtomicUsize::new(0));
     let connection = serve_http1(stream, make_body);
     tokio::spawn(Counted {
@@ -66,7 +65,7 @@ pub(crate) async fn connection_to(
     let client = TestClient {
         io: BufReader::new(io),
     };
-    (client, activity, polls)
+    (client, polls)
 }
 
 /// Waits for `time`, and returns the number of polls during that time.
@@ -80,7 +79,7 @@ pub(crate) async fn polls_in(polls: &AtomicUsize, time: Duration) -> usize {
 async fn idle_and_stalled_connections_do_not_spin() {
     let files = Files::of(&[100_000, 8 << 20]);
     for mode in ["default", "direct", "buffered"] {
-        let (mut client, _, polls) = connection(&files).await;
+        let (mut client, polls) = connection(&files).await;
         for _ in 0..3 {
             with_timeout(client.get(&format!("/0/{mode}"))).await;
         }
@@ -94,70 +93,6 @@ async fn idle_and_stalled_connections_do_not_spin() {
         assert!(stalled <= 1, "{mode}, stalled: {stalled} polls");
         let body = with_timeout(client.response()).await.unwrap();
         assert_same(&body, &files.contents[1], mode);
-    }
-}
-
-async fn until_phase(activity: &Activity, phase: Phase) {
-    with_timeout(async {
-        while activity.phase() != phase {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-}
-
-async fn until_waiting(activity: &Activity, time: Duration) {
-    with_timeout(async {
-        while activity.waiting() < time {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-}
-
-const STALL: Duration = Duration::from_millis(150);
-
-/// Waits until the connection is in the middle of a response and has sent nothing for [`STALL`].
-async fn until_stalled(activity: &Activity) {
-    with_timeout(async {
-        while activity.phase() != Phase::Sending || activity.waiting() < STALL {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_real_connection_passes_through_the_phases() {
-    let files = Files::of(&[8 << 20]);
-    for mode in ["default", "direct", "buffered"] {
-        let (mut client, activity, _) = connection(&files).await;
-        for _ in 0..2 {
-            assert_eq!(activity.phase(), Phase::Idle);
-            let request = format!("GET /0/{mode} HTTP/1.1\r\nhost: x\r\n\r\n");
-            for piece in request.as_bytes().chunks(request.len() - 1) {
-                client.io.write_all(piece).await.unwrap();
-                client.io.flush().await.unwrap();
-                if piece.len() > 1 {
-                    until_phase(&activity, Phase::Head).await;
-                    until_waiting(&activity, Duration::from_millis(40)).await;
-                    assert_eq!(activity.phase(), Phase::Head);
-                }
-            }
-            until_stalled(&activity).await;
-
-            let since = activity.since();
-            // Read a part of the body, so that the server sends more bytes. That must restart the
-            // connection's waiting time.
-            let head = with_timeout(client.head()).await.unwrap();
-            let mut body = vec![0; crate::delivery_harness::content_length(&head)];
-            let (some, rest) = body.split_at_mut(3 << 20);
-            with_timeout(client.io.read_exact(some)).await.unwrap();
-            until_stalled(&activity).await;
-            assert!(activity.since() > since, "{mode}");
-            with_timeout(client.io.read_exact(rest)).await.unwrap();
-            until_phase(&activity, Phase::Idle).await;
-        }
     }
 }
 
@@ -200,7 +135,7 @@ async fn a_head_without_its_body_arrives_without_delay() {
     for _ in 0..9 {
         let files = Files::of(&[100_000]);
         files.set_len(0, 0);
-        let (mut client, _, _) = connection(&files).await;
+        let (mut client, _) = connection(&files).await;
         let start = Instant::now();
         client.request("/0/direct").await;
         with_timeout(client.head()).await.unwrap();

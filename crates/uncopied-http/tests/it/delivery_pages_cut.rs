@@ -368,7 +368,7 @@ async fn idle_and_stalled_connections_do_not_spin() {
             .each_ref()
             .map(|it| Bytes::from(pages_of(it, freeze)));
         let options = StreamOptions::default().force_mechanisms(mechanisms);
-        let (mut client, _, polls) = connection_to(options, serve_bodies(bodies.to_vec())).await;
+        let (mut client, polls) = connection_to(options, serve_bodies(bodies.to_vec())).await;
         for _ in 0..3 {
             with_timeout(client.get("/0")).await;
         }
