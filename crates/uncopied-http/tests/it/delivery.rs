@@ -8,10 +8,11 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use uncopied::Mechanism;
-use uncopied_http::{BodyPart, FileBody, FrameWatch};
+use uncopied_http::{BodyPart, FileBody};
 
 use crate::delivery_harness::{
-    Files, Rng, ServerConfig, Stack, TestServer, Transport, assert_same, open_file, with_timeout,
+    FIRST_FRAME_BYTES, Files, Rng, ServerConfig, Stack, TestServer, Transport, assert_same,
+    open_file, with_timeout,
 };
 
 const KIB: usize = 1 << 10;
@@ -37,15 +38,15 @@ const FILE_SIZES: [usize; 16] = [
     5 * KIB * KIB + 17,
 ];
 
-/// The maximum length of the first frame when a whole file is sent in the default mode. The body
-/// reads this frame from its file into memory instead of yielding a slice of the mapped file,
-/// because it does not know yet whether a layer between the body and the socket reads the bytes. If
-/// no layer reads the first frame, the rest of the file is sent with `sendfile`.
-const FIRST_FRAME_BYTES: usize = 64;
+/// Returns how many bytes of a file of `len` bytes are not in the first frame of a body in the
+/// default mode. [`Stream`](uncopied_http::Stream) sends these from the file.
+fn after_first_frame(len: usize) -> usize {
+    len.saturating_sub(FIRST_FRAME_BYTES)
+}
 
 async fn assert_every_size_arrives(stack: Stack, transport: Transport) {
     let files = Files::of(&FILE_SIZES);
-    for mode in ["default", "direct", "buffered"] {
+    for mode in ["default", "buffered"] {
         let served = Arc::clone(&files);
         let config = ServerConfig {
             stack,
@@ -63,10 +64,7 @@ async fn assert_every_size_arrives(stack: Stack, transport: Transport) {
                 &format!("{stack:?} {transport:?} {mode} {at}"),
             );
             expected += match mode {
-                "direct" => content.len(),
-                "default" if stack != Stack::Foreign => {
-                    content.len().saturating_sub(FIRST_FRAME_BYTES)
-                }
+                "default" => after_first_frame(content.len()),
                 _ => 0,
             };
         }
@@ -143,15 +141,15 @@ async fn every_forced_mechanism_sends_the_bytes() {
             let server = TestServer::start(&config, move |parts| served.body_for(parts));
             let mut client = server.connect().await;
             for (at, content) in files.contents.iter().enumerate() {
-                let body = with_timeout(client.get(&format!("/{at}/direct"))).await;
+                let body = with_timeout(client.get(&format!("/{at}"))).await;
                 assert_same(&body, content, &format!("{mechanism} {transport:?} {at}"));
             }
-            let whole = FILE_SIZES.iter().sum::<usize>() as u64;
+            let expected = FILE_SIZES.map(after_first_frame).iter().sum::<usize>() as u64;
             for other in Mechanism::FILE_TO_SOCKET {
                 let bytes = server.totals.bytes(other);
                 match other {
                     Mechanism::Copy => assert!(bytes < 10_000 || mechanism == other),
-                    _ if other == mechanism => assert_eq!(bytes, whole, "{mechanism}"),
+                    _ if other == mechanism => assert_eq!(bytes, expected, "{mechanism}"),
                     _ => assert_eq!(bytes, 0, "{other} in place of {mechanism}"),
                 }
             }
@@ -173,7 +171,7 @@ async fn odd_ranges_arrive() {
         let start = rng.below(len);
         let most = [3, 5000, 70_000, len][round % 4];
         let end = (start + rng.below(most)).min(len);
-        let mode = ["default", "direct", "buffered"][round % 3];
+        let mode = ["default", "default", "buffered"][round % 3];
         let body = with_timeout(client.get(&format!("/0/{mode}/{start}/{end}"))).await;
         assert_same(
             &body,
@@ -201,7 +199,8 @@ async fn ranges_across_the_mapping_windows_of_a_large_file_arrive() {
     file.write_all_at(&written, from + 1_500_000).unwrap();
     let open = open_file(&path);
     for mechanism in Mechanism::FILE_TO_SOCKET {
-        for direct in [true, false] {
+        // With a first frame in front of a range, the whole range is sent from a mapping.
+        for before in [0, FIRST_FRAME_BYTES as u64] {
             let open = Arc::clone(&open);
             let config = ServerConfig {
                 mechanisms: &[mechanism, Mechanism::Copy],
@@ -210,12 +209,7 @@ async fn ranges_across_the_mapping_windows_of_a_large_file_arrive() {
             let server = TestServer::start(&config, move |parts| {
                 let mut words = parts.uri.path()[1..].split('-');
                 let mut word = || words.next().unwrap().parse::<u64>().unwrap();
-                let body = FileBody::from_file(Arc::clone(&open), word()..word());
-                if direct {
-                    body.direct(&FrameWatch::default())
-                } else {
-                    body
-                }
+                FileBody::from_file(Arc::clone(&open), word()..word())
             });
             let mut client = server.connect().await;
             for (start, end) in [
@@ -227,8 +221,9 @@ async fn ranges_across_the_mapping_windows_of_a_large_file_arrive() {
                     MAPPING_WINDOW_BYTES - 300_001,
                     MAPPING_WINDOW_BYTES + 70_000,
                 ),
-                (from + 1, MAPPING_WINDOW_BYTES + (2 << 20)),
+                (from + 100, MAPPING_WINDOW_BYTES + (2 << 20)),
             ] {
+                let start = start - before;
                 let body = with_timeout(client.get(&format!("/{start}-{end}"))).await;
                 let expected = &near[(start - from) as usize..(end - from) as usize];
                 assert_same(&body, expected, &format!("{mechanism} {start}-{end}"));
@@ -237,6 +232,7 @@ async fn ranges_across_the_mapping_windows_of_a_large_file_arrive() {
                 (2 * MAPPING_WINDOW_BYTES - 5, 2 * MAPPING_WINDOW_BYTES + 5),
                 (len - 1, len),
             ] {
+                let start = start - before;
                 let body = with_timeout(client.get(&format!("/{start}-{end}"))).await;
                 assert_eq!(body, vec![0; (end - start) as usize]);
             }
@@ -268,10 +264,7 @@ async fn bodies_of_many_parts_arrive_in_order() {
         ));
     }
     for stack in [Stack::Http1, Stack::Axum, Stack::Foreign] {
-        for mode in ["default", "direct", "buffered"] {
-            if stack == Stack::Foreign && mode == "direct" {
-                continue;
-            }
+        for mode in ["default", "buffered"] {
             let parts = parts.clone();
             let config = ServerConfig {
                 stack,
@@ -280,7 +273,6 @@ async fn bodies_of_many_parts_arrive_in_order() {
             let server = TestServer::start(&config, move |_| {
                 let body = FileBody::from_parts(parts.clone());
                 match mode {
-                    "direct" => body.direct(&FrameWatch::default()),
                     "buffered" => body.buffered(),
                     _ => body,
                 }
@@ -318,7 +310,7 @@ async fn every_size_arrives_over_http_2() {
             .unwrap();
         tokio::spawn(connection);
         let mut all = tokio::task::JoinSet::new();
-        for mode in ["default", "direct", "buffered"] {
+        for mode in ["default", "buffered"] {
             for at in 0..FILE_SIZES.len() {
                 let (mut sender, files) = (sender.clone(), Arc::clone(&files));
                 all.spawn(async move {
@@ -352,7 +344,7 @@ async fn a_head_request_has_the_length_and_no_body() {
         };
         let server = TestServer::start(&config, move |parts| served.body_for(parts));
         let mut client = server.connect().await;
-        for mode in ["default", "direct", "buffered"] {
+        for mode in ["default", "buffered"] {
             use tokio::io::AsyncWriteExt;
             let request = format!("HEAD /0/{mode} HTTP/1.1\r\nhost: x\r\n\r\n");
             client.io.write_all(request.as_bytes()).await.unwrap();

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use http_body::Body;
 use http_body_util::BodyExt;
-use uncopied_http::{BodyPart, FileBody, FrameWatch};
+use uncopied_http::{BodyPart, FileBody};
 
 use crate::delivery_harness::{Files, assert_same, with_timeout};
 
@@ -45,18 +45,14 @@ fn drain(mut body: FileBody) -> std::io::Result<(Vec<u8>, usize)> {
 #[test]
 fn a_body_needs_no_runtime_and_never_hangs() {
     let files = Files::of(&[300_001]);
-    for mode in 0..3 {
+    for is_buffered in [false, true] {
         let body = FileBody::from_file(Arc::clone(&files.open[0]), 3..300_000);
-        let body = match mode {
-            0 => body,
-            1 => body.direct(&FrameWatch::default()),
-            _ => body.buffered(),
-        };
+        let body = if is_buffered { body.buffered() } else { body };
         let (bytes, pending) = drain(body).unwrap();
         assert_same(&bytes, &files.contents[0][3..300_000], "the body");
-        // After its first frame, a body in the default mode (0) returns `Pending` once, so that the
+        // After its first frame, a body in the default mode returns `Pending` once, so that the
         // connection can flush that frame.
-        assert_eq!(pending, usize::from(mode == 0), "one chance to flush");
+        assert_eq!(pending, usize::from(!is_buffered), "one chance to flush");
     }
 }
 
@@ -84,13 +80,9 @@ async fn a_range_beyond_the_end_is_an_error() {
         (max - 1..max, 0),
         (max - 70_000..max, 0),
     ] {
-        for mode in 0..3 {
+        for is_buffered in [false, true] {
             let body = FileBody::from_file(Arc::clone(&files.open[0]), range.clone());
-            let mut body = match mode {
-                0 => body,
-                1 => body.direct(&FrameWatch::default()),
-                _ => body.buffered(),
-            };
+            let mut body = if is_buffered { body.buffered() } else { body };
             let mut got = 0;
             let error = loop {
                 match with_timeout(body.frame())
@@ -105,7 +97,7 @@ async fn a_range_beyond_the_end_is_an_error() {
                     Err(error) => break error,
                 }
             };
-            assert_eq!(got, have, "{range:?} {mode}");
+            assert_eq!(got, have, "{range:?} {is_buffered}");
             assert!(!error.to_string().is_empty());
             assert!(body.frame().await.is_none(), "the error is reported once");
         }
@@ -127,18 +119,11 @@ async fn part_lengths_that_overflow_are_an_error() {
 async fn a_file_that_changed_its_length_is_read_to_its_current_end() {
     let files = Files::of(&[100_000]);
     files.set_len(0, 150_000);
-    for direct in [true, false] {
-        let body = FileBody::from_file(Arc::clone(&files.open[0]), 90_000..150_000);
-        let body = if direct {
-            body.direct(&FrameWatch::default())
-        } else {
-            body
-        };
-        let got = with_timeout(body.collect()).await.unwrap().to_bytes();
-        assert_eq!(got.len(), 60_000);
-        assert_eq!(got[..10_000], files.contents[0][90_000..]);
-        assert!(got[10_000..].iter().all(|&byte| byte == 0));
-    }
+    let body = FileBody::from_file(Arc::clone(&files.open[0]), 90_000..150_000);
+    let got = with_timeout(body.collect()).await.unwrap().to_bytes();
+    assert_eq!(got.len(), 60_000);
+    assert_eq!(got[..10_000], files.contents[0][90_000..]);
+    assert!(got[10_000..].iter().all(|&byte| byte == 0));
     files.set_len(0, 10_000);
     let body = FileBody::from_file(Arc::clone(&files.open[0]), 0..100_000);
     let error = with_timeout(body.collect()).await.unwrap_err();

@@ -17,9 +17,13 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, UnixStream};
 use tokio::task::JoinHandle;
-use uncopied_http::{
-    Address, FileBody, FrameWatch, Listener, OpenFile, Stream, StreamOptions, Totals,
-};
+use uncopied_http::{Address, FileBody, Listener, OpenFile, Stream, StreamOptions, Totals};
+
+/// The maximum length of the first frame of a body in the default mode. The body reads this frame
+/// from its file into memory instead of yielding a slice of the mapped file, because it does not
+/// know yet whether a layer between the body and the socket reads the bytes. If the stream gets the
+/// first frame unread, the rest of the file is sent from the mapping, such as with `sendfile`.
+pub(crate) const FIRST_FRAME_BYTES: usize = 64;
 
 /// Returns `len` pseudo-random bytes that depend on the seed. No two pages of them are equal, so
 /// that a comparison detects pages that are out of place.
@@ -119,7 +123,7 @@ impl Files {
     }
 
     /// Returns the body for a request for `/FILE`, `/FILE/MODE` or `/FILE/MODE/START/END`, where
-    /// `FILE` is the index of a file. The modes are `default`, `direct` and `buffered`.
+    /// `FILE` is the index of a file. The modes are `default` and `buffered`.
     pub(crate) fn body_for(&self, parts: &http::request::Parts) -> FileBody {
         let mut words = parts.uri.path().trim_start_matches('/').split('/');
         let at: usize = words.next().unwrap().parse().unwrap();
@@ -130,7 +134,6 @@ impl Files {
         });
         let body = FileBody::from_file(Arc::clone(&self.open[at]), start..end);
         match mode {
-            "direct" => body.direct(&FrameWatch::default()),
             "buffered" => body.buffered(),
             "default" => body,
             other => panic!("no mode {other}"),

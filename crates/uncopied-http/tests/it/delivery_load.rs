@@ -27,7 +27,7 @@ async fn slow_readers_with_tiny_buffers_get_every_byte() {
     let files = Files::of(&[1_500_001]);
     for transport in [Transport::Tcp, Transport::Unix] {
         for (at, mechanism) in Mechanism::FILE_TO_SOCKET.into_iter().enumerate() {
-            for mode in ["default", "direct", "buffered"] {
+            for mode in ["default", "buffered"] {
                 let served = Arc::clone(&files);
                 let config = ServerConfig {
                     transport,
@@ -104,18 +104,16 @@ async fn disconnect_many() {
             let server = TestServer::start(&config, move |parts| served.body_for(parts));
             // Request every file before counting, so that descriptors that are opened only once and
             // then kept do not look like leaks.
-            for mode in ["default", "direct"] {
-                for file in 0..3 {
-                    let mut client = server.connect().await;
-                    with_timeout(client.get(&format!("/{file}/{mode}"))).await;
-                }
+            for file in 0..3 {
+                let mut client = server.connect().await;
+                with_timeout(client.get(&format!("/{file}"))).await;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
             let (before, tasks_before) = (resources(&dir), tasks());
             let mut clients = Vec::new();
             for round in 0..120 {
                 let mut client = server.connect().await;
-                let mode = ["default", "direct", "buffered"][round % 3];
+                let mode = ["default", "default", "buffered"][round % 3];
                 client.request(&format!("/{}/{mode}", round % 5 % 3)).await;
                 let mut some = vec![0; rng.below(200_000)];
                 let timeout = Duration::from_millis(rng.below(4) as u64);
@@ -134,7 +132,7 @@ async fn disconnect_many() {
                 }
             })
             .await;
-            let body = with_timeout(server.connect().await.get("/0/direct")).await;
+            let body = with_timeout(server.connect().await.get("/0")).await;
             assert_same(&body, &files.contents[0], &what);
         }
     }
@@ -270,7 +268,7 @@ fn run_greedy_client(address: std::net::SocketAddr, path: &str, stop: &AtomicBoo
 
 #[test]
 fn a_greedy_client_does_not_hold_up_the_others() {
-    for path in ["/0/direct", "/0/default", "/pages"] {
+    for path in ["/0", "/pages"] {
         let files = Files::of(&[GREEDY_BODY_BYTES, 500]);
         let pages = Bytes::from(pages_of(&files.contents[0], Freeze::Permanent));
         let served = Arc::clone(&files);
@@ -353,7 +351,7 @@ fn many_connections_on_many_threads_get_every_byte() {
                     let mut rng = Rng(number);
                     for _ in 0..12 {
                         let at = rng.below(6);
-                        let mode = ["default", "default", "direct", "buffered"][rng.below(4)];
+                        let mode = ["default", "default", "buffered"][rng.below(3)];
                         let body = with_timeout(client.get(&format!("/{at}/{mode}"))).await;
                         assert_same(&body, &files.contents[at], &format!("{at} {mode}"));
                         tokio::task::yield_now().await;
