@@ -14,7 +14,7 @@ use uncopied::arena::MissingBytes;
 
 /// The slices of mapped files that exist for one connection. Clones share the state.
 #[derive(Clone, Debug, Default)]
-pub struct FrameWatch(Arc<Mutex<Watched>>);
+pub(crate) struct FrameWatch(Arc<Mutex<Watched>>);
 
 #[derive(Debug, Default)]
 struct Watched {

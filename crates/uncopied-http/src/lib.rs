@@ -122,8 +122,6 @@ pub use axum_impls::{TcpOnly, TcpOnlyListener};
 pub use body::{BodyPart, FileBody};
 pub use file_source::FileSource;
 pub use file_stat::FileStat;
-#[doc(hidden)]
-pub use frame_watch::FrameWatch;
 pub use listener::Listener;
 pub use open_file::{IN_MEMORY_FILE_MAX_BYTES, OpenFile};
 pub use options::StreamOptions;

@@ -141,20 +141,6 @@ impl FileBody {
         }
     }
 
-    /// Promises that this body is sent over the HTTP/1 stream that has this `watch`, and that
-    /// nothing in between reads its frames. In that case, not even the first bytes of the file need
-    /// to be read into memory.
-    ///
-    /// This is for `uncopied serve`, which makes the body and owns everything between the body and
-    /// the stream. If the frames are read nevertheless, that is slow; if they are sent over another
-    /// stream, missing bytes are not detected.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn direct(mut self, watch: &FrameWatch) -> Self {
-        self.delivery = Delivery::Direct(watch.clone());
-        self
-    }
-
     /// Declares that something reads the frames. Every frame is then read from the file into a
     /// buffer, and none is a slice of the mapped file.
     #[must_use]

@@ -158,12 +158,6 @@ impl Stream {
         self.socket
     }
 
-    /// Returns the watch for [`FileBody::direct`](crate::FileBody::direct).
-    #[doc(hidden)]
-    pub fn watch(&mut self) -> FrameWatch {
-        self.watch.get_or_insert_default().clone()
-    }
-
     fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.socket {
             ConnectionSocket::Tcp(socket) => socket.poll_write_ready(cx),
