@@ -452,6 +452,8 @@ fn a_new_connection_takes_the_place_of_the_one_that_has_been_idle_longest() {
     // `shorter` has the first request and the last.
     assert_eq!(get(&mut shorter, "/").status, 200);
     assert_eq!(get(&mut longest, "/").status, 200);
+    // The server's clock ticks every few milliseconds.
+    std::thread::sleep(std::time::Duration::from_millis(50));
     assert_eq!(get(&mut shorter, "/").status, 200);
     assert_eq!(get(&mut connect(server.address()), "/").status, 200);
     assert_eq!(read_to_close(&mut longest), b"");

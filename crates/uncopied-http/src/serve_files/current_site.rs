@@ -146,6 +146,13 @@ fn is_shortage(error: &io::Error) -> bool {
 }
 
 impl ServeFiles {
+    /// Whether the last call of [`follow_root`](Self::follow_root) found no directory at the path,
+    /// so that every request gets status 503. Makes no system call.
+    #[must_use]
+    pub fn is_root_missing(&self) -> bool {
+        self.current.load().root.is_missing()
+    }
+
     /// Checks whether the path that this service was built for still leads to the directory that is
     /// being served. If it leads to another directory, serves that one from now on. This makes an
     /// atomic deployment visible, which renames a new link or a new directory over the path.

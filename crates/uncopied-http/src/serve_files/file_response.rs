@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::cache::entry::Entry;
 use crate::body::FileBody;
@@ -40,14 +40,13 @@ impl FileResponse {
         }
     }
 
-    /// Returns the headers, to change them.
-    pub(super) fn headers_mut(&mut self) -> &mut HeaderMap {
+    /// Adds a header to those that the response has.
+    pub(super) fn append(&mut self, name: HeaderName, value: HeaderValue) {
         if let Headers::OfFile(entry) = &self.headers {
             self.headers = Headers::Other(entry.headers.clone());
         }
-        match &mut self.headers {
-            Headers::Other(headers) => headers,
-            Headers::OfFile(_) => unreachable!("it has just been replaced"),
+        if let Headers::Other(headers) = &mut self.headers {
+            headers.append(name, value);
         }
     }
 

@@ -61,7 +61,7 @@ impl<'a> RequestTarget<'a> {
 
 /// Returns the response to a request. `current` is the cache entry of the requested file, if the
 /// caller has already found the entry and checked that it is current. `mount` is the place at which
-/// axum has mounted the service, if the request is for that place without a slash.
+/// a router has mounted the service, if the request must be redirected from there.
 pub(super) fn respond(
     site: &Site,
     target: RequestTarget<'_>,
@@ -166,23 +166,17 @@ impl<F: RequestFields> Responder<'_, F> {
             Some(entry) => Ok(ResolvedTarget::File(entry)),
             None => self.site.find(self.target.path, self.access),
         };
-        let mount = self.mount.clone();
-        let target = match (mount, target) {
-            (Some(path), Ok(ResolvedTarget::File(_) | ResolvedTarget::Listing(..)))
-                if self.site.single.is_none() =>
-            {
-                Ok(ResolvedTarget::MissingSlash(path))
-            }
-            (_, target) => target,
-        };
+        let mount = self.mount.as_ref().filter(|_| self.site.single.is_none());
+        let is_served = matches!(
+            target,
+            Ok(ResolvedTarget::File(_) | ResolvedTarget::Listing(..))
+        );
+        if let Some(path) = mount.filter(|_| is_served) {
+            return self.redirect(path);
+        }
         match target {
             Ok(ResolvedTarget::File(entry)) => self.file(entry),
-            Ok(ResolvedTarget::MissingSlash(path)) => {
-                let location = HeaderValue::try_from(path.with_slash(self.target.query))
-                    .map_err(|_| StatusCode::BAD_REQUEST)?;
-                let headers = [(LOCATION, location), (CONTENT_LENGTH, 0.into())];
-                Ok(self.without_body(StatusCode::MOVED_PERMANENTLY, headers))
-            }
+            Ok(ResolvedTarget::MissingSlash(path)) => self.redirect(&path),
             Ok(ResolvedTarget::Listing(path, dir)) => {
                 let json = negotiate::prefers_json(self.fields.values(&ACCEPT));
                 let Site { root, config, .. } = self.site;
@@ -195,13 +189,21 @@ impl<F: RequestFields> Responder<'_, F> {
                 Some(page) if self.wants_fallback() => {
                     let entry = self.site.page(page, self.access)?;
                     let mut response = self.file(entry)?;
-                    response.headers_mut().append(VARY, ACCEPT_IN_VARY);
+                    response.append(VARY, ACCEPT_IN_VARY);
                     Ok(response)
                 }
                 _ => Err(ResolveError::NOT_FOUND),
             },
             Err(error) => Err(error),
         }
+    }
+
+    /// Redirects to `path` with a slash at its end.
+    fn redirect(&self, path: &RequestPath) -> Result<FileResponse, ResolveError> {
+        let location = HeaderValue::try_from(path.with_slash(self.target.query))
+            .map_err(|_| StatusCode::BAD_REQUEST)?;
+        let headers = [(LOCATION, location), (CONTENT_LENGTH, 0.into())];
+        Ok(self.without_body(StatusCode::MOVED_PERMANENTLY, headers))
     }
 
     /// Whether this request for a missing file gets the fallback page instead of a 404. It does if

@@ -119,9 +119,7 @@ impl ServeFiles {
     pub fn respond<B>(&self, request: Request<B>) -> ResponseFuture {
         let (parts, _) = request.into_parts();
         let site = self.current.load();
-        let is_redirected = mounted::path_without_slash(&parts).is_some();
-        let cached = cached(&site, target_of(&parts)).filter(|_| !is_redirected);
-        let state = match cached {
+        let state = match cached(&site, target_of(&parts)) {
             Some(file) => ResponseState::Revalidating(Some(PendingRevalidation {
                 site: Arc::clone(&site),
                 parts,
@@ -253,14 +251,8 @@ impl ResponseState {
     fn start(site: &Arc<Site>, parts: Parts, current: Option<Arc<Entry>>) -> Self {
         let respond = |site: &Site, parts: &Parts, current, access| {
             let mount = mounted::path_without_slash(parts);
-            respond(
-                site,
-                target_of(parts),
-                &parts.headers,
-                mount,
-                current,
-                access,
-            )
+            let target = target_of(parts);
+            respond(site, target, &parts.headers, mount, current, access)
         };
         if let Ok(response) = respond(site, &parts, current, DiskAccess::CachedOnly) {
             return Self::Ready(ready(response.into()));

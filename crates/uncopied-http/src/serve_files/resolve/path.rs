@@ -18,7 +18,7 @@ const ESCAPED_CHARACTERS: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 /// A request path that has been checked and decoded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct RequestPath {
     /// The decoded names, separated by single slashes, without a leading slash. No name is empty,
     /// `.` or `..`, and none contains a NUL. Empty for the root.

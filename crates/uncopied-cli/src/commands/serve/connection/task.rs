@@ -243,7 +243,8 @@ async fn send(
     logged: &mut LoggedRequest<'_>,
 ) -> AfterResponse {
     logged.status = response.status();
-    if response.status().is_server_error() {
+    // The control thread tells of a missing root.
+    if response.status().is_server_error() && !settings.files.is_root_missing() {
         warn_of_status(response.status(), logged);
     }
     let sending = Sending {
