@@ -27,8 +27,7 @@ pub(crate) enum DiskAccess {
 }
 
 /// The default maximum length, in bytes, of files that are kept in memory. The body of such a file
-/// is sent together with the response head in one system call, which costs less than a separate
-/// `sendfile`: measured on two kinds of machines, up to 64 KiB.
+/// is sent together with the response head in one system call.
 pub const IN_MEMORY_FILE_MAX_BYTES: u64 = 64 << 10;
 
 /// A regular file that is open for serving. All responses that send the file share this object.
