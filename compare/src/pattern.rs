@@ -8,7 +8,7 @@ pub(crate) fn bytes(size: u64) -> Vec<u8> {
     numbered_bytes(size, 0)
 }
 
-/// Like [`bytes`], but sequences with different numbers, too, differ in their first 8 bytes.
+/// Like [`bytes()`], but sequences with different numbers, too, differ in their first 8 bytes.
 pub(crate) fn numbered_bytes(size: u64, number: u32) -> Vec<u8> {
     let mut state = seed(size, number);
     let words = (size as usize).div_ceil(8);

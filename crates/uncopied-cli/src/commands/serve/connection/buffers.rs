@@ -34,13 +34,19 @@ impl RequestBuffer {
         let unused = UNUSED.with_borrow_mut(Vec::pop);
         let mut buffer = unused.unwrap_or_else(|| {
             Box::new(Self {
-                bytes: Vec::with_capacity(MAX_HEAD_BYTES),
+                bytes: Vec::new(),
                 head: RequestHead::empty(),
                 head_length: 0,
             })
         });
+        buffer.bytes.reserve(MAX_HEAD_BYTES);
         buffer.bytes.extend_from_slice(bytes);
         buffer
+    }
+
+    /// Frees the unused part of the buffer, for the time of a long response.
+    pub(super) fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
     }
 
     /// Gives the buffer back to the thread.

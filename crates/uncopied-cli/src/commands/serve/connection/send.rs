@@ -84,6 +84,15 @@ pub(super) struct Unsent {
     parts: VecDeque<BodyPart>,
 }
 
+impl Unsent {
+    /// Whether sending the rest may take long, if the peer is slow.
+    pub(super) fn is_long(&self) -> bool {
+        self.parts
+            .iter()
+            .any(|part| matches!(part, BodyPart::File(_, range) if is_corked(range)))
+    }
+}
+
 impl Sending<'_> {
     /// Sends as much of a response as the socket accepts at once, which is all of it in most cases
     /// if the body is in memory. That takes one system call and no memory. Returns the rest, for

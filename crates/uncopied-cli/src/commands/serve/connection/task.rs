@@ -252,8 +252,13 @@ async fn send(
         totals: &settings.stats.totals,
     };
     let sent = match sending.start(socket, response, option, &mut logged.sent) {
-        // This future is in a box, too.
-        Ok(Some(unsent)) => Box::pin(sending.finish(socket, unsent, &mut logged.sent)).await,
+        Ok(Some(unsent)) => {
+            if unsent.is_long() {
+                logged.buffer.shrink();
+            }
+            // This future is in a box, too.
+            Box::pin(sending.finish(socket, unsent, &mut logged.sent)).await
+        }
         Ok(None) => Ok(()),
         Err(error) => Err(error),
     };
