@@ -196,6 +196,26 @@ fn heads_have_limits() {
     assert_eq!(read_response(&mut stream).unwrap().status, 200);
 }
 
+/// The head of an earlier request, which the server's buffer may still contain, does not matter.
+#[test]
+fn another_version_of_http_gets_505() {
+    let site = site();
+    let server = Server::start(site.path(), &["--threads", "1"]);
+    let good = "GET /index.html?a=b HTTP/1.1\r\nHost: a\r\n\r\n";
+    for version in ["HTTP/2.0", "HTTP/3.0", "HTTP/0.9"] {
+        let bad = format!("GET / {version}\r\nHost: a\r\n\r\n");
+        let got = exchange(&server, bad.as_bytes());
+        let expected = "HTTP/1.1 505 HTTP Version Not Supported";
+        assert_eq!(head_of(&got), expected, "{version}");
+        let got = exchange(&server, format!("{good}{bad}").as_bytes());
+        let got = String::from_utf8(got).unwrap();
+        assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
+        assert_eq!(got.matches(expected).count(), 1, "{got}");
+    }
+    let stderr = server.stop().stderr;
+    assert_eq!(stderr.len(), 2, "a client's fault is not told: {stderr:?}");
+}
+
 /// A proxy and this server must not understand a host differently.
 #[test]
 fn a_host_must_follow_the_grammar() {

@@ -73,12 +73,13 @@ impl RequestBuffer {
         }
     }
 
-    /// Returns the request whose head [`parse`](Self::parse) has found.
-    pub(super) fn request(&self) -> Request<'_> {
-        Request {
+    /// Returns the request whose head [`parse`](Self::parse) has found. `None` if it has found
+    /// none, or one that is refused: then `head` may belong to other bytes.
+    pub(super) fn request(&self) -> Option<Request<'_>> {
+        (self.head_length > 0).then(|| Request {
             head: &self.head,
             bytes: &self.bytes[..self.head_length],
-        }
+        })
     }
 
     /// Removes the head. What remains is the beginning of the next request.

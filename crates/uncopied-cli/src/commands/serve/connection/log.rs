@@ -25,8 +25,6 @@ pub(super) struct LoggedRequest<'a> {
     /// Why the response is incomplete.
     pub(super) error: Option<String>,
     pub(super) is_complete: bool,
-    /// Whether the bytes are a request that has been parsed.
-    is_parsed: bool,
     log: Option<LogContext<'a>>,
 }
 
@@ -45,7 +43,6 @@ impl<'a> LoggedRequest<'a> {
         client: &'a Address,
         state: &'a ConnectionState,
         buffer: &'a mut RequestBuffer,
-        is_parsed: bool,
     ) -> Self {
         Self {
             buffer,
@@ -53,7 +50,6 @@ impl<'a> LoggedRequest<'a> {
             sent: SentResponse::default(),
             error: None,
             is_complete: false,
-            is_parsed,
             log: log.map(|log| LogContext {
                 log,
                 client,
@@ -70,7 +66,7 @@ impl Drop for LoggedRequest<'_> {
         let Some(context) = &self.log else {
             return;
         };
-        let request = self.is_parsed.then(|| self.buffer.request());
+        let request = self.buffer.request();
         let was_aborted = context.state.command() == ConnectionCommand::Abort;
         let error = match (&self.error, context.state.phase()) {
             (Some(error), _) => Some(error.as_str()),

@@ -395,10 +395,9 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<ParsedHead>, u16> {
     let outcome = match parsed {
         Err(refused) => Err(refused.status().as_u16()),
         Ok(false) => Ok(None),
-        Ok(true) => {
-            let request = buffer.request();
+        Ok(true) => Ok(buffer.request().map(|request| {
             let target = request.target();
-            Ok(Some(ParsedHead {
+            ParsedHead {
                 length: request.bytes.len(),
                 method: target.method.to_owned(),
                 path: target.path.to_owned(),
@@ -409,8 +408,8 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<ParsedHead>, u16> {
                     .fields()
                     .map(|(name, value)| (name.to_owned(), value.to_vec()))
                     .collect(),
-            }))
-        }
+            }
+        })),
     };
     buffer.give_back();
     outcome

@@ -18,7 +18,7 @@ use super::buffers::RequestBuffer;
 use super::close::close_gently;
 use super::guard::ConnectionGuard;
 use super::log::LoggedRequest;
-use super::request::{MAX_HEAD_BYTES, RefusedHead};
+use super::request::{MAX_HEAD_BYTES, RefusedHead, RequestHead};
 use super::send::{ConnectionOption, Sending};
 use super::socket::Socket;
 use super::state::{ConnectionCommand, ConnectionState, Phase};
@@ -179,11 +179,12 @@ impl Connection {
             settings,
         } = self;
         let log = settings.log.as_ref();
-        let mut logged = LoggedRequest::begin(log, client, state, buffer, true);
+        let mut logged = LoggedRequest::begin(log, client, state, buffer);
         let response = response_to(&settings.files, logged.buffer).await;
-        let head = logged.buffer.request().head;
-        let is_last = head.is_last() || state.command() >= ConnectionCommand::Drain;
-        let option = match (is_last, head.is_http_1_0()) {
+        let head = logged.buffer.request().map(|request| request.head);
+        let is_last =
+            head.is_none_or(RequestHead::is_last) || state.command() >= ConnectionCommand::Drain;
+        let option = match (is_last, head.is_some_and(RequestHead::is_http_1_0)) {
             (true, _) => ConnectionOption::Close,
             (false, true) => ConnectionOption::KeepAlive,
             (false, false) => ConnectionOption::None,
@@ -202,7 +203,7 @@ impl Connection {
         state.enter(Phase::Responding);
         let response = settings.files.error_response(refused.status());
         let log = settings.log.as_ref();
-        let mut logged = LoggedRequest::begin(log, client, state, buffer, false);
+        let mut logged = LoggedRequest::begin(log, client, state, buffer);
         send(
             settings,
             socket,
@@ -216,7 +217,9 @@ impl Connection {
 
 /// Returns the response to the request at the start of the buffer.
 async fn response_to(files: &ServeFiles, buffer: &RequestBuffer) -> FileResponse {
-    let request = buffer.request();
+    let Some(request) = buffer.request() else {
+        return files.error_response(StatusCode::BAD_REQUEST);
+    };
     let cached = files.cached(request.target());
     if cached.as_ref().is_some_and(CachedFile::must_yield) {
         yield_once().await;
@@ -243,8 +246,10 @@ async fn send(
     logged: &mut LoggedRequest<'_>,
 ) -> AfterResponse {
     logged.status = response.status();
-    // The control thread tells of a missing root.
-    if response.status().is_server_error() && !settings.files.is_root_missing() {
+    // Status 505 is a fault of the client, and the control thread tells of a missing root.
+    let is_failure = response.status().is_server_error()
+        && response.status() != StatusCode::HTTP_VERSION_NOT_SUPPORTED;
+    if is_failure && !settings.files.is_root_missing() {
         warn_of_status(response.status(), logged);
     }
     let sending = Sending {
@@ -305,7 +310,9 @@ fn warn_of_status(status: StatusCode, logged: &LoggedRequest<'_>) {
 
 /// Returns the target of the request, for a message.
 fn target_of(logged: &LoggedRequest<'_>) -> String {
-    String::from_utf8_lossy(logged.buffer.request().raw_target()).into_owned()
+    let request = logged.buffer.request();
+    let target = request.map_or(&b"-"[..], |request| request.raw_target());
+    String::from_utf8_lossy(target).into_owned()
 }
 
 /// Whether an error of a response comes from the peer or the network, and not from the file.
