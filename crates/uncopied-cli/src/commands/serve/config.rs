@@ -80,7 +80,7 @@ impl Config {
 
 /// The maximum length of files that are kept in memory. For longer files, `sendfile` costs less
 /// than the copy (decision 3).
-const IN_MEMORY_MAX_BYTES: u64 = 16 << 10;
+const IN_MEMORY_MAX_BYTES: u64 = 8 << 10;
 
 /// Says what `/` will give, if that may surprise: the directory has no index file and is not
 /// listed, or cannot be read.

@@ -21,6 +21,11 @@ const MAX_BUFFERED_BYTES: usize = 4 << 20;
 const MAX_WRITE_BYTES: usize = 64 << 10;
 /// The time between a failed write and the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The number of bytes for which the writer thread waits before it writes, but at most for
+/// [`GATHER_TIME`]: a busy server would otherwise wake the thread for every few lines.
+const GATHERED_BYTES: usize = 64 << 10;
+/// The maximum time for which a line waits for others.
+const GATHER_TIME: Duration = Duration::from_millis(20);
 /// The maximum time that [`AccessLog::close`] waits for the last lines to be written.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -109,11 +114,13 @@ impl AccessLog {
             queue.dropped_lines += 1;
             return;
         }
-        let was_empty = queue.lines.is_empty();
+        let before = queue.lines.len();
         queue.lines.extend_from_slice(line);
         queue.unwritten_lines += 1;
+        let after = queue.lines.len();
         drop(queue);
-        if was_empty {
+        // Waking the writer thread costs more than a line does.
+        if before == 0 || (before < GATHERED_BYTES && after >= GATHERED_BYTES) {
             self.filled.notify_one();
         }
     }
@@ -225,6 +232,14 @@ impl<'a> LogWriter<'a> {
                 })
                 .unwrap_or_else(PoisonError::into_inner)
         };
+        if !has_lines {
+            let filled = &self.log.filled;
+            queue = filled
+                .wait_timeout_while(queue, GATHER_TIME, |queue| {
+                    queue.lines.len() < GATHERED_BYTES && !is_ordered(queue)
+                })
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(queue, _)| queue);
+        }
         if !has_lines {
             self.batch.clear();
             self.written = 0;
