@@ -80,51 +80,25 @@ fn run_until(generator: &mut Generator<'_>, end: Instant) -> Result<(), Error> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::test_server;
     use super::*;
-    use std::io::{Read, Write};
-    use std::net::{SocketAddr, TcpListener};
-    use std::thread;
-    use std::time::Duration;
-
     use crate::serve::case::{MIN_DISCARD_BYTES, Receiver};
     use crate::serve::site::FileSet;
 
     const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
 
-    /// Starts a server that accepts one connection, and sends the next one of `responses` for each
-    /// request. Returns the server's address and thread.
-    fn scripted(responses: Vec<Vec<u8>>) -> (SocketAddr, thread::JoinHandle<()>) {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 512];
-            for response in responses {
-                if stream.read(&mut request).unwrap() == 0 {
-                    return;
-                }
-                stream.write_all(&response).unwrap();
-            }
-        });
-        (address, server)
-    }
-
+    /// Runs a closed loop against a server that sends one of `responses` for each request.
     fn try_load(responses: Vec<Vec<u8>>) -> Result<LoadSample, Error> {
-        let (address, server) = scripted(responses);
+        let count = responses.len();
+        let mut responses = responses.into_iter();
+        let (address, server) =
+            test_server::start(count, move |_| responses.next().unwrap_or_default());
         let set = FileSet::new(5, 1);
-        let served = Served {
-            address,
-            pid: std::process::id(),
-            set: &set,
-        };
         let settings = LoadSettings {
-            connections: 1,
-            warm_up: Duration::ZERO,
-            window: Duration::from_millis(200),
             is_distinct: false,
-            receiver: Receiver::Copy,
+            ..test_server::settings(Receiver::Copy)
         };
-        let result = run(&served, settings);
+        let result = run(&test_server::served(address, &set), settings);
         server.join().unwrap();
         result
     }
@@ -163,43 +137,20 @@ mod tests {
     }
 
     fn count_and_time(receiver: Receiver) {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let address = listener.local_addr().unwrap();
         let set = FileSet::new(3 * MIN_DISCARD_BYTES, 1);
         let body = set.bytes(0).into_owned();
         let mut response =
             format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
         response.extend_from_slice(&body);
-        let server = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 512];
-            let mut responses = 0;
-            let mut seen = std::collections::HashSet::new();
-            while stream.read(&mut request).is_ok_and(|count| count > 0) {
-                assert!(
-                    responses == 0 || seen.insert(request),
-                    "the same request twice"
-                );
-                if stream.write_all(&response).is_err() {
-                    break;
-                }
-                responses += 1;
-            }
-            responses
+        let mut seen = std::collections::HashSet::new();
+        let mut is_first = true;
+        let (address, server) = test_server::start(usize::MAX, move |request| {
+            let is_new = std::mem::take(&mut is_first) || seen.insert(*request);
+            assert!(is_new, "the same request twice");
+            response.clone()
         });
-        let served = Served {
-            address,
-            pid: std::process::id(),
-            set: &set,
-        };
-        let settings = LoadSettings {
-            connections: 1,
-            warm_up: Duration::ZERO,
-            window: Duration::from_millis(200),
-            is_distinct: true,
-            receiver,
-        };
-        let sample = run(&served, settings).unwrap();
+        let served = test_server::served(address, &set);
+        let sample = run(&served, test_server::settings(receiver)).unwrap();
         let responses = f64::from(server.join().unwrap());
         assert!(sample.requests > 10.0);
         // Up to three responses are outside the measurement: the one that is compared with the

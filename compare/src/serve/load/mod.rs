@@ -21,6 +21,9 @@ mod generator;
 pub(super) mod open_loop;
 mod poller;
 pub(super) mod request;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod test_server;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -167,42 +167,25 @@ impl Recorder {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::test_server;
     use super::*;
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
-    use std::thread;
-
     use crate::serve::case::Receiver;
     use crate::serve::site::FileSet;
 
     /// Runs an open loop against a server that takes `pause` for each response.
     fn latencies(pause: Duration, rate: f64) -> LatencySample {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let address = listener.local_addr().unwrap();
         let set = FileSet::new(100, 1);
         let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";
         let response = [&head[..], &set.bytes(0)].concat();
-        let server = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 512];
-            while stream.read(&mut request).is_ok_and(|count| count > 0) {
-                thread::sleep(pause);
-                if stream.write_all(&response).is_err() {
-                    break;
-                }
-            }
+        let (address, server) = test_server::start(usize::MAX, move |_| {
+            std::thread::sleep(pause);
+            response.clone()
         });
-        let served = Served {
-            address,
-            pid: std::process::id(),
-            set: &set,
-        };
+        let served = test_server::served(address, &set);
         let settings = LoadSettings {
-            connections: 1,
             warm_up: Duration::from_millis(20),
             window: Duration::from_millis(400),
-            is_distinct: true,
-            receiver: Receiver::Copy,
+            ..test_server::settings(Receiver::Copy)
         };
         let sample = run(&served, settings, rate).unwrap();
         server.join().unwrap();
