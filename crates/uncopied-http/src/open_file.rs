@@ -28,7 +28,7 @@ pub(crate) enum DiskAccess {
 
 /// The default maximum length, in bytes, of files that are kept in memory. The body of such a file
 /// is sent together with the response head in one system call.
-pub const IN_MEMORY_FILE_MAX_BYTES: u64 = 64 << 10;
+pub const IN_MEMORY_FILE_MAX_BYTES: u64 = 16 << 10;
 
 /// A regular file that is open for serving. All responses that send the file share this object.
 ///
@@ -220,7 +220,8 @@ impl OpenFile {
     ///
     /// Once the first 2 MiB of the file have been found in the page cache, they are assumed to stay
     /// there for half a second, because the kernel reclaims recently used pages last. So a file
-    /// that is sent a thousand times per second is not checked each time.
+    /// that is sent a thousand times per second is not checked each time. Without this, a server
+    /// reached 0.85 of its responses per second with files of 16 and 64 KiB, and 0.94 with 256 KiB.
     #[must_use]
     pub fn is_resident(&self, range: Range<u64>) -> bool {
         let Content::File {

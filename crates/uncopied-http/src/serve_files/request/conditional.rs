@@ -10,8 +10,8 @@ use super::fields::RequestFields;
 /// The values that distinguish one version of a file from another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Validators<'a> {
-    /// The entity tag as it is sent: `"…"` or `W/"…"`. `None` if the response has none. Then only
-    /// `*` matches in `If-Match` and `If-None-Match`.
+    /// The entity tag as it is sent: `"…"` or `W/"…"`. `None` if the response has none. Then
+    /// only `*` matches in `If-Match` and `If-None-Match`.
     pub(crate) etag: Option<&'a [u8]>,
     /// The time in `Last-Modified`, in seconds since the Unix epoch. `None` if the response does
     /// not have this header.
