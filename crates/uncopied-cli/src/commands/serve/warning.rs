@@ -35,19 +35,16 @@ pub(crate) enum WarningKind {
     TableFull,
     /// A connection could not be accepted.
     Accept,
-    /// The served path cannot be read.
-    Root,
     /// The access log cannot be written.
     AccessLog,
 }
 
 impl WarningKind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 5] = [
         Self::ServerError,
         Self::BodyCut,
         Self::TableFull,
         Self::Accept,
-        Self::Root,
         Self::AccessLog,
     ];
 
@@ -59,7 +56,7 @@ impl WarningKind {
             // The log warns when it begins to fail, and tells when it goes on.
             Self::AccessLog => (4, Duration::from_secs(60)),
             // One message describes all of these events, which last until something is changed.
-            Self::TableFull | Self::Accept | Self::Root => (1, Duration::from_secs(60)),
+            Self::TableFull | Self::Accept => (1, Duration::from_secs(60)),
         }
     }
 
@@ -70,7 +67,6 @@ impl WarningKind {
             Self::BodyCut => "bodies cut short",
             Self::TableFull => "connections that found the table full",
             Self::Accept => "failed accepts",
-            Self::Root => "failures to read the served path",
             Self::AccessLog => "failures of the access log",
         }
     }
