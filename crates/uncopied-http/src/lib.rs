@@ -131,7 +131,7 @@ pub use serve_files::{
     RequestFields, RequestTarget, ResponseFuture, RootChange, ServeFiles, ServeFilesBuilder,
     ServeFilesOr,
 };
-pub use stream::{ConnectionSocket, Stream};
+pub use stream::{CORKED_FILE_MIN_BYTES, ConnectionSocket, Stream};
 pub use totals::Totals;
 
 #[cfg(doctest)]

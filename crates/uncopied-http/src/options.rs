@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use uncopied::Mechanism;
-use uncopied::policy::Plan;
+use uncopied::policy::{FilePlanInput, Length, Plan, SourceKind, plan_file};
+use uncopied::{Mechanism, Support, zero_copy_send_enabled};
 
 use crate::totals::Totals;
 
@@ -45,5 +45,24 @@ impl StreamOptions {
     pub fn totals(mut self, totals: Arc<Totals>) -> Self {
         self.totals = totals;
         self
+    }
+
+    /// Returns the plan with which streams send `length` bytes of a file: the forced mechanisms
+    /// that the process has not been refused, or else the usual plan. If zero copy is switched off,
+    /// every byte is copied.
+    #[must_use]
+    pub fn file_plan(&self, length: Length) -> Plan {
+        let support = Support::of_process();
+        let zero_copy_enabled = zero_copy_send_enabled();
+        match self.forced_for_files {
+            Some(forced) if zero_copy_enabled => {
+                forced.without(|mechanism| support.refusal(mechanism).is_some())
+            }
+            _ => {
+                let mut input = FilePlanInput::new(SourceKind::File, length);
+                input.zero_copy_enabled = zero_copy_enabled;
+                plan_file(&input, &support)
+            }
+        }
     }
 }

@@ -34,6 +34,15 @@ pub struct Fallback {
     pub at: u64,
 }
 
+impl Fallback {
+    /// Whether the errno says that the kernel does not support the mechanism for this pair of
+    /// descriptors. If so, it will not support it for another transfer of the same file either.
+    #[must_use]
+    pub fn concerns_descriptors(&self) -> bool {
+        matches!(self.errno, Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE)
+    }
+}
+
 impl Report {
     pub(crate) fn count(&mut self, mechanism: Mechanism, bytes: u64) {
         self.bytes[mechanism as usize] += bytes;

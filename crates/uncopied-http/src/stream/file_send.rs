@@ -10,10 +10,10 @@ use std::task::{Context, Poll, ready};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use uncopied::arena::FileMapping;
-use uncopied::policy::{FilePlanInput, Length, Plan, SourceKind, plan_file};
-use uncopied::{Errno, Progress, Side, Support, Transfer, residency, zero_copy_send_enabled};
+use uncopied::policy::Length;
+use uncopied::{Progress, Side, Transfer, residency};
 
-use super::{ConnectionSocket, FileSlice, Stream};
+use super::{FileSlice, Stream};
 
 /// An in-progress send of bytes from a file.
 #[derive(Debug)]
@@ -21,7 +21,8 @@ pub(super) struct FileSend {
     mapping: FileMapping,
     transfer: Transfer,
     loading: Option<JoinHandle<()>>,
-    /// Whether partial packets are held back until the end of the send; see [`CORK_MIN_BYTES`].
+    /// Whether partial packets are held back until the end of the send; see
+    /// [`CORKED_FILE_MIN_BYTES`].
     is_corked: bool,
 }
 
@@ -31,7 +32,7 @@ pub(super) struct FileSend {
 /// cork sends the incomplete last packet of the piece on its own. Benchmark runs with and without
 /// the cork, made at different times and each compared with nginx, show that corking saves about a
 /// tenth of the CPU time at 16 MiB and some at 1 MiB; at 256 KiB the gain is within the noise.
-const CORK_MIN_BYTES: usize = 512 << 10;
+pub const CORKED_FILE_MIN_BYTES: u64 = 512 << 10;
 
 impl Stream {
     pub(super) fn poll_send_file(
@@ -66,9 +67,10 @@ impl Stream {
             return *send;
         }
         self.abandon_file_send();
-        let is_corked = len >= CORK_MIN_BYTES && self.set_cork(true);
+        let is_corked = len as u64 >= CORKED_FILE_MIN_BYTES && self.socket.set_cork(true);
         let length = Length::Exact(len as u64);
-        let plan = self.plan(&mapping, length);
+        let plan = self.options.file_plan(length);
+        let plan = plan.without(|mechanism| mapping.has_refused(mechanism));
         let transfer = Transfer::new(offset, length, plan);
         FileSend {
             mapping,
@@ -87,39 +89,15 @@ impl Stream {
 
     fn uncork(&self, send: &FileSend) {
         if send.is_corked {
-            self.set_cork(false);
+            self.socket.set_cork(false);
         }
-    }
-
-    /// Sets `TCP_CORK`. Returns whether the socket accepted the option, which only TCP has.
-    fn set_cork(&self, on: bool) -> bool {
-        match &self.socket {
-            ConnectionSocket::Tcp(socket) => rustix::net::sockopt::set_tcp_cork(socket, on).is_ok(),
-            ConnectionSocket::Unix(_) => false,
-        }
-    }
-
-    fn plan(&self, mapping: &FileMapping, length: Length) -> Plan {
-        let support = Support::of_process();
-        let zero_copy_enabled = zero_copy_send_enabled();
-        let plan = match self.options.forced_for_files {
-            Some(forced) if zero_copy_enabled => {
-                forced.without(|mechanism| support.refusal(mechanism).is_some())
-            }
-            _ => {
-                let mut input = FilePlanInput::new(SourceKind::File, length);
-                input.zero_copy_enabled = zero_copy_enabled;
-                plan_file(&input, &support)
-            }
-        };
-        plan.without(|mechanism| mapping.has_refused(mechanism))
     }
 
     /// Steps the transfer until a step has moved bytes.
     fn poll_steps(&mut self, cx: &mut Context<'_>, send: &mut FileSend) -> Poll<io::Result<usize>> {
         loop {
             if send.poll_cached(cx).is_pending() {
-                self.push();
+                self.socket.push();
                 return Poll::Pending;
             }
             let (mechanism, before) = (send.transfer.mechanism(), send.transfer.report().bytes());
@@ -144,16 +122,6 @@ impl Stream {
                     }
                 }
             }
-        }
-    }
-
-    /// Flushes bytes that were held back so that they could share a packet with file data. Called
-    /// when the file data must first be read from disk.
-    fn push(&self) {
-        if let ConnectionSocket::Tcp(socket) = &self.socket {
-            // Setting this option flushes the socket, even if the option is already set (`tcp(7)`).
-            // If setting it fails, the bytes arrive up to 200 ms later, but none is lost.
-            let _ = socket.set_nodelay(true);
         }
     }
 }
@@ -191,10 +159,7 @@ impl FileSend {
     /// of the file do not try them.
     fn note_refusals(&self) {
         for fallback in self.transfer.report().fallbacks() {
-            if matches!(
-                fallback.errno,
-                Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE
-            ) {
+            if fallback.concerns_descriptors() {
                 self.mapping.note_refusal(fallback.from);
             }
         }

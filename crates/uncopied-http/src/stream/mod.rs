@@ -3,6 +3,7 @@
 
 mod file_send;
 mod page_send;
+mod socket;
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -10,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop;
 use uncopied::arena::{FileMapping, Located, Pages, locate};
@@ -23,6 +24,9 @@ use crate::frame_watch::FrameWatch;
 use crate::options::StreamOptions;
 use file_send::FileSend;
 use page_send::PageSender;
+
+pub use file_send::CORKED_FILE_MIN_BYTES;
+pub use socket::ConnectionSocket;
 
 /// A TCP or Unix connection for an unmodified hyper or axum. It sends files with `sendfile`, and
 /// pages of the arena without a copy.
@@ -67,16 +71,6 @@ enum ConnectionProtocol {
     /// frame heads, and passes other frames on as they are. So if one frame was passed on unread,
     /// that proves nothing about the next.
     Other,
-}
-
-/// The socket of a [`Stream`].
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum ConnectionSocket {
-    /// A TCP connection.
-    Tcp(TcpStream),
-    /// A connection over a Unix socket.
-    Unix(UnixStream),
 }
 
 /// The number of sent bytes that cost one unit of the task's cooperative budget
@@ -158,20 +152,6 @@ impl Stream {
         self.socket
     }
 
-    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &self.socket {
-            ConnectionSocket::Tcp(socket) => socket.poll_write_ready(cx),
-            ConnectionSocket::Unix(socket) => socket.poll_write_ready(cx),
-        }
-    }
-
-    fn try_write<T>(&self, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        match &self.socket {
-            ConnectionSocket::Tcp(socket) => socket.try_io(Interest::WRITABLE, write),
-            ConnectionSocket::Unix(socket) => socket.try_io(Interest::WRITABLE, write),
-        }
-    }
-
     /// Calls `write` whenever the socket is writable, until `write` returns something other than
     /// `WouldBlock` or `Interrupted`.
     fn poll_when_writable<T>(
@@ -180,8 +160,8 @@ impl Stream {
         mut write: impl FnMut() -> io::Result<T>,
     ) -> Poll<io::Result<T>> {
         loop {
-            ready!(self.poll_write_ready(cx))?;
-            match self.try_write(&mut write) {
+            ready!(self.socket.poll_write_ready(cx))?;
+            match self.socket.try_write(&mut write) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => return Poll::Ready(other),
@@ -333,15 +313,6 @@ struct FileSlice {
     len: usize,
 }
 
-impl AsFd for ConnectionSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(socket) => socket.as_fd(),
-        }
-    }
-}
-
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -374,10 +345,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            ConnectionSocket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
-            ConnectionSocket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
-        }
+        Pin::new(&mut self.socket).poll_read(cx, buffer)
     }
 }
 

@@ -29,7 +29,7 @@ impl FuzzServer {
             files: ServeFiles::builder(directory).listing(true).build()?,
             stats: Arc::new(WorkerStats::default()),
             log: None,
-            forced_plan: None,
+            options: StreamOptions::default(),
         })))
     }
 

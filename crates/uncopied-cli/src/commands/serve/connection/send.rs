@@ -10,9 +10,11 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use http::StatusCode;
-use uncopied::policy::{FilePlanInput, Length, Mechanism, Plan, SourceKind, plan_file};
-use uncopied::{Errno, Progress, Side, Support, Transfer, residency, zero_copy_send_enabled};
-use uncopied_http::{BodyPart, FileResponse, OpenFile, Totals};
+use uncopied::policy::{Length, Mechanism};
+use uncopied::{Progress, Side, Transfer, residency};
+use uncopied_http::{
+    BodyPart, CORKED_FILE_MIN_BYTES, FileResponse, OpenFile, StreamOptions, Totals,
+};
 
 use super::date::write_date;
 use super::socket::Socket;
@@ -20,14 +22,6 @@ use super::socket::Socket;
 /// The maximum length of a body in memory that is copied behind its head, so that both can be sent
 /// as one slice. For a longer body, that copy costs more than a second slice.
 const MAX_APPENDED_BYTES: usize = 8 << 10;
-
-/// The minimum length of file data that is sent corked. A corked socket (`TCP_CORK`, see `tcp(7)`)
-/// sends only full packets until it is uncorked at the end. Within one call, `sendfile` moves 64
-/// KiB at a time. If the socket's send buffer fills up after such a piece, a socket without the
-/// cork sends the incomplete last packet of the piece on its own. Benchmark runs with and without
-/// the cork, made at different times and each compared with nginx, show that corking saves about a
-/// tenth of the CPU time at 16 MiB and some at 1 MiB; at 256 KiB the gain is within the noise.
-const CORK_MIN_BYTES: u64 = 512 << 10;
 
 /// The number of bytes of a file after which a connection lets others of its thread continue, and
 /// for which it is checked whether they are in the page cache.
@@ -51,7 +45,7 @@ pub(super) enum ConnectionOption {
 
 /// How responses are sent, and where the bytes are counted.
 pub(super) struct Sending<'a> {
-    pub(super) forced_plan: Option<&'a Plan>,
+    pub(super) options: &'a StreamOptions,
     pub(super) totals: &'a Totals,
 }
 
@@ -220,7 +214,9 @@ impl Sending<'_> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         };
         let length = Length::Exact(range.end - range.start);
-        let mut transfer = Transfer::new(range.start, length, self.plan(length, open_file));
+        let plan = self.options.file_plan(length);
+        let plan = plan.without(|mechanism| open_file.has_refused(mechanism));
+        let mut transfer = Transfer::new(range.start, length, plan);
         let mut next_check = range.start;
         loop {
             if transfer.offset() >= next_check {
@@ -266,22 +262,6 @@ impl Sending<'_> {
         }
     }
 
-    fn plan(&self, length: Length, file: &OpenFile) -> Plan {
-        let support = Support::of_process();
-        let zero_copy_enabled = zero_copy_send_enabled();
-        let plan = match self.forced_plan {
-            Some(forced) if zero_copy_enabled => {
-                forced.without(|mechanism| support.refusal(mechanism).is_some())
-            }
-            _ => {
-                let mut input = FilePlanInput::new(SourceKind::File, length);
-                input.zero_copy_enabled = zero_copy_enabled;
-                plan_file(&input, &support)
-            }
-        };
-        plan.without(|mechanism| file.has_refused(mechanism))
-    }
-
     fn count(&self, sent: &mut SentResponse, mechanism: Mechanism, bytes: u64) {
         self.totals.add(mechanism, bytes);
         sent.add(mechanism, bytes);
@@ -292,17 +272,14 @@ impl Sending<'_> {
 /// not try them.
 fn note_refusals(file: &OpenFile, transfer: &Transfer) {
     for fallback in transfer.report().fallbacks() {
-        if matches!(
-            fallback.errno,
-            Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE
-        ) {
+        if fallback.concerns_descriptors() {
             file.note_refusal(fallback.from);
         }
     }
 }
 
 fn is_corked(range: &Range<u64>) -> bool {
-    range.end - range.start >= CORK_MIN_BYTES
+    range.end - range.start >= CORKED_FILE_MIN_BYTES
 }
 
 /// Writes the status line and the header fields, and the empty line after them.

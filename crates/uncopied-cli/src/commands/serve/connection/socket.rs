@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use rustix::net::sockopt;
-use tokio::io::{AsyncReadExt as _, Interest};
+use tokio::io::AsyncReadExt as _;
 use uncopied_http::ConnectionSocket;
 
 use super::state::{ConnectionCommand, ConnectionState, Phase};
@@ -32,11 +32,7 @@ impl Socket {
     }
 
     pub(super) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &self.socket {
-            ConnectionSocket::Tcp(socket) => socket.poll_read_ready(cx),
-            ConnectionSocket::Unix(socket) => socket.poll_read_ready(cx),
-            _ => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
-        }
+        self.socket.poll_read_ready(cx)
     }
 
     /// Reads once, and appends the bytes to `buffer`. Returns 0 at the end of the stream. If this
@@ -46,36 +42,17 @@ impl Socket {
         cx: &mut Context<'_>,
         buffer: &mut impl BufMut,
     ) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
-            ConnectionSocket::Tcp(socket) => pin!(socket.read_buf(buffer)).poll(cx),
-            ConnectionSocket::Unix(socket) => pin!(socket.read_buf(buffer)).poll(cx),
-            _ => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
-        }
-    }
-
-    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &self.socket {
-            ConnectionSocket::Tcp(socket) => socket.poll_write_ready(cx),
-            ConnectionSocket::Unix(socket) => socket.poll_write_ready(cx),
-            _ => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
-        }
-    }
-
-    /// Calls `write` if the socket is not known to be full. `write` must return `WouldBlock` if it
-    /// finds the socket full.
-    fn try_write<T>(&self, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        match &self.socket {
-            ConnectionSocket::Tcp(socket) => socket.try_io(Interest::WRITABLE, write),
-            ConnectionSocket::Unix(socket) => socket.try_io(Interest::WRITABLE, write),
-            _ => Err(io::ErrorKind::Unsupported.into()),
-        }
+        pin!(self.socket.read_buf(buffer)).poll(cx)
     }
 
     /// Sends the slices if the socket is not full. Returns 0 if it is.
     pub(super) fn try_send(&self, slices: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
         loop {
             let fd = self.as_fd();
-            match self.try_write(|| uncopied::send_vectored(fd, slices, more)) {
+            match self
+                .socket
+                .try_write(|| uncopied::send_vectored(fd, slices, more))
+            {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 sent => return sent,
@@ -95,9 +72,9 @@ impl Socket {
             if self.state.take_look() {
                 self.look();
             }
-            ready!(self.poll_write_ready(cx))?;
+            ready!(self.socket.poll_write_ready(cx))?;
             let fd = self.as_fd();
-            match self.try_write(|| write(fd)) {
+            match self.socket.try_write(|| write(fd)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.state.enter_once(Phase::Sending);
                 }
@@ -122,22 +99,12 @@ impl Socket {
         self.queued = queued;
     }
 
-    /// Sets `TCP_CORK`: while it is set, only full packets are sent. Returns whether the socket
-    /// accepted the option, which only TCP has.
     pub(super) fn set_cork(&self, on: bool) -> bool {
-        match &self.socket {
-            ConnectionSocket::Tcp(socket) => sockopt::set_tcp_cork(socket, on).is_ok(),
-            _ => false,
-        }
+        self.socket.set_cork(on)
     }
 
-    /// Sends bytes that were held back so that they could share a packet with file data.
     pub(super) fn push(&self) {
-        if let ConnectionSocket::Tcp(socket) = &self.socket {
-            // Setting this option flushes the socket, even if the option is already set (`tcp(7)`).
-            // If setting it fails, the bytes arrive up to 200 ms later, but none is lost.
-            let _ = socket.set_nodelay(true);
-        }
+        self.socket.push();
     }
 }
 

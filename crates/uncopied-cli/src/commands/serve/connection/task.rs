@@ -8,8 +8,9 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::BufMut as _;
 use http::StatusCode;
-use uncopied::policy::Plan;
-use uncopied_http::{Address, CachedFile, ConnectionSocket, FileResponse, ServeFiles};
+use uncopied_http::{
+    Address, CachedFile, ConnectionSocket, FileResponse, ServeFiles, StreamOptions,
+};
 
 use crate::commands::serve::access_log::AccessLog;
 use crate::commands::serve::warning::{WarningKind, warn_limited};
@@ -29,8 +30,8 @@ pub(crate) struct ConnectionSettings {
     pub(crate) files: ServeFiles,
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) log: Option<Arc<AccessLog>>,
-    /// The plan for sending every file. `None` lets the library choose.
-    pub(crate) forced_plan: Option<Plan>,
+    /// How files are sent.
+    pub(crate) options: StreamOptions,
 }
 
 /// A connection that has been accepted.
@@ -97,11 +98,14 @@ impl Connection {
                 match buffer.parse() {
                     Ok(true) => {}
                     Ok(false) => break AfterResponse::KeepOpen,
-                    Err(refused) => break self.refuse(&mut buffer, refused).await,
+                    Err(refused) => {
+                        self.state.enter(Phase::Responding);
+                        break self.respond(&mut buffer, Some(refused)).await;
+                    }
                 }
                 self.state.note_request();
                 self.settings.stats.count_request();
-                let after = self.respond(&mut buffer).await;
+                let after = self.respond(&mut buffer, None).await;
                 buffer.remove_head();
                 if after != AfterResponse::KeepOpen || buffer.bytes.is_empty() {
                     break after;
@@ -170,8 +174,12 @@ impl Connection {
         self.state.command() >= ConnectionCommand::Drain
     }
 
-    /// Responds to the request at the start of the buffer.
-    async fn respond(&mut self, buffer: &mut RequestBuffer) -> AfterResponse {
+    /// Responds to the request at the start of the buffer, or to a head that is refused.
+    async fn respond(
+        &mut self,
+        buffer: &mut RequestBuffer,
+        refused: Option<RefusedHead>,
+    ) -> AfterResponse {
         let Self {
             socket,
             client,
@@ -180,7 +188,11 @@ impl Connection {
         } = self;
         let log = settings.log.as_ref();
         let mut logged = LoggedRequest::begin(log, client, state, buffer);
-        let response = response_to(&settings.files, logged.buffer).await;
+        let response = match refused {
+            None => response_to(&settings.files, logged.buffer).await,
+            Some(refused) => settings.files.error_response(refused.status()),
+        };
+        // After a head that is refused, it is unknown where the next request begins.
         let head = logged.buffer.request().map(|request| request.head);
         let is_last =
             head.is_none_or(RequestHead::is_last) || state.command() >= ConnectionCommand::Drain;
@@ -190,28 +202,6 @@ impl Connection {
             (false, false) => ConnectionOption::None,
         };
         send(settings, socket, response, option, &mut logged).await
-    }
-
-    /// Responds to a head that is refused.
-    async fn refuse(&mut self, buffer: &mut RequestBuffer, refused: RefusedHead) -> AfterResponse {
-        let Self {
-            socket,
-            client,
-            state,
-            settings,
-        } = self;
-        state.enter(Phase::Responding);
-        let response = settings.files.error_response(refused.status());
-        let log = settings.log.as_ref();
-        let mut logged = LoggedRequest::begin(log, client, state, buffer);
-        send(
-            settings,
-            socket,
-            response,
-            ConnectionOption::Close,
-            &mut logged,
-        )
-        .await
     }
 }
 
@@ -253,7 +243,7 @@ async fn send(
         warn_of_status(response.status(), logged);
     }
     let sending = Sending {
-        forced_plan: settings.forced_plan.as_ref(),
+        options: &settings.options,
         totals: &settings.stats.totals,
     };
     let sent = match sending.start(socket, response, option, &mut logged.sent) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use uncopied::policy::Plan;
-use uncopied_http::{Address, ServeFiles, Stream};
+use uncopied_http::{Address, ServeFiles, Stream, StreamOptions};
 
 use crate::commands::serve::access_log::AccessLog;
 use crate::commands::serve::connection::{
@@ -32,7 +32,10 @@ impl WorkerSetup {
             files: self.files.clone(),
             stats: Arc::clone(stats),
             log: self.log.clone(),
-            forced_plan: self.forced_plan,
+            options: match &self.forced_plan {
+                Some(plan) => StreamOptions::default().force_mechanisms(plan.mechanisms()),
+                None => StreamOptions::default(),
+            },
         })
     }
 
