@@ -251,7 +251,7 @@ async fn send(
             if unsent.is_long() {
                 logged.buffer.shrink();
             }
-            // This future is in a box, too.
+            // In a box for the same reason as in `response_to`: few responses need it.
             Box::pin(sending.finish(socket, unsent, &mut logged.sent)).await
         }
         Ok(None) => Ok(()),
