@@ -77,8 +77,9 @@ use crate::open_file::DiskAccess;
 /// still leads to the same, unchanged file, and still stays beneath the root. So when a file is
 /// replaced, changed or removed, or a directory is replaced by a link, the very next request sees
 /// it. This takes one system call for a file directly beneath the root, and three for a file in a
-/// subdirectory. Requests for the same file that wait at the same time share one check, which is
-/// made after the last of these requests has arrived.
+/// subdirectory. Requests that wait at the same time share the check if they are for the same file,
+/// and the look-up of the directory if their files are in the same one. Both are made after the
+/// last of these requests has arrived.
 ///
 /// The path of the root itself is looked up when the service is built, and then by
 /// [`follow_root`](Self::follow_root), which the program should call about once a second. Without

@@ -7,7 +7,7 @@ use std::path::Path;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt as _;
-use uncopied_http::{EntityTags, FileBody, RequestTarget};
+use uncopied_http::{EntityTags, FileBody, RequestTarget, ServeFiles};
 
 use crate::test_site::{TestSite, get, get_with, send};
 
@@ -260,4 +260,78 @@ async fn responses_for_a_server_of_its_own_are_those_of_the_service() {
 
 async fn text(body: FileBody) -> Bytes {
     body.collect().await.unwrap().to_bytes()
+}
+
+/// Returns the text of the response to each of `requests`, all of which arrive before `meanwhile`
+/// and get their responses after it, together.
+async fn texts_of_a_group<const N: usize>(
+    requests: [(&ServeFiles, &str); N],
+    meanwhile: impl FnOnce(),
+) -> [Bytes; N] {
+    let respond = |(service, uri): (&ServeFiles, _), cached| {
+        service.try_respond(
+            RequestTarget::new("GET", uri, None),
+            &HeaderMap::new(),
+            cached,
+        )
+    };
+    let cached =
+        |(service, uri): (&ServeFiles, _)| service.cached(RequestTarget::new("GET", uri, None));
+    // Requests form groups only while that pays off. So send pairs of equal requests until it does.
+    let mut first = cached(requests[0]);
+    while first.as_ref().is_none_or(|file| !file.must_yield()) {
+        let second = cached(requests[0]);
+        drop(respond(requests[0], first));
+        drop(respond(requests[0], second));
+        first = cached(requests[0]);
+    }
+    let mut members = vec![first];
+    members.extend(requests[1..].iter().map(|request| cached(*request)));
+    assert!(members.iter().all(Option::is_some));
+    meanwhile();
+    let mut texts = [const { Bytes::new() }; N];
+    for (at, member) in members.into_iter().enumerate() {
+        let response = respond(requests[at], member).unwrap();
+        texts[at] = text(response.into_body()).await;
+    }
+    texts
+}
+
+/// Requests that wait together share the look-up of the directory that their files are in.
+#[tokio::test]
+async fn each_file_of_a_group_is_checked_even_if_all_are_in_one_directory() {
+    let files = |site| [("dir/a", "a"), ("dir/b", "b"), ("dir/site", site)];
+    let (one, two) = (TestSite::new(&files("one")), TestSite::new(&files("two")));
+    std::os::unix::fs::symlink("b", one.path("dir/link")).unwrap();
+    two.wait_until_stable("dir/site");
+    let (first, second) = (one.serve(), two.serve());
+    let paths = ["/dir/a", "/dir/b", "/dir/site", "/dir/link"];
+    for uri in paths {
+        get(&first, uri).await;
+        get(&second, uri).await;
+    }
+    let of_first = paths.map(|uri| (&first, uri));
+    let requests = [of_first[0], of_first[1], of_first[2], of_first[3]];
+
+    let texts = texts_of_a_group(requests, || ()).await;
+    assert_eq!(texts, ["a", "b", "one", "b"]);
+
+    // Equal paths in different sites are different files.
+    let mixed = [of_first[2], (&second, paths[2])];
+    let texts = texts_of_a_group(mixed, || ()).await;
+    assert_eq!(texts, ["one", "two"]);
+
+    let texts = texts_of_a_group(requests, || one.replace("dir/b", "new")).await;
+    assert_eq!(texts, ["a", "new", "one", "new"]);
+
+    let texts = texts_of_a_group([of_first[0], of_first[2]], || {
+        let outside = one.root().with_file_name("outside");
+        std::fs::rename(one.path("dir"), &outside).unwrap();
+        std::os::unix::fs::symlink(&outside, one.path("dir")).unwrap();
+    });
+    assert_eq!(
+        texts.await,
+        ["404 Not Found\n"; 2],
+        "a link leads out of the root"
+    );
 }

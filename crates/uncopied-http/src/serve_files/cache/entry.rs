@@ -1,6 +1,8 @@
 //! The entries of the cache.
 
 use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -9,11 +11,12 @@ use http::{HeaderMap, HeaderValue};
 use super::headers::{self, ConfiguredHeaders, FileHeaders};
 use super::media_type::MediaType;
 use super::precompressed::Precompressed;
+use crate::file_stat::FileStat;
 use crate::open_file::OpenFile;
 use crate::serve_files::file_response::write_lines;
 use crate::serve_files::request::conditional::Validators;
 use crate::serve_files::request::negotiate::Coding;
-use crate::serve_files::resolve::root::Root;
+use crate::serve_files::resolve::root::{self, Root};
 
 /// An open file, together with everything about its responses that can be prepared in advance.
 #[derive(Debug)]
@@ -142,9 +145,29 @@ impl Entry {
     /// [`Root::is_absent`] walks through links. While the path of this entry stays beneath the
     /// root, so does their directory, which is the same.
     pub(crate) fn is_current(&self) -> bool {
-        self.root
-            .stat_beneath(&self.path)
-            .is_ok_and(|stat| stat == *self.file.stat())
+        self.is_confirmed_by(self.root.stat_beneath(&self.path))
+    }
+
+    /// Like [`is_current`](Self::is_current), but with the result of [`reach_dir`](Self::reach_dir)
+    /// for an entry whose file is in the [same directory](Self::is_in_dir_of), so that fewer system
+    /// calls are needed.
+    pub(crate) fn is_current_in(&self, dir: &OwnedFd) -> bool {
+        self.is_confirmed_by(self.root.stat_in(dir, &self.path))
+    }
+
+    /// See [`Root::reach_parent`].
+    pub(crate) fn reach_dir(&self) -> Option<OwnedFd> {
+        self.root.reach_parent(&self.path)
+    }
+
+    /// Whether the files of both entries are in the same directory of the same root.
+    pub(crate) fn is_in_dir_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.root, &other.root)
+            && root::parent_of(&self.path) == root::parent_of(&other.path)
+    }
+
+    fn is_confirmed_by(&self, stat: io::Result<FileStat>) -> bool {
+        stat.is_ok_and(|stat| stat == *self.file.stat())
             && self
                 .earlier_index
                 .iter()

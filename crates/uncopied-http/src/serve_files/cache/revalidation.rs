@@ -1,4 +1,4 @@
-//! Shares one `statx` among requests for the same file that are waiting at the same time.
+//! Shares the look-ups of files and directories among requests that are waiting at the same time.
 //!
 //! A response must reflect what its path leads to at some moment after the request arrived. So a
 //! request can use the result of any `statx` of its path that is made after its arrival, even one
@@ -6,17 +6,19 @@
 //! the open group of its thread, and then yields once to other tasks that are ready, so that
 //! requests of other connections can join. The first member to run again closes the group and makes
 //! its `statx`. The other members that request the same file may use that result, because all of
-//! them arrived before the call.
+//! them arrived before the call. Those that request another file in the same directory may begin at
+//! that directory, for the same reason.
 //!
 //! The eighth member to join does not yield, but runs at once and closes the group. So when many
 //! requests are waiting, some responses are sent early, and their clients can work while the server
 //! handles the other requests.
 //!
 //! Joining makes each request pass through the run queue once more, which costs about a tenth of a
-//! `statx`. This pays off only if requests for the same file arrive together. [`GroupingCredit`]
-//! keeps track of whether they do.
+//! `statx`. This pays off only if requests for the same file or directory arrive together.
+//! [`GroupingCredit`] keeps track of whether they do.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::entry::Entry;
@@ -52,6 +54,8 @@ struct GroupState {
     /// An address identifies an entry: every member has held its entry since before the group was
     /// closed, so no two of these entries can have had the same address.
     results: Vec<(usize, bool)>,
+    /// The directories that were reached to check entries, each with one of its entries.
+    dirs: Vec<(Arc<Entry>, OwnedFd)>,
 }
 
 impl RevalidationGroup {
@@ -105,7 +109,7 @@ impl RevalidationGroup {
             GROUPING_CREDIT.with(GroupingCredit::earn);
             return is_current;
         }
-        let is_current = entry.is_current();
+        let is_current = state.check(entry);
         state.results.push((address, is_current));
         is_current
     }
@@ -114,6 +118,33 @@ impl RevalidationGroup {
         // Ignore poisoning, because a panic leaves the list of results consistent, whether or not
         // the last result was added.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl GroupState {
+    /// Queries the kernel. The directories that this reaches serve for the entries that are checked
+    /// later, because all requests of the group arrived before.
+    fn check(&mut self, entry: &Arc<Entry>) -> bool {
+        let known = self
+            .dirs
+            .iter()
+            .find(|(other, _)| entry.is_in_dir_of(other));
+        if let Some((_, dir)) = known {
+            GROUPING_CREDIT.with(GroupingCredit::earn);
+            return entry.is_current_in(dir);
+        }
+        // For a single file, this takes one more path look-up than `Entry::is_current`.
+        let dir = if self.members > 1 {
+            entry.reach_dir()
+        } else {
+            None
+        };
+        let Some(dir) = dir else {
+            return entry.is_current();
+        };
+        let is_current = entry.is_current_in(&dir);
+        self.dirs.push((Arc::clone(entry), dir));
+        is_current
     }
 }
 

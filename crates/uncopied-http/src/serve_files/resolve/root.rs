@@ -179,6 +179,35 @@ impl Root {
         FileStat::at(parent, name, flags)
     }
 
+    /// Opens the directory that contains the last name of `path`, so that
+    /// [`stat_in`](Self::stat_in) can be called for several names in it. Makes one system call.
+    /// Returns `None` if that directory is the root, or if [`stat_beneath`](Self::stat_beneath)
+    /// is as fast without it.
+    pub(crate) fn reach_parent(&self, path: &CStr) -> Option<OwnedFd> {
+        let parent = parent_of(path)?;
+        if self.symlinks == SymlinkPolicy::Anywhere || !self.has_openat2 {
+            return None;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH;
+        rustix::fs::openat2(self.dir().ok()?, parent, flags, Mode::empty(), resolve).ok()
+    }
+
+    /// Does the same as [`stat_beneath`](Self::stat_beneath), but begins at `parent`, which must
+    /// come from [`reach_parent`](Self::reach_parent) for a path in the same directory. Makes one
+    /// system call, unless the last name of `path` is a link.
+    ///
+    /// This proves as much as `stat_beneath`, which also reaches the directory before it looks at
+    /// the last name in it: a rename can come between the two steps in either case.
+    pub(crate) fn stat_in(&self, parent: &OwnedFd, path: &CStr) -> io::Result<FileStat> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let stat = FileStat::at(parent, last_name(path), flags)?;
+        if stat.is_link() {
+            return self.stat_beneath(path);
+        }
+        Ok(stat)
+    }
+
     /// Whether nothing exists at `path`, not even a link. Makes one system call.
     pub(crate) fn is_absent(&self, path: &CStr) -> bool {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
@@ -247,13 +276,9 @@ impl Root {
     fn walk_to_parent<'a>(
         &self,
         path: &'a CStr,
-    ) -> rustix::io::Result<(Option<OwnedFd>, &'a [u8])> {
+    ) -> rustix::io::Result<(Option<OwnedFd>, &'a CStr)> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let path = path.to_bytes();
-        let (parents, name) = match path.iter().rposition(|byte| *byte == b'/') {
-            Some(slash) => (&path[..slash], &path[slash + 1..]),
-            None => (&b""[..], path),
-        };
+        let parents = parent_of(path).unwrap_or_default();
         let mut at: Option<OwnedFd> = None;
         for parent in parents
             .split(|byte| *byte == b'/')
@@ -262,8 +287,21 @@ impl Root {
             let from = at.as_ref().map_or(self.dir()?, AsFd::as_fd);
             at = Some(rustix::fs::openat(from, parent, flags, Mode::empty())?);
         }
-        Ok((at, name))
+        Ok((at, last_name(path)))
     }
+}
+
+/// Returns the part of `path` before the last name, or `None` if `path` is a single name.
+pub(crate) fn parent_of(path: &CStr) -> Option<&[u8]> {
+    let path = path.to_bytes();
+    let slash = path.iter().rposition(|byte| *byte == b'/')?;
+    Some(&path[..slash])
+}
+
+fn last_name(path: &CStr) -> &CStr {
+    let start = parent_of(path).map_or(0, |parent| parent.len() + 1);
+    // The suffix of a C string is a C string.
+    CStr::from_bytes_with_nul(&path.to_bytes_with_nul()[start..]).unwrap_or(path)
 }
 
 const OPEN_FLAGS: OFlags = OFlags::RDONLY
@@ -384,6 +422,10 @@ mod tests {
                 let stat = root.stat_beneath(path).ok();
                 let stat = stat.filter(|stat| !stat.is_link());
                 assert_eq!(stat, opened, "{path:?} {symlinks:?} {has_openat2}");
+                if let Some(parent) = root.reach_parent(path) {
+                    let stat = root.stat_in(&parent, path).ok();
+                    assert_eq!(stat, opened, "{path:?} from its directory");
+                }
             }
         }
     }
