@@ -1,6 +1,7 @@
 //! The formats of a log line. Bytes from the peer are escaped, so that a client can neither forge a
 //! line nor send control sequences to a terminal that shows the log.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -69,23 +70,18 @@ impl LogRecord<'_> {
     }
 
     fn text(&self, out: &mut Vec<u8>) {
-        let time = CalendarTime::of(self.at);
-        let month = MONTHS[usize::from(time.month - 1)];
         // Omit the port, because addresses in the combined format have none.
         put(out, format_args!("{}", Host(self.client)));
-        put(
-            out,
-            format_args!(
-                " - - [{:02}/{month}/{:04}:{:02}:{:02}:{:02} +0000] \"",
-                time.day, time.year, time.hour, time.minute, time.second
-            ),
-        );
+        out.extend_from_slice(b" - - [");
+        text_time(out, self.at);
+        out.extend_from_slice(b"] \"");
         match &self.request {
             Some(request) => {
                 text_escaped(out, request.method);
                 out.push(b' ');
                 text_escaped(out, request.target);
-                put(out, format_args!(" {}", request.version));
+                out.push(b' ');
+                out.extend_from_slice(request.version.as_bytes());
             }
             None => out.push(b'-'),
         }
@@ -102,7 +98,9 @@ impl LogRecord<'_> {
             out.push(b'"');
         }
         let mechanism = self.mechanism.map_or("-", Mechanism::name);
-        put(out, format_args!(" {mechanism} \""));
+        for text in [" ", mechanism, " \""] {
+            out.extend_from_slice(text.as_bytes());
+        }
         text_escaped(out, self.error.unwrap_or("-").as_bytes());
         out.push(b'"');
     }
@@ -204,15 +202,42 @@ fn put(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
     let _ = out.write_fmt(text);
 }
 
+thread_local! {
+    /// The last second for which this thread has formatted the time, and the text.
+    static LAST_TIME: RefCell<(u64, Vec<u8>)> = const { RefCell::new((u64::MAX, Vec::new())) };
+}
+
+/// Appends the time in the combined format. It is formatted once per second.
+fn text_time(out: &mut Vec<u8>, at: SystemTime) {
+    let second = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    LAST_TIME.with_borrow_mut(|(last, text)| {
+        if *last != second {
+            let time = CalendarTime::of(at);
+            let month = MONTHS[usize::from(time.month - 1)];
+            *last = second;
+            text.clear();
+            put(
+                text,
+                format_args!(
+                    "{:02}/{month}/{:04}:{:02}:{:02}:{:02} +0000",
+                    time.day, time.year, time.hour, time.minute, time.second
+                ),
+            );
+        }
+        out.extend_from_slice(text);
+    });
+}
+
 /// Appends bytes, escaped as in nginx and Apache: quotes, backslashes and everything that is not
 /// printable ASCII become `\xHH`.
-fn text_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
-    for &byte in bytes {
-        match byte {
-            b'"' | b'\\' | 0..0x20 | 0x7f.. => put(out, format_args!("\\x{byte:02X}")),
-            _ => out.push(byte),
-        }
+fn text_escaped(out: &mut Vec<u8>, mut bytes: &[u8]) {
+    let is_escaped = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..0x20 | 0x7f..);
+    while let Some(at) = bytes.iter().position(is_escaped) {
+        out.extend_from_slice(&bytes[..at]);
+        put(out, format_args!("\\x{:02X}", bytes[at]));
+        bytes = &bytes[at + 1..];
     }
+    out.extend_from_slice(bytes);
 }
 
 /// Appends a JSON string. Bytes that are not UTF-8 become U+FFFD. All control characters are
