@@ -122,12 +122,6 @@ impl FileStat {
         (self.device, self.inode) == (other.device, other.inode)
     }
 
-    /// Whether this is a symbolic link. Only a query that does not follow links returns one.
-    #[cfg(feature = "serve-files")]
-    pub(crate) fn is_link(&self) -> bool {
-        rustix::fs::FileType::from_raw_mode(self.mode.into()).is_symlink()
-    }
-
     /// Returns when the content was last modified, in seconds and nanoseconds since 1970. Programs
     /// can set this time to any value.
     #[must_use]

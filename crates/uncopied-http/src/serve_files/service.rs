@@ -76,10 +76,11 @@ use crate::open_file::DiskAccess;
 /// Files are kept open between requests. For each request, the kernel is asked whether the path
 /// still leads to the same, unchanged file, and still stays beneath the root. So when a file is
 /// replaced, changed or removed, or a directory is replaced by a link, the very next request sees
-/// it. This takes one system call for a file directly beneath the root, and three for a file in a
-/// subdirectory. Requests that wait at the same time share the check if they are for the same file,
-/// and the look-up of the directory if their files are in the same one. Both are made after the
-/// last of these requests has arrived.
+/// it. This takes one system call for a file directly beneath the root, and two for a file in a
+/// directory. It takes at least three for a deeper file, for a file that is reached through links,
+/// and while files are being added to the directory. Requests that wait at the same time share the
+/// check of the same file, and that of the same directory, which is made after the last of these
+/// requests has arrived.
 ///
 /// The path of the root itself is looked up when the service is built, and then by
 /// [`follow_root`](Self::follow_root), which the program should call about once a second. Without

@@ -1,8 +1,6 @@
 //! The entries of the cache.
 
 use std::ffi::CString;
-use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,12 +9,12 @@ use http::{HeaderMap, HeaderValue};
 use super::headers::{self, ConfiguredHeaders, FileHeaders};
 use super::media_type::MediaType;
 use super::precompressed::Precompressed;
-use crate::file_stat::FileStat;
 use crate::open_file::OpenFile;
 use crate::serve_files::file_response::write_lines;
 use crate::serve_files::request::conditional::Validators;
 use crate::serve_files::request::negotiate::Coding;
-use crate::serve_files::resolve::root::{self, Root};
+use crate::serve_files::resolve::checked_path::{CheckedPath, QueriedDirs};
+use crate::serve_files::resolve::root::Root;
 
 /// An open file, together with everything about its responses that can be prepared in advance.
 #[derive(Debug)]
@@ -31,8 +29,7 @@ pub(crate) struct Entry {
     /// The file's own media type. The `Content-Type` in `headers` may differ, if one is configured
     /// for all responses.
     pub(crate) media_type: HeaderValue,
-    root: Arc<Root>,
-    path: CString,
+    path: CheckedPath,
     /// The paths of the index files that take precedence over this one. If any of them exists, this
     /// entry is out of date.
     earlier_index: Box<[CString]>,
@@ -108,8 +105,7 @@ impl Entry {
             header_lines: header_lines.into(),
             precompressed: has_precompressed.then(|| Precompressed::of(path.to_bytes())),
             media_type,
-            root: Arc::clone(root),
-            path,
+            path: CheckedPath::new(root, path),
             earlier_index: earlier_index.into(),
             etag,
             last_modified,
@@ -132,51 +128,25 @@ impl Entry {
     }
 
     /// Whether opening the entry's path now would yield this very file, with unchanged content.
-    /// Makes the system calls of [`Root::stat_beneath`], and one more for each index file that
+    /// Makes the system calls of [`CheckedPath::leads_to`], and one more for each index file that
     /// takes precedence.
     ///
     /// No other file can have equal metadata: while the entry holds a descriptor, the inode number
     /// is not reused, and if the entry holds the bytes in memory instead, a newer file with the
-    /// same inode number has a later change time. The file alone is not enough, though: it may have
-    /// been moved out of the root, and a link to it put in the place of its directory. So the path
-    /// must lead to it without leaving the root.
+    /// same inode number has a later change time.
     ///
     /// For the index files that take precedence, only their absence counts, so it does no harm that
     /// [`Root::is_absent`] walks through links. While the path of this entry stays beneath the
     /// root, so does their directory, which is the same.
-    pub(crate) fn is_current(&self) -> bool {
-        self.is_confirmed_by(self.root.stat_beneath(&self.path))
-    }
-
-    /// Like [`is_current`](Self::is_current), but with the result of [`reach_dir`](Self::reach_dir)
-    /// for an entry whose file is in the [same directory](Self::is_in_dir_of), so that fewer system
-    /// calls are needed.
-    pub(crate) fn is_current_in(&self, dir: &OwnedFd) -> bool {
-        self.is_confirmed_by(self.root.stat_in(dir, &self.path))
-    }
-
-    /// See [`Root::reach_parent`].
-    pub(crate) fn reach_dir(&self) -> Option<OwnedFd> {
-        self.root.reach_parent(&self.path)
-    }
-
-    /// Whether the files of both entries are in the same directory of the same root.
-    pub(crate) fn is_in_dir_of(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.root, &other.root)
-            && root::parent_of(&self.path) == root::parent_of(&other.path)
-    }
-
-    fn is_confirmed_by(&self, stat: io::Result<FileStat>) -> bool {
-        stat.is_ok_and(|stat| stat == *self.file.stat())
-            && self
-                .earlier_index
-                .iter()
-                .all(|path| self.root.is_absent(path))
+    pub(crate) fn is_current(&self, queried: &mut QueriedDirs) -> bool {
+        let root = self.path.root();
+        self.path.leads_to(self.file.stat(), queried)
+            && self.earlier_index.iter().all(|path| root.is_absent(path))
     }
 
     /// Whether the file was opened beneath this very root.
     pub(crate) fn is_beneath(&self, root: &Arc<Root>) -> bool {
-        Arc::ptr_eq(&self.root, root)
+        Arc::ptr_eq(self.path.root(), root)
     }
 
     /// Whether this file was modified before `original`, so that it cannot be a compressed version

@@ -13,6 +13,7 @@ use quick_cache::sync::Cache as QuickCache;
 use quick_cache::{OptionsBuilder, Weighter};
 
 use self::entry::Entry;
+use crate::serve_files::resolve::checked_path::QueriedDirs;
 
 /// The open files, by key. The key of a file is the request path as it was received. For
 /// precompressed files and configured pages, the key is `precompressed:` or `page:` followed by the
@@ -107,7 +108,7 @@ impl Cache {
     pub(crate) fn get(&self, key: &[u8]) -> Option<Arc<Entry>> {
         let entries = self.entries.as_ref()?;
         let entry = entries.get(key)?;
-        if entry.is_current() && !entry.has_become_stable() {
+        if entry.is_current(&mut QueriedDirs::default()) && !entry.has_become_stable() {
             return Some(entry);
         }
         // This may remove a newer entry that another thread has just stored. That does no harm: the

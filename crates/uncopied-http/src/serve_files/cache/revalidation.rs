@@ -6,8 +6,8 @@
 //! the open group of its thread, and then yields once to other tasks that are ready, so that
 //! requests of other connections can join. The first member to run again closes the group and makes
 //! its `statx`. The other members that request the same file may use that result, because all of
-//! them arrived before the call. Those that request another file in the same directory may begin at
-//! that directory, for the same reason.
+//! them arrived before the call. For the same reason, those that request another file in the same
+//! directory may use what was queried about that directory.
 //!
 //! The eighth member to join does not yield, but runs at once and closes the group. So when many
 //! requests are waiting, some responses are sent early, and their clients can work while the server
@@ -18,10 +18,10 @@
 //! [`GroupingCredit`] keeps track of whether they do.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::entry::Entry;
+use crate::serve_files::resolve::checked_path::QueriedDirs;
 
 /// The maximum number of requests in a group. In measurements with 32 connections and files of 1
 /// KiB, limits of 8 and 16 were the fastest. Without a limit, the clients idle while the server
@@ -54,8 +54,7 @@ struct GroupState {
     /// An address identifies an entry: every member has held its entry since before the group was
     /// closed, so no two of these entries can have had the same address.
     results: Vec<(usize, bool)>,
-    /// The directories that were reached to check entries, each with one of its entries.
-    dirs: Vec<(Arc<Entry>, OwnedFd)>,
+    dirs: QueriedDirs,
 }
 
 impl RevalidationGroup {
@@ -109,7 +108,11 @@ impl RevalidationGroup {
             GROUPING_CREDIT.with(GroupingCredit::earn);
             return is_current;
         }
-        let is_current = state.check(entry);
+        let hits = state.dirs.hits;
+        let is_current = entry.is_current(&mut state.dirs);
+        if state.dirs.hits > hits {
+            GROUPING_CREDIT.with(GroupingCredit::earn);
+        }
         state.results.push((address, is_current));
         is_current
     }
@@ -118,33 +121,6 @@ impl RevalidationGroup {
         // Ignore poisoning, because a panic leaves the list of results consistent, whether or not
         // the last result was added.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl GroupState {
-    /// Queries the kernel. The directories that this reaches serve for the entries that are checked
-    /// later, because all requests of the group arrived before.
-    fn check(&mut self, entry: &Arc<Entry>) -> bool {
-        let known = self
-            .dirs
-            .iter()
-            .find(|(other, _)| entry.is_in_dir_of(other));
-        if let Some((_, dir)) = known {
-            GROUPING_CREDIT.with(GroupingCredit::earn);
-            return entry.is_current_in(dir);
-        }
-        // For a single file, this takes one more path look-up than `Entry::is_current`.
-        let dir = if self.members > 1 {
-            entry.reach_dir()
-        } else {
-            None
-        };
-        let Some(dir) = dir else {
-            return entry.is_current();
-        };
-        let is_current = entry.is_current_in(&dir);
-        self.dirs.push((Arc::clone(entry), dir));
-        is_current
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use http::StatusCode;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 use crate::file_stat::FileStat;
 use crate::open_file::DiskAccess;
@@ -143,28 +144,14 @@ impl Root {
     /// link leads out of the root. So if the result equals the metadata of a file that was opened
     /// earlier, opening the path now would yield that file again.
     ///
-    /// Makes one system call if all links may be followed, or if `path` is a single name that is
-    /// not a link. Otherwise, makes three (`openat2`, `statx` and `close`), because `statx` alone
-    /// cannot be told to stay beneath the root. [Decision 4][decision] compares the ways to prove
-    /// this, with figures.
-    ///
-    /// One `statx` per directory, without following links, would not prove it: a directory that has
-    /// been checked may be replaced by a link before the next call walks through it. `openat2`
+    /// Makes one system call if all links may be followed, and otherwise three (`openat2`, `statx`
+    /// and `close`), because `statx` alone cannot be told to stay beneath the root. `openat2`
     /// resolves each name in the directory that it has just reached, and the `statx` that follows
     /// queries the resulting file itself, so a concurrent rename can come before or after a step of
     /// the walk, as it can when a file is opened, but not between the check and the use of a name.
-    ///
-    /// [decision]: ../../../../../docs/decisions/0004-a-cache-hit-costs-one-check-of-its-path.md
-    pub(crate) fn stat_beneath(&self, path: &CStr) -> io::Result<FileStat> {
+    pub(super) fn stat_beneath(&self, path: &CStr) -> io::Result<FileStat> {
         if self.symlinks == SymlinkPolicy::Anywhere {
             return self.stat(path);
-        }
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        if !path.to_bytes().contains(&b'/') {
-            let stat = FileStat::at(self.dir()?, path, flags)?;
-            if !stat.is_link() {
-                return Ok(stat);
-            }
         }
         if self.has_openat2 {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -174,45 +161,32 @@ impl Root {
         }
         // If the last name is a link, this returns the metadata of the link, which differs from
         // that of any file that `open` can have opened.
-        let (parent, name) = self.walk_to_parent(path)?;
-        let parent = parent.as_ref().map_or(self.dir()?, AsFd::as_fd);
-        FileStat::at(parent, name, flags)
+        Ok(self.stat_each(path)?.1)
     }
 
-    /// Opens the directory that contains the last name of `path`, so that
-    /// [`stat_in`](Self::stat_in) can be called for several names in it. Makes one system call.
-    /// Returns `None` if that directory is the root, or if [`stat_beneath`](Self::stat_beneath)
-    /// is as fast without it.
-    pub(crate) fn reach_parent(&self, path: &CStr) -> Option<OwnedFd> {
-        let parent = parent_of(path)?;
-        if self.symlinks == SymlinkPolicy::Anywhere || !self.has_openat2 {
-            return None;
-        }
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH;
-        rustix::fs::openat2(self.dir().ok()?, parent, flags, Mode::empty(), resolve).ok()
-    }
-
-    /// Does the same as [`stat_beneath`](Self::stat_beneath), but begins at `parent`, which must
-    /// come from [`reach_parent`](Self::reach_parent) for a path in the same directory. Makes one
-    /// system call, unless the last name of `path` is a link.
-    ///
-    /// This proves as much as `stat_beneath`, which also reaches the directory before it looks at
-    /// the last name in it: a rename can come between the two steps in either case.
-    pub(crate) fn stat_in(&self, parent: &OwnedFd, path: &CStr) -> io::Result<FileStat> {
+    /// Returns the metadata of what is at `path`, which is a link itself if the last name is one.
+    /// Makes one system call. Links before the last name are followed.
+    pub(super) fn stat_unfollowed(&self, path: impl Arg) -> io::Result<FileStat> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let stat = FileStat::at(parent, last_name(path), flags)?;
-        if stat.is_link() {
-            return self.stat_beneath(path);
-        }
-        Ok(stat)
+        FileStat::at(self.dir()?, path, flags)
+    }
+
+    /// Returns the metadata of each directory that `path` leads through, and then that of the file.
+    /// Each of the former is queried before the next name is looked up in that directory. Follows
+    /// no links: fails if the path leads through one.
+    pub(super) fn stat_each(&self, path: &CStr) -> io::Result<(Vec<FileStat>, FileStat)> {
+        let mut dirs = Vec::new();
+        let reached = |dir: &_| dirs.push(FileStat::at(dir, c"", AtFlags::EMPTY_PATH));
+        let (parent, name) = self.walk_to_parent(path, reached)?;
+        let parent = parent.as_ref().map_or(self.dir()?, AsFd::as_fd);
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let file = FileStat::at(parent, name, flags)?;
+        Ok((dirs.into_iter().collect::<io::Result<_>>()?, file))
     }
 
     /// Whether nothing exists at `path`, not even a link. Makes one system call.
     pub(crate) fn is_absent(&self, path: &CStr) -> bool {
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let dir = self.dir().map_err(io::Error::from);
-        let stat = dir.and_then(|dir| FileStat::at(dir, path, flags));
+        let stat = self.stat_unfollowed(path);
         stat.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
@@ -266,42 +240,40 @@ impl Root {
         if self.symlinks == SymlinkPolicy::Anywhere {
             return rustix::fs::openat(self.dir()?, path, OPEN_FLAGS, Mode::empty());
         }
-        let (parent, name) = self.walk_to_parent(path)?;
+        let (parent, name) = self.walk_to_parent(path, |_| ())?;
         let parent = parent.as_ref().map_or(self.dir()?, AsFd::as_fd);
         rustix::fs::openat(parent, name, OPEN_FLAGS | OFlags::NOFOLLOW, Mode::empty())
     }
 
     /// Opens the directory that contains the last name of `path`, one name at a time and following
-    /// no links. Returns that directory, or `None` if it is the root, and the last name.
+    /// no links. Calls `reached` with each directory before the next name is looked up in it, but
+    /// not with the root. Returns the directory, or `None` if it is the root, and the last name.
     fn walk_to_parent<'a>(
         &self,
         path: &'a CStr,
-    ) -> rustix::io::Result<(Option<OwnedFd>, &'a CStr)> {
+        mut reached: impl FnMut(&OwnedFd),
+    ) -> rustix::io::Result<(Option<OwnedFd>, &'a [u8])> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let parents = parent_of(path).unwrap_or_default();
         let mut at: Option<OwnedFd> = None;
-        for parent in parents
-            .split(|byte| *byte == b'/')
-            .filter(|name| !name.is_empty())
-        {
+        for dir in dirs_of(path.to_bytes()) {
             let from = at.as_ref().map_or(self.dir()?, AsFd::as_fd);
-            at = Some(rustix::fs::openat(from, parent, flags, Mode::empty())?);
+            let next = rustix::fs::openat(from, last_name(dir), flags, Mode::empty())?;
+            reached(&next);
+            at = Some(next);
         }
-        Ok((at, last_name(path)))
+        Ok((at, last_name(path.to_bytes())))
     }
 }
 
-/// Returns the part of `path` before the last name, or `None` if `path` is a single name.
-pub(crate) fn parent_of(path: &CStr) -> Option<&[u8]> {
-    let path = path.to_bytes();
-    let slash = path.iter().rposition(|byte| *byte == b'/')?;
-    Some(&path[..slash])
+/// Returns the path of each directory that `path` leads through, from the root downwards.
+pub(super) fn dirs_of(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let slashes = (1..path.len()).filter(|at| path[*at] == b'/' && path[*at - 1] != b'/');
+    slashes.map(|at| &path[..at])
 }
 
-fn last_name(path: &CStr) -> &CStr {
-    let start = parent_of(path).map_or(0, |parent| parent.len() + 1);
-    // The suffix of a C string is a C string.
-    CStr::from_bytes_with_nul(&path.to_bytes_with_nul()[start..]).unwrap_or(path)
+/// Returns the part of `path` behind its last slash.
+fn last_name(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 
 const OPEN_FLAGS: OFlags = OFlags::RDONLY
@@ -420,12 +392,8 @@ mod tests {
                 // Without openat2, the metadata of a link itself may be returned, which is that of
                 // no file that can be opened.
                 let stat = root.stat_beneath(path).ok();
-                let stat = stat.filter(|stat| !stat.is_link());
+                let stat = stat.filter(FileStat::is_regular);
                 assert_eq!(stat, opened, "{path:?} {symlinks:?} {has_openat2}");
-                if let Some(parent) = root.reach_parent(path) {
-                    let stat = root.stat_in(&parent, path).ok();
-                    assert_eq!(stat, opened, "{path:?} from its directory");
-                }
             }
         }
     }
