@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 
 use crate::endpoint;
-use crate::policy::{Length, Mechanism};
+use crate::policy::{Direction, Length, Mechanism};
 use crate::report::Report;
 
 /// The error of a transfer that stopped before its end.
@@ -47,8 +47,8 @@ pub struct Error {
     kind: ErrorKind,
     mechanism: Option<Mechanism>,
     call: Option<&'static str>,
-    /// Whether bytes were to be received, not sent. The text depends on it.
-    is_receive: bool,
+    /// The text depends on the direction. It is the same for all that send.
+    direction: Direction,
     report: Box<Report>,
     cause: Option<io::Error>,
 }
@@ -147,7 +147,7 @@ impl Error {
             kind,
             mechanism: Some(mechanism),
             call: Some(call),
-            is_receive: false,
+            direction: Direction::FileToSocket,
             report: Box::new(report),
             cause,
         }
@@ -163,16 +163,17 @@ impl Error {
             kind,
             mechanism: None,
             call,
-            is_receive: false,
+            direction: Direction::FileToSocket,
             report: Box::default(),
             cause,
         }
     }
 
-    /// Makes this the error of a transfer that receives from a socket.
-    pub(crate) fn receiving(mut self) -> Self {
-        self.is_receive = true;
+    /// Makes this the error of a transfer in another direction than from a file.
+    pub(crate) fn in_direction(mut self, direction: Direction) -> Self {
+        self.direction = direction;
         if self.kind == ErrorKind::Source
+            && direction.receives()
             && let Some(errno) = self.raw_os_error()
         {
             self.kind = ErrorKind::of_received(Errno::from_raw_os_error(errno));
@@ -237,7 +238,7 @@ impl Error {
                 "the file ended after {moved} of {promised} bytes: \
                  close the connection, the peer waits for the rest"
             ),
-            ErrorKind::Source if self.is_receive => {
+            ErrorKind::Source if self.direction.receives() => {
                 write!(f, "the socket could not be read from after {moved} bytes")
             }
             ErrorKind::Source => write!(f, "the file could not be read after {moved} bytes"),
@@ -263,7 +264,7 @@ impl Error {
                     "the socket has no peer: connect it, or accept a connection"
                 )
             }
-            ErrorKind::TimedOut if self.is_receive => write!(
+            ErrorKind::TimedOut if self.direction.receives() => write!(
                 f,
                 "the socket delivered nothing within its receive timeout, after {moved} bytes"
             ),
@@ -271,7 +272,7 @@ impl Error {
                 f,
                 "the socket accepted nothing within its send timeout, after {moved} bytes"
             ),
-            ErrorKind::WouldBlock if self.is_receive => {
+            ErrorKind::WouldBlock if self.direction.receives() => {
                 write!(f, "the socket has no bytes: wait until it is readable")
             }
             ErrorKind::WouldBlock => write!(f, "the socket is full: wait until it is writable"),

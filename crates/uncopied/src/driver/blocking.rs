@@ -16,7 +16,7 @@ use crate::mechanism::memory_to_socket::MemorySink;
 use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
 use crate::policy::Mechanism;
 use crate::transfer::{
-    MemoryProgress, MemoryTransfer, Progress, ReceiveProgress, ReceiveTransfer, Transfer,
+    ChunkProgress, ChunkTransfer, MemoryProgress, MemoryTransfer, Progress, Transfer,
 };
 
 /// Runs `transfer` to its end. Blocks the thread whenever the transfer has to wait.
@@ -107,7 +107,7 @@ pub(crate) fn send(
 /// it is not after all, or if a timeout or a signal ends that call, the rest of the wait is that of
 /// other mechanisms.
 pub(crate) fn receive(
-    transfer: &mut ReceiveTransfer,
+    transfer: &mut ChunkTransfer,
     source: &mut MemorySource,
     socket: BorrowedFd<'_>,
     is_blocking: bool,
@@ -135,10 +135,10 @@ pub(crate) fn receive(
         }
         waits_in_call = false;
         match transfer.step(source, socket, waiting)? {
-            ReceiveProgress::Done => return Ok(true),
-            ReceiveProgress::Ended => return Ok(false),
-            ReceiveProgress::Moved | ReceiveProgress::FellBack => must_wait = false,
-            ReceiveProgress::Blocked => match timeout {
+            ChunkProgress::Done => return Ok(true),
+            ChunkProgress::Ended => return Ok(false),
+            ChunkProgress::Moved | ChunkProgress::FellBack => must_wait = false,
+            ChunkProgress::Blocked => match timeout {
                 Some(cause) => return Err(transfer.driver_error(ErrorKind::TimedOut, cause)),
                 None => must_wait = true,
             },

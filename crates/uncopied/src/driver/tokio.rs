@@ -15,7 +15,7 @@ use crate::mechanism::memory_to_socket::MemorySink;
 use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
 use crate::residency;
 use crate::transfer::{
-    MemoryProgress, MemoryTransfer, Progress, ReceiveProgress, ReceiveTransfer, Transfer,
+    ChunkProgress, ChunkTransfer, MemoryProgress, MemoryTransfer, Progress, Transfer,
 };
 
 /// The most bytes that one step moves.
@@ -307,7 +307,7 @@ pub(crate) async fn send(
 ///
 /// If the future is dropped, nothing has been received.
 pub(crate) async fn receive(
-    transfer: &mut ReceiveTransfer,
+    transfer: &mut ChunkTransfer,
     source: &mut MemorySource,
     socket: &impl ReadSocket,
 ) -> Result<bool, Error> {
@@ -316,13 +316,13 @@ pub(crate) async fn receive(
     // be neither in the socket nor with the caller.
     let receive_chunk = || loop {
         match transfer.step(source, descriptor, Waiting::Not) {
-            Ok(ReceiveProgress::Moved | ReceiveProgress::FellBack) => {}
-            Ok(ReceiveProgress::Blocked) => return Err(io::ErrorKind::WouldBlock.into()),
+            Ok(ChunkProgress::Moved | ChunkProgress::FellBack) => {}
+            Ok(ChunkProgress::Blocked) => return Err(io::ErrorKind::WouldBlock.into()),
             other => return Ok(other),
         }
     };
     match socket.when_readable(receive_chunk).await {
-        Ok(progress) => Ok(progress? == ReceiveProgress::Done),
+        Ok(progress) => Ok(progress? == ChunkProgress::Done),
         Err(cause) => Err(transfer.driver_error(ErrorKind::Source, cause)),
     }
 }

@@ -16,6 +16,13 @@ pub enum Direction {
     SocketToMemory,
 }
 
+impl Direction {
+    /// Whether the source is a socket.
+    pub(crate) const fn receives(self) -> bool {
+        matches!(self, Self::SocketToMemory)
+    }
+}
+
 /// Defines [`Mechanism`] from a table that has one row per mechanism. To add a mechanism, add a
 /// row.
 macro_rules! mechanisms {

@@ -17,7 +17,7 @@ use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
 use crate::policy::{plan_receive, zero_copy_receive_enabled};
 use crate::report::Report;
 use crate::sys::{has_upper_protocol, set_low_water_mark};
-use crate::transfer::{ReceiveProgress, ReceiveTransfer};
+use crate::transfer::{ChunkProgress, ChunkTransfer};
 
 /// Receives from a stream socket, without copying the bytes where that is possible.
 ///
@@ -154,7 +154,7 @@ impl<S: AsFd> fmt::Debug for Receiver<S> {
 pub(super) struct Core {
     options: ReceiveOptions,
     pub(super) source: MemorySource,
-    pub(super) transfer: ReceiveTransfer,
+    pub(super) transfer: ChunkTransfer,
     /// The `SO_COOKIE` of the socket that `source` was created for.
     cookie: Option<u64>,
     /// Whether the socket may have been replaced by another one.
@@ -168,7 +168,7 @@ impl Core {
         Self {
             source: source_for(socket, &options),
             options,
-            transfer: ReceiveTransfer::new(),
+            transfer: ChunkTransfer::new(),
             cookie: socket_cookie(socket).ok(),
             expects_another_socket: false,
             is_blocking: is_blocking(socket),
@@ -202,10 +202,10 @@ impl Core {
         self.begin(socket);
         loop {
             match self.transfer.step(&mut self.source, socket, Waiting::Not)? {
-                ReceiveProgress::Moved | ReceiveProgress::FellBack => {}
-                ReceiveProgress::Done => return Ok(Some(self.take_chunk())),
-                ReceiveProgress::Ended => return Ok(None),
-                ReceiveProgress::Blocked => return Err(self.transfer.would_block()),
+                ChunkProgress::Moved | ChunkProgress::FellBack => {}
+                ChunkProgress::Done => return Ok(Some(self.take_chunk())),
+                ChunkProgress::Ended => return Ok(None),
+                ChunkProgress::Blocked => return Err(self.transfer.would_block()),
             }
         }
     }

@@ -9,6 +9,7 @@ use crate::driver;
 use crate::driver::tokio::ReadSocket;
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::MAX_STEP_BYTES;
+use crate::policy::Direction;
 use crate::report::Report;
 
 /// Receives from a tokio socket, without copying the bytes where that is possible. This is
@@ -99,7 +100,8 @@ impl<S: ReadSocket> Receiver<S> {
         // tokio returns `WouldBlock` itself while it knows that the socket has no bytes.
         received.unwrap_or_else(|cause| {
             let kind = ErrorKind::WouldBlock;
-            Err(Error::before_transfer(kind, None, Some(cause)).receiving())
+            let error = Error::before_transfer(kind, None, Some(cause));
+            Err(error.in_direction(Direction::SocketToMemory))
         })
     }
 

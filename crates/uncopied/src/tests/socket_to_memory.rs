@@ -19,7 +19,7 @@ use crate::policy::{Mechanism, Plan};
 use crate::receive::PagePayload;
 use crate::report::Report;
 use crate::send::{SendOptions, Sender};
-use crate::transfer::{ReceiveProgress, ReceiveTransfer};
+use crate::transfer::{ChunkProgress, ChunkTransfer};
 
 /// The effect that a fault must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +121,7 @@ fn send_stream(peer: TcpStream) -> Result<(), Box<dyn std::error::Error>> {
 /// A stream that is received chunk by chunk.
 struct Stream {
     source: MemorySource,
-    transfer: ReceiveTransfer,
+    transfer: ChunkTransfer,
     socket: TcpStream,
     received: Vec<u8>,
 }
@@ -130,7 +130,7 @@ impl Stream {
     fn new(socket: TcpStream) -> Self {
         Self {
             source: MemorySource::new(true, CHUNK_BYTES, 4, 0),
-            transfer: ReceiveTransfer::new(),
+            transfer: ChunkTransfer::new(),
             socket,
             received: Vec::new(),
         }
@@ -145,8 +145,8 @@ impl Stream {
                 .transfer
                 .step_with(kernel, source, socket, Waiting::Done)?
             {
-                ReceiveProgress::Moved | ReceiveProgress::FellBack => {}
-                ReceiveProgress::Blocked => thread::yield_now(),
+                ChunkProgress::Moved | ChunkProgress::FellBack => {}
+                ChunkProgress::Blocked => thread::yield_now(),
                 progress => break progress,
             }
         };
@@ -159,7 +159,7 @@ impl Stream {
         let received = self.received.len();
         assert!(self.received == pattern(STREAM_BYTES as u64)[..received]);
         assert_eq!(self.report().bytes(), received as u64);
-        Ok(progress == ReceiveProgress::Done)
+        Ok(progress == ChunkProgress::Done)
     }
 
     /// Receives to the end of the stream.
@@ -305,7 +305,7 @@ fn a_short_chunk_leaves_the_buffer_to_the_next_one() {
             let progress = stream
                 .transfer
                 .step_with(&kernel, source, socket, Waiting::Done);
-            if progress.expect("received") == ReceiveProgress::Done {
+            if progress.expect("received") == ChunkProgress::Done {
                 break;
             }
         }

@@ -7,13 +7,14 @@ use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::{Outcome, Side, Status};
-use crate::policy::{Mechanism, Plan, Support};
+use crate::policy::{Direction, Mechanism, Plan, Support};
 use crate::report::{Fallback, Report};
 use crate::sys;
 
 /// A plan that a transfer is following.
 #[derive(Debug)]
 pub(super) struct FallbackEngine {
+    direction: Direction,
     plan: Plan,
     /// The index of the current mechanism in the plan.
     current: usize,
@@ -41,13 +42,14 @@ pub(super) enum Next {
 
 impl FallbackEngine {
     /// Starts with the first mechanism of `plan`. If the plan is empty, every byte is copied.
-    pub(super) fn new(plan: Plan, promised: Option<u64>) -> Self {
+    pub(super) fn new(direction: Direction, plan: Plan, promised: Option<u64>) -> Self {
         let plan = if plan.mechanisms().is_empty() {
             Plan::copying()
         } else {
             plan
         };
         Self {
+            direction,
             plan,
             current: 0,
             promised,
@@ -60,7 +62,7 @@ impl FallbackEngine {
         let report = std::mem::take(&mut self.report);
         *self = Self {
             report,
-            ..Self::new(plan, self.promised)
+            ..Self::new(self.direction, plan, self.promised)
         };
     }
 
@@ -179,6 +181,7 @@ impl FallbackEngine {
         cause: Option<io::Error>,
     ) -> Error {
         Error::of_transfer(kind, mechanism, call, self.report.clone(), cause)
+            .in_direction(self.direction)
     }
 }
 
@@ -239,7 +242,7 @@ mod tests {
         let collector = Collector::default();
         let seen = Arc::clone(&collector.0);
         tracing::subscriber::with_default(collector, || {
-            let mut engine = FallbackEngine::new(Plan::copying(), None);
+            let mut engine = FallbackEngine::new(Direction::FileToSocket, Plan::copying(), None);
             engine.record(Mechanism::Splice, Mechanism::Copy, Errno::INVAL);
             engine.record(Mechanism::Splice, Mechanism::Copy, Errno::INVAL);
         });

@@ -81,7 +81,7 @@ impl Transfer {
             Length::Exact(bytes) => Some(bytes),
             Length::UntilEof => None,
         };
-        let engine = FallbackEngine::new(plan, promised);
+        let engine = FallbackEngine::new(Direction::FileToSocket, plan, promised);
         Self {
             offset,
             length,

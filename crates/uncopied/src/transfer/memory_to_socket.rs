@@ -54,7 +54,7 @@ impl MemoryTransfer {
         Self {
             has_file_bytes: rest.iter().any(Memory::is_of_a_file),
             rest,
-            engine: FallbackEngine::new(plan, None),
+            engine: FallbackEngine::new(Direction::MemoryToSocket, plan, None),
             tracker: SendTracker::new(),
         }
     }

@@ -7,4 +7,4 @@ mod socket_to_memory;
 
 pub use file_to_socket::{Progress, Transfer};
 pub(crate) use memory_to_socket::{MemoryProgress, MemoryTransfer};
-pub(crate) use socket_to_memory::{ReceiveProgress, ReceiveTransfer};
+pub(crate) use socket_to_memory::{ChunkProgress, ChunkTransfer};

@@ -16,13 +16,13 @@ use crate::sys::{Kernel, Linux};
 
 /// The receiving of chunks, one step at a time.
 #[derive(Debug)]
-pub(crate) struct ReceiveTransfer {
+pub(crate) struct ChunkTransfer {
     engine: FallbackEngine,
 }
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ReceiveProgress {
+pub(crate) enum ChunkProgress {
     /// The chunk has bytes, and more may be had without waiting: step again.
     Moved,
     /// Another mechanism has taken over: step again.
@@ -35,11 +35,11 @@ pub(crate) enum ReceiveProgress {
     Ended,
 }
 
-impl ReceiveTransfer {
+impl ChunkTransfer {
     /// Creates a transfer. Nothing is received yet.
     pub(crate) fn new() -> Self {
         Self {
-            engine: FallbackEngine::new(Plan::copying(), None),
+            engine: FallbackEngine::new(Direction::SocketToMemory, Plan::copying(), None),
         }
     }
 
@@ -69,7 +69,7 @@ impl ReceiveTransfer {
         source: &mut MemorySource,
         socket: BorrowedFd<'_>,
         waiting: Waiting,
-    ) -> Result<ReceiveProgress, Error> {
+    ) -> Result<ChunkProgress, Error> {
         self.step_with(&Linux, source, socket, waiting)
     }
 
@@ -79,11 +79,12 @@ impl ReceiveTransfer {
         source: &mut MemorySource,
         socket: BorrowedFd<'_>,
         waiting: Waiting,
-    ) -> Result<ReceiveProgress, Error> {
+    ) -> Result<ChunkProgress, Error> {
         if let Some(errno) = source.not_a_stream {
             let kind = ErrorKind::NotAStreamSocket;
             let cause = Some(errno.into());
-            return Err(Error::before_transfer(kind, Some("getsockopt"), cause).receiving());
+            let error = Error::before_transfer(kind, Some("getsockopt"), cause);
+            return Err(error.in_direction(Direction::SocketToMemory));
         }
         let mechanism = self.engine.mechanism();
         let (outcome, copied) = source.step(kernel, mechanism, socket, waiting);
@@ -99,9 +100,9 @@ impl ReceiveTransfer {
             // What was received before is returned first.
             Err(error) if source.has_bytes() => {
                 source.report_later(&error);
-                Ok(ReceiveProgress::Done)
+                Ok(ChunkProgress::Done)
             }
-            Err(error) => Err(error.receiving()),
+            Err(error) => Err(error),
             Ok(next) => Ok(self.progress(next, source)),
         }
     }
@@ -115,21 +116,20 @@ impl ReceiveTransfer {
         self.engine.process(mechanism, outcome, &mut source.support)
     }
 
-    fn progress(&self, next: Next, source: &MemorySource) -> ReceiveProgress {
+    fn progress(&self, next: Next, source: &MemorySource) -> ChunkProgress {
         match next {
-            Next::FellBack(_) => ReceiveProgress::FellBack,
-            Next::Continue if source.can_add(self.engine.mechanism()) => ReceiveProgress::Moved,
-            _ if source.has_bytes() => ReceiveProgress::Done,
-            Next::Ended(_) => ReceiveProgress::Ended,
-            _ => ReceiveProgress::Blocked,
+            Next::FellBack(_) => ChunkProgress::FellBack,
+            Next::Continue if source.can_add(self.engine.mechanism()) => ChunkProgress::Moved,
+            _ if source.has_bytes() => ChunkProgress::Done,
+            Next::Ended(_) => ChunkProgress::Ended,
+            _ => ChunkProgress::Blocked,
         }
     }
 
     /// Returns the error for a driver that failed to wait.
     pub(crate) fn driver_error(&self, kind: ErrorKind, cause: io::Error) -> Error {
         let mechanism = self.engine.mechanism();
-        let error = self.engine.error(kind, mechanism, "poll", Some(cause));
-        error.receiving()
+        self.engine.error(kind, mechanism, "poll", Some(cause))
     }
 
     /// Returns the error of a call that must not wait and would have to.

@@ -485,7 +485,7 @@ impl<S> Member<S> {
         let kind = ErrorKind::of_received(errno);
         let report = self.report.clone();
         let error = Error::of_transfer(kind, mechanism, call, report, Some(errno.into()));
-        Event::Failed(error.receiving())
+        Event::Failed(error.in_direction(Direction::SocketToMemory))
     }
 }
 
