@@ -57,9 +57,10 @@ pub struct Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The file ended before the promised length, for example because it was truncated.
+    /// The file ended before the promised length, for example because it was truncated. When
+    /// receiving: the peer ended the stream before it.
     SourceTooShort {
-        /// How many bytes were promised, with those of the header and the trailer.
+        /// How many bytes were promised. When sending, with those of the header and the trailer.
         promised: u64,
     },
     /// The file could not be read, or receiving from the socket failed for another reason than
@@ -99,8 +100,15 @@ pub enum ErrorKind {
     /// [`Completion`](crate::Completion), not the socket, which may be writable. Only calls that
     /// must not wait return this.
     InFlightLimit,
-    /// Writing to the socket failed for another reason.
+    /// Writing to the socket failed for another reason. When receiving into a file, a pipe or a
+    /// device: writing to it failed, for example because the disk is full (`ENOSPC`), a quota is
+    /// used up (`EDQUOT`), the file would be larger than the process may make it (`EFBIG`,
+    /// `RLIMIT_FSIZE`), or nobody reads the pipe (`EPIPE`). The
+    /// [`io::ErrorKind`] of an `io::Error` made from this error tells which.
     Sink,
+    /// The sink has no offsets, because it is a pipe, a terminal or a device, or was opened with
+    /// `O_APPEND`, and an [offset](crate::ReceiveFile::at) was given.
+    SinkNotSeekable,
     /// The descriptor is not that of a stream socket.
     NotAStreamSocket,
     /// The memory to send belongs to a [`FileMapping`](crate::arena::FileMapping), so the kernel
@@ -217,7 +225,8 @@ impl Error {
         self.cause.as_ref()?.raw_os_error()
     }
 
-    /// Returns how many bytes the socket had accepted, or delivered, before the error.
+    /// Returns how many bytes the socket had accepted, or delivered, before the error. When
+    /// receiving into a file, a pipe or a device: how many bytes are in it.
     #[must_use]
     pub fn moved(&self) -> u64 {
         self.report.bytes()
@@ -233,6 +242,10 @@ impl Error {
     fn fmt_kind(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let moved = self.moved();
         match self.kind {
+            ErrorKind::SourceTooShort { promised } if self.direction.receives() => write!(
+                f,
+                "the peer ended the stream after {moved} of {promised} bytes"
+            ),
             ErrorKind::SourceTooShort { promised } => write!(
                 f,
                 "the file ended after {moved} of {promised} bytes: \
@@ -280,6 +293,17 @@ impl Error {
                 f,
                 "no more bytes may be in flight: wait until an earlier send is complete"
             ),
+            ErrorKind::Sink if self.direction == Direction::SocketToFile => {
+                let hint = self.hint_for_file();
+                write!(
+                    f,
+                    "the sink could not be written to after {moved} bytes{hint}"
+                )
+            }
+            ErrorKind::SinkNotSeekable => write!(
+                f,
+                "the sink has no offsets: open a file without O_APPEND, or give no offset"
+            ),
             ErrorKind::Sink => write!(f, "the socket could not be written to after {moved} bytes"),
             ErrorKind::NotAStreamSocket => write!(
                 f,
@@ -294,6 +318,19 @@ impl Error {
                 "no mechanism of the plan is supported here, after {moved} bytes: \
                  add copy to the list"
             ),
+        }
+    }
+}
+
+impl Error {
+    /// Returns what to do if a file, a pipe or a device could not be written to.
+    fn hint_for_file(&self) -> &'static str {
+        match self.raw_os_error() {
+            Some(libc::ENOSPC) => ": free some space on the disk",
+            Some(libc::EDQUOT) => ": remove some files, or raise the quota",
+            Some(libc::EFBIG) => ": raise RLIMIT_FSIZE, or use a file system with larger files",
+            Some(libc::EPIPE) => ": its reader has closed the pipe",
+            _ => "",
         }
     }
 }
@@ -332,6 +369,7 @@ impl From<Error> for io::Error {
             // although it is.
             ErrorKind::InFlightLimit => io::ErrorKind::ResourceBusy,
             ErrorKind::SourceNotSeekable
+            | ErrorKind::SinkNotSeekable
             | ErrorKind::NotAStreamSocket
             | ErrorKind::MappedFile
             | ErrorKind::RangeEndsBeforeStart { .. }

@@ -145,8 +145,8 @@ mod uring;
 /// tokio's sockets and the halves of split sockets, which those of the root do not.
 #[cfg(feature = "tokio")]
 pub mod tokio {
-    pub use crate::driver::tokio::{ReadSocket, Socket, run};
-    pub use crate::receive::tokio::Receiver;
+    pub use crate::driver::tokio::{ReadSocket, Socket, run, run_receive};
+    pub use crate::receive::tokio::{Receiver, receive_file};
     pub use crate::send::tokio::{Sender, SocketExt, send_file};
 }
 
@@ -164,8 +164,10 @@ pub use policy::{
     zero_copy_receive_enabled, zero_copy_send_enabled,
 };
 pub use receive::zcrx;
-pub use receive::{Chunk, MapObstacle, PagePayload, ReceiveOptions, Receiver};
+pub use receive::{
+    Chunk, MapObstacle, PagePayload, ReceiveFile, ReceiveOptions, Receiver, receive_file,
+};
 pub use report::{Fallback, Report};
 pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocketExt, send_file};
 pub use sys::{Errno, ignore_sigpipe, queued_bytes, send_vectored};
-pub use transfer::{Progress, Transfer};
+pub use transfer::{Progress, ReceiveTransfer, Transfer};

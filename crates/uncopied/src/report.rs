@@ -196,10 +196,9 @@ impl fmt::Display for Report {
         }
         if self.kernel_copied > 0 {
             let bytes = self.kernel_copied;
-            let direction = if self.has_received() {
-                "receives"
-            } else {
-                "sends"
+            let direction = match self.has_received() {
+                true => "receives",
+                false => "sends",
             };
             write!(
                 f,
@@ -218,7 +217,7 @@ impl fmt::Display for Report {
             Some(Direction::FileToSocket | Direction::MemoryToSocket) => {
                 write!(f, " (zero-copy sending is switched off)")?;
             }
-            Some(Direction::SocketToMemory) => {
+            Some(Direction::SocketToMemory | Direction::SocketToFile) => {
                 write!(f, " (zero-copy receiving is switched off)")?;
             }
         }

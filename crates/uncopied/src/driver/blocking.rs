@@ -9,14 +9,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, socket_timeout};
 
-use crate::endpoint::StreamSocket;
+use crate::endpoint::{self, StreamSocket};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
 use crate::mechanism::memory_to_socket::MemorySink;
 use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
 use crate::policy::Mechanism;
+use crate::sys::Linux;
 use crate::transfer::{
-    ChunkProgress, ChunkTransfer, MemoryProgress, MemoryTransfer, Progress, Transfer,
+    ChunkProgress, ChunkTransfer, MemoryProgress, MemoryTransfer, Progress, ReceiveTransfer,
+    Transfer,
 };
 
 /// Runs `transfer` to its end. Blocks the thread whenever the transfer has to wait.
@@ -142,6 +144,74 @@ pub(crate) fn receive(
                 Some(cause) => return Err(transfer.driver_error(ErrorKind::TimedOut, cause)),
                 None => must_wait = true,
             },
+        }
+    }
+}
+
+/// Runs `transfer` to its end. Blocks the thread whenever the transfer has to wait.
+///
+/// If the socket has a receive timeout (`SO_RCVTIMEO`), the timeout limits each period in which the
+/// socket delivers no bytes. It does not limit the duration of the whole transfer, nor how long a
+/// full pipe is waited for.
+///
+/// # Errors
+///
+/// The errors of [`ReceiveTransfer::step`], [`ErrorKind::TimedOut`], and [`ErrorKind::Source`] or
+/// [`ErrorKind::Sink`] if `poll(2)` fails. After a timeout, the transfer can be run again and
+/// continues where it stopped, as it can after an error of the sink.
+///
+/// ```
+/// use std::{io::Write, os::unix::net::UnixStream};
+/// use uncopied::{ReceiveFile, driver};
+///
+/// let (mut peer, socket) = UnixStream::pair()?;
+/// peer.write_all(b"hello")?;
+/// drop(peer);
+/// let file = tempfile::tempfile()?;
+/// let mut transfer = ReceiveFile::new(&file).transfer(&socket)?;
+/// driver::blocking::run_receive(&mut transfer, &socket, &file)?;
+/// assert_eq!(transfer.report().bytes(), 5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn run_receive(
+    transfer: &mut ReceiveTransfer,
+    source: &impl StreamSocket,
+    sink: impl AsFd,
+) -> Result<(), Error> {
+    let (source, sink) = (source.as_fd(), sink.as_fd());
+    let is_blocking = endpoint::is_blocking(source);
+    let mut stall = StallTimer::of_receive();
+    let mut backoff = ERROR_QUEUE_BACKOFF;
+    // A call that waits for the socket itself saves another that does.
+    let mut may_wait = is_blocking;
+    loop {
+        if may_wait {
+            stall.start();
+        }
+        match transfer.step_with(&Linux, source, sink, may_wait)? {
+            Progress::Done => return Ok(()),
+            Progress::Moved(_) => {
+                stall.restart();
+                may_wait = is_blocking;
+            }
+            Progress::Blocked(Side::Source) => {
+                may_wait = false;
+                stall
+                    .left(source)
+                    .and_then(|left| wait_until_readable(source, left, &mut backoff))
+                    .map_err(|cause| {
+                        let kind = match cause.kind() {
+                            io::ErrorKind::TimedOut => ErrorKind::TimedOut,
+                            _ => ErrorKind::Source,
+                        };
+                        transfer.driver_error(kind, "poll", cause)
+                    })?;
+            }
+            Progress::Blocked(Side::Sink) => {
+                stall.restart();
+                wait(Side::Sink, source, sink, None)
+                    .map_err(|cause| transfer.driver_error(ErrorKind::Sink, "poll", cause))?;
+            }
         }
     }
 }

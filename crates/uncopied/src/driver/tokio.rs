@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use tokio::io::Interest;
+use tokio::net::unix::pipe;
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 use crate::error::{Error, ErrorKind};
@@ -15,7 +16,8 @@ use crate::mechanism::memory_to_socket::MemorySink;
 use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
 use crate::residency;
 use crate::transfer::{
-    ChunkProgress, ChunkTransfer, MemoryProgress, MemoryTransfer, Progress, Transfer,
+    ChunkProgress, ChunkTransfer, MemoryProgress, MemoryTransfer, Progress, ReceiveTransfer,
+    Transfer,
 };
 
 /// The most bytes that one step moves.
@@ -325,6 +327,71 @@ pub(crate) async fn receive(
         Ok(progress) => Ok(progress? == ChunkProgress::Done),
         Err(cause) => Err(transfer.driver_error(ErrorKind::Source, cause)),
     }
+}
+
+/// Runs `transfer` to its end, waiting while it is blocked, and yielding to other tasks after every
+/// 2 MiB.
+///
+/// # Errors
+///
+/// The errors of [`ReceiveTransfer::step`], and [`ErrorKind::Source`] or [`ErrorKind::Sink`] if
+/// tokio cannot wait for the socket or for the sink. After an error of the sink, the transfer can
+/// be run again and continues where it stopped.
+///
+/// # Cancellation
+///
+/// If the future is dropped, `transfer` keeps its position, and the bytes that it has taken from
+/// the socket. It can be run again, and no byte is lost or written twice.
+pub async fn run_receive(
+    transfer: &mut ReceiveTransfer,
+    socket: &impl ReadSocket,
+    sink: impl AsFd,
+) -> Result<(), Error> {
+    let (source, sink) = (socket.read_fd(), sink.as_fd());
+    let mut since_yield = 0;
+    loop {
+        // Only a step that needs bytes of the socket may wait for them.
+        let needs_socket = transfer.held_bytes() == 0 && transfer.remaining() != Some(0);
+        let progress = match needs_socket {
+            false => transfer.step(source, sink)?,
+            true => {
+                let step = socket.when_readable(|| match transfer.step(source, sink) {
+                    Ok(Progress::Blocked(Side::Source)) => Err(io::ErrorKind::WouldBlock.into()),
+                    other => Ok(other),
+                });
+                match step.await {
+                    Ok(progress) => progress?,
+                    Err(cause) => {
+                        let kind = ErrorKind::Source;
+                        return Err(transfer.driver_error(kind, "epoll_wait", cause));
+                    }
+                }
+            }
+        };
+        match progress {
+            Progress::Done => return Ok(()),
+            Progress::Moved(bytes) => since_yield += bytes,
+            Progress::Blocked(Side::Sink) => until_writable(sink)
+                .await
+                .map_err(|cause| transfer.driver_error(ErrorKind::Sink, "epoll_wait", cause))?,
+            // The next step waits for the socket.
+            Progress::Blocked(Side::Source) => {}
+        }
+        if since_yield >= MAX_STEP_BYTES {
+            since_yield = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Waits until a sink that was full, such as a pipe, accepts bytes.
+async fn until_writable(sink: BorrowedFd<'_>) -> io::Result<()> {
+    // A duplicate, because the program may have registered the descriptor with tokio itself. tokio
+    // only waits for it, so it need not be a pipe.
+    let duplicate = sink.try_clone_to_owned()?;
+    pipe::Sender::from_owned_fd_unchecked(duplicate)?
+        .writable()
+        .await
 }
 
 /// If the file's bytes of the next step are not in the page cache, has tokio's blocking pool read

@@ -8,11 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::{Bound, RangeBounds};
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags, major, minor};
 use rustix::io::{Errno, Result};
 use rustix::net::{SocketAddrAny, SocketType, getpeername, getsockname};
 
-use crate::policy::{Length, SourceKind};
+use crate::policy::{Length, SinkKind, SourceKind};
 use crate::sys::{coarse_millis, gathers};
 pub use stream_socket::StreamSocket;
 
@@ -27,6 +27,11 @@ pub(crate) fn check_stream_socket(sink: BorrowedFd<'_>) -> Result<()> {
         SocketType::STREAM => Ok(()),
         _ => Err(Errno::PROTOTYPE),
     }
+}
+
+/// Whether calls wait for the socket (`O_NONBLOCK` is not set).
+pub(crate) fn is_blocking(socket: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| !flags.contains(OFlags::NONBLOCK))
 }
 
 /// The addresses of an IP socket.
@@ -119,6 +124,38 @@ pub(crate) fn source_kind(source: BorrowedFd<'_>) -> Result<SourceKind> {
         FileType::BlockDevice => SourceKind::File,
         _ => SourceKind::Other,
     })
+}
+
+/// Returns which kind of sink a descriptor is, according to `fstat(2)`.
+pub(crate) fn sink_kind(sink: BorrowedFd<'_>) -> SinkKind {
+    let Ok(stat) = rustix::fs::fstat(sink) else {
+        return SinkKind::Other;
+    };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile | FileType::BlockDevice => SinkKind::File,
+        FileType::Fifo => SinkKind::Pipe,
+        FileType::CharacterDevice if is_null(stat.st_rdev) && is_writable(sink) => SinkKind::Null,
+        _ => SinkKind::Other,
+    }
+}
+
+/// Whether this is the number of `/dev/null` (`null(4)`).
+fn is_null(device: u64) -> bool {
+    (major(device), minor(device)) == (1, 3)
+}
+
+/// Whether a descriptor was opened for writing.
+fn is_writable(sink: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_getfl(sink).is_ok_and(|flags| {
+        let access = flags & OFlags::RWMODE;
+        access == OFlags::WRONLY || access == OFlags::RDWR
+    })
+}
+
+/// Whether a descriptor writes at the end of its file, whatever offset it is given (`O_APPEND`,
+/// `pwrite(2)`).
+pub(crate) fn appends(sink: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_getfl(sink).is_ok_and(|flags| flags.contains(OFlags::APPEND))
 }
 
 /// A range whose end lies before its start.

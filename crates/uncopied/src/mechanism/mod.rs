@@ -4,11 +4,13 @@
 //! In one *step*, a mechanism tries once to move bytes, without blocking, and returns the
 //! [`Outcome`]. It does not decide whether it is worth using: [`policy`](crate::policy) does.
 //! Between steps it keeps only the state that it needs. Dropping this state loses no bytes, because
-//! the source can be read again from the first byte that the sink has not accepted.
+//! the source can be read again from the first byte that the sink has not accepted. The exception
+//! is [`socket_to_file`], because a socket cannot be read again.
 
 pub(crate) mod file_to_socket;
 pub(crate) mod memory_to_socket;
 mod pipe;
+pub(crate) mod socket_to_file;
 pub(crate) mod socket_to_memory;
 
 use std::os::fd::BorrowedFd;

@@ -1,9 +1,10 @@
-//! The pipe through which `splice` and `vmsplice` move pages to a socket.
+//! The pipe through which `splice` and `vmsplice` move pages to a socket or a file.
 //!
 //! A pipe has a limited number of slots, each of which refers to one page or a part of it. So it
 //! can be full although it holds few bytes. Bytes that are still in the pipe when it is dropped are
-//! discarded. Nothing is lost, because the mechanisms that use a pipe can read their source again
-//! from the first byte that the sink has not accepted.
+//! discarded. If they came from a file or from memory, nothing is lost, because these can be read
+//! again from the first byte that the sink has not accepted. If they came from a socket, they have
+//! to be [read](Pipe::read) from the pipe first.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -148,6 +149,44 @@ impl Pipe {
             Err(errno) if is_unsupported(errno) => Status::Unsupported(errno).into(),
             Err(errno) => Status::Failed(Side::Sink, errno).into(),
         }
+    }
+}
+
+impl Pipe {
+    /// Moves bytes from the pipe, which must not be empty, to a file or a device with `splice(2)`:
+    /// at this offset, or where the descriptor itself stands.
+    pub(crate) fn drain_to_file(
+        &mut self,
+        kernel: &impl Kernel,
+        sink: BorrowedFd<'_>,
+        offset: Option<u64>,
+    ) -> Outcome {
+        let reader = self.reader.as_fd();
+        match retry_on_intr(|| kernel.splice_to_file(reader, sink, offset, self.held)) {
+            // As in `drain`, a result of 0 is not expected.
+            Ok(0) => Status::Unsupported(Errno::IO).into(),
+            Ok(moved) => {
+                let moved = moved.min(self.held);
+                self.held -= moved;
+                Outcome::moved(moved)
+            }
+            // The pipe is not empty, so it is the sink that is not ready.
+            Err(Errno::AGAIN) => Status::Blocked(Side::Sink).into(),
+            // A seccomp filter would have refused the call that filled the pipe. So it is the file
+            // that does not allow the write, which concerns no other file of the process.
+            Err(Errno::PERM) => Status::Failed(Side::Sink, Errno::PERM).into(),
+            Err(errno) if is_unsupported(errno) => Status::Unsupported(errno).into(),
+            Err(errno) => Status::Failed(Side::Sink, errno).into(),
+        }
+    }
+
+    /// Reads bytes out of the pipe, for a mechanism that cannot use it. The call is not repeated
+    /// after `EINTR`.
+    pub(crate) fn read(&mut self, kernel: &impl Kernel, buffer: &mut [u8]) -> Result<usize> {
+        let read = kernel.read_pipe(self.reader.as_fd(), buffer)?;
+        let read = read.min(self.held);
+        self.held -= read;
+        Ok(read)
     }
 }
 

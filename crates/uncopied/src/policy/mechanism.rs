@@ -14,12 +14,14 @@ pub enum Direction {
     MemoryToSocket,
     /// From a stream socket to memory.
     SocketToMemory,
+    /// From a stream socket to a file, a pipe or a device.
+    SocketToFile,
 }
 
 impl Direction {
     /// Whether the source is a socket.
     pub(crate) const fn receives(self) -> bool {
-        matches!(self, Self::SocketToMemory)
+        matches!(self, Self::SocketToMemory | Self::SocketToFile)
     }
 }
 
@@ -52,7 +54,8 @@ macro_rules! mechanisms {
             }
 
             /// Returns the name of the system call with which this mechanism passes bytes to the
-            /// socket, or gets them from it.
+            /// socket, or gets them from it. (`copy` has one for each direction: an error names
+            /// the one that failed.)
             #[must_use]
             pub const fn system_call(self) -> &'static str {
                 match self {
@@ -88,8 +91,11 @@ mechanisms! {
     /// `sendfile(2)`: the socket takes references to the file's pages in the page cache.
     Sendfile = "sendfile", system_call: "sendfile", zero_copy: true, [FileToSocket];
     /// `splice(2)` from the file into a pipe, and from the pipe into the socket: the socket takes
-    /// the same page references as with `sendfile`, but in two calls.
-    Splice = "splice", system_call: "splice", zero_copy: true, [FileToSocket];
+    /// the same page references as with `sendfile`, but in two calls. In the other direction, the
+    /// pipe takes references to the buffers of the socket. If it is not the sink itself, a second
+    /// call moves the bytes to the sink. If that is a file, the kernel copies them into its pages,
+    /// and the report counts them as [copied by the kernel](crate::Report::kernel_copied).
+    Splice = "splice", system_call: "splice", zero_copy: true, [FileToSocket, SocketToFile];
     /// The file is mapped into memory, and `send(2)` reads from the mapping: one copy, made by the
     /// kernel.
     MmapWrite = "mmap_write", system_call: "send", zero_copy: false, [FileToSocket];
@@ -109,10 +115,14 @@ mechanisms! {
     /// io_uring's zero-copy receive (`RECV_ZC`): the network card writes the bytes into memory of
     /// this process.
     Zcrx = "zcrx", system_call: "io_uring_enter", zero_copy: true, [SocketToMemory];
+    /// `recv(2)` with `MSG_TRUNC`, if the sink is `/dev/null`: the kernel removes the bytes from
+    /// the socket, and nothing reads them.
+    Discard = "discard", system_call: "recv", zero_copy: true, [SocketToFile];
     /// `send(2)` of memory (one copy), or of file contents that `pread(2)` has read into memory
-    /// (two copies), or `recv(2)` into memory (one copy). It always works.
+    /// (two copies), or `recv(2)` into memory (one copy), from where `write(2)` or `pwrite(2)` may
+    /// pass them on to a file (two copies). It always works.
     Copy = "copy", system_call: "send", zero_copy: false,
-        [FileToSocket, MemoryToSocket, SocketToMemory];
+        [FileToSocket, MemoryToSocket, SocketToMemory, SocketToFile];
 }
 
 impl Mechanism {
@@ -127,6 +137,10 @@ impl Mechanism {
     /// The mechanisms that receive into memory.
     pub const SOCKET_TO_MEMORY: [Self; count(Direction::SocketToMemory)] =
         select(Direction::SocketToMemory);
+
+    /// The mechanisms that receive into files, pipes and devices.
+    pub const SOCKET_TO_FILE: [Self; count(Direction::SocketToFile)] =
+        select(Direction::SocketToFile);
 }
 
 const fn count(direction: Direction) -> usize {
@@ -169,7 +183,7 @@ impl fmt::Display for Mechanism {
 /// assert_eq!(
 ///     error.to_string(),
 ///     "no such mechanism; the mechanisms are sendfile, splice, mmap_write, msg_zerocopy, \
-///      send_zc, vmsplice, map_receive, zcrx, copy"
+///      send_zc, vmsplice, map_receive, zcrx, discard, copy"
 /// );
 /// ```
 impl FromStr for Mechanism {
@@ -197,7 +211,7 @@ impl std::error::Error for ParseMechanismError {}
 #[cfg(test)]
 mod tests {
     use super::Mechanism::{
-        Copy, MapReceive, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice, Zcrx,
+        Copy, Discard, MapReceive, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice, Zcrx,
     };
     use super::*;
 
@@ -212,6 +226,7 @@ mod tests {
             [MsgZerocopy, SendZc, Vmsplice, Copy]
         );
         assert_eq!(Mechanism::SOCKET_TO_MEMORY, [MapReceive, Zcrx, Copy]);
+        assert_eq!(Mechanism::SOCKET_TO_FILE, [Splice, Discard, Copy]);
     }
 
     #[test]

@@ -12,8 +12,8 @@ mod switches;
 
 pub use mechanism::{Direction, Mechanism, ParseMechanismError};
 pub use plan::{
-    Driver, FilePlanInput, Length, MemoryPlanInput, Plan, ReceivePlanInput, SourceKind, plan_file,
-    plan_memory, plan_receive,
+    Driver, FilePlanInput, Length, MemoryPlanInput, Plan, ReceiveFilePlanInput, ReceivePlanInput,
+    SinkKind, SourceKind, plan_file, plan_memory, plan_receive, plan_receive_file,
 };
 pub use support::Support;
 pub use switches::{

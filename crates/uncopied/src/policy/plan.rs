@@ -105,12 +105,13 @@ pub enum SourceKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Length {
-    /// Exactly this many bytes. If the file has fewer, the transfer fails with
-    /// [`SourceTooShort`](crate::ErrorKind::SourceTooShort). If the file grows during the transfer,
-    /// the additional bytes are not sent.
+    /// Exactly this many bytes. If the file, or the stream of the socket, has fewer, the transfer
+    /// fails with [`SourceTooShort`](crate::ErrorKind::SourceTooShort). If the file grows during
+    /// the transfer, the additional bytes are not sent. Bytes of the stream after this many stay in
+    /// the socket.
     Exact(u64),
-    /// All bytes up to the end of the file. If the file grows or shrinks during the transfer, the
-    /// transfer stops at its new end.
+    /// All bytes up to the end of the file, or until the peer shuts the connection down. If the
+    /// file grows or shrinks during the transfer, the transfer stops at its new end.
     UntilEof,
 }
 
@@ -427,10 +428,94 @@ pub fn plan_receive(input: &ReceivePlanInput, support: &Support) -> Plan {
     select(&SOCKET_TO_MEMORY, input, support)
 }
 
+/// The kind of sink that received bytes go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SinkKind {
+    /// A regular file or a block device, whose contents the kernel keeps in the page cache.
+    File,
+    /// A pipe or a FIFO.
+    Pipe,
+    /// `/dev/null`.
+    Null,
+    /// Anything else that can be written to, such as a terminal.
+    Other,
+}
+
+/// The properties of receiving into a file, a pipe or a device that, together with [`Support`],
+/// determine its plan.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ReceiveFilePlanInput {
+    /// The kind of sink that the bytes go to.
+    pub sink: SinkKind,
+    /// Whether the socket is TCP.
+    pub is_tcp: bool,
+    /// Whether every byte must be copied to memory of this process and from there to the sink.
+    pub force_copy: bool,
+    /// Whether zero-copy receiving is [switched on](crate::zero_copy_receive_enabled) in this
+    /// process.
+    pub zero_copy_enabled: bool,
+}
+
+impl ReceiveFilePlanInput {
+    /// Returns the properties of receiving over TCP that need not copy, with `zero_copy_enabled` as
+    /// it is [now](crate::zero_copy_receive_enabled).
+    #[must_use]
+    pub fn new(sink: SinkKind) -> Self {
+        Self {
+            sink,
+            is_tcp: true,
+            force_copy: false,
+            zero_copy_enabled: zero_copy_receive_enabled(),
+        }
+    }
+}
+
+/// The table for receiving into a file, a pipe or a device, in order of preference.
+///
+/// - `discard` is for `/dev/null`, and for TCP sockets, which are the only ones that can discard.
+/// - `splice` is for sinks that keep references to the bytes, or drop them. A file copies the bytes
+///   into its pages with every mechanism.
+/// - `copy` always works.
+const SOCKET_TO_FILE: [Row<ReceiveFilePlanInput>; 3] = [
+    Row {
+        mechanism: Mechanism::Discard,
+        pays: |input| input.sink == SinkKind::Null && input.is_tcp,
+    },
+    Row {
+        mechanism: Mechanism::Splice,
+        pays: |input| matches!(input.sink, SinkKind::Pipe | SinkKind::Null),
+    },
+    Row {
+        mechanism: Mechanism::Copy,
+        pays: |_| true,
+    },
+];
+
+/// Returns the mechanisms for receiving into a file, a pipe or a device, best first. The last one
+/// is always `copy`.
+///
+/// ```
+/// use uncopied::policy::{ReceiveFilePlanInput, SinkKind, plan_receive_file};
+/// use uncopied::{Mechanism, Support};
+///
+/// let input = ReceiveFilePlanInput::new(SinkKind::Pipe);
+/// let plan = plan_receive_file(&input, &Support::none_refused());
+/// assert_eq!(plan.mechanisms(), [Mechanism::Splice, Mechanism::Copy]);
+/// ```
+#[must_use]
+pub fn plan_receive_file(input: &ReceiveFilePlanInput, support: &Support) -> Plan {
+    if input.force_copy || !input.zero_copy_enabled {
+        return Plan::copying();
+    }
+    select(&SOCKET_TO_FILE, input, support)
+}
+
 #[cfg(test)]
 mod tests {
     use super::Mechanism::{
-        Copy, MapReceive, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice,
+        Copy, Discard, MapReceive, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice,
     };
     use super::*;
     use crate::sys::Errno;
@@ -611,6 +696,45 @@ mod tests {
         ];
         for (input, refused, expected) in rows {
             let plan = plan_receive(input, &refusing(refused));
+            assert_eq!(plan.mechanisms(), *expected, "{input:?} {refused:?}");
+        }
+    }
+
+    #[test]
+    fn plans_for_receiving_into_files() {
+        let file = ReceiveFilePlanInput {
+            sink: SinkKind::File,
+            is_tcp: true,
+            force_copy: false,
+            zero_copy_enabled: true,
+        };
+        let to = |sink| ReceiveFilePlanInput { sink, ..file };
+        let null = to(SinkKind::Null);
+        let unix = ReceiveFilePlanInput {
+            is_tcp: false,
+            ..null
+        };
+        let forced = ReceiveFilePlanInput {
+            force_copy: true,
+            ..null
+        };
+        let disabled = ReceiveFilePlanInput {
+            zero_copy_enabled: false,
+            ..null
+        };
+        let rows: &[(ReceiveFilePlanInput, &[Mechanism], &[Mechanism])] = &[
+            (file, &[], &[Copy]),
+            (to(SinkKind::Other), &[], &[Copy]),
+            (to(SinkKind::Pipe), &[], &[Splice, Copy]),
+            (to(SinkKind::Pipe), &[Splice], &[Copy]),
+            (null, &[], &[Discard, Splice, Copy]),
+            (null, &[Discard], &[Splice, Copy]),
+            (unix, &[], &[Splice, Copy]),
+            (forced, &[], &[Copy]),
+            (disabled, &[], &[Copy]),
+        ];
+        for (input, refused, expected) in rows {
+            let plan = plan_receive_file(input, &refusing(refused));
             assert_eq!(plan.mechanisms(), *expected, "{input:?} {refused:?}");
         }
     }

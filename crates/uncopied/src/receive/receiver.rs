@@ -4,7 +4,6 @@ use std::fmt;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::OFlags;
 use rustix::net::ipproto;
 use rustix::net::sockopt::{socket_cookie, socket_protocol};
 
@@ -171,7 +170,7 @@ impl Core {
             transfer: ChunkTransfer::new(),
             cookie: socket_cookie(socket).ok(),
             expects_another_socket: false,
-            is_blocking: is_blocking(socket),
+            is_blocking: endpoint::is_blocking(socket),
         }
     }
 
@@ -184,7 +183,7 @@ impl Core {
                 self.source = source_for(socket, &self.options);
             }
             self.cookie = cookie;
-            self.is_blocking = is_blocking(socket);
+            self.is_blocking = endpoint::is_blocking(socket);
         }
         let plan = match self.options.forced {
             Some(forced) if zero_copy_receive_enabled() => forced,
@@ -214,11 +213,6 @@ impl Core {
         let (report, forced) = (self.transfer.report(), self.options.forced);
         obstacle::find(report, &self.source, forced, socket)
     }
-}
-
-/// Whether calls wait for the socket (`O_NONBLOCK` is not set).
-fn is_blocking(socket: BorrowedFd<'_>) -> bool {
-    rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| !flags.contains(OFlags::NONBLOCK))
 }
 
 /// Returns a source for a socket that nothing has been received from.

@@ -2,15 +2,51 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 
 use super::receiver::Core;
-use super::{Chunk, MapObstacle, ReceiveOptions};
+use super::{Chunk, MapObstacle, ReceiveFile, ReceiveOptions};
 use crate::driver;
 use crate::driver::tokio::ReadSocket;
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::MAX_STEP_BYTES;
-use crate::policy::Direction;
+use crate::policy::{Direction, Length};
 use crate::report::Report;
+
+/// Receives from a tokio socket into a file, a pipe or a device with the best mechanism that works.
+///
+/// A file is written from its start, and is not truncated. Its own position is neither used nor
+/// changed. With [`Length::Exact`], bytes of the stream after the length stay in the socket.
+///
+/// ```no_run
+/// use std::fs::File;
+/// use tokio::net::TcpStream;
+/// use uncopied::policy::Length;
+///
+/// # async fn receive() -> Result<(), Box<dyn std::error::Error>> {
+/// let socket = TcpStream::connect("192.0.2.1:9000").await?;
+/// let file = File::create("video.mp4")?;
+/// let report = uncopied::tokio::receive_file(&socket, &file, Length::UntilEof).await?;
+/// println!("{report}");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// See [`ErrorKind`]. The error says how many bytes are in the sink.
+///
+/// # Cancellation
+///
+/// See [`ReceiveFile::from_tokio`].
+pub async fn receive_file(
+    socket: &impl ReadSocket,
+    file: &impl AsFd,
+    length: Length,
+) -> Result<Report, Error> {
+    let receive = ReceiveFile::new(file).length(length);
+    receive.from_tokio(socket).await
+}
 
 /// Receives from a tokio socket, without copying the bytes where that is possible. This is
 /// [`uncopied::Receiver`](crate::Receiver) for tokio: what its documentation says about the socket

@@ -7,7 +7,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::FlockOperation;
+use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::{Errno, Result};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::SpliceFlags;
@@ -15,7 +15,7 @@ use rustix::pipe::SpliceFlags;
 use super::error_queue::{self, ErrorQueueEntry};
 use super::map::MappedWindow;
 use super::mapped::{self, Mapped, PipeWriter};
-use super::signal::without_sigpipe;
+use super::signal::{without_sigpipe, without_sigxfsz};
 use super::socket_window::{self, MapReceived, SocketWindow};
 use super::tcp::{self, Acknowledged};
 
@@ -120,6 +120,47 @@ pub(crate) trait Kernel {
 
     /// `recv(2)`. Without `may_wait`, or if the socket is non-blocking, the call does not block.
     fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize>;
+
+    /// Receives up to `count` bytes of a TCP socket and discards them: `recv(2)` with `MSG_TRUNC`
+    /// (`tcp(7)`) and without a buffer, so no byte can be copied. A socket that does not know this
+    /// use of the flag fails with `EFAULT`. Waits like [`recv`](Self::recv).
+    fn discard(&self, source: BorrowedFd<'_>, count: usize, may_wait: bool) -> Result<usize>;
+
+    /// Returns 1 if the next byte of the stream can be received without waiting, and 0 at the end
+    /// of the stream: `recv(2)` with `MSG_PEEK`. Fails with `EAGAIN` if nothing has arrived.
+    fn peek(&self, source: BorrowedFd<'_>) -> Result<usize>;
+
+    /// `splice(2)` from a socket into a pipe. If the socket is blocking and has no bytes, the call
+    /// waits. It does not wait for the pipe.
+    fn splice_receive(
+        &self,
+        source: BorrowedFd<'_>,
+        pipe: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize>;
+
+    /// `splice(2)` from a pipe into a file: at this offset, or where the descriptor itself stands.
+    fn splice_to_file(
+        &self,
+        pipe: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        offset: Option<u64>,
+        count: usize,
+    ) -> Result<usize>;
+
+    /// `read(2)` from a pipe.
+    fn read_pipe(&self, pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize>;
+
+    /// `pwrite(2)` at this offset, or `write(2)` where the descriptor itself stands.
+    fn write(&self, sink: BorrowedFd<'_>, bytes: &[u8], offset: Option<u64>) -> Result<usize>;
+
+    /// Reserves space for `len` bytes of a file, without changing its size: `fallocate(2)` with
+    /// `FALLOC_FL_KEEP_SIZE`.
+    fn reserve(&self, sink: BorrowedFd<'_>, offset: u64, len: u64) -> Result<()>;
+
+    /// Whether the sink accepts bytes, or has failed: `poll(2)`, without waiting. True if the call
+    /// fails.
+    fn is_writable(&self, sink: BorrowedFd<'_>) -> bool;
 
     /// Whether a protocol on top of TCP, such as kernel TLS, processes the bytes of the socket:
     /// `getsockopt(TCP_ULP)`.
@@ -268,6 +309,68 @@ impl Kernel for Linux {
         flags.set(RecvFlags::DONTWAIT, !may_wait);
         let (received, _) = rustix::net::recv(source, buffer, flags)?;
         Ok(received)
+    }
+
+    fn discard(&self, source: BorrowedFd<'_>, count: usize, may_wait: bool) -> Result<usize> {
+        tcp::discard(source, count, may_wait)
+    }
+
+    fn peek(&self, source: BorrowedFd<'_>) -> Result<usize> {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let (received, _) = rustix::net::recv(source, &mut [0; 1], flags)?;
+        Ok(received)
+    }
+
+    fn splice_receive(
+        &self,
+        source: BorrowedFd<'_>,
+        pipe: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize> {
+        let flags = SpliceFlags::NONBLOCK;
+        without_sigpipe(|| rustix::pipe::splice(source, None, pipe, None, count, flags))
+    }
+
+    fn splice_to_file(
+        &self,
+        pipe: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        mut offset: Option<u64>,
+        count: usize,
+    ) -> Result<usize> {
+        let flags = SpliceFlags::NONBLOCK;
+        let is_seekable = offset.is_some();
+        let mut splice = || {
+            without_sigxfsz(|| {
+                rustix::pipe::splice(pipe, None, sink, offset.as_mut(), count, flags)
+            })
+        };
+        match is_seekable {
+            true => splice(),
+            false => without_sigpipe(splice),
+        }
+    }
+
+    fn read_pipe(&self, pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+        rustix::io::read(pipe, buffer)
+    }
+
+    fn write(&self, sink: BorrowedFd<'_>, bytes: &[u8], offset: Option<u64>) -> Result<usize> {
+        match offset {
+            Some(offset) => without_sigxfsz(|| rustix::io::pwrite(sink, bytes, offset)),
+            None => without_sigpipe(|| without_sigxfsz(|| rustix::io::write(sink, bytes))),
+        }
+    }
+
+    fn reserve(&self, sink: BorrowedFd<'_>, offset: u64, len: u64) -> Result<()> {
+        let mode = FallocateFlags::KEEP_SIZE;
+        without_sigxfsz(|| rustix::fs::fallocate(sink, mode, offset, len))
+    }
+
+    fn is_writable(&self, sink: BorrowedFd<'_>) -> bool {
+        let mut ready = [PollFd::from_borrowed_fd(sink, PollFlags::OUT)];
+        let polled = poll(&mut ready, Some(&Timespec::default()));
+        polled.is_err() || !ready[0].revents().is_empty()
     }
 
     fn has_upper_protocol(&self, source: BorrowedFd<'_>) -> Result<bool> {

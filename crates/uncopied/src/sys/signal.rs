@@ -1,14 +1,20 @@
-//! Keeps SIGPIPE away from callers.
+//! Keeps SIGPIPE and SIGXFSZ away from callers.
 //!
 //! `sendfile(2)` and `splice(2)` have no flag like `MSG_NOSIGNAL`: if the peer has closed the
-//! connection, they raise SIGPIPE in addition to returning `EPIPE`. Rust programs start with
-//! SIGPIPE ignored, but the library may be used in a program whose `main` is written in another
-//! language, or which has restored the default action of the signal.
+//! connection, they raise SIGPIPE in addition to returning `EPIPE`. So do `write(2)` and
+//! `splice(2)` to a pipe that nobody reads. Rust programs start with SIGPIPE ignored, but the
+//! library may be used in a program whose `main` is written in another language, or which has
+//! restored the default action of the signal.
+//!
+//! A write beyond the limit on the size of files (`RLIMIT_FSIZE`, `getrlimit(2)`) raises SIGXFSZ in
+//! addition to returning `EFBIG`. Rust programs do not ignore this signal, which ends the process.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::process::{Resource, getrlimit};
 
 use super::last_errno;
 
@@ -59,7 +65,21 @@ pub(crate) fn without_sigpipe<T>(call: impl FnOnce() -> T) -> T {
     if STAYS_IGNORED.load(Ordering::Relaxed) || sigpipe_is_ignored() {
         return call();
     }
-    let _block = SigpipeBlock::new();
+    let _block = SignalBlock::new(libc::SIGPIPE);
+    call()
+}
+
+/// Runs `call`, which writes to a file, so that a SIGXFSZ that it raises is neither delivered nor
+/// left pending.
+///
+/// If the size of files is not limited, as in most processes, this just calls `call`. The limit is
+/// looked up before every call, because the program, or another process (`prlimit(2)`), may set it
+/// at any time. The look-up takes about 0.1 µs, compared with about 1 µs for a write of one page.
+pub(crate) fn without_sigxfsz<T>(call: impl FnOnce() -> T) -> T {
+    if getrlimit(Resource::Fsize).current.is_none() {
+        return call();
+    }
+    let _block = SignalBlock::new(libc::SIGXFSZ);
     call()
 }
 
@@ -77,62 +97,65 @@ fn sigpipe_is_ignored() -> bool {
     action.sa_sigaction == libc::SIG_IGN
 }
 
-/// Keeps SIGPIPE blocked in this thread until this value is dropped.
-struct SigpipeBlock {
+/// Keeps a signal blocked in this thread until this value is dropped, which also consumes the
+/// signal if it has become pending meanwhile.
+struct SignalBlock {
+    signal: libc::c_int,
     before: libc::sigset_t,
     was_pending: bool,
 }
 
-impl SigpipeBlock {
-    fn new() -> Self {
-        let sigpipe = sigpipe_set();
-        let mut before = sigpipe;
-        let was_pending = sigpipe_is_pending();
+impl SignalBlock {
+    fn new(signal: libc::c_int) -> Self {
+        let set = set_of(signal);
+        let mut before = set;
+        let was_pending = is_pending(signal);
         // SAFETY: both sets are initialised locals. Only the mask of this thread changes, and
         // `drop` restores the mask. SIG_BLOCK with a valid set cannot fail.
-        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &sigpipe, &mut before) };
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before) };
         Self {
+            signal,
             before,
             was_pending,
         }
     }
 }
 
-impl Drop for SigpipeBlock {
+impl Drop for SignalBlock {
     fn drop(&mut self) {
-        if !self.was_pending && sigpipe_is_pending() {
+        if !self.was_pending && is_pending(self.signal) {
             let zero = libc::timespec {
                 tv_sec: 0,
                 tv_nsec: 0,
             };
-            let sigpipe = sigpipe_set();
+            let set = set_of(self.signal);
             // SAFETY: the set and the time are initialised locals. The null pointer means that no
             // information about the signal is requested. The signal is blocked and pending in this
             // thread, so the call consumes it and returns at once.
-            unsafe { libc::sigtimedwait(&sigpipe, ptr::null_mut(), &zero) };
+            unsafe { libc::sigtimedwait(&set, ptr::null_mut(), &zero) };
         }
         // SAFETY: `before` was filled in by the call that blocked the signal.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, ptr::null_mut()) };
     }
 }
 
-/// Returns the set that contains only SIGPIPE.
-fn sigpipe_set() -> libc::sigset_t {
+/// Returns the set that contains only `signal`, which must be SIGPIPE or SIGXFSZ.
+fn set_of(signal: libc::c_int) -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: the call writes to a local of the right type.
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: the call above has initialised the set, and SIGPIPE is a valid signal.
-    unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE) };
+    // SAFETY: the call above has initialised the set. A number that is no signal is refused.
+    unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
     // SAFETY: `sigemptyset` has initialised the set.
     unsafe { set.assume_init() }
 }
 
-fn sigpipe_is_pending() -> bool {
-    let mut pending = sigpipe_set();
+fn is_pending(signal: libc::c_int) -> bool {
+    let mut pending = set_of(signal);
     // SAFETY: the call writes to an initialised local of the right type.
     unsafe { libc::sigpending(&mut pending) };
-    // SAFETY: the set is initialised, and SIGPIPE is a valid signal.
-    unsafe { libc::sigismember(&pending, libc::SIGPIPE) == 1 }
+    // SAFETY: the set is initialised. A number that is no signal is refused.
+    unsafe { libc::sigismember(&pending, signal) == 1 }
 }
 
 /// Runs `call` with all signals blocked in this thread. A thread that `call` starts inherits the
@@ -162,11 +185,15 @@ mod tests {
     }
 
     fn is_blocked() -> bool {
-        let mut mask = sigpipe_set();
+        blocks(libc::SIGPIPE)
+    }
+
+    fn blocks(signal: libc::c_int) -> bool {
+        let mut mask = set_of(signal);
         // SAFETY: the call changes no mask, and writes to an initialised local.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, ptr::null(), &mut mask) };
-        // SAFETY: the set is initialised, and SIGPIPE is a valid signal.
-        unsafe { libc::sigismember(&mask, libc::SIGPIPE) == 1 }
+        // SAFETY: the set is initialised, and the two signals of these tests are valid.
+        unsafe { libc::sigismember(&mask, signal) == 1 }
     }
 
     fn raise() {
@@ -182,7 +209,7 @@ mod tests {
             set(libc::SIG_DFL);
             assert!(without_sigpipe(is_blocked) && !is_blocked());
             without_sigpipe(raise);
-            u8::from(sigpipe_is_pending())
+            u8::from(is_pending(libc::SIGPIPE))
         });
         assert_eq!(result, 0);
     }
@@ -192,10 +219,10 @@ mod tests {
     fn a_pending_sigpipe_stays_pending() {
         let result = in_child(|| {
             set(libc::SIG_DFL);
-            let _block = SigpipeBlock::new();
+            let _block = SignalBlock::new(libc::SIGPIPE);
             raise();
             without_sigpipe(|| {});
-            let stays = sigpipe_is_pending();
+            let stays = is_pending(libc::SIGPIPE);
             set(libc::SIG_IGN);
             u8::from(!stays)
         });
@@ -210,6 +237,23 @@ mod tests {
             raise();
             set(libc::SIG_DFL);
             u8::from(without_sigpipe(is_blocked))
+        });
+        assert_eq!(result, 0);
+    }
+
+    #[test]
+    fn sigxfsz_is_blocked_if_the_size_of_files_is_limited() {
+        let result = in_child(|| {
+            assert!(!without_sigxfsz(|| blocks(libc::SIGXFSZ)));
+            let limit = rustix::process::Rlimit {
+                current: Some(1),
+                maximum: None,
+            };
+            rustix::process::setrlimit(Resource::Fsize, limit).expect("limited");
+            assert!(without_sigxfsz(|| blocks(libc::SIGXFSZ)));
+            // SAFETY: the signal is blocked, or ends this child.
+            without_sigxfsz(|| unsafe { libc::raise(libc::SIGXFSZ) });
+            u8::from(is_pending(libc::SIGXFSZ) || blocks(libc::SIGXFSZ))
         });
         assert_eq!(result, 0);
     }

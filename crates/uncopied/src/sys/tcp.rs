@@ -1,8 +1,9 @@
-//! Reads how many bytes are in the queue of a socket, and how many a TCP peer has acknowledged, and
-//! limits the size of segments.
+//! Reads how many bytes are in the queue of a socket, and how many a TCP peer has acknowledged,
+//! limits the size of segments, and discards received bytes.
 
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
 
 use rustix::io::{Errno, Result};
 
@@ -42,6 +43,17 @@ pub(super) fn queued_bytes(socket: BorrowedFd<'_>) -> Result<u64> {
         return Err(last_errno());
     }
     Ok(u64::try_from(queued).unwrap_or(0))
+}
+
+/// See [`Kernel::discard`](super::Kernel::discard).
+pub(super) fn discard(socket: BorrowedFd<'_>, count: usize, may_wait: bool) -> Result<usize> {
+    let wait = if may_wait { 0 } else { libc::MSG_DONTWAIT };
+    let flags = libc::MSG_TRUNC | wait;
+    // SAFETY: the kernel writes to no memory of this process. Bytes that it discards do not advance
+    // the address, so the first byte that it tried to write would go to null, where nothing is
+    // mapped: the call would end there, with EFAULT.
+    let received = unsafe { libc::recv(socket.as_raw_fd(), ptr::null_mut(), count, flags) };
+    usize::try_from(received).map_err(|_| last_errno())
 }
 
 /// See [`Kernel::acknowledged`](super::Kernel::acknowledged).

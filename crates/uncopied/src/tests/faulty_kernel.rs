@@ -36,6 +36,14 @@ pub(super) enum Call {
     QueuedBytes,
     Acknowledged,
     Recv,
+    Discard,
+    Peek,
+    SpliceReceive,
+    SpliceToFile,
+    ReadPipe,
+    Write,
+    Reserve,
+    IsWritable,
     HasUpperProtocol,
     MapWindow,
     MapReceive,
@@ -48,7 +56,7 @@ impl Call {
             Self::Sendfile => "sendfile",
             Self::Pipe => "pipe2",
             Self::ResizePipe | Self::LockSocket => "fcntl",
-            Self::SpliceIn | Self::SpliceOut => "splice",
+            Self::SpliceIn | Self::SpliceOut | Self::SpliceReceive | Self::SpliceToFile => "splice",
             Self::Size => "fstat",
             Self::Map | Self::MapWindow => "mmap",
             Self::SendMapped | Self::Send | Self::SendMemory | Self::SendZerocopy => "send",
@@ -61,7 +69,11 @@ impl Call {
             Self::ReadErrorQueue => "recvmsg",
             Self::Vmsplice => "vmsplice",
             Self::QueuedBytes | Self::Acknowledged => "ioctl",
-            Self::Recv => "recv",
+            Self::Recv | Self::Discard | Self::Peek => "recv",
+            Self::ReadPipe => "read",
+            Self::Write => "pwrite",
+            Self::Reserve => "fallocate",
+            Self::IsWritable => "poll",
         }
     }
 }
@@ -383,6 +395,64 @@ impl Kernel for FaultyKernel {
         self.moving(CallRecord::new(Call::Recv, buffer.len(), 0), |count| {
             Linux.recv(source, &mut buffer[..count], may_wait)
         })
+    }
+
+    fn discard(&self, source: BorrowedFd<'_>, count: usize, may_wait: bool) -> Result<usize> {
+        self.moving(CallRecord::new(Call::Discard, count, 0), |count| {
+            Linux.discard(source, count, may_wait)
+        })
+    }
+
+    fn peek(&self, source: BorrowedFd<'_>) -> Result<usize> {
+        self.moving(CallRecord::new(Call::Peek, 1, 0), |_| Linux.peek(source))
+    }
+
+    fn splice_receive(
+        &self,
+        source: BorrowedFd<'_>,
+        pipe: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize> {
+        self.moving(CallRecord::new(Call::SpliceReceive, count, 0), |count| {
+            Linux.splice_receive(source, pipe, count)
+        })
+    }
+
+    fn splice_to_file(
+        &self,
+        pipe: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        offset: Option<u64>,
+        count: usize,
+    ) -> Result<usize> {
+        let made = CallRecord::new(Call::SpliceToFile, count, offset.unwrap_or(0));
+        self.moving(made, |count| {
+            Linux.splice_to_file(pipe, sink, offset, count)
+        })
+    }
+
+    fn read_pipe(&self, pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+        self.moving(CallRecord::new(Call::ReadPipe, buffer.len(), 0), |count| {
+            Linux.read_pipe(pipe, &mut buffer[..count])
+        })
+    }
+
+    fn write(&self, sink: BorrowedFd<'_>, bytes: &[u8], offset: Option<u64>) -> Result<usize> {
+        let made = CallRecord::new(Call::Write, bytes.len(), offset.unwrap_or(0));
+        self.moving(made, |count| Linux.write(sink, &bytes[..count], offset))
+    }
+
+    fn reserve(&self, sink: BorrowedFd<'_>, offset: u64, len: u64) -> Result<()> {
+        let made = CallRecord::new(Call::Reserve, len as usize, offset);
+        self.other(made, || Linux.reserve(sink, offset, len))
+    }
+
+    fn is_writable(&self, sink: BorrowedFd<'_>) -> bool {
+        match self.record(CallRecord::new(Call::IsWritable, 0, 0)) {
+            Some(Fault::Fails(_)) => true,
+            Some(_) => false,
+            None => Linux.is_writable(sink),
+        }
     }
 
     fn has_upper_protocol(&self, source: BorrowedFd<'_>) -> Result<bool> {

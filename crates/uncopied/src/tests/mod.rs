@@ -15,6 +15,9 @@ mod memory_to_socket;
 /// The errno tables of the mechanisms that receive into memory.
 mod socket_to_memory;
 
+/// The errno tables of the mechanisms that receive into files, and random faults.
+mod socket_to_file;
+
 /// Claims of the numbers that say which sends on a socket are complete.
 mod socket_numbers;
 

@@ -154,7 +154,10 @@ impl FallbackEngine {
 
     fn failed(&self, mechanism: Mechanism, call: &'static str, side: Side, errno: Errno) -> Error {
         let kind = match (side, self.promised) {
+            (Side::Sink, _) if self.direction == Direction::SocketToFile => ErrorKind::Sink,
             (Side::Sink, _) => ErrorKind::of_sink(errno),
+            // The kind depends on the errno: see `Error::in_direction`.
+            (Side::Source, _) if self.direction.receives() => ErrorKind::Source,
             (Side::Source, Some(promised)) if errno == Errno::NODATA => {
                 ErrorKind::SourceTooShort { promised }
             }

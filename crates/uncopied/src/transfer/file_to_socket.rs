@@ -61,12 +61,12 @@ pub struct Transfer {
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The socket accepted this many bytes. The number may be 0, for example if the transfer fell
+    /// The sink accepted this many bytes. The number may be 0, for example if the transfer fell
     /// back to another mechanism. There may be more to move: step again.
     Moved(u64),
     /// No bytes can be moved until this side is ready.
     Blocked(Side),
-    /// The socket has accepted every byte.
+    /// The sink has accepted every byte.
     Done,
 }
 

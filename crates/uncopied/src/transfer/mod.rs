@@ -3,8 +3,10 @@
 mod fallback;
 mod file_to_socket;
 mod memory_to_socket;
+mod socket_to_file;
 mod socket_to_memory;
 
 pub use file_to_socket::{Progress, Transfer};
 pub(crate) use memory_to_socket::{MemoryProgress, MemoryTransfer};
+pub use socket_to_file::ReceiveTransfer;
 pub(crate) use socket_to_memory::{ChunkProgress, ChunkTransfer};
