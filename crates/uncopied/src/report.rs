@@ -111,7 +111,8 @@ impl Report {
 
     /// Returns how many bytes the kernel has reported as copied although they were moved by a
     /// zero-copy mechanism. When sending, the kernel copies if the peer is on the same machine, or
-    /// if the network device lacks scatter-gather. The number grows as notifications arrive.
+    /// if the network device lacks scatter-gather. The number grows as notifications arrive. When
+    /// receiving into a file with `splice`, it copies all bytes into the file's pages.
     #[must_use]
     pub fn kernel_copied(&self) -> u64 {
         self.kernel_copied
@@ -169,11 +170,14 @@ impl Report {
         (bytes > 0).then(|| self.zero_copy_bytes() as f64 * 100.0 / bytes as f64)
     }
 
-    /// Whether a zero-copy mechanism has received bytes.
+    /// Whether the bytes that the kernel copied were received. A report of sending has none of the
+    /// mechanisms that tell, except `splice` of a file, whose copies the kernel does not report.
     fn has_received(&self) -> bool {
-        let moves = |mechanism: Mechanism| mechanism.moves(Direction::SocketToMemory);
-        self.by_mechanism()
-            .any(|(mechanism, _)| mechanism.is_zero_copy() && moves(mechanism))
+        self.by_mechanism().any(|(mechanism, _)| {
+            mechanism.is_zero_copy()
+                && (mechanism.moves(Direction::SocketToMemory)
+                    || mechanism.moves(Direction::SocketToFile))
+        })
     }
 
     /// Whether bytes were copied because zero copy is switched off: for
@@ -196,9 +200,10 @@ impl fmt::Display for Report {
         }
         if self.kernel_copied > 0 {
             let bytes = self.kernel_copied;
-            let direction = match self.has_received() {
-                true => "receives",
-                false => "sends",
+            let direction = if self.has_received() {
+                "receives"
+            } else {
+                "sends"
             };
             write!(
                 f,
@@ -285,6 +290,18 @@ mod tests {
         assert_eq!(
             report.to_string(),
             "100 bytes: zcrx 100 (the kernel copied 60 bytes of zero-copy receives)"
+        );
+    }
+
+    #[test]
+    fn bytes_that_were_spliced_into_a_file_are_received() {
+        let mut report = Report::default();
+        report.count(Mechanism::Splice, 9);
+        report.count_kernel_copied(9);
+        assert_eq!((report.zero_copy_bytes(), report.copied_bytes()), (0, 9));
+        assert_eq!(
+            report.to_string(),
+            "9 bytes: splice 9 (the kernel copied 9 bytes of zero-copy receives)"
         );
     }
 

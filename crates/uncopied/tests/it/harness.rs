@@ -2,17 +2,20 @@
 //! that check every byte, and child processes.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use uncopied::arena::{PageBuffer, Pages};
-use uncopied::{Error, ErrorKind, Mechanism, Report, SendFile, SendOptions, Sender, Sent};
+use uncopied::{
+    Error, ErrorKind, Mechanism, ReceiveFile, Report, SendFile, SendOptions, Sender, Sent,
+};
 
 /// The kind of stream socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +188,57 @@ pub(crate) fn send(
                 Family::Tcp => {
                     let socket = tokio::net::TcpStream::from_std(socket.into()).unwrap();
                     send_file.to_tokio(&socket).await
+                }
+            }
+        }),
+    }
+}
+
+/// The mechanisms that write to files. (`discard` writes to nothing.)
+pub(crate) const TO_FILES: [Mechanism; 2] = [Mechanism::Splice, Mechanism::Copy];
+
+/// Calls `run` with each mechanism that writes to files, each kind of socket, and each driver.
+pub(crate) fn for_each_way_to_files(mut run: impl FnMut(Mechanism, Family, Driver)) {
+    for mechanism in TO_FILES {
+        for family in FAMILIES {
+            for &driver in DRIVERS {
+                run(mechanism, family, driver);
+            }
+        }
+    }
+}
+
+/// Sends these bytes from a thread, and closes the connection.
+pub(crate) fn sending(mut peer: File, bytes: Vec<u8>) -> JoinHandle<()> {
+    thread::spawn(move || {
+        // This fails if the receiver has failed, and closed the socket.
+        let _ = peer.write_all(&bytes);
+    })
+}
+
+/// Receives into a file with the given driver, and closes the socket.
+pub(crate) fn receive_into(
+    driver: Driver,
+    family: Family,
+    socket: OwnedFd,
+    receive: &ReceiveFile<'_>,
+) -> Result<Report, Error> {
+    match driver {
+        Driver::Blocking => {
+            let _ = family;
+            receive.from(&socket)
+        }
+        #[cfg(feature = "tokio")]
+        Driver::Tokio => runtime().block_on(async {
+            set_nonblocking(&socket);
+            match family {
+                Family::Unix => {
+                    let socket = tokio::net::UnixStream::from_std(socket.into()).unwrap();
+                    receive.from_tokio(&socket).await
+                }
+                Family::Tcp => {
+                    let socket = tokio::net::TcpStream::from_std(socket.into()).unwrap();
+                    receive.from_tokio(&socket).await
                 }
             }
         }),
@@ -483,6 +537,28 @@ pub(crate) fn in_network_namespace(name: &str, body: impl FnOnce()) {
     if !succeeds(veth) {
         let why = "needs unshare and ip, user namespaces, and virtual network devices";
         return skip(name, why);
+    }
+    let mut child = unshare();
+    child.arg(std::env::current_exe().unwrap());
+    run_in_child(child, name, |_| {});
+}
+
+/// Like [`in_child`], but the child runs in a new mount namespace, where it may mount file systems.
+/// If the machine does not allow creating the namespace, the test is skipped.
+pub(crate) fn in_mount_namespace(name: &str, body: impl FnOnce()) {
+    if is_child(name) {
+        return body();
+    }
+    let unshare = || {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--user", "--map-root-user", "--mount"]);
+        unshare
+    };
+    let mut mount = unshare();
+    mount.args(["mount", "-t", "tmpfs", "tmpfs", "/mnt"]);
+    let status = mount.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !status.is_ok_and(|status| status.success()) {
+        return skip(name, "needs unshare and mount, user and mount namespaces");
     }
     let mut child = unshare();
     child.arg(std::env::current_exe().unwrap());

@@ -114,6 +114,14 @@ mod receiving;
 /// Chunks that are held and dropped in any order, sent on, and written to files.
 mod received_chunks;
 
+/// Receiving into files, pipes and devices: sizes around each boundary, the end of the stream, what
+/// stays in the socket, and sinks that are special.
+mod received_files;
+
+/// Receiving into files that fails: full disks, limits on the size of files, pipes that nobody
+/// reads, files that others truncate, and peers that stop or reset the connection.
+mod receiving_failures;
+
 /// What network interfaces can do for zero-copy receiving: the loopback interface, virtual ones,
 /// and those that do not exist.
 mod interfaces;
