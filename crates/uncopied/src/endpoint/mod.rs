@@ -126,13 +126,13 @@ pub(crate) fn source_kind(source: BorrowedFd<'_>) -> Result<SourceKind> {
     })
 }
 
-/// Returns which kind of sink a descriptor is, according to `fstat(2)`.
+/// Returns which kind of sink a descriptor is, according to `fstat(2)` and `fcntl(2)`.
 pub(crate) fn sink_kind(sink: BorrowedFd<'_>) -> SinkKind {
     let Ok(stat) = rustix::fs::fstat(sink) else {
         return SinkKind::Other;
     };
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile | FileType::BlockDevice => SinkKind::File,
+        FileType::RegularFile | FileType::BlockDevice if !appends(sink) => SinkKind::File,
         FileType::Fifo => SinkKind::Pipe,
         FileType::CharacterDevice if is_null(stat.st_rdev) && is_writable(sink) => SinkKind::Null,
         _ => SinkKind::Other,
@@ -154,7 +154,7 @@ fn is_writable(sink: BorrowedFd<'_>) -> bool {
 
 /// Whether a descriptor writes at the end of its file, whatever offset it is given (`O_APPEND`,
 /// `pwrite(2)`).
-pub(crate) fn appends(sink: BorrowedFd<'_>) -> bool {
+fn appends(sink: BorrowedFd<'_>) -> bool {
     rustix::fs::fcntl_getfl(sink).is_ok_and(|flags| flags.contains(OFlags::APPEND))
 }
 

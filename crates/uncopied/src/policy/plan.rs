@@ -432,13 +432,15 @@ pub fn plan_receive(input: &ReceivePlanInput, support: &Support) -> Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SinkKind {
-    /// A regular file or a block device, whose contents the kernel keeps in the page cache.
+    /// A regular file or a block device, whose contents the kernel keeps in the page cache. It can
+    /// be written to at any offset.
     File,
     /// A pipe or a FIFO.
     Pipe,
     /// `/dev/null`.
     Null,
-    /// Anything else that can be written to, such as a terminal.
+    /// Anything else that can be written to, such as a terminal, or a file that was opened with
+    /// `O_APPEND`.
     Other,
 }
 
@@ -475,8 +477,13 @@ impl ReceiveFilePlanInput {
 /// The table for receiving into a file, a pipe or a device, in order of preference.
 ///
 /// - `discard` is for `/dev/null`, and for TCP sockets, which are the only ones that can discard.
-/// - `splice` is for sinks that keep references to the bytes, or drop them. A file copies the bytes
-///   into its pages with every mechanism.
+/// - `splice` saves one of the two copies that `copy` makes, or both if the sink is a pipe or
+///   `/dev/null`. Over loopback, for 256 MiB that were sent in pieces of 1 MiB, it takes 0.67 to
+///   0.87 of the CPU time of `recv` and `write` with a buffer of 256 KiB to a file (ext4, tmpfs),
+///   0.31 to a pipe, and 0.75 to `/dev/null`, where `discard` takes 0.5. For pieces of 1448 bytes
+///   to a file, it takes 1.04 to 1.07 of that of `copy`, because each piece needs a slot of the
+///   pipe, and for pieces of 8 KiB, 0.98 to 0.99. It has not been measured with a network card. A
+///   terminal gains nothing from it.
 /// - `copy` always works.
 const SOCKET_TO_FILE: [Row<ReceiveFilePlanInput>; 3] = [
     Row {
@@ -485,7 +492,7 @@ const SOCKET_TO_FILE: [Row<ReceiveFilePlanInput>; 3] = [
     },
     Row {
         mechanism: Mechanism::Splice,
-        pays: |input| matches!(input.sink, SinkKind::Pipe | SinkKind::Null),
+        pays: |input| input.sink != SinkKind::Other,
     },
     Row {
         mechanism: Mechanism::Copy,
@@ -723,7 +730,8 @@ mod tests {
             ..null
         };
         let rows: &[(ReceiveFilePlanInput, &[Mechanism], &[Mechanism])] = &[
-            (file, &[], &[Copy]),
+            (file, &[], &[Splice, Copy]),
+            (file, &[Splice], &[Copy]),
             (to(SinkKind::Other), &[], &[Copy]),
             (to(SinkKind::Pipe), &[], &[Splice, Copy]),
             (to(SinkKind::Pipe), &[Splice], &[Copy]),

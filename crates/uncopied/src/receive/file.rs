@@ -194,7 +194,7 @@ impl<'a> ReceiveFile<'a> {
         endpoint::check_stream_socket(socket)
             .map_err(|errno| failed(ErrorKind::NotAStreamSocket, "getsockopt", errno))?;
         let sink_kind = endpoint::sink_kind(self.sink);
-        let has_offsets = sink_kind == SinkKind::File && !endpoint::appends(self.sink);
+        let has_offsets = sink_kind == SinkKind::File;
         if self.offset.is_some() && !has_offsets {
             return Err(Error::before_transfer(
                 ErrorKind::SinkNotSeekable,

@@ -167,7 +167,7 @@ fn receive_file_keeps_what_follows_in_the_socket() {
     let file = pattern_file(200_000);
     let length = Length::Exact(100_000);
     let report = uncopied::receive_file(&socket, &file, length).unwrap();
-    assert_eq!(report.by(Mechanism::Copy), 100_000, "{report}");
+    assert_eq!(report.by(Mechanism::Splice), 100_000, "{report}");
     let mut socket = File::from(socket);
     expect_bytes(&mut socket, &pattern(150_000)[100_000..]);
     expect_eof(&mut socket);
