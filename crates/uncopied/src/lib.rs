@@ -21,6 +21,7 @@
 //! | an event loop of your own | [`Transfer`], [`Sender::try_send`] | as above |
 //! | a socket of tokio | the same names in the module `uncopied::tokio` | as above |
 //! | hyper or axum | the crate `uncopied-http` | 16 KiB |
+//! | bytes to receive into a file or a pipe | [`receive_file()`], [`ReceiveFile`] | not measured |
 //! | bytes to receive that are sent on or stored | a [`Receiver`] and [`PagePayload`] | 16 KiB |
 //! | bytes to receive that are read in place | a [`zcrx::Queue`] | not measured |
 //!
@@ -89,6 +90,10 @@
 //! splits headers from payloads ([`interface`] tells whether it does). Otherwise the bytes are
 //! copied, as by `recv(2)`, and [`Receiver::map_obstacle`] says why.
 //!
+//! To receive into a file, use a [`ReceiveFile`], or a [`ReceiveTransfer`] in an event loop of your
+//! own. The bytes need not pass through memory of this process, but the kernel copies them into the
+//! pages of the file, and the report says so. A pipe and `/dev/null` need no copy.
+//!
 //! A chunk can be sent on and be written to a file without copying it. Code that reads the bytes
 //! itself needs `unsafe`: see [`ReceivedPages`](arena::ReceivedPages).
 //!
@@ -104,7 +109,7 @@
 //!
 //! # Features
 //!
-//! - `tokio`: the module `uncopied::tokio`, and `SendFile::to_tokio`.
+//! - `tokio`: the module `uncopied::tokio`, `SendFile::to_tokio` and `ReceiveFile::from_tokio`.
 //! - `mio`: implements [`StreamSocket`] for the sockets of mio.
 //! - `serde`: implements `Serialize` for [`Report`], [`Fallback`] and [`Mechanism`].
 //! - `tracing`: emits an event with the target `uncopied` and the level `DEBUG` for each
