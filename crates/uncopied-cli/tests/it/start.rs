@@ -95,9 +95,15 @@ fn a_socket_on_all_addresses_has_urls_that_can_be_clicked() {
             .map(|(_, url)| url)
             .collect();
         assert!(urls[0].starts_with(begins), "{urls:?}");
-        for url in urls {
+        for url in &urls {
             assert!(url.starts_with("http://") && url.ends_with('/'), "{url}");
             assert!(!url.contains("[::]") && !url.contains("//0.0.0.0"), "{url}");
+        }
+        for interface in if_addrs::get_if_addrs().unwrap().iter().take(8) {
+            let ip = interface.ip();
+            let is_listed = urls.iter().any(|url| url.contains(&format!("//{ip}:")));
+            let is_expected = ip.is_ipv4() && !ip.is_loopback();
+            assert!(is_listed || !is_expected, "{ip} is not in {urls:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,9 @@ use crate::flags::{ListenAddress, SocketMode};
 /// The maximum number of connections that wait in the kernel to be accepted. The kernel caps this
 /// number at `net.core.somaxconn`, which is 4096 by default.
 const LISTEN_BACKLOG: i32 = 4096;
+
+/// The maximum number of addresses of interfaces for which URLs are printed.
+const MAX_INTERFACE_URLS: usize = 8;
 
 /// A listening socket. Each worker registers a duplicate of it with its own event loop.
 pub(crate) enum BoundListener {
@@ -76,29 +79,21 @@ fn wildcard_urls(address: SocketAddr, has_both: bool) -> Vec<String> {
     } else {
         format!("http://{}/", SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
     }];
-    // Addresses for documentation, to which the route is that to the rest of the network.
-    let v4 = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
-    let v6 = SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9));
-    for (target, is_served) in [(v4, address.is_ipv4() || has_both), (v6, address.is_ipv6())] {
-        if let Some(ip) = is_served.then(|| own_address(target)).flatten() {
-            urls.push(format!("http://{}/", SocketAddr::new(ip, port)));
-        }
-    }
+    // If the interfaces cannot be listed, the URL for this machine is still true.
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let addresses = interfaces.iter().map(if_addrs::Interface::ip);
+    let served = addresses.filter(|ip| match ip {
+        IpAddr::V4(ip) => (address.is_ipv4() || has_both) && !ip.is_loopback(),
+        // A link-local address is of use only together with the name of an interface, which a
+        // browser does not accept in a URL.
+        IpAddr::V6(ip) => address.is_ipv6() && !ip.is_loopback() && !ip.is_unicast_link_local(),
+    });
+    urls.extend(
+        served
+            .take(MAX_INTERFACE_URLS)
+            .map(|ip| format!("http://{}/", SocketAddr::new(ip, port))),
+    );
     urls
-}
-
-/// Returns the address from which this machine would reach `target`, if there is a route and the
-/// address is not that of the loopback interface. Sends nothing: to connect a UDP socket only looks
-/// up the route.
-fn own_address(target: SocketAddr) -> Option<IpAddr> {
-    let any: SocketAddr = match target {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(target).ok()?;
-    let ip = socket.local_addr().ok()?.ip();
-    (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
 }
 
 /// Listens on each of `addresses`, or on the default address if there are neither addresses nor
