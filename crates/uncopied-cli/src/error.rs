@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use http::StatusCode;
 
+use crate::commands::get::GetError;
+
 /// An error that ends the command. Its `Display` text is the one line that is printed on standard
 /// error.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +96,37 @@ pub(crate) enum Error {
     /// A worker thread panicked.
     #[error("a worker thread stopped unexpectedly; this is a bug, please report it")]
     WorkerLost,
+    /// A download failed.
+    #[error("{url}: {error}{kept}")]
+    Get {
+        /// The URL, without its credentials.
+        url: String,
+        /// Why it failed.
+        error: GetError,
+        /// How many bytes were received, and whether they can be used. Empty if there were none.
+        kept: String,
+    },
+    /// Some of several downloads failed. Each failure was printed when it happened.
+    #[error("{failed} of {total} downloads failed")]
+    SomeFailed {
+        /// How many have failed.
+        failed: usize,
+        /// How many there were.
+        total: usize,
+    },
+    /// A file with URLs or headers cannot be read.
+    #[error("{flag} {path}: {}; name a file that this user can read", kernel_text(.source))]
+    InputFile {
+        /// The flag that names the file.
+        flag: &'static str,
+        /// The path, as the user gave it.
+        path: String,
+        /// The underlying I/O error.
+        source: io::Error,
+    },
+    /// The flags of `get` contradict each other.
+    #[error("{0}")]
+    GetUsage(String),
     /// Writing to standard output failed.
     #[error("cannot write to standard output: {}", kernel_text(.0))]
     Output(io::Error),
@@ -108,7 +141,7 @@ impl Error {
     /// Returns the exit status: 2 for wrong usage, 1 for any other failure.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
-            Self::NotAnErrorStatus { .. } | Self::NotASwitch { .. } => 2,
+            Self::NotAnErrorStatus { .. } | Self::NotASwitch { .. } | Self::GetUsage(_) => 2,
             _ => 1,
         }
     }

@@ -1,3 +1,4 @@
 //! The subcommands, one folder each.
 
+pub(crate) mod get;
 pub(crate) mod serve;

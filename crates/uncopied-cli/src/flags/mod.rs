@@ -1,6 +1,7 @@
 //! The command line: the definitions of all flags with their help, and the parsing of their values.
 
 mod environment;
+mod get;
 mod serve;
 mod usage;
 mod values;
@@ -11,11 +12,13 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use environment::FromEnvironment;
+pub(crate) use get::{Checksum, GetFlags, HashKind, HeaderSource, RequestHeader};
 pub(crate) use serve::{LogFormat, ServeFlags};
 pub(crate) use usage::UsageError;
 pub(crate) use values::{ExtensionType, ListenAddress, SocketMode, TimeSpan};
 
 use environment::variable_at_fault;
+use get::GET_HELP;
 use serve::SERVE_HELP;
 
 /// Move bytes between files and sockets without copying them, and report how they were sent
@@ -70,6 +73,12 @@ pub(crate) enum Command {
     /// --follow-links is given.
     #[command(after_help = SERVE_HELP)]
     Serve(Box<ServeFlags>),
+    /// Download files over HTTP/1.1
+    ///
+    /// A file gets its name once it is whole and on the disk. Redirects are followed. Shows the
+    /// progress on a terminal, and prints nothing elsewhere, except one line for each failure.
+    #[command(after_help = GET_HELP)]
+    Get(Box<GetFlags>),
     /// Print the completion script for a shell
     Completions {
         /// The shell to generate the script for

@@ -1,5 +1,5 @@
-//! Tests that take minutes: many connections, slow readers at the default timeouts, and a signal
-//! under load. `just endurance` runs them.
+//! Tests that take minutes: many connections, slow readers at the default timeouts, a signal under
+//! load, and 200 killed downloads. `just endurance` runs them.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -241,4 +241,10 @@ fn a_signal_under_load_cuts_no_response() {
             );
         }
     }
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn downloads_killed_200_times_leave_nothing_wrong() {
+    crate::get::resume::kill_downloads(200);
 }

@@ -19,6 +19,7 @@
 //! | `garbage` | bytes that are not requests affect only their own connection |
 //! | `fuzz_replay` | the inputs of the fuzz targets, and changed copies of them |
 //! | `endurance` | many connections, slow readers, a signal under load; ignored by default |
+//! | `get` | the command `get`: bodies, lies, resumption, many files, TLS and proxies |
 //! | `churn` | 200 clients that connect and vanish: bodies are complete, nothing leaks |
 //!
 //! Helpers: `server` starts and stops the program, `trace` does so under strace, `terminal` is a
@@ -42,6 +43,7 @@ mod framing;
 mod fuzz_checks;
 mod fuzz_replay;
 mod garbage;
+mod get;
 mod help;
 mod idle;
 mod process;

@@ -1,0 +1,565 @@
+//! One download, from the first request to the file under its final name.
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{sleep, timeout};
+use url::Url;
+
+use super::body::receive_body;
+use super::checksum::{Hasher, of_file};
+use super::client::{Client, Response, Wanted, shown};
+use super::error::GetError;
+use super::file::{Partial, Syncer, Version};
+use super::meter::Meter;
+use super::place::Place;
+use super::progress::Progress;
+use super::ranges;
+use super::response::{ContentRange, Framing, Head, Validator};
+use super::retry::{Retries, status_error};
+use super::sink::{Output, Sink};
+use crate::flags::{Checksum, TimeSpan};
+
+/// The settings that apply to each download.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) resume: bool,
+    pub(super) overwrite: bool,
+    pub(super) connections: u8,
+    pub(super) checksum: Option<Checksum>,
+    pub(super) direct: bool,
+    pub(super) max_time: TimeSpan,
+    pub(super) retries: u32,
+    pub(super) retry_wait: Duration,
+}
+
+/// What all downloads share.
+pub(super) struct Context {
+    pub(super) client: Client,
+    pub(super) syncer: Syncer,
+    pub(super) settings: Settings,
+    pub(super) progress: Rc<Progress>,
+}
+
+impl Context {
+    pub(super) fn retries(&self) -> Retries {
+        Retries::new(self.settings.retries, self.settings.retry_wait)
+    }
+}
+
+/// One URL, where it goes, and what has happened so far.
+pub(super) struct Job {
+    pub(super) url: Url,
+    pub(super) place: Place,
+    pub(super) meter: Meter,
+    pub(super) status: Cell<Option<u16>>,
+    pub(super) size: Cell<Option<u64>>,
+    pub(super) resumed_bytes: Cell<u64>,
+    pub(super) is_unchanged: Cell<bool>,
+    pub(super) redirects: Cell<u32>,
+    pub(super) retries: Cell<u32>,
+    /// Whether a file that failed has been kept for `-c`.
+    pub(super) kept: Cell<Option<u64>>,
+}
+
+impl Job {
+    pub(super) fn new(url: Url, place: Place, meter: Meter) -> Self {
+        Self {
+            url,
+            place,
+            meter,
+            status: Cell::default(),
+            size: Cell::default(),
+            resumed_bytes: Cell::default(),
+            is_unchanged: Cell::default(),
+            redirects: Cell::default(),
+            retries: Cell::default(),
+            kept: Cell::default(),
+        }
+    }
+
+    pub(super) fn note_response(&self, response: &Response) {
+        self.status.set(Some(response.head.status));
+        self.redirects.set(response.redirects);
+    }
+}
+
+/// A download whose bytes have all been received.
+pub(super) enum Fetched {
+    /// There is nothing left to do.
+    Done,
+    /// The temporary file waits for its final name.
+    File { partial: Rc<Partial>, replace: bool },
+}
+
+/// Fetches the bytes of a download, and checks them.
+pub(super) async fn fetch(context: &Rc<Context>, job: &Rc<Job>) -> Result<Fetched, GetError> {
+    let hasher = || context.settings.checksum.map(|sum| Hasher::new(sum.kind));
+    match &job.place {
+        Place::File(path) => fetch_file(context, job, path).await,
+        Place::Stdout => fetch_stream(context, job, Output::stdout(hasher())?).await,
+        Place::Special(path) => fetch_stream(context, job, Output::open(path, hasher())?).await,
+    }
+}
+
+/// Gives a file that was fetched its final name.
+pub(super) async fn finish(
+    context: &Rc<Context>,
+    job: &Rc<Job>,
+    fetched: Fetched,
+) -> Result<(), GetError> {
+    let Fetched::File { partial, replace } = fetched else {
+        return Ok(());
+    };
+    let modified = partial.version().last_modified;
+    let modified = modified.and_then(|text| httpdate::parse_http_date(&text).ok());
+    let outcome = partial.finish(&context.syncer, modified, replace).await;
+    close(job, &partial, outcome)
+}
+
+/// If a download failed, keeps its file for `-c`, or removes it.
+fn close<T>(job: &Rc<Job>, partial: &Partial, outcome: Result<T, GetError>) -> Result<T, GetError> {
+    if let Err(error) = &outcome
+        && partial.abandon(error.leaves_resumable())
+    {
+        job.kept.set(Some(partial.usable().count()));
+    }
+    outcome
+}
+
+async fn fetch_file(
+    context: &Rc<Context>,
+    job: &Rc<Job>,
+    path: &Path,
+) -> Result<Fetched, GetError> {
+    let settings = &context.settings;
+    let mut replace = settings.overwrite;
+    if let Ok(existing) = fs::metadata(path) {
+        if settings.resume {
+            if is_unchanged(context, job, path, &existing).await? {
+                job.is_unchanged.set(true);
+                return Ok(Fetched::Done);
+            }
+            replace = true;
+        } else if !replace {
+            return Err(GetError::Exists(path.to_owned()));
+        }
+    }
+    let partial = Rc::new(Partial::open(path, &shown(&job.url), settings.resume)?);
+    job.resumed_bytes.set(partial.usable().count());
+    let outcome = with_max_time(settings.max_time, async {
+        if partial.is_whole() && !is_current(context, job, &partial).await? {
+            job.resumed_bytes.set(0);
+            partial.restart(Version::default())?;
+        }
+        if !partial.is_whole() {
+            fetch_bytes(context, job, &Target::File(&partial)).await?;
+        }
+        check(context, &partial).await
+    })
+    .await;
+    close(job, &partial, outcome)?;
+    Ok(Fetched::File { partial, replace })
+}
+
+async fn with_max_time<T>(
+    limit: TimeSpan,
+    future: impl Future<Output = Result<T, GetError>>,
+) -> Result<T, GetError> {
+    match limit.limit() {
+        None => future.await,
+        Some(time) => timeout(time, future)
+            .await
+            .unwrap_or(Err(GetError::MaxTime(limit))),
+    }
+}
+
+/// Whether the file under the final name is what would be fetched: it has the right checksum, or
+/// the length and the modification time that the server says.
+async fn is_unchanged(
+    context: &Rc<Context>,
+    job: &Rc<Job>,
+    path: &Path,
+    existing: &fs::Metadata,
+) -> Result<bool, GetError> {
+    if let Some(expected) = context.settings.checksum {
+        let file = fs::File::open(path).map_err(GetError::file("open", path))?;
+        let actual = of_file(file.into(), expected.kind).await;
+        return Ok(actual.map_err(GetError::file("read", path))? == expected);
+    }
+    let Some(head) = current_head(context, job).await? else {
+        return Ok(false);
+    };
+    // The server's time has whole seconds.
+    let seconds = |time: SystemTime| {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH);
+        since.map(|since| since.as_secs()).ok()
+    };
+    let ours = existing.modified().ok().and_then(seconds);
+    let theirs = head.modified().and_then(seconds);
+    Ok(ours.is_some() && ours == theirs && head.content_length() == Some(existing.len()))
+}
+
+/// Whether a temporary file that is whole is of the version that the server has now.
+async fn is_current(
+    context: &Rc<Context>,
+    job: &Rc<Job>,
+    partial: &Partial,
+) -> Result<bool, GetError> {
+    let version = partial.version();
+    Ok(match current_head(context, job).await? {
+        Some(head) => head.validator().is_some() && head.validator() == version.validator,
+        None => false,
+    })
+}
+
+/// Asks for the head that a GET would have. `None` if the server does not send it.
+async fn current_head(context: &Rc<Context>, job: &Rc<Job>) -> Result<Option<Head>, GetError> {
+    let wanted = Wanted {
+        only_head: true,
+        ..Wanted::default()
+    };
+    let response = context.client.fetch(&job.url, &wanted).await?;
+    job.note_response(&response);
+    if response.head.keeps_alive() {
+        context.client.keep(response.connection);
+    }
+    Ok((response.head.status == 200).then_some(response.head))
+}
+
+/// Compares the checksum of a whole temporary file.
+async fn check(context: &Rc<Context>, partial: &Partial) -> Result<(), GetError> {
+    let Some(expected) = context.settings.checksum else {
+        return Ok(());
+    };
+    let actual = of_file(partial.file(), expected.kind)
+        .await
+        .map_err(GetError::file("read", partial.path()))?;
+    compare(expected, actual)
+}
+
+fn compare(expected: Checksum, actual: Checksum) -> Result<(), GetError> {
+    match actual == expected {
+        true => Ok(()),
+        false => Err(GetError::Checksum { expected, actual }),
+    }
+}
+
+async fn fetch_stream(
+    context: &Rc<Context>,
+    job: &Rc<Job>,
+    output: Output,
+) -> Result<Fetched, GetError> {
+    let output = Rc::new(output);
+    let target = Target::Stream {
+        output: Rc::clone(&output),
+        version: RefCell::default(),
+    };
+    let outcome = with_max_time(
+        context.settings.max_time,
+        fetch_bytes(context, job, &target),
+    );
+    match outcome.await {
+        // The reader has got what it wanted.
+        Err(GetError::ReaderGone) => return Ok(Fetched::Done),
+        outcome => outcome?,
+    }
+    if let (Some(expected), Some(hasher)) = (context.settings.checksum, output.take_hasher()) {
+        compare(expected, hasher.finish())?;
+    }
+    Ok(Fetched::Done)
+}
+
+/// What gets the bytes, and how many it has.
+pub(super) enum Target<'a> {
+    File(&'a Rc<Partial>),
+    /// What was written cannot be taken back.
+    Stream {
+        output: Rc<Output>,
+        version: RefCell<Version>,
+    },
+}
+
+impl Target<'_> {
+    /// Returns the number of bytes that need not be asked for again.
+    fn have(&self) -> u64 {
+        match self {
+            Self::File(partial) => partial.usable().count(),
+            Self::Stream { output, .. } => output.emitted(),
+        }
+    }
+
+    /// Returns the number of bytes that were written.
+    fn position(&self) -> u64 {
+        match self {
+            Self::File(partial) => partial.written().count(),
+            Self::Stream { output, .. } => output.emitted(),
+        }
+    }
+
+    fn version(&self) -> Version {
+        match self {
+            Self::File(partial) => partial.version(),
+            Self::Stream { version, .. } => version.borrow().clone(),
+        }
+    }
+
+    /// Begins with the first byte of a version.
+    fn restart(&self, new: Version) -> Result<(), GetError> {
+        match self {
+            Self::File(partial) => partial.restart(new),
+            Self::Stream { output, .. } if output.emitted() > 0 => Err(GetError::Changed),
+            Self::Stream { version, .. } => {
+                *version.borrow_mut() = new;
+                Ok(())
+            }
+        }
+    }
+
+    fn set_total(&self, total: u64) {
+        match self {
+            Self::File(partial) => partial.set_total(total),
+            Self::Stream { version, .. } => version.borrow_mut().total = Some(total),
+        }
+    }
+
+    fn sink(&self, offset: u64, direct: bool) -> Result<Sink, GetError> {
+        match self {
+            Self::File(partial) => partial.sink(offset, direct).map(Sink::File),
+            Self::Stream { output, .. } => Ok(Sink::Stream(Rc::clone(output))),
+        }
+    }
+
+    /// Whether another request can go on, or begin again.
+    fn can_retry(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Stream { output, version } => {
+                output.emitted() == 0 || version.borrow().validator.is_some()
+            }
+        }
+    }
+}
+
+/// Sends requests until all bytes have been received.
+async fn fetch_bytes(
+    context: &Rc<Context>,
+    job: &Rc<Job>,
+    target: &Target<'_>,
+) -> Result<(), GetError> {
+    let mut retries = context.retries();
+    loop {
+        let before = target.have();
+        let error = match attempt(context, job, target).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if matches!(error, GetError::Changed) {
+            target.restart(Version::default())?;
+            job.resumed_bytes.set(0);
+        }
+        let has_received = job.meter.received() > 0;
+        let progressed = target.have() > before;
+        let pause = retries.pause(&error, has_received, progressed);
+        match pause.filter(|_| target.can_retry()) {
+            Some(pause) => wait_for_retry(context, job, &error, pause).await,
+            None => return Err(error),
+        }
+    }
+}
+
+/// Waits before another request, and says so on a terminal.
+pub(super) async fn wait_for_retry(
+    context: &Rc<Context>,
+    job: &Rc<Job>,
+    error: &GetError,
+    pause: Duration,
+) {
+    job.retries.set(job.retries.get() + 1);
+    let url = shown(&job.url);
+    let seconds = pause.as_secs_f64();
+    context.progress.note(&format_args!(
+        "{url}: {error} (next attempt in {seconds:.1} s)"
+    ));
+    sleep(pause).await;
+}
+
+async fn attempt(
+    context: &Rc<Context>,
+    job: &Rc<Job>,
+    target: &Target<'_>,
+) -> Result<(), GetError> {
+    if let Target::File(partial) = target
+        && (context.settings.connections > 1 || partial.usable().has_gap())
+    {
+        match ranges::fetch(context, job, partial).await? {
+            ranges::Outcome::Whole => return Ok(()),
+            ranges::Outcome::Ignored(response) => {
+                return receive(context, job, target, *response, 0).await;
+            }
+            ranges::Outcome::Unsupported => partial.restart(Version::default())?,
+        }
+    }
+    let validator = target.version().validator;
+    let have = match validator {
+        Some(_) => target.have(),
+        None => 0,
+    };
+    let wanted = Wanted {
+        range: (have > 0).then_some((have, None)),
+        if_range: validator.as_ref(),
+        ..Wanted::default()
+    };
+    let response = context.client.fetch(&job.url, &wanted).await?;
+    receive(context, job, target, response, have).await
+}
+
+/// Receives the response to a request for the bytes from `have` on.
+async fn receive(
+    context: &Rc<Context>,
+    job: &Rc<Job>,
+    target: &Target<'_>,
+    mut response: Response,
+    have: u64,
+) -> Result<(), GetError> {
+    job.note_response(&response);
+    let head = &response.head;
+    let mut framing = head.framing();
+    let (offset, end) = match head.status {
+        200 => {
+            let version = version_of(head);
+            let total = version.total;
+            job.resumed_bytes.set(0);
+            target.restart(version)?;
+            (0, total)
+        }
+        206 if have > 0 => {
+            let range = checked_range(head, have, &target.version())?;
+            framing = framing_of(head, range);
+            if let Some(total) = range.total {
+                target.set_total(total);
+            }
+            (have, Some(range.end))
+        }
+        206 => return Err(GetError::WrongRange("it was asked for no range".to_owned())),
+        // The file has become shorter.
+        416 if have > 0 => return Err(GetError::Changed),
+        _ => return Err(status_error(head)),
+    };
+    let total = target.version().total;
+    job.size.set(total);
+    context.progress.set_position(offset, total);
+    let mut sink = target.sink(offset, context.settings.direct)?;
+    let can_reuse = receive_recorded(job, target, &mut response, framing, &mut sink).await?;
+    let got = target.position();
+    if let Some(end) = end.filter(|end| *end < got) {
+        // Only a chunked body can be longer than its range.
+        return Err(GetError::WrongRange(format!(
+            "{got} bytes instead of {end}"
+        )));
+    }
+    if can_reuse && response.head.keeps_alive() {
+        context.client.keep(response.connection);
+    }
+    match total.or(end) {
+        Some(expected) if got < expected => Err(GetError::ShortBody { got, expected }),
+        _ => Ok(()),
+    }
+}
+
+/// Receives a body, and records from time to time how far it is. Returns whether the connection can
+/// be used again.
+async fn receive_recorded(
+    job: &Rc<Job>,
+    target: &Target<'_>,
+    response: &mut Response,
+    framing: Framing,
+    sink: &mut Sink,
+) -> Result<bool, GetError> {
+    let connection = &mut response.connection;
+    let is_small = match framing {
+        Framing::Length(length) => length <= connection.buffered().len() as u64,
+        Framing::Chunked | Framing::UntilClose => false,
+    };
+    let records = async {
+        match target {
+            // A body that has arrived already is written and renamed at once.
+            Target::File(partial) if !is_small && partial.version().validator.is_some() => {
+                match partial.record() {
+                    Ok(()) => partial.keep_records().await,
+                    Err(error) => error,
+                }
+            }
+            _ => std::future::pending().await,
+        }
+    };
+    let outcome = tokio::select! {
+        biased;
+        error = records => Err(error),
+        outcome = receive_body(connection, framing, sink, &job.meter) => outcome,
+    };
+    // What arrived before a failure is worth keeping as well.
+    let flushed = sink.flush();
+    let can_reuse = outcome?;
+    flushed.map(|()| can_reuse)
+}
+
+/// Returns what a head says about the version of the file.
+pub(super) fn version_of(head: &Head) -> Version {
+    Version {
+        validator: head.validator(),
+        last_modified: head.last_modified.clone(),
+        total: match head.framing() {
+            Framing::Length(length) => Some(length),
+            Framing::Chunked | Framing::UntilClose => None,
+        },
+    }
+}
+
+/// Returns the range of a 206 response, which must begin at `first` and be of the same version.
+pub(super) fn checked_range(
+    head: &Head,
+    first: u64,
+    version: &Version,
+) -> Result<ContentRange, GetError> {
+    let range = head.content_range()?;
+    let is_same = |validator: &Validator| head.matches(validator);
+    if version.validator.as_ref().is_some_and(|own| !is_same(own)) {
+        return Err(GetError::Changed);
+    }
+    let has_same_total = match (version.total, range.total) {
+        (Some(ours), Some(theirs)) => ours == theirs,
+        _ => true,
+    };
+    if range.first != first || !has_same_total {
+        let total = range
+            .total
+            .map_or("*".to_owned(), |total| total.to_string());
+        return Err(GetError::WrongRange(format!(
+            "bytes {}-{}/{total} instead of those from {first} on",
+            range.first,
+            range.end - 1
+        )));
+    }
+    Ok(range)
+}
+
+/// Returns how the body of a 206 response ends. Its range says how long it is, even if the
+/// connection only says that it ends.
+pub(super) fn framing_of(head: &Head, range: ContentRange) -> Framing {
+    match head.framing() {
+        Framing::Chunked => Framing::Chunked,
+        Framing::Length(_) | Framing::UntilClose => Framing::Length(range.end - range.first),
+    }
+}
+
+/// Returns the path of a place, for messages.
+pub(super) fn path_of(place: &Place) -> Option<&PathBuf> {
+    match place {
+        Place::File(path) | Place::Special(path) => Some(path),
+        Place::Stdout => None,
+    }
+}

@@ -1,0 +1,373 @@
+//! The temporary file of a download, `NAME.part`, until it gets its final name.
+//!
+//! The bytes of the body go to the temporary file, and are renamed once they are whole, checked and
+//! on the disk. So what is under the final name is whole at any moment, even if the process is
+//! killed. A lock on the temporary file keeps a second download out; it ends with the process.
+
+mod record;
+mod sync;
+mod written;
+
+use std::cell::{Cell, RefCell};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::error::GetError;
+use super::sink::FileSink;
+
+pub(crate) use record::Version;
+pub(crate) use sync::Syncer;
+pub(crate) use written::Written;
+
+use record::{Record, boot_id};
+
+/// How often the record of a file that is written in several places is replaced. A killed download
+/// fetches again what was written since.
+const RECORD_INTERVAL: Duration = Duration::from_secs(1);
+/// Every how many intervals the file is synced, so that a crash of the machine does not cost more.
+const INTERVALS_PER_SYNC: u32 = 10;
+
+/// The names of a download.
+#[derive(Clone, Debug)]
+struct Names {
+    target: PathBuf,
+    temporary: PathBuf,
+    record: PathBuf,
+}
+
+impl Names {
+    fn new(target: &Path) -> Self {
+        let with = |suffix: &str| {
+            let mut name = target.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        Self {
+            target: target.to_owned(),
+            temporary: with(".part"),
+            record: with(".part.json"),
+        }
+    }
+}
+
+/// A file that is being downloaded. It is locked until it is dropped.
+pub(crate) struct Partial {
+    file: Arc<File>,
+    names: Names,
+    url: String,
+    version: RefCell<Version>,
+    written: Rc<RefCell<Written>>,
+    synced: RefCell<Written>,
+    is_preallocated: Cell<bool>,
+    has_record: Cell<bool>,
+}
+
+impl Partial {
+    /// Opens the temporary file for `target`, and locks it. With `resume`, keeps the bytes that a
+    /// previous download of `url` has left.
+    ///
+    /// # Errors
+    ///
+    /// Another download has locked the file, the name belongs to something else, or the file cannot
+    /// be created.
+    pub(crate) fn open(target: &Path, url: &str, resume: bool) -> Result<Self, GetError> {
+        let names = Names::new(target);
+        let file = open_locked(&names.temporary)?;
+        let metadata = file
+            .metadata()
+            .map_err(GetError::file("examine", &names.temporary))?;
+        let found = match resume && metadata.len() > 0 {
+            true => Record::read(&names.record).filter(|record| record.url == url),
+            false => None,
+        };
+        let partial = Self {
+            file: Arc::new(file),
+            url: url.to_owned(),
+            version: RefCell::default(),
+            written: Rc::default(),
+            synced: RefCell::default(),
+            is_preallocated: Cell::new(false),
+            has_record: Cell::new(fs::symlink_metadata(&names.record).is_ok()),
+            names,
+        };
+        match found {
+            Some(record) if record.version.validator.is_some() => {
+                let boot = boot_id();
+                if record.boot == boot {
+                    *partial.synced.borrow_mut() = record.synced.clone();
+                }
+                *partial.written.borrow_mut() = record.usable(&boot, metadata.len());
+                partial.is_preallocated.set(record.is_preallocated);
+                *partial.version.borrow_mut() = record.version;
+            }
+            _ if metadata.len() > 0 || partial.has_record.get() => partial.clear()?,
+            _ => {}
+        }
+        Ok(partial)
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        self.version.borrow().clone()
+    }
+
+    /// Returns which bytes have been written. Those of a file whose version cannot be recognised
+    /// are of no use for another request.
+    pub(crate) fn usable(&self) -> Written {
+        match self.version.borrow().validator {
+            Some(_) => self.written.borrow().clone(),
+            None => Written::default(),
+        }
+    }
+
+    /// Returns which bytes have been written.
+    pub(crate) fn written(&self) -> Written {
+        self.written.borrow().clone()
+    }
+
+    /// Whether all bytes have been written.
+    pub(crate) fn is_whole(&self) -> bool {
+        let written = self.written.borrow();
+        let total = self.version.borrow().total;
+        total.is_some_and(|total| written.prefix() == total && written.end() == total)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.names.temporary
+    }
+
+    pub(crate) fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// Forgets all bytes, and expects those of another version.
+    pub(crate) fn restart(&self, version: Version) -> Result<(), GetError> {
+        if *self.written.borrow() != Written::default() || self.is_preallocated.get() {
+            self.clear()?;
+        }
+        *self.version.borrow_mut() = version;
+        Ok(())
+    }
+
+    /// Sets the length of the whole file, if a later response is the first to tell it.
+    pub(crate) fn set_total(&self, total: u64) {
+        self.version.borrow_mut().total = Some(total);
+    }
+
+    fn clear(&self) -> Result<(), GetError> {
+        // The record goes first, because it describes the bytes.
+        self.remove_record()?;
+        self.file
+            .set_len(0)
+            .map_err(GetError::file("truncate", &self.names.temporary))?;
+        *self.written.borrow_mut() = Written::default();
+        *self.synced.borrow_mut() = Written::default();
+        *self.version.borrow_mut() = Version::default();
+        self.is_preallocated.set(false);
+        Ok(())
+    }
+
+    /// Reserves the space of the whole file, so that it can be written in several places.
+    pub(crate) fn preallocate(&self, total: u64) -> Result<(), GetError> {
+        if self.is_preallocated.replace(true) {
+            return Ok(());
+        }
+        // From now on, the length says nothing about what was written.
+        self.record()?;
+        let failed = |source| GetError::File {
+            what: "reserve space for",
+            path: self.names.temporary.clone(),
+            source,
+        };
+        match rustix::fs::fallocate(&*self.file, FallocateFlags::empty(), 0, total) {
+            Ok(()) => Ok(()),
+            // Not every file system can do it.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.file.set_len(total).map_err(failed),
+            Err(errno) => Err(failed(errno.into())),
+        }
+    }
+
+    /// Returns a sink that writes from a position on.
+    pub(crate) fn sink(&self, offset: u64, direct: bool) -> Result<FileSink, GetError> {
+        FileSink::new(
+            self.file(),
+            self.names.temporary.clone(),
+            offset,
+            Rc::clone(&self.written),
+            direct,
+        )
+    }
+
+    /// Records what the temporary file holds.
+    pub(crate) fn record(&self) -> Result<(), GetError> {
+        let record = Record {
+            url: self.url.clone(),
+            version: self.version(),
+            boot: boot_id(),
+            is_preallocated: self.is_preallocated.get(),
+            written: self.written.borrow().clone(),
+            synced: self.synced.borrow().clone(),
+        };
+        record
+            .write(&self.names.record)
+            .map_err(GetError::file("write", &self.names.record))?;
+        self.has_record.set(true);
+        Ok(())
+    }
+
+    fn remove_record(&self) -> Result<(), GetError> {
+        if self.has_record.replace(false) {
+            match fs::remove_file(&self.names.record) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(GetError::file("remove", &self.names.record)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces the record from time to time, and syncs the file before every tenth time. Ends only
+    /// if that fails.
+    ///
+    /// # Cancellation
+    ///
+    /// The future can be dropped at any time. A sync that has begun goes on and changes nothing.
+    pub(crate) async fn keep_records(&self) -> GetError {
+        loop {
+            for _ in 0..INTERVALS_PER_SYNC {
+                tokio::time::sleep(RECORD_INTERVAL).await;
+                if self.is_preallocated.get()
+                    && let Err(error) = self.record()
+                {
+                    return error;
+                }
+            }
+            let written = self.written.borrow().clone();
+            let file = self.file();
+            let synced = tokio::task::spawn_blocking(move || file.sync_data()).await;
+            if let Ok(Err(error)) = synced {
+                return GetError::file("sync", &self.names.temporary)(error);
+            }
+            if synced.is_ok() {
+                *self.synced.borrow_mut() = written;
+                if let Err(error) = self.record() {
+                    return error;
+                }
+            }
+        }
+    }
+
+    /// Syncs the whole file, and gives it its final name.
+    ///
+    /// # Errors
+    ///
+    /// A file operation fails, the file was exchanged, or without `replace` there is a file of that
+    /// name.
+    pub(crate) async fn finish(
+        &self,
+        syncer: &Syncer,
+        modified: Option<SystemTime>,
+        replace: bool,
+    ) -> Result<(), GetError> {
+        let temporary = &self.names.temporary;
+        if let Some(time) = modified {
+            // The time only tells a later -c whether the file has changed.
+            let _ = self.file.set_modified(time);
+        }
+        syncer
+            .sync(self.file())
+            .await
+            .map_err(GetError::file("sync", temporary))?;
+        if !is_at(&self.file, temporary) {
+            return Err(GetError::NotOurs(temporary.clone()));
+        }
+        let flags = match replace {
+            true => RenameFlags::empty(),
+            false => RenameFlags::NOREPLACE,
+        };
+        let target = &self.names.target;
+        match rustix::fs::renameat_with(CWD, temporary, CWD, target, flags) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Err(GetError::Exists(target.clone())),
+            // The file system cannot do it at once (renameat2(2)).
+            Err(Errno::INVAL) if !replace => {
+                if fs::symlink_metadata(target).is_ok() {
+                    return Err(GetError::Exists(target.clone()));
+                }
+                fs::rename(temporary, target).map_err(GetError::file("rename", temporary))?;
+            }
+            Err(errno) => return Err(GetError::file("rename", temporary)(errno.into())),
+        }
+        self.remove_record()
+    }
+
+    /// Ends a download that failed. Returns whether `-c` can go on from what was received;
+    /// otherwise, removes it.
+    pub(crate) fn abandon(&self, is_sound: bool) -> bool {
+        let usable = self.usable().count();
+        if is_sound && usable > 0 && self.record().is_ok() {
+            return true;
+        }
+        // The failure that led here is the one to report.
+        let _ = self.remove_record();
+        if is_at(&self.file, &self.names.temporary) {
+            let _ = fs::remove_file(&self.names.temporary);
+        }
+        false
+    }
+}
+
+/// Opens or creates a temporary file, and locks it. Never follows a link.
+fn open_locked(path: &Path) -> Result<File, GetError> {
+    loop {
+        let mut options = fs::OpenOptions::new();
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        options.read(true).write(true).create(true).truncate(false);
+        options.custom_flags(flags.bits() as i32);
+        let file = match options.open(path) {
+            Ok(file) => file,
+            Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                return Err(GetError::NotOurs(path.to_owned()));
+            }
+            Err(error) => return Err(GetError::file("create", path)(error)),
+        };
+        let metadata = file.metadata().map_err(GetError::file("examine", path))?;
+        // A second name would show the bytes before they are whole.
+        if !metadata.is_file() || metadata.nlink() > 1 {
+            return Err(GetError::NotOurs(path.to_owned()));
+        }
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(GetError::Busy(path.to_owned())),
+            Err(errno) => return Err(GetError::file("lock", path)(errno.into())),
+        }
+        // Between opening and locking, another download may have given the file its final name.
+        if is_at(&file, path) {
+            return Ok(file);
+        }
+    }
+}
+
+/// Whether this file is the one at a path.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
+        _ => false,
+    }
+}
+
+/// Whether bytes are written to a path directly, because it is a pipe or a device.
+pub(crate) fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| {
+        let kind = metadata.file_type();
+        kind.is_char_device() || kind.is_block_device() || kind.is_fifo() || kind.is_socket()
+    })
+}

@@ -1,0 +1,285 @@
+//! Where the bytes of a body go: to a temporary file, or to standard output.
+
+use std::cell::{Cell, RefCell};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use tokio::net::unix::pipe;
+
+use super::checksum::Hasher;
+use super::error::GetError;
+use super::file::Written;
+
+/// A sink for the bytes of one response.
+pub(super) enum Sink {
+    File(FileSink),
+    Stream(Rc<Output>),
+}
+
+impl Sink {
+    /// Writes bytes at the end of those that were written before.
+    ///
+    /// # Cancellation
+    ///
+    /// If the future is dropped, a stream may have got some of the bytes.
+    pub(super) async fn write_all(&mut self, bytes: &[u8]) -> Result<(), GetError> {
+        match self {
+            Self::File(file) => file.write_all(bytes),
+            Self::Stream(output) => output.write_all(bytes).await,
+        }
+    }
+
+    /// Writes bytes that wait for a whole block.
+    pub(super) fn flush(&mut self) -> Result<(), GetError> {
+        match self {
+            Self::File(file) => file.flush(),
+            Self::Stream(_) => Ok(()),
+        }
+    }
+}
+
+/// Writes to a temporary file, at one position after the other.
+pub(super) struct FileSink {
+    file: Arc<File>,
+    path: PathBuf,
+    offset: u64,
+    written: Rc<RefCell<Written>>,
+    direct: Option<DirectWriter>,
+}
+
+impl FileSink {
+    pub(super) fn new(
+        file: Arc<File>,
+        path: PathBuf,
+        offset: u64,
+        written: Rc<RefCell<Written>>,
+        is_direct: bool,
+    ) -> Result<Self, GetError> {
+        let direct = match is_direct {
+            false => None,
+            true => Some(DirectWriter::open(&file).map_err(GetError::file(
+                "open without the page cache (--direct)",
+                &path,
+            ))?),
+        };
+        Ok(Self {
+            file,
+            path,
+            offset,
+            written,
+            direct,
+        })
+    }
+
+    fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), GetError> {
+        while let Some(direct) = &mut self.direct {
+            // Up to the first block boundary, and after the last one, the page cache is used.
+            let to_boundary = (BLOCK_BYTES as u64 - self.offset % BLOCK_BYTES as u64) as usize;
+            if direct.len == 0 && to_boundary < BLOCK_BYTES {
+                let (head, rest) = bytes.split_at(to_boundary.min(bytes.len()));
+                self.write_buffered(head)?;
+                bytes = rest;
+                if bytes.is_empty() {
+                    return Ok(());
+                }
+                continue;
+            }
+            bytes = direct.take(bytes);
+            if !direct.is_full() {
+                return Ok(());
+            }
+            let outcome = direct.write_at(self.offset);
+            let count = outcome.map_err(GetError::file("write", &self.path))?;
+            self.advance(count);
+        }
+        self.write_buffered(bytes)
+    }
+
+    fn flush(&mut self) -> Result<(), GetError> {
+        let Some(direct) = &mut self.direct else {
+            return Ok(());
+        };
+        let rest = std::mem::take(&mut direct.len);
+        let block = direct.block();
+        let outcome = self.file.write_all_at(&block[..rest], self.offset);
+        outcome.map_err(GetError::file("write", &self.path))?;
+        self.advance(rest);
+        Ok(())
+    }
+
+    fn write_buffered(&mut self, bytes: &[u8]) -> Result<(), GetError> {
+        let outcome = self.file.write_all_at(bytes, self.offset);
+        outcome.map_err(GetError::file("write", &self.path))?;
+        self.advance(bytes.len());
+        Ok(())
+    }
+
+    fn advance(&mut self, count: usize) {
+        let end = self.offset + count as u64;
+        self.written.borrow_mut().add(self.offset, end);
+        self.offset = end;
+    }
+}
+
+/// The alignment of memory, positions and lengths that `O_DIRECT` needs on common file systems.
+const BLOCK_BYTES: usize = 4096;
+/// The size of a write with `O_DIRECT`: large enough to keep a disk busy.
+const DIRECT_WRITE_BYTES: usize = 1 << 20;
+
+/// Collects bytes for writes with `O_DIRECT`.
+struct DirectWriter {
+    file: File,
+    memory: Vec<u8>,
+    /// Where the first whole block of `memory` begins.
+    start: usize,
+    len: usize,
+}
+
+impl DirectWriter {
+    fn open(file: &File) -> io::Result<Self> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let mut options = OpenOptions::new();
+        options
+            .write(true)
+            .custom_flags(OFlags::DIRECT.bits() as i32);
+        let memory = vec![0; DIRECT_WRITE_BYTES + BLOCK_BYTES];
+        let start = memory.as_ptr().align_offset(BLOCK_BYTES);
+        Ok(Self {
+            file: options.open(path)?,
+            memory,
+            start,
+            len: 0,
+        })
+    }
+
+    fn block(&self) -> &[u8] {
+        &self.memory[self.start..self.start + DIRECT_WRITE_BYTES]
+    }
+
+    /// Collects bytes. Returns those for which there is no room.
+    fn take<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let room = DIRECT_WRITE_BYTES - self.len;
+        let (taken, rest) = bytes.split_at(room.min(bytes.len()));
+        let at = self.start + self.len;
+        self.memory[at..at + taken.len()].copy_from_slice(taken);
+        self.len += taken.len();
+        rest
+    }
+
+    fn is_full(&self) -> bool {
+        self.len == DIRECT_WRITE_BYTES
+    }
+
+    fn write_at(&mut self, offset: u64) -> io::Result<usize> {
+        self.file.write_all_at(self.block(), offset)?;
+        Ok(std::mem::take(&mut self.len))
+    }
+}
+
+/// Standard output, a pipe or a device, which get bytes in order and keep them.
+pub(super) struct Output {
+    kind: OutputKind,
+    path: PathBuf,
+    emitted: Cell<u64>,
+    hasher: RefCell<Option<Hasher>>,
+}
+
+enum OutputKind {
+    /// A pipe, opened without blocking: while it is full, other downloads go on.
+    Pipe(pipe::Sender),
+    /// A file, a terminal or a device.
+    Plain(File),
+}
+
+impl Output {
+    /// Opens standard output.
+    pub(super) fn stdout(hasher: Option<Hasher>) -> Result<Self, GetError> {
+        let path = Path::new("standard output");
+        let own = io::stdout()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(GetError::file("use", path))?;
+        Self::new(File::from(own), path, hasher)
+    }
+
+    /// Opens a pipe or a device.
+    pub(super) fn open(path: &Path, hasher: Option<Hasher>) -> Result<Self, GetError> {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(path)
+            .map_err(GetError::file("open", path))?;
+        Self::new(file, path, hasher)
+    }
+
+    fn new(file: File, path: &Path, hasher: Option<Hasher>) -> Result<Self, GetError> {
+        let metadata = file.metadata().map_err(GetError::file("examine", path))?;
+        let pipe = match metadata.file_type().is_fifo() {
+            true => reopen_pipe(file.as_fd()),
+            false => None,
+        };
+        Ok(Self {
+            kind: pipe.map_or(OutputKind::Plain(file), OutputKind::Pipe),
+            path: path.to_owned(),
+            emitted: Cell::new(0),
+            hasher: RefCell::new(hasher),
+        })
+    }
+
+    /// Returns the number of bytes that were written.
+    pub(super) fn emitted(&self) -> u64 {
+        self.emitted.get()
+    }
+
+    /// Takes the hash function of all bytes that were written.
+    pub(super) fn take_hasher(&self) -> Option<Hasher> {
+        self.hasher.take()
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> Result<(), GetError> {
+        while !bytes.is_empty() {
+            let outcome = match &self.kind {
+                OutputKind::Pipe(pipe) => match pipe.writable().await {
+                    Ok(()) => pipe.try_write(bytes),
+                    Err(error) => Err(error),
+                },
+                OutputKind::Plain(file) => (&mut &*file).write(bytes),
+            };
+            match outcome {
+                Ok(count) => {
+                    if let Some(hasher) = &mut *self.hasher.borrow_mut() {
+                        hasher.update(&bytes[..count]);
+                    }
+                    self.emitted.set(self.emitted.get() + count as u64);
+                    bytes = &bytes[count..];
+                }
+                // The pipe is full after all, or a signal has come.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return Err(GetError::ReaderGone);
+                }
+                Err(error) => return Err(GetError::file("write to", &self.path)(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens a pipe again without blocking. `O_NONBLOCK` on the given descriptor would affect every
+/// process that shares it. `None` if that is not allowed; then writes block.
+fn reopen_pipe(pipe: BorrowedFd<'_>) -> Option<pipe::Sender> {
+    let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    let mut options = OpenOptions::new();
+    options.write(true);
+    options.custom_flags(OFlags::NONBLOCK.bits() as i32);
+    pipe::Sender::from_file(options.open(path).ok()?).ok()
+}

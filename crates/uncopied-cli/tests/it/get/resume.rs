@@ -1,0 +1,264 @@
+//! Downloads that were interrupted.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::scripted::{Scripted, Then, Version, header};
+use super::{get, get_fails, get_ok, names};
+use crate::data::test_bytes;
+use crate::rng::{Rng, seed};
+
+/// Serves a version, but cuts the first response after `cut` bytes of its body.
+fn cut_once(version: Version, cut: usize) -> Scripted {
+    Scripted::start(move |head, socket, number| {
+        if number > 0 {
+            return version.send(head, socket);
+        }
+        let (response, body) = version.response(head);
+        socket.write_all(response.as_bytes()).unwrap();
+        socket.write_all(&body[..cut]).unwrap();
+        Then::Close
+    })
+}
+
+/// Leaves the first 100,000 bytes of a file of `len` bytes in `f.part`. Returns the server.
+fn interrupt(directory: &Path, len: usize, tag: &'static str) -> Scripted {
+    let version = Version {
+        data: test_bytes(len),
+        tag,
+    };
+    let server = cut_once(version, 100_000);
+    get_fails(
+        directory,
+        &[&server.url("f"), "--retries", "0"],
+        &[
+            "after 100000 of",
+            "100000 bytes are kept in f.part, go on with -c",
+        ],
+    );
+    assert_eq!(names(directory), ["f.part", "f.part.json"]);
+    server
+}
+
+/// Replaces the port in the record, so that another server can take the place of the first.
+fn move_record(directory: &Path, from: &Scripted, to: &Scripted) {
+    let path = directory.join("f.part.json");
+    let record = fs::read_to_string(&path).unwrap();
+    let moved = record.replace(&from.address.to_string(), &to.address.to_string());
+    assert_ne!(record, moved);
+    fs::write(path, moved).unwrap();
+}
+
+#[test]
+fn a_download_goes_on_from_what_is_there() {
+    for connections in ["1", "3"] {
+        let directory = tempfile::tempdir().unwrap();
+        let server = interrupt(directory.path(), 5_000_000, "\"a\"");
+        let url = server.url("f");
+        let arguments = [url.as_str(), "-c", "--connections", connections];
+        get_ok(directory.path(), &arguments);
+        assert_eq!(names(directory.path()), ["f"]);
+        assert!(fs::read(directory.path().join("f")).unwrap() == test_bytes(5_000_000));
+        let heads = &server.heads()[1..];
+        let ranges = heads.iter().map(|head| header(head, "range").unwrap());
+        let first = |range: &str| range["bytes=".len()..].split('-').next().unwrap().parse();
+        let starts: Vec<u64> = ranges.map(|range| first(range).unwrap()).collect();
+        assert_eq!(starts.iter().min(), Some(&100_000));
+        let if_ranges = heads.iter().map(|head| header(head, "if-range"));
+        assert!(if_ranges.into_iter().all(|tag| tag == Some("\"a\"")));
+    }
+}
+
+#[test]
+fn without_the_flag_a_download_starts_afresh() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = interrupt(directory.path(), 300_000, "\"a\"");
+    get_ok(directory.path(), &[&server.url("f")]);
+    assert_eq!(header(&server.heads()[1], "range"), None);
+    assert!(fs::read(directory.path().join("f")).unwrap() == test_bytes(300_000));
+}
+
+#[test]
+fn a_file_that_changed_starts_afresh() {
+    for len in [50_000, 100_000, 300_000, 300_001] {
+        let directory = tempfile::tempdir().unwrap();
+        let old = interrupt(directory.path(), 300_000, "\"a\"");
+        let data: Vec<u8> = test_bytes(len).iter().map(|byte| !byte).collect();
+        let expected = data.clone();
+        let version = Version { data, tag: "\"b\"" };
+        let new = Scripted::start(move |head, socket, _| version.send(head, socket));
+        move_record(directory.path(), &old, &new);
+        get_ok(directory.path(), &[&new.url("f"), "-c"]);
+        assert_eq!(names(directory.path()), ["f"]);
+        assert!(fs::read(directory.path().join("f")).unwrap() == expected);
+    }
+}
+
+#[test]
+fn what_belongs_to_another_url_or_boot_is_not_used() {
+    for (from, to) in [
+        ("/f\"", "/other\""),
+        ("\"boot\":\"", "\"boot\":\"x"),
+        ("{", "x{"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let server = interrupt(directory.path(), 300_000, "\"a\"");
+        let path = directory.path().join("f.part.json");
+        let record = fs::read_to_string(&path).unwrap();
+        let changed = record.replacen(from, to, 1);
+        assert_ne!(record, changed);
+        fs::write(path, changed).unwrap();
+        get_ok(directory.path(), &[&server.url("f"), "-c"]);
+        assert_eq!(header(&server.heads()[1], "range"), None, "{from}");
+        assert!(fs::read(directory.path().join("f")).unwrap() == test_bytes(300_000));
+    }
+}
+
+#[test]
+fn a_file_that_is_complete_is_fetched_again_only_if_it_changed() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Scripted::start(|head, socket, number| {
+        // The third response is of a newer version.
+        let (day, body) = if number < 2 {
+            ("01", "hello")
+        } else {
+            ("02", "HELLO")
+        };
+        let body = if head.starts_with("HEAD") { "" } else { body };
+        let response = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nLast-Modified: {} Jan 2026 00:00:00 GMT\r\n\r\n{body}",
+            if day == "01" { "Thu, 01" } else { "Fri, 02" }
+        );
+        socket.write_all(response.as_bytes()).unwrap();
+        Then::KeepAlive
+    });
+    let url = server.url("f");
+    get_ok(directory.path(), &[&url, "-c"]);
+    let output = get_ok(directory.path(), &[&url, "-c", "--json"]);
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .contains("\"unchanged\":true")
+    );
+    assert_eq!(fs::read(directory.path().join("f")).unwrap(), b"hello");
+    get_ok(directory.path(), &[&url, "-c"]);
+    assert_eq!(fs::read(directory.path().join("f")).unwrap(), b"HELLO");
+    let methods: Vec<_> = server
+        .heads()
+        .iter()
+        .map(|head| head[..4].to_owned())
+        .collect();
+    assert_eq!(methods, ["GET ", "HEAD", "HEAD", "GET "]);
+}
+
+#[test]
+fn a_link_or_a_second_name_at_the_temporary_name_is_not_written_to() {
+    for is_link in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let part = directory.path().join("f.part");
+        if is_link {
+            std::os::unix::fs::symlink(&victim, &part).unwrap();
+        } else {
+            fs::hard_link(&victim, &part).unwrap();
+        }
+        let server = Scripted::bytes("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+        get_fails(
+            directory.path(),
+            &[&server.url("f")],
+            &["f.part is not the file of this download"],
+        );
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+    }
+}
+
+#[test]
+fn two_downloads_of_one_file_do_not_mix() {
+    let server = Scripted::start(|_, socket, number| {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe";
+        socket.write_all(head.as_bytes()).unwrap();
+        if number == 0 {
+            // Held until the second download has been refused and this test ends the first.
+            sleep(Duration::from_secs(60));
+        }
+        Then::Close
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let mut first = get(directory.path(), &[&server.url("f")]).spawn().unwrap();
+    while server.heads().is_empty() {
+        sleep(Duration::from_millis(5));
+    }
+    get_fails(
+        directory.path(),
+        &[&server.url("f")],
+        &["f.part is in use by another download"],
+    );
+    first.kill().unwrap();
+    first.wait().unwrap();
+}
+
+/// Kills downloads at random moments. Whatever is under the final name at any time is whole.
+pub(crate) fn kill_downloads(rounds: usize) {
+    let seed = seed("UNCOPIED_TEST_SEED");
+    println!("UNCOPIED_TEST_SEED={seed}");
+    let mut rng = Rng::new(seed, 0);
+    let len = 6_000_000;
+    let version = Version {
+        data: test_bytes(len),
+        tag: "\"a\"",
+    };
+    let server = Scripted::start(move |head, socket, _| {
+        let (response, body) = version.response(head);
+        if socket.write_all(response.as_bytes()).is_err() {
+            return Then::Close;
+        }
+        // Slow enough to be killed on the way.
+        for piece in body.chunks(200_000) {
+            sleep(Duration::from_millis(2));
+            if socket.write_all(piece).is_err() {
+                return Then::Close;
+            }
+        }
+        Then::KeepAlive
+    });
+    let expected = test_bytes(len);
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("f");
+    let url = server.url("f");
+    let (mut killed, mut whole) = (0, 0);
+    for round in 0..rounds {
+        let connections = ["1", "4"][round % 2];
+        let mut arguments = vec![url.as_str(), "--connections", connections];
+        if rng.chance(75) {
+            arguments.push("-c");
+        }
+        let mut child = get(directory.path(), &arguments)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        sleep(rng.duration_below_millis(120));
+        // SIGKILL.
+        child.kill().unwrap();
+        killed += usize::from(!child.wait().unwrap().success());
+        if let Ok(bytes) = fs::read(&target) {
+            assert!(bytes == expected, "round {round}");
+            whole += 1;
+            fs::remove_file(&target).unwrap();
+        }
+    }
+    println!("{killed} killed, {whole} whole");
+    assert!(killed > rounds / 4, "only {killed} of {rounds} were killed");
+    get_ok(directory.path(), &[&url, "-c"]);
+    assert!(fs::read(&target).unwrap() == expected);
+    assert_eq!(names(directory.path()), ["f"]);
+}
+
+#[test]
+fn killed_downloads_leave_nothing_wrong() {
+    kill_downloads(20);
+}
