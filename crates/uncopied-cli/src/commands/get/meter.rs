@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use uncopied::Mechanism;
 
-use super::client::PIECE_BYTES;
 use super::progress::Progress;
 
 /// Counts the bytes of one download.
@@ -39,15 +38,16 @@ impl Meter {
         }
     }
 
-    /// Waits until bytes may be received. Returns how many, at least 1 and at most `want` and
-    /// [`PIECE_BYTES`].
-    pub(super) async fn allowance(&self, want: u64) -> usize {
-        let most = match &self.limit {
-            None => PIECE_BYTES as u64,
-            Some(limit) => limit.allowance().await,
-        };
-        // At most the size of a piece, so it fits.
-        want.min(most).min(PIECE_BYTES as u64) as usize
+    /// Waits until bytes may be received. Returns how many, at least 1 and at most `want`, which is
+    /// `None` if the end is unknown. `None` if there is no limit.
+    pub(super) async fn allowance(&self, want: Option<u64>) -> Option<u64> {
+        match &self.limit {
+            None => want,
+            Some(limit) => {
+                let most = limit.allowance().await;
+                Some(want.map_or(most, |want| want.min(most)))
+            }
+        }
     }
 
     /// Returns the number of bytes that were received.

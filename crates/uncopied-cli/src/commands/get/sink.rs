@@ -4,11 +4,12 @@ use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use tokio::net::unix::pipe;
 
@@ -35,12 +36,69 @@ impl Sink {
         }
     }
 
+    /// Returns where the kernel can move bytes to from a socket. `None` if the bytes have to pass
+    /// through the memory of this process: for a checksum, for `--direct`, or because the sink may
+    /// block.
+    pub(super) fn target(&self) -> Option<Target> {
+        match self {
+            Self::File(FileSink {
+                direct: Some(_), ..
+            }) => None,
+            Self::File(sink) => Some(Target::File(sink.file(), sink.offset)),
+            Self::Stream(output) => output
+                .takes_transfers()
+                .then(|| Target::Stream(output.clone())),
+        }
+    }
+
+    /// Counts bytes that the kernel has moved to the [target](Self::target).
+    pub(super) fn advance(&mut self, count: u64) {
+        match self {
+            Self::File(file) => file.advance(count),
+            Self::Stream(output) => output.emitted.set(output.emitted() + count),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::File(file) => &file.path,
+            Self::Stream(output) => &output.path,
+        }
+    }
+
     /// Writes bytes that wait for a whole block.
     pub(super) fn flush(&mut self) -> Result<(), GetError> {
         match self {
             Self::File(file) => file.flush(),
             Self::Stream(_) => Ok(()),
         }
+    }
+}
+
+/// Where the kernel can move bytes to from a socket.
+pub(super) enum Target {
+    /// A file, from this offset on.
+    File(Arc<File>, u64),
+    /// A pipe or `/dev/null`.
+    Stream(Rc<Output>),
+}
+
+impl Target {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::File(file, _) => file.as_fd(),
+            Self::Stream(output) => output.fd(),
+        }
+    }
+
+    /// Waits until a pipe has room.
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        if let Self::Stream(output) = self
+            && let OutputKind::Pipe(pipe) = &output.kind
+        {
+            return wait_for_room(pipe).await;
+        }
+        Ok(())
     }
 }
 
@@ -96,7 +154,7 @@ impl FileSink {
             }
             let outcome = direct.write_at(self.offset);
             let count = outcome.map_err(GetError::file("write", &self.path))?;
-            self.advance(count);
+            self.advance(count as u64);
         }
         self.write_buffered(bytes)
     }
@@ -109,19 +167,23 @@ impl FileSink {
         let block = direct.block();
         let outcome = self.file.write_all_at(&block[..rest], self.offset);
         outcome.map_err(GetError::file("write", &self.path))?;
-        self.advance(rest);
+        self.advance(rest as u64);
         Ok(())
     }
 
     fn write_buffered(&mut self, bytes: &[u8]) -> Result<(), GetError> {
         let outcome = self.file.write_all_at(bytes, self.offset);
         outcome.map_err(GetError::file("write", &self.path))?;
-        self.advance(bytes.len());
+        self.advance(bytes.len() as u64);
         Ok(())
     }
 
-    fn advance(&mut self, count: usize) {
-        let end = self.offset + count as u64;
+    fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    fn advance(&mut self, count: u64) {
+        let end = self.offset + count;
         self.written.borrow_mut().add(self.offset, end);
         self.offset = end;
     }
@@ -241,6 +303,22 @@ impl Output {
         self.hasher.take()
     }
 
+    /// Whether the kernel can move bytes to it from a socket, without waiting.
+    fn takes_transfers(&self) -> bool {
+        let is_ready = match &self.kind {
+            OutputKind::Pipe(_) => true,
+            OutputKind::Plain(file) => is_null(file),
+        };
+        is_ready && self.hasher.borrow().is_none()
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.kind {
+            OutputKind::Pipe(pipe) => pipe.as_fd(),
+            OutputKind::Plain(file) => file.as_fd(),
+        }
+    }
+
     async fn write_all(&self, mut bytes: &[u8]) -> Result<(), GetError> {
         while !bytes.is_empty() {
             let outcome = match &self.kind {
@@ -271,6 +349,32 @@ impl Output {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a file is `/dev/null` (the character device 1:3).
+fn is_null(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| {
+        let device = metadata.rdev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        metadata.file_type().is_char_device() && (major, minor) == (1, 3)
+    })
+}
+
+/// Waits until a pipe that was found to be full has room.
+async fn wait_for_room(pipe: &pipe::Sender) -> io::Result<()> {
+    // The runtime must see for itself that the pipe is full. Otherwise, it would not wait, or would
+    // miss the room that there is by now.
+    let look = pipe.try_io(|| {
+        let mut polled = [PollFd::new(pipe, PollFlags::OUT)];
+        match rustix::event::poll(&mut polled, Some(&Timespec::default()))? {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            _ => Ok(()),
+        }
+    });
+    match look {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => pipe.writable().await,
+        look => look,
     }
 }
 

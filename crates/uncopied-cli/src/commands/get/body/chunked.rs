@@ -115,7 +115,9 @@ impl Decoder<'_> {
     }
 
     async fn fill(&mut self) -> Result<(), GetError> {
-        let max = self.meter.allowance(FILL_BYTES as u64).await;
+        let allowed = self.meter.allowance(Some(FILL_BYTES as u64)).await;
+        // At most `FILL_BYTES`, so it fits.
+        let max = allowed.map_or(FILL_BYTES, |max| max as usize);
         match self.connection.fill(max).await? {
             0 => Err(GetError::CutChunks),
             _ => Ok(()),

@@ -18,6 +18,9 @@ const HEAD_BUFFER_BYTES: usize = 8 << 10;
 /// The size of the buffer between a socket and a file.
 pub(crate) const PIECE_BYTES: usize = 256 << 10;
 
+/// What a timeout has interrupted.
+const WAITING: &str = "waiting for the server";
+
 pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
@@ -156,6 +159,25 @@ impl Connection {
         Ok(&self.piece[..count])
     }
 
+    /// Returns the socket, if the bytes of the stream can be taken from it as they are: there is no
+    /// TLS, and the buffer is empty.
+    pub(crate) fn plain_socket(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Stream::Plain(socket) if self.buffered().is_empty() => Some(socket),
+            _ => None,
+        }
+    }
+
+    /// Waits until the [plain socket](Self::plain_socket) has bytes or has ended.
+    pub(crate) async fn readable(&self) -> Result<(), GetError> {
+        let Stream::Plain(socket) = &self.stream else {
+            return Ok(());
+        };
+        within(self.read_timeout, WAITING, socket.readable())
+            .await?
+            .map_err(GetError::Receive)
+    }
+
     /// Whether the peer has sent anything, or has closed the connection, although it owes nothing.
     /// Never waits.
     pub(crate) fn unexpected_input(&mut self) -> UnexpectedInput {
@@ -191,7 +213,7 @@ async fn read(stream: &mut Stream, limit: TimeSpan, bytes: &mut [u8]) -> Result<
             Stream::Tls(stream) => stream.read(bytes).await,
         }
     };
-    within(limit, "waiting for the server", reading)
+    within(limit, WAITING, reading)
         .await?
         .map_err(GetError::Receive)
 }
