@@ -196,16 +196,20 @@ pub fn run_receive(
             }
             Progress::Blocked(Side::Source) => {
                 may_wait = false;
-                stall
+                let failed = |cause: io::Error| {
+                    let kind = match cause.kind() {
+                        io::ErrorKind::TimedOut => ErrorKind::TimedOut,
+                        _ => ErrorKind::Source,
+                    };
+                    transfer.driver_error(kind, "poll", cause)
+                };
+                // Make no step before the socket is readable. If the socket is blocking, `splice`
+                // would wait for the whole timeout, and again after every signal.
+                while !stall
                     .left(source)
                     .and_then(|left| wait_until_readable(source, left, &mut backoff))
-                    .map_err(|cause| {
-                        let kind = match cause.kind() {
-                            io::ErrorKind::TimedOut => ErrorKind::TimedOut,
-                            _ => ErrorKind::Source,
-                        };
-                        transfer.driver_error(kind, "poll", cause)
-                    })?;
+                    .map_err(failed)?
+                {}
             }
             Progress::Blocked(Side::Sink) => {
                 stall.restart();

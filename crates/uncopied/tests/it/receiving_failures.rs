@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use uncopied::policy::Length;
 use uncopied::{Error, ErrorKind, Mechanism, ReceiveFile, driver};
 
 use crate::harness::{
-    DRIVERS, FAMILIES, Family, TO_FILES, for_each_way_to_files, in_child, in_mount_namespace,
-    pattern, receive_into, sending, socket_pair, wait_until,
+    DRIVERS, Driver, FAMILIES, Family, TO_FILES, for_each_way_to_files, in_child,
+    in_mount_namespace, pattern, receive_into, sending, socket_pair, wait_until,
 };
 
 const MIB: usize = 1 << 20;
@@ -340,6 +341,58 @@ fn a_file_that_cannot_be_written_to_is_an_error() {
         );
         assert_eq!(error.raw_os_error(), Some(libc::EBADF), "{error}");
     }
+}
+
+/// Signals interrupt the calls that wait, and must not start the timeout again each time.
+#[test]
+#[allow(unsafe_code)]
+fn the_timeout_expires_although_signals_arrive() {
+    extern "C" fn ignore(_: libc::c_int) {}
+    let handler: extern "C" fn(libc::c_int) = ignore;
+    in_child(
+        "receiving_failures::the_timeout_expires_although_signals_arrive",
+        |_| {},
+        || {
+            // SAFETY: all zeroes is a valid action: no flags, and an empty set of signals.
+            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+            action.sa_sigaction = handler as libc::sighandler_t;
+            // SAFETY: the handler does nothing, which is safe at any time.
+            let result =
+                unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) };
+            assert_eq!(result, 0);
+            for_each_way_to_files(|mechanism, family, driver| {
+                if driver != Driver::Blocking {
+                    return;
+                }
+                let file = tempfile::tempfile().unwrap();
+                let (socket, mut peer) = socket_pair(family);
+                let timeout = Some(Duration::from_millis(50));
+                set_socket_timeout(&socket, Timeout::Recv, timeout).unwrap();
+                peer.write_all(&pattern(1000)).unwrap();
+                let has_ended = AtomicBool::new(false);
+                // SAFETY: the call only returns the id of this thread.
+                let receiving = unsafe { libc::pthread_self() };
+                let error = thread::scope(|scope| {
+                    scope.spawn(|| {
+                        wait_until("the timeout expires", || {
+                            // SAFETY: the scope ends before the thread that receives.
+                            unsafe { libc::pthread_kill(receiving, libc::SIGUSR1) };
+                            has_ended.load(Ordering::Relaxed)
+                        });
+                    });
+                    let receive = ReceiveFile::new(&file).force_mechanisms(&[mechanism]);
+                    let result = receive.from(&socket);
+                    has_ended.store(true, Ordering::Relaxed);
+                    result.unwrap_err()
+                });
+                assert_eq!(
+                    (error.kind(), error.moved()),
+                    (ErrorKind::TimedOut, 1000),
+                    "{mechanism} {family:?}: {error}"
+                );
+            });
+        },
+    );
 }
 
 /// If the future is dropped whenever it waits, and the transfer is run again, no byte is lost.
