@@ -240,6 +240,7 @@ const SPLICE_RECEIVE: &[ErrnoRow] = &[
     (SpliceReceive, Errno::OVERFLOW, FallsBack),
     (SpliceReceive, Errno::NOMEM, FallsBack),
     (SpliceReceive, Errno::PIPE, SinkFails),
+    (SpliceReceive, Errno::BADF, SinkFails),
     (SpliceReceive, Errno::CONNRESET, PEER_CLOSED),
     (SpliceReceive, Errno::NOTCONN, NOT_CONNECTED),
     (SpliceReceive, Errno::IO, SOURCE_FAILS),

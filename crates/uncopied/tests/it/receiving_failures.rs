@@ -343,6 +343,25 @@ fn a_file_that_cannot_be_written_to_is_an_error() {
     }
 }
 
+#[test]
+fn a_pipe_that_cannot_be_written_to_is_an_error_of_the_sink() {
+    for_each_way_to_files(|mechanism, family, driver| {
+        let (read_end, _write_end) = io::pipe().unwrap();
+        let (socket, peer) = socket_pair(family);
+        let peer = sending(peer, pattern(1000));
+        let receive = ReceiveFile::new(&read_end).force_mechanisms(&[mechanism]);
+        let error = receive_into(driver, family, socket, &receive).unwrap_err();
+        peer.join().unwrap();
+        let case = format!("{mechanism} {family:?} {driver:?}: {error}");
+        assert_eq!(
+            (error.kind(), error.moved()),
+            (ErrorKind::Sink, 0),
+            "{case}"
+        );
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF), "{case}");
+    });
+}
+
 /// Signals interrupt the calls that wait, and must not start the timeout again each time.
 #[test]
 #[allow(unsafe_code)]

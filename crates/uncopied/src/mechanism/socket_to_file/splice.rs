@@ -33,6 +33,7 @@
 //! | `EAGAIN`, or a result of 0 | see below |
 //! | `EINTR` | the call is repeated, or blocked if it may have waited: no byte was moved |
 //! | `EPIPE` | failed on the sink, a pipe that nobody reads |
+//! | `EBADF` | failed on the sink, a pipe that was not opened for writing |
 //! | `EINVAL`, `EOPNOTSUPP`, `ESPIPE`, `ENOSYS`, `EPERM`, `EOVERFLOW`, `ENOMEM` | unsupported |
 //! | any other | failed on the source |
 //!
@@ -146,7 +147,7 @@ fn take(
 fn failure(errno: Errno) -> Outcome {
     let status = match errno {
         Errno::INTR => Status::Blocked(Side::Source),
-        Errno::PIPE => Status::Failed(Side::Sink, errno),
+        Errno::PIPE | Errno::BADF => Status::Failed(Side::Sink, errno),
         errno if is_unsupported(errno) => Status::Unsupported(errno),
         errno => Status::Failed(Side::Source, errno),
     };
