@@ -40,6 +40,8 @@ pub(crate) struct Pipe {
     owner_process: OwnerProcess,
     reader: OwnedFd,
     writer: PipeWriter,
+    /// Whether the capacity is [`WIDE_PIPE_BYTES`].
+    is_wide: bool,
     held: usize,
 }
 
@@ -52,10 +54,10 @@ impl Pipe {
     ///
     /// The errors of `pipe2(2)`.
     pub(crate) fn new(kernel: &impl Kernel, bytes: usize) -> Result<Self> {
-        let pipe = Self::of_default_size(kernel)?;
+        let mut pipe = Self::of_default_size(kernel)?;
         if bytes > DEFAULT_PIPE_BYTES {
             // Ignore a failure, because the transfer also works with a smaller pipe.
-            let _ = kernel.resize_pipe(pipe.writer().as_fd(), WIDE_PIPE_BYTES);
+            let _ = pipe.widen(kernel);
         }
         Ok(pipe)
     }
@@ -69,10 +71,15 @@ impl Pipe {
         if let Some(pipe) = take_idle() {
             return Ok(pipe);
         }
-        let pipe = Self::of_default_size(kernel).map_err(WidePipeError::NoPipe)?;
-        retry_on_intr(|| kernel.resize_pipe(pipe.writer().as_fd(), WIDE_PIPE_BYTES))
-            .map_err(WidePipeError::TooNarrow)?;
+        let mut pipe = Self::of_default_size(kernel).map_err(WidePipeError::NoPipe)?;
+        retry_on_intr(|| pipe.widen(kernel)).map_err(WidePipeError::TooNarrow)?;
         Ok(pipe)
+    }
+
+    fn widen(&mut self, kernel: &impl Kernel) -> Result<()> {
+        kernel.resize_pipe(self.writer.as_fd(), WIDE_PIPE_BYTES)?;
+        self.is_wide = true;
+        Ok(())
     }
 
     fn of_default_size(kernel: &impl Kernel) -> Result<Self> {
@@ -81,16 +88,17 @@ impl Pipe {
             owner_process: OwnerProcess::current(),
             reader,
             writer,
+            is_wide: false,
             held: 0,
         })
     }
 
-    /// Caches a [wide](Self::wide) pipe for another transfer of this thread. If the pipe still
-    /// holds bytes, it is closed instead, because the next transfer would send these bytes as its
-    /// own. A pipe that was inherited from the parent process is also closed, because the parent
-    /// may still be using it.
+    /// Caches a [wide](Self::wide) pipe for another transfer of this thread. If the pipe is narrow,
+    /// it is closed instead, because the next transfer may be able to have a wide one. If it still
+    /// holds bytes, it is also closed, because the next transfer would send these bytes as its own.
+    /// So is a pipe that was inherited from the parent process, which may still be using it.
     pub(crate) fn recycle(self) {
-        if self.held > 0 || !self.is_ours() {
+        if self.held > 0 || !self.is_wide || !self.is_ours() {
             return;
         }
         // Ignore a failure, which means that the thread is ending and has already destroyed its

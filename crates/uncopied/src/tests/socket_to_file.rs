@@ -541,6 +541,21 @@ fn another_mechanism_begins_with_the_bytes_in_the_pipe() {
     }
 }
 
+/// The next transfer of the thread uses the same pipe, unless it was too narrow.
+#[test]
+fn only_wide_pipes_are_used_again() {
+    let receive = |kernel: FaultyKernel| {
+        let plan = [Mechanism::Splice];
+        let mut harness = Harness::new(Sink::file(), pattern(9_000), Length::UntilEof, &plan);
+        harness.run(&kernel).expect("received");
+        kernel.calls(Pipe).len()
+    };
+    let narrow = FaultRule::during(ResizePipe, 0..usize::MAX, fails(Errno::PERM));
+    assert_eq!(receive(FaultyKernel::new(vec![narrow])), 2);
+    assert_eq!(receive(faultless()), 1);
+    assert_eq!(receive(faultless()), 0);
+}
+
 /// The kernel copies what is spliced into a file, and nothing that is spliced into a pipe.
 #[test]
 fn the_report_counts_what_the_kernel_copies() {
