@@ -9,6 +9,7 @@
 
 #![deny(unsafe_code)]
 
+mod command_line;
 mod copy;
 mod error;
 mod interrupt;
@@ -16,6 +17,7 @@ mod loopback;
 mod machine;
 mod measure;
 mod memory;
+mod nginx;
 mod page;
 mod participant;
 mod pattern;

@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
 use rustix::thread::CpuSet;
 
 use crate::error::{Context, Error};
@@ -24,6 +27,16 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// The time limit of one attempt to connect, and the pause between two checks of a child's state.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// While a child is expected to exit, the pause between two checks for Ctrl-C.
+const INTERRUPT_INTERVAL: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+/// The variables that make a program send its requests to a proxy. No contender gets them, because
+/// all traffic is on loopback.
+const PROXY_VARIABLES: [&str; 4] = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
 
 /// Returns the path of this program's executable.
 pub(crate) fn own_program() -> Result<PathBuf, Error> {
@@ -133,7 +146,8 @@ impl PinnedChild {
     ) -> Result<Self, Error> {
         let own = own_program()?;
         let log = File::create(errors).context(|| format!("cannot write {}", errors.display()))?;
-        let child = Command::new(own)
+        let mut wrapper = Command::new(own);
+        wrapper
             .arg("pinned")
             .arg("--cpu")
             .arg(cpu.to_string())
@@ -144,7 +158,11 @@ impl PinnedChild {
             .stderr(log)
             // Put the child into a process group of its own, so that Ctrl-C in the terminal signals
             // only this program, which then stops its children.
-            .process_group(0)
+            .process_group(0);
+        for variable in PROXY_VARIABLES {
+            wrapper.env_remove(variable);
+        }
+        let child = wrapper
             .spawn()
             .context(|| "cannot start a child process".into())?;
         Ok(Self {
@@ -168,29 +186,45 @@ impl PinnedChild {
         self.child.stdin = None;
     }
 
-    /// Waits until the process exits by itself.
+    /// Waits until the process exits by itself, and returns as soon as it has.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`] if the process does not exit within `limit`, or exits with a failure.
     pub(crate) fn wait(&mut self, limit: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + limit;
-        while Instant::now() < deadline {
+        loop {
             interrupt::check()?;
             match self.child.try_wait() {
-                Ok(None) => thread::sleep(POLL_INTERVAL),
                 Ok(Some(status)) if status.success() => return Ok(()),
                 Ok(Some(status)) => return Err(self.exited(status)),
-                Err(source) => {
-                    return Err(source).context(|| "cannot watch a child process".into());
+                Ok(None) if Instant::now() < deadline => self.await_exit(),
+                Ok(None) => {
+                    return Err(Error::Unavailable(format!(
+                        "it did not exit within {} s{}",
+                        limit.as_secs(),
+                        self.last_error_line()
+                    )));
                 }
+                Err(source) => Err(source),
             }
+            .context(|| "cannot watch a child process".into())?;
         }
-        Err(Error::Unavailable(format!(
-            "it did not exit within {} s{}",
-            limit.as_secs(),
-            self.last_error_line()
-        )))
+    }
+
+    /// Waits until the process exits, or for [`INTERRUPT_INTERVAL`]. The process must not have been
+    /// waited for.
+    fn await_exit(&self) -> io::Result<()> {
+        let process = Pid::from_child(&self.child);
+        // The descriptor becomes readable when the process exits (pidfd_open(2)).
+        let exit = rustix::process::pidfd_open(process, PidfdFlags::empty())?;
+        match poll(
+            &mut [PollFd::new(&exit, PollFlags::IN)],
+            Some(&INTERRUPT_INTERVAL),
+        ) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn exited(&self, status: ExitStatus) -> Error {
@@ -201,10 +235,14 @@ impl PinnedChild {
     }
 
     /// Returns the last line that the process wrote to standard error, after a colon, to be
-    /// appended to a message. Returns an empty string if there is no such line.
+    /// appended to a message. Returns an empty string if there is no such line. Prefers a line that
+    /// begins with `error:`, because our programs end a message about their command line with a
+    /// hint at `--help`.
     fn last_error_line(&self) -> String {
         let text = std::fs::read_to_string(&self.errors).unwrap_or_default();
-        match text.lines().rev().find(|line| !line.trim().is_empty()) {
+        let mut lines = text.lines().rev();
+        let explicit = lines.clone().find(|line| line.starts_with("error:"));
+        match explicit.or_else(|| lines.find(|line| !line.trim().is_empty())) {
             Some(line) => format!(": {}", line.trim()),
             None => String::new(),
         }

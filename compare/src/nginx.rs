@@ -1,0 +1,146 @@
+//! Starts nginx, which is a contender of `compare serve` and the server of `compare get`, with the
+//! settings that are best for static files.
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Error};
+use crate::machine;
+
+/// The values that nginx's configuration is built from.
+pub(crate) struct NginxSetup<'a> {
+    /// The directory of files to serve.
+    pub(crate) files: &'a Path,
+    /// A directory for nginx's own files, such as its configuration.
+    pub(crate) scratch: &'a Path,
+    /// The address to listen on.
+    pub(crate) address: SocketAddr,
+    /// The maximum number of files that nginx keeps open between requests, or `None` if it keeps
+    /// none open.
+    pub(crate) open_files: Option<u32>,
+    /// The file to which nginx appends a line per request, with the status and the number of bytes
+    /// of the body that it has sent, or `None` if it keeps no log.
+    pub(crate) body_log: Option<&'a Path>,
+}
+
+/// nginx as it is installed, and the configuration to start it with.
+pub(crate) struct Nginx {
+    /// The program and its arguments.
+    pub(crate) command: Vec<OsString>,
+    /// nginx's name and version.
+    pub(crate) version: String,
+    /// The content of the configuration file.
+    pub(crate) configuration: String,
+}
+
+impl Nginx {
+    /// Finds nginx, and writes its configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] if nginx is not installed.
+    pub(crate) fn prepare(setup: &NginxSetup<'_>) -> Result<Self, Error> {
+        let program = find().ok_or_else(|| {
+            Error::Unavailable(
+                "nginx is not installed: install nginx-light (Debian, Ubuntu) or nginx".into(),
+            )
+        })?;
+        let version = machine::first_line_of(&program.to_string_lossy(), &["-v"])
+            .map(|line| line.replace("nginx version: ", ""))
+            .ok_or_else(|| Error::Unavailable("`nginx -v` prints nothing".into()))?;
+        let configuration = configuration(setup);
+        let file = setup.scratch.join("nginx.conf");
+        fs::write(&file, &configuration).context(|| format!("cannot write {}", file.display()))?;
+        Ok(Self {
+            command: vec![
+                program.into(),
+                "-p".into(),
+                setup.scratch.into(),
+                "-e".into(),
+                setup.scratch.join("error.log").into(),
+                "-c".into(),
+                file.into(),
+            ],
+            version,
+            configuration,
+        })
+    }
+}
+
+/// Searches `PATH`, and then the directories where nginx is usually installed, which are not in
+/// every user's `PATH`.
+fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/local/sbin", "/usr/local/nginx/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join("nginx"))
+        .find(|candidate| candidate.is_file())
+}
+
+/// Returns the configuration. It turns off what costs time per request, and turns on what saves
+/// time.
+///
+/// nginx runs without a master process, so that all of its CPU time and memory belong to a single
+/// process, which uses the same event loop as a worker. `multi_accept` and the backlog matter only
+/// while connections are being opened, which is not timed. The `keepalive_*` limits are so high
+/// that no run reaches them. This is fair, because no run reaches such limits of the other
+/// contenders either.
+fn configuration(setup: &NginxSetup<'_>) -> String {
+    let files = quoted(setup.files);
+    let scratch = |name: &str| quoted(&setup.scratch.join(name));
+    let address = setup.address;
+    let open_files = match setup.open_files {
+        Some(maximum) => format!("open_file_cache max={maximum} inactive=60s"),
+        None => "open_file_cache off".to_owned(),
+    };
+    let log = match setup.body_log {
+        Some(path) => format!(
+            "log_format body \"$status $body_bytes_sent\";\n    access_log {} body",
+            quoted(path)
+        ),
+        None => "access_log off".to_owned(),
+    };
+    let error_log = scratch("error.log");
+    let pid = scratch("nginx.pid");
+    let temporary_paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|module| format!("    {module}_temp_path {};\n", scratch(module)))
+        .concat();
+    format!(
+        "daemon off;
+master_process off;
+worker_processes 1;
+error_log {error_log} crit;
+pid {pid};
+events {{
+    use epoll;
+    worker_connections 16384;
+    multi_accept on;
+}}
+http {{
+    {log};
+    sendfile on;
+    sendfile_max_chunk 2m;
+    tcp_nopush on;
+    tcp_nodelay on;
+    {open_files};
+    open_file_cache_valid 60s;
+    keepalive_requests 1000000000;
+    keepalive_timeout 3600s;
+    types {{ }}
+    default_type application/octet-stream;
+{temporary_paths}    server {{
+        listen {address} reuseport backlog=16384;
+        root {files};
+    }}
+}}
+"
+    )
+}
+
+/// Quotes a path so that nginx's configuration reads it as a single word.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
