@@ -63,6 +63,10 @@ compare-copy *ARGS:
 compare-receive *ARGS:
     cargo run --release -p compare -- receive {{ ARGS }}
 
+# Compares `uncopied get` with curl, wget, aria2 and a plain loop.
+compare-get *ARGS:
+    cargo run --release -p compare -- get {{ ARGS }}
+
 # The tests overwrite buffers as soon as the completions allow it, and regions at any time, while
 # the receivers check every byte.
 #

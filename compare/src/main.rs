@@ -12,6 +12,7 @@
 mod command_line;
 mod copy;
 mod error;
+mod get;
 mod interrupt;
 mod loopback;
 mod machine;
@@ -56,6 +57,8 @@ enum Command {
     Memory(memory::options::MemoryOptions),
     /// Compare ways to receive over TCP: CPU per GB, throughput, share of bytes mapped.
     Receive(receive::options::ReceiveOptions),
+    /// Compare programs that download files: CPU time, time, files per second.
+    Get(get::options::GetOptions),
     /// Send a file once, and report the CPU time: a contender of `copy`.
     #[command(hide = true)]
     CopySender(copy::sender::CopySenderFlags),
@@ -65,6 +68,9 @@ enum Command {
     /// Receive until the stream ends, and report the CPU time: a contender of `receive`.
     #[command(hide = true)]
     MemoryReceiver(receive::receiver::MemoryReceiverFlags),
+    /// Download a file with a minimal loop of recv and write: a contender of `get`.
+    #[command(hide = true)]
+    GetLoop(get::plain_loop::LoopFlags),
     /// Serve files with a minimal sendfile loop: a contender of `serve`.
     #[command(hide = true)]
     PlainServer(ServerFlags),
@@ -92,6 +98,8 @@ fn main() -> ExitCode {
         Command::Copy(options) => copy::run(&options),
         Command::Memory(options) => memory::run(&options),
         Command::Receive(options) => receive::run(&options),
+        Command::Get(options) => get::run(&options),
+        Command::GetLoop(flags) => get::plain_loop::run(&flags),
         Command::CopySender(flags) => copy::sender::run(&flags),
         Command::MemorySender(flags) => memory::sender::run(&flags),
         Command::MemoryReceiver(flags) => receive::receiver::run(&flags),

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::command_line::Uncopied;
 use crate::error::{Context, Error};
 use crate::machine;
 use crate::participant::{Contender, Exclusion};
@@ -125,12 +126,20 @@ pub(crate) fn contender_line(
     line
 }
 
-/// Formats a command line as text. Replaces the path of this program with `compare`, so that the
-/// report does not depend on where the program was built.
+/// Formats a command line as text. Replaces the paths of this program and of `uncopied` with their
+/// names, so that the report does not depend on where the programs were built.
 pub(crate) fn command_text(command: &[OsString]) -> String {
     let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
-    let own = process::own_program().unwrap_or_default();
-    words.join(" ").replace(&*own.to_string_lossy(), "compare")
+    let mut text = words.join(" ");
+    for (path, name) in [
+        (process::own_program(), "compare"),
+        (Uncopied::path(), "uncopied"),
+    ] {
+        if let Ok(path) = path {
+            text = text.replace(&*path.to_string_lossy(), name);
+        }
+    }
+    text
 }
 
 /// Builds one table of medians for each case. A table has a row for each contender, a column for

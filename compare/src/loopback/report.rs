@@ -1,4 +1,4 @@
-//! The sections that the reports of `memory`, `copy` and `receive` share.
+//! The sections that the reports of `memory`, `copy`, `receive` and `get` share.
 
 use std::ffi::OsString;
 

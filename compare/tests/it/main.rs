@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod copy;
+mod get;
 mod memory;
 mod receive;
 mod serve;
