@@ -132,7 +132,12 @@ pub(crate) fn sink_kind(sink: BorrowedFd<'_>) -> SinkKind {
         return SinkKind::Other;
     };
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile | FileType::BlockDevice if !appends(sink) => SinkKind::File,
+        FileType::RegularFile | FileType::BlockDevice => match rustix::fs::fcntl_getfl(sink) {
+            // Linux ignores the offset of a write (`pwrite(2)`).
+            Ok(flags) if flags.contains(OFlags::APPEND) => SinkKind::Other,
+            Ok(flags) if flags.contains(OFlags::DIRECT) => SinkKind::Direct,
+            _ => SinkKind::File,
+        },
         FileType::Fifo => SinkKind::Pipe,
         FileType::CharacterDevice if is_null(stat.st_rdev) && is_writable(sink) => SinkKind::Null,
         _ => SinkKind::Other,
@@ -150,12 +155,6 @@ fn is_writable(sink: BorrowedFd<'_>) -> bool {
         let access = flags & OFlags::RWMODE;
         access == OFlags::WRONLY || access == OFlags::RDWR
     })
-}
-
-/// Whether a descriptor writes at the end of its file, whatever offset it is given (`O_APPEND`,
-/// `pwrite(2)`).
-fn appends(sink: BorrowedFd<'_>) -> bool {
-    rustix::fs::fcntl_getfl(sink).is_ok_and(|flags| flags.contains(OFlags::APPEND))
 }
 
 /// A range whose end lies before its start.

@@ -435,6 +435,8 @@ pub enum SinkKind {
     /// A regular file or a block device, whose contents the kernel keeps in the page cache. It can
     /// be written to at any offset.
     File,
+    /// Like [`File`](Self::File), but opened with `O_DIRECT`: whole blocks bypass the page cache.
+    Direct,
     /// A pipe or a FIFO.
     Pipe,
     /// `/dev/null`.
@@ -483,7 +485,8 @@ impl ReceiveFilePlanInput {
 ///   0.31 to a pipe, and 0.75 to `/dev/null`, where `discard` takes 0.5. For pieces of 1448 bytes
 ///   to a file, it takes 1.04 to 1.07 of that of `copy`, because each piece needs a slot of the
 ///   pipe, and for pieces of 8 KiB, 0.98 to 0.99. It has not been measured with a network card. A
-///   terminal gains nothing from it.
+///   terminal gains nothing from it. A file that was opened with `O_DIRECT` refuses it, unless
+///   every payload is a whole block.
 /// - `copy` always works.
 const SOCKET_TO_FILE: [Row<ReceiveFilePlanInput>; 3] = [
     Row {
@@ -492,7 +495,7 @@ const SOCKET_TO_FILE: [Row<ReceiveFilePlanInput>; 3] = [
     },
     Row {
         mechanism: Mechanism::Splice,
-        pays: |input| input.sink != SinkKind::Other,
+        pays: |input| !matches!(input.sink, SinkKind::Other | SinkKind::Direct),
     },
     Row {
         mechanism: Mechanism::Copy,
@@ -733,6 +736,7 @@ mod tests {
             (file, &[], &[Splice, Copy]),
             (file, &[Splice], &[Copy]),
             (to(SinkKind::Other), &[], &[Copy]),
+            (to(SinkKind::Direct), &[], &[Copy]),
             (to(SinkKind::Pipe), &[], &[Splice, Copy]),
             (to(SinkKind::Pipe), &[Splice], &[Copy]),
             (null, &[], &[Discard, Splice, Copy]),

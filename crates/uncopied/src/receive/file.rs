@@ -73,6 +73,10 @@ pub fn receive_file(
 /// the disk later, or with `fsync(2)`. The file is not truncated. If another process truncates it
 /// meanwhile, the next write extends it again, and leaves a hole in place of the bytes that were
 /// cut off.
+///
+/// If the file was opened with `O_DIRECT`, whole blocks of 4 KiB bypass the page cache. What comes
+/// before the first block boundary and after the last one of each write goes through it, by a
+/// second descriptor, which is opened by way of `/proc` when it is first needed.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is received before `from`"]
 pub struct ReceiveFile<'a> {
@@ -194,7 +198,7 @@ impl<'a> ReceiveFile<'a> {
         endpoint::check_stream_socket(socket)
             .map_err(|errno| failed(ErrorKind::NotAStreamSocket, "getsockopt", errno))?;
         let sink_kind = endpoint::sink_kind(self.sink);
-        let has_offsets = sink_kind == SinkKind::File;
+        let has_offsets = matches!(sink_kind, SinkKind::File | SinkKind::Direct);
         if self.offset.is_some() && !has_offsets {
             return Err(Error::before_transfer(
                 ErrorKind::SinkNotSeekable,

@@ -4,10 +4,10 @@
 //! [`Kernel`] declares the calls, and [`Linux`] makes them. A test can run the same mechanisms with
 //! its own implementation of [`Kernel`].
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, Result};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::SpliceFlags;
@@ -153,6 +153,10 @@ pub(crate) trait Kernel {
 
     /// `pwrite(2)` at this offset, or `write(2)` where the descriptor itself stands.
     fn write(&self, sink: BorrowedFd<'_>, bytes: &[u8], offset: Option<u64>) -> Result<usize>;
+
+    /// Opens the file of a descriptor again, for writing and without `O_DIRECT`: `open(2)` of its
+    /// entry in `/proc`.
+    fn reopen_buffered(&self, sink: BorrowedFd<'_>) -> Result<OwnedFd>;
 
     /// Reserves space for `len` bytes of a file, without changing its size: `fallocate(2)` with
     /// `FALLOC_FL_KEEP_SIZE`.
@@ -360,6 +364,12 @@ impl Kernel for Linux {
             Some(offset) => without_sigxfsz(|| rustix::io::pwrite(sink, bytes, offset)),
             None => without_sigpipe(|| without_sigxfsz(|| rustix::io::write(sink, bytes))),
         }
+    }
+
+    fn reopen_buffered(&self, sink: BorrowedFd<'_>) -> Result<OwnedFd> {
+        let path = format!("/proc/thread-self/fd/{}", sink.as_raw_fd());
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, rustix::fs::Mode::empty())
     }
 
     fn reserve(&self, sink: BorrowedFd<'_>, offset: u64, len: u64) -> Result<()> {

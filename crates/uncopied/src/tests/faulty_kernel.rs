@@ -43,6 +43,7 @@ pub(super) enum Call {
     ReadPipe,
     Write,
     Reserve,
+    Reopen,
     IsWritable,
     HasUpperProtocol,
     MapWindow,
@@ -73,6 +74,7 @@ impl Call {
             Self::ReadPipe => "read",
             Self::Write => "pwrite",
             Self::Reserve => "fallocate",
+            Self::Reopen => "open",
             Self::IsWritable => "poll",
         }
     }
@@ -440,6 +442,12 @@ impl Kernel for FaultyKernel {
     fn write(&self, sink: BorrowedFd<'_>, bytes: &[u8], offset: Option<u64>) -> Result<usize> {
         let made = CallRecord::new(Call::Write, bytes.len(), offset.unwrap_or(0));
         self.moving(made, |count| Linux.write(sink, &bytes[..count], offset))
+    }
+
+    fn reopen_buffered(&self, sink: BorrowedFd<'_>) -> Result<OwnedFd> {
+        self.other(CallRecord::new(Call::Reopen, 0, 0), || {
+            Linux.reopen_buffered(sink)
+        })
     }
 
     fn reserve(&self, sink: BorrowedFd<'_>, offset: u64, len: u64) -> Result<()> {

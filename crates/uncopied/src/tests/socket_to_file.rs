@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::thread;
 
 use proptest::prelude::*;
@@ -14,10 +15,10 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::faulty_kernel::Call::{
-    Discard, HasUpperProtocol, IsWritable, Peek, Pipe, ReadPipe, Recv, Reserve, ResizePipe,
+    Discard, HasUpperProtocol, IsWritable, Peek, Pipe, ReadPipe, Recv, Reopen, Reserve, ResizePipe,
     SpliceReceive, SpliceToFile, Write as WriteCall,
 };
-use super::faulty_kernel::{Call, Fault, FaultRule, FaultyKernel};
+use super::faulty_kernel::{Call, CallRecord, Fault, FaultRule, FaultyKernel};
 use super::{FILE_BYTES, MAX_STEPS, faultless, pattern, tcp_pair};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
@@ -614,6 +615,57 @@ fn a_transfer_to_past_the_largest_file_takes_no_byte() {
         assert_eq!((error.kind(), error.moved()), (ErrorKind::Sink, 0));
         assert_eq!(error.raw_os_error(), Some(libc::EFBIG));
         assert_eq!(transfer.held_bytes(), 0);
+    }
+}
+
+/// Whole blocks are written with `O_DIRECT`, and the rest with a second descriptor.
+#[test]
+fn faults_of_a_direct_file_lose_no_byte() {
+    let reopen = |errno| (FaultRule::once(Reopen, 0, fails(errno)), Some(("open", 0)));
+    let cases = [
+        (FaultRule::once(Reopen, 0, fails(Errno::INTR)), None),
+        reopen(Errno::NOENT),
+        reopen(Errno::ACCESS),
+        // Larger blocks than those that the library writes.
+        (
+            FaultRule::during(WriteCall, 1..2, fails(Errno::INVAL)),
+            None,
+        ),
+        (
+            FaultRule::once(WriteCall, 1, fails(Errno::NOSPC)),
+            Some(("pwrite", 4095)),
+        ),
+    ];
+    for (rule, expected) in cases {
+        let file = tempfile::NamedTempFile::new_in(".").expect("a file");
+        let direct = std::fs::OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(file.path())
+            .expect("a file system with O_DIRECT");
+        let case = format!("{rule:?}");
+        let kernel = FaultyKernel::new(vec![rule]);
+        let (source, mut peer) = tcp_pair();
+        peer.write_all(&pattern(50_000)).expect("sent");
+        drop(peer);
+        let mut transfer = ReceiveTransfer::new(Some(1), Length::UntilEof, Plan::copying());
+        let mut run = || loop {
+            wait_until_readable(&source);
+            match transfer.step_with(&kernel, source.as_fd(), direct.as_fd(), false) {
+                Ok(Progress::Done) => return None,
+                Ok(_) => {}
+                Err(error) => return Some((error.call().unwrap_or(""), error.moved())),
+            }
+        };
+        let failure = run();
+        assert_eq!(failure, expected, "{case}");
+        if failure.is_some() {
+            assert_eq!(run(), None, "{case}: the cause is gone");
+        }
+        let written = std::fs::read(file.path()).expect("read");
+        assert!(written[1..] == pattern(50_000), "{case}");
+        let is_whole = |call: &CallRecord| call.count.is_multiple_of(4096);
+        assert!(kernel.calls(WriteCall).iter().any(is_whole), "{case}");
     }
 }
 

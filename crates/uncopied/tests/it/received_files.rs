@@ -4,7 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 
@@ -90,6 +90,42 @@ fn streams_of_sizes_around_every_boundary_arrive_on_tmpfs() {
         TMPFS,
         "streams_of_sizes_around_every_boundary_arrive_on_tmpfs",
     );
+}
+
+/// Blocks bypass the page cache, and the bytes around them do not.
+#[test]
+fn a_file_with_o_direct_gets_every_byte() {
+    let name = "received_files::a_file_with_o_direct_gets_every_byte";
+    let page = rustix::param::page_size();
+    for offset in [0, 1, page - 1, page, 3 * page + 777] {
+        for size in [1, page - 1, page, 2 * page + 1, 300_000, MIB] {
+            for_each_way_to_files(|mechanism, family, driver| {
+                let case = format!("{size} at {offset} by {mechanism}, {family:?}, {driver:?}");
+                let file = tempfile::NamedTempFile::new_in(".").unwrap();
+                let around = vec![b'o'; offset + size + 100];
+                std::fs::write(file.path(), &around).unwrap();
+                let mut options = OpenOptions::new();
+                let options = options.write(true).custom_flags(libc::O_DIRECT);
+                let Ok(direct) = options.open(file.path()) else {
+                    return skip(name, "needs a file system with O_DIRECT");
+                };
+                let (socket, peer) = socket_pair(family);
+                let peer = sending(peer, pattern(size));
+                let receive = ReceiveFile::new(&direct)
+                    .at(offset as u64)
+                    .length(Length::Exact(size as u64))
+                    .force_mechanisms(&[mechanism, Mechanism::Copy]);
+                let report = receive_into(driver, family, socket, &receive).expect(&case);
+                peer.join().unwrap();
+                assert_eq!(report.bytes(), size as u64, "{case}: {report}");
+                let written = std::fs::read(file.path()).unwrap();
+                assert_eq!(written.len(), around.len(), "{case}");
+                assert!(written[offset..][..size] == pattern(size), "{case}");
+                let others = written[..offset].iter().chain(&written[offset + size..]);
+                assert!(others.copied().all(|byte| byte == b'o'), "{case}");
+            });
+        }
+    }
 }
 
 #[test]

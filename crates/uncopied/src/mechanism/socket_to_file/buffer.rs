@@ -8,7 +8,7 @@ pub(super) const BUFFER_BYTES: usize = 256 << 10;
 
 /// The alignment of the buffer. Large memory from `malloc(3)` begins 16 bytes after the start of a
 /// page. On an AMD EPYC, receiving into such a buffer has taken four times as long at times.
-const ALIGNMENT: usize = 4096;
+pub(super) const ALIGNMENT: usize = 4096;
 
 thread_local! {
     /// A buffer that no transfer of this thread uses. New memory would cost a page fault for every
@@ -21,7 +21,7 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(super) struct Buffer {
     memory: Option<Box<[u8]>>,
-    /// The index of the first byte of `memory` that is [aligned](ALIGNMENT).
+    /// The index of the first byte of `memory` that is used.
     base: usize,
     start: usize,
     end: usize,
@@ -39,20 +39,23 @@ impl Buffer {
         &memory[self.start..self.end]
     }
 
-    /// Returns memory for at most `want` bytes. There must be no bytes in the buffer.
-    pub(super) fn spare(&mut self, want: usize) -> &mut [u8] {
+    /// Returns memory for at most `want` bytes, which begins `skew` bytes after an
+    /// [aligned](ALIGNMENT) address. There must be no bytes in the buffer.
+    pub(super) fn spare(&mut self, want: usize, skew: usize) -> &mut [u8] {
+        let skew = skew % ALIGNMENT;
         let idle = || IDLE.try_with(Cell::take).ok().flatten();
         let new = || vec![0; BUFFER_BYTES + ALIGNMENT].into_boxed_slice();
         let memory = self
             .memory
             .get_or_insert_with(|| idle().unwrap_or_else(new));
-        self.base = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-        &mut memory[self.base..][..want.min(BUFFER_BYTES)]
+        self.base = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT) + skew;
+        &mut memory[self.base..][..want.min(BUFFER_BYTES - skew)]
     }
 
     /// Records that the first `bytes` bytes of the [spare](Self::spare) memory were filled.
     pub(super) fn filled(&mut self, bytes: usize) {
-        (self.start, self.end) = (self.base, self.base + bytes.min(BUFFER_BYTES));
+        let len = self.memory.as_deref().unwrap_or_default().len();
+        (self.start, self.end) = (self.base, len.min(self.base + bytes));
     }
 
     /// Removes the first bytes.

@@ -9,7 +9,7 @@ mod copy;
 mod discard;
 mod splice;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -67,6 +67,8 @@ pub(crate) struct TakenBytes {
     buffer: Buffer,
     pipe: Option<Pipe>,
     discard: Discard,
+    /// A second descriptor of a sink that was opened with `O_DIRECT`, without that flag.
+    buffered: Option<OwnedFd>,
 }
 
 impl TakenBytes {
@@ -96,7 +98,10 @@ impl TakenBytes {
         let outcome = match mechanism {
             Mechanism::Splice => splice::step(kernel, &mut self.pipe, step),
             Mechanism::Discard => self.discard.step(kernel, step),
-            Mechanism::Copy => copy::step(kernel, &mut self.buffer, self.pipe.as_mut(), step),
+            Mechanism::Copy => {
+                let (buffer, buffered) = (&mut self.buffer, &mut self.buffered);
+                copy::step(kernel, buffer, self.pipe.as_mut(), buffered, step)
+            }
             // A mechanism that does not write to files.
             _ => Status::Unsupported(Errno::INVAL).into(),
         };
