@@ -1,7 +1,7 @@
 //! Makes downloads. For each, starts a downloader's process, waits for its exit, and checks what it
 //! has saved.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,6 +65,11 @@ impl Downloads<'_> {
         self.server.skip_log()?;
         let saved = self.session.scratch().join("saved");
         create_empty(&saved)?;
+        // Wait until the removal of earlier files is on the disk, so that the file system does none
+        // of that work during the measurement.
+        File::open(&saved)
+            .and_then(|directory| Ok(rustix::fs::syncfs(directory)?))
+            .context(|| format!("cannot sync {}", saved.display()))?;
         let sample = match case {
             GetCase::File(_) => self.fetch_one(contender, case, &saved.join("large.bin"))?,
             GetCase::Null(_) => self.fetch_one(contender, case, Path::new("/dev/null"))?,
