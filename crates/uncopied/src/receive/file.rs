@@ -77,6 +77,12 @@ pub fn receive_file(
 /// If the file was opened with `O_DIRECT`, whole blocks of 4 KiB bypass the page cache. What comes
 /// before the first block boundary and after the last one of each write goes through it, by a
 /// second descriptor, which is opened by way of `/proc` when it is first needed.
+///
+/// # Stability of the bytes
+///
+/// Bytes in a file do not change any more. A pipe that was spliced into holds references to the
+/// memory of the packets. If the peer is on the same host and has sent a file with `sendfile`,
+/// these are the pages of its file, and a change to the file shows until the pipe has been read.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is received before `from`"]
 pub struct ReceiveFile<'a> {
