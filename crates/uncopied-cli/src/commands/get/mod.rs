@@ -304,7 +304,9 @@ impl Run {
             if !self.taken.borrow_mut().insert(path.clone()) {
                 return Err(GetError::SameFile(path.clone()));
             }
-            self.context.progress.set_name(&path.display());
+            // The directory says less, and could fill the line.
+            let name = path.file_name().unwrap_or(path.as_os_str());
+            self.context.progress.set_name(&name.display());
         }
         let progress = Rc::clone(&self.context.progress);
         let meter = Meter::new(progress, self.limit.clone());

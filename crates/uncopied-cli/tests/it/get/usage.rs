@@ -269,8 +269,10 @@ fn progress_is_shown_on_a_terminal_only() {
     for (flags, is_shown) in [(&[][..], true), (&["-q"], false)] {
         let terminal = Terminal::open();
         let url = server.url("f");
-        let arguments = [&[url.as_str(), "-f", "--limit-rate", "800k"], flags].concat();
-        let status = get(directory.path(), &arguments)
+        let output = directory.path().join("name");
+        let output = output.to_str().unwrap();
+        let arguments = [url.as_str(), "-f", "--limit-rate", "800k", "-o", output];
+        let status = get(directory.path(), &[&arguments, flags].concat())
             .stdout(Stdio::null())
             .stderr(terminal.other_end())
             .status()
@@ -279,5 +281,6 @@ fn progress_is_shown_on_a_terminal_only() {
         let text = terminal.written();
         assert_eq!(text.contains("B/s"), is_shown, "{text}");
         assert_eq!(text.contains('%'), is_shown, "{text}");
+        assert_eq!(text.contains("name "), is_shown, "{text}");
     }
 }
