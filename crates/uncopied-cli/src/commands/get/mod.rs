@@ -54,7 +54,7 @@ use summary::{Download, Summary};
 pub(crate) use error::GetError;
 
 /// How many files may wait at the same time to be synced and renamed. Each of them is open.
-const MAX_FINISHING: u32 = 256;
+const MAX_FINISHING: u32 = 512;
 
 /// Downloads all URLs.
 ///

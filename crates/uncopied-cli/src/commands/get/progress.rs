@@ -58,7 +58,7 @@ impl Progress {
             } else {
                 bar.set_length(files as u64);
                 progress.set_style(&[
-                    "{pos}/{len} files {msg} {eta}",
+                    "{pos}/{len} {msg} {eta}",
                     "{pos}/{len} files {wide_bar} {msg} {eta} left",
                 ]);
             }

@@ -9,7 +9,7 @@ mod sync;
 mod written;
 
 use std::cell::{Cell, RefCell};
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -61,6 +61,7 @@ impl Names {
 /// A file that is being downloaded. It is locked until it is dropped.
 pub(crate) struct Partial {
     file: Arc<File>,
+    identity: Identity,
     names: Names,
     url: String,
     version: RefCell<Version>,
@@ -80,16 +81,14 @@ impl Partial {
     /// be created.
     pub(crate) fn open(target: &Path, url: &str, resume: bool) -> Result<Self, GetError> {
         let names = Names::new(target);
-        let file = open_locked(&names.temporary)?;
-        let metadata = file
-            .metadata()
-            .map_err(GetError::file("examine", &names.temporary))?;
+        let (file, metadata) = open_locked(&names.temporary)?;
         let found = match resume && metadata.len() > 0 {
             true => Record::read(&names.record).filter(|record| record.url == url),
             false => None,
         };
         let partial = Self {
             file: Arc::new(file),
+            identity: Identity::of(&metadata),
             url: url.to_owned(),
             version: RefCell::default(),
             written: Rc::default(),
@@ -283,10 +282,10 @@ impl Partial {
             let _ = self.file.set_modified(time);
         }
         syncer
-            .sync(self.file())
+            .sync(self.file(), self.identity.device)
             .await
             .map_err(GetError::file("sync", temporary))?;
-        if !is_at(&self.file, temporary) {
+        if !self.identity.is_at(temporary) {
             return Err(GetError::NotOurs(temporary.clone()));
         }
         let flags = match replace {
@@ -318,7 +317,7 @@ impl Partial {
         }
         // The failure that led here is the one to report.
         let _ = self.remove_record();
-        if is_at(&self.file, &self.names.temporary) {
+        if self.identity.is_at(&self.names.temporary) {
             let _ = fs::remove_file(&self.names.temporary);
         }
         false
@@ -326,7 +325,7 @@ impl Partial {
 }
 
 /// Opens or creates a temporary file, and locks it. Never follows a link.
-fn open_locked(path: &Path) -> Result<File, GetError> {
+fn open_locked(path: &Path) -> Result<(File, Metadata), GetError> {
     loop {
         let mut options = fs::OpenOptions::new();
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -339,28 +338,42 @@ fn open_locked(path: &Path) -> Result<File, GetError> {
             }
             Err(error) => return Err(GetError::file("create", path)(error)),
         };
-        let metadata = file.metadata().map_err(GetError::file("examine", path))?;
-        // A second name would show the bytes before they are whole.
-        if !metadata.is_file() || metadata.nlink() > 1 {
-            return Err(GetError::NotOurs(path.to_owned()));
-        }
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(GetError::Busy(path.to_owned())),
             Err(errno) => return Err(GetError::file("lock", path)(errno.into())),
         }
+        let metadata = file.metadata().map_err(GetError::file("examine", path))?;
         // Between opening and locking, another download may have given the file its final name.
-        if is_at(&file, path) {
-            return Ok(file);
+        if !Identity::of(&metadata).is_at(path) {
+            continue;
         }
+        // A second name would show the bytes before they are whole.
+        if !metadata.is_file() || metadata.nlink() > 1 {
+            return Err(GetError::NotOurs(path.to_owned()));
+        }
+        return Ok((file, metadata));
     }
 }
 
-/// Whether this file is the one at a path.
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
-        _ => false,
+/// What identifies a file, whatever its name is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
+
+    /// Whether this file is the one at a path.
+    fn is_at(self, path: &Path) -> bool {
+        fs::symlink_metadata(path).is_ok_and(|metadata| Self::of(&metadata) == self)
     }
 }
 

@@ -3,18 +3,28 @@
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::{spawn_blocking, spawn_local};
+use tokio::time::sleep;
 
 /// From this number of files on, the file system is synced as a whole: each `fsync` would wait for
 /// a commit of the journal of its own.
 const MIN_FILES_FOR_SYNCFS: usize = 8;
 
-type Waiting = (Arc<File>, oneshot::Sender<io::Result<()>>);
+/// The pause between two batches. Downloads of small files fill the next batch meanwhile, so that
+/// the disk commits hundreds of them at a time.
+const PAUSE_BETWEEN_BATCHES: Duration = Duration::from_millis(20);
+
+/// A file that waits to be synced.
+struct Waiting {
+    file: Arc<File>,
+    device: u64,
+    done: oneshot::Sender<io::Result<()>>,
+}
 
 /// Syncs files on another thread. While one batch is synced, the next one is collected.
 #[derive(Clone, Default)]
@@ -27,7 +37,7 @@ struct State {
 }
 
 impl Syncer {
-    /// Waits until the content of a file is on the disk.
+    /// Waits until the content of a file on a device is on the disk.
     ///
     /// # Errors
     ///
@@ -36,9 +46,12 @@ impl Syncer {
     /// # Cancellation
     ///
     /// Dropping the future changes nothing: the file is synced nevertheless.
-    pub(crate) async fn sync(&self, file: Arc<File>) -> io::Result<()> {
+    pub(crate) async fn sync(&self, file: Arc<File>, device: u64) -> io::Result<()> {
         let (done, outcome) = oneshot::channel();
-        self.0.waiting.borrow_mut().push((file, done));
+        self.0
+            .waiting
+            .borrow_mut()
+            .push(Waiting { file, device, done });
         if !self.0.is_running.replace(true) {
             spawn_local(run(Rc::clone(&self.0)));
         }
@@ -57,24 +70,25 @@ async fn run(state: Rc<State>) {
         }
         // If the thread panics, the batch is dropped, which every waiting download finds out.
         let _ = spawn_blocking(move || sync_batch(batch)).await;
+        sleep(PAUSE_BETWEEN_BATCHES).await;
     }
     state.is_running.set(false);
 }
 
 fn sync_batch(batch: Vec<Waiting>) {
-    let device = |file: &File| file.metadata().map(|metadata| metadata.dev()).ok();
-    let first = batch.first().and_then(|(file, _)| device(file));
-    let is_one_device = || batch.iter().all(|(file, _)| device(file) == first);
-    if batch.len() >= MIN_FILES_FOR_SYNCFS && first.is_some() && is_one_device() {
+    let is_one_device = batch
+        .windows(2)
+        .all(|pair| pair[0].device == pair[1].device);
+    if batch.len() >= MIN_FILES_FOR_SYNCFS && is_one_device {
         // syncfs(2) reports failures to write since Linux 5.8.
-        let outcome = rustix::fs::syncfs(&*batch[0].0);
-        for (_, done) in batch {
+        let outcome = rustix::fs::syncfs(&*batch[0].file);
+        for waiting in batch {
             // The download may have been given up meanwhile.
-            let _ = done.send(outcome.map_err(Into::into));
+            let _ = waiting.done.send(outcome.map_err(Into::into));
         }
     } else {
-        for (file, done) in batch {
-            let _ = done.send(file.sync_all());
+        for waiting in batch {
+            let _ = waiting.done.send(waiting.file.sync_all());
         }
     }
 }
