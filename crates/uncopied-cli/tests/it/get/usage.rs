@@ -258,6 +258,36 @@ fn the_summary_counts_bytes_by_mechanism() {
     assert_eq!(summary["downloads"][0]["path"], serde_json::Value::Null);
 }
 
+/// Whatever arrives together with the head has passed through memory.
+#[test]
+fn bodies_are_moved_by_the_kernel_unless_that_is_switched_off() {
+    const LEN: u64 = 3_000_000;
+    let version = Version {
+        data: test_bytes(LEN as usize),
+        tag: "\"a\"",
+    };
+    let expected = version.data.clone();
+    let server = Scripted::start(move |head, socket, _| version.send(head, socket));
+    let directory = tempfile::tempdir().unwrap();
+    let url = server.url("f");
+    for (output, switch, mechanism) in [
+        ("f", "on", "splice"),
+        ("f", "off", "copy"),
+        ("/dev/null", "on", "discard"),
+        ("/dev/null", "off", "copy"),
+    ] {
+        let run = get(directory.path(), &[&url, "-f", "--json", "-o", output])
+            .env("UNCOPIED_RECEIVE", switch)
+            .output()
+            .unwrap();
+        let summary: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+        let moved = summary["mechanisms"][mechanism].as_u64().unwrap();
+        assert!(moved > LEN - 100_000, "{output} {switch}: {summary}");
+        assert_eq!(summary["bytes"], LEN);
+    }
+    assert_eq!(std::fs::read(directory.path().join("f")).unwrap(), expected);
+}
+
 #[test]
 fn progress_is_shown_on_a_terminal_only() {
     let version = Version {
