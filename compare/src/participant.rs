@@ -25,6 +25,17 @@ pub(crate) fn by_name<C: Contender>(all: &'static [C], name: &str) -> Result<&'s
         })
 }
 
+/// Checks that each contender is found by its name, and no other one has that name.
+#[cfg(test)]
+pub(crate) fn check_names<C: Contender>(all: &'static [C]) {
+    for contender in all {
+        let namesakes = all.iter().filter(|other| other.name() == contender.name());
+        assert_eq!(namesakes.count(), 1, "{}", contender.name());
+        let found = by_name(all, contender.name());
+        assert!(found.is_ok_and(|found| found.about() == contender.about()));
+    }
+}
+
 /// Returns the contenders in `chosen`, or all contenders if `chosen` is empty. Either way, they are
 /// returned in the order in which `all` lists them.
 pub(crate) fn selected<C: Contender>(

@@ -28,11 +28,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_found() {
-        for contender in ALL {
-            let namesakes = ALL.iter().filter(|other| other.name == contender.name);
-            assert_eq!(namesakes.count(), 1, "{}", contender.name);
-            assert!(by_name(contender.name).is_ok_and(|found| found.about == contender.about));
-        }
+        participant::check_names(ALL);
         assert!(by_name("readv").is_err_and(|message| message.contains("uring_multishot")));
     }
 }
