@@ -19,6 +19,7 @@ mod control;
 #[doc(hidden)]
 pub mod fuzz;
 mod listening;
+mod second_text;
 mod warning;
 mod worker;
 

@@ -10,6 +10,8 @@ use http::StatusCode;
 use uncopied::Mechanism;
 use uncopied_http::Address;
 
+use crate::commands::serve::second_text::SecondText;
+
 /// The format of the log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LineFormat {
@@ -203,19 +205,16 @@ fn put(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
 }
 
 thread_local! {
-    /// The last second for which this thread has formatted the time, and the text.
-    static LAST_TIME: RefCell<(u64, Vec<u8>)> = const { RefCell::new((u64::MAX, Vec::new())) };
+    static TEXT_TIME: RefCell<SecondText> = const { RefCell::new(SecondText::new()) };
 }
 
-/// Appends the time in the combined format. It is formatted once per second.
+/// Appends the time in the combined format.
 fn text_time(out: &mut Vec<u8>, at: SystemTime) {
     let second = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    LAST_TIME.with_borrow_mut(|(last, text)| {
-        if *last != second {
+    TEXT_TIME.with_borrow_mut(|last| {
+        last.append(second, out, |text| {
             let time = CalendarTime::of(at);
             let month = MONTHS[usize::from(time.month - 1)];
-            *last = second;
-            text.clear();
             put(
                 text,
                 format_args!(
@@ -223,8 +222,7 @@ fn text_time(out: &mut Vec<u8>, at: SystemTime) {
                     time.day, time.year, time.hour, time.minute, time.second
                 ),
             );
-        }
-        out.extend_from_slice(text);
+        });
     });
 }
 

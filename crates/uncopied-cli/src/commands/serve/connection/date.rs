@@ -1,37 +1,35 @@
 //! The value of the `Date` header.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The length of a date of HTTP, such as `Sun, 06 Nov 1994 08:49:37 GMT`.
-const DATE_BYTES: usize = 29;
+use crate::commands::serve::second_text::SecondText;
 
 thread_local! {
-    /// The last date that was formatted, and its time in seconds since the Unix epoch.
-    static LAST: Cell<(u64, [u8; DATE_BYTES])> = const { Cell::new((0, [b' '; DATE_BYTES])) };
+    static DATE: RefCell<SecondText> = const { RefCell::new(SecondText::new()) };
 }
 
-/// Appends the current date to `out`. It is formatted once per second.
+/// Appends the current date to `out`.
 pub(super) fn write_date(out: &mut Vec<u8>) {
     // The coarse clock is a few milliseconds behind, but takes no system call to read.
     let now = clock_gettime(ClockId::RealtimeCoarse).tv_sec;
     let now = u64::try_from(now).unwrap_or(0);
-    let (mut second, mut date) = LAST.get();
-    if second != now {
-        let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(now));
-        if let Ok(bytes) = text.as_bytes().try_into() {
-            (second, date) = (now, bytes);
-            LAST.set((second, date));
-        }
-    }
-    out.extend_from_slice(&date);
+    DATE.with_borrow_mut(|date| {
+        date.append(now, out, |text| {
+            let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(now));
+            text.extend_from_slice(date.as_bytes());
+        });
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The length of a date of HTTP, such as `Sun, 06 Nov 1994 08:49:37 GMT`.
+    const DATE_BYTES: usize = 29;
 
     #[test]
     fn the_date_is_that_of_the_clock() {
