@@ -1,7 +1,7 @@
 //! Where the bytes of a body go: to a temporary file, or to standard output.
 
 use std::cell::{Cell, RefCell};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use tokio::net::unix::pipe;
 
@@ -255,7 +254,9 @@ pub(super) struct Output {
 enum OutputKind {
     /// A pipe, opened without blocking: while it is full, other downloads go on.
     Pipe(pipe::Sender),
-    /// A file, a terminal or a device.
+    /// `/dev/null`.
+    Null(File),
+    /// A file, a terminal or another device.
     Plain(File),
 }
 
@@ -285,8 +286,13 @@ impl Output {
             true => reopen_pipe(file.as_fd()),
             false => None,
         };
+        let kind = match pipe {
+            Some(pipe) => OutputKind::Pipe(pipe),
+            None if is_null(&metadata) => OutputKind::Null(file),
+            None => OutputKind::Plain(file),
+        };
         Ok(Self {
-            kind: pipe.map_or(OutputKind::Plain(file), OutputKind::Pipe),
+            kind,
             path: path.to_owned(),
             emitted: Cell::new(0),
             hasher: RefCell::new(hasher),
@@ -305,17 +311,13 @@ impl Output {
 
     /// Whether the kernel can move bytes to it from a socket, without waiting.
     fn takes_transfers(&self) -> bool {
-        let is_ready = match &self.kind {
-            OutputKind::Pipe(_) => true,
-            OutputKind::Plain(file) => is_null(file),
-        };
-        is_ready && self.hasher.borrow().is_none()
+        !matches!(self.kind, OutputKind::Plain(_)) && self.hasher.borrow().is_none()
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
         match &self.kind {
             OutputKind::Pipe(pipe) => pipe.as_fd(),
-            OutputKind::Plain(file) => file.as_fd(),
+            OutputKind::Null(file) | OutputKind::Plain(file) => file.as_fd(),
         }
     }
 
@@ -326,7 +328,7 @@ impl Output {
                     Ok(()) => pipe.try_write(bytes),
                     Err(error) => Err(error),
                 },
-                OutputKind::Plain(file) => (&mut &*file).write(bytes),
+                OutputKind::Null(file) | OutputKind::Plain(file) => (&mut &*file).write(bytes),
             };
             match outcome {
                 Ok(count) => {
@@ -352,30 +354,19 @@ impl Output {
     }
 }
 
-/// Whether a file is `/dev/null` (the character device 1:3).
-fn is_null(file: &File) -> bool {
-    file.metadata().is_ok_and(|metadata| {
-        let device = metadata.rdev();
-        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-        metadata.file_type().is_char_device() && (major, minor) == (1, 3)
-    })
+/// Whether this is `/dev/null` (the character device 1:3).
+fn is_null(metadata: &Metadata) -> bool {
+    let device = metadata.rdev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    metadata.file_type().is_char_device() && (major, minor) == (1, 3)
 }
 
 /// Waits until a pipe that was found to be full has room.
 async fn wait_for_room(pipe: &pipe::Sender) -> io::Result<()> {
-    // The runtime must see for itself that the pipe is full. Otherwise, it would not wait, or would
-    // miss the room that there is by now.
-    let look = pipe.try_io(|| {
-        let mut polled = [PollFd::new(pipe, PollFlags::OUT)];
-        match rustix::event::poll(&mut polled, Some(&Timespec::default()))? {
-            0 => Err(io::ErrorKind::WouldBlock.into()),
-            _ => Ok(()),
-        }
-    });
-    match look {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => pipe.writable().await,
-        look => look,
-    }
+    // A new registration with the runtime tells the state of the pipe. That of `pipe` does not,
+    // because the runtime has not seen that it is full.
+    let duplicate = pipe.as_fd().try_clone_to_owned()?;
+    pipe::Sender::from_owned_fd(duplicate)?.writable().await
 }
 
 /// Opens a pipe again without blocking. `O_NONBLOCK` on the given descriptor would affect every

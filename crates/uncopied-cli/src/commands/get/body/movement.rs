@@ -30,12 +30,12 @@ pub(super) async fn receive(
     let mut moved = 0;
     while length.is_none_or(|length| moved < length) {
         let turn = meter.allowance(length.map(|length| length - moved)).await;
-        let in_turn = match sink.target() {
-            Some(target) if connection.plain_socket().is_some() => {
-                transfer(connection, sink, &target, turn, meter).await?
-            }
-            _ => copy(connection, sink, turn, meter).await?,
-        };
+        let in_turn =
+            if let (Some(target), Some(socket)) = (sink.target(), connection.plain_socket()) {
+                transfer(connection, socket, sink, &target, turn, meter).await?
+            } else {
+                copy(connection, sink, turn, meter).await?
+            };
         if in_turn == 0 {
             break;
         }
@@ -66,14 +66,12 @@ async fn copy(
 /// number, which is less than `turn` if the stream ends before.
 async fn transfer(
     connection: &Connection,
+    socket: &TcpStream,
     sink: &mut Sink,
     target: &Target,
     turn: Option<u64>,
     meter: &Meter,
 ) -> Result<u64, GetError> {
-    let Some(socket) = connection.plain_socket() else {
-        return Ok(0);
-    };
     let fd = target.fd();
     let receive = ReceiveFile::new(&fd).length(turn.map_or(Length::UntilEof, Length::Exact));
     let receive = match target {
