@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
-use crate::endpoint;
+use crate::endpoint::{self, Side};
 use crate::policy::{Direction, Length, Mechanism};
 use crate::report::Report;
 
@@ -49,6 +49,7 @@ pub struct Error {
     call: Option<&'static str>,
     /// The text depends on the direction. It is the same for all that send.
     direction: Direction,
+    side: Option<Side>,
     report: Box<Report>,
     cause: Option<io::Error>,
 }
@@ -156,6 +157,7 @@ impl Error {
             mechanism: Some(mechanism),
             call: Some(call),
             direction: Direction::FileToSocket,
+            side: None,
             report: Box::new(report),
             cause,
         }
@@ -172,6 +174,7 @@ impl Error {
             mechanism: None,
             call,
             direction: Direction::FileToSocket,
+            side: None,
             report: Box::default(),
             cause,
         }
@@ -186,6 +189,12 @@ impl Error {
         {
             self.kind = ErrorKind::of_received(Errno::from_raw_os_error(errno));
         }
+        self
+    }
+
+    /// Makes this an error of one of the two ends.
+    pub(crate) fn at_side(mut self, side: Side) -> Self {
+        self.side = Some(side);
         self
     }
 
@@ -217,6 +226,13 @@ impl Error {
     #[must_use]
     pub fn mechanism(&self) -> Option<Mechanism> {
         self.mechanism
+    }
+
+    /// Returns the end that has failed. Returns `None` if it is neither of the two, because the
+    /// arguments of the transfer are invalid or no mechanism is supported, for example.
+    #[must_use]
+    pub fn side(&self) -> Option<Side> {
+        self.side
     }
 
     /// Returns the errno of the system call that failed, if the error has one.

@@ -22,6 +22,7 @@
 //! | a socket of tokio | the same names in the module `uncopied::tokio` | as above |
 //! | hyper or axum | the crate `uncopied-http` | 16 KiB |
 //! | bytes to receive into a file or a pipe | [`receive_file()`], [`ReceiveFile`] | not measured |
+//! | two sockets whose bytes go both ways | [`relay::copy_bidirectional`] | 16 KiB at a time |
 //! | bytes to receive that are sent on or stored | a [`Receiver`] and [`PagePayload`] | 16 KiB |
 //! | bytes to receive that are read in place | a [`zcrx::Queue`] | not measured |
 //!
@@ -134,6 +135,7 @@ pub mod interface;
 mod mechanism;
 pub mod policy;
 mod receive;
+pub mod relay;
 mod report;
 pub mod residency;
 mod send;
@@ -150,20 +152,21 @@ mod uring;
 /// tokio's sockets and the halves of split sockets, which those of the root do not.
 #[cfg(feature = "tokio")]
 pub mod tokio {
+    pub use crate::driver::tokio::relay::DuplexSocket;
     pub use crate::driver::tokio::{ReadSocket, Socket, run, run_receive};
     pub use crate::receive::tokio::{Receiver, receive_file};
+    pub use crate::relay::tokio::{Relay, copy_bidirectional};
     pub use crate::send::tokio::{Sender, SocketExt, send_file};
 }
 
 pub use arena::{ChunkPart, Memory};
-pub use endpoint::StreamSocket;
+pub use endpoint::{Side, StreamSocket};
 pub use error::{Error, ErrorKind};
 pub use exec::exec;
 pub use in_flight::{
     Completion, DEFAULT_PROCESS_IN_FLIGHT_LIMIT, DEFAULT_SENDER_IN_FLIGHT_LIMIT, FreeReason,
     LimitAction, SendOutcome, in_flight_bytes, set_process_in_flight_limit,
 };
-pub use mechanism::Side;
 pub use policy::{
     Mechanism, ParseMechanismError, Support, set_zero_copy_receive, set_zero_copy_send,
     zero_copy_receive_enabled, zero_copy_send_enabled,
@@ -175,4 +178,4 @@ pub use receive::{
 pub use report::{Fallback, Report};
 pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocketExt, send_file};
 pub use sys::{Errno, ignore_sigpipe, queued_bytes, send_vectored};
-pub use transfer::{Progress, ReceiveTransfer, Transfer};
+pub use transfer::{Progress, ReceiveTransfer, RelayTransfer, Transfer};

@@ -225,6 +225,9 @@ impl fmt::Display for Report {
             Some(Direction::SocketToMemory | Direction::SocketToFile) => {
                 write!(f, " (zero-copy receiving is switched off)")?;
             }
+            Some(Direction::SocketToSocket) => {
+                write!(f, " (zero-copy sending or receiving is switched off)")?;
+            }
         }
         for Fallback {
             from,

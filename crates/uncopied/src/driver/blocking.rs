@@ -18,7 +18,7 @@ use crate::policy::Mechanism;
 use crate::sys::Linux;
 use crate::transfer::{
     ChunkProgress, ChunkTransfer, MemoryProgress, MemoryTransfer, Progress, ReceiveTransfer,
-    Transfer,
+    RelayTransfer, Transfer,
 };
 
 /// Runs `transfer` to its end. Blocks the thread whenever the transfer has to wait.
@@ -215,6 +215,58 @@ pub fn run_receive(
                 stall.restart();
                 wait(Side::Sink, source, sink, None)
                     .map_err(|cause| transfer.driver_error(ErrorKind::Sink, "poll", cause))?;
+            }
+        }
+    }
+}
+
+/// Runs `transfer` to its end. Blocks the thread whenever the transfer has to wait.
+///
+/// The receive timeout of the source (`SO_RCVTIMEO`) limits each period in which it delivers no
+/// bytes, and the send timeout of the sink (`SO_SNDTIMEO`) each period in which it accepts none.
+///
+/// # Errors
+///
+/// The errors of [`RelayTransfer::step`], [`ErrorKind::TimedOut`], and [`ErrorKind::Source`] or
+/// [`ErrorKind::Sink`] if `poll(2)` fails. After a timeout, the transfer can be run again and
+/// continues where it stopped.
+pub fn run_relay(
+    transfer: &mut RelayTransfer,
+    source: &impl StreamSocket,
+    sink: &impl StreamSocket,
+) -> Result<(), Error> {
+    let (source, sink) = (source.as_fd(), sink.as_fd());
+    let is_blocking = endpoint::is_blocking(source);
+    let mut receiving = StallTimer::of_receive();
+    let mut sending = StallTimer::of_send();
+    let mut backoff = ERROR_QUEUE_BACKOFF;
+    let mut must_wait = false;
+    loop {
+        // `splice` would wait in its own call, with a pipe that another thread could use.
+        if must_wait || (is_blocking && transfer.splices_next()) {
+            while !receiving
+                .left(source)
+                .and_then(|left| wait_until_readable(source, left, &mut backoff))
+                .map_err(|cause| transfer.driver_error(Side::Source, "poll", cause))?
+            {}
+        }
+        must_wait = false;
+        match transfer.step(source, sink)? {
+            Progress::Done => return Ok(()),
+            Progress::Moved(_) => {
+                receiving.restart();
+                sending.restart();
+            }
+            Progress::Blocked(Side::Source) => must_wait = true,
+            Progress::Blocked(Side::Sink) => {
+                receiving.restart();
+                let is_ready = sending
+                    .left(sink)
+                    .and_then(|left| wait(Side::Sink, source, sink, left))
+                    .map_err(|cause| transfer.driver_error(Side::Sink, "poll", cause))?;
+                if !is_ready {
+                    thread::sleep(ERROR_QUEUE_BACKOFF);
+                }
             }
         }
     }

@@ -1,6 +1,8 @@
 //! The driver for tokio. It waits for tokio to report that the socket is writable, or readable.
 //! Requires the feature `tokio`.
 
+pub(crate) mod relay;
+
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -16,6 +16,15 @@ use crate::policy::{Length, SinkKind, SourceKind};
 use crate::sys::{coarse_millis, gathers};
 pub use stream_socket::StreamSocket;
 
+/// One of the two ends of a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where the bytes come from.
+    Source,
+    /// Where the bytes go.
+    Sink,
+}
+
 /// Checks that a descriptor is a stream socket, which every mechanism needs: TCP (including
 /// Multipath TCP) or Unix.
 ///

@@ -4,34 +4,27 @@
 //! In one *step*, a mechanism tries once to move bytes, without blocking, and returns the
 //! [`Outcome`]. It does not decide whether it is worth using: [`policy`](crate::policy) does.
 //! Between steps it keeps only the state that it needs. Dropping this state loses no bytes, because
-//! the source can be read again from the first byte that the sink has not accepted. The exception
-//! is [`socket_to_file`], because a socket cannot be read again.
+//! the source can be read again from the first byte that the sink has not accepted. The exceptions
+//! are [`socket_to_file`] and [`socket_to_socket`], because a socket cannot be read again.
 
 pub(crate) mod file_to_socket;
 pub(crate) mod memory_to_socket;
 mod pipe;
 pub(crate) mod socket_to_file;
 pub(crate) mod socket_to_memory;
+pub(crate) mod socket_to_socket;
 
 use std::os::fd::BorrowedFd;
 
 use rustix::io::{Errno, Result};
 
+pub(crate) use crate::endpoint::Side;
 use crate::sys::Kernel;
 
 /// The most bytes that one step moves, so that one fast peer cannot monopolise an event loop. nginx
 /// uses the same limit (`sendfile_max_chunk 2m`). The limit is also below 0x7ffff000 bytes, the
 /// most that the kernel moves in one call of `read`, `send`, `sendfile` or `splice`.
 pub(crate) const MAX_STEP_BYTES: usize = 2 << 20;
-
-/// One of the two ends of a transfer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Where the bytes come from.
-    Source,
-    /// Where the bytes go.
-    Sink,
-}
 
 /// The result of a step: how many bytes the sink accepted, and what can be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

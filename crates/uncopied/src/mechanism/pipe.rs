@@ -76,6 +76,18 @@ impl Pipe {
         Ok(pipe)
     }
 
+    /// Creates a pipe with a capacity of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// The errors of `pipe2(2)`, and those of `fcntl(2)` with `F_SETPIPE_SZ`: `EPERM` if the user's
+    /// limit on pipe pages is reached.
+    pub(crate) fn of_capacity(kernel: &impl Kernel, bytes: usize) -> Result<Self> {
+        let pipe = Self::of_default_size(kernel)?;
+        retry_on_intr(|| kernel.resize_pipe(pipe.writer.as_fd(), bytes))?;
+        Ok(pipe)
+    }
+
     fn widen(&mut self, kernel: &impl Kernel) -> Result<()> {
         kernel.resize_pipe(self.writer.as_fd(), WIDE_PIPE_BYTES)?;
         self.is_wide = true;

@@ -16,12 +16,17 @@ pub enum Direction {
     SocketToMemory,
     /// From a stream socket to a file, a pipe or a device.
     SocketToFile,
+    /// From a stream socket to another one.
+    SocketToSocket,
 }
 
 impl Direction {
     /// Whether the source is a socket.
     pub(crate) const fn receives(self) -> bool {
-        matches!(self, Self::SocketToMemory | Self::SocketToFile)
+        matches!(
+            self,
+            Self::SocketToMemory | Self::SocketToFile | Self::SocketToSocket
+        )
     }
 }
 
@@ -91,11 +96,13 @@ mechanisms! {
     /// `sendfile(2)`: the socket takes references to the file's pages in the page cache.
     Sendfile = "sendfile", system_call: "sendfile", zero_copy: true, [FileToSocket];
     /// `splice(2)` from the file into a pipe, and from the pipe into the socket: the socket takes
-    /// the same page references as with `sendfile`, but in two calls. In the other direction, the
-    /// pipe takes references to the buffers of the socket. If it is not the sink itself, a second
-    /// call moves the bytes to the sink. If that is a file, the kernel copies them into its pages,
-    /// and the report counts them as [copied by the kernel](crate::Report::kernel_copied).
-    Splice = "splice", system_call: "splice", zero_copy: true, [FileToSocket, SocketToFile];
+    /// the same page references as with `sendfile`, but in two calls. If the source is a socket,
+    /// the pipe takes references to its buffers. If the pipe is not the sink itself, a second call
+    /// moves the bytes to the sink. If that is a socket, it takes the references. If it is a file,
+    /// the kernel copies the bytes into its pages, and the report counts them as
+    /// [copied by the kernel](crate::Report::kernel_copied).
+    Splice = "splice", system_call: "splice", zero_copy: true,
+        [FileToSocket, SocketToFile, SocketToSocket];
     /// The file is mapped into memory, and `send(2)` reads from the mapping: one copy, made by the
     /// kernel.
     MmapWrite = "mmap_write", system_call: "send", zero_copy: false, [FileToSocket];
@@ -119,10 +126,10 @@ mechanisms! {
     /// the socket, and nothing reads them.
     Discard = "discard", system_call: "recv", zero_copy: true, [SocketToFile];
     /// `send(2)` of memory (one copy), or of file contents that `pread(2)` has read into memory
-    /// (two copies), or `recv(2)` into memory (one copy), from where `write(2)` or `pwrite(2)` may
-    /// pass them on to a file (two copies). It always works.
+    /// (two copies), or `recv(2)` into memory (one copy), from where `write(2)`, `pwrite(2)` or
+    /// `send(2)` may pass them on to a file or a socket (two copies). It always works.
     Copy = "copy", system_call: "send", zero_copy: false,
-        [FileToSocket, MemoryToSocket, SocketToMemory, SocketToFile];
+        [FileToSocket, MemoryToSocket, SocketToMemory, SocketToFile, SocketToSocket];
 }
 
 impl Mechanism {
@@ -141,6 +148,10 @@ impl Mechanism {
     /// The mechanisms that receive into files, pipes and devices.
     pub const SOCKET_TO_FILE: [Self; count(Direction::SocketToFile)] =
         select(Direction::SocketToFile);
+
+    /// The mechanisms that move bytes from one socket to another.
+    pub const SOCKET_TO_SOCKET: [Self; count(Direction::SocketToSocket)] =
+        select(Direction::SocketToSocket);
 }
 
 const fn count(direction: Direction) -> usize {
@@ -227,6 +238,7 @@ mod tests {
         );
         assert_eq!(Mechanism::SOCKET_TO_MEMORY, [MapReceive, Zcrx, Copy]);
         assert_eq!(Mechanism::SOCKET_TO_FILE, [Splice, Discard, Copy]);
+        assert_eq!(Mechanism::SOCKET_TO_SOCKET, [Splice, Copy]);
     }
 
     #[test]

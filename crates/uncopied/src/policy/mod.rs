@@ -5,15 +5,18 @@
 //! recorded in [`Support`]. This is the only module that ranks mechanisms: the rest of the library,
 //! and the crates that use it, rely on these plans.
 
+mod flow;
 mod mechanism;
 mod plan;
 mod support;
 mod switches;
 
+pub(crate) use flow::Flow;
 pub use mechanism::{Direction, Mechanism, ParseMechanismError};
 pub use plan::{
     Driver, FilePlanInput, Length, MemoryPlanInput, Plan, ReceiveFilePlanInput, ReceivePlanInput,
-    SinkKind, SourceKind, plan_file, plan_memory, plan_receive, plan_receive_file,
+    RelayPlanInput, SinkKind, SourceKind, plan_file, plan_memory, plan_receive, plan_receive_file,
+    plan_relay,
 };
 pub use support::Support;
 pub use switches::{

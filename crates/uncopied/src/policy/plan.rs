@@ -522,6 +522,72 @@ pub fn plan_receive_file(input: &ReceiveFilePlanInput, support: &Support) -> Pla
     select(&SOCKET_TO_FILE, input, support)
 }
 
+/// The properties of a transfer from one socket to another that, together with [`Support`],
+/// determine its plan.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RelayPlanInput {
+    /// Whether every byte must be copied to memory of this process and from there to the sink.
+    pub force_copy: bool,
+    /// Whether zero copy is switched on in this process, both for
+    /// [sending](crate::zero_copy_send_enabled) and for
+    /// [receiving](crate::zero_copy_receive_enabled).
+    pub zero_copy_enabled: bool,
+}
+
+impl RelayPlanInput {
+    /// Returns the properties of a transfer that need not copy, with `zero_copy_enabled` as it is
+    /// now.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            force_copy: false,
+            zero_copy_enabled: zero_copy_send_enabled() && zero_copy_receive_enabled(),
+        }
+    }
+}
+
+impl Default for RelayPlanInput {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The table for moving bytes from one socket to another, in order of preference. It is for bulk
+/// data: as long as a stream carries only small messages, `copy` is used whatever the plan says
+/// (see [`Flow`](super::Flow)).
+///
+/// - `splice` saves both copies that `copy` makes.
+/// - `copy` always works.
+const SOCKET_TO_SOCKET: [Row<RelayPlanInput>; 2] = [
+    Row {
+        mechanism: Mechanism::Splice,
+        pays: |_| true,
+    },
+    Row {
+        mechanism: Mechanism::Copy,
+        pays: |_| true,
+    },
+];
+
+/// Returns the mechanisms for moving bulk data from one socket to another, best first. The last one
+/// is always `copy`.
+///
+/// ```
+/// use uncopied::policy::{RelayPlanInput, plan_relay};
+/// use uncopied::{Mechanism, Support};
+///
+/// let plan = plan_relay(&RelayPlanInput::new(), &Support::none_refused());
+/// assert_eq!(plan.mechanisms(), [Mechanism::Splice, Mechanism::Copy]);
+/// ```
+#[must_use]
+pub fn plan_relay(input: &RelayPlanInput, support: &Support) -> Plan {
+    if input.force_copy || !input.zero_copy_enabled {
+        return Plan::copying();
+    }
+    select(&SOCKET_TO_SOCKET, input, support)
+}
+
 #[cfg(test)]
 mod tests {
     use super::Mechanism::{

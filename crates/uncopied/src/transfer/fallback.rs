@@ -165,6 +165,7 @@ impl FallbackEngine {
             (Side::Source, _) => ErrorKind::Source,
         };
         self.error(kind, mechanism, call, Some(errno.into()))
+            .at_side(side)
     }
 
     /// Returns the error for a source that ended before the promised number of bytes. `call` is the
@@ -173,6 +174,7 @@ impl FallbackEngine {
         let promised = self.promised.unwrap_or(0);
         let kind = ErrorKind::SourceTooShort { promised };
         self.error(kind, self.mechanism(), call, None)
+            .at_side(Side::Source)
     }
 
     /// Returns an error that contains the report so far.

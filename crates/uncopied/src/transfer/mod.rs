@@ -5,8 +5,10 @@ mod file_to_socket;
 mod memory_to_socket;
 mod socket_to_file;
 mod socket_to_memory;
+mod socket_to_socket;
 
 pub use file_to_socket::{Progress, Transfer};
 pub(crate) use memory_to_socket::{MemoryProgress, MemoryTransfer};
 pub use socket_to_file::ReceiveTransfer;
 pub(crate) use socket_to_memory::{ChunkProgress, ChunkTransfer};
+pub use socket_to_socket::RelayTransfer;
