@@ -285,7 +285,16 @@ impl Error {
                 ),
             },
             ErrorKind::PeerClosed => {
-                write!(f, "the peer closed the connection after {moved} bytes")
+                let of = match self.side {
+                    Some(Side::Source) if self.direction == Direction::SocketToSocket => {
+                        " of the source"
+                    }
+                    Some(Side::Sink) if self.direction == Direction::SocketToSocket => {
+                        " of the sink"
+                    }
+                    _ => "",
+                };
+                write!(f, "the peer{of} closed the connection after {moved} bytes")
             }
             ErrorKind::NotConnected => {
                 write!(

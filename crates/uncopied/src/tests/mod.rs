@@ -18,6 +18,9 @@ mod socket_to_memory;
 /// The errno tables of the mechanisms that receive into files, and random faults.
 mod socket_to_file;
 
+/// The errno tables of the mechanisms that move bytes between sockets, and random faults.
+mod socket_to_socket;
+
 /// Claims of the numbers that say which sends on a socket are complete.
 mod socket_numbers;
 

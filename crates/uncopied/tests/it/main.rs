@@ -122,6 +122,14 @@ mod received_files;
 /// reads, files that others truncate, and peers that stop or reset the connection.
 mod receiving_failures;
 
+// --- Relaying ------------------------------------------------------------------------------------
+
+/// Bytes between two sockets, in both directions: sizes, half-closed streams, small segments,
+/// stalled readers, resets, prefixes, urgent data, dropped futures, and missing pipes.
+mod relays;
+
+// --- Interfaces ----------------------------------------------------------------------------------
+
 /// What network interfaces can do for zero-copy receiving: the loopback interface, virtual ones,
 /// and those that do not exist.
 mod interfaces;
