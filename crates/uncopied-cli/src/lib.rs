@@ -12,6 +12,7 @@ mod error;
 mod flags;
 mod man;
 mod output;
+mod server;
 
 #[doc(hidden)]
 pub use commands::serve::fuzz;
@@ -22,6 +23,7 @@ use crate::commands::{get, serve};
 use crate::error::Error;
 use crate::flags::{Cli, Command};
 use crate::output::{print, say};
+use crate::server::listening::PassedSockets;
 
 /// Runs the command with the arguments and the environment of this process.
 #[doc(hidden)]
@@ -29,7 +31,7 @@ pub fn main() -> ExitCode {
     // Must run before the process opens a descriptor, because passed sockets are identified by
     // their descriptor numbers, and before it starts a thread, because other threads may read the
     // environment while this changes it.
-    let passed = serve::PassedSockets::from_environment();
+    let passed = PassedSockets::from_environment();
     let cli = match Cli::parse_arguments() {
         Ok(cli) => cli,
         Err(error) => return error.report(),

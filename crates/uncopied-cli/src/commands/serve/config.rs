@@ -8,10 +8,10 @@ use uncopied_http::ServeFiles;
 
 use crate::error::{Error, kernel_text};
 use crate::flags::{ExtensionType, ListenAddress, LogFormat, ServeFlags, SocketMode};
+use crate::server::access_log::LineFormat;
+use crate::server::listening::{DescriptorBudget, LoweredLimit};
 
-use super::access_log::LineFormat;
 use super::control::Deadlines;
-use super::listening::{DescriptorBudget, LoweredLimit};
 
 /// A checked configuration.
 pub(crate) struct Config {

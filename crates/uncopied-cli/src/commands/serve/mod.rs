@@ -1,30 +1,19 @@
 //! `uncopied serve`: serves files over HTTP/1.1.
 //!
-//! ```text
-//!   control (main thread): signals, deadlines, totals
-//!      | stop, commands            ^ counters
-//!      v                           |
-//!   worker 0, worker 1, ...           one event loop each
-//!      accept -> connections          every listener on every worker
-//! ```
-//!
 //! Each worker has its own event loop, counters and connection table, so that workers do not
 //! contend for them. The control thread enforces the deadlines, so that no connection needs a
 //! timer; see [`control`].
 
-mod access_log;
 mod config;
 mod connection;
 mod control;
 #[doc(hidden)]
 pub mod fuzz;
-mod listening;
-mod second_text;
-mod warning;
+mod log_line;
+mod urls;
 mod worker;
 
 use std::io::{self, IsTerminal as _};
-use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -32,13 +21,15 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::error::Error;
 use crate::flags::ServeFlags;
 use crate::output::say;
+use crate::server::access_log::AccessLog;
+use crate::server::control::{Signals, Supervisor};
+use crate::server::listening::{self, PassedSockets};
+use crate::server::warning;
 
-use access_log::{AccessLog, LogSink};
 use config::Config;
-use control::{Control, RootFollower, Signals, TotalsLine};
+use control::{Control, RootFollower, Server, TotalsLine};
+use urls::urls;
 use worker::{Worker, WorkerSetup};
-
-pub(crate) use listening::PassedSockets;
 
 /// Serves until SIGTERM or SIGINT, then prints the totals.
 pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error> {
@@ -58,11 +49,7 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     };
     let log = match config.log_format {
         None => None,
-        Some(format) => {
-            let sink = open_log(config.log_file.as_deref())?;
-            let log = AccessLog::start(format, sink);
-            Some(log.map_err(Error::setup("start the access log thread"))?)
-        }
+        Some(format) => Some(AccessLog::open(format, config.log_file.as_deref())?),
     };
     let (stop, stopped) = watch::channel(false);
     let (room_requests, room_requested) = mpsc::unbounded_channel();
@@ -81,25 +68,32 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     if let Some(lowered) = &config.lowered_limit {
         say(lowered);
     }
-    for url in listeners.iter().flat_map(|listener| listener.urls()) {
+    for url in listeners.iter().flat_map(urls) {
         say(&format_args!("serving {} on {url}", config.path.display()));
     }
     if let Some(hint) = &config.root_hint {
         say(hint);
     }
 
+    let is_on_terminal = io::stderr().is_terminal();
     let control = Control {
-        signals,
-        workers: &workers,
-        listeners,
-        worker_exits,
+        supervisor: Supervisor {
+            signals,
+            worker_count: workers.len(),
+            worker_exits,
+            stop,
+            is_on_terminal,
+        },
         room_requested,
-        max_connections: config.max_connections,
-        stop,
-        deadlines: config.deadlines,
-        log: log.as_deref(),
-        root: RootFollower::new(setup.files.clone(), config.path),
-        is_on_terminal: io::stderr().is_terminal(),
+        server: Server {
+            workers: &workers,
+            listeners,
+            max_connections: config.max_connections,
+            deadlines: config.deadlines,
+            log: log.as_deref(),
+            root: RootFollower::new(setup.files.clone(), config.path),
+            is_on_terminal,
+        },
     };
     let outcome = runtime.block_on(control.run());
     // Close the access log first, so that its last lines are written before the totals are printed.
@@ -109,14 +103,4 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     warning::tell_suppressed(true);
     say(&TotalsLine::of(&workers, log.as_deref()));
     outcome
-}
-
-fn open_log(path: Option<&Path>) -> Result<LogSink, Error> {
-    match path {
-        None => LogSink::stdout().map_err(Error::setup("use standard output for the access log")),
-        Some(path) => LogSink::open(path).map_err(|source| Error::LogFile {
-            path: path.display().to_string(),
-            source,
-        }),
-    }
 }

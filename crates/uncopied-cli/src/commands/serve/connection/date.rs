@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::commands::serve::second_text::SecondText;
+use crate::server::SecondText;
 
 thread_local! {
     static DATE: RefCell<SecondText> = const { RefCell::new(SecondText::new()) };

@@ -6,11 +6,13 @@ use std::time::{Instant, SystemTime};
 use http::StatusCode;
 use uncopied_http::Address;
 
-use crate::commands::serve::access_log::{AccessLog, LogRecord, RequestLine};
+use crate::commands::serve::log_line::{LogRecord, RequestLine};
+use crate::server::access_log::AccessLog;
+use crate::server::connections::ConnectionCommand;
 
 use super::buffers::RequestBuffer;
 use super::send::SentResponse;
-use super::state::{ConnectionCommand, ConnectionState, Phase};
+use super::state::{ConnectionState, Phase};
 
 /// The status that is logged if the connection ends before there is a response. nginx logs the same
 /// status.

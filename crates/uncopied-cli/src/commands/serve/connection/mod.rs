@@ -24,12 +24,10 @@ mod send;
 mod socket;
 mod state;
 mod stats;
-mod table;
 mod task;
 
 pub(crate) use guard::ConnectionGuard;
 pub use request::{ParsedHead, parse_head};
-pub(crate) use state::{ConnectionCommand, ConnectionState, Phase};
+pub(crate) use state::{ConnectionState, Phase};
 pub(crate) use stats::WorkerStats;
-pub(crate) use table::ConnectionTable;
 pub(crate) use task::{Connection, ConnectionSettings};

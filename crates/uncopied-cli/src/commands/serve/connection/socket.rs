@@ -12,7 +12,9 @@ use rustix::net::sockopt;
 use tokio::io::AsyncReadExt as _;
 use uncopied_http::ConnectionSocket;
 
-use super::state::{ConnectionCommand, ConnectionState, Phase};
+use crate::server::connections::ConnectionCommand;
+
+use super::state::{ConnectionState, Phase};
 
 /// The socket of a connection.
 pub(super) struct Socket {

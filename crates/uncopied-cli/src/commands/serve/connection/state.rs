@@ -1,23 +1,10 @@
 //! The state of one connection that its task shares with the control thread.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-
-/// A command that a connection has received. A greater command replaces a smaller one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(crate) enum ConnectionCommand {
-    /// Keep serving.
-    None = 0,
-    /// Close as soon as no request is in progress.
-    Drain = 1,
-    /// Close now.
-    Abort = 2,
-}
+use crate::server::coarse_now;
+use crate::server::connections::{CommandSlot, Commanded, ConnectionCommand};
 
 /// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +34,7 @@ pub(crate) struct ConnectionState {
     /// Whether the task is to look how far the peer has read; see
     /// [`ConnectionState::request_look`].
     must_look: AtomicBool,
-    command: AtomicU8,
-    waker: Mutex<Option<Waker>>,
+    commands: CommandSlot,
 }
 
 impl ConnectionState {
@@ -58,8 +44,7 @@ impl ConnectionState {
             phase: AtomicU64::new(with_time(Phase::Idle)),
             has_received_request: AtomicBool::new(false),
             must_look: AtomicBool::new(false),
-            command: AtomicU8::new(ConnectionCommand::None as u8),
-            waker: Mutex::new(None),
+            commands: CommandSlot::new(),
         }
     }
 
@@ -105,9 +90,15 @@ impl ConnectionState {
 
     /// Returns for how long the connection has been idle between two requests. `None` if it is not,
     /// or if its first request has not arrived.
-    pub(crate) fn idle_time(&self) -> Option<Duration> {
+    fn idle_time(&self) -> Option<Duration> {
         let is_idle = self.has_received_request() && self.phase() == Phase::Idle;
         is_idle.then(|| self.time_in_phase())
+    }
+
+    /// Like [`ConnectionState::idle_time`], but `None` if the connection has been told to close.
+    pub(crate) fn idle_time_if_open(&self) -> Option<Duration> {
+        let is_open = self.command() < ConnectionCommand::Drain;
+        self.idle_time().filter(|_| is_open)
     }
 
     /// Asks the task to look whether the peer is still reading. Only the task can do that, because
@@ -115,7 +106,7 @@ impl ConnectionState {
     /// third of its buffer is free, which may take a slow but healthy peer minutes.
     pub(crate) fn request_look(&self) {
         self.must_look.store(true, Ordering::Release);
-        self.wake();
+        self.commands.wake();
     }
 
     /// Whether the task is to look. Resets the request.
@@ -126,50 +117,23 @@ impl ConnectionState {
 
     /// Returns the greatest command received so far.
     pub(crate) fn command(&self) -> ConnectionCommand {
-        match self.command.load(Ordering::Acquire) {
-            0 => ConnectionCommand::None,
-            1 => ConnectionCommand::Drain,
-            _ => ConnectionCommand::Abort,
-        }
+        self.commands.command()
     }
 
-    /// Sends a command and wakes the connection's task to carry it out. Ignored if the connection
-    /// has already received this command or a greater one.
+    /// Sends a command; see [`CommandSlot::send`].
     pub(crate) fn send(&self, command: ConnectionCommand) {
-        if self.command.fetch_max(command as u8, Ordering::AcqRel) < command as u8 {
-            self.wake();
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = &*lock(&self.waker) {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// Registers the waker that [`ConnectionState::send`] calls. Read [`ConnectionState::command`]
-    /// after this call, not before it: a command sent between the two would find no waker, and the
-    /// task would miss it.
-    pub(super) fn register_waker(&self, waker: &Waker) {
-        *lock(&self.waker) = Some(waker.clone());
+        self.commands.send(command);
     }
 }
 
-/// Locks a mutex and ignores poisoning. No code that holds such a lock can leave the value half
-/// updated, so the value is valid even after a panic.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+impl Commanded for ConnectionState {
+    fn commands(&self) -> &CommandSlot {
+        &self.commands
+    }
 }
 
 fn with_time(phase: Phase) -> u64 {
     coarse_now() << PHASE_BITS | phase as u64
-}
-
-/// Returns the time in milliseconds from the kernel's coarse clock, which is accurate to a few
-/// milliseconds and takes no system call to read.
-fn coarse_now() -> u64 {
-    let now = clock_gettime(ClockId::MonotonicCoarse);
-    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 #[cfg(test)]
@@ -191,13 +155,5 @@ mod tests {
             assert_eq!(state.phase(), phase);
             assert!(state.time_in_phase() < Duration::from_secs(5));
         }
-    }
-
-    #[test]
-    fn a_greater_command_replaces_a_smaller_one() {
-        let state = ConnectionState::new();
-        state.send(ConnectionCommand::Abort);
-        state.send(ConnectionCommand::Drain);
-        assert_eq!(state.command(), ConnectionCommand::Abort);
     }
 }

@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use uncopied_http::Totals;
 
-use super::table::ConnectionTable;
+use crate::server::connections::ConnectionTable;
+
+use super::state::ConnectionState;
 
 /// The connections and counters of one worker thread. The worker updates them, and the control
 /// thread reads them.
 #[derive(Default)]
 pub(crate) struct WorkerStats {
-    pub(crate) connections: ConnectionTable,
+    pub(crate) connections: ConnectionTable<ConnectionState>,
     pub(crate) totals: Arc<Totals>,
     requests: AtomicU64,
 }

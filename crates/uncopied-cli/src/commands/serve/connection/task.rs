@@ -12,8 +12,9 @@ use uncopied_http::{
     Address, CachedFile, ConnectionSocket, FileResponse, ServeFiles, StreamOptions,
 };
 
-use crate::commands::serve::access_log::AccessLog;
-use crate::commands::serve::warning::{WarningKind, warn_limited};
+use crate::server::access_log::AccessLog;
+use crate::server::connections::{Commanded as _, ConnectionCommand};
+use crate::server::warning::{WarningKind, warn_limited};
 
 use super::buffers::RequestBuffer;
 use super::close::close_gently;
@@ -22,7 +23,7 @@ use super::log::LoggedRequest;
 use super::request::{MAX_HEAD_BYTES, RefusedHead, RequestHead};
 use super::send::{ConnectionOption, Sending};
 use super::socket::Socket;
-use super::state::{ConnectionCommand, ConnectionState, Phase};
+use super::state::{ConnectionState, Phase};
 use super::stats::WorkerStats;
 
 /// What all connections of a worker have in common.
@@ -80,7 +81,7 @@ impl Connection {
                 .as_ref()
                 .is_some_and(|waker| waker.will_wake(cx.waker()))
             {
-                state.register_waker(cx.waker());
+                state.commands().register_waker(cx.waker());
                 registered = Some(cx.waker().clone());
             }
             match state.command() {

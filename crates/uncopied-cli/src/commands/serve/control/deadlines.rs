@@ -30,9 +30,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::commands::serve::connection::{
-    ConnectionCommand, ConnectionState, ConnectionTable, Phase,
-};
+use crate::commands::serve::connection::{ConnectionState, Phase};
+use crate::server::connections::{ConnectionCommand, ConnectionTable};
 
 /// The time limits of a connection. `None` means that there is no limit.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +73,12 @@ impl Deadlines {
     }
 
     /// Checks the connections of one worker, and sends commands to those that are past a deadline.
-    pub(crate) fn sweep(&self, connections: &ConnectionTable, now: Instant, is_draining: bool) {
+    pub(crate) fn sweep(
+        &self,
+        connections: &ConnectionTable<ConnectionState>,
+        now: Instant,
+        is_draining: bool,
+    ) {
         connections.for_each(|connection: &ConnectionState| {
             let snapshot = ConnectionSnapshot {
                 phase: connection.phase(),

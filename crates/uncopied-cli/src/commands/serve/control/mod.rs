@@ -2,55 +2,46 @@
 
 mod deadlines;
 mod root;
-mod signals;
 mod totals;
 
-use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
+use tokio::sync::mpsc;
 
 use crate::error::Error;
 use crate::flags::TimeSpan;
 use crate::output::say;
+use crate::server::access_log::AccessLog;
+use crate::server::connections::{Commanded as _, ConnectionCommand};
+use crate::server::control::{Received, Supervised, Supervisor, every};
+use crate::server::listening::BoundListener;
+use crate::server::warning::{WarningKind, tell_suppressed, warn_limited};
 
-use super::access_log::AccessLog;
-use super::connection::{ConnectionCommand, Phase};
-use super::listening::BoundListener;
-use super::warning::{WarningKind, tell_suppressed, warn_limited};
-use super::worker::{Worker, WorkerExit};
+use super::connection::{ConnectionState, Phase};
+use super::worker::Worker;
 
 pub(crate) use deadlines::Deadlines;
 pub(crate) use root::RootFollower;
-use signals::Received;
-pub(crate) use signals::Signals;
 pub(crate) use totals::TotalsLine;
 
 /// The interval at which the control thread checks where the served path leads.
 const ROOT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// The maximum time that the workers may take to drop aborted connections. After that, the process
-/// exits without waiting for them.
-const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The interval at which all connections are told to abort during [`ABORT_TIMEOUT`]. The command is
-/// repeated, because a worker may have accepted another connection just before it stopped
-/// accepting.
-const ABORT_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The state of the control thread: the workers that it supervises, and the means to stop them.
+/// The control thread of `serve`.
 pub(crate) struct Control<'a> {
-    pub(crate) signals: Signals,
+    pub(crate) supervisor: Supervisor,
+    /// Receives a message when a connection waits for a permit; see `--max-connections`.
+    pub(crate) room_requested: mpsc::UnboundedReceiver<()>,
+    pub(crate) server: Server<'a>,
+}
+
+/// What the control thread supervises.
+pub(crate) struct Server<'a> {
     pub(crate) workers: &'a [Worker],
     /// The listeners. When the server stops accepting, they are dropped, which closes them and
     /// removes the files of Unix sockets.
     pub(crate) listeners: Vec<BoundListener>,
-    /// Receives one message for each worker that ends.
-    pub(crate) worker_exits: mpsc::UnboundedReceiver<WorkerExit>,
-    /// Receives a message when a connection waits for a permit; see `--max-connections`.
-    pub(crate) room_requested: mpsc::UnboundedReceiver<()>,
     pub(crate) max_connections: usize,
-    /// Tells the workers to stop accepting connections when set to true.
-    pub(crate) stop: watch::Sender<bool>,
     pub(crate) deadlines: Deadlines,
     pub(crate) log: Option<&'a AccessLog>,
     pub(crate) root: RootFollower,
@@ -62,88 +53,74 @@ impl Control<'_> {
     /// Enforces deadlines until a signal to stop arrives, then shuts the server down.
     pub(crate) async fn run(mut self) -> Result<(), Error> {
         self.supervise().await?;
-        self.shut_down().await
+        let Deadlines { grace, .. } = self.server.deadlines;
+        let sweep_interval = self.server.deadlines.sweep_interval();
+        self.supervisor
+            .shut_down(&mut self.server, grace, sweep_interval)
+            .await
     }
 
     async fn supervise(&mut self) -> Result<(), Error> {
-        let mut sweeps = every(self.deadlines.sweep_interval());
+        let mut sweeps = every(self.server.deadlines.sweep_interval());
         let mut root_checks = every(ROOT_CHECK_INTERVAL);
         loop {
             tokio::select! {
-                signal = self.signals.next() => match signal {
+                signal = self.supervisor.next() => match signal? {
                     Received::Stop => return Ok(()),
-                    Received::Reload if self.has_lost_terminal() => return Ok(()),
-                    Received::Reload => self.reload(),
-                    Received::Totals => self.print_totals(),
+                    Received::Reload => self.server.reload(),
+                    Received::Totals => self.server.print_totals(),
                 },
-                _ = self.worker_exits.recv() => return Err(Error::WorkerLost),
-                Some(()) = self.room_requested.recv() => self.make_room(),
-                _ = sweeps.tick() => self.sweep(false),
-                _ = root_checks.tick() => self.root.check(),
+                Some(()) = self.room_requested.recv() => self.server.make_room(),
+                _ = sweeps.tick() => self.server.sweep(false),
+                _ = root_checks.tick() => self.server.root.check(),
             }
         }
     }
+}
 
-    /// Stops accepting connections, and waits until no request is in progress, the grace period is
-    /// over, or a second signal arrives. Then aborts the remaining connections.
-    async fn shut_down(&mut self) -> Result<(), Error> {
-        self.stop.send_replace(true);
+impl Supervised for Server<'_> {
+    fn begin_draining(&mut self) {
         self.listeners.clear();
         for worker in self.workers {
             worker.stats.connections.drain_all();
         }
         self.say_what_is_finishing();
-        let mut running = RunningWorkers {
-            count: self.workers.len(),
-            has_lost_one: false,
-        };
-        let mut sweeps = every(self.deadlines.sweep_interval());
-        let grace = sleep(self.deadlines.grace);
-        tokio::pin!(grace);
-        while running.count > 0 {
-            tokio::select! {
-                exit = self.worker_exits.recv() => running.remove_one(exit),
-                () = &mut grace => break,
-                signal = self.signals.next() => match signal {
-                    Received::Stop => break,
-                    Received::Reload => self.reload(),
-                    Received::Totals => self.print_totals(),
-                },
-                _ = sweeps.tick() => self.sweep(true),
-            }
-        }
-        if running.count > 0 {
-            // Ignore a timeout: a worker that is stuck in a system call ends when the process
-            // exits.
-            let _ = timeout(ABORT_TIMEOUT, self.abort(&mut running)).await;
-        }
-        match running.has_lost_one {
-            true => Err(Error::WorkerLost),
-            false => Ok(()),
+    }
+
+    fn sweep(&mut self, is_draining: bool) {
+        tell_suppressed(false);
+        let now = Instant::now();
+        for worker in self.workers {
+            self.deadlines
+                .sweep(&worker.stats.connections, now, is_draining);
         }
     }
 
-    async fn abort(&mut self, running: &mut RunningWorkers) {
-        let mut connections = 0;
+    fn reload_draining(&mut self) {
+        self.reload();
+    }
+
+    fn print_totals(&self) {
+        say(&TotalsLine::of(self.workers, self.log));
+    }
+
+    fn open_connections(&self) -> usize {
+        let mut count = 0;
+        self.for_each_connection(|_| count += 1);
+        count
+    }
+
+    fn abort_connections(&self) {
+        self.for_each_connection(|connection| {
+            connection.commands().send(ConnectionCommand::Abort);
+        });
+    }
+}
+
+impl Server<'_> {
+    fn for_each_connection(&self, mut visit: impl FnMut(&ConnectionState)) {
         for worker in self.workers {
-            worker.stats.connections.for_each(|_| connections += 1);
-        }
-        if connections > 0 {
-            say(&format_args!(
-                "closing connections that are still open: {connections}"
-            ));
-        }
-        let mut aborts = every(ABORT_INTERVAL);
-        while running.count > 0 {
-            tokio::select! {
-                exit = self.worker_exits.recv() => running.remove_one(exit),
-                _ = aborts.tick() => for worker in self.workers {
-                    worker
-                        .stats
-                        .connections
-                        .for_each(|connection| connection.send(ConnectionCommand::Abort));
-                },
-            }
+            worker.stats.connections.for_each(&mut visit);
         }
     }
 
@@ -153,7 +130,10 @@ impl Control<'_> {
         let longest = self
             .workers
             .iter()
-            .filter_map(|worker| worker.stats.connections.longest_idle())
+            .filter_map(|worker| {
+                let connections = &worker.stats.connections;
+                connections.greatest(ConnectionState::idle_time_if_open)
+            })
             .max_by_key(|(time, _)| *time);
         let closes = if longest.is_some() {
             "the longest idle one is closed for each new one"
@@ -179,20 +159,12 @@ impl Control<'_> {
         self.root.check();
     }
 
-    /// Whether SIGHUP means that the terminal has gone, and not that somebody wants a reload. A
-    /// terminal that has hung up is not a terminal any more.
-    fn has_lost_terminal(&self) -> bool {
-        self.is_on_terminal && !io::stderr().is_terminal()
-    }
-
     /// Tells the user at a terminal what the server waits for.
     fn say_what_is_finishing(&self) {
         let mut requests = 0;
-        for worker in self.workers {
-            worker.stats.connections.for_each(|connection| {
-                requests += u64::from(!matches!(connection.phase(), Phase::Idle | Phase::Closing));
-            });
-        }
+        self.for_each_connection(|connection| {
+            requests += u64::from(!matches!(connection.phase(), Phase::Idle | Phase::Closing));
+        });
         if self.is_on_terminal && requests > 0 && !self.deadlines.grace.is_zero() {
             let s = if requests == 1 { "" } else { "s" };
             let grace = TimeSpan(self.deadlines.grace);
@@ -201,36 +173,4 @@ impl Control<'_> {
             ));
         }
     }
-
-    fn sweep(&self, is_draining: bool) {
-        tell_suppressed(false);
-        let now = Instant::now();
-        for worker in self.workers {
-            self.deadlines
-                .sweep(&worker.stats.connections, now, is_draining);
-        }
-    }
-
-    fn print_totals(&self) {
-        say(&TotalsLine::of(self.workers, self.log));
-    }
-}
-
-/// The workers that have not ended yet.
-struct RunningWorkers {
-    count: usize,
-    has_lost_one: bool,
-}
-
-impl RunningWorkers {
-    fn remove_one(&mut self, exit: Option<WorkerExit>) {
-        self.count = self.count.saturating_sub(1);
-        self.has_lost_one |= exit != Some(WorkerExit::Clean);
-    }
-}
-
-fn every(period: Duration) -> Interval {
-    let mut interval = interval(period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
 }

@@ -4,8 +4,8 @@ use std::fmt;
 
 use uncopied::Mechanism;
 
-use crate::commands::serve::access_log::AccessLog;
 use crate::commands::serve::worker::Worker;
+use crate::server::access_log::AccessLog;
 
 /// The number of requests, and of bytes sent with each mechanism, since the server started. The
 /// bytes include response heads.

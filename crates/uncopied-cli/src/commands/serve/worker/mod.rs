@@ -2,17 +2,18 @@
 
 mod setup;
 
+use std::io;
 use std::sync::Arc;
-use std::thread;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
-use uncopied_http::StreamOptions;
+use uncopied_http::{Address, Listener, Stream, StreamOptions};
 
 use crate::error::Error;
+use crate::server::listening::{Accept, Acceptor, BoundListener, DuplicateListener};
+use crate::server::worker::{WorkerExit, start_worker};
 
 use super::connection::WorkerStats;
-use super::listening::{Acceptor, BoundListener};
 
 pub(crate) use setup::WorkerSetup;
 
@@ -31,34 +32,14 @@ pub(crate) struct Worker {
     pub(crate) stats: Arc<WorkerStats>,
 }
 
-/// The way in which a worker ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WorkerExit {
-    /// The worker was told to stop, and all its connections have been closed.
-    Clean,
-    /// The worker panicked.
-    Panicked,
-}
+/// What accepting a connection returns.
+pub(crate) type Accepted = (Stream, Address);
 
-/// Tells the control thread that a worker has ended. Sends the message when dropped, so that a
-/// worker that panics is reported too.
-struct ExitReporter {
-    exit: WorkerExit,
-    sender: mpsc::UnboundedSender<WorkerExit>,
-}
+impl Accept for Listener {
+    type Connection = Accepted;
 
-impl ExitReporter {
-    /// Reports a clean exit. Takes `self` by value, so that the thread's closure captures the whole
-    /// reporter, and drops it even if the worker panics.
-    fn report_clean(mut self) {
-        self.exit = WorkerExit::Clean;
-    }
-}
-
-impl Drop for ExitReporter {
-    fn drop(&mut self) {
-        // Ignore an error: the receiver is gone only if the process is about to exit.
-        let _ = self.sender.send(self.exit);
+    fn accept(&self) -> impl Future<Output = io::Result<Accepted>> + Send {
+        self.accept()
     }
 }
 
@@ -82,34 +63,40 @@ impl Worker {
             let _entered = runtime.enter();
             listeners
                 .iter()
-                .map(|listener| listener.register(StreamOptions::default()))
+                .map(register)
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(Error::setup("watch the listening socket"))?
         };
-        let reporter = ExitReporter {
-            exit: WorkerExit::Panicked,
-            sender: exit_sender.clone(),
-        };
         let (setup, thread_stats) = (setup.clone(), Arc::clone(&stats));
-        thread::Builder::new()
-            .name(format!("serve-{number}"))
-            .spawn(move || {
-                run(runtime, setup, Acceptor::new(listeners), &thread_stats);
-                reporter.report_clean();
-            })
-            .map_err(Error::setup("start a worker thread"))?;
+        start_worker(format!("serve-{number}"), exit_sender, move || {
+            run(runtime, setup, Acceptor::new(listeners), &thread_stats);
+        })?;
         Ok(Self { stats })
     }
 }
 
-fn run(runtime: Runtime, setup: WorkerSetup, acceptor: Acceptor, stats: &Arc<WorkerStats>) {
+/// Registers a duplicate of the socket with the current event loop.
+fn register(listener: &BoundListener) -> io::Result<Listener> {
+    let options = StreamOptions::default();
+    match listener.duplicate()? {
+        DuplicateListener::Tcp(listener) => Listener::from_tcp(listener, options),
+        DuplicateListener::Unix(listener) => Listener::from_unix(listener, options),
+    }
+}
+
+fn run(
+    runtime: Runtime,
+    setup: WorkerSetup,
+    acceptor: Acceptor<Listener>,
+    stats: &Arc<WorkerStats>,
+) {
     runtime.block_on(async {
         let mut stopped = setup.stopped.clone();
         let settings = setup.connection_settings(stats);
         let accepting = acceptor.accept_all(
             &setup.permits,
             || setup.ask_for_room(),
-            |stream, client| setup.spawn_connection(stream, client, &settings),
+            |accepted| setup.spawn_connection(accepted, &settings),
         );
         tokio::select! {
             never = accepting => match never {},

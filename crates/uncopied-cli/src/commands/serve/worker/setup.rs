@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use uncopied::policy::Plan;
-use uncopied_http::{Address, ServeFiles, Stream, StreamOptions};
+use uncopied_http::{ServeFiles, StreamOptions};
 
-use crate::commands::serve::access_log::AccessLog;
 use crate::commands::serve::connection::{
     Connection, ConnectionGuard, ConnectionSettings, ConnectionState, WorkerStats,
 };
+use crate::server::access_log::AccessLog;
+
+use super::Accepted;
 
 /// The resources that every worker uses. Each worker has a clone.
 #[derive(Clone)]
@@ -49,8 +51,7 @@ impl WorkerSetup {
     /// Spawns a task that serves one connection.
     pub(super) fn spawn_connection(
         &self,
-        stream: Stream,
-        client: Address,
+        (stream, client): Accepted,
         settings: &Arc<ConnectionSettings>,
     ) {
         let state = ConnectionState::new();

@@ -1,34 +1,43 @@
 //! A worker thread's table of connections, shared with the control thread.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use slab::Slab;
 use tokio::sync::Notify;
 
-use super::state::{ConnectionCommand, ConnectionState, lock};
+use super::command::{Commanded, ConnectionCommand, lock};
 
 /// The connections of one worker thread. The lock is taken when a connection begins or ends, and
-/// while the control thread sweeps the table. Requests do not take the lock.
-#[derive(Default)]
-pub(crate) struct ConnectionTable {
-    entries: Mutex<TableEntries>,
+/// while the control thread sweeps the table. Moving bytes does not take the lock.
+pub(crate) struct ConnectionTable<C> {
+    entries: Mutex<TableEntries<C>>,
     emptied: Notify,
 }
 
-#[derive(Default)]
-struct TableEntries {
-    connections: Slab<Arc<ConnectionState>>,
+struct TableEntries<C> {
+    connections: Slab<Arc<C>>,
     is_draining: bool,
 }
 
-impl ConnectionTable {
+impl<C> Default for ConnectionTable<C> {
+    fn default() -> Self {
+        Self {
+            entries: Mutex::new(TableEntries {
+                connections: Slab::new(),
+                is_draining: false,
+            }),
+            emptied: Notify::new(),
+        }
+    }
+}
+
+impl<C: Commanded> ConnectionTable<C> {
     /// Adds a connection and returns its key. If the server is draining, tells the connection to
     /// drain too.
-    pub(crate) fn insert(&self, connection: Arc<ConnectionState>) -> usize {
+    pub(crate) fn insert(&self, connection: Arc<C>) -> usize {
         let mut entries = lock(&self.entries);
         if entries.is_draining {
-            connection.send(ConnectionCommand::Drain);
+            connection.commands().send(ConnectionCommand::Drain);
         }
         entries.connections.insert(connection)
     }
@@ -52,28 +61,27 @@ impl ConnectionTable {
         entries
             .connections
             .iter()
-            .for_each(|(_, connection)| connection.send(ConnectionCommand::Drain));
+            .for_each(|(_, connection)| connection.commands().send(ConnectionCommand::Drain));
     }
 
     /// Calls `visit` for every connection.
-    pub(crate) fn for_each(&self, mut visit: impl FnMut(&ConnectionState)) {
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&C)) {
         lock(&self.entries)
             .connections
             .iter()
             .for_each(|(_, connection)| visit(connection));
     }
 
-    /// Returns the connection that has been idle for the longest time between two requests, and for
-    /// how long, if there is any that has not been told to close.
-    pub(crate) fn longest_idle(&self) -> Option<(Duration, Arc<ConnectionState>)> {
+    /// Returns the connection for which `rank` returns the greatest rank, and that rank. Ignores
+    /// those without a rank.
+    pub(crate) fn greatest<R: Ord>(&self, rank: impl Fn(&C) -> Option<R>) -> Option<(R, Arc<C>)> {
         let entries = lock(&self.entries);
-        let idle = entries.connections.iter().filter_map(|(_, connection)| {
-            let is_open = connection.command() < ConnectionCommand::Drain;
-            let time = connection.idle_time().filter(|_| is_open)?;
-            Some((time, connection))
-        });
-        let (time, connection) = idle.max_by_key(|(time, _)| *time)?;
-        Some((time, Arc::clone(connection)))
+        let ranked = entries
+            .connections
+            .iter()
+            .filter_map(|(_, connection)| Some((rank(connection)?, connection)));
+        let (greatest, connection) = ranked.max_by(|(a, _), (b, _)| a.cmp(b))?;
+        Some((greatest, Arc::clone(connection)))
     }
 
     /// Waits until the table is empty. Supports one waiter at a time.

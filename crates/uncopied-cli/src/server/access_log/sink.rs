@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, fstat, ftruncate};
 
 /// The descriptor that lines are written to.
-pub(crate) struct LogSink {
+pub(super) struct LogSink {
     file: File,
     /// `None` for standard output.
     path: Option<PathBuf>,
@@ -20,7 +20,7 @@ pub(crate) struct LogSink {
 
 impl LogSink {
     /// Duplicates standard output.
-    pub(crate) fn stdout() -> io::Result<Self> {
+    pub(super) fn stdout() -> io::Result<Self> {
         let descriptor: OwnedFd = io::stdout().as_fd().try_clone_to_owned()?;
         Ok(Self {
             file: descriptor.into(),
@@ -30,7 +30,7 @@ impl LogSink {
     }
 
     /// Opens a file for appending, and creates it if it does not exist.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self {
             file: open_for_appending(path)?,
             path: Some(path.to_owned()),

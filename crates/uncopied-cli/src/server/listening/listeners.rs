@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use socket2::{Domain, SockRef, Socket, Type};
-use uncopied_http::{Listener, StreamOptions};
+use socket2::{Domain, Socket, Type};
 
 use crate::error::Error;
 use crate::flags::{ListenAddress, SocketMode};
@@ -18,10 +17,7 @@ use crate::flags::{ListenAddress, SocketMode};
 /// number at `net.core.somaxconn`, which is 4096 by default.
 const LISTEN_BACKLOG: i32 = 4096;
 
-/// The maximum number of addresses of interfaces for which URLs are printed.
-const MAX_INTERFACE_URLS: usize = 8;
-
-/// A listening socket. Each worker registers a duplicate of it with its own event loop.
+/// A listening socket, owned by the control thread.
 pub(crate) enum BoundListener {
     /// A TCP socket.
     Tcp(TcpListener),
@@ -33,67 +29,21 @@ pub(crate) enum BoundListener {
     },
 }
 
-impl BoundListener {
-    /// Duplicates the socket, and registers the duplicate with the current tokio runtime. Called
-    /// once for the runtime of each worker.
-    pub(crate) fn register(&self, options: StreamOptions) -> io::Result<Listener> {
-        match self {
-            Self::Tcp(listener) => Listener::from_tcp(listener.try_clone()?, options),
-            Self::Unix { listener, .. } => Listener::from_unix(listener.try_clone()?, options),
-        }
-    }
-
-    /// Returns the URLs at which clients reach this socket. For a socket on all addresses, these
-    /// are the URL for this machine, and those with the addresses that other machines use.
-    pub(crate) fn urls(&self) -> Vec<String> {
-        match self {
-            Self::Tcp(listener) => match listener.local_addr() {
-                Ok(address) if address.ip().is_unspecified() => {
-                    let has_both = address.is_ipv6()
-                        && SockRef::from(listener).only_v6().is_ok_and(|only| !only);
-                    wildcard_urls(address, has_both)
-                }
-                Ok(address) => vec![format!("http://{address}/")],
-                Err(error) => vec![format!("a socket without an address ({error})")],
-            },
-            Self::Unix { listener, .. } => {
-                let address = listener.local_addr().ok();
-                vec![
-                    match address.as_ref().and_then(|address| address.as_pathname()) {
-                        Some(path) => format!("unix:{}", path.display()),
-                        None => "a Unix socket without a path".to_owned(),
-                    },
-                ]
-            }
-        }
-    }
+/// A descriptor of its own for a socket that a [`BoundListener`] owns.
+pub(crate) enum DuplicateListener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
 }
 
-/// Returns the URLs of a socket on all addresses of its family, or of both families.
-fn wildcard_urls(address: SocketAddr, has_both: bool) -> Vec<String> {
-    let port = address.port();
-    let mut urls = vec![if has_both {
-        format!("http://localhost:{port}/")
-    } else if address.is_ipv6() {
-        format!("http://{}/", SocketAddr::from((Ipv6Addr::LOCALHOST, port)))
-    } else {
-        format!("http://{}/", SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-    }];
-    // If the interfaces cannot be listed, the URL for this machine is still true.
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let addresses = interfaces.iter().map(if_addrs::Interface::ip);
-    let served = addresses.filter(|ip| match ip {
-        IpAddr::V4(ip) => (address.is_ipv4() || has_both) && !ip.is_loopback(),
-        // A link-local address is of use only together with the name of an interface, which a
-        // browser does not accept in a URL.
-        IpAddr::V6(ip) => address.is_ipv6() && !ip.is_loopback() && !ip.is_unicast_link_local(),
-    });
-    urls.extend(
-        served
-            .take(MAX_INTERFACE_URLS)
-            .map(|ip| format!("http://{}/", SocketAddr::new(ip, port))),
-    );
-    urls
+impl BoundListener {
+    /// Duplicates the socket. Called once for each worker, which registers the duplicate with its
+    /// event loop.
+    pub(crate) fn duplicate(&self) -> io::Result<DuplicateListener> {
+        match self {
+            Self::Tcp(listener) => listener.try_clone().map(DuplicateListener::Tcp),
+            Self::Unix { listener, .. } => listener.try_clone().map(DuplicateListener::Unix),
+        }
+    }
 }
 
 /// Listens on each of `addresses`, or on the default address if there are neither addresses nor

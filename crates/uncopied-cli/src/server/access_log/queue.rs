@@ -2,18 +2,19 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::commands::serve::warning::{WarningKind, warn_limited};
-use crate::error::kernel_text;
+use crate::error::{Error, kernel_text};
 use crate::output::say;
+use crate::server::warning::{WarningKind, warn_limited};
 
-use super::line::{LineFormat, LogRecord};
 use super::sink::LogSink;
+use super::text::{LineFormat, LogLine};
 
 /// The maximum size of the buffer that holds lines until they are written.
 const MAX_BUFFERED_BYTES: usize = 4 << 20;
@@ -58,12 +59,26 @@ struct LineQueue {
 }
 
 impl AccessLog {
-    /// Starts the writer thread.
+    /// Opens the file for appending, or uses standard output if there is none, and starts the
+    /// writer thread.
     ///
     /// # Errors
     ///
-    /// The thread cannot be started.
-    pub(crate) fn start(format: LineFormat, sink: LogSink) -> io::Result<Arc<Self>> {
+    /// The file cannot be opened, or the thread cannot be started.
+    pub(crate) fn open(format: LineFormat, path: Option<&Path>) -> Result<Arc<Self>, Error> {
+        let sink = match path {
+            None => {
+                LogSink::stdout().map_err(Error::setup("use standard output for the access log"))
+            }
+            Some(path) => LogSink::open(path).map_err(|source| Error::LogFile {
+                path: path.display().to_string(),
+                source,
+            }),
+        }?;
+        Self::start(format, sink).map_err(Error::setup("start the access log thread"))
+    }
+
+    fn start(format: LineFormat, sink: LogSink) -> io::Result<Arc<Self>> {
         let log = Arc::new(Self::unstarted(format));
         let shared = Arc::clone(&log);
         thread::Builder::new()
@@ -76,7 +91,7 @@ impl AccessLog {
         Ok(log)
     }
 
-    pub(super) fn unstarted(format: LineFormat) -> Self {
+    fn unstarted(format: LineFormat) -> Self {
         Self {
             format,
             queue: Mutex::default(),
@@ -96,10 +111,11 @@ impl AccessLog {
     }
 
     /// Adds a line for the record, or counts it as dropped. Never waits for the writer thread.
-    pub(crate) fn write(&self, record: &LogRecord<'_>) {
+    pub(crate) fn write(&self, record: &impl LogLine) {
         LINE_BUFFER.with_borrow_mut(|line| {
             line.clear();
             record.write(self.format, line);
+            line.push(b'\n');
             self.push(line);
         });
     }

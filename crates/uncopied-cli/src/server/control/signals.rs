@@ -33,7 +33,7 @@ impl Signals {
 
 /// A signal that the control thread has received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Received {
+pub(crate) enum Received {
     /// SIGTERM, SIGINT or SIGQUIT.
     Stop,
     /// SIGHUP.
@@ -44,7 +44,7 @@ pub(super) enum Received {
 
 impl Signals {
     /// Waits for the next signal. Dropping the future loses no signal.
-    pub(super) async fn next(&mut self) -> Received {
+    pub(crate) async fn next(&mut self) -> Received {
         tokio::select! {
             _ = self.terminate.recv() => Received::Stop,
             _ = self.interrupt.recv() => Received::Stop,

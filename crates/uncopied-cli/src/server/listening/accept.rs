@@ -10,10 +10,9 @@ use std::time::Duration;
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use uncopied_http::{Address, Listener, Stream};
 
-use crate::commands::serve::warning::{WarningKind, warn_limited};
 use crate::error::kernel_text;
+use crate::server::warning::{WarningKind, warn_limited};
 
 /// The pause after a failed accept, for example when the process has run out of descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -22,27 +21,51 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// that was to make room may have begun a request, or none was idle.
 const ROOM_INTERVAL: Duration = Duration::from_millis(250);
 
-type AcceptResult = io::Result<(Stream, Address)>;
-type PendingAccept = Pin<Box<dyn Future<Output = (Listener, AcceptResult)> + Send>>;
+/// A listening socket that is registered with an event loop.
+pub(crate) trait Accept: Send + 'static {
+    /// What accepting returns, such as a socket and the address of its peer.
+    type Connection;
+
+    /// Accepts the next connection. Dropping the future must not lose a connection.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Connection>> + Send;
+}
+
+type PendingAccept<L> =
+    Pin<Box<dyn Future<Output = (L, io::Result<<L as Accept>::Connection>)> + Send>>;
 
 /// Accepts connections for one event loop. Each listener always has one pending accept.
-pub(crate) struct Acceptor {
-    pending: Vec<PendingAccept>,
+pub(crate) struct Acceptor<L: Accept> {
+    pending: Vec<PendingAccept<L>>,
     /// The index of the listener to poll first. After an accept, this is the listener after the one
     /// that accepted, so that a busy listener does not starve the others.
     first: usize,
 }
 
-impl Acceptor {
-    pub(crate) fn new(listeners: impl IntoIterator<Item = Listener>) -> Self {
+impl<L: Accept> Acceptor<L> {
+    pub(crate) fn new(listeners: impl IntoIterator<Item = L>) -> Self {
         Self {
             pending: listeners.into_iter().map(start_accept).collect(),
             first: 0,
         }
     }
 
-    /// Returns the next connection that arrives on any of the listeners.
-    async fn accept(&mut self) -> AcceptResult {
+    /// Returns the next connection that arrives on any of the listeners. While no connection can be
+    /// accepted, for example because the process has run out of descriptors, says so, and tries
+    /// again every 100 ms. Dropping the future loses no connection.
+    pub(crate) async fn next(&mut self) -> L::Connection {
+        loop {
+            match self.accept().await {
+                Ok(connection) => return connection,
+                Err(error) if is_per_connection(&error) => {}
+                Err(error) => {
+                    report(&error);
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+
+    async fn accept(&mut self) -> io::Result<L::Connection> {
         poll_fn(|cx| {
             let count = self.pending.len();
             for index in (0..count).map(|offset| (self.first + offset) % count) {
@@ -69,20 +92,12 @@ impl Acceptor {
         mut self,
         permits: &Semaphore,
         ask_for_room: impl Fn(),
-        mut start: impl FnMut(Stream, Address),
+        mut start: impl FnMut(L::Connection),
     ) -> Infallible {
         loop {
-            match self.accept().await {
-                Ok((stream, address)) => {
-                    take_permit(permits, &ask_for_room).await;
-                    start(stream, address);
-                }
-                Err(error) if is_per_connection(&error) => {}
-                Err(error) => {
-                    report(&error);
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
-                }
-            }
+            let connection = self.next().await;
+            take_permit(permits, &ask_for_room).await;
+            start(connection);
         }
     }
 }
@@ -113,7 +128,7 @@ fn report(error: &io::Error) {
     warn_limited(WarningKind::Accept, &message);
 }
 
-fn start_accept(listener: Listener) -> PendingAccept {
+fn start_accept<L: Accept>(listener: L) -> PendingAccept<L> {
     Box::pin(async move {
         let accepted = listener.accept().await;
         (listener, accepted)
