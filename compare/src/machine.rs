@@ -203,6 +203,16 @@ pub(crate) fn own_version() -> String {
     format!("compare {}", env!("CARGO_PKG_VERSION"))
 }
 
+/// Finds a program. Searches `PATH`, and then the directories where servers are usually installed,
+/// which are not in every user's `PATH`.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/local/sbin", "/usr/local/nginx/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|candidate| candidate.is_file())
+}
+
 /// Runs a program, and returns the first line of its standard output, or of its standard error if
 /// its standard output is empty. Returns `None` if the program cannot be run or exits with a
 /// failure.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Context, Error};
 use crate::machine;
 
-/// The values that nginx's configuration is built from.
+/// The values that nginx's configuration for static files is built from.
 pub(crate) struct NginxSetup<'a> {
     /// The directory of files to serve.
     pub(crate) files: &'a Path,
@@ -36,30 +36,34 @@ pub(crate) struct Nginx {
 }
 
 impl Nginx {
-    /// Finds nginx, and writes its configuration.
+    /// Finds nginx, and writes its configuration for serving files.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`] if nginx is not installed.
     pub(crate) fn prepare(setup: &NginxSetup<'_>) -> Result<Self, Error> {
-        let program = find().ok_or_else(|| {
-            Error::Unavailable(
-                "nginx is not installed: install nginx-light (Debian, Ubuntu) or nginx".into(),
-            )
-        })?;
+        Self::with_block(&find()?, setup.scratch, "", &http_block(setup))
+    }
+
+    fn with_block(
+        program: &Path,
+        scratch: &Path,
+        modules: &str,
+        block: &str,
+    ) -> Result<Self, Error> {
         let version = machine::first_line_of(&program.to_string_lossy(), &["-v"])
             .map(|line| line.replace("nginx version: ", ""))
             .ok_or_else(|| Error::Unavailable("`nginx -v` prints nothing".into()))?;
-        let configuration = configuration(setup);
-        let file = setup.scratch.join("nginx.conf");
+        let configuration = configuration(scratch, modules, block);
+        let file = scratch.join("nginx.conf");
         fs::write(&file, &configuration).context(|| format!("cannot write {}", file.display()))?;
         Ok(Self {
             command: vec![
                 program.into(),
                 "-p".into(),
-                setup.scratch.into(),
+                scratch.into(),
                 "-e".into(),
-                setup.scratch.join("error.log").into(),
+                scratch.join("error.log").into(),
                 "-c".into(),
                 file.into(),
             ],
@@ -69,25 +73,43 @@ impl Nginx {
     }
 }
 
-/// Searches `PATH`, and then the directories where nginx is usually installed, which are not in
-/// every user's `PATH`.
-fn find() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/usr/local/sbin", "/usr/local/nginx/sbin"].map(PathBuf::from))
-        .map(|directory| directory.join("nginx"))
-        .find(|candidate| candidate.is_file())
+fn find() -> Result<PathBuf, Error> {
+    machine::find_program("nginx").ok_or_else(|| {
+        Error::Unavailable(
+            "nginx is not installed: install nginx-light (Debian, Ubuntu) or nginx".into(),
+        )
+    })
 }
 
-/// Returns the configuration. It turns off what costs time per request, and turns on what saves
-/// time.
+/// Returns the configuration with one block, which is `http` or `stream`.
 ///
 /// nginx runs without a master process, so that all of its CPU time and memory belong to a single
 /// process, which uses the same event loop as a worker. `multi_accept` and the backlog matter only
-/// while connections are being opened, which is not timed. The `keepalive_*` limits are so high
-/// that no run reaches them. This is fair, because no run reaches such limits of the other
-/// contenders either.
-fn configuration(setup: &NginxSetup<'_>) -> String {
+/// while connections are being opened.
+fn configuration(scratch: &Path, modules: &str, block: &str) -> String {
+    let error_log = quoted(&scratch.join("error.log"));
+    let pid = quoted(&scratch.join("nginx.pid"));
+    format!(
+        "{modules}daemon off;
+master_process off;
+worker_processes 1;
+error_log {error_log} crit;
+pid {pid};
+events {{
+    use epoll;
+    worker_connections 16384;
+    multi_accept on;
+}}
+{block}"
+    )
+}
+
+/// Returns the block for serving files. It turns off what costs time per request, and turns on what
+/// saves time.
+///
+/// The `keepalive_*` limits are so high that no run reaches them. This is fair, because no run
+/// reaches such limits of the other contenders either.
+fn http_block(setup: &NginxSetup<'_>) -> String {
     let files = quoted(setup.files);
     let scratch = |name: &str| quoted(&setup.scratch.join(name));
     let address = setup.address;
@@ -102,23 +124,11 @@ fn configuration(setup: &NginxSetup<'_>) -> String {
         ),
         None => "access_log off".to_owned(),
     };
-    let error_log = scratch("error.log");
-    let pid = scratch("nginx.pid");
     let temporary_paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|module| format!("    {module}_temp_path {};\n", scratch(module)))
         .concat();
     format!(
-        "daemon off;
-master_process off;
-worker_processes 1;
-error_log {error_log} crit;
-pid {pid};
-events {{
-    use epoll;
-    worker_connections 16384;
-    multi_accept on;
-}}
-http {{
+        "http {{
     {log};
     sendfile on;
     sendfile_max_chunk 2m;

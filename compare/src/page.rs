@@ -126,6 +126,16 @@ pub(crate) fn contender_line(
     line
 }
 
+/// Builds the section with the configuration of one contender.
+pub(crate) fn configuration(contender: &str, text: &str) -> String {
+    let mut section = format!("{contender}'s configuration:\n\n");
+    for line in text.lines() {
+        section += &format!("    {line}\n");
+    }
+    section.push('\n');
+    section
+}
+
 /// Formats a command line as text. Replaces the paths of this program and of `uncopied` with their
 /// names, so that the report does not depend on where the programs were built.
 pub(crate) fn command_text(command: &[OsString]) -> String {

@@ -275,6 +275,19 @@ impl Drop for PinnedChild {
     }
 }
 
+/// The command and the configuration that start a server or a relay as one process with one event
+/// loop.
+pub(crate) struct Launch {
+    /// The program and its arguments.
+    pub(crate) command: Vec<OsString>,
+    /// The name and the version of the software.
+    pub(crate) version: String,
+    /// The content of the configuration file, if there is one.
+    pub(crate) configuration: Option<String>,
+    /// The file to which the standard output goes, if it is not discarded.
+    pub(crate) output: Option<PathBuf>,
+}
+
 /// A running server. Dropping it stops the process and waits for its exit.
 pub(crate) struct Server {
     process: PinnedChild,

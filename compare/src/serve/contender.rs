@@ -9,7 +9,7 @@ use clap::Args;
 use super::case::ServeCase;
 use crate::error::Error;
 use crate::participant::Contender;
-use crate::process;
+use crate::process::{self, Launch};
 
 /// A file server to compare.
 pub(crate) struct FileServer {
@@ -75,18 +75,6 @@ pub(super) struct ServerSetup<'a> {
     pub(super) scratch: &'a Path,
     /// The address to listen on.
     pub(super) address: SocketAddr,
-}
-
-/// The command and the configuration that start a server as one process with one event loop.
-pub(super) struct Launch {
-    /// The program and its arguments.
-    pub(super) command: Vec<OsString>,
-    /// The name and the version of the server's software.
-    pub(super) version: String,
-    /// The content of the server's configuration file, if it has one.
-    pub(super) configuration: Option<String>,
-    /// The file to which the server's standard output goes, if it is not discarded.
-    pub(super) output: Option<PathBuf>,
 }
 
 /// The arguments of the servers that are hidden subcommands of this program.

@@ -17,6 +17,8 @@ mod targets;
 
 use crate::error::Error;
 use crate::interrupt;
+use crate::load::LoadTimes;
+use crate::load::latency::LatencyMeasure;
 use crate::machine::{self, CongestionSetting};
 use crate::page;
 use crate::process;
@@ -27,7 +29,7 @@ use case::ServeCase;
 use load::{LoadSettings, closed_loop, open_loop};
 use options::{MeasuredPart, ServeOptions};
 use participants::ServerParticipant;
-use results::{IdleMeasurement, LatencyMeasure, LoadMeasure, ServeResults};
+use results::{IdleMeasurement, LoadMeasure, ServeResults};
 use site::{IDLE_CASE, Site};
 
 /// The maximum number of rounds with idle connections. A few rounds are enough, because the memory
@@ -171,8 +173,10 @@ impl LoadRounds<'_> {
     fn settings(&self, case: ServeCase) -> LoadSettings {
         LoadSettings {
             connections: usize::from(self.options.connections),
-            warm_up: self.options.warm_up,
-            window: self.options.seconds,
+            times: LoadTimes {
+                warm_up: self.options.warm_up,
+                window: self.options.seconds,
+            },
             is_distinct: !self.options.identical,
             receiver: case.receiver,
         }

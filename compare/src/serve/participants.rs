@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::case::ServeCase;
-use super::contender::{FileServer, Launch, ServerSetup};
+use super::contender::{FileServer, ServerSetup};
 use super::contenders;
 use super::load::Served;
 use super::options::ServeOptions;
@@ -12,7 +12,7 @@ use super::site::Site;
 use crate::error::Error;
 use crate::interrupt;
 use crate::participant::{self, Exclusion};
-use crate::process::{self, Server};
+use crate::process::{self, Launch, Server};
 use crate::rounds::Case;
 
 /// A contender in this run.

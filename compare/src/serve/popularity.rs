@@ -1,5 +1,7 @@
 //! In which order the files of a case are requested. All contenders get the same order.
 
+use crate::random::Random;
+
 /// From this number of files on, some files are requested much more often than others, as on a real
 /// site. With fewer files, all are requested equally often.
 pub(super) const ZIPF_MIN_FILES: u32 = 10_000;
@@ -7,25 +9,6 @@ pub(super) const ZIPF_MIN_FILES: u32 = 10_000;
 /// The number of requests after which the order repeats. It is longer than a measurement of small
 /// files, and takes up 2 MiB.
 const ORDER_REQUESTS: usize = 1 << 19;
-
-/// A pseudo-random number generator (xorshift64*).
-pub(super) struct Random(u64);
-
-impl Random {
-    /// Creates a generator that returns the same numbers for the same seed.
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed ^ 0x9e37_79b9_7f4a_7c15)
-    }
-
-    /// Returns a number that is greater than 0 and at most 1.
-    pub(super) fn fraction(&mut self) -> f64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let bits = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11;
-        (bits + 1) as f64 / (1_u64 << 53) as f64
-    }
-}
 
 /// Whether the popularity of the files follows Zipf's law, so that most of them are cold.
 pub(super) fn is_zipf(files: u32) -> bool {

@@ -6,9 +6,10 @@ use super::LATENCY_LOAD;
 use super::case::ServeCase;
 use super::options::ServeOptions;
 use super::participants::ServerParticipant;
-use super::results::{LatencyMeasure, LoadMeasure, ServeResults};
+use super::results::{LoadMeasure, ServeResults};
 use super::site::IDLE_CASE;
 use super::targets;
+use crate::load::latency::LatencyMeasure;
 use crate::page::{self, RawData};
 use crate::table::{Spread, dash, markdown, strings, two_digits};
 
@@ -137,11 +138,7 @@ impl ServeReport<'_> {
             let launch = participant.launch.as_ref();
             if let Some(text) = launch.and_then(|launch| launch.configuration.as_ref()) {
                 let text = self.with_placeholders(text, participant);
-                *page += &format!("{}'s configuration:\n\n", participant.contender.name);
-                for line in text.lines() {
-                    *page += &format!("    {line}\n");
-                }
-                page.push('\n');
+                *page += &page::configuration(participant.contender.name, &text);
             }
         }
     }

@@ -1,7 +1,8 @@
 //! The performance targets of this project for serving files.
 
 use super::case::{MIN_DISCARD_BYTES, Receiver, ServeCase};
-use super::results::{LatencyMeasure, LoadMeasure, ServeResults};
+use super::results::{LoadMeasure, ServeResults};
+use crate::load::latency::LatencyMeasure;
 use crate::targets::{self, Bound, KIB, MIB, RatioTarget};
 
 /// The sizes that a complete run has to include.

@@ -6,8 +6,9 @@ use uncopied_http::{Listener, ServeFiles};
 
 use crate::error::{Context, Error};
 use crate::machine::dependency_version;
+use crate::process::Launch;
 use crate::runtime;
-use crate::serve::contender::{self, FileServer, Launch, ServerFlags, ServerSetup, own_subcommand};
+use crate::serve::contender::{self, FileServer, ServerFlags, ServerSetup, own_subcommand};
 
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "axum-uncopied",

@@ -2,7 +2,8 @@
 
 use crate::error::Error;
 use crate::nginx::{Nginx, NginxSetup};
-use crate::serve::contender::{self, FileServer, Launch, ServerSetup};
+use crate::process::Launch;
+use crate::serve::contender::{self, FileServer, ServerSetup};
 
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "nginx",

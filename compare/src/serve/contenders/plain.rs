@@ -24,7 +24,8 @@ use rustix::time::Timespec;
 
 use crate::error::{Context, Error};
 use crate::machine;
-use crate::serve::contender::{self, FileServer, Launch, ServerFlags, ServerSetup, own_subcommand};
+use crate::process::Launch;
+use crate::serve::contender::{self, FileServer, ServerFlags, ServerSetup, own_subcommand};
 use crate::serve::response::EMPTY_LINE;
 
 pub(super) const CONTENDER: FileServer = FileServer {

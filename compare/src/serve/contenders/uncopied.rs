@@ -2,7 +2,8 @@
 
 use crate::command_line::Uncopied;
 use crate::error::Error;
-use crate::serve::contender::{self, FileServer, Launch, ServerSetup};
+use crate::process::Launch;
+use crate::serve::contender::{self, FileServer, ServerSetup};
 
 pub(super) const CONTENDER: FileServer = FileServer {
     name: "uncopied",

@@ -4,9 +4,9 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
 use super::Served;
-use super::poller::STALL_LIMIT;
 use super::request::Request;
 use crate::error::{Context, Error};
+use crate::load::poller::STALL_LIMIT;
 use crate::serve::response;
 
 /// The maximum length of a response head. No reasonable head is longer, so a server that exceeds

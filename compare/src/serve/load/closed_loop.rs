@@ -1,12 +1,11 @@
 //! The load that shows how many requests per second a server can respond to: on each connection,
 //! the next request follows as soon as a response is complete.
 
-use std::time::Instant;
-
 use super::generator::Generator;
 use super::{LoadSettings, Served};
 use crate::error::Error;
-use crate::measure::Snapshot;
+use crate::load::closed_loop::ClosedLoop;
+use crate::load::{self, LoadUsage};
 
 /// The result of one measurement.
 #[derive(Debug, Clone, Copy)]
@@ -40,15 +39,11 @@ pub(in crate::serve) fn run(
     settings: LoadSettings,
 ) -> Result<LoadSample, Error> {
     let mut generator = Generator::connect(served, settings)?;
-    for index in 0..generator.connections() {
-        generator.send(index)?;
-    }
-    run_until(&mut generator, Instant::now() + settings.warm_up)?;
-    let before = Snapshot::take(served.pid, generator.received_body_bytes())?;
-    let idle_before = generator.idle();
-    run_until(&mut generator, before.at + settings.window)?;
-    let after = Snapshot::take(served.pid, generator.received_body_bytes())?;
-    let usage = after.since(&before);
+    let mut closed_loop = ClosedLoop::start(&mut generator)?;
+    let LoadUsage {
+        usage,
+        idle_seconds,
+    } = load::measure(&mut closed_loop, served.pid, settings.times)?;
     let body_bytes = usage.received_bytes as f64;
     Ok(LoadSample {
         seconds: usage.seconds,
@@ -57,24 +52,8 @@ pub(in crate::serve) fn run(
         server_cpu_seconds: usage.process_cpu_seconds,
         machine_busy_seconds: usage.machine_busy_seconds,
         load_cpu_seconds: usage.own_cpu_seconds,
-        load_idle_seconds: (generator.idle() - idle_before).as_secs_f64(),
+        load_idle_seconds: idle_seconds,
     })
-}
-
-/// Keeps the load running until the time `end`.
-fn run_until(generator: &mut Generator<'_>, end: Instant) -> Result<(), Error> {
-    let mut ready = Vec::with_capacity(generator.connections());
-    loop {
-        let now = generator.poll(&mut ready)?;
-        for index in ready.drain(..) {
-            if generator.receive(index)? {
-                generator.send(index)?;
-            }
-        }
-        if now >= end {
-            return Ok(());
-        }
-    }
 }
 
 #[cfg(test)]

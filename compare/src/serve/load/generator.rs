@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use super::check;
 use super::connection::{LoadConnection, Reception};
-use super::poller::Poller;
 use super::request::Requests;
 use super::{LoadSettings, Served};
 use crate::error::Error;
 use crate::interrupt;
+use crate::load::closed_loop::Exchanges;
+use crate::load::poller::Poller;
 use crate::serve::case::{MIN_DISCARD_BYTES, Receiver};
 use crate::serve::site::FileSet;
 
@@ -23,6 +24,7 @@ pub(super) struct Generator<'a> {
     requests: Requests<'a>,
     reception: Reception,
     buffer: Vec<u8>,
+    /// The number of body bytes received so far, without those that were checked at the beginning.
     received_body_bytes: u64,
 }
 
@@ -55,38 +57,33 @@ impl<'a> Generator<'a> {
         }
         Ok(generator)
     }
+}
 
-    /// The number of connections.
-    pub(super) fn connections(&self) -> usize {
+impl Exchanges for Generator<'_> {
+    fn connections(&self) -> usize {
         self.connections.len()
     }
 
-    /// Sends the next request on a connection, which must be idle.
-    pub(super) fn send(&mut self, index: usize) -> Result<(), Error> {
+    fn send(&mut self, index: usize) -> Result<(), Error> {
         let request = self.requests.next();
         self.connections[index].send(request.bytes, self.set.start(request.file))
     }
 
-    /// See [`Poller::poll`].
-    pub(super) fn poll(&mut self, ready: &mut Vec<usize>) -> Result<Instant, Error> {
+    fn poll(&mut self, ready: &mut Vec<usize>) -> Result<Instant, Error> {
         self.poller.poll(ready)
     }
 
-    /// Receives what has arrived on one connection. Returns whether the response is now complete,
-    /// so that the connection is idle.
-    pub(super) fn receive(&mut self, index: usize) -> Result<bool, Error> {
+    fn receive(&mut self, index: usize) -> Result<bool, Error> {
         let received = self.connections[index].receive(&mut self.buffer, &mut self.reception)?;
         self.received_body_bytes += received.body_bytes as u64;
         Ok(received.is_complete)
     }
 
-    /// The number of body bytes received so far, without those that were checked at the beginning.
-    pub(super) fn received_body_bytes(&self) -> u64 {
+    fn received_bytes(&self) -> u64 {
         self.received_body_bytes
     }
 
-    /// See [`Poller::idle`].
-    pub(super) fn idle(&self) -> Duration {
+    fn idle(&self) -> Duration {
         self.poller.idle()
     }
 }

@@ -3,12 +3,10 @@
 //! ([`closed_loop`]), or when the next one is due, to find out how long clients wait for a response
 //! ([`open_loop`]).
 //!
-//! The load generator has to use less CPU time than any server. Otherwise it would be the
-//! bottleneck, and the run would measure the load generator. So it has one thread, needs one send
-//! and one receive for a small response, and does not allocate memory while the load runs. It never
-//! sleeps ([`poller`]). Copying a large body to user space costs the load generator more than
-//! sending costs a zero-copy server, so there is also a load that discards large bodies inside the
-//! kernel (`MSG_TRUNC`).
+//! The load generator needs one send and one receive for a small response, and never sleeps
+//! ([`crate::load`]). Copying a large body to user space costs the load generator more than sending
+//! costs a zero-copy server, so there is also a load that discards large bodies inside the kernel
+//! (`MSG_TRUNC`).
 //!
 //! A server that sends wrong responses is treated as failed. The first response on every connection
 //! is compared with the file byte by byte. For every later response, the status, the end of the
@@ -19,17 +17,16 @@ pub(super) mod closed_loop;
 mod connection;
 mod generator;
 pub(super) mod open_loop;
-mod poller;
 pub(super) mod request;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod test_server;
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use super::case::Receiver;
 use super::site::FileSet;
+use crate::load::LoadTimes;
 
 /// A running server, and the files to request from it.
 #[derive(Clone, Copy)]
@@ -47,10 +44,8 @@ pub(super) struct Served<'a> {
 pub(super) struct LoadSettings {
     /// The number of keep-alive connections, each with one request in flight.
     pub(super) connections: usize,
-    /// Duration of the load before the measurement.
-    pub(super) warm_up: Duration,
-    /// Duration of the measurement.
-    pub(super) window: Duration,
+    /// The duration of the load.
+    pub(super) times: LoadTimes,
     /// Whether no two requests are the same.
     pub(super) is_distinct: bool,
     /// What to do with the bodies of responses.

@@ -6,6 +6,7 @@ use std::thread::{JoinHandle, spawn};
 use std::time::Duration;
 
 use super::{LoadSettings, Served};
+use crate::load::LoadTimes;
 use crate::serve::case::Receiver;
 use crate::serve::site::FileSet;
 
@@ -51,8 +52,10 @@ pub(super) fn served(address: SocketAddr, set: &FileSet) -> Served<'_> {
 pub(super) fn settings(receiver: Receiver) -> LoadSettings {
     LoadSettings {
         connections: 1,
-        warm_up: Duration::ZERO,
-        window: Duration::from_millis(200),
+        times: LoadTimes {
+            warm_up: Duration::ZERO,
+            window: Duration::from_millis(200),
+        },
         is_distinct: true,
         receiver,
     }

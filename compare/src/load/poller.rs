@@ -1,8 +1,6 @@
 //! Finds out which connections have something to receive, without ever sleeping.
 
-use std::io;
-use std::net::TcpStream;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -13,8 +11,8 @@ use rustix::time::Timespec;
 use crate::error::{Context, Error};
 use crate::interrupt;
 
-/// A server that sends nothing for this long is considered failed.
-pub(super) const STALL_LIMIT: Duration = Duration::from_secs(5);
+/// A contender from which nothing arrives for this long is considered failed.
+pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(5);
 
 /// The time limit of each `epoll_wait`. It is 0, because the poller must not sleep.
 const NO_WAIT: Timespec = Timespec {
@@ -24,10 +22,10 @@ const NO_WAIT: Timespec = Timespec {
 
 /// Edge-triggered epoll that is asked again and again instead of waiting.
 ///
-/// If the load generator slept whenever nothing has arrived, the server would have to wake it, and
-/// the time for that would count as the server's. How often that happens depends on chance, and on
-/// how quickly the server sends, so it hides differences between servers.
-pub(super) struct Poller {
+/// If the load generator slept whenever nothing has arrived, the contender would have to wake it,
+/// and the time for that would count as the contender's. How often that happens depends on chance,
+/// and on how quickly the contender sends, so it hides differences between contenders.
+pub(crate) struct Poller {
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
     last_poll: Instant,
@@ -37,8 +35,8 @@ pub(super) struct Poller {
 }
 
 impl Poller {
-    /// Creates a poller for at most `connections` connections.
-    pub(super) fn new(connections: usize) -> Result<Self, Error> {
+    /// Creates a poller that reports at most `connections` connections at once.
+    pub(crate) fn new(connections: usize) -> Result<Self, Error> {
         let now = Instant::now();
         Ok(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)
@@ -51,25 +49,36 @@ impl Poller {
         })
     }
 
-    /// Adds a connection, which [`Self::poll`] will report as `index`.
-    pub(super) fn add(&self, stream: &TcpStream, index: usize) -> Result<(), Error> {
-        stream
-            .set_nonblocking(true)
+    /// Makes a socket non-blocking and adds it. [`Self::poll`] will report it as `index` when
+    /// something has arrived on it.
+    pub(crate) fn add(&self, socket: impl AsFd, index: usize) -> Result<(), Error> {
+        self.add_for(socket, index, epoll::EventFlags::IN)
+    }
+
+    fn add_for(
+        &self,
+        socket: impl AsFd,
+        index: usize,
+        event: epoll::EventFlags,
+    ) -> Result<(), Error> {
+        rustix::io::ioctl_fionbio(&socket, true)
             .and_then(|()| {
                 let data = epoll::EventData::new_u64(index as u64);
-                let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-                epoll::add(&self.epoll, stream, data, flags).map_err(io::Error::from)
+                epoll::add(&self.epoll, socket, data, event | epoll::EventFlags::ET)
             })
             .context(|| "cannot watch a socket".into())
     }
 
-    /// Adds the connections on which something has arrived to `ready`. Returns the current time.
+    /// Adds the connections on which something has happened to `ready`. Returns the current time.
+    ///
+    /// Connections that are in `ready` already are those that the caller has not finished with:
+    /// while there are any, the load generator counts as busy. They may be added again.
     ///
     /// # Errors
     ///
-    /// [`Error::WrongResult`] if nothing has arrived for a long time, and [`Error::Interrupted`]
+    /// [`Error::WrongResult`] if nothing has happened for a long time, and [`Error::Interrupted`]
     /// after Ctrl-C or SIGTERM.
-    pub(super) fn poll(&mut self, ready: &mut Vec<usize>) -> Result<Instant, Error> {
+    pub(crate) fn poll(&mut self, ready: &mut Vec<usize>) -> Result<Instant, Error> {
         interrupt::check()?;
         match epoll::wait(
             &self.epoll,
@@ -85,19 +94,19 @@ impl Poller {
             self.idle += now - self.last_poll;
         }
         self.last_poll = now;
-        self.last_poll_was_empty = self.events.is_empty();
-        if !self.events.is_empty() {
+        ready.extend(self.events.drain(..).map(|event| event.data.u64() as usize));
+        self.last_poll_was_empty = ready.is_empty();
+        if !ready.is_empty() {
             self.last_progress = now;
         } else if now > self.last_progress + STALL_LIMIT {
-            return Err(Error::WrongResult("the server stopped responding".into()));
+            return Err(Error::WrongResult("it stopped responding".into()));
         }
-        ready.extend(self.events.drain(..).map(|event| event.data.u64() as usize));
         Ok(now)
     }
 
     /// The time that has passed so far between polls that found nothing: the time that a load
     /// generator that waits would have slept.
-    pub(super) fn idle(&self) -> Duration {
+    pub(crate) fn idle(&self) -> Duration {
         self.idle
     }
 }
