@@ -128,6 +128,9 @@ mod receiving_failures;
 /// stalled readers, resets, prefixes, urgent data, dropped futures, and missing pipes.
 mod relays;
 
+/// Clients and servers that do what is hard for a relay, which the tests of the lab share.
+mod relay_chaos;
+
 // --- Interfaces ----------------------------------------------------------------------------------
 
 /// What network interfaces can do for zero-copy receiving: the loopback interface, virtual ones,

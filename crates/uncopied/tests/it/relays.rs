@@ -5,8 +5,9 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout, set_tcp_nodelay};
 use rustix::net::{SendFlags, Shutdown, shutdown};
@@ -14,8 +15,10 @@ use uncopied::relay::{self, RelayEnd, RelayError, RelayOptions, Relayed};
 use uncopied::{Errno, ErrorKind, Mechanism, Side};
 
 use crate::harness::{
-    DRIVERS, Driver, Family, expect_bytes, expect_eof, in_child, pattern, socket_pair, wait_until,
+    DRIVERS, Driver, Family, expect_bytes, expect_eof, in_child, pattern, soak_time, socket_pair,
+    wait_until,
 };
+use crate::relay_chaos::{Random, exchange};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -399,6 +402,46 @@ fn a_blocking_relay_keeps_to_the_timeouts_of_its_sockets() {
     assert_eq!(error.failed_end(), Some(RelayEnd::A));
     assert_eq!(error.relayed().a_to_b.bytes(), 5);
     drop(server);
+}
+
+/// Many connections at once, with everything that is hard, while the number of pipes changes.
+#[test]
+fn chaos_changes_no_byte() {
+    const CONNECTIONS: u64 = 6;
+    let test = "relays::chaos_changes_no_byte";
+    let body = || {
+        let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = descriptors();
+        let until = Instant::now() + soak_time(Duration::from_secs(5));
+        let (exchanged, reset) = (AtomicU64::new(0), AtomicU64::new(0));
+        thread::scope(|scope| {
+            for number in 0..CONNECTIONS {
+                let (exchanged, reset) = (&exchanged, &reset);
+                scope.spawn(move || {
+                    let mut random = Random(number);
+                    while Instant::now() < until {
+                        relay::set_pipe_limit(random.below(4) as usize);
+                        let driver = DRIVERS[random.below(DRIVERS.len() as u64) as usize];
+                        let (client, server, relay) =
+                            Ends::tcp().relay(driver, RelayOptions::new());
+                        let sockets = [client, server].map(|file| OwnedFd::from(file).into());
+                        let [client, server] = sockets;
+                        let is_reset = exchange(client, server, random.clone());
+                        let relayed = relay.join().unwrap();
+                        assert!(is_reset || relayed.is_ok(), "{relayed:?}");
+                        reset.fetch_add(is_reset.into(), Relaxed);
+                        exchanged.fetch_add(1, Relaxed);
+                    }
+                });
+            }
+        });
+        let counts = (exchanged.into_inner(), reset.into_inner());
+        assert!(counts.0 > CONNECTIONS && counts.1 > 0, "{counts:?}");
+        assert_eq!(relay::pipes_in_use(), 0);
+        // Each thread has closed its idle pipes.
+        assert_eq!(descriptors(), before);
+    };
+    in_child(test, |_| {}, body);
 }
 
 /// A stream that waits has no pipe. One whose sink is full has one.

@@ -17,6 +17,10 @@ mod harness;
 #[path = "../it/zcrx_cases.rs"]
 mod zcrx_cases;
 
+/// Clients and servers of a relay, which these tests share with those of the host.
+#[path = "../it/relay_chaos.rs"]
+mod relay_chaos;
+
 /// Runs the two sides of a test.
 mod sides;
 
@@ -37,6 +41,9 @@ mod unread;
 
 /// Receiving by mapping pages that a network card has received.
 mod mapped;
+
+/// Relaying in one guest between a client and a server in the other.
+mod relayed;
 
 /// Receiving into an area of memory with io_uring, without a network card for it.
 mod zcrx;
