@@ -106,19 +106,45 @@ impl Relay {
         a: &impl DuplexSocket,
         b: &impl DuplexSocket,
     ) -> Poll<Result<(), RelayError>> {
-        let limit = self.max_bytes_per_poll;
-        let to_b = self.to_b.poll(context, a, b, limit);
-        if let Poll::Ready(Err(error)) = to_b {
-            return Poll::Ready(Err(RelayError::new(RelayEnd::A, error, self.relayed())));
-        }
-        let to_a = self.to_a.poll(context, b, a, limit);
-        if let Poll::Ready(Err(error)) = to_a {
-            return Poll::Ready(Err(RelayError::new(RelayEnd::B, error, self.relayed())));
-        }
+        let to_b = self.poll_a_to_b(context, a, b)?;
+        let to_a = self.poll_b_to_a(context, a, b)?;
         match to_b.is_ready() && to_a.is_ready() {
             true => Poll::Ready(Ok(())),
             false => Poll::Pending,
         }
+    }
+
+    /// Does what [`poll`](Self::poll) does for the stream from the first socket to the second. It
+    /// is ready once that stream has ended. For programs that limit the rate of each stream, or
+    /// that let one go on after the other has failed.
+    ///
+    /// # Errors
+    ///
+    /// As for [`poll`](Self::poll).
+    pub fn poll_a_to_b(
+        &mut self,
+        context: &mut Context<'_>,
+        a: &impl DuplexSocket,
+        b: &impl DuplexSocket,
+    ) -> Poll<Result<(), RelayError>> {
+        let polled = self.to_b.poll(context, a, b, self.max_bytes_per_poll);
+        polled.map_err(|error| RelayError::new(RelayEnd::A, error, self.relayed()))
+    }
+
+    /// Does what [`poll`](Self::poll) does for the stream from the second socket to the first. It is
+    /// ready once that stream has ended.
+    ///
+    /// # Errors
+    ///
+    /// As for [`poll`](Self::poll).
+    pub fn poll_b_to_a(
+        &mut self,
+        context: &mut Context<'_>,
+        a: &impl DuplexSocket,
+        b: &impl DuplexSocket,
+    ) -> Poll<Result<(), RelayError>> {
+        let polled = self.to_a.poll(context, b, a, self.max_bytes_per_poll);
+        polled.map_err(|error| RelayError::new(RelayEnd::B, error, self.relayed()))
     }
 
     /// Returns the transfer from the first socket to the second, with its report.
