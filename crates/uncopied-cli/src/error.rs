@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use http::StatusCode;
 
 use crate::commands::get::GetError;
+use crate::commands::relay::ConfigError;
 
 /// An error that ends the command. Its `Display` text is the one line that is printed on standard
 /// error.
@@ -127,6 +128,9 @@ pub(crate) enum Error {
     /// The flags of `get` contradict each other.
     #[error("{0}")]
     GetUsage(String),
+    /// The configuration of a relay cannot be used.
+    #[error(transparent)]
+    RelayConfig(#[from] ConfigError),
     /// Writing to standard output failed.
     #[error("cannot write to standard output: {}", kernel_text(.0))]
     Output(io::Error),
@@ -141,7 +145,10 @@ impl Error {
     /// Returns the exit status: 2 for wrong usage, 1 for any other failure.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
-            Self::NotAnErrorStatus { .. } | Self::NotASwitch { .. } | Self::GetUsage(_) => 2,
+            Self::NotAnErrorStatus { .. }
+            | Self::NotASwitch { .. }
+            | Self::GetUsage(_)
+            | Self::RelayConfig(ConfigError::DuplicateTarget(_)) => 2,
             _ => 1,
         }
     }

@@ -1,4 +1,5 @@
 //! The subcommands, one folder each.
 
 pub(crate) mod get;
+pub(crate) mod relay;
 pub(crate) mod serve;

@@ -52,15 +52,16 @@ pub(super) fn variable_at_fault(
     // clap names the arguments only of a command that was built, and changes them only before.
     let mut built = root.clone();
     built.build();
-    let serve = built.find_subcommand("serve")?;
-    let argument = serve
+    let name = arguments.get(1)?.to_str()?;
+    let argument = built
+        .find_subcommand(name)?
         .get_arguments()
         .find(|argument| argument.to_string() == *shown)?;
     let variable = argument.get_env()?.to_string_lossy().into_owned();
     std::env::var_os(&variable)?;
     let id = argument.get_id().clone();
-    let without = root.clone().mut_subcommand("serve", |serve| {
-        serve.mut_arg(id, |argument| argument.env(None))
+    let without = root.clone().mut_subcommand(name, |command| {
+        command.mut_arg(id, |argument| argument.env(None))
     });
     let again = without.try_get_matches_from(arguments);
     let is_same = again.is_err_and(|again| again.to_string() == error.to_string());

@@ -2,6 +2,7 @@
 
 mod environment;
 mod get;
+mod relay;
 mod serve;
 mod usage;
 mod values;
@@ -13,12 +14,18 @@ use clap_complete::Shell;
 
 pub(crate) use environment::FromEnvironment;
 pub(crate) use get::{Checksum, GetFlags, HashKind, HeaderSource, RequestHeader};
+pub(crate) use relay::{
+    AcceptProxy, Balance, KeepAlive, ProxyVersion, ProxyVersions, RateLimit, RelayFlags,
+    RelayLogFormat, RelayMechanism, RelayProcessSettings, RelaySettings, SendProxy, Switch,
+    TargetAddress, TimeOrOff, WeightedTarget,
+};
 pub(crate) use serve::{LogFormat, ServeFlags};
 pub(crate) use usage::UsageError;
 pub(crate) use values::{ExtensionType, ListenAddress, SocketMode, TimeSpan};
 
 use environment::variable_at_fault;
 use get::GET_HELP;
+use relay::RELAY_HELP;
 use serve::SERVE_HELP;
 
 /// Move bytes between files and sockets without copying them, and report how they were sent
@@ -48,11 +55,15 @@ impl Cli {
             .and_then(|matches| Ok((Self::from_arg_matches(&matches)?, matches)));
         match parsed {
             Ok((mut cli, matches)) => {
-                if let Command::Serve(flags) = &mut cli.command
-                    && let Some(matches) = matches.subcommand_matches("serve")
-                    && let Some(serve) = root.find_subcommand("serve")
+                if let Some((name, matches)) = matches.subcommand()
+                    && let Some(command) = root.find_subcommand(name)
                 {
-                    flags.environment = FromEnvironment::of(serve, matches);
+                    let environment = FromEnvironment::of(command, matches);
+                    match &mut cli.command {
+                        Command::Serve(flags) => flags.environment = environment,
+                        Command::Relay(flags) => flags.environment = environment,
+                        _ => {}
+                    }
                 }
                 Ok(cli)
             }
@@ -79,6 +90,12 @@ pub(crate) enum Command {
     /// progress on a terminal, and prints nothing elsewhere, except one line for each failure.
     #[command(after_help = GET_HELP)]
     Get(Box<GetFlags>),
+    /// Relay TCP connections to other servers, splicing bulk data
+    ///
+    /// Accepts connections at LISTEN and connects each of them to one of the targets. Several
+    /// listeners, each with its targets, need --config. Runs until SIGTERM or SIGINT.
+    #[command(after_help = RELAY_HELP)]
+    Relay(Box<RelayFlags>),
     /// Print the completion script for a shell
     Completions {
         /// The shell to generate the script for
@@ -98,15 +115,17 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_of_serve_has_an_environment_variable() {
+    fn every_flag_of_a_server_has_an_environment_variable() {
         let command = Cli::command();
-        let serve = command.find_subcommand("serve").expect("serve is defined");
-        for argument in serve.get_arguments().filter(|a| a.get_id() != "help") {
-            let name = argument.get_id().as_str().to_uppercase();
-            let variable = argument
-                .get_env()
-                .map(|name| name.to_string_lossy().into_owned());
-            assert_eq!(variable, Some(format!("UNCOPIED_{name}")));
+        for (name, prefix) in [("serve", "UNCOPIED"), ("relay", "UNCOPIED_RELAY")] {
+            let server = command.find_subcommand(name).expect("it is defined");
+            for argument in server.get_arguments().filter(|a| a.get_id() != "help") {
+                let name = argument.get_id().as_str().to_uppercase();
+                let variable = argument
+                    .get_env()
+                    .map(|name| name.to_string_lossy().into_owned());
+                assert_eq!(variable, Some(format!("{prefix}_{name}")));
+            }
         }
     }
 }

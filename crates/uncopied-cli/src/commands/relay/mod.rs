@@ -1,0 +1,25 @@
+//! `uncopied relay`: relays TCP connections to other servers.
+
+mod config;
+
+use std::io;
+
+use crate::error::Error;
+use crate::flags::RelayFlags;
+use crate::output::print;
+
+use config::RelayConfig;
+
+pub(crate) use config::ConfigError;
+
+/// Checks the configuration if `--check` is given.
+pub(crate) fn run(flags: &RelayFlags) -> Result<(), Error> {
+    let config = RelayConfig::load(flags)?;
+    if flags.check {
+        return print(format!("{config}\n").as_bytes()).map_err(Error::Output);
+    }
+    Err(Error::setup("relay connections")(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "this build only checks configurations (--check)",
+    )))
+}
