@@ -1,6 +1,10 @@
 //! `uncopied relay`: relays TCP connections to other servers.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "nothing relays yet"))]
+mod balance;
 mod config;
+#[cfg_attr(not(test), expect(dead_code, reason = "nothing relays yet"))]
+mod proxy_protocol;
 
 use std::io;
 
