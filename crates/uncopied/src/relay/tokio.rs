@@ -131,8 +131,8 @@ impl Relay {
         polled.map_err(|error| RelayError::new(RelayEnd::A, error, self.relayed()))
     }
 
-    /// Does what [`poll`](Self::poll) does for the stream from the second socket to the first. It is
-    /// ready once that stream has ended.
+    /// Does what [`poll`](Self::poll) does for the stream from the second socket to the first. It
+    /// is ready once that stream has ended.
     ///
     /// # Errors
     ///

@@ -91,7 +91,7 @@ pub(crate) fn exchange(client: TcpStream, server: TcpStream, mut random: Random)
 }
 
 /// Sends messages and bulk data in turn, and then ends the stream. With `cut`, resets the
-/// connection after so many bytes.
+/// connection after this many bytes.
 fn send(mut socket: &TcpStream, bytes: &[u8], cut: Option<usize>, mut random: Random) {
     let mut left = &bytes[..cut.unwrap_or(bytes.len())];
     while !left.is_empty() {
@@ -119,7 +119,7 @@ fn send(mut socket: &TcpStream, bytes: &[u8], cut: Option<usize>, mut random: Ra
     }
 }
 
-/// Resets the connection. Other threads that use the socket notice it.
+/// Resets the connection. Other threads that use the socket find out.
 fn abort(socket: &TcpStream) -> io::Result<()> {
     set_socket_linger(socket.as_fd(), Some(Duration::ZERO))?;
     // Dissolving the association of a TCP socket resets the connection (`connect(2)`).
