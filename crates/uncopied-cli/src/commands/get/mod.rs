@@ -43,7 +43,7 @@ use crate::error::Error;
 use crate::flags::{GetFlags, HeaderSource, RequestHeader};
 use crate::output::print;
 
-use client::{Client, ClientConfig, shown};
+use client::{Client, ClientConfig, masked, shown};
 use fetch::{Context, Job, Settings, path_of};
 use file::Syncer;
 use meter::{Meter, RateLimit};
@@ -273,7 +273,7 @@ impl Run {
                 Ok(job) => Rc::new(job),
                 Err(error) => {
                     let url =
-                        place::parse_url(word).map_or_else(|_| word.clone(), |url| shown(&url));
+                        place::parse_url(word).map_or_else(|_| masked(word), |url| shown(&url));
                     self.fail(&url, error, None);
                     self.record(number, None, &url, began, true);
                     continue;

@@ -219,3 +219,26 @@ fn a_redirect_does_not_leave_tls_unless_allowed() {
     );
     assert_eq!(fs::read(directory.path().join("f")).unwrap(), b"hello");
 }
+
+/// A text that is no URL may hold a password all the same.
+#[test]
+fn credentials_in_what_is_no_url_are_not_printed() {
+    let server = Scripted::bytes(
+        "HTTP/1.1 302 X\r\nLocation: http://user:secret@[/\r\nContent-Length: 0\r\n\r\n",
+    );
+    let redirect = server.url("f");
+    let directory = tempfile::tempdir().unwrap();
+    for word in [
+        "http://user:secret@host:99999/",
+        "http://user:sec/secret@host/",
+        "ftp://user:secret@host/f",
+        "user:secret@host:99999/",
+        redirect.as_str(),
+    ] {
+        let output = get(directory.path(), &[word, "--json"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{word}");
+        let printed = [output.stdout, output.stderr].concat();
+        let printed = String::from_utf8(printed).unwrap();
+        assert!(!printed.contains("secret"), "{printed}");
+    }
+}

@@ -130,7 +130,7 @@ impl Client {
         };
         let to = from
             .join(location)
-            .map_err(|_| refused(location, "that is not a URL; check the URL"))?;
+            .map_err(|_| refused(&masked(location), "that is not a URL; check the URL"))?;
         match (from.scheme(), to.scheme()) {
             ("https", "http") if !self.config.allow_downgrade => Err(refused(
                 &shown(&to),
@@ -329,6 +329,18 @@ fn key(url: &Url, proxy: Option<&Url>) -> String {
         // One connection to a proxy serves all plain requests.
         Some(proxy) if url.scheme() == "http" => format!("by {proxy}"),
         Some(proxy) => format!("{origin} by {proxy}"),
+    }
+}
+
+/// Returns a text that is not a URL, for messages. What may be credentials is left out.
+pub(super) fn masked(text: &str) -> String {
+    let Some((before, after)) = text.rsplit_once('@') else {
+        return text.to_owned();
+    };
+    let scheme = before.split_once("://").map(|(scheme, _)| scheme);
+    match scheme.filter(|scheme| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())) {
+        Some(scheme) => format!("{scheme}://***@{after}"),
+        None => format!("***@{after}"),
     }
 }
 
