@@ -23,6 +23,9 @@ pub(crate) enum GetError {
     /// The file exists.
     #[error("{} exists; replace it with -f, or choose another name with -o", .0.display())]
     Exists(PathBuf),
+    /// What has the final name is no ordinary file.
+    #[error("{} is not a regular file; choose another name with -o", .0.display())]
+    NotAFile(PathBuf),
     /// Another process writes to the temporary file.
     #[error("{} is in use by another download; wait for it, or choose another name with -o", .0.display())]
     Busy(PathBuf),
@@ -103,6 +106,9 @@ pub(crate) enum GetError {
         "the server sent a wrong range ({0}); fetch the whole file, without -c and --connections"
     )]
     WrongRange(String),
+    /// A part of the file has failed as often as `--retries` allows.
+    #[error("{0}")]
+    GivenUp(Box<Self>),
     /// The file changed on the server during the download.
     #[error("the file changed on the server during the download; try again")]
     Changed,
@@ -174,7 +180,9 @@ impl GetError {
 fn file_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "; create the directory first, or choose another with -o",
-        io::ErrorKind::PermissionDenied => "; choose a directory that you can write to with -o",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; choose a directory that you can write to with -o"
+        }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "; make room, or choose another directory with -o"
         }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::{sleep, timeout};
 use url::Url;
@@ -122,10 +122,8 @@ pub(super) async fn finish(
 
 /// If a download failed, keeps its file for `-c`, or removes it.
 fn close<T>(job: &Rc<Job>, partial: &Partial, outcome: Result<T, GetError>) -> Result<T, GetError> {
-    if let Err(error) = &outcome
-        && partial.abandon(error.leaves_resumable())
-    {
-        job.kept.set(Some(partial.usable().count()));
+    if let Err(error) = &outcome {
+        job.kept.set(partial.abandon(error.leaves_resumable()));
     }
     outcome
 }
@@ -136,10 +134,16 @@ async fn fetch_file(
     path: &Path,
 ) -> Result<Fetched, GetError> {
     let settings = &context.settings;
+    let deadline = Deadline::new(settings.max_time);
     let mut replace = settings.overwrite;
     if let Ok(existing) = fs::metadata(path) {
+        // A directory cannot be replaced, and a pipe or a device is hardly meant to be.
+        if !existing.is_file() {
+            return Err(GetError::NotAFile(path.to_owned()));
+        }
         if settings.resume {
-            if is_unchanged(context, job, path, &existing).await? {
+            let unchanged = is_unchanged(context, job, path, &existing);
+            if deadline.bound(unchanged).await? {
                 job.is_unchanged.set(true);
                 return Ok(Fetched::Done);
             }
@@ -150,7 +154,7 @@ async fn fetch_file(
     }
     let partial = Rc::new(Partial::open(path, &shown(&job.url), settings.resume)?);
     job.resumed_bytes.set(partial.usable().count());
-    let outcome = with_max_time(settings.max_time, async {
+    let fetching = async {
         if partial.is_whole() && !is_current(context, job, &partial).await? {
             job.resumed_bytes.set(0);
             partial.restart(Version::default())?;
@@ -159,21 +163,36 @@ async fn fetch_file(
             fetch_bytes(context, job, &Target::File(&partial)).await?;
         }
         check(context, &partial).await
-    })
-    .await;
-    close(job, &partial, outcome)?;
+    };
+    close(job, &partial, deadline.bound(fetching).await)?;
     Ok(Fetched::File { partial, replace })
 }
 
-async fn with_max_time<T>(
+/// The moment at which a download is given up (`--max-time`).
+struct Deadline {
     limit: TimeSpan,
-    future: impl Future<Output = Result<T, GetError>>,
-) -> Result<T, GetError> {
-    match limit.limit() {
-        None => future.await,
-        Some(time) => timeout(time, future)
-            .await
-            .unwrap_or(Err(GetError::MaxTime(limit))),
+    began: Instant,
+}
+
+impl Deadline {
+    fn new(limit: TimeSpan) -> Self {
+        Self {
+            limit,
+            began: Instant::now(),
+        }
+    }
+
+    /// Waits for a future until the deadline.
+    async fn bound<T>(
+        &self,
+        future: impl Future<Output = Result<T, GetError>>,
+    ) -> Result<T, GetError> {
+        match self.limit.limit() {
+            None => future.await,
+            Some(time) => timeout(time.saturating_sub(self.began.elapsed()), future)
+                .await
+                .unwrap_or(Err(GetError::MaxTime(self.limit))),
+        }
     }
 }
 
@@ -258,11 +277,8 @@ async fn fetch_stream(
         output: Rc::clone(&output),
         version: RefCell::default(),
     };
-    let outcome = with_max_time(
-        context.settings.max_time,
-        fetch_bytes(context, job, &target),
-    );
-    match outcome.await {
+    let deadline = Deadline::new(context.settings.max_time);
+    match deadline.bound(fetch_bytes(context, job, &target)).await {
         // The reader has got what it wanted.
         Err(GetError::ReaderGone) => return Ok(Fetched::Done),
         outcome => outcome?,
@@ -351,8 +367,8 @@ async fn fetch_bytes(
     target: &Target<'_>,
 ) -> Result<(), GetError> {
     let mut retries = context.retries();
+    let mut most = target.have();
     loop {
-        let before = target.have();
         let error = match attempt(context, job, target).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
@@ -362,7 +378,9 @@ async fn fetch_bytes(
             job.resumed_bytes.set(0);
         }
         let has_received = job.meter.received() > 0;
-        let progressed = target.have() > before;
+        // A server without ranges sends the same bytes with each attempt.
+        let progressed = target.have() > most;
+        most = most.max(target.have());
         let pause = retries.pause(&error, has_received, progressed);
         match pause.filter(|_| target.can_retry()) {
             Some(pause) => wait_for_retry(context, job, &error, pause).await,
@@ -439,8 +457,14 @@ async fn receive(
         206 if have > 0 => {
             let range = checked_range(head, have, &target.version())?;
             framing = framing_of(head, range);
-            if let Some(total) = range.total {
-                target.set_total(total);
+            match range.total {
+                Some(total) => target.set_total(total),
+                None if target.version().total.is_none() => {
+                    return Err(GetError::WrongRange(
+                        "of a file of unknown length".to_owned(),
+                    ));
+                }
+                None => {}
             }
             (have, Some(range.end))
         }
@@ -455,13 +479,11 @@ async fn receive(
     let mut sink = target.sink(offset, context.settings.direct)?;
     let can_reuse = receive_recorded(job, target, &mut response, framing, &mut sink).await?;
     let got = target.position();
-    if let Some(end) = end.filter(|end| *end < got) {
+    if end.is_some_and(|end| end < got) {
         // Only a chunked body can be longer than its range.
-        return Err(GetError::WrongRange(format!(
-            "{got} bytes instead of {end}"
-        )));
+        return Err(GetError::LongBody);
     }
-    if can_reuse && response.head.keeps_alive() {
+    if can_reuse && response.head.keeps_alive() && framing == response.head.framing() {
         context.client.keep(response.connection);
     }
     match total.or(end) {

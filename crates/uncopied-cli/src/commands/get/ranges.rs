@@ -234,6 +234,9 @@ impl Work {
                 Some(pause) if !is_common => {
                     wait_for_retry(&self.context, &self.job, &error, pause).await;
                 }
+                _ if error.is_transient(true) && !is_common => {
+                    return Err(GetError::GivenUp(Box::new(error)));
+                }
                 _ => return Err(error),
             }
         }

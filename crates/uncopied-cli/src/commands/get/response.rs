@@ -180,14 +180,16 @@ impl Head {
         (age >= Duration::from_secs(1)).then(|| Validator::LastModified(modified.clone()))
     }
 
-    /// Whether this response is of the version that `validator` identifies. A response that
-    /// says nothing about its version is trusted, because it was asked for with `If-Range`.
+    /// Whether this response is of the version that `validator` identifies. Each response has the
+    /// entity tag of its version (RFC 9110, section 15.3.7). The modification time may be missing
+    /// from a response to `If-Range`.
     pub(super) fn matches(&self, validator: &Validator) -> bool {
-        let own = match validator {
-            Validator::Etag(_) => &self.etag,
-            Validator::LastModified(_) => &self.last_modified,
-        };
-        own.as_ref().is_none_or(|own| own == validator.as_str())
+        match validator {
+            Validator::Etag(tag) => self.etag.as_ref() == Some(tag),
+            Validator::LastModified(time) => {
+                self.last_modified.as_ref().is_none_or(|own| own == time)
+            }
+        }
     }
 
     /// Returns the modification time of the file.

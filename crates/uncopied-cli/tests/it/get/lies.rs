@@ -209,3 +209,44 @@ fn a_resumed_download_never_takes_another_range() {
         assert_eq!(fs::read(directory.path().join("f.part")).unwrap(), b"01234");
     }
 }
+
+#[test]
+fn a_part_of_a_file_of_unknown_length_is_not_taken_as_its_end() {
+    let server = Scripted::start(|head, socket, _| {
+        let response = match header(head, "range") {
+            None => {
+                "HTTP/1.1 200 OK\r\nETag: \"a\"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n"
+            }
+            Some(_) => {
+                "HTTP/1.1 206 P\r\nETag: \"a\"\r\nContent-Length: 2\r\n\
+                 Content-Range: bytes 5-6/*\r\n\r\n56"
+            }
+        };
+        socket.write_all(response.as_bytes()).unwrap();
+        Then::Close
+    });
+    let directory = tempfile::tempdir().unwrap();
+    get_fails(
+        directory.path(),
+        &[&server.url("f")],
+        &["unknown length", "5 bytes are kept"],
+    );
+}
+
+#[test]
+fn a_chunked_part_that_is_too_long_is_discarded() {
+    let server = Scripted::start(|head, socket, _| {
+        let response = match header(head, "range") {
+            None => "HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: 10\r\n\r\n01234",
+            Some(_) => {
+                "HTTP/1.1 206 P\r\nETag: \"a\"\r\nContent-Range: bytes 5-9/10\r\n\
+                 Transfer-Encoding: chunked\r\n\r\n6\r\n56789x\r\n0\r\n\r\n"
+            }
+        };
+        socket.write_all(response.as_bytes()).unwrap();
+        Then::Close
+    });
+    let directory = tempfile::tempdir().unwrap();
+    get_fails(directory.path(), &[&server.url("f")], &["more bytes"]);
+    assert_eq!(names(directory.path()), [""; 0]);
+}

@@ -118,6 +118,133 @@ fn what_belongs_to_another_url_or_boot_is_not_used() {
     }
 }
 
+/// Interrupts a download, and changes what it has left. Returns the server.
+fn interrupt_and_change(directory: &Path, change: impl Fn(&Path, &Path)) -> Scripted {
+    let server = interrupt(directory, 300_000, "\"a\"");
+    change(&directory.join("f.part"), &directory.join("f.part.json"));
+    server
+}
+
+#[test]
+fn a_temporary_file_that_is_too_long_starts_afresh() {
+    for connections in ["1", "3"] {
+        let directory = tempfile::tempdir().unwrap();
+        let server = interrupt_and_change(directory.path(), |part, _| {
+            let file = fs::OpenOptions::new().append(true).open(part).unwrap();
+            file.set_len(400_000).unwrap();
+        });
+        let url = server.url("f");
+        let arguments = [url.as_str(), "-c", "--connections", connections];
+        get_ok(directory.path(), &arguments);
+        assert!(fs::read(directory.path().join("f")).unwrap() == test_bytes(300_000));
+    }
+}
+
+/// The machine has crashed after only a part of the file was on the disk. What follows that part is
+/// never used, even if the download is interrupted once more.
+#[test]
+fn bytes_that_a_crash_has_lost_are_not_used_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = interrupt_and_change(directory.path(), |part, record| {
+        let mut bytes = fs::read(part).unwrap();
+        bytes[20_000..].fill(0);
+        fs::write(part, bytes).unwrap();
+        let text = fs::read_to_string(record).unwrap();
+        let changed = text
+            .replace("\"boot\":\"", "\"boot\":\"x")
+            .replace("\"synced\":[]", "\"synced\":[[0,20000]]");
+        assert_eq!(changed.len(), text.len() + 1 + "[0,20000]".len());
+        fs::write(record, changed).unwrap();
+    });
+    let version = Version {
+        data: test_bytes(300_000),
+        tag: "\"a\"",
+    };
+    let new = cut_once(version, 10);
+    move_record(directory.path(), &old, &new);
+    get_fails(
+        directory.path(),
+        &[&new.url("f"), "-c", "--retries", "0"],
+        &["20010 bytes are kept"],
+    );
+    get_ok(directory.path(), &[&new.url("f"), "-c"]);
+    assert_eq!(header(&new.heads()[1], "range"), Some("bytes=20010-"));
+    assert!(fs::read(directory.path().join("f")).unwrap() == test_bytes(300_000));
+}
+
+/// A pipe at the name of the new record would be waited for, and a second name of another file
+/// would be overwritten.
+#[test]
+fn what_is_at_the_name_of_the_new_record_is_not_written_to() {
+    for is_pipe in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let new = directory.path().join("f.part.json.new");
+        if is_pipe {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, &new, rustix::fs::FileType::Fifo, mode, 0)
+                .unwrap();
+        } else {
+            fs::hard_link(&victim, &new).unwrap();
+        }
+        let head = "HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: 9\r\n\r\nhi";
+        let server = Scripted::bytes(head);
+        get_fails(
+            directory.path(),
+            &[&server.url("f"), "--retries", "0"],
+            &["2 bytes are kept"],
+        );
+        let left = names(directory.path());
+        assert_eq!(left, ["f.part", "f.part.json", "victim"]);
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+    }
+}
+
+/// A server that ignores `If-Range`. Without an entity tag, its response could be of any version.
+#[test]
+fn a_part_without_the_entity_tag_is_not_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = interrupt(directory.path(), 300_000, "\"a\"");
+    let data: Vec<u8> = test_bytes(300_000).iter().map(|byte| !byte).collect();
+    let expected = data.clone();
+    let version = Version { data, tag: "\"b\"" };
+    let new = Scripted::start(move |head, socket, _| {
+        if header(head, "range").is_none() {
+            return version.send(head, socket);
+        }
+        let response = "HTTP/1.1 206 P\r\nContent-Range: bytes 100000-299999/300000\r\n\
+                        Content-Length: 200000\r\n\r\n";
+        let _ = socket.write_all(response.as_bytes());
+        let _ = socket.write_all(&version.data[100_000..]);
+        Then::Close
+    });
+    move_record(directory.path(), &old, &new);
+    get_ok(directory.path(), &[&new.url("f"), "-c"]);
+    assert!(fs::read(directory.path().join("f")).unwrap() == expected);
+}
+
+/// Each attempt brings other numbers of the same bytes, which is no progress.
+#[test]
+fn a_server_without_ranges_that_cuts_is_given_up() {
+    for connections in ["1", "2"] {
+        let server = Scripted::start(move |_, socket, number| {
+            let head = "HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: 1000\r\n\r\n";
+            socket.write_all(head.as_bytes()).unwrap();
+            socket.write_all(&[1, 2, 3][..1 + number % 3]).unwrap();
+            Then::Close
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let url = server.url("f");
+        get_fails(
+            directory.path(),
+            &[&url, "--retries", "4", "--connections", connections],
+            &["of 1000 bytes"],
+        );
+        assert!(server.heads().len() < 30, "{}", server.heads().len());
+    }
+}
+
 #[test]
 fn a_file_that_is_complete_is_fetched_again_only_if_it_changed() {
     let directory = tempfile::tempdir().unwrap();

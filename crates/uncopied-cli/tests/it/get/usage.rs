@@ -58,6 +58,27 @@ fn files_that_exist_are_not_replaced_unless_asked() {
 }
 
 #[test]
+fn what_is_no_regular_file_is_not_replaced() {
+    let server = Scripted::bytes(HELLO);
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("directory")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", directory.path().join("device")).unwrap();
+    let fifo = directory.path().join("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    for name in ["directory", "device", "fifo"] {
+        for flags in [&[][..], &["-f"], &["-c", "--checksum", SHA256]] {
+            let url = server.url(name);
+            let arguments = [&[url.as_str()], flags].concat();
+            let words = format!("{name} is not a regular file");
+            get_fails(directory.path(), &arguments, &[&words]);
+        }
+    }
+    assert_eq!(server.heads().len(), 0);
+    assert_eq!(names(directory.path()), ["device", "directory", "fifo"]);
+}
+
+#[test]
 fn a_checksum_decides_about_the_final_name() {
     let server = Scripted::bytes(HELLO);
     let directory = tempfile::tempdir().unwrap();
@@ -156,6 +177,20 @@ fn a_server_that_stops_sending_is_given_up() {
         get_fails(directory.path(), &arguments, &["took more than", flags[0]]);
         assert_eq!(names(directory.path()), [""; 0]);
     }
+}
+
+#[test]
+fn the_time_limit_includes_the_check_for_changes() {
+    let server = Scripted::start(|_, _, _| {
+        sleep(Duration::from_secs(60));
+        Then::Close
+    });
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("f"), "hello").unwrap();
+    let url = server.url("f");
+    let arguments = [url.as_str(), "-c", "--max-time", "100ms"];
+    get_fails(directory.path(), &arguments, &["took more than 100 ms"]);
+    assert_eq!(fs::read(directory.path().join("f")).unwrap(), b"hello");
 }
 
 #[test]

@@ -69,6 +69,8 @@ pub(crate) struct Partial {
     synced: RefCell<Written>,
     is_preallocated: Cell<bool>,
     has_record: Cell<bool>,
+    /// The number of usable bytes that the record describes.
+    recorded: Cell<u64>,
 }
 
 impl Partial {
@@ -95,6 +97,7 @@ impl Partial {
             synced: RefCell::default(),
             is_preallocated: Cell::new(false),
             has_record: Cell::new(fs::symlink_metadata(&names.record).is_ok()),
+            recorded: Cell::new(0),
             names,
         };
         match found {
@@ -103,14 +106,34 @@ impl Partial {
                 if record.boot == boot {
                     *partial.synced.borrow_mut() = record.synced.clone();
                 }
-                *partial.written.borrow_mut() = record.usable(&boot, metadata.len());
-                partial.is_preallocated.set(record.is_preallocated);
-                *partial.version.borrow_mut() = record.version;
+                let usable = record.usable(&boot, metadata.len());
+                partial.adopt(record.version, usable, record.is_preallocated)?;
             }
             _ if metadata.len() > 0 || partial.has_record.get() => partial.clear()?,
             _ => {}
         }
         Ok(partial)
+    }
+
+    /// Goes on from the bytes of a previous download, and removes the others: from now on, the
+    /// length of the file has to tell which bytes have been written.
+    fn adopt(
+        &self,
+        version: Version,
+        usable: Written,
+        is_preallocated: bool,
+    ) -> Result<(), GetError> {
+        if usable == Written::default() {
+            return self.clear();
+        }
+        if !is_preallocated {
+            self.set_len(usable.end())?;
+        }
+        self.recorded.set(usable.count());
+        *self.written.borrow_mut() = usable;
+        self.is_preallocated.set(is_preallocated);
+        *self.version.borrow_mut() = version;
+        Ok(())
     }
 
     pub(crate) fn version(&self) -> Version {
@@ -148,7 +171,9 @@ impl Partial {
 
     /// Forgets all bytes, and expects those of another version.
     pub(crate) fn restart(&self, version: Version) -> Result<(), GetError> {
-        if *self.written.borrow() != Written::default() || self.is_preallocated.get() {
+        let has_bytes = *self.written.borrow() != Written::default();
+        // A record of another version must not describe the bytes that come now.
+        if has_bytes || self.is_preallocated.get() || self.has_record.get() {
             self.clear()?;
         }
         *self.version.borrow_mut() = version;
@@ -163,14 +188,17 @@ impl Partial {
     fn clear(&self) -> Result<(), GetError> {
         // The record goes first, because it describes the bytes.
         self.remove_record()?;
-        self.file
-            .set_len(0)
-            .map_err(GetError::file("truncate", &self.names.temporary))?;
+        self.set_len(0)?;
         *self.written.borrow_mut() = Written::default();
         *self.synced.borrow_mut() = Written::default();
         *self.version.borrow_mut() = Version::default();
         self.is_preallocated.set(false);
         Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), GetError> {
+        let outcome = self.file.set_len(len);
+        outcome.map_err(GetError::file("truncate", &self.names.temporary))
     }
 
     /// Reserves the space of the whole file, so that it can be written in several places.
@@ -218,6 +246,7 @@ impl Partial {
             .write(&self.names.record)
             .map_err(GetError::file("write", &self.names.record))?;
         self.has_record.set(true);
+        self.recorded.set(self.usable().count());
         Ok(())
     }
 
@@ -285,7 +314,9 @@ impl Partial {
             .sync(self.file(), self.identity.device)
             .await
             .map_err(GetError::file("sync", temporary))?;
-        if !self.identity.is_at(temporary) {
+        // Another process may have changed the file in spite of the lock. A wrong length shows it.
+        let is_ours = self.identity.len_at(temporary) == Some(self.written.borrow().end());
+        if !is_ours {
             return Err(GetError::NotOurs(temporary.clone()));
         }
         let flags = match replace {
@@ -308,19 +339,31 @@ impl Partial {
         self.remove_record()
     }
 
-    /// Ends a download that failed. Returns whether `-c` can go on from what was received;
-    /// otherwise, removes it.
-    pub(crate) fn abandon(&self, is_sound: bool) -> bool {
-        let usable = self.usable().count();
-        if is_sound && usable > 0 && self.record().is_ok() {
-            return true;
+    /// Ends a download that failed. Returns the number of bytes from which `-c` can go on. If there
+    /// are none, removes the file.
+    pub(crate) fn abandon(&self, is_sound: bool) -> Option<u64> {
+        if is_sound && let Some(count) = self.resumable() {
+            return Some(count);
         }
         // The failure that led here is the one to report.
         let _ = self.remove_record();
         if self.identity.is_at(&self.names.temporary) {
             let _ = fs::remove_file(&self.names.temporary);
         }
-        false
+        None
+    }
+
+    fn resumable(&self) -> Option<u64> {
+        let usable = self.usable().count();
+        let count = match self.record() {
+            Ok(()) => usable,
+            // A full disk has no room for a new record. The last one is still right: without
+            // reserved space, the length of the file tells what was written since.
+            Err(_) if !self.has_record.get() => return None,
+            Err(_) if self.is_preallocated.get() => self.recorded.get(),
+            Err(_) => usable,
+        };
+        (count > 0).then_some(count)
     }
 }
 
@@ -373,7 +416,13 @@ impl Identity {
 
     /// Whether this file is the one at a path.
     fn is_at(self, path: &Path) -> bool {
-        fs::symlink_metadata(path).is_ok_and(|metadata| Self::of(&metadata) == self)
+        self.len_at(path).is_some()
+    }
+
+    /// Returns the length of this file. `None` if it is not the one at a path.
+    fn len_at(self, path: &Path) -> Option<u64> {
+        let metadata = fs::symlink_metadata(path).ok()?;
+        (Self::of(&metadata) == self).then_some(metadata.len())
     }
 }
 

@@ -56,12 +56,20 @@ impl Record {
         let mut new = path.as_os_str().to_owned();
         new.push(".new");
         let new = Path::new(&new);
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true);
-        options.custom_flags(OFlags::NOFOLLOW.bits() as i32);
-        let mut file: File = options.open(new)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(new, path)
+        // What a killed download has left, or another program has put there, is not written to.
+        match fs::remove_file(new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::create_new(new)?;
+        let outcome = file
+            .write_all(&serde_json::to_vec(self)?)
+            .and_then(|()| fs::rename(new, path));
+        if outcome.is_err() {
+            // The failure to write is the one to report.
+            let _ = fs::remove_file(new);
+        }
+        outcome
     }
 
     /// Returns the bytes of a temporary file of `len` bytes that can be relied on.
