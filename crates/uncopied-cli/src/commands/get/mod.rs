@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::{LocalSet, spawn_local};
 
@@ -71,7 +72,13 @@ pub(crate) fn run(flags: GetFlags) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(Error::setup("start an event loop"))?;
-    let outcome = LocalSet::new().block_on(&runtime, run_all(flags, headers, words));
+    let outcome = LocalSet::new().block_on(&runtime, async {
+        // With a handler, a write beyond the limit on the size of files fails. Without one, SIGXFSZ
+        // would end the process.
+        let file_size = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+        let _harmless = signal(file_size).map_err(Error::setup("handle signals"))?;
+        run_all(flags, headers, words).await
+    });
     // A thread that still writes to a disk that hangs must not keep the process.
     runtime.shutdown_background();
     outcome

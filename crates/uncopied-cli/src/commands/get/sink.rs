@@ -8,9 +8,11 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOp
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use tokio::net::unix::pipe;
+use tokio::time::sleep;
 
 use super::checksum::Hasher;
 use super::error::GetError;
@@ -151,9 +153,8 @@ impl FileSink {
             if !direct.is_full() {
                 return Ok(());
             }
-            let outcome = direct.write_at(self.offset);
-            let count = outcome.map_err(GetError::file("write", &self.path))?;
-            self.advance(count as u64);
+            let written = direct.write_at(self.offset);
+            self.account(written)?;
         }
         self.write_buffered(bytes)
     }
@@ -164,17 +165,19 @@ impl FileSink {
         };
         let rest = std::mem::take(&mut direct.len);
         let block = direct.block();
-        let outcome = self.file.write_all_at(&block[..rest], self.offset);
-        outcome.map_err(GetError::file("write", &self.path))?;
-        self.advance(rest as u64);
-        Ok(())
+        let written = write_all_at(&self.file, &block[..rest], self.offset);
+        self.account(written)
     }
 
     fn write_buffered(&mut self, bytes: &[u8]) -> Result<(), GetError> {
-        let outcome = self.file.write_all_at(bytes, self.offset);
-        outcome.map_err(GetError::file("write", &self.path))?;
-        self.advance(bytes.len() as u64);
-        Ok(())
+        let written = write_all_at(&self.file, bytes, self.offset);
+        self.account(written)
+    }
+
+    /// Counts bytes that were written, whether or not others could not be.
+    fn account(&mut self, (count, outcome): (u64, io::Result<()>)) -> Result<(), GetError> {
+        self.advance(count);
+        outcome.map_err(GetError::file("write", &self.path))
     }
 
     fn file(&self) -> Arc<File> {
@@ -237,11 +240,29 @@ impl DirectWriter {
         self.len == DIRECT_WRITE_BYTES
     }
 
-    fn write_at(&mut self, offset: u64) -> io::Result<usize> {
-        self.file.write_all_at(self.block(), offset)?;
-        Ok(std::mem::take(&mut self.len))
+    /// Writes the full buffer. Returns the number of bytes written, also if that fails.
+    fn write_at(&mut self, offset: u64) -> (u64, io::Result<()>) {
+        self.len = 0;
+        write_all_at(&self.file, self.block(), offset)
     }
 }
+
+/// Writes all bytes. Returns the number of bytes written, also if that fails.
+fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> (u64, io::Result<()>) {
+    let mut count = 0;
+    while count < bytes.len() {
+        match file.write_at(&bytes[count..], offset + count as u64) {
+            Ok(0) => return (count as u64, Err(io::ErrorKind::WriteZero.into())),
+            Ok(written) => count += written,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (count as u64, Err(error)),
+        }
+    }
+    (count as u64, Ok(()))
+}
+
+/// How long to wait for room in an output that is neither blocking nor a pipe.
+const FULL_OUTPUT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Standard output, a pipe or a device, which get bytes in order and keep them.
 pub(super) struct Output {
@@ -338,12 +359,14 @@ impl Output {
                     self.emitted.set(self.emitted.get() + count as u64);
                     bytes = &bytes[count..];
                 }
-                // The pipe is full after all, or a signal has come.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // For a pipe, the loop waits. Another output is a terminal or a socket that
+                    // some process has made non-blocking.
+                    if !matches!(self.kind, OutputKind::Pipe(_)) {
+                        sleep(FULL_OUTPUT_PAUSE).await;
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     return Err(GetError::ReaderGone);
                 }

@@ -6,6 +6,7 @@
 //! | `lies` | servers that break the protocol: a clear error, and no file |
 //! | `resume` | `-c`, files that changed, kills at random points |
 //! | `many` | several URLs, kept connections, several connections for one file |
+//! | `write_errors` | files and outputs that cannot be written to |
 //! | `secure` | TLS, proxies, and where credentials go |
 //! | `usage` | names, files that exist, checksums, limits, the summary, the progress display |
 
@@ -16,6 +17,7 @@ pub(crate) mod resume;
 mod scripted;
 mod secure;
 mod usage;
+mod write_errors;
 
 use std::fs;
 use std::path::Path;
