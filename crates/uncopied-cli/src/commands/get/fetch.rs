@@ -13,7 +13,7 @@ use super::body::receive_body;
 use super::checksum::{Hasher, of_file};
 use super::client::{Client, Response, Wanted, shown};
 use super::error::GetError;
-use super::file::{Partial, Syncer, Version};
+use super::file::{Partial, Syncer, Version, remove_stale_record};
 use super::meter::Meter;
 use super::place::Place;
 use super::progress::Progress;
@@ -144,6 +144,7 @@ async fn fetch_file(
         if settings.resume {
             let unchanged = is_unchanged(context, job, path, &existing);
             if deadline.bound(unchanged).await? {
+                remove_stale_record(path);
                 job.is_unchanged.set(true);
                 return Ok(Fetched::Done);
             }

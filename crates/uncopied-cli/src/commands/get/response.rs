@@ -36,6 +36,11 @@ impl Validator {
         let (Self::Etag(value) | Self::LastModified(value)) = self;
         value
     }
+
+    /// Whether it can be the value of a header. One from a file may hold anything.
+    pub(super) fn is_header_value(&self) -> bool {
+        http::HeaderValue::from_str(self.as_str()).is_ok()
+    }
 }
 
 /// The part of a file that a 206 response holds.

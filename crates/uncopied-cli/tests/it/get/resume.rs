@@ -99,10 +99,12 @@ fn a_file_that_changed_starts_afresh() {
 }
 
 #[test]
-fn what_belongs_to_another_url_or_boot_is_not_used() {
+fn a_record_that_is_foreign_or_damaged_is_not_used() {
     for (from, to) in [
         ("/f\"", "/other\""),
         ("\"boot\":\"", "\"boot\":\"x"),
+        // The validator would become two lines of the request.
+        ("\\\"a\\\"", "\\\"a\\r\\nX: \\\""),
         ("{", "x{"),
     ] {
         let directory = tempfile::tempdir().unwrap();
@@ -265,7 +267,10 @@ fn a_file_that_is_complete_is_fetched_again_only_if_it_changed() {
     });
     let url = server.url("f");
     get_ok(directory.path(), &[&url, "-c"]);
+    // A kill right after the rename leaves the record.
+    fs::write(directory.path().join("f.part.json"), "{}").unwrap();
     let output = get_ok(directory.path(), &[&url, "-c", "--json"]);
+    assert_eq!(names(directory.path()), ["f"]);
     assert!(
         String::from_utf8(output.stdout)
             .unwrap()

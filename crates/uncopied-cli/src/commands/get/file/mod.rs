@@ -367,6 +367,15 @@ impl Partial {
     }
 }
 
+/// Removes the record of a download that was killed after its file had got its final name.
+pub(crate) fn remove_stale_record(target: &Path) {
+    let names = Names::new(target);
+    if fs::symlink_metadata(&names.temporary).is_err() {
+        // It does no harm if it stays.
+        let _ = fs::remove_file(&names.record);
+    }
+}
+
 /// Opens or creates a temporary file, and locks it. Never follows a link.
 fn open_locked(path: &Path) -> Result<(File, Metadata), GetError> {
     loop {

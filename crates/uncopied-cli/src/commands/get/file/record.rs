@@ -48,7 +48,11 @@ impl Record {
         let mut text = Vec::new();
         let file = options.open(path).ok()?;
         file.take(MAX_RECORD_BYTES).read_to_end(&mut text).ok()?;
-        serde_json::from_slice(&text).ok()
+        let record: Self = serde_json::from_slice(&text).ok()?;
+        let validator = record.version.validator.as_ref();
+        validator
+            .is_none_or(Validator::is_header_value)
+            .then_some(record)
     }
 
     /// Replaces the record at `path`. A kill leaves the old one or the new one.
