@@ -67,6 +67,10 @@ compare-receive *ARGS:
 compare-get *ARGS:
     cargo run --release -p compare -- get {{ ARGS }}
 
+# Compares `uncopied relay` with HAProxy, nginx, tokio and a plain loop (needs root).
+compare-relay *ARGS:
+    cargo run --release -p compare -- relay {{ ARGS }}
+
 # The tests overwrite buffers as soon as the completions allow it, and regions at any time, while
 # the receivers check every byte.
 #

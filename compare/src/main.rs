@@ -2,10 +2,11 @@
 //! do the same work on the same CPU, and the report has medians and ratios.
 //!
 //! `serve` compares file servers, `copy` compares ways to send a file from a program, `memory`
-//! compares mechanisms that send memory, and `receive` compares ways to receive. Each program or
-//! mechanism that takes part is called a contender, and runs as a child process. The hidden
-//! subcommands are for these child processes: most run a contender that is built into this program,
-//! and `pinned` is the wrapper that pins every contender to its CPU.
+//! compares mechanisms that send memory, `receive` compares ways to receive, `get` compares
+//! downloaders, and `relay` compares relays. Each program or mechanism that takes part is called a
+//! contender, and runs as a child process. The hidden subcommands are for these child processes:
+//! most run a contender that is built into this program, and `pinned` is the wrapper that pins
+//! every contender to its CPU.
 
 #![deny(unsafe_code)]
 
@@ -26,6 +27,7 @@ mod pattern;
 mod process;
 mod random;
 mod receive;
+mod relay;
 mod rounds;
 mod runtime;
 mod serve;
@@ -61,6 +63,9 @@ enum Command {
     Receive(receive::options::ReceiveOptions),
     /// Compare programs that download files: CPU time, time, files per second.
     Get(get::options::GetOptions),
+    /// Compare programs that relay TCP connections: throughput, CPU per GB, round trips and
+    /// connections per second, latency.
+    Relay(relay::options::RelayOptions),
     /// Send a file once, and report the CPU time: a contender of `copy`.
     #[command(hide = true)]
     CopySender(copy::sender::CopySenderFlags),
@@ -73,6 +78,12 @@ enum Command {
     /// Download a file with a minimal loop of recv and write: a contender of `get`.
     #[command(hide = true)]
     GetLoop(get::plain_loop::LoopFlags),
+    /// Relay connections with a minimal loop of recv and send: a contender of `relay`.
+    #[command(hide = true)]
+    LoopRelay(relay::contender::RelayFlags),
+    /// Relay connections with tokio's copy_bidirectional: a contender of `relay`.
+    #[command(hide = true)]
+    TokioRelay(relay::contender::RelayFlags),
     /// Serve files with a minimal sendfile loop: a contender of `serve`.
     #[command(hide = true)]
     PlainServer(ServerFlags),
@@ -101,6 +112,9 @@ fn main() -> ExitCode {
         Command::Memory(options) => memory::run(&options),
         Command::Receive(options) => receive::run(&options),
         Command::Get(options) => get::run(&options),
+        Command::Relay(options) => relay::run(&options),
+        Command::LoopRelay(flags) => relay::contenders::plain_loop::run(&flags),
+        Command::TokioRelay(flags) => relay::contenders::tokio::run(&flags),
         Command::GetLoop(flags) => get::plain_loop::run(&flags),
         Command::CopySender(flags) => copy::sender::run(&flags),
         Command::MemorySender(flags) => memory::sender::run(&flags),

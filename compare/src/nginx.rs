@@ -1,10 +1,11 @@
-//! Starts nginx, which is a contender of `compare serve` and the server of `compare get`, with the
-//! settings that are best for static files.
+//! Starts nginx, which is a contender of `compare serve` and `compare relay` and the server of
+//! `compare get`, with the settings that are best for static files or for relaying.
 
 use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::error::{Context, Error};
 use crate::machine;
@@ -45,6 +46,22 @@ impl Nginx {
         Self::with_block(&find()?, setup.scratch, "", &http_block(setup))
     }
 
+    /// Finds nginx and its module for streams, and writes its configuration for relaying TCP
+    /// connections from `listen` to `target`. `scratch` is a directory for nginx's own files.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] if nginx or the module is not installed.
+    pub(crate) fn prepare_relay(
+        scratch: &Path,
+        listen: SocketAddr,
+        target: SocketAddr,
+    ) -> Result<Self, Error> {
+        let program = find()?;
+        let modules = load_stream_module(&program)?;
+        Self::with_block(&program, scratch, &modules, &stream_block(listen, target))
+    }
+
     fn with_block(
         program: &Path,
         scratch: &Path,
@@ -79,6 +96,33 @@ fn find() -> Result<PathBuf, Error> {
             "nginx is not installed: install nginx-light (Debian, Ubuntu) or nginx".into(),
         )
     })
+}
+
+/// Returns the directive that loads nginx's module for streams. It is empty if the module is built
+/// in.
+fn load_stream_module(program: &Path) -> Result<String, Error> {
+    // nginx -V prints the options with which nginx was built.
+    let printed = Command::new(program)
+        .arg("-V")
+        .output()
+        .context(|| "cannot run nginx -V".into())?;
+    let options = String::from_utf8_lossy(&printed.stderr).into_owned();
+    let mut options = options.split_whitespace();
+    if options.clone().any(|option| option == "--with-stream") {
+        return Ok(String::new());
+    }
+    let module = options
+        .find_map(|option| option.strip_prefix("--modules-path="))
+        .map(|directory| Path::new(directory).join("ngx_stream_module.so"))
+        .filter(|module| module.is_file());
+    match module {
+        Some(module) => Ok(format!("load_module {};\n", quoted(&module))),
+        None => Err(Error::Unavailable(
+            "nginx has no stream module: install libnginx-mod-stream (Debian, Ubuntu) or \
+             nginx-mod-stream"
+                .into(),
+        )),
+    }
 }
 
 /// Returns the configuration with one block, which is `http` or `stream`.
@@ -143,6 +187,25 @@ fn http_block(setup: &NginxSetup<'_>) -> String {
 {temporary_paths}    server {{
         listen {address} reuseport backlog=16384;
         root {files};
+    }}
+}}
+"
+    )
+}
+
+/// Returns the block for relaying TCP connections. The size of the buffers is nginx's default:
+/// larger ones are not faster, and take more CPU time per byte.
+fn stream_block(listen: SocketAddr, target: SocketAddr) -> String {
+    format!(
+        "stream {{
+    access_log off;
+    tcp_nodelay on;
+    proxy_buffer_size 16k;
+    proxy_half_close on;
+    proxy_timeout 3600s;
+    server {{
+        listen {listen} reuseport backlog=16384;
+        proxy_pass {target};
     }}
 }}
 "

@@ -47,7 +47,12 @@ pub(crate) fn check_name(name: Option<&str>) -> Result<(), Error> {
 
 /// Prints the page. If there is a `directory`, also writes the page and the raw data into it.
 pub(crate) fn publish(directory: Option<&Path>, page: &str, raw: &str) -> Result<(), Error> {
-    print_all(page)?;
+    print(page)?;
+    write(directory, page, raw)
+}
+
+/// If there is a `directory`, writes the page and the raw data into it.
+pub(crate) fn write(directory: Option<&Path>, page: &str, raw: &str) -> Result<(), Error> {
     let Some(directory) = directory else {
         return Ok(());
     };
@@ -62,7 +67,7 @@ pub(crate) fn publish(directory: Option<&Path>, page: &str, raw: &str) -> Result
 
 /// Prints `text` to standard output. Succeeds even if standard output is a pipe whose reader closes
 /// it early, as `head` does.
-fn print_all(text: &str) -> Result<(), Error> {
+pub(crate) fn print(text: &str) -> Result<(), Error> {
     use std::io::Write;
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {

@@ -351,6 +351,11 @@ impl Server {
         self.process.check_alive()
     }
 
+    /// The server's process.
+    pub(crate) fn process(&mut self) -> &mut PinnedChild {
+        &mut self.process
+    }
+
     /// The address that the server listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address

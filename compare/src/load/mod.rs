@@ -61,3 +61,11 @@ pub(crate) fn measure(
         idle_seconds: (load.idle() - idle_before).as_secs_f64(),
     })
 }
+
+impl LoadUsage {
+    /// CPU time of the load generator, without the time in which it found nothing to do, as a
+    /// fraction of one CPU.
+    pub(crate) fn load_share(&self) -> f64 {
+        (1.0 - self.idle_seconds / self.usage.seconds).max(0.0)
+    }
+}

@@ -55,6 +55,11 @@ impl Poller {
         self.add_for(socket, index, epoll::EventFlags::IN)
     }
 
+    /// Like [`Self::add`], but the socket will be reported when there is room to send.
+    pub(crate) fn add_sender(&self, socket: impl AsFd, index: usize) -> Result<(), Error> {
+        self.add_for(socket, index, epoll::EventFlags::OUT)
+    }
+
     fn add_for(
         &self,
         socket: impl AsFd,

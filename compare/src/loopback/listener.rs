@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
@@ -22,7 +23,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Takes a listener that is bound to [`ANY_PORT`], and sets the congestion control of the
+    /// Takes a listener that is bound, and sets the congestion control of the
     /// connections that it will accept.
     pub(crate) fn new(bound: io::Result<TcpListener>, congestion: &str) -> Result<Self, Error> {
         let listener = bound
@@ -42,6 +43,15 @@ impl Listener {
         Ok(address.port())
     }
 
+    /// Accepts a connection that is waiting. Returns `None` if there is none.
+    pub(crate) fn accept_waiting(&self) -> Result<Option<TcpStream>, Error> {
+        match self.listener.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error).context(|| "cannot accept".into()),
+        }
+    }
+
     /// Waits for the next connection that `child` opens, and accepts it. The returned stream is
     /// blocking.
     pub(crate) fn accept(&self, child: &mut PinnedChild) -> Result<TcpStream, Error> {
@@ -50,10 +60,8 @@ impl Listener {
             interrupt::check()?;
             child.check_alive()?;
             wait_readable(&mut [PollFd::new(&self.listener, PollFlags::IN)])?;
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error).context(|| "cannot accept".into()),
+            let Some(stream) = self.accept_waiting()? else {
+                continue;
             };
             stream
                 .set_nonblocking(false)
@@ -71,5 +79,11 @@ impl Listener {
             "it did not connect within {} s",
             STALL_LIMIT.as_secs()
         )))
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }

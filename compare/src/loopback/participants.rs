@@ -20,7 +20,7 @@ pub(crate) struct Participant<C: 'static> {
 pub(crate) fn prepare<C: Contender>(
     all: &'static [C],
     chosen: &[&'static C],
-    version: impl Fn(&C) -> Result<String, Error>,
+    mut version: impl FnMut(&C) -> Result<String, Error>,
 ) -> Vec<Participant<C>> {
     participant::selected(all, chosen)
         .map(|contender| {

@@ -33,8 +33,14 @@ pub(crate) struct Receiver {
 impl Receiver {
     /// Listens on a free port of 127.0.0.1, with the given congestion control.
     pub(crate) fn listen(congestion: &str) -> Result<Self, Error> {
+        Self::on(TcpListener::bind(ANY_PORT), congestion)
+    }
+
+    /// Takes a listener that is bound, and sets the congestion control of the connections that it
+    /// will accept.
+    pub(crate) fn on(bound: io::Result<TcpListener>, congestion: &str) -> Result<Self, Error> {
         Ok(Self {
-            listener: Listener::new(TcpListener::bind(ANY_PORT), congestion)?,
+            listener: Listener::new(bound, congestion)?,
             buffer: vec![0; RECEIVE_BYTES],
         })
     }
@@ -42,6 +48,11 @@ impl Receiver {
     /// Returns the port on 127.0.0.1 that the receiver listens on.
     pub(crate) fn port(&self) -> Result<u16, Error> {
         self.listener.port()
+    }
+
+    /// The listener.
+    pub(crate) fn listener(&self) -> &Listener {
+        &self.listener
     }
 
     /// Waits for the next connection that `sender` opens, and accepts it. The returned stream is

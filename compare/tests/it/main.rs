@@ -6,6 +6,7 @@ mod copy;
 mod get;
 mod memory;
 mod receive;
+mod relay;
 mod serve;
 
 use std::fmt::Display;
