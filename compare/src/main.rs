@@ -84,6 +84,9 @@ enum Command {
     /// Relay connections with tokio's copy_bidirectional: a contender of `relay`.
     #[command(hide = true)]
     TokioRelay(relay::contender::RelayFlags),
+    /// Relay connections with this project's copy_bidirectional: a contender of `relay`.
+    #[command(hide = true)]
+    BareRelay(relay::contender::RelayFlags),
     /// Serve files with a minimal sendfile loop: a contender of `serve`.
     #[command(hide = true)]
     PlainServer(ServerFlags),
@@ -115,6 +118,7 @@ fn main() -> ExitCode {
         Command::Relay(options) => relay::run(&options),
         Command::LoopRelay(flags) => relay::contenders::plain_loop::run(&flags),
         Command::TokioRelay(flags) => relay::contenders::tokio::run(&flags),
+        Command::BareRelay(flags) => relay::contenders::bare::run(&flags),
         Command::GetLoop(flags) => get::plain_loop::run(&flags),
         Command::CopySender(flags) => copy::sender::run(&flags),
         Command::MemorySender(flags) => memory::sender::run(&flags),

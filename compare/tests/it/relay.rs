@@ -19,7 +19,12 @@ fn short_run(directory: &Path) -> Option<Command> {
     run.args(["--seconds", "0.1", "--warm-up", "0.01", "--verified", "1m"])
         .args(["--congestion", congestion.trim()])
         .args(["--bulk-connections", "2", "--message-connections", "3"])
-        .args(["--message-sizes", "1,1k", "--contenders", "tokio,loop"]);
+        .args([
+            "--message-sizes",
+            "1,1k",
+            "--contenders",
+            "uncopied-bare,tokio,loop",
+        ]);
     let can_unshare = |options: &[&str]| {
         let mut unshare = Command::new("unshare");
         let output = unshare.args(options).args(["--net", "ip", "link"]).output();
@@ -53,7 +58,7 @@ fn a_run_measures_every_contender_and_leaves_nothing_behind() {
     let output = run.arg("--out").arg(out.path()).output().unwrap();
     let (page, raw) = check_finished_run(&output, files.path(), out.path());
 
-    for contender in ["tokio", "loop"] {
+    for contender in ["uncopied-bare", "tokio", "loop"] {
         for (case, key) in [
             ("bulk_to_server/2", "gb_per_second"),
             ("bulk_to_client/2", "gb_per_second"),
@@ -67,7 +72,7 @@ fn a_run_measures_every_contender_and_leaves_nothing_behind() {
             assert!(value.is_some_and(|value| value > 0.0), "{contender} {case}");
         }
     }
-    assert!(page.contains("### Ratios"), "{page}");
+    assert!(page.contains("uncopied-bare ÷ tokio"), "{page}");
     assert!(page.contains("not measured"), "{page}");
 }
 

@@ -1,6 +1,7 @@
 //! The contenders of `compare relay`. To add a contender, write a module with a `CONTENDER` that
 //! says how to start the relay, and add the `CONTENDER` to [`ALL`].
 
+pub(crate) mod bare;
 mod haproxy;
 mod nginx;
 pub(crate) mod plain_loop;
@@ -16,6 +17,7 @@ pub(super) const ALL: &[RelayProgram] = &[
     uncopied::CONTENDER,
     uncopied::SPLICE,
     uncopied::COPY,
+    bare::CONTENDER,
     haproxy::CONTENDER,
     haproxy::SPLICE,
     nginx::CONTENDER,
