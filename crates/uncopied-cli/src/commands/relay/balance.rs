@@ -124,11 +124,7 @@ impl Balancer {
     }
 
     fn by_source(&self, client: IpAddr, is_candidate: impl Fn(usize) -> bool) -> Option<usize> {
-        // A socket that accepts both families shows IPv4 clients as IPv4-mapped addresses.
-        let client = match client.to_canonical() {
-            IpAddr::V4(ip) => hash(&ip.octets()),
-            IpAddr::V6(ip) => hash(&ip.octets()),
-        };
+        let client = hash_of_client(client);
         let candidates = self.entries.iter().enumerate();
         candidates
             .filter(|(index, _)| is_candidate(*index))
@@ -158,6 +154,15 @@ impl Entry {
         // neither.
         let uniform = ((mix(client ^ self.key) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
         -f64::from(self.weight) / uniform.ln()
+    }
+}
+
+/// Returns a hash of a client's IP address, for `source-hash`.
+pub(crate) fn hash_of_client(client: IpAddr) -> u64 {
+    // A socket that accepts both families shows IPv4 clients as IPv4-mapped addresses.
+    match client.to_canonical() {
+        IpAddr::V4(ip) => hash(&ip.octets()),
+        IpAddr::V6(ip) => hash(&ip.octets()),
     }
 }
 

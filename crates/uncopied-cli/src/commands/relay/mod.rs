@@ -1,10 +1,12 @@
 //! `uncopied relay`: relays TCP connections to other servers.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "nothing relays yet"))]
 mod balance;
 mod config;
+mod health;
 #[cfg_attr(not(test), expect(dead_code, reason = "nothing relays yet"))]
 mod proxy_protocol;
+#[cfg_attr(not(test), expect(dead_code, reason = "nothing relays yet"))]
+mod target;
 
 use std::io;
 
