@@ -11,11 +11,11 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 
 use crate::driver;
-use crate::endpoint::{Side, StreamSocket};
-use crate::error::Error;
+use crate::endpoint::{self, Side, StreamSocket};
+use crate::error::{Error, ErrorKind};
 use crate::policy::{
-    Length, Mechanism, Plan, RelayPlanInput, Support, plan_relay, zero_copy_receive_enabled,
-    zero_copy_send_enabled,
+    Direction, Length, Mechanism, Plan, RelayPlanInput, Support, plan_relay,
+    zero_copy_receive_enabled, zero_copy_send_enabled,
 };
 use crate::report::Report;
 use crate::transfer::RelayTransfer;
@@ -240,6 +240,14 @@ pub fn copy_bidirectional_with(
     options: &RelayOptions,
 ) -> Result<Relayed, RelayError> {
     let (a, b) = (a.as_fd(), b.as_fd());
+    for (end, socket) in [(RelayEnd::A, a), (RelayEnd::B, b)] {
+        endpoint::check_stream_socket(socket).map_err(|errno| {
+            let kind = ErrorKind::NotAStreamSocket;
+            let error = Error::before_transfer(kind, Some("getsockopt"), Some(errno.into()));
+            let error = error.in_direction(Direction::SocketToSocket);
+            RelayError::new(end, error.at_side(Side::Source), Relayed::default())
+        })?;
+    }
     let [mut to_b, mut to_a] = options.transfers();
     let first_error = OnceLock::new();
     let run = |transfer: &mut RelayTransfer, from, source, sink| {

@@ -392,6 +392,15 @@ fn urgent_data_does_not_stop_a_stream() {
 }
 
 #[test]
+fn only_stream_sockets_are_relayed() {
+    let datagrams = OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    let ends = Ends::tcp();
+    let error = relay::copy_bidirectional(&ends.a, &datagrams).expect_err("datagrams");
+    assert_eq!(error.error().kind(), ErrorKind::NotAStreamSocket);
+    assert_eq!(error.failed_end(), Some(RelayEnd::B));
+}
+
+#[test]
 fn a_blocking_relay_keeps_to_the_timeouts_of_its_sockets() {
     let ends = Ends::tcp();
     set_socket_timeout(&ends.a, Timeout::Recv, Some(Duration::from_millis(50))).unwrap();
