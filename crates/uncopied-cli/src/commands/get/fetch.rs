@@ -4,22 +4,22 @@ use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use url::Url;
 
 use super::body::receive_body;
 use super::checksum::{Hasher, of_file};
 use super::client::{Client, Response, Wanted, shown};
 use super::error::GetError;
-use super::file::{Partial, Syncer, Version, remove_stale_record};
+use super::file::{Kind, Partial, Syncer, Version, remove_stale_record};
 use super::meter::Meter;
 use super::place::Place;
 use super::progress::Progress;
 use super::ranges;
 use super::response::{ContentRange, Framing, Head, Validator};
-use super::retry::{Retries, status_error};
+use super::retry::{Deadline, Retries, status_error};
 use super::sink::{Output, Sink};
 use crate::flags::{Checksum, TimeSpan};
 
@@ -153,7 +153,12 @@ async fn fetch_file(
             return Err(GetError::Exists(path.to_owned()));
         }
     }
-    let partial = Rc::new(Partial::open(path, &shown(&job.url), settings.resume)?);
+    let kind = match (settings.resume, replace) {
+        (true, _) => Kind::Resume,
+        (false, true) => Kind::Replace,
+        (false, false) => Kind::New,
+    };
+    let partial = Rc::new(Partial::open(path, &shown(&job.url), kind)?);
     job.resumed_bytes.set(partial.usable().count());
     let fetching = async {
         if partial.is_whole() && !is_current(context, job, &partial).await? {
@@ -167,34 +172,6 @@ async fn fetch_file(
     };
     close(job, &partial, deadline.bound(fetching).await)?;
     Ok(Fetched::File { partial, replace })
-}
-
-/// The moment at which a download is given up (`--max-time`).
-struct Deadline {
-    limit: TimeSpan,
-    began: Instant,
-}
-
-impl Deadline {
-    fn new(limit: TimeSpan) -> Self {
-        Self {
-            limit,
-            began: Instant::now(),
-        }
-    }
-
-    /// Waits for a future until the deadline.
-    async fn bound<T>(
-        &self,
-        future: impl Future<Output = Result<T, GetError>>,
-    ) -> Result<T, GetError> {
-        match self.limit.limit() {
-            None => future.await,
-            Some(time) => timeout(time.saturating_sub(self.began.elapsed()), future)
-                .await
-                .unwrap_or(Err(GetError::MaxTime(self.limit))),
-        }
-    }
 }
 
 /// Whether the file under the final name is what would be fetched: it has the right checksum, or
@@ -324,6 +301,14 @@ impl Target<'_> {
         }
     }
 
+    /// Prepares for a body that does not arrive at once, so that some of it may be kept.
+    fn prepare_for_parts(&self) -> Result<(), GetError> {
+        match self {
+            Self::File(partial) => partial.use_temporary_name(),
+            Self::Stream { .. } => Ok(()),
+        }
+    }
+
     /// Begins with the first byte of a version.
     fn restart(&self, new: Version) -> Result<(), GetError> {
         match self {
@@ -414,6 +399,7 @@ async fn attempt(
     if let Target::File(partial) = target
         && (context.settings.connections > 1 || partial.usable().has_gap())
     {
+        partial.use_temporary_name()?;
         match ranges::fetch(context, job, partial).await? {
             ranges::Outcome::Whole => return Ok(()),
             ranges::Outcome::Ignored(response) => {
@@ -447,11 +433,17 @@ async fn receive(
     job.note_response(&response);
     let head = &response.head;
     let mut framing = head.framing();
+    // A body that has arrived already is written and gets its name at once.
+    let is_at_hand = matches!(framing, Framing::Length(length)
+        if length <= response.connection.buffered().len() as u64);
     let (offset, end) = match head.status {
         200 => {
             let version = version_of(head);
             let total = version.total;
             job.resumed_bytes.set(0);
+            if !is_at_hand {
+                target.prepare_for_parts()?;
+            }
             target.restart(version)?;
             (0, total)
         }
@@ -478,7 +470,15 @@ async fn receive(
     job.size.set(total);
     context.progress.set_position(offset, total);
     let mut sink = target.sink(offset, context.settings.direct)?;
-    let can_reuse = receive_recorded(job, target, &mut response, framing, &mut sink).await?;
+    let can_reuse = if is_at_hand {
+        receive_body(&mut response.connection, framing, &mut sink, &job.meter).await
+    } else {
+        receive_recorded(job, target, &mut response, framing, &mut sink).await
+    };
+    // What arrived before a failure is worth keeping as well.
+    let flushed = sink.flush();
+    let can_reuse = can_reuse?;
+    flushed?;
     let got = target.position();
     if end.is_some_and(|end| end < got) {
         // Only a chunked body can be longer than its range.
@@ -503,14 +503,9 @@ async fn receive_recorded(
     sink: &mut Sink,
 ) -> Result<bool, GetError> {
     let connection = &mut response.connection;
-    let is_small = match framing {
-        Framing::Length(length) => length <= connection.buffered().len() as u64,
-        Framing::Chunked | Framing::UntilClose => false,
-    };
     let records = async {
         match target {
-            // A body that has arrived already is written and renamed at once.
-            Target::File(partial) if !is_small && partial.version().validator.is_some() => {
+            Target::File(partial) if partial.version().validator.is_some() => {
                 match partial.record() {
                     Ok(()) => partial.keep_records().await,
                     Err(error) => error,
@@ -519,15 +514,11 @@ async fn receive_recorded(
             _ => std::future::pending().await,
         }
     };
-    let outcome = tokio::select! {
+    tokio::select! {
         biased;
         error = records => Err(error),
         outcome = receive_body(connection, framing, sink, &job.meter) => outcome,
-    };
-    // What arrived before a failure is worth keeping as well.
-    let flushed = sink.flush();
-    let can_reuse = outcome?;
-    flushed.map(|()| can_reuse)
+    }
 }
 
 /// Returns what a head says about the version of the file.

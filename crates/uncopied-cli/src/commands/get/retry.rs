@@ -1,9 +1,12 @@
-//! When a failed request is tried again.
+//! When a failed request is tried again, and when a download is given up.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::time::timeout;
 
 use super::error::GetError;
 use super::response::Head;
+use crate::flags::TimeSpan;
 
 /// The longest pause between two requests.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -65,6 +68,34 @@ pub(super) fn status_error(head: &Head) -> GetError {
     GetError::Status {
         status: head.status,
         retry_after: head.retry_after(SystemTime::now()),
+    }
+}
+
+/// The moment at which a download is given up (`--max-time`).
+pub(super) struct Deadline {
+    limit: TimeSpan,
+    began: Instant,
+}
+
+impl Deadline {
+    pub(super) fn new(limit: TimeSpan) -> Self {
+        Self {
+            limit,
+            began: Instant::now(),
+        }
+    }
+
+    /// Waits for a future until the deadline.
+    pub(super) async fn bound<T>(
+        &self,
+        future: impl Future<Output = Result<T, GetError>>,
+    ) -> Result<T, GetError> {
+        match self.limit.limit() {
+            None => future.await,
+            Some(time) => timeout(time.saturating_sub(self.began.elapsed()), future)
+                .await
+                .unwrap_or(Err(GetError::MaxTime(self.limit))),
+        }
     }
 }
 

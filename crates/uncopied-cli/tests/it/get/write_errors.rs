@@ -124,11 +124,12 @@ fn each_error_of_a_file_is_told_and_what_was_written_before_is_kept() {
         ("sync", LARGE, &[], "fsync:when=1+", "cannot sync f.part"),
         (
             "rename",
-            SMALL,
+            LARGE,
             &[],
             "renameat2:when=1+",
             "cannot rename f.part",
         ),
+        ("link", SMALL, &[], "linkat:when=1+", "cannot create f"),
     ];
     for (sink, len, flags, call, words) in sinks {
         for (errno, text) in [
@@ -163,6 +164,50 @@ fn each_error_of_a_file_is_told_and_what_was_written_before_is_kept() {
             assert_resumable(directory.path(), &server, *len, kept, &context);
         }
     }
+}
+
+/// A body that arrives with its head needs no temporary name, where the system allows that.
+#[test]
+fn a_small_file_gets_its_name_in_each_way() {
+    if !can_trace("a_small_file_gets_its_name_in_each_way") {
+        return;
+    }
+    let server = server(SMALL);
+    let directory = tempfile::tempdir().unwrap();
+    let shown = directory.path().display().to_string();
+    let trace = directory.path().join("trace").display().to_string();
+    for (name, options, call) in [
+        ("unnamed", &["-e", "trace=linkat"][..], "AT_EMPTY_PATH"),
+        (
+            "proc",
+            &[
+                "-e",
+                "trace=linkat",
+                "-e",
+                "inject=linkat:error=ENOENT:when=1",
+            ],
+            "/proc/self/fd/",
+        ),
+        (
+            "named",
+            &["-P", &shown, "-e", "inject=openat:error=EOPNOTSUPP"],
+            "O_TMPFILE",
+        ),
+    ] {
+        let strace = [&["strace", "-f", "-q", "-o", &trace], options].concat();
+        let path = directory.path().join(name).display().to_string();
+        let arguments = [&server.url("f"), "-o", &path];
+        let output = get_behind(&strace, directory.path(), &arguments).output();
+        let output = output.unwrap();
+        let calls = fs::read_to_string(&trace).unwrap();
+        assert!(output.status.success(), "{name}: {calls}");
+        let has_failed = calls.contains("(INJECTED)");
+        assert_eq!(has_failed, name != "unnamed", "{calls}");
+        assert!(calls.contains(call), "{name}: {calls}");
+        assert!(fs::read(&path).unwrap() == test_bytes(SMALL));
+    }
+    let left = names(directory.path());
+    assert_eq!(left, ["named", "proc", "trace", "unnamed"]);
 }
 
 #[test]

@@ -3,6 +3,9 @@
 //! The bytes of the body go to the temporary file, and are renamed once they are whole, checked and
 //! on the disk. So what is under the final name is whole at any moment, even if the process is
 //! killed. A lock on the temporary file keeps a second download out; it ends with the process.
+//!
+//! A body that arrives with its head needs no temporary name, because nothing of it can be worth
+//! keeping: it goes to a file without any name, which gets the final one.
 
 mod record;
 mod sync;
@@ -11,13 +14,14 @@ mod written;
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, linkat};
 use rustix::io::Errno;
 
 use super::error::GetError;
@@ -56,12 +60,28 @@ impl Names {
             record: with(".part.json"),
         }
     }
+
+    fn has_record(&self) -> bool {
+        fs::symlink_metadata(&self.record).is_ok()
+    }
 }
 
-/// A file that is being downloaded. It is locked until it is dropped.
+/// What a download may do with what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    New,
+    /// Replace a file of the final name.
+    Replace,
+    /// Go on from the temporary file, and replace a file of the final name.
+    Resume,
+}
+
+/// A file that is being downloaded. At its temporary name, it is locked until it is dropped.
 pub(crate) struct Partial {
-    file: Arc<File>,
-    identity: Identity,
+    file: RefCell<Arc<File>>,
+    identity: Cell<Identity>,
+    /// Whether the file is at the temporary name. Otherwise it has no name.
+    has_name: Cell<bool>,
     names: Names,
     url: String,
     version: RefCell<Version>,
@@ -74,29 +94,39 @@ pub(crate) struct Partial {
 }
 
 impl Partial {
-    /// Opens the temporary file for `target`, and locks it. With `resume`, keeps the bytes that a
+    /// Opens a file without a name for `target`, if `kind` and the file system allow it. Otherwise
+    /// opens the temporary file, and locks it. With [`Kind::Resume`], keeps the bytes that a
     /// previous download of `url` has left.
     ///
     /// # Errors
     ///
     /// Another download has locked the file, the name belongs to something else, or the file cannot
     /// be created.
-    pub(crate) fn open(target: &Path, url: &str, resume: bool) -> Result<Self, GetError> {
+    pub(crate) fn open(target: &Path, url: &str, kind: Kind) -> Result<Self, GetError> {
         let names = Names::new(target);
-        let (file, metadata) = open_locked(&names.temporary)?;
-        let found = match resume && metadata.len() > 0 {
+        let unnamed = match kind {
+            Kind::New => open_unnamed(&names),
+            Kind::Replace | Kind::Resume => None,
+        };
+        let has_name = unnamed.is_none();
+        let (file, metadata) = match unnamed {
+            Some(opened) => opened,
+            None => open_locked(&names.temporary)?,
+        };
+        let found = match kind == Kind::Resume && metadata.len() > 0 {
             true => Record::read(&names.record).filter(|record| record.url == url),
             false => None,
         };
         let partial = Self {
-            file: Arc::new(file),
-            identity: Identity::of(&metadata),
+            file: RefCell::new(Arc::new(file)),
+            identity: Cell::new(Identity::of(&metadata)),
+            has_name: Cell::new(has_name),
             url: url.to_owned(),
             version: RefCell::default(),
             written: Rc::default(),
             synced: RefCell::default(),
             is_preallocated: Cell::new(false),
-            has_record: Cell::new(fs::symlink_metadata(&names.record).is_ok()),
+            has_record: Cell::new(has_name && names.has_record()),
             recorded: Cell::new(0),
             names,
         };
@@ -113,6 +143,24 @@ impl Partial {
             _ => {}
         }
         Ok(partial)
+    }
+
+    /// Exchanges a file without a name for the temporary file: what arrives may be worth keeping.
+    /// Forgets all bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Partial::open`].
+    pub(crate) fn use_temporary_name(&self) -> Result<(), GetError> {
+        if self.has_name.get() {
+            return Ok(());
+        }
+        let (file, metadata) = open_locked(&self.names.temporary)?;
+        self.file.replace(Arc::new(file));
+        self.identity.set(Identity::of(&metadata));
+        self.has_name.set(true);
+        self.has_record.set(self.names.has_record());
+        self.clear()
     }
 
     /// Goes on from the bytes of a previous download, and removes the others: from now on, the
@@ -166,7 +214,7 @@ impl Partial {
     }
 
     pub(crate) fn file(&self) -> Arc<File> {
-        Arc::clone(&self.file)
+        Arc::clone(&self.file.borrow())
     }
 
     /// Forgets all bytes, and expects those of another version.
@@ -197,7 +245,7 @@ impl Partial {
     }
 
     fn set_len(&self, len: u64) -> Result<(), GetError> {
-        let outcome = self.file.set_len(len);
+        let outcome = self.file().set_len(len);
         outcome.map_err(GetError::file("truncate", &self.names.temporary))
     }
 
@@ -213,10 +261,10 @@ impl Partial {
             path: self.names.temporary.clone(),
             source,
         };
-        match rustix::fs::fallocate(&*self.file, FallocateFlags::empty(), 0, total) {
+        match rustix::fs::fallocate(&*self.file(), FallocateFlags::empty(), 0, total) {
             Ok(()) => Ok(()),
             // Not every file system can do it.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.file.set_len(total).map_err(failed),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.file().set_len(total).map_err(failed),
             Err(errno) => Err(failed(errno.into())),
         }
     }
@@ -308,14 +356,17 @@ impl Partial {
         let temporary = &self.names.temporary;
         if let Some(time) = modified {
             // The time only tells a later -c whether the file has changed.
-            let _ = self.file.set_modified(time);
+            let _ = self.file().set_modified(time);
         }
         syncer
-            .sync(self.file(), self.identity.device)
+            .sync(self.file(), self.identity.get().device)
             .await
             .map_err(GetError::file("sync", temporary))?;
+        if !self.has_name.get() {
+            return self.link();
+        }
         // Another process may have changed the file in spite of the lock. A wrong length shows it.
-        let is_ours = self.identity.len_at(temporary) == Some(self.written.borrow().end());
+        let is_ours = self.identity.get().len_at(temporary) == Some(self.written.borrow().end());
         if !is_ours {
             return Err(GetError::NotOurs(temporary.clone()));
         }
@@ -339,6 +390,23 @@ impl Partial {
         self.remove_record()
     }
 
+    /// Gives a file without a name its final name. Never replaces another file.
+    fn link(&self) -> Result<(), GetError> {
+        let (file, target) = (self.file(), &self.names.target);
+        let linked = match linkat(&*file, "", CWD, target, AtFlags::EMPTY_PATH) {
+            // Before Linux 6.10, that needs CAP_DAC_READ_SEARCH.
+            Err(Errno::NOENT) => {
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                linkat(CWD, path, CWD, target, AtFlags::SYMLINK_FOLLOW)
+            }
+            linked => linked,
+        };
+        linked.map_err(|errno| match errno {
+            Errno::EXIST => GetError::Exists(target.clone()),
+            errno => GetError::file("create", target)(errno.into()),
+        })
+    }
+
     /// Ends a download that failed. Returns the number of bytes from which `-c` can go on. If there
     /// are none, removes the file.
     pub(crate) fn abandon(&self, is_sound: bool) -> Option<u64> {
@@ -347,13 +415,16 @@ impl Partial {
         }
         // The failure that led here is the one to report.
         let _ = self.remove_record();
-        if self.identity.is_at(&self.names.temporary) {
+        if self.identity.get().is_at(&self.names.temporary) {
             let _ = fs::remove_file(&self.names.temporary);
         }
         None
     }
 
     fn resumable(&self) -> Option<u64> {
+        if !self.has_name.get() {
+            return None;
+        }
         let usable = self.usable().count();
         let count = match self.record() {
             Ok(()) => usable,
@@ -374,6 +445,24 @@ pub(crate) fn remove_stale_record(target: &Path) {
         // It does no harm if it stays.
         let _ = fs::remove_file(&names.record);
     }
+}
+
+/// Opens a file without a name in the directory of the target. `None` if the temporary name is in
+/// use, or if the file system cannot do it.
+fn open_unnamed(names: &Names) -> Option<(File, Metadata)> {
+    let state = fs::symlink_metadata(&names.temporary);
+    let is_unused = state.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let parent = names.target.parent().filter(|_| is_unused)?;
+    let directory = match parent.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => parent,
+    };
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true);
+    options.custom_flags(OFlags::TMPFILE.bits() as i32);
+    let file = options.open(directory).ok()?;
+    let metadata = file.metadata().ok()?;
+    Some((file, metadata))
 }
 
 /// Opens or creates a temporary file, and locks it. Never follows a link.
