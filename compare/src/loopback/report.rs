@@ -1,4 +1,4 @@
-//! The sections that the reports of `memory`, `copy`, `receive` and `get` share.
+//! The sections that the reports of `memory`, `copy`, `receive`, `get` and `relay` share.
 
 use std::ffi::OsString;
 

@@ -1,5 +1,5 @@
-//! Sets up a run of `memory`, `copy`, `receive` or `get` (its directories, the description of the
-//! machine, the receiver), and runs the processes of its contenders.
+//! Sets up a run of `memory`, `copy`, `receive`, `get` or `relay` (its directories, the description
+//! of the machine, the receiver), and runs the processes of its contenders.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -23,7 +23,7 @@ const EXIT_LIMIT: Duration = Duration::from_secs(10);
 /// read.
 const FAILURE_MESSAGE_DELAY: Duration = Duration::from_millis(100);
 
-/// A run of `memory`, `copy`, `receive` or `get`.
+/// A run of `memory`, `copy`, `receive`, `get` or `relay`.
 pub(crate) struct Session {
     scratch: TempDir,
     output_directory: Option<PathBuf>,
