@@ -96,7 +96,8 @@ impl<'a> Connections<'a> {
         };
         match receive_byte(stream)? {
             Received::Nothing => {}
-            Received::Byte(byte) => send_byte(stream, byte)?,
+            // If the relay resets the connection before its client has the byte, the client fails.
+            Received::Byte(byte) => drop(send_byte(stream, byte)),
             Received::End => {
                 self.servers[number] = None;
                 self.free_servers.push(number);
@@ -160,7 +161,8 @@ enum Received {
 fn receive_byte(stream: &TcpStream) -> Result<Received, Error> {
     let mut bytes = [0; 2];
     match rustix::net::recv(stream, &mut bytes[..], RecvFlags::empty()) {
-        Ok((_, 0)) => Ok(Received::End),
+        // A relay may reset its connection to the server once the client has closed its own.
+        Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(Received::End),
         Ok((_, 1)) => Ok(Received::Byte(bytes[0])),
         Ok(_) => Err(Error::WrongResult("a byte was sent twice".into())),
         Err(Errno::AGAIN | Errno::INTR) => Ok(Received::Nothing),
