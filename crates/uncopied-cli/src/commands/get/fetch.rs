@@ -213,8 +213,22 @@ async fn is_current(
     })
 }
 
-/// Asks for the head that a GET would have. `None` if the server does not send it.
+/// Asks for the head that a GET would have, with retries. `None` if the server does not send it.
 async fn current_head(context: &Rc<Context>, job: &Rc<Job>) -> Result<Option<Head>, GetError> {
+    let mut retries = context.retries();
+    loop {
+        let error = match ask_for_head(context, job).await {
+            Err(error) => error,
+            head => return head,
+        };
+        match retries.pause(&error, false, false) {
+            Some(pause) => wait_for_retry(context, job, &error, pause).await,
+            None => return Err(error),
+        }
+    }
+}
+
+async fn ask_for_head(context: &Rc<Context>, job: &Rc<Job>) -> Result<Option<Head>, GetError> {
     let wanted = Wanted {
         only_head: true,
         ..Wanted::default()
@@ -224,7 +238,12 @@ async fn current_head(context: &Rc<Context>, job: &Rc<Job>) -> Result<Option<Hea
     if response.head.keeps_alive() {
         context.client.keep(response.connection);
     }
-    Ok((response.head.status == 200).then_some(response.head))
+    match response.head.status {
+        200 => Ok(Some(response.head)),
+        // The server has a problem, which says nothing about the file.
+        500..=599 => Err(status_error(&response.head)),
+        _ => Ok(None),
+    }
 }
 
 /// Compares the checksum of a whole temporary file.

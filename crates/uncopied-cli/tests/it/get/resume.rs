@@ -287,6 +287,28 @@ fn a_file_that_is_complete_is_fetched_again_only_if_it_changed() {
     assert_eq!(methods, ["GET ", "HEAD", "HEAD", "GET "]);
 }
 
+/// A server that fails says nothing about whether a complete file is current.
+#[test]
+fn a_complete_file_is_not_fetched_again_because_the_server_fails() {
+    const HEAD: &str = "Content-Length: 5\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n\r\n";
+    let server = Scripted::start(|head, socket, number| {
+        let is_head = head.starts_with("HEAD");
+        assert_eq!(is_head, number > 0, "fetched again");
+        let response = match number {
+            0 => format!("HTTP/1.1 200 OK\r\n{HEAD}hello"),
+            1 => "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            _ => format!("HTTP/1.1 200 OK\r\n{HEAD}"),
+        };
+        socket.write_all(response.as_bytes()).unwrap();
+        Then::KeepAlive
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let url = server.url("f");
+    get_ok(directory.path(), &[&url]);
+    get_ok(directory.path(), &[&url, "-c"]);
+    assert_eq!(server.heads().len(), 3);
+}
+
 #[test]
 fn a_link_or_a_second_name_at_the_temporary_name_is_not_written_to() {
     for is_link in [true, false] {
