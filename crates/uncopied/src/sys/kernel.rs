@@ -170,6 +170,9 @@ pub(crate) trait Kernel {
     /// `getsockopt(TCP_ULP)`.
     fn has_upper_protocol(&self, source: BorrowedFd<'_>) -> Result<bool>;
 
+    /// Whether urgent data comes next in the stream: `sockatmark(3)`.
+    fn is_at_mark(&self, source: BorrowedFd<'_>) -> Result<bool>;
+
     /// Creates a window of `len` bytes for [`map_receive`](Self::map_receive): `mmap(2)` of a TCP
     /// socket.
     fn map_window(&self, source: BorrowedFd<'_>, len: usize) -> Result<SocketWindow>;
@@ -385,6 +388,10 @@ impl Kernel for Linux {
 
     fn has_upper_protocol(&self, source: BorrowedFd<'_>) -> Result<bool> {
         tcp::has_upper_protocol(source)
+    }
+
+    fn is_at_mark(&self, source: BorrowedFd<'_>) -> Result<bool> {
+        tcp::is_at_mark(source)
     }
 
     fn map_window(&self, source: BorrowedFd<'_>, len: usize) -> Result<SocketWindow> {

@@ -97,6 +97,20 @@ pub(crate) fn has_upper_protocol(socket: BorrowedFd<'_>) -> Result<bool> {
     }
 }
 
+unsafe extern "C" {
+    /// `sockatmark(3)`, which the crate libc does not declare for Linux.
+    fn sockatmark(socket: libc::c_int) -> libc::c_int;
+}
+
+/// See [`Kernel::is_at_mark`](super::Kernel::is_at_mark).
+pub(super) fn is_at_mark(socket: BorrowedFd<'_>) -> Result<bool> {
+    // SAFETY: the function takes a descriptor and accesses no memory of the caller.
+    match unsafe { sockatmark(socket.as_raw_fd()) } {
+        -1 => Err(last_errno()),
+        at_mark => Ok(at_mark != 0),
+    }
+}
+
 /// Sets how many bytes must have arrived before the socket is readable (`SO_RCVLOWAT`,
 /// `socket(7)`).
 pub(crate) fn set_low_water_mark(socket: BorrowedFd<'_>, bytes: usize) -> Result<()> {

@@ -471,6 +471,10 @@ impl Kernel for FaultyKernel {
         }
     }
 
+    fn is_at_mark(&self, source: BorrowedFd<'_>) -> Result<bool> {
+        Linux.is_at_mark(source)
+    }
+
     fn map_window(&self, source: BorrowedFd<'_>, len: usize) -> Result<SocketWindow> {
         self.other(CallRecord::new(Call::MapWindow, len, 0), || {
             Linux.map_window(source, len)

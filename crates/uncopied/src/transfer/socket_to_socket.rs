@@ -64,6 +64,9 @@ pub struct RelayTransfer {
     flow: Flow,
     always_bulk: bool,
     is_done: bool,
+    /// Whether a `recv` that returns fewer bytes than it could shows that the source has no more.
+    /// `None` if that is not known yet.
+    short_read_empties: Option<bool>,
     engine: FallbackEngine,
     support: Support,
 }
@@ -83,6 +86,7 @@ impl RelayTransfer {
             flow: Flow::default(),
             always_bulk: false,
             is_done: false,
+            short_read_empties: None,
             engine: FallbackEngine::new(Direction::SocketToSocket, plan, promised),
             support: Support::none_refused(),
         }
@@ -183,6 +187,23 @@ impl RelayTransfer {
                 Ok(Progress::Moved(moved))
             }
         }
+    }
+
+    /// Whether the last step is known to have left no bytes in the source, so that a driver which is
+    /// told of new bytes can wait, without another step that finds none.
+    ///
+    /// Only TCP promises that a read which returns fewer bytes than it could has emptied the queue
+    /// (`epoll(7)`), and only if neither urgent data nor a record of kernel TLS has ended it.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn has_emptied_source(&mut self, source: BorrowedFd<'_>) -> bool {
+        let is_plain_tcp = || {
+            let protocol = rustix::net::sockopt::socket_protocol(source);
+            protocol.is_ok_and(|it| it == Some(rustix::net::ipproto::TCP))
+                && Linux.has_upper_protocol(source) == Ok(false)
+        };
+        self.held.has_read_less()
+            && *self.short_read_empties.get_or_insert_with(is_plain_tcp)
+            && Linux.is_at_mark(source) == Ok(false)
     }
 
     /// Returns the error for a driver that failed to wait for a side, or to pass on the end of the

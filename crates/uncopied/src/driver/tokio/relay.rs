@@ -116,7 +116,11 @@ fn step_if_readable(
     // The result is in `step`.
     let _ = source.if_readable(|| {
         step = step_if_writable(transfer, source, sink);
-        unless(matches!(step, Some(Ok(Progress::Blocked(Side::Source)))))
+        unless(match step {
+            Some(Ok(Progress::Blocked(side))) => side == Side::Source,
+            Some(Ok(Progress::Moved(_))) => transfer.has_emptied_source(source.as_fd()),
+            _ => false,
+        })
     });
     step
 }

@@ -66,6 +66,7 @@ pub(super) fn step(
             Err(errno) => return Status::Failed(Side::Source, errno).in_call("recv"),
         };
         flow.record_copied_read(received == BUFFER_BYTES);
+        held.has_read_less = received < room;
         send(kernel, held, &buffer[..received], step)
     })
 }

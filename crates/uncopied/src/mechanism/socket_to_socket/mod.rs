@@ -44,6 +44,8 @@ pub(crate) struct HeldBytes {
     /// How many bytes of the memory the sink has accepted.
     sent: usize,
     pipe: Option<PooledPipe>,
+    /// Whether the last step has received fewer bytes than there was room for, with `recv`.
+    has_read_less: bool,
 }
 
 impl HeldBytes {
@@ -78,6 +80,7 @@ impl HeldBytes {
         flow: &mut Flow,
         step: &RelayStep<'_>,
     ) -> (Mechanism, Outcome) {
+        self.has_read_less = false;
         if !self.in_memory().is_empty() {
             return (Mechanism::Copy, copy::pass_on(kernel, self, step));
         }
@@ -95,6 +98,12 @@ impl HeldBytes {
             Some(outcome) => (Mechanism::Splice, outcome),
             None => (Mechanism::Copy, copy::step(kernel, self, flow, step)),
         }
+    }
+
+    /// Whether the last step has received fewer bytes with `recv` than there was room for. Then the
+    /// source had no more of them, unless it is a socket that ends a read for other reasons.
+    pub(crate) fn has_read_less(&self) -> bool {
+        self.has_read_less
     }
 
     /// Keeps bytes that the sink has not accepted.
