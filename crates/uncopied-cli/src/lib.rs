@@ -39,7 +39,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(flags) => serve::run(*flags, passed),
         Command::Get(flags) => get::run(*flags),
-        Command::Relay(flags) => relay::run(&flags),
+        Command::Relay(flags) => relay::run(&flags, passed),
         Command::Completions { shell } => print(&man::completions(shell)).map_err(Error::Output),
         Command::Man => man::manual()
             .and_then(|page| print(&page))

@@ -37,26 +37,32 @@ pub(crate) enum WarningKind {
     Accept,
     /// The access log cannot be written.
     AccessLog,
+    /// No target of a relay accepts connections.
+    NoTarget,
+    /// A relay cannot open a socket to a target.
+    NoDescriptor,
 }
 
 impl WarningKind {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::ServerError,
         Self::BodyCut,
         Self::TableFull,
         Self::Accept,
         Self::AccessLog,
+        Self::NoTarget,
+        Self::NoDescriptor,
     ];
 
     /// The number of warnings of this kind that are written in one window of time, and the length
     /// of the window.
     const fn rate(self) -> (u32, Duration) {
         match self {
-            Self::ServerError | Self::BodyCut => (5, Duration::from_secs(10)),
+            Self::ServerError | Self::BodyCut | Self::NoTarget => (5, Duration::from_secs(10)),
             // The log warns when it begins to fail, and tells when it goes on.
             Self::AccessLog => (4, Duration::from_secs(60)),
             // One message describes all of these events, which last until something is changed.
-            Self::TableFull | Self::Accept => (1, Duration::from_secs(60)),
+            Self::TableFull | Self::Accept | Self::NoDescriptor => (1, Duration::from_secs(60)),
         }
     }
 
@@ -68,6 +74,8 @@ impl WarningKind {
             Self::TableFull => "connections that found the table full",
             Self::Accept => "failed accepts",
             Self::AccessLog => "failures of the access log",
+            Self::NoTarget => "connections that no target accepted",
+            Self::NoDescriptor => "sockets that could not be opened",
         }
     }
 }

@@ -72,26 +72,42 @@ impl DescriptorBudget {
 /// Says that the descriptor limit allows fewer connections than the default, and what to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct LoweredLimit {
-    connections: usize,
-    limit: usize,
+    /// The number of connections that the limit allows.
+    pub(crate) connections: usize,
+    /// The number of connections without the limit.
+    pub(crate) default_connections: usize,
+    /// The descriptor limit.
+    pub(crate) limit: usize,
+    /// The descriptor limit that allows the default number of connections.
+    pub(crate) default_limit: usize,
 }
 
 impl LoweredLimit {
     /// Returns `None` if the budget allows the default number of connections.
     pub(crate) fn of(budget: &DescriptorBudget, limit: usize) -> Option<Self> {
         let connections = budget.connections;
-        (connections < DEFAULT_MAX_CONNECTIONS).then_some(Self { connections, limit })
+        (connections < DEFAULT_MAX_CONNECTIONS).then_some(Self {
+            connections,
+            default_connections: DEFAULT_MAX_CONNECTIONS,
+            limit,
+            default_limit: DEFAULT_LIMIT,
+        })
     }
 }
 
 impl fmt::Display for LoweredLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            connections,
+            default_connections,
+            limit,
+            default_limit,
+        } = self;
         write!(
             f,
-            "at most {} connections at a time instead of {DEFAULT_MAX_CONNECTIONS}, because the \
-             descriptor limit is {}; raise it (ulimit -n, LimitNOFILE=) to {DEFAULT_LIMIT}, or set \
-             --max-connections",
-            self.connections, self.limit
+            "at most {connections} connections at a time instead of {default_connections}, because \
+             the descriptor limit is {limit}; raise it (ulimit -n, LimitNOFILE=) to \
+             {default_limit}, or set --max-connections"
         )
     }
 }

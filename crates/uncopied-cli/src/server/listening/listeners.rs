@@ -61,30 +61,40 @@ pub(crate) fn open(
         addresses
     };
     for address in addresses {
-        listeners.push(
-            match address {
-                ListenAddress::Tcp(address) => tcp(*address, true).map(BoundListener::Tcp),
-                ListenAddress::AllInterfaces(port) => all_interfaces(*port).map(BoundListener::Tcp),
-                ListenAddress::Unix(path) => {
-                    refuse_other_file(path)?;
-                    unix(path, socket_mode).map(|(listener, file)| BoundListener::Unix {
-                        listener,
-                        _file: Some(file),
-                    })
-                }
-            }
-            .map_err(|source| Error::Listen {
-                address: address.to_string(),
-                source,
-            })?,
-        );
+        listeners.push(bind(address, socket_mode, false)?);
     }
     Ok(listeners)
 }
 
+/// Listens on an address. With `reuse_port`, other processes of the same user can listen on the
+/// same TCP address if they set the option as well (`SO_REUSEPORT`, `socket(7)`).
+pub(crate) fn bind(
+    address: &ListenAddress,
+    socket_mode: Option<SocketMode>,
+    reuse_port: bool,
+) -> Result<BoundListener, Error> {
+    match address {
+        ListenAddress::Tcp(address) => tcp(*address, true, reuse_port).map(BoundListener::Tcp),
+        ListenAddress::AllInterfaces(port) => {
+            all_interfaces(*port, reuse_port).map(BoundListener::Tcp)
+        }
+        ListenAddress::Unix(path) => {
+            refuse_other_file(path)?;
+            unix(path, socket_mode).map(|(listener, file)| BoundListener::Unix {
+                listener,
+                _file: Some(file),
+            })
+        }
+    }
+    .map_err(|source| Error::Listen {
+        address: address.to_string(),
+        source,
+    })
+}
+
 /// Listens on a TCP address. An IPv6 socket also accepts IPv4 clients if `v6_only` is false.
 /// `v6_only` overrides the system default (`net.ipv6.bindv6only`).
-fn tcp(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
+fn tcp(address: SocketAddr, v6_only: bool, reuse_port: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(v6_only)?;
@@ -92,16 +102,19 @@ fn tcp(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
     // Without this option, binding would fail while connections of a previous server on this port
     // are in TIME_WAIT.
     socket.set_reuse_address(true)?;
+    if reuse_port {
+        socket.set_reuse_port(true)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok(socket.into())
 }
 
-fn all_interfaces(port: u16) -> io::Result<TcpListener> {
-    match tcp((Ipv6Addr::UNSPECIFIED, port).into(), false) {
+fn all_interfaces(port: u16, reuse_port: bool) -> io::Result<TcpListener> {
+    match tcp((Ipv6Addr::UNSPECIFIED, port).into(), false, reuse_port) {
         // Use IPv4 only, because this machine has no IPv6.
         Err(error) if Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) => {
-            tcp((Ipv4Addr::UNSPECIFIED, port).into(), false)
+            tcp((Ipv4Addr::UNSPECIFIED, port).into(), false, reuse_port)
         }
         outcome => outcome,
     }

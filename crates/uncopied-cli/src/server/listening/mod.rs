@@ -7,5 +7,5 @@ mod passed;
 
 pub(crate) use accept::{Accept, Acceptor};
 pub(crate) use descriptors::{DescriptorBudget, LoweredLimit, raise_descriptor_limit};
-pub(crate) use listeners::{BoundListener, DuplicateListener, open};
+pub(crate) use listeners::{BoundListener, DuplicateListener, bind, open};
 pub(crate) use passed::PassedSockets;
