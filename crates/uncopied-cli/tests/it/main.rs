@@ -20,6 +20,7 @@
 //! | `fuzz_replay` | the inputs of the fuzz targets, and changed copies of them |
 //! | `endurance` | many connections, slow readers, a signal under load; ignored by default |
 //! | `get` | the command `get`: bodies, lies, resumption, many files, TLS and proxies |
+//! | `relay` | the command `relay`: streams, targets, limits, reloads, metrics, real databases |
 //! | `churn` | 200 clients that connect and vanish: bodies are complete, nothing leaks |
 //!
 //! Helpers: `server` starts and stops the program, `trace` does so under strace, `terminal` is a
@@ -48,6 +49,7 @@ mod help;
 mod idle;
 mod process;
 mod real_clients;
+mod relay;
 mod rng;
 mod server;
 mod shutdown;

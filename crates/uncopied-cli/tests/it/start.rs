@@ -203,7 +203,7 @@ fn a_stale_socket_is_replaced_but_a_live_one_is_an_error() {
 /// Returns a command that starts the program as a service manager does: with `sockets` as the
 /// descriptors starting at 3, and with `LISTEN_PID` set to `pid`. A shell expands `pid` and then
 /// execs the program, so `$$` is the process ID of the program.
-fn socket_activated(sockets: Vec<OwnedFd>, pid: &str) -> Command {
+pub(crate) fn socket_activated(sockets: Vec<OwnedFd>, pid: &str) -> Command {
     let mut command = clean(Command::new("sh"));
     command.args([
         "-c",
@@ -219,7 +219,6 @@ fn socket_activated(sockets: Vec<OwnedFd>, pid: &str) -> Command {
         })
         .collect();
     command.fd_mappings(mappings).unwrap();
-    command.arg("serve");
     command
 }
 
@@ -231,7 +230,7 @@ fn passed_sockets_replace_the_default_address() {
     let socket = site.path().join("passed.sock");
     let unix = UnixListener::bind(&socket).unwrap();
     let mut command = socket_activated(vec![tcp.into(), unix.into()], "$$");
-    command.arg(site.path());
+    command.arg("serve").arg(site.path());
     let server = Server::spawn(command, 2);
     let expected = [
         format!("http://{address}/"),
@@ -260,7 +259,8 @@ fn sockets_for_another_process_are_ignored() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = tcp.local_addr().unwrap();
     let mut command = socket_activated(vec![tcp.into()], "1");
-    command.arg(site.path()).args(["--listen", "127.0.0.1:0"]);
+    command.arg("serve").arg(site.path());
+    command.args(["--listen", "127.0.0.1:0"]);
     let server = Server::spawn(command, 1);
     assert_ne!(server.address(), address);
     assert_eq!(server.stop().stderr.len(), 2);
@@ -271,7 +271,8 @@ fn passed_descriptors_that_are_not_listening_sockets_are_an_error() {
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     let no_socket = File::open("/dev/null").unwrap();
     for descriptor in [OwnedFd::from(datagrams), no_socket.into()] {
-        let output = socket_activated(vec![descriptor], "$$").output().unwrap();
+        let mut command = socket_activated(vec![descriptor], "$$");
+        let output = command.arg("serve").output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(
@@ -281,7 +282,7 @@ fn passed_descriptors_that_are_not_listening_sockets_are_an_error() {
     }
     let mut command = socket_activated(vec![], "$$");
     command.env("LISTEN_FDS", "18446744073709551615");
-    let output = command.output().unwrap();
+    let output = command.arg("serve").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("not a number up to"));
 }
