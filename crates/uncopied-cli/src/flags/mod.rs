@@ -25,7 +25,7 @@ pub(crate) use values::{ExtensionType, ListenAddress, SocketMode, TimeSpan};
 
 use environment::variable_at_fault;
 use get::GET_HELP;
-use relay::RELAY_HELP;
+use relay::{RELAY_HELP, RELAY_USAGE};
 use serve::SERVE_HELP;
 
 /// Move bytes between files and sockets without copying them, and report how they were sent
@@ -94,7 +94,7 @@ pub(crate) enum Command {
     ///
     /// Accepts connections at LISTEN and connects each of them to one of the targets. Several
     /// listeners, each with its targets, need --config. Runs until SIGTERM or SIGINT.
-    #[command(after_help = RELAY_HELP)]
+    #[command(after_help = RELAY_HELP, override_usage = RELAY_USAGE)]
     Relay(Box<RelayFlags>),
     /// Print the completion script for a shell
     Completions {

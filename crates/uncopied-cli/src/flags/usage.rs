@@ -61,7 +61,9 @@ fn one_line(message: &str) -> String {
     if let Some(first) = parts.first_mut() {
         *first = first.trim_start_matches("error: ");
     }
-    format!("{}; see --help", parts.join("; "))
+    // A list follows a colon.
+    let joined = parts.join("; ").replace(":; ", ": ");
+    format!("{joined}; see --help")
 }
 
 #[cfg(test)]
@@ -75,6 +77,12 @@ mod tests {
         assert_eq!(
             one_line(message),
             "unexpected argument '--lisen' found; tip: a similar argument exists: '--listen'; see --help"
+        );
+        let missing = "error: the following required arguments were not provided:\n  <LISTEN>\n  \
+                       <TARGET>...\n\nUsage: uncopied relay\n";
+        assert_eq!(
+            one_line(missing),
+            "the following required arguments were not provided: <LISTEN>; <TARGET>...; see --help"
         );
     }
 }

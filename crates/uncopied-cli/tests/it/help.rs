@@ -57,6 +57,27 @@ fn help_lists_every_flag_with_its_default_and_its_variable() {
 }
 
 #[test]
+fn the_help_of_relay_explains_targets_the_file_and_signals() {
+    let (status, out, _) = run(&["relay", "--help"]);
+    assert_eq!(status, Some(0));
+    for text in [
+        "Usage: uncopied relay [OPTIONS] <LISTEN> <TARGET>...\n",
+        "uncopied relay [OPTIONS] --config <FILE>\n",
+        "[IPv6]:PORT",
+        "db1:5432=3",
+        "UNCOPIED_RELAY_TARGETS",
+        "[[listener]]",
+        "--balance <RULE>",
+        "least-connections: ",
+        "[default: 5s, or off with a",
+        "--reuse-port[=<on|off>]",
+        "SIGHUP",
+    ] {
+        assert!(out.contains(text), "{text} is missing in:\n{out}");
+    }
+}
+
+#[test]
 fn only_existing_commands_are_listed() {
     let (_, out, _) = run(&["--help"]);
     for name in ["serve", "get", "relay", "completions", "man"] {
@@ -87,6 +108,8 @@ fn the_manual_is_roff_and_covers_serve() {
     assert!(out.contains("SERVE OPTIONS"), "{out}");
     assert!(out.contains("keepalive\\-timeout"), "{out}");
     assert!(out.contains("UNCOPIED_GRACE"), "{out}");
+    assert!(out.contains("RELAY OPTIONS"), "{out}");
+    assert!(out.contains("UNCOPIED_RELAY_GRACE"), "{out}");
     assert!(out.contains("SIGUSR1"), "{out}");
     assert_eq!(out.matches("\n.SH OPTIONS\n").count(), 1, "{out}");
 }

@@ -18,6 +18,9 @@ pub(crate) use values::{
     RelayMechanism, SendProxy, Switch, TargetAddress, TimeOrOff, WeightedTarget,
 };
 
+pub(super) const RELAY_USAGE: &str = "uncopied relay [OPTIONS] <LISTEN> <TARGET>...
+       uncopied relay [OPTIONS] --config <FILE>";
+
 pub(super) const RELAY_HELP: &str = "\
 Targets:
   HOST:PORT, IP:PORT, [IPv6]:PORT or unix:PATH, each with an optional weight
@@ -149,7 +152,12 @@ pub(crate) struct RelaySettings {
     pub(crate) keepalive: Option<KeepAlive>,
 
     /// Send small messages at once (TCP_NODELAY), on both sides [default: on]
-    #[arg(long, value_name = "on|off", env = "UNCOPIED_RELAY_NODELAY")]
+    #[arg(
+        long,
+        value_name = "on|off",
+        env = "UNCOPIED_RELAY_NODELAY",
+        hide_possible_values = true
+    )]
     pub(crate) nodelay: Option<Switch>,
 
     /// Header of the PROXY protocol with which every connection must begin [default: off]
@@ -217,7 +225,7 @@ pub(crate) struct RelayProcessSettings {
     /// Let several processes of this user listen on the same TCP addresses (SO_REUSEPORT), so that
     /// a new process can take over from an old one [default: off]
     #[arg(long, value_name = "on|off", env = "UNCOPIED_RELAY_REUSE_PORT",
-          num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+          num_args = 0..=1, require_equals = true, default_missing_value = "on", hide_possible_values = true)]
     pub(crate) reuse_port: Option<Switch>,
 }
 

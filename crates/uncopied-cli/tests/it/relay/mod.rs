@@ -2,6 +2,7 @@
 //!
 //! | module | what it checks |
 //! |---|---|
+//! | `config` | the configuration: flags, environment, file, `--check`, mistakes |
 //! | `streams` | bytes, ends and resets of streams reach the other side; mechanisms, rates |
 //! | `targets` | another target is tried, refusals are clear, PROXY headers in and out |
 //! | `limits` | time limits, `--max-connections`, running out of descriptors, leaks |
@@ -12,6 +13,7 @@
 //!
 //! `peers` has the servers to which these tests relay.
 
+mod config;
 mod idle;
 mod lifecycle;
 mod limits;

@@ -1,9 +1,9 @@
 //! Resolves the names of targets, at the start and again in time.
 //!
 //! Names are resolved by the C library, so that /etc/hosts and the system's settings apply. It does
-//! not tell how long a result is valid. So names are resolved at a fixed interval. If that fails, or
-//! finds no address, the old addresses stay in use: a name server that fails must not stop a relay
-//! whose targets work.
+//! not tell how long a result is valid. So names are resolved at a fixed interval. If that fails,
+//! or finds no address, the old addresses stay in use: a name server that fails must not stop a
+//! relay whose targets work.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
