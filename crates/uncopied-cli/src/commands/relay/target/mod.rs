@@ -205,7 +205,7 @@ impl Pool {
         let weights = config.targets.iter().map(|t| (&t.address, t.weight));
         let balancer = Balancer::new(config.balance, weights);
         let targets = config.targets.iter().map(|t| target(&t.address)).collect();
-        let pool = Self {
+        Self {
             listen: config.listen.clone(),
             targets,
             balance: config.balance,
@@ -214,14 +214,7 @@ impl Pool {
             send_proxy: config.send_proxy,
             resolve: ResolveSchedule::every(config.resolve_interval),
             events,
-        };
-        if pool.health.is_none() {
-            // Without checks, nothing would ever find that a target is up again.
-            for target in &pool.targets {
-                *target.lock_health() = Streak::default();
-            }
         }
-        pool
     }
 
     /// Returns the address of the listener.
@@ -474,14 +467,19 @@ pub(crate) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Starts the tasks for the targets of `pools`. Must be called within a tokio runtime.
+    /// Starts the tasks for the targets of `pools`, which are in use from now on. Must be called
+    /// within a tokio runtime.
     pub(crate) fn start(pools: &[Arc<Pool>]) -> Self {
         let mut tasks = JoinSet::new();
         for pool in pools {
             for target in &pool.targets {
-                if let Some(config) = pool.health {
-                    let (pool, target) = (Arc::clone(pool), Arc::clone(target));
-                    tasks.spawn(health::check_regularly(pool, target, config));
+                match pool.health {
+                    Some(config) => {
+                        let (pool, target) = (Arc::clone(pool), Arc::clone(target));
+                        tasks.spawn(health::check_regularly(pool, target, config));
+                    }
+                    // What earlier checks have found is outdated from now on.
+                    None => *target.lock_health() = Streak::default(),
                 }
                 if let TargetAddress::Name { .. } = target.address {
                     let (pool, target) = (Arc::clone(pool), Arc::clone(target));

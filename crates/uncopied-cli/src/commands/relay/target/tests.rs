@@ -210,8 +210,8 @@ fn failures_of_this_machine_say_nothing_about_a_target() {
     }
 }
 
-#[test]
-fn targets_that_stay_keep_their_state_over_a_reload() {
+#[tokio::test]
+async fn targets_that_stay_keep_their_state_over_a_reload() {
     let (events, _received) = unbounded_channel();
     let old_config = config(&["10.0.0.1:1", "10.0.0.1:2", "db:3"], Balance::RoundRobin);
     let old = Pool::all(&[old_config], &[], &events);
@@ -254,11 +254,16 @@ fn targets_that_stay_keep_their_state_over_a_reload() {
     assert_eq!(of_second.target().connections(), 1);
     assert_eq!(Arc::strong_count(of_second.target()), 1);
 
-    // Without checks, nothing could raise a target again.
+    // Without checks, health does not count. It is forgotten once the new pools are in use, and not
+    // before, because a reload can still fail.
     let mut unchecked = config(&targets, Balance::RoundRobin);
     unchecked.health = None;
     let unchecked = Pool::all(&[unchecked], &new, &events);
-    assert_eq!(unchecked[0].targets[2].health(), Health::Unknown);
+    let down = &unchecked[0].targets[2];
+    assert!(unchecked[0].is_usable(down));
+    assert_eq!(down.health(), Health::Down);
+    let _upkeep = Upkeep::start(&unchecked);
+    assert_eq!(down.health(), Health::Unknown);
 }
 
 fn tcp(addresses: &[&str]) -> Vec<ConnectAddress> {
