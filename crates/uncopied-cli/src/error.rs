@@ -33,10 +33,12 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// The server cannot listen on an address.
-    #[error("cannot listen on {address}: {}{}", kernel_text(.source), listen_hint(.source))]
+    #[error("cannot listen on {address}: {}{}", kernel_text(.source), listen_hint(.source, .flag))]
     Listen {
         /// The address, as the user gave it.
         address: String,
+        /// The flag or argument that gives it.
+        flag: &'static str,
         /// The underlying I/O error.
         source: io::Error,
     },
@@ -169,19 +171,19 @@ pub(crate) fn kernel_text(error: &io::Error) -> String {
     }
 }
 
-fn listen_hint(error: &io::Error) -> &'static str {
+fn listen_hint(error: &io::Error, flag: &str) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "; stop the other process or choose another address with --listen"
+            format!("; stop the other process or choose another address with {flag}")
         }
-        io::ErrorKind::AddrNotAvailable => "; run `ip address` to list its addresses",
-        io::ErrorKind::PermissionDenied => {
+        io::ErrorKind::AddrNotAvailable => "; run `ip address` to list its addresses".to_owned(),
+        io::ErrorKind::PermissionDenied => format!(
             "; a port below 1024 needs CAP_NET_BIND_SERVICE, and a Unix socket needs a writable \
-             directory; choose another address with --listen, or let the service manager pass the \
+             directory; choose another address with {flag}, or let the service manager pass the \
              socket (LISTEN_FDS)"
-        }
-        io::ErrorKind::NotFound => "; create the socket's directory first",
-        _ => "",
+        ),
+        io::ErrorKind::NotFound => "; create the socket's directory first".to_owned(),
+        _ => String::new(),
     }
 }
 

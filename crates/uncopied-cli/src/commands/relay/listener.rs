@@ -103,7 +103,7 @@ pub(super) fn open(
         .position(|socket| has_address(socket, address))
     {
         Some(index) => passed.swap_remove(index),
-        None => bind(address, mode, reuse_port)?,
+        None => bind(address, "LISTEN", mode, reuse_port)?,
     };
     let name = name_of(&socket);
     Ok((socket, name))

@@ -61,15 +61,16 @@ pub(crate) fn open(
         addresses
     };
     for address in addresses {
-        listeners.push(bind(address, socket_mode, false)?);
+        listeners.push(bind(address, "--listen", socket_mode, false)?);
     }
     Ok(listeners)
 }
 
-/// Listens on an address. With `reuse_port`, other processes of the same user can listen on the
-/// same TCP address if they set the option as well (`SO_REUSEPORT`, `socket(7)`).
+/// Listens on an address, which `flag` gives. With `reuse_port`, other processes of the same user
+/// can listen on the same TCP address if they set the option as well (`SO_REUSEPORT`, `socket(7)`).
 pub(crate) fn bind(
     address: &ListenAddress,
+    flag: &'static str,
     socket_mode: Option<SocketMode>,
     reuse_port: bool,
 ) -> Result<BoundListener, Error> {
@@ -88,6 +89,7 @@ pub(crate) fn bind(
     }
     .map_err(|source| Error::Listen {
         address: address.to_string(),
+        flag,
         source,
     })
 }

@@ -6,10 +6,9 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
-use super::relay;
+use super::{raise_descriptor_limit, relay};
 use crate::client::{TEST_TIMEOUT, connect};
 use crate::process::ProcessResources;
 use crate::skip::skip;
@@ -34,14 +33,8 @@ fn queueing() -> TcpListener {
 #[test]
 fn ten_thousand_idle_connections_hold_no_pipes_and_little_memory() {
     let name = "ten_thousand_idle_connections_hold_no_pipes_and_little_memory";
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
     // The relay needs two descriptors for each, and some for itself.
-    let possible = limit.maximum.map_or(usize::MAX, |maximum| maximum as usize);
+    let possible = raise_descriptor_limit();
     let count = IDLE_CONNECTIONS.min(possible.saturating_sub(300) / 2);
     let backlog = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     let backlog: usize = backlog.trim().parse().unwrap();

@@ -10,12 +10,13 @@ use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::peers::{Target, echo};
-use super::{assert_reset, metrics, read_to_end, relay};
+use super::{assert_reset, metrics, raise_descriptor_limit, read_to_end, relay};
 use crate::client::{TEST_TIMEOUT, connect, connect_with_small_window};
 use crate::data::test_bytes;
 use crate::process::ProcessResources;
 use crate::rng::{Rng, seed};
 use crate::server::Server;
+use crate::skip::skip;
 
 /// Returns the `end` of the only line of the access log, in JSON.
 fn only_end(relay: Server) -> String {
@@ -151,6 +152,45 @@ fn without_descriptors_clients_wait_until_there_are_some() {
             ProcessResources::wait_until_within(relay.id(), Path::new("/"), &again, TEST_TIMEOUT);
         assert_eq!(within.descriptors, used as usize);
     }
+}
+
+#[test]
+fn two_thousand_busy_connections_stay_within_the_descriptor_limit() {
+    const CONNECTIONS: usize = 2000;
+    const BYTES: usize = 256 << 10;
+    let relay = relay(&[echo()], &["--threads", "1", "--metrics", "127.0.0.1:0"]);
+    let limit = metrics(&relay).value("connections_limit");
+    if limit < CONNECTIONS as u64 || raise_descriptor_limit() < 3 * CONNECTIONS {
+        skip(
+            "two_thousand_busy_connections_stay_within_the_descriptor_limit",
+            "it needs 6,000 descriptors",
+        );
+        return;
+    }
+    // Enough that every direction is spliced and, because nobody reads yet, has to wait.
+    let bytes = test_bytes(BYTES);
+    let mut clients: Vec<_> = (0..CONNECTIONS).map(|_| connect(relay.address())).collect();
+    for client in &mut clients {
+        client.set_nonblocking(true).unwrap();
+    }
+    let mut sent = vec![0; CONNECTIONS];
+    let mut received = vec![0; CONNECTIONS];
+    let mut buffer = vec![0; BYTES];
+    let began = Instant::now();
+    while received.iter().any(|&received| received < BYTES) {
+        assert!(began.elapsed() < 3 * TEST_TIMEOUT, "{received:?}");
+        for (index, client) in clients.iter_mut().enumerate() {
+            sent[index] += client.write(&bytes[sent[index]..]).unwrap_or(0);
+            if let Ok(count) = client.read(&mut buffer) {
+                let at = received[index];
+                assert!(buffer[..count] == bytes[at..at + count]);
+                received[index] += count;
+            }
+        }
+    }
+    let metrics = metrics(&relay);
+    assert_eq!(metrics.value("connections_open"), CONNECTIONS as u64);
+    assert_eq!(metrics.value("connect_errors_total{error=\"local\"}"), 0);
 }
 
 #[test]

@@ -26,6 +26,8 @@ mod targets;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::server::{Server, program};
 
 /// Relays from a free port of 127.0.0.1 to `targets`, with additional flags.
@@ -36,6 +38,17 @@ fn relay(targets: &[SocketAddr], flags: &[&str]) -> Server {
     command.args(flags);
     let addresses = 1 + usize::from(flags.contains(&"--metrics"));
     Server::spawn(command, addresses)
+}
+
+/// Raises the limit on the descriptors of this process as far as possible, and returns it.
+fn raise_descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    limit.maximum.map_or(usize::MAX, |maximum| maximum as usize)
 }
 
 /// Reads up to the end of the stream.

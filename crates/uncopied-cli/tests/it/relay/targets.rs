@@ -7,6 +7,7 @@ use std::thread;
 use super::peers::{Target, named, refusing};
 use super::{assert_reset, metrics, read_to_end, relay};
 use crate::client::connect;
+use crate::server::assert_fails;
 
 #[test]
 fn another_target_is_tried_when_one_refuses() {
@@ -58,6 +59,16 @@ fn clients_are_refused_while_all_targets_are_down() {
     assert!(error.contains(&down.to_string()), "{error}");
     assert_eq!(lines[1]["end"], "finished");
     assert_eq!(lines[1]["target"], down.to_string());
+}
+
+#[test]
+fn an_address_that_is_in_use_is_an_error() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let target = refusing().to_string();
+    assert_fails(&["relay", &address, &target], 1, &["in use", "LISTEN"]);
+    let flags = ["relay", "127.0.0.1:0", &target, "--metrics", &address];
+    assert_fails(&flags, 1, &["in use", "--metrics"]);
 }
 
 #[test]

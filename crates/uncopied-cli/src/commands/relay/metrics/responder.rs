@@ -47,7 +47,7 @@ impl MetricsServer {
         address: &ListenAddress,
         mode: Option<SocketMode>,
     ) -> Result<Self, Error> {
-        let socket = bind(address, mode, false)?;
+        let socket = bind(address, "--metrics", mode, false)?;
         let listener = register(&socket).map_err(Error::setup("watch the socket for metrics"))?;
         Ok(Self { socket, listener })
     }
