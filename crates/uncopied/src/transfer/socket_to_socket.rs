@@ -189,8 +189,8 @@ impl RelayTransfer {
         }
     }
 
-    /// Whether the last step is known to have left no bytes in the source, so that a driver which is
-    /// told of new bytes can wait, without another step that finds none.
+    /// Whether the last step is known to have left no bytes in the source, so that a driver which
+    /// is told of new bytes can wait, without another step that finds none.
     ///
     /// Only TCP promises that a read which returns fewer bytes than it could has emptied the queue
     /// (`epoll(7)`), and only if neither urgent data nor a record of kernel TLS has ended it.
