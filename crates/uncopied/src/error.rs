@@ -208,6 +208,16 @@ impl Error {
         self
     }
 
+    /// Makes an error of writing to a sink that is a socket as precise as for other sends.
+    pub(crate) fn of_socket_sink(mut self) -> Self {
+        if self.kind == ErrorKind::Sink
+            && let Some(errno) = self.raw_os_error()
+        {
+            self.kind = ErrorKind::of_sink(Errno::from_raw_os_error(errno));
+        }
+        self
+    }
+
     /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -270,6 +280,9 @@ impl Error {
             ErrorKind::Source if self.direction.receives() => {
                 write!(f, "the socket could not be read from after {moved} bytes")
             }
+            ErrorKind::Source if self.direction == Direction::DescriptorToDescriptor => {
+                write!(f, "the source could not be read after {moved} bytes")
+            }
             ErrorKind::Source => write!(f, "the file could not be read after {moved} bytes"),
             ErrorKind::SourceNotSeekable => write!(f, "the source has no offsets: send a file"),
             ErrorKind::RangeEndsBeforeStart { start, end } => {
@@ -318,7 +331,12 @@ impl Error {
                 f,
                 "no more bytes may be in flight: wait until an earlier send is complete"
             ),
-            ErrorKind::Sink if self.direction == Direction::SocketToFile => {
+            ErrorKind::Sink
+                if matches!(
+                    self.direction,
+                    Direction::SocketToFile | Direction::DescriptorToDescriptor
+                ) =>
+            {
                 let hint = self.hint_for_file();
                 write!(
                     f,

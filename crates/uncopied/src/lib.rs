@@ -126,6 +126,7 @@ compile_error!(
 );
 
 pub mod arena;
+mod copy;
 pub mod driver;
 mod endpoint;
 mod error;
@@ -152,6 +153,7 @@ mod uring;
 /// tokio's sockets and the halves of split sockets, which those of the root do not.
 #[cfg(feature = "tokio")]
 pub mod tokio {
+    pub use crate::copy::tokio::{CopySink, CopySource, copy};
     pub use crate::driver::tokio::relay::DuplexSocket;
     pub use crate::driver::tokio::{ReadSocket, Socket, run, run_receive};
     pub use crate::receive::tokio::{Receiver, receive_file};
@@ -160,6 +162,7 @@ pub mod tokio {
 }
 
 pub use arena::{ChunkPart, Memory};
+pub use copy::{CopySink, CopySource, Through, copy};
 pub use endpoint::{Side, StreamSocket};
 pub use error::{Error, ErrorKind};
 pub use exec::exec;

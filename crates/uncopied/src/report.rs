@@ -225,7 +225,7 @@ impl fmt::Display for Report {
             Some(Direction::SocketToMemory | Direction::SocketToFile) => {
                 write!(f, " (zero-copy receiving is switched off)")?;
             }
-            Some(Direction::SocketToSocket) => {
+            Some(Direction::SocketToSocket | Direction::DescriptorToDescriptor) => {
                 write!(f, " (zero-copy sending or receiving is switched off)")?;
             }
         }

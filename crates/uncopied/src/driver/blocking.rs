@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,8 @@ use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
 use crate::policy::Mechanism;
 use crate::sys::Linux;
 use crate::transfer::{
-    ChunkProgress, ChunkTransfer, MemoryProgress, MemoryTransfer, Progress, ReceiveTransfer,
-    RelayTransfer, Transfer,
+    AnyTransfer, ChunkProgress, ChunkTransfer, DescriptorTransfer, MemoryProgress, MemoryTransfer,
+    Progress, ReceiveTransfer, RelayTransfer, Transfer,
 };
 
 /// Runs `transfer` to its end. Blocks the thread whenever the transfer has to wait.
@@ -269,6 +270,62 @@ pub fn run_relay(
                 }
             }
         }
+    }
+}
+
+/// Runs `transfer` to its end, or until `is_stopped` becomes true, which is looked at between two
+/// steps. Blocks the thread whenever the transfer has to wait.
+///
+/// If the sink is a socket with a send timeout (`SO_SNDTIMEO`), the timeout limits each period in
+/// which it accepts no bytes.
+pub(crate) fn run_descriptors(
+    transfer: &mut DescriptorTransfer,
+    source: BorrowedFd<'_>,
+    sink: BorrowedFd<'_>,
+    is_stopped: &AtomicBool,
+) -> Result<(), Error> {
+    // A call that waits itself saves another that does.
+    let may_wait = endpoint::is_blocking(source) && endpoint::is_blocking(sink);
+    let mut stall = StallTimer::of_send();
+    while !is_stopped.load(Ordering::Relaxed) {
+        if may_wait {
+            stall.start();
+        }
+        match transfer.step(&Linux, source, sink, may_wait)? {
+            Progress::Done => return Ok(()),
+            Progress::Moved(_) => stall.restart(),
+            Progress::Blocked(Side::Source) => {
+                stall.restart();
+                wait(Side::Source, source, sink, None)
+                    .map_err(|cause| transfer.driver_error(Side::Source, "poll", cause))?;
+            }
+            Progress::Blocked(Side::Sink) => {
+                let is_ready = stall
+                    .left(sink)
+                    .and_then(|left| wait(Side::Sink, source, sink, left))
+                    .map_err(|cause| transfer.driver_error(Side::Sink, "poll", cause))?;
+                if !is_ready {
+                    thread::sleep(ERROR_QUEUE_BACKOFF);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs a transfer in any direction to its end, with the function of its direction.
+/// [`run_descriptors`] says what `is_stopped` does. In other directions, it has no effect.
+pub(crate) fn run_any(
+    transfer: &mut AnyTransfer,
+    source: BorrowedFd<'_>,
+    sink: BorrowedFd<'_>,
+    is_stopped: &AtomicBool,
+) -> Result<(), Error> {
+    match transfer {
+        AnyTransfer::Send(transfer) => run(transfer, source, &sink),
+        AnyTransfer::Receive(transfer) => run_receive(transfer, &source, sink),
+        AnyTransfer::Relay(transfer) => run_relay(transfer, &source, &sink),
+        AnyTransfer::Descriptors(transfer) => run_descriptors(transfer, source, sink, is_stopped),
     }
 }
 

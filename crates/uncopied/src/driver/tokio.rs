@@ -1,6 +1,7 @@
 //! The driver for tokio. It waits for tokio to report that the socket is writable, or readable.
 //! Requires the feature `tokio`.
 
+pub(crate) mod any;
 pub(crate) mod relay;
 
 use std::future::Future;
@@ -238,7 +239,8 @@ pub async fn run(
     let source = source.as_fd();
     let mut since_yield = 0;
     loop {
-        prefetch_if_uncached(source, transfer).await;
+        let len = transfer.remaining_of_file().unwrap_or(MAX_STEP_BYTES);
+        prefetch_if_uncached(source, transfer.offset(), len).await;
         let sink = socket.socket_fd();
         let step = socket.when_writable(|| match transfer.step(source, sink) {
             Ok(Progress::Blocked(Side::Sink)) => Err(io::ErrorKind::WouldBlock.into()),
@@ -396,13 +398,10 @@ async fn until_writable(sink: BorrowedFd<'_>) -> io::Result<()> {
         .await
 }
 
-/// If the file's bytes of the next step are not in the page cache, has tokio's blocking pool read
-/// them.
-async fn prefetch_if_uncached(source: BorrowedFd<'_>, transfer: &Transfer) {
-    let offset = transfer.offset();
-    let len = transfer
-        .remaining_of_file()
-        .map_or(MAX_STEP_BYTES, |left| left.min(MAX_STEP_BYTES));
+/// If the bytes of a file that the next step moves, the first `len` after `offset`, are not in the
+/// page cache, has tokio's blocking pool read them.
+async fn prefetch_if_uncached(source: BorrowedFd<'_>, offset: u64, len: u64) {
+    let len = len.min(MAX_STEP_BYTES);
     if len == 0 || residency::is_resident(source, offset, len) {
         return;
     }

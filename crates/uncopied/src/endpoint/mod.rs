@@ -8,11 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::{Bound, RangeBounds};
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{FileType, OFlags, major, minor};
+use rustix::fs::{FileType, OFlags, SeekFrom, major, minor};
 use rustix::io::{Errno, Result};
 use rustix::net::{SocketAddrAny, SocketType, getpeername, getsockname};
 
-use crate::policy::{Length, SinkKind, SourceKind};
+use crate::policy::{DescriptorKind, Length, SinkKind, SourceKind};
 use crate::sys::{coarse_millis, gathers};
 pub use stream_socket::StreamSocket;
 
@@ -151,6 +151,66 @@ pub(crate) fn sink_kind(sink: BorrowedFd<'_>) -> SinkKind {
         FileType::CharacterDevice if is_null(stat.st_rdev) && is_writable(sink) => SinkKind::Null,
         _ => SinkKind::Other,
     }
+}
+
+/// Returns which kind of descriptor the bytes of a copy come from.
+pub(crate) fn descriptor_kind_of_source(source: BorrowedFd<'_>) -> Result<DescriptorKind> {
+    if check_stream_socket(source).is_ok() {
+        return Ok(DescriptorKind::Socket);
+    }
+    let stat = rustix::fs::fstat(source)?;
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo => DescriptorKind::Pipe,
+        _ => match source_kind(source)? {
+            SourceKind::File => DescriptorKind::File,
+            SourceKind::Other => DescriptorKind::Other,
+        },
+    })
+}
+
+/// Returns which kind of descriptor the bytes of a copy go to.
+pub(crate) fn descriptor_kind_of_sink(sink: BorrowedFd<'_>) -> DescriptorKind {
+    if check_stream_socket(sink).is_ok() {
+        return DescriptorKind::Socket;
+    }
+    match sink_kind(sink) {
+        SinkKind::File => DescriptorKind::File,
+        SinkKind::Pipe => DescriptorKind::Pipe,
+        SinkKind::Null => DescriptorKind::Null,
+        SinkKind::Direct | SinkKind::Other => DescriptorKind::Other,
+    }
+}
+
+/// Whether reading and writing a file never waits for anything but the disk: it is a regular file,
+/// a block device or `/dev/null`.
+#[cfg(feature = "tokio")]
+pub(crate) fn is_always_ready(file: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile | FileType::BlockDevice | FileType::Directory => true,
+        FileType::CharacterDevice => is_null(stat.st_rdev),
+        _ => false,
+    })
+}
+
+/// Returns where a descriptor stands: the offset of the byte that the next `read(2)` or `write(2)`
+/// begins with.
+///
+/// # Errors
+///
+/// `ESPIPE` if the descriptor has no position.
+pub(crate) fn position(descriptor: BorrowedFd<'_>) -> Result<u64> {
+    rustix::fs::seek(descriptor, SeekFrom::Current(0))
+}
+
+/// Returns how many bytes there are after the position of a source that is the same regular file as
+/// the sink. Returns `None` if they are different files.
+pub(crate) fn rest_of_same_file(source: BorrowedFd<'_>, sink: BorrowedFd<'_>) -> Option<u64> {
+    let [source_stat, sink_stat] = [source, sink].map(|it| rustix::fs::fstat(it).ok());
+    let (source_stat, sink_stat) = (source_stat?, sink_stat?);
+    let is_regular = FileType::from_raw_mode(source_stat.st_mode) == FileType::RegularFile;
+    let is_same = (source_stat.st_dev, source_stat.st_ino) == (sink_stat.st_dev, sink_stat.st_ino);
+    let size = u64::try_from(source_stat.st_size).unwrap_or(0);
+    (is_regular && is_same).then(|| size.saturating_sub(position(source).unwrap_or(0)))
 }
 
 /// Whether this is the number of `/dev/null` (`null(4)`).

@@ -5,8 +5,11 @@
 //! [`Outcome`]. It does not decide whether it is worth using: [`policy`](crate::policy) does.
 //! Between steps it keeps only the state that it needs. Dropping this state loses no bytes, because
 //! the source can be read again from the first byte that the sink has not accepted. The exceptions
-//! are [`socket_to_file`] and [`socket_to_socket`], because a socket cannot be read again.
+//! are [`socket_to_file`], [`socket_to_socket`] and [`descriptor_to_descriptor`], because a socket
+//! or a pipe cannot be read again.
 
+mod buffer;
+pub(crate) mod descriptor_to_descriptor;
 pub(crate) mod file_to_socket;
 pub(crate) mod memory_to_socket;
 mod pipe;

@@ -203,7 +203,7 @@ impl Pipe {
     /// Reads bytes out of the pipe, for a mechanism that cannot use it. The call is not repeated
     /// after `EINTR`.
     pub(crate) fn read(&mut self, kernel: &impl Kernel, buffer: &mut [u8]) -> Result<usize> {
-        let read = kernel.read_pipe(self.reader.as_fd(), buffer)?;
+        let read = kernel.read(self.reader.as_fd(), buffer)?;
         let read = read.min(self.held);
         self.held -= read;
         Ok(read)

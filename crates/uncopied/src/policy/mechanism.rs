@@ -18,6 +18,9 @@ pub enum Direction {
     SocketToFile,
     /// From a stream socket to another one.
     SocketToSocket,
+    /// Between two files, pipes or devices, or between one of these and a stream socket. Files that
+    /// are sent, and streams that are received into files, have directions of their own.
+    DescriptorToDescriptor,
 }
 
 impl Direction {
@@ -93,16 +96,20 @@ macro_rules! mechanisms {
 }
 
 mechanisms! {
-    /// `sendfile(2)`: the socket takes references to the file's pages in the page cache.
-    Sendfile = "sendfile", system_call: "sendfile", zero_copy: true, [FileToSocket];
+    /// `sendfile(2)`: the socket takes references to the file's pages in the page cache. If the
+    /// sink is a file, the kernel copies the bytes into its pages, and the report counts them as
+    /// [copied by the kernel](crate::Report::kernel_copied).
+    Sendfile = "sendfile", system_call: "sendfile", zero_copy: true,
+        [FileToSocket, DescriptorToDescriptor];
     /// `splice(2)` from the file into a pipe, and from the pipe into the socket: the socket takes
     /// the same page references as with `sendfile`, but in two calls. If the source is a socket,
     /// the pipe takes references to its buffers. If the pipe is not the sink itself, a second call
     /// moves the bytes to the sink. If that is a socket, it takes the references. If it is a file,
     /// the kernel copies the bytes into its pages, and the report counts them as
-    /// [copied by the kernel](crate::Report::kernel_copied).
+    /// [copied by the kernel](crate::Report::kernel_copied). Between a pipe and anything else, one
+    /// call moves the bytes, and no other pipe is needed.
     Splice = "splice", system_call: "splice", zero_copy: true,
-        [FileToSocket, SocketToFile, SocketToSocket];
+        [FileToSocket, SocketToFile, SocketToSocket, DescriptorToDescriptor];
     /// The file is mapped into memory, and `send(2)` reads from the mapping: one copy, made by the
     /// kernel.
     MmapWrite = "mmap_write", system_call: "send", zero_copy: false, [FileToSocket];
@@ -125,11 +132,20 @@ mechanisms! {
     /// `recv(2)` with `MSG_TRUNC`, if the sink is `/dev/null`: the kernel removes the bytes from
     /// the socket, and nothing reads them.
     Discard = "discard", system_call: "recv", zero_copy: true, [SocketToFile];
+    /// `copy_file_range(2)` from one file to another: the kernel copies the bytes. A file system
+    /// may let both files share the blocks instead, which the kernel does not report, so the bytes
+    /// count as copied.
+    CopyFileRange = "copy_file_range", system_call: "copy_file_range", zero_copy: false,
+        [DescriptorToDescriptor];
     /// `send(2)` of memory (one copy), or of file contents that `pread(2)` has read into memory
     /// (two copies), or `recv(2)` into memory (one copy), from where `write(2)`, `pwrite(2)` or
-    /// `send(2)` may pass them on to a file or a socket (two copies). It always works.
+    /// `send(2)` may pass them on to a file or a socket (two copies). Between other descriptors,
+    /// `read(2)` and `write(2)` (two copies). It always works.
     Copy = "copy", system_call: "send", zero_copy: false,
-        [FileToSocket, MemoryToSocket, SocketToMemory, SocketToFile, SocketToSocket];
+        [
+            FileToSocket, MemoryToSocket, SocketToMemory, SocketToFile, SocketToSocket,
+            DescriptorToDescriptor
+        ];
 }
 
 impl Mechanism {
@@ -152,6 +168,10 @@ impl Mechanism {
     /// The mechanisms that move bytes from one socket to another.
     pub const SOCKET_TO_SOCKET: [Self; count(Direction::SocketToSocket)] =
         select(Direction::SocketToSocket);
+
+    /// The mechanisms that move bytes between two descriptors of other kinds than these.
+    pub const DESCRIPTOR_TO_DESCRIPTOR: [Self; count(Direction::DescriptorToDescriptor)] =
+        select(Direction::DescriptorToDescriptor);
 }
 
 const fn count(direction: Direction) -> usize {
@@ -194,7 +214,7 @@ impl fmt::Display for Mechanism {
 /// assert_eq!(
 ///     error.to_string(),
 ///     "no such mechanism; the mechanisms are sendfile, splice, mmap_write, msg_zerocopy, \
-///      send_zc, vmsplice, map_receive, zcrx, discard, copy"
+///      send_zc, vmsplice, map_receive, zcrx, discard, copy_file_range, copy"
 /// );
 /// ```
 impl FromStr for Mechanism {
@@ -222,7 +242,8 @@ impl std::error::Error for ParseMechanismError {}
 #[cfg(test)]
 mod tests {
     use super::Mechanism::{
-        Copy, Discard, MapReceive, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice, Zcrx,
+        Copy, CopyFileRange, Discard, MapReceive, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice,
+        Vmsplice, Zcrx,
     };
     use super::*;
 
@@ -239,6 +260,10 @@ mod tests {
         assert_eq!(Mechanism::SOCKET_TO_MEMORY, [MapReceive, Zcrx, Copy]);
         assert_eq!(Mechanism::SOCKET_TO_FILE, [Splice, Discard, Copy]);
         assert_eq!(Mechanism::SOCKET_TO_SOCKET, [Splice, Copy]);
+        assert_eq!(
+            Mechanism::DESCRIPTOR_TO_DESCRIPTOR,
+            [Sendfile, Splice, CopyFileRange, Copy]
+        );
     }
 
     #[test]

@@ -14,9 +14,9 @@ mod switches;
 pub(crate) use flow::Flow;
 pub use mechanism::{Direction, Mechanism, ParseMechanismError};
 pub use plan::{
-    Driver, FilePlanInput, Length, MemoryPlanInput, Plan, ReceiveFilePlanInput, ReceivePlanInput,
-    RelayPlanInput, SinkKind, SourceKind, plan_file, plan_memory, plan_receive, plan_receive_file,
-    plan_relay,
+    CopyPlanInput, DescriptorKind, Driver, FilePlanInput, Length, MemoryPlanInput, Plan,
+    ReceiveFilePlanInput, ReceivePlanInput, RelayPlanInput, SinkKind, SourceKind, plan_copy,
+    plan_file, plan_memory, plan_receive, plan_receive_file, plan_relay,
 };
 pub use support::Support;
 pub use switches::{

@@ -1,8 +1,11 @@
 //! The order in which mechanisms are tried: one table for each direction.
 
+mod copy;
+
 use std::fmt;
 
 use super::{Mechanism, Support, zero_copy_receive_enabled, zero_copy_send_enabled};
+pub use copy::{CopyPlanInput, DescriptorKind, plan_copy};
 
 /// An ordered list of mechanisms. A transfer starts with the first mechanism. Whenever the current
 /// one turns out to be unsupported, the transfer continues with the next one, from the first byte

@@ -87,7 +87,8 @@ impl RelayOptions {
         [&self.prefix_to_b, &self.prefix_to_a].map(|prefix| self.transfer(prefix))
     }
 
-    fn transfer(&self, prefix: &[u8]) -> RelayTransfer {
+    /// Returns the transfer of one direction, which sends `prefix` first.
+    pub(crate) fn transfer(&self, prefix: &[u8]) -> RelayTransfer {
         let is_on = zero_copy_send_enabled() && zero_copy_receive_enabled();
         let forced = self.forced.filter(|_| is_on);
         let plan = forced.unwrap_or_else(|| {

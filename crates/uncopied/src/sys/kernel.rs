@@ -148,8 +148,34 @@ pub(crate) trait Kernel {
         count: usize,
     ) -> Result<usize>;
 
-    /// `read(2)` from a pipe.
-    fn read_pipe(&self, pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize>;
+    /// `read(2)`, where the descriptor itself stands.
+    fn read(&self, source: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize>;
+
+    /// `copy_file_range(2)` between two files, from and to where the descriptors themselves stand.
+    fn copy_file_range(
+        &self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize>;
+
+    /// `sendfile(2)` into a file, from and to where the descriptors themselves stand.
+    fn sendfile_here(
+        &self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize>;
+
+    /// `splice(2)` between a pipe and another descriptor, from and to where the descriptors
+    /// themselves stand. Without `may_wait`, the call does not wait for a pipe.
+    fn splice(
+        &self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+        may_wait: bool,
+    ) -> Result<usize>;
 
     /// `pwrite(2)` at this offset, or `write(2)` where the descriptor itself stands.
     fn write(&self, sink: BorrowedFd<'_>, bytes: &[u8], offset: Option<u64>) -> Result<usize>;
@@ -358,8 +384,40 @@ impl Kernel for Linux {
         }
     }
 
-    fn read_pipe(&self, pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
-        rustix::io::read(pipe, buffer)
+    fn read(&self, source: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+        rustix::io::read(source, buffer)
+    }
+
+    fn copy_file_range(
+        &self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize> {
+        without_sigxfsz(|| rustix::fs::copy_file_range(source, None, sink, None, count))
+    }
+
+    fn sendfile_here(
+        &self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize> {
+        without_sigxfsz(|| rustix::fs::sendfile(sink, source, None, count))
+    }
+
+    fn splice(
+        &self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+        may_wait: bool,
+    ) -> Result<usize> {
+        let mut flags = SpliceFlags::empty();
+        flags.set(SpliceFlags::NONBLOCK, !may_wait);
+        let splice =
+            || without_sigxfsz(|| rustix::pipe::splice(source, None, sink, None, count, flags));
+        without_sigpipe(splice)
     }
 
     fn write(&self, sink: BorrowedFd<'_>, bytes: &[u8], offset: Option<u64>) -> Result<usize> {

@@ -40,10 +40,14 @@ pub(super) enum Call {
     Peek,
     SpliceReceive,
     SpliceToFile,
-    ReadPipe,
+    ReadHere,
+    CopyFileRange,
+    SendfileHere,
+    Splice,
     Write,
     Reserve,
     Reopen,
+    IsReadable,
     IsWritable,
     HasUpperProtocol,
     MapWindow,
@@ -54,10 +58,15 @@ impl Call {
     /// Returns the name of the system call that this call of [`Kernel`] makes.
     pub(super) fn system_call(self) -> &'static str {
         match self {
-            Self::Sendfile => "sendfile",
+            Self::Sendfile | Self::SendfileHere => "sendfile",
+            Self::CopyFileRange => "copy_file_range",
             Self::Pipe => "pipe2",
             Self::ResizePipe | Self::LockSocket => "fcntl",
-            Self::SpliceIn | Self::SpliceOut | Self::SpliceReceive | Self::SpliceToFile => "splice",
+            Self::SpliceIn
+            | Self::SpliceOut
+            | Self::SpliceReceive
+            | Self::SpliceToFile
+            | Self::Splice => "splice",
             Self::Size => "fstat",
             Self::Map | Self::MapWindow => "mmap",
             Self::SendMapped | Self::Send | Self::SendMemory | Self::SendZerocopy => "send",
@@ -71,11 +80,11 @@ impl Call {
             Self::Vmsplice => "vmsplice",
             Self::QueuedBytes | Self::Acknowledged => "ioctl",
             Self::Recv | Self::Discard | Self::Peek => "recv",
-            Self::ReadPipe => "read",
+            Self::ReadHere => "read",
             Self::Write => "pwrite",
             Self::Reserve => "fallocate",
             Self::Reopen => "open",
-            Self::IsWritable => "poll",
+            Self::IsReadable | Self::IsWritable => "poll",
         }
     }
 }
@@ -390,7 +399,11 @@ impl Kernel for FaultyKernel {
     }
 
     fn is_readable(&self, source: BorrowedFd<'_>) -> bool {
-        Linux.is_readable(source)
+        match self.record(CallRecord::new(Call::IsReadable, 0, 0)) {
+            Some(Fault::Fails(_)) => true,
+            Some(_) => false,
+            None => Linux.is_readable(source),
+        }
     }
 
     fn recv(&self, source: BorrowedFd<'_>, buffer: &mut [u8], may_wait: bool) -> Result<usize> {
@@ -433,9 +446,43 @@ impl Kernel for FaultyKernel {
         })
     }
 
-    fn read_pipe(&self, pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
-        self.moving(CallRecord::new(Call::ReadPipe, buffer.len(), 0), |count| {
-            Linux.read_pipe(pipe, &mut buffer[..count])
+    fn read(&self, source: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+        self.moving(CallRecord::new(Call::ReadHere, buffer.len(), 0), |count| {
+            Linux.read(source, &mut buffer[..count])
+        })
+    }
+
+    fn copy_file_range(
+        &self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize> {
+        self.moving(CallRecord::new(Call::CopyFileRange, count, 0), |count| {
+            Linux.copy_file_range(source, sink, count)
+        })
+    }
+
+    fn sendfile_here(
+        &self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+    ) -> Result<usize> {
+        self.moving(CallRecord::new(Call::SendfileHere, count, 0), |count| {
+            Linux.sendfile_here(source, sink, count)
+        })
+    }
+
+    fn splice(
+        &self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        count: usize,
+        may_wait: bool,
+    ) -> Result<usize> {
+        self.moving(CallRecord::new(Call::Splice, count, 0), |count| {
+            Linux.splice(source, sink, count, may_wait)
         })
     }
 

@@ -21,6 +21,9 @@ mod socket_to_file;
 /// The errno tables of the mechanisms that move bytes between sockets, and random faults.
 mod socket_to_socket;
 
+/// The errno tables of the mechanisms that move bytes between other descriptors, and random faults.
+mod descriptor_to_descriptor;
+
 /// Claims of the numbers that say which sends on a socket are complete.
 mod socket_numbers;
 

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::faulty_kernel::Call::{
-    Discard, HasUpperProtocol, IsWritable, Peek, Pipe, ReadPipe, Recv, Reopen, Reserve, ResizePipe,
+    Discard, HasUpperProtocol, IsWritable, Peek, Pipe, ReadHere, Recv, Reopen, Reserve, ResizePipe,
     SpliceReceive, SpliceToFile, Write as WriteCall,
 };
 use super::faulty_kernel::{Call, CallRecord, Fault, FaultRule, FaultyKernel};
@@ -508,7 +508,7 @@ fn a_pipe_that_cannot_be_read_is_an_error() {
     for fault in [fails(Errno::IO), Fault::ReturnsZero] {
         let rules = vec![
             FaultRule::once(SpliceToFile, 1, fails(Errno::INVAL)),
-            FaultRule::once(ReadPipe, 0, fault),
+            FaultRule::once(ReadHere, 0, fault),
         ];
         let kernel = FaultyKernel::new(rules).max_bytes_per_call(MAX_BYTES_PER_CALL);
         let plan = [Mechanism::Splice, Mechanism::Copy];
@@ -710,7 +710,7 @@ const CALLS: [Call; 11] = [
     ResizePipe,
     SpliceReceive,
     SpliceToFile,
-    ReadPipe,
+    ReadHere,
     Recv,
     WriteCall,
     Peek,

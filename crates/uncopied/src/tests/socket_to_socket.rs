@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use rustix::io::Errno;
 
 use super::faulty_kernel::Call::{
-    Pipe, ReadPipe, Recv, ResizePipe, Send, SpliceOut, SpliceReceive,
+    Pipe, ReadHere, Recv, ResizePipe, Send, SpliceOut, SpliceReceive,
 };
 use super::faulty_kernel::{Call, Fault, FaultRule, FaultyKernel};
 use super::{FILE_BYTES, MAX_STEPS, pattern, tcp_pair};
@@ -315,26 +315,26 @@ fn splice_between_sockets_follows_its_tables() {
 fn bytes_in_the_pipe_are_copied_after_a_fallback() {
     let refused = || FaultRule::once(SpliceOut, 1, Fault::Fails(Errno::INVAL));
     let errno = Some(Errno::INVAL);
-    check(Mechanism::Splice, &[refused()], ReadPipe, errno, FallsBack);
+    check(Mechanism::Splice, &[refused()], ReadHere, errno, FallsBack);
     for nth in [0, 1] {
-        let interrupted = FaultRule::once(ReadPipe, nth, Fault::Fails(Errno::INTR));
+        let interrupted = FaultRule::once(ReadHere, nth, Fault::Fails(Errno::INTR));
         check(
             Mechanism::Splice,
             &[refused(), interrupted],
-            ReadPipe,
+            ReadHere,
             errno,
             FallsBack,
         );
     }
     let rules = [
         refused(),
-        FaultRule::once(ReadPipe, 0, Fault::Fails(Errno::IO)),
+        FaultRule::once(ReadHere, 0, Fault::Fails(Errno::IO)),
     ];
     let expected = source_fails(ErrorKind::Source);
     check(
         Mechanism::Splice,
         &rules,
-        ReadPipe,
+        ReadHere,
         Some(Errno::IO),
         expected,
     );
@@ -381,12 +381,12 @@ fn a_stream_that_ends_early_is_an_error() {
 
 /// Returns a rule by which some call fails for a reason that a transfer survives.
 fn survivable() -> impl Strategy<Value = FaultRule> {
-    let call = prop::sample::select(vec![Recv, Send, SpliceReceive, SpliceOut, ReadPipe, Pipe]);
+    let call = prop::sample::select(vec![Recv, Send, SpliceReceive, SpliceOut, ReadHere, Pipe]);
     let errno = prop::sample::select(vec![Errno::AGAIN, Errno::INTR, Errno::INVAL, Errno::MFILE]);
     (call, 0..30_usize, errno).prop_map(|(call, nth, errno)| {
         let errno = match (call, errno) {
             (Pipe, _) => Errno::MFILE,
-            (ReadPipe, _) => Errno::INTR,
+            (ReadHere, _) => Errno::INTR,
             (Recv | Send, Errno::INVAL | Errno::MFILE) => Errno::AGAIN,
             (_, Errno::MFILE) => Errno::OPNOTSUPP,
             (_, errno) => errno,

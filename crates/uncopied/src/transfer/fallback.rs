@@ -154,7 +154,18 @@ impl FallbackEngine {
 
     fn failed(&self, mechanism: Mechanism, call: &'static str, side: Side, errno: Errno) -> Error {
         let kind = match (side, self.promised) {
-            (Side::Sink, _) if self.direction == Direction::SocketToFile => ErrorKind::Sink,
+            // Whether the sink is a socket is not known here.
+            (Side::Sink, _)
+                if matches!(
+                    self.direction,
+                    Direction::SocketToFile | Direction::DescriptorToDescriptor
+                ) =>
+            {
+                ErrorKind::Sink
+            }
+            (Side::Source, _) if self.direction == Direction::DescriptorToDescriptor => {
+                ErrorKind::Source
+            }
             (Side::Sink, _) => ErrorKind::of_sink(errno),
             // The kind depends on the errno: see `Error::in_direction`.
             (Side::Source, _) if self.direction.receives() => ErrorKind::Source,

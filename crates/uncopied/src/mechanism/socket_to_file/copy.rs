@@ -50,7 +50,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use super::ReceiveStep;
-use super::buffer::{ALIGNMENT, Buffer};
+use crate::mechanism::buffer::{ALIGNMENT, Buffer};
 use crate::mechanism::pipe::Pipe;
 use crate::mechanism::{Outcome, Side, Status, retry_on_intr};
 use crate::policy::SinkKind;

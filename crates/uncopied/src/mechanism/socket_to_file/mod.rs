@@ -4,7 +4,6 @@
 //! not accepted are kept, in [`TakenBytes`], until a later step passes them on, whichever mechanism
 //! makes that step.
 
-mod buffer;
 mod copy;
 mod discard;
 mod splice;
@@ -13,12 +12,12 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use super::buffer::Buffer;
 use super::file_to_socket::MAX_FILE_OFFSET;
 use super::pipe::Pipe;
 use super::{MAX_STEP_BYTES, Outcome, Side, Status};
 use crate::policy::{Mechanism, SinkKind};
 use crate::sys::Kernel;
-use buffer::Buffer;
 use discard::Discard;
 
 /// The input of a step: the two ends, and which bytes to move.

@@ -1,4 +1,4 @@
-//! The memory for bytes that are copied from a socket to a file.
+//! The memory for bytes that are copied into a file, or between other descriptors.
 
 use std::cell::Cell;
 

@@ -1,0 +1,190 @@
+//! Copying through the `read` or the `write` of an end that is no descriptor, and from memory.
+
+use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
+
+use bytes::Buf;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use super::{SinkEnd, SourceEnd};
+use crate::endpoint::{self, Side};
+use crate::error::{Error, ErrorKind};
+use crate::policy::{DescriptorKind, Direction, Mechanism};
+use crate::report::Report;
+use crate::sys::{Kernel, Linux};
+
+/// The size of the buffer: large enough that the system calls cost little compared with the copies,
+/// and small enough that the bytes stay in a core's cache between the two copies.
+pub(super) const BUFFER_BYTES: usize = 128 << 10;
+
+/// Copies until the end of the source. At least one of the two is no descriptor.
+pub(super) fn copy(mut source: SourceEnd<'_>, mut sink: SinkEnd<'_>) -> Result<Report, Error> {
+    let mut count = Count::new(
+        match &source {
+            SourceEnd::Descriptor(source) => Some(*source),
+            _ => None,
+        },
+        match &sink {
+            SinkEnd::Descriptor(sink) => Some(*sink),
+            SinkEnd::Writer(_) => None,
+        },
+    );
+    let mut buffer = Vec::new();
+    loop {
+        if let SourceEnd::Memory(memory) = &mut source {
+            while memory.has_remaining() {
+                let written = write(&mut sink, memory.chunk());
+                memory.advance(count.written(written)?);
+            }
+            return Ok(count.report);
+        }
+        buffer.resize(BUFFER_BYTES, 0);
+        let read = read(&mut source, &mut buffer).map_err(|cause| count.read_error(cause))?;
+        if read == 0 {
+            return Ok(count.report);
+        }
+        let mut rest = &buffer[..read.min(BUFFER_BYTES)];
+        while !rest.is_empty() {
+            match count.written(write(&mut sink, rest)) {
+                Ok(written) => rest = &rest[written..],
+                Err(error) => {
+                    if let SourceEnd::Descriptor(source) = source {
+                        give_back(source, rest.len());
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Moves the position of a file back, so that the bytes that the sink has not accepted are read
+/// again.
+pub(super) fn give_back(source: BorrowedFd<'_>, unwritten: usize) {
+    if let Ok(bytes) = i64::try_from(unwritten) {
+        // A source without a position fails, with `ESPIPE`.
+        let _ = rustix::fs::seek(source, rustix::fs::SeekFrom::Current(-bytes));
+    }
+}
+
+fn read(source: &mut SourceEnd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        let read = match source {
+            SourceEnd::Descriptor(source) => match Linux.read(*source, buffer) {
+                Err(Errno::AGAIN) => {
+                    wait(*source, PollFlags::IN)?;
+                    continue;
+                }
+                read => read.map_err(Into::into),
+            },
+            SourceEnd::Memory(memory) => memory.reader().read(buffer),
+            SourceEnd::Reader(reader) => reader.read(buffer),
+        };
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
+fn write(sink: &mut SinkEnd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        let written = match sink {
+            SinkEnd::Descriptor(sink) => match Linux.write(*sink, bytes, None) {
+                Err(Errno::AGAIN) => {
+                    wait(*sink, PollFlags::OUT)?;
+                    continue;
+                }
+                written => written.map_err(Into::into),
+            },
+            SinkEnd::Writer(writer) => writer.write(bytes),
+        };
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            written => return written,
+        }
+    }
+}
+
+/// Waits until a non-blocking descriptor is ready. If it is a blocking socket, its timeout has
+/// expired.
+fn wait(descriptor: BorrowedFd<'_>, readiness: PollFlags) -> io::Result<()> {
+    if endpoint::is_blocking(descriptor) {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let mut ready = [PollFd::from_borrowed_fd(descriptor, readiness)];
+    match poll(&mut ready, None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// What was copied, and what the errors depend on.
+pub(super) struct Count {
+    pub(super) report: Report,
+    source: Direction,
+    sink: Direction,
+    is_sink_socket: bool,
+}
+
+impl Count {
+    /// Counts what is copied between these descriptors. `None` stands for an end that is none.
+    pub(super) fn new(source: Option<BorrowedFd<'_>>, sink: Option<BorrowedFd<'_>>) -> Self {
+        let is_socket =
+            |fd: BorrowedFd<'_>| endpoint::descriptor_kind_of_sink(fd) == DescriptorKind::Socket;
+        let other = Direction::DescriptorToDescriptor;
+        Self {
+            report: Report::default(),
+            source: match source.is_some_and(is_socket) {
+                true => Direction::SocketToMemory,
+                false => other,
+            },
+            sink: other,
+            is_sink_socket: sink.is_some_and(is_socket),
+        }
+    }
+
+    /// Counts what a write has moved. A write that moves nothing is an error.
+    pub(super) fn written(&mut self, written: io::Result<usize>) -> Result<usize, Error> {
+        match written {
+            Ok(0) => Err(self.write_error(io::ErrorKind::WriteZero.into())),
+            Ok(written) => {
+                self.report.count(Mechanism::Copy, written as u64);
+                Ok(written)
+            }
+            Err(cause) => Err(self.write_error(cause)),
+        }
+    }
+
+    pub(super) fn read_error(&self, cause: io::Error) -> Error {
+        self.error(Side::Source, "read", cause)
+            .in_direction(self.source)
+    }
+
+    pub(super) fn write_error(&self, cause: io::Error) -> Error {
+        let error = self
+            .error(Side::Sink, "write", cause)
+            .in_direction(self.sink);
+        match self.is_sink_socket {
+            true => error.of_socket_sink(),
+            false => error,
+        }
+    }
+
+    fn error(&self, side: Side, call: &'static str, cause: io::Error) -> Error {
+        let kind = match (side, cause.kind()) {
+            (_, io::ErrorKind::TimedOut) => ErrorKind::TimedOut,
+            (Side::Source, _) => ErrorKind::Source,
+            (Side::Sink, _) => ErrorKind::Sink,
+        };
+        Error::of_transfer(
+            kind,
+            Mechanism::Copy,
+            call,
+            self.report.clone(),
+            Some(cause),
+        )
+        .at_side(side)
+    }
+}
