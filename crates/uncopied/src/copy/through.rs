@@ -1,13 +1,13 @@
 //! Copying through the `read` or the `write` of an end that is no descriptor, and from memory.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use bytes::Buf;
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::{SinkEnd, SourceEnd};
+use crate::driver;
 use crate::endpoint::{self, Side};
 use crate::error::{Error, ErrorKind};
 use crate::policy::{DescriptorKind, Direction, Mechanism};
@@ -19,39 +19,54 @@ use crate::sys::{Kernel, Linux};
 pub(super) const BUFFER_BYTES: usize = 128 << 10;
 
 /// Copies until the end of the source. At least one of the two is no descriptor.
-pub(super) fn copy(mut source: SourceEnd<'_>, mut sink: SinkEnd<'_>) -> Result<Report, Error> {
-    let mut count = Count::new(
-        match &source {
-            SourceEnd::Descriptor(source) => Some(*source),
-            _ => None,
-        },
-        match &sink {
-            SinkEnd::Descriptor(sink) => Some(*sink),
-            SinkEnd::Writer(_) => None,
-        },
-    );
-    let mut buffer = Vec::new();
-    loop {
-        if let SourceEnd::Memory(memory) = &mut source {
+pub(super) fn copy(source: SourceEnd<'_>, mut sink: SinkEnd<'_>) -> Result<Report, Error> {
+    let sink_descriptor = match &sink {
+        SinkEnd::Descriptor(sink) => Some(*sink),
+        SinkEnd::Writer(_) => None,
+    };
+    let count = |source| Count::new(source, sink_descriptor);
+    match source {
+        SourceEnd::Descriptor(source) => {
+            let read = |buffer: &mut [u8]| read_descriptor(source, buffer);
+            let on_error = |unwritten| give_back(source, unwritten);
+            copy_reads(count(Some(source)), read, &mut sink, on_error)
+        }
+        SourceEnd::Reader(reader) => {
+            copy_reads(count(None), |buffer| reader.read(buffer), &mut sink, |_| ())
+        }
+        SourceEnd::Memory(memory) => {
+            let mut count = count(None);
             while memory.has_remaining() {
                 let written = write(&mut sink, memory.chunk());
                 memory.advance(count.written(written)?);
             }
-            return Ok(count.report);
+            Ok(count.report)
         }
-        buffer.resize(BUFFER_BYTES, 0);
-        let read = read(&mut source, &mut buffer).map_err(|cause| count.read_error(cause))?;
-        if read == 0 {
-            return Ok(count.report);
-        }
-        let mut rest = &buffer[..read.min(BUFFER_BYTES)];
+    }
+}
+
+/// Copies until `read` returns 0. If the sink fails, calls `on_error` with the number of bytes that
+/// it has not accepted.
+fn copy_reads(
+    mut count: Count,
+    mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
+    sink: &mut SinkEnd<'_>,
+    on_error: impl Fn(usize),
+) -> Result<Report, Error> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let read = match read(&mut buffer) {
+            Ok(0) => return Ok(count.report),
+            Ok(read) => read.min(BUFFER_BYTES),
+            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => continue,
+            Err(cause) => return Err(count.read_error(cause)),
+        };
+        let mut rest = &buffer[..read];
         while !rest.is_empty() {
-            match count.written(write(&mut sink, rest)) {
-                Ok(written) => rest = &rest[written..],
+            match count.written(write(sink, rest)) {
+                Ok(written) => rest = &rest[written.min(rest.len())..],
                 Err(error) => {
-                    if let SourceEnd::Descriptor(source) = source {
-                        give_back(source, rest.len());
-                    }
+                    on_error(rest.len());
                     return Err(error);
                 }
             }
@@ -68,22 +83,11 @@ pub(super) fn give_back(source: BorrowedFd<'_>, unwritten: usize) {
     }
 }
 
-fn read(source: &mut SourceEnd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+fn read_descriptor(source: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
-        let read = match source {
-            SourceEnd::Descriptor(source) => match Linux.read(*source, buffer) {
-                Err(Errno::AGAIN) => {
-                    wait(*source, PollFlags::IN)?;
-                    continue;
-                }
-                read => read.map_err(Into::into),
-            },
-            SourceEnd::Memory(memory) => memory.reader().read(buffer),
-            SourceEnd::Reader(reader) => reader.read(buffer),
-        };
-        match read {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            read => return read,
+        match Linux.read(source, buffer) {
+            Err(Errno::AGAIN) => wait(source, Side::Source)?,
+            read => return Ok(read?),
         }
     }
 }
@@ -93,7 +97,7 @@ fn write(sink: &mut SinkEnd<'_>, bytes: &[u8]) -> io::Result<usize> {
         let written = match sink {
             SinkEnd::Descriptor(sink) => match Linux.write(*sink, bytes, None) {
                 Err(Errno::AGAIN) => {
-                    wait(*sink, PollFlags::OUT)?;
+                    wait(*sink, Side::Sink)?;
                     continue;
                 }
                 written => written.map_err(Into::into),
@@ -109,14 +113,10 @@ fn write(sink: &mut SinkEnd<'_>, bytes: &[u8]) -> io::Result<usize> {
 
 /// Waits until a non-blocking descriptor is ready. If it is a blocking socket, its timeout has
 /// expired.
-fn wait(descriptor: BorrowedFd<'_>, readiness: PollFlags) -> io::Result<()> {
-    if endpoint::is_blocking(descriptor) {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    let mut ready = [PollFd::from_borrowed_fd(descriptor, readiness)];
-    match poll(&mut ready, None) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(errno) => Err(errno.into()),
+fn wait(descriptor: BorrowedFd<'_>, side: Side) -> io::Result<()> {
+    match endpoint::is_blocking(descriptor) {
+        true => Err(io::ErrorKind::TimedOut.into()),
+        false => driver::blocking::wait_until_ready(descriptor, side),
     }
 }
 

@@ -313,6 +313,23 @@ pub(crate) fn run_descriptors(
     Ok(())
 }
 
+/// Waits until a descriptor that was not ready is. If it is a socket, for at most its timeout.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::TimedOut`], and the errors of `poll(2)`.
+pub(crate) fn wait_until_ready(descriptor: BorrowedFd<'_>, side: Side) -> io::Result<()> {
+    let mut stall = match side {
+        Side::Source => StallTimer::of_receive(),
+        Side::Sink => StallTimer::of_send(),
+    };
+    let left = stall.left(descriptor)?;
+    if !wait(side, descriptor, descriptor, left)? {
+        thread::sleep(ERROR_QUEUE_BACKOFF);
+    }
+    Ok(())
+}
+
 /// Runs a transfer in any direction to its end, with the function of its direction.
 /// [`run_descriptors`] says what `is_stopped` does. In other directions, it has no effect.
 pub(crate) fn run_any(

@@ -131,6 +131,15 @@ mod relays;
 /// Clients and servers that do what is hard for a relay, which the tests of the lab share.
 mod relay_chaos;
 
+// --- Copying -------------------------------------------------------------------------------------
+
+/// Copies from anything to anything: every pair of ends, the positions of files, special files, and
+/// what has no descriptor.
+mod copies;
+
+/// Copies that fail or are dropped: what was counted, and where the files then stand.
+mod copying_failures;
+
 // --- Interfaces ----------------------------------------------------------------------------------
 
 /// What network interfaces can do for zero-copy receiving: the loopback interface, virtual ones,
