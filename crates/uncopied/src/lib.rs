@@ -13,6 +13,7 @@
 //!
 //! | you have | use | it pays from |
 //! |---|---|---|
+//! | a call of `std::io::copy` | [`copy()`], with the same arguments | a few KiB |
 //! | a file | [`send_file()`], [`SendFile`] for options | a few KiB |
 //! | memory that is sent once, to another machine | [`Sender`] | 16 KiB |
 //! | memory that is sent often and never changes | [permanent pages] and a [`Sender`] | 64 KiB |
