@@ -1,4 +1,5 @@
-//! `tokio::io::copy` from a file to a socket, and the call that replaces it.
+//! `tokio::io::copy` from a file to a socket, and the call that replaces it, with the same
+//! arguments.
 //!
 //!     cargo run --release --features tokio --example replace_copy
 
@@ -6,16 +7,15 @@ use std::io;
 use std::time::Instant;
 
 use tokio::fs::File;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::net::{TcpListener, TcpStream};
-use uncopied::tokio::SocketExt;
 
 async fn before(file: &mut File, socket: &mut TcpStream) -> io::Result<u64> {
     tokio::io::copy(file, socket).await
 }
 
 async fn after(file: &mut File, socket: &mut TcpStream) -> io::Result<u64> {
-    Ok(socket.send_file(file, ..).await?.bytes())
+    Ok(uncopied::tokio::copy(file, socket).await?.bytes())
 }
 
 #[tokio::main]
@@ -32,8 +32,12 @@ async fn main() -> io::Result<()> {
     let began = Instant::now();
     let copied = before(&mut file, &mut socket).await?;
     println!("tokio::io::copy: {copied} bytes in {:?}", began.elapsed());
+    file.rewind().await?;
     let began = Instant::now();
     let sent = after(&mut file, &mut socket).await?;
-    println!("send_file: {sent} bytes in {:?}", began.elapsed());
+    println!(
+        "uncopied::tokio::copy: {sent} bytes in {:?}",
+        began.elapsed()
+    );
     Ok(())
 }

@@ -37,8 +37,9 @@ pub(super) fn copy(source: SourceEnd<'_>, mut sink: SinkEnd<'_>) -> Result<Repor
         SourceEnd::Memory(memory) => {
             let mut count = count(None);
             while memory.has_remaining() {
-                let written = write(&mut sink, memory.chunk());
-                memory.advance(count.written(written)?);
+                let chunk = memory.chunk();
+                let written = count.written(write(&mut sink, chunk), chunk.len())?;
+                memory.advance(written);
             }
             Ok(count.report)
         }
@@ -63,8 +64,8 @@ fn copy_reads(
         };
         let mut rest = &buffer[..read];
         while !rest.is_empty() {
-            match count.written(write(sink, rest)) {
-                Ok(written) => rest = &rest[written.min(rest.len())..],
+            match count.written(write(sink, rest), rest.len()) {
+                Ok(written) => rest = &rest[written..],
                 Err(error) => {
                     on_error(rest.len());
                     return Err(error);
@@ -145,11 +146,17 @@ impl Count {
         }
     }
 
-    /// Counts what a write has moved. A write that moves nothing is an error.
-    pub(super) fn written(&mut self, written: io::Result<usize>) -> Result<usize, Error> {
+    /// Counts what a write of some bytes has moved. A write that moves nothing is an error.
+    pub(super) fn written(
+        &mut self,
+        written: io::Result<usize>,
+        of: usize,
+    ) -> Result<usize, Error> {
         match written {
             Ok(0) => Err(self.write_error(io::ErrorKind::WriteZero.into())),
             Ok(written) => {
+                // A writer of the program may return anything.
+                let written = written.min(of);
                 self.report.count(Mechanism::Copy, written as u64);
                 Ok(written)
             }

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
 use crate::mechanism::memory_to_socket::MemorySink;
 use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
-use crate::policy::Mechanism;
+use crate::policy::{DescriptorKind, Mechanism};
 use crate::sys::Linux;
 use crate::transfer::{
     AnyTransfer, ChunkProgress, ChunkTransfer, DescriptorTransfer, MemoryProgress, MemoryTransfer,
@@ -288,7 +288,8 @@ pub(crate) fn run_descriptors(
     let may_wait = endpoint::is_blocking(source) && endpoint::is_blocking(sink);
     let mut stall = StallTimer::of_send();
     while !is_stopped.load(Ordering::Relaxed) {
-        if may_wait {
+        // Only a socket has a timeout.
+        if may_wait && transfer.sink_kind() == DescriptorKind::Socket {
             stall.start();
         }
         match transfer.step(&Linux, source, sink, may_wait)? {

@@ -144,6 +144,11 @@ impl DescriptorTransfer {
         self.engine.mechanism()
     }
 
+    /// Returns the kind of the sink.
+    pub(crate) fn sink_kind(&self) -> DescriptorKind {
+        self.sink_kind
+    }
+
     /// Returns how many bytes were read that the sink has not accepted.
     pub(crate) fn held_bytes(&self) -> u64 {
         self.read.len()

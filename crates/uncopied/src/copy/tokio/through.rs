@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
 use rustix::io::Errno;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncWrite, ReadBuf};
 use tokio::task::spawn_blocking;
 
 use super::ends::{Sink, Source};
@@ -21,114 +21,126 @@ use crate::report::Report;
 use crate::sys::{Kernel, Linux};
 
 /// Copies until the end of the source.
-pub(super) async fn copy<'a>(source: Source<'a>, sink: Sink<'a>) -> Result<Report, Error> {
+pub(super) async fn copy(source: Source<'_>, sink: Sink<'_>) -> Result<Report, Error> {
     let mut copying = Copying {
         count: Count::new(source.descriptor(), sink.descriptor()),
-        source,
         sink,
         buffer: Vec::new(),
         is_unflushed: false,
     };
-    copying.run().await?;
+    match source {
+        Source::Memory(memory) => copying.copy_memory(memory).await?,
+        Source::File(file) => copying.copy_file(file).await?,
+        Source::Polled(source) => {
+            let poll =
+                |context: &mut Context<'_>, buffer: &mut [u8]| poll_read(source, context, buffer);
+            copying.copy_polled(poll).await?;
+        }
+        Source::Reader(reader) => {
+            let poll = |context: &mut Context<'_>, buffer: &mut [u8]| {
+                let mut buffer = ReadBuf::new(buffer);
+                let read = Pin::new(&mut *reader).poll_read(context, &mut buffer);
+                read.map_ok(|()| buffer.filled().len())
+            };
+            copying.copy_polled(poll).await?;
+        }
+    }
+    copying.flush().await?;
     Ok(copying.count.report)
 }
 
 struct Copying<'a> {
     count: Count,
-    source: Source<'a>,
     sink: Sink<'a>,
     buffer: Vec<u8>,
-    /// Whether bytes were written to a writer that were not flushed.
+    /// Whether bytes were written that were not flushed.
     is_unflushed: bool,
 }
 
+/// An error of the sink, and how many bytes of the buffer it has not accepted.
+struct Unwritten {
+    bytes: usize,
+    error: Error,
+}
+
 impl Copying<'_> {
-    async fn run(&mut self) -> Result<(), Error> {
-        if !matches!(self.sink, Sink::File(_)) && self.write_memory().await? {
-            return self.flush().await;
-        }
-        loop {
-            self.buffer.resize(BUFFER_BYTES, 0);
-            let read = self.fill().await?;
-            if read == 0 {
-                return self.flush().await;
-            }
-            let mut start = 0;
-            while start < read {
-                let written = self.write(start, read).await;
-                match self.count.written(written) {
-                    Ok(written) => start += written,
-                    Err(error) => {
-                        if let Some(source) = self.source.descriptor() {
-                            give_back(source, read - start);
-                        }
-                        return Err(error);
-                    }
-                }
-            }
-        }
-    }
-
-    /// If the source is memory, writes it from where it is. Returns whether it is.
-    async fn write_memory(&mut self) -> Result<bool, Error> {
-        let Source::Memory(memory) = &mut self.source else {
-            return Ok(false);
-        };
+    async fn copy_memory(&mut self, memory: &mut (dyn Buf + Send)) -> Result<(), Error> {
         while memory.has_remaining() {
-            let sink = &mut self.sink;
             let chunk = memory.chunk();
-            let written = poll_fn(|context| sink.poll_write(context, chunk)).await;
-            memory.advance(self.count.written(written)?);
+            let written = write(&mut self.sink, chunk).await;
+            let written = self.count.written(written, chunk.len())?;
+            memory.advance(written);
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// Reads bytes into the buffer. Returns their number.
-    async fn fill(&mut self) -> Result<usize, Error> {
-        if let Source::File(file) = self.source {
+    /// Copies from a file, which is read on the blocking pool.
+    async fn copy_file(&mut self, file: BorrowedFd<'_>) -> Result<(), Error> {
+        loop {
             if self.is_unflushed && !endpoint::is_always_ready(file) {
                 // The next read may wait for somebody who waits for what was written.
                 self.flush().await?;
             }
             let mut buffer = std::mem::take(&mut self.buffer);
             let read = on_blocking_pool(file, move |file| {
+                buffer.resize(BUFFER_BYTES, 0);
                 let read = retry_on_intr(|| Linux.read(file, &mut buffer));
                 (buffer, read)
             });
             let (buffer, read) = read.await.map_err(|cause| self.count.read_error(cause))?;
             self.buffer = buffer;
-            return read.map_err(|cause| self.count.read_error(cause));
-        }
-        poll_fn(|context| self.poll_fill(context)).await
-    }
-
-    fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<Result<usize, Error>> {
-        match self.source.poll_read(context, &mut self.buffer) {
-            Poll::Ready(read) => Poll::Ready(read.map_err(|cause| self.count.read_error(cause))),
-            // The source may wait for what the writer has not passed on.
-            Poll::Pending if self.is_unflushed => match self.poll_flush(context) {
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                _ => Poll::Pending,
-            },
-            Poll::Pending => Poll::Pending,
+            match read {
+                Ok(0) => return Ok(()),
+                Ok(read) => {
+                    if let Err(Unwritten { bytes, error }) = self.write_all(read).await {
+                        give_back(file, bytes);
+                        return Err(error);
+                    }
+                }
+                Err(cause) => return Err(self.count.read_error(cause)),
+            }
         }
     }
 
-    /// Writes bytes of the buffer, from the index `start` up to `end`. Returns their number.
-    async fn write(&mut self, start: usize, end: usize) -> io::Result<usize> {
-        self.is_unflushed = true;
-        if let Sink::File(file) = self.sink {
-            let buffer = std::mem::take(&mut self.buffer);
-            let written = on_blocking_pool(file, move |file| {
-                let written = retry_on_intr(|| Linux.write(file, &buffer[start..end], None));
-                (buffer, written)
+    /// Copies what `poll_read` puts into the buffer.
+    async fn copy_polled(
+        &mut self,
+        mut poll_read: impl FnMut(&mut Context<'_>, &mut [u8]) -> Poll<io::Result<usize>>,
+    ) -> Result<(), Error> {
+        self.buffer.resize(BUFFER_BYTES, 0);
+        loop {
+            let read = poll_fn(|context| match poll_read(context, &mut self.buffer) {
+                Poll::Ready(read) => {
+                    Poll::Ready(read.map_err(|cause| self.count.read_error(cause)))
+                }
+                // The source may wait for what the writer has not passed on.
+                Poll::Pending if self.is_unflushed => match self.poll_flush(context) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                    _ => Poll::Pending,
+                },
+                Poll::Pending => Poll::Pending,
             });
-            let (buffer, written) = written.await?;
-            self.buffer = buffer;
-            return written;
+            match read.await? {
+                0 => return Ok(()),
+                read => self.write_all(read).await.map_err(|it| it.error)?,
+            }
         }
-        let (sink, bytes) = (&mut self.sink, &self.buffer[start..end]);
-        poll_fn(|context| sink.poll_write(context, bytes)).await
+    }
+
+    /// Writes the first `read` bytes of the buffer.
+    async fn write_all(&mut self, read: usize) -> Result<(), Unwritten> {
+        self.is_unflushed = true;
+        let mut rest = &self.buffer[..read];
+        while !rest.is_empty() {
+            let written = write(&mut self.sink, rest).await;
+            let unwritten = |error| Unwritten {
+                bytes: rest.len(),
+                error,
+            };
+            let written = self.count.written(written, rest.len()).map_err(unwritten)?;
+            rest = &rest[written..];
+        }
+        Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), Error> {
@@ -153,28 +165,6 @@ impl Source<'_> {
             Self::Memory(_) | Self::Reader(_) => None,
         }
     }
-
-    /// Reads bytes. A file is not to be read here, but on the blocking pool.
-    fn poll_read(
-        &mut self,
-        context: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Polled(source) => poll_read(*source, context, buffer),
-            Self::File(file) => Poll::Ready(retry_on_intr(|| Linux.read(*file, buffer))),
-            Self::Memory(memory) => {
-                let bytes = memory.remaining().min(buffer.len());
-                memory.copy_to_slice(&mut buffer[..bytes]);
-                Poll::Ready(Ok(bytes))
-            }
-            Self::Reader(reader) => {
-                let mut buffer = ReadBuf::new(buffer);
-                ready!(Pin::new(reader).poll_read(context, &mut buffer))?;
-                Poll::Ready(Ok(buffer.filled().len()))
-            }
-        }
-    }
 }
 
 impl Sink<'_> {
@@ -185,13 +175,21 @@ impl Sink<'_> {
             Self::Writer(_) => None,
         }
     }
+}
 
-    /// Writes bytes. A file is not to be written to here, but on the blocking pool.
-    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Polled(sink) => poll_write(*sink, context, bytes),
-            Self::File(file) => Poll::Ready(retry_on_intr(|| Linux.write(*file, bytes, None))),
-            Self::Writer(writer) => Pin::new(writer).poll_write(context, bytes),
+/// Writes some of these bytes, and returns their number. A file is written to on the blocking pool,
+/// with a copy of the bytes, which the thread owns if the future is dropped.
+async fn write(sink: &mut Sink<'_>, bytes: &[u8]) -> io::Result<usize> {
+    match sink {
+        Sink::Polled(sink) => poll_fn(|context| poll_write(*sink, context, bytes)).await,
+        Sink::Writer(writer) => {
+            poll_fn(|context| Pin::new(&mut *writer).poll_write(context, bytes)).await
+        }
+        Sink::File(file) => {
+            let bytes = bytes[..bytes.len().min(BUFFER_BYTES)].to_vec();
+            let write =
+                move |file: BorrowedFd<'_>| retry_on_intr(|| Linux.write(file, &bytes, None));
+            on_blocking_pool(*file, write).await?
         }
     }
 }
