@@ -594,6 +594,46 @@ fn a_fifo_does_not_stop_the_event_loop() {
     }
 }
 
+/// A peer that waits for what was written before it sends more gets it, although the writer buffers.
+/// The copy runs in a task of its own, so its future can be sent to another thread.
+#[cfg(feature = "tokio")]
+#[test]
+fn a_writer_is_flushed_while_the_source_has_no_bytes() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, BufWriter, duplex};
+    crate::harness::runtime().block_on(async {
+        let (mut request, source) = duplex(64);
+        let (sink, mut response) = duplex(64);
+        let copying = tokio::spawn(async move {
+            uncopied::tokio::copy(Through(source), Through(BufWriter::new(sink))).await
+        });
+        for _ in 0..3 {
+            request.write_all(b"ping").await.unwrap();
+            let mut echoed = [0; 4];
+            response.read_exact(&mut echoed).await.unwrap();
+            assert_eq!(&echoed, b"ping");
+        }
+        drop(request);
+        assert_eq!(copying.await.unwrap().unwrap().bytes(), 12);
+    });
+}
+
+/// The futures of copies between descriptors can be sent to another thread.
+#[cfg(feature = "tokio")]
+#[test]
+fn a_copy_can_be_a_task() {
+    crate::harness::runtime().block_on(async {
+        let (socket, mut peer) = socket_pair(Family::Tcp);
+        let socket = on_tokio::tcp(&socket);
+        let copying = tokio::spawn(async move {
+            let file = tokio::fs::File::from_std(file_of(0, b"from a file"));
+            uncopied::tokio::copy(file, &socket).await.unwrap();
+            uncopied::tokio::copy(&b", and from memory"[..], socket).await
+        });
+        copying.await.unwrap().unwrap();
+        expect_bytes(&mut peer, b"from a file, and from memory");
+    });
+}
+
 /// The halves of a split socket are ends of their own.
 #[cfg(feature = "tokio")]
 #[test]
