@@ -168,13 +168,15 @@ pub(crate) trait Kernel {
     ) -> Result<usize>;
 
     /// `splice(2)` between a pipe and another descriptor, from and to where the descriptors
-    /// themselves stand. Without `may_wait`, the call does not wait for a pipe.
+    /// themselves stand. Without `may_wait`, the call does not wait for a pipe. `to_file` says that
+    /// the sink is a file: the call may then raise SIGXFSZ, and otherwise SIGPIPE.
     fn splice(
         &self,
         source: BorrowedFd<'_>,
         sink: BorrowedFd<'_>,
         count: usize,
         may_wait: bool,
+        to_file: bool,
     ) -> Result<usize>;
 
     /// `pwrite(2)` at this offset, or `write(2)` where the descriptor itself stands.
@@ -412,12 +414,16 @@ impl Kernel for Linux {
         sink: BorrowedFd<'_>,
         count: usize,
         may_wait: bool,
+        to_file: bool,
     ) -> Result<usize> {
         let mut flags = SpliceFlags::empty();
         flags.set(SpliceFlags::NONBLOCK, !may_wait);
-        let splice =
-            || without_sigxfsz(|| rustix::pipe::splice(source, None, sink, None, count, flags));
-        without_sigpipe(splice)
+        let splice = || rustix::pipe::splice(source, None, sink, None, count, flags);
+        // Looking up whether a signal has to be suppressed takes a system call.
+        match to_file {
+            true => without_sigxfsz(splice),
+            false => without_sigpipe(splice),
+        }
     }
 
     fn write(&self, sink: BorrowedFd<'_>, bytes: &[u8], offset: Option<u64>) -> Result<usize> {

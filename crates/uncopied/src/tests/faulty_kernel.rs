@@ -480,9 +480,10 @@ impl Kernel for FaultyKernel {
         sink: BorrowedFd<'_>,
         count: usize,
         may_wait: bool,
+        to_file: bool,
     ) -> Result<usize> {
         self.moving(CallRecord::new(Call::Splice, count, 0), |count| {
-            Linux.splice(source, sink, count, may_wait)
+            Linux.splice(source, sink, count, may_wait, to_file)
         })
     }
 

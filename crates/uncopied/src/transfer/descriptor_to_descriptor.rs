@@ -76,6 +76,7 @@ impl DescriptorTransfer {
             source,
             sink,
             source_kind: self.source_kind,
+            sink_kind: self.sink_kind,
             untaken,
             may_wait,
         };

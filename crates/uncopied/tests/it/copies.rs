@@ -594,8 +594,8 @@ fn a_fifo_does_not_stop_the_event_loop() {
     }
 }
 
-/// A peer that waits for what was written before it sends more gets it, although the writer buffers.
-/// The copy runs in a task of its own, so its future can be sent to another thread.
+/// A peer that waits for what was written before it sends more gets it, although the writer
+/// buffers. The copy runs in a task of its own, so its future can be sent to another thread.
 #[cfg(feature = "tokio")]
 #[test]
 fn a_writer_is_flushed_while_the_source_has_no_bytes() {

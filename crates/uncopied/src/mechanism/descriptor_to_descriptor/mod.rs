@@ -25,6 +25,7 @@ pub(crate) struct CopyStep<'a> {
     pub(crate) source: BorrowedFd<'a>,
     pub(crate) sink: BorrowedFd<'a>,
     pub(crate) source_kind: DescriptorKind,
+    pub(crate) sink_kind: DescriptorKind,
     /// The number of bytes that may still be taken from the source, or `None` to take all up to its
     /// end.
     pub(crate) untaken: Option<u64>,

@@ -52,8 +52,9 @@ use crate::sys::Kernel;
 /// Makes a step, or returns `None` if the source has to be looked at with `read`.
 pub(super) fn step(kernel: &impl Kernel, step: &CopyStep<'_>) -> Option<Outcome> {
     let count = step.want(MAX_STEP_BYTES);
-    let spliced = retry_on_intr(|| kernel.splice(step.source, step.sink, count, step.may_wait));
-    let status = match spliced {
+    let to_file = step.sink_kind == DescriptorKind::File;
+    let splice = || kernel.splice(step.source, step.sink, count, step.may_wait, to_file);
+    let status = match retry_on_intr(splice) {
         Ok(0) => return None,
         Ok(moved) => return Some(Outcome::moved(moved)),
         Err(Errno::AGAIN) if !kernel.is_readable(step.source) => Status::Blocked(Side::Source),
