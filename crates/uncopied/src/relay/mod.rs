@@ -1,9 +1,8 @@
 //! Moving bytes between two sockets, in both directions, without copying bulk data.
 //!
-//! [`copy_bidirectional`] is for blocking code, and
-//! [`uncopied::tokio::copy_bidirectional`](crate::tokio::copy_bidirectional) for tokio. Both carry
-//! the end of each stream across: once one side has sent everything, the other socket is shut down
-//! for writing, and the bytes of the other direction go on.
+//! [`copy_bidirectional`] is for blocking code, and `uncopied::tokio::copy_bidirectional` (feature
+//! `tokio`) for tokio. Both carry the end of each stream across: once one side has sent everything,
+//! the other socket is shut down for writing, and the bytes of the other direction go on.
 //!
 //! Small messages go by `recv` and `send`, and bulk data by `splice` through a pipe. A stream
 //! changes between the two whenever that pays. Between two messages, it holds no pipe and no
