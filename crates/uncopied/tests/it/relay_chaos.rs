@@ -4,12 +4,11 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
 use rustix::net::sockopt::set_socket_linger;
-
-use crate::harness::fill_pattern;
 
 /// The most bytes that one side sends.
 const MAX_STREAM_BYTES: u64 = 6 << 20;
@@ -43,12 +42,17 @@ impl Random {
 }
 
 /// Sends and receives on both ends of a relay, and checks every byte. Returns whether one of the
-/// two has reset the connection.
+/// two has reset the connection. Something else may reset it too, after it has set `is_cut`.
 ///
 /// # Panics
 ///
 /// If another byte arrives than was sent, or if a stream ends early without a reset.
-pub(crate) fn exchange(client: TcpStream, server: TcpStream, mut random: Random) -> bool {
+pub(crate) fn exchange(
+    client: &TcpStream,
+    server: &TcpStream,
+    mut random: Random,
+    is_cut: &AtomicBool,
+) -> bool {
     let seed = random.0;
     let resets = random.below(4) == 0;
     let streams = [random.below(u64::MAX), random.below(u64::MAX)].map(Random);
@@ -57,9 +61,8 @@ pub(crate) fn exchange(client: TcpStream, server: TcpStream, mut random: Random)
             0 => random.below(100),
             _ => random.below(MAX_STREAM_BYTES),
         };
-        let mut bytes = vec![0; len as usize];
-        fill_pattern(&mut bytes, random.below(u64::MAX));
-        bytes
+        let words = (0..len.div_ceil(8)).flat_map(|_| random.below(u64::MAX).to_ne_bytes());
+        words.take(len as usize).collect::<Vec<_>>()
     });
     // One side may reset the connection after a part of its bytes.
     let mut cut = [None, None];
@@ -68,17 +71,17 @@ pub(crate) fn exchange(client: TcpStream, server: TcpStream, mut random: Random)
         let len = [&forth, &back][side].len() as u64;
         cut[side] = Some(random.below(len + 1) as usize);
     }
+    is_cut.fetch_or(resets, Relaxed);
     let readers = [random.clone(), Random(!random.0)];
     thread::scope(|scope| {
-        let (client, server) = (&client, &server);
         let (forth, back) = (&forth, &back);
         let [to_server, to_client] = streams;
         let [at_client, at_server] = readers;
         let sides = [
-            scope.spawn(move || send(client, forth, cut[0], to_server)),
-            scope.spawn(move || send(server, back, cut[1], to_client)),
-            scope.spawn(move || receive(server, forth, resets, at_server)),
-            scope.spawn(move || receive(client, back, resets, at_client)),
+            scope.spawn(move || send(client, forth, cut[0], is_cut, to_server)),
+            scope.spawn(move || send(server, back, cut[1], is_cut, to_client)),
+            scope.spawn(move || receive(server, forth, is_cut, at_server)),
+            scope.spawn(move || receive(client, back, is_cut, at_client)),
         ];
         for side in sides {
             if let Err(panic) = side.join() {
@@ -92,7 +95,13 @@ pub(crate) fn exchange(client: TcpStream, server: TcpStream, mut random: Random)
 
 /// Sends messages and bulk data in turn, and then ends the stream. With `cut`, resets the
 /// connection after this many bytes.
-fn send(mut socket: &TcpStream, bytes: &[u8], cut: Option<usize>, mut random: Random) {
+fn send(
+    mut socket: &TcpStream,
+    bytes: &[u8],
+    cut: Option<usize>,
+    is_cut: &AtomicBool,
+    mut random: Random,
+) {
     let mut left = &bytes[..cut.unwrap_or(bytes.len())];
     while !left.is_empty() {
         let is_bulk = random.below(2) == 0;
@@ -103,8 +112,8 @@ fn send(mut socket: &TcpStream, bytes: &[u8], cut: Option<usize>, mut random: Ra
             };
             let (piece, rest) = left.split_at(size.min(left.len()));
             if let Err(error) = socket.write_all(piece) {
-                // The other side has reset the connection.
-                return assert!(is_reset(&error), "{error}");
+                assert!(is_cut.load(Relaxed) && is_reset(&error), "{error}");
+                return;
             }
             left = rest;
             random.sometimes_sleep(if is_bulk { 20 } else { 3 });
@@ -115,12 +124,12 @@ fn send(mut socket: &TcpStream, bytes: &[u8], cut: Option<usize>, mut random: Ra
         Some(_) => abort(socket),
     };
     if let Err(error) = ended {
-        assert!(is_reset(&error), "{error}");
+        assert!(is_cut.load(Relaxed) && is_reset(&error), "{error}");
     }
 }
 
 /// Resets the connection. Other threads that use the socket find out.
-fn abort(socket: &TcpStream) -> io::Result<()> {
+pub(crate) fn abort(socket: &TcpStream) -> io::Result<()> {
     set_socket_linger(socket.as_fd(), Some(Duration::ZERO))?;
     // Dissolving the association of a TCP socket resets the connection (`connect(2)`).
     let result = rustix::net::connect_unspec(socket);
@@ -128,7 +137,7 @@ fn abort(socket: &TcpStream) -> io::Result<()> {
 }
 
 /// Receives to the end of the stream, and compares every byte.
-fn receive(mut socket: &TcpStream, expected: &[u8], may_be_cut: bool, mut random: Random) {
+fn receive(mut socket: &TcpStream, expected: &[u8], is_cut: &AtomicBool, mut random: Random) {
     let mut buffer = vec![0; 1 << 18];
     let mut received = 0;
     loop {
@@ -143,7 +152,7 @@ fn receive(mut socket: &TcpStream, expected: &[u8], may_be_cut: bool, mut random
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => {
                 assert!(
-                    may_be_cut && is_reset(&error),
+                    is_cut.load(Relaxed) && is_reset(&error),
                     "after {received} bytes: {error}"
                 );
                 return;
@@ -152,7 +161,7 @@ fn receive(mut socket: &TcpStream, expected: &[u8], may_be_cut: bool, mut random
         random.sometimes_sleep(20);
     }
     assert!(
-        may_be_cut || received == expected.len(),
+        is_cut.load(Relaxed) || received == expected.len(),
         "the stream ended after {received} of {} bytes",
         expected.len()
     );

@@ -4,8 +4,9 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -434,8 +435,10 @@ fn chaos_changes_no_byte() {
                         let (client, server, relay) =
                             Ends::tcp().relay(driver, RelayOptions::new());
                         let sockets = [client, server].map(|file| OwnedFd::from(file).into());
-                        let [client, server] = sockets;
-                        let is_reset = exchange(client, server, random.clone());
+                        let [client, server]: [TcpStream; 2] = sockets;
+                        let is_reset =
+                            exchange(&client, &server, random.clone(), &AtomicBool::new(false));
+                        drop((client, server));
                         let relayed = relay.join().unwrap();
                         assert!(is_reset || relayed.is_ok(), "{relayed:?}");
                         reset.fetch_add(is_reset.into(), Relaxed);

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,8 @@ fn chaos_changes_no_byte() {
         two_sides_with_control(
             |mut client, server| {
                 client.write_all(&[goes_on.get().into()]).unwrap();
-                exchange(client, server, Random(random.below(u64::MAX)));
+                let random = Random(random.below(u64::MAX));
+                exchange(&client, &server, random, &AtomicBool::new(false));
             },
             |a: TcpStream, b| {
                 let mut first = [0];

@@ -8,11 +8,16 @@
 //! | `limits` | time limits, `--max-connections`, running out of descriptors, leaks |
 //! | `lifecycle` | draining, reloads, signals, handing sockets to the next process |
 //! | `observing` | the access log, the metrics and the totals agree with what was sent |
+//! | `chaos` | all of it at once, while targets die and come back |
 //! | `idle` | 10,000 idle connections hold no pipes and little memory |
 //! | `programs` | TLS, HTTP with kept connections, Redis and PostgreSQL work through a relay |
 //!
 //! `peers` has the servers to which these tests relay.
 
+mod chaos;
+/// Clients and servers that do what is hard for a relay, which the tests of the library share.
+#[path = "../../../../uncopied/tests/it/relay_chaos.rs"]
+mod chaotic_ends;
 mod config;
 mod idle;
 mod lifecycle;
