@@ -226,6 +226,9 @@ mod tests {
             name: "eth0".into(),
             index: 2,
             driver: Some("bnxt_en".into()),
+            is_up: true,
+            is_loopback: false,
+            offloads: None,
             mtu: 9000,
             header_split: HeaderSplit::On,
             header_split_threshold: Some(0),
@@ -234,6 +237,10 @@ mod tests {
             rx_buffer_bytes: Some(rustix::param::page_size() as u32),
             rx_queues: Some(8),
             rx_queues_max: Some(16),
+            tx_ring_size: Some(511),
+            tx_ring_size_max: Some(2047),
+            tx_queues: Some(8),
+            tx_queues_max: Some(16),
             adds_combined_queues: true,
         }
     }

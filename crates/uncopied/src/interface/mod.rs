@@ -1,4 +1,11 @@
-//! What a network interface can do for zero-copy receiving, and what to change if it cannot.
+//! What a network interface can do for zero copy, and what to change if it cannot.
+//!
+//! # Sending
+//!
+//! The kernel can send pages without copying them only if the interface gathers a packet from
+//! several pieces of memory (scatter-gather): see [`Interface::offloads`].
+//!
+//! # Receiving
 //!
 //! A network card writes a packet into memory before anybody has looked at its headers. The kernel
 //! can hand the payload to a program without copying it only if the card puts the payload into
@@ -35,6 +42,7 @@
 
 mod advice;
 mod error;
+mod offloads;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,10 +51,13 @@ use rustix::io::Errno;
 use rustix::net::netdevice::{index_to_name, name_to_index};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::sys::{Ethtool, Rings, driver, index_of_address, mtu};
+use crate::sys::{
+    Ethtool, Rings, driver, index_of_address, interface_flags, interface_indices, mtu,
+};
 pub(crate) use advice::shell_word;
 pub use advice::{Advice, Obstacle};
 pub use error::InterfaceError;
+pub use offloads::{Offload, Offloads};
 
 /// The length, in bytes, of the TCP timestamp option with its padding, which every segment has if
 /// both sides use timestamps. That is the default of Linux.
@@ -91,7 +102,7 @@ pub enum HeaderSplit {
     Unsupported,
 }
 
-/// What a network interface can do for zero-copy receiving.
+/// What a network interface can do for zero copy.
 ///
 /// The values are those at the time of the call. Anybody who administers the machine can change
 /// them.
@@ -104,6 +115,13 @@ pub struct Interface {
     pub index: u32,
     /// The name of the driver, such as `bnxt_en`, or `None` if the interface has no driver.
     pub driver: Option<String>,
+    /// Whether the interface is up (`ip link set dev eth0 up`).
+    pub is_up: bool,
+    /// Whether this is a loopback interface, such as `lo`.
+    pub is_loopback: bool,
+    /// Which parts of the work on a packet the interface does, or `None` if the kernel does not
+    /// tell.
+    pub offloads: Option<Offloads>,
     /// The largest IP packet that the interface sends, in bytes, with the headers of IP and TCP. In
     /// nearly all networks, packets that arrive are no larger, either.
     pub mtu: u32,
@@ -117,6 +135,10 @@ pub struct Interface {
     pub rx_ring_size: Option<u32>,
     /// The largest number of packet buffers that a receive ring can have.
     pub rx_ring_size_max: Option<u32>,
+    /// The number of packet buffers in each send ring, or `None` if the driver has none.
+    pub tx_ring_size: Option<u32>,
+    /// The largest number of packet buffers that a send ring can have.
+    pub tx_ring_size_max: Option<u32>,
     /// The length of each receive buffer, in bytes (`rx-buf-len`). Few drivers tell.
     pub rx_buffer_bytes: Option<u32>,
     /// The number of receive queues, with those that are combined with a send queue, or `None` if
@@ -124,6 +146,11 @@ pub struct Interface {
     pub rx_queues: Option<u32>,
     /// The largest number of receive queues that the interface can have.
     pub rx_queues_max: Option<u32>,
+    /// The number of send queues, with those that are combined with a receive queue, or `None` if
+    /// the driver does not tell.
+    pub tx_queues: Option<u32>,
+    /// The largest number of send queues that the interface can have.
+    pub tx_queues_max: Option<u32>,
     /// Whether queues are added with `ethtool -L … combined`, instead of `ethtool -L … rx`.
     adds_combined_queues: bool,
 }
@@ -156,6 +183,37 @@ impl Interface {
         let socket = control_socket()?;
         let index = name_to_index(&socket, name).map_err(InterfaceError::of)?;
         Self::by_index(&socket, index)
+    }
+
+    /// Returns what each interface in the network namespace of the calling thread can do, in the
+    /// order of their indices. An interface that is removed during the call is left out.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`by_name`](Self::by_name), except [`InterfaceError::NoSuchInterface`].
+    ///
+    /// ```no_run
+    /// use uncopied::interface::{Interface, Offload};
+    ///
+    /// for interface in Interface::all()? {
+    ///     let gathers = interface.offloads.map(|it| it.scatter_gather);
+    ///     if gathers == Some(Offload::Off) {
+    ///         println!("zero-copy sends are copied: run `ethtool -K {} sg on`", interface.name);
+    ///     }
+    /// }
+    /// # Ok::<(), uncopied::interface::InterfaceError>(())
+    /// ```
+    pub fn all() -> Result<Vec<Self>, InterfaceError> {
+        let socket = control_socket()?;
+        let mut interfaces = Vec::new();
+        for index in interface_indices().map_err(InterfaceError::of)? {
+            match Self::by_index(&socket, index) {
+                Ok(interface) => interfaces.push(interface),
+                Err(InterfaceError::NoSuchInterface) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(interfaces)
     }
 
     /// Returns what the interface that has this local address can do.
@@ -226,6 +284,8 @@ impl Interface {
         let name = index_to_name(socket, index)?;
         let mtu = mtu(socket.as_fd(), &name)?;
         let driver = driver(socket.as_fd(), &name)?;
+        let flags = interface_flags(socket.as_fd(), &name)?;
+        let features = ethtool.features(index)?;
         let rings = ethtool.rings(index)?;
         let channels = ethtool.channels(index)?;
         let header_split = match rings {
@@ -239,6 +299,8 @@ impl Interface {
         let Rings {
             rx,
             rx_max,
+            tx,
+            tx_max,
             rx_buffer_bytes,
             split_threshold_bytes,
             ..
@@ -247,14 +309,21 @@ impl Interface {
             name,
             index,
             driver,
+            is_up: flags.is_up,
+            is_loopback: flags.is_loopback,
+            offloads: features.as_ref().map(Offloads::of),
             mtu,
             header_split,
             header_split_threshold: split_threshold_bytes,
             rx_ring_size: rx,
             rx_ring_size_max: rx_max,
+            tx_ring_size: tx,
+            tx_ring_size_max: tx_max,
             rx_buffer_bytes,
             rx_queues: channels.map(|it| it.rx),
             rx_queues_max: channels.map(|it| it.rx_max),
+            tx_queues: channels.map(|it| it.tx),
+            tx_queues_max: channels.map(|it| it.tx_max),
             adds_combined_queues: channels.is_some_and(|it| it.is_combined),
         })
     }

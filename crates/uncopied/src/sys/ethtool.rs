@@ -1,9 +1,14 @@
 //! Asks the driver of a network interface for its settings, as the command `ethtool` does, with the
 //! messages of `linux/ethtool_netlink.h`.
 
+use std::collections::BTreeSet;
+
 use rustix::io::{Errno, Result};
 
 use super::genetlink::{Attributes, Family, push_attribute, push_nested};
+
+/// `ETHTOOL_MSG_FEATURES_GET` and `ETHTOOL_MSG_FEATURES_GET_REPLY`.
+const FEATURES_GET: (u8, u8) = (11, 11);
 
 /// `ETHTOOL_MSG_RINGS_GET` and `ETHTOOL_MSG_RINGS_GET_REPLY`.
 const RINGS_GET: (u8, u8) = (15, 16);
@@ -11,24 +16,51 @@ const RINGS_GET: (u8, u8) = (15, 16);
 /// `ETHTOOL_MSG_CHANNELS_GET` and `ETHTOOL_MSG_CHANNELS_GET_REPLY`.
 const CHANNELS_GET: (u8, u8) = (17, 18);
 
-/// `ETHTOOL_A_RINGS_HEADER` and `ETHTOOL_A_CHANNELS_HEADER`.
+/// `ETHTOOL_A_FEATURES_HEADER`, `ETHTOOL_A_RINGS_HEADER` and `ETHTOOL_A_CHANNELS_HEADER`.
 const HEADER: u16 = 1;
 
 /// `ETHTOOL_A_HEADER_DEV_INDEX`.
 const HEADER_DEV_INDEX: u16 = 1;
 
+// `ETHTOOL_A_FEATURES_…`.
+const FEATURES_HW: u16 = 2;
+const FEATURES_ACTIVE: u16 = 4;
+const FEATURES_NOCHANGE: u16 = 5;
+
+/// `ETHTOOL_A_BITSET_NOMASK`: the bits that are listed are those that are set.
+const BITSET_NOMASK: u16 = 1;
+/// `ETHTOOL_A_BITSET_BITS`: the list of bits.
+const BITSET_BITS: u16 = 3;
+/// `ETHTOOL_A_BITSET_BIT_NAME`.
+const BIT_NAME: u16 = 2;
+/// `ETHTOOL_A_BITSET_BIT_VALUE`: present if the bit is set.
+const BIT_VALUE: u16 = 3;
+
 // `ETHTOOL_A_RINGS_…`.
 const RINGS_RX_MAX: u16 = 2;
+const RINGS_TX_MAX: u16 = 5;
 const RINGS_RX: u16 = 6;
+const RINGS_TX: u16 = 9;
 const RINGS_RX_BUF_LEN: u16 = 10;
 const RINGS_TCP_DATA_SPLIT: u16 = 11;
 const RINGS_HDS_THRESH: u16 = 17;
 
 // `ETHTOOL_A_CHANNELS_…`.
 const CHANNELS_RX_MAX: u16 = 2;
+const CHANNELS_TX_MAX: u16 = 3;
 const CHANNELS_COMBINED_MAX: u16 = 5;
 const CHANNELS_RX_COUNT: u16 = 6;
+const CHANNELS_TX_COUNT: u16 = 7;
 const CHANNELS_COMBINED_COUNT: u16 = 9;
+
+/// The names of the features of an interface, as the kernel and `ethtool -k` spell them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Features {
+    /// The features that are on.
+    pub(crate) active: BTreeSet<String>,
+    /// The features that can be switched on and off.
+    pub(crate) changeable: BTreeSet<String>,
+}
 
 /// The settings of the rings that a driver tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +69,10 @@ pub(crate) struct Rings {
     pub(crate) rx: Option<u32>,
     /// The largest possible number of descriptors in a receive ring.
     pub(crate) rx_max: Option<u32>,
+    /// The number of descriptors in each send ring.
+    pub(crate) tx: Option<u32>,
+    /// The largest possible number of descriptors in a send ring.
+    pub(crate) tx_max: Option<u32>,
     /// The length of a receive buffer, in bytes.
     pub(crate) rx_buffer_bytes: Option<u32>,
     /// Whether headers and payloads are received into separate buffers.
@@ -52,6 +88,10 @@ pub(crate) struct Channels {
     pub(crate) rx: u32,
     /// The largest possible number of receive queues.
     pub(crate) rx_max: u32,
+    /// The number of send queues.
+    pub(crate) tx: u32,
+    /// The largest possible number of send queues.
+    pub(crate) tx_max: u32,
     /// Whether queues can be added as combined ones, for both directions. Otherwise they are added
     /// as receive queues.
     pub(crate) is_combined: bool,
@@ -69,6 +109,12 @@ impl Ethtool {
     /// - Others if no socket can be created.
     pub(crate) fn open() -> Result<Self> {
         Family::open("ethtool").map(Self)
+    }
+
+    /// Returns the features of the interface (`ethtool -k`), or `None` if the kernel does not tell.
+    /// The errors are those of [`rings`](Self::rings).
+    pub(crate) fn features(&mut self, index: u32) -> Result<Option<Features>> {
+        self.get(FEATURES_GET, index, features)
     }
 
     /// Returns what the driver tells about its rings (`ethtool -g`), or `None` if it tells nothing.
@@ -108,11 +154,38 @@ impl Ethtool {
     }
 }
 
+/// Parses the reply to `ETHTOOL_MSG_FEATURES_GET`.
+fn features(attributes: Attributes<'_>) -> Features {
+    let set = |kind| attributes.find(kind).map(bits).unwrap_or_default();
+    let fixed = set(FEATURES_NOCHANGE);
+    let changeable = set(FEATURES_HW).difference(&fixed).cloned().collect();
+    Features {
+        active: set(FEATURES_ACTIVE),
+        changeable,
+    }
+}
+
+/// Returns the names of the bits of a bitset that are set.
+fn bits(bitset: &[u8]) -> BTreeSet<String> {
+    let bitset = Attributes(bitset);
+    let lists_only_set_bits = bitset.find(BITSET_NOMASK).is_some();
+    let list = Attributes(bitset.find(BITSET_BITS).unwrap_or(&[]));
+    let bits = list.iter().map(|(_, bit)| Attributes(bit));
+    bits.filter(|bit| lists_only_set_bits || bit.find(BIT_VALUE).is_some())
+        .filter_map(|bit| {
+            let name = bit.find(BIT_NAME)?.split(|&byte| byte == 0).next()?;
+            Some(String::from_utf8_lossy(name).into_owned())
+        })
+        .collect()
+}
+
 /// Parses the reply to `ETHTOOL_MSG_RINGS_GET`. Attributes that the driver does not set are absent.
 fn rings(attributes: Attributes<'_>) -> Rings {
     Rings {
         rx: attributes.u32(RINGS_RX),
         rx_max: attributes.u32(RINGS_RX_MAX),
+        tx: attributes.u32(RINGS_TX),
+        tx_max: attributes.u32(RINGS_TX_MAX),
         rx_buffer_bytes: attributes.u32(RINGS_RX_BUF_LEN),
         // `ETHTOOL_TCP_DATA_SPLIT_UNKNOWN` is 0, `…_DISABLED` 1, and `…_ENABLED` 2.
         tcp_data_split: match attributes.u8(RINGS_TCP_DATA_SPLIT) {
@@ -128,10 +201,13 @@ fn rings(attributes: Attributes<'_>) -> Rings {
 /// absent.
 fn channels(attributes: Attributes<'_>) -> Channels {
     let number = |kind| attributes.u32(kind).unwrap_or(0);
+    let combined = number(CHANNELS_COMBINED_COUNT);
     let combined_max = number(CHANNELS_COMBINED_MAX);
     Channels {
-        rx: number(CHANNELS_RX_COUNT).saturating_add(number(CHANNELS_COMBINED_COUNT)),
+        rx: number(CHANNELS_RX_COUNT).saturating_add(combined),
         rx_max: number(CHANNELS_RX_MAX).saturating_add(combined_max),
+        tx: number(CHANNELS_TX_COUNT).saturating_add(combined),
+        tx_max: number(CHANNELS_TX_MAX).saturating_add(combined_max),
         is_combined: combined_max > 0,
     }
 }
@@ -165,18 +241,24 @@ mod tests {
         let virtio = Rings {
             rx: Some(256),
             rx_max: Some(256),
+            tx: Some(256),
+            tx_max: Some(256),
             ..Rings::default()
         };
         assert_eq!(rings(Attributes(VIRTIO_RINGS)), virtio);
         let one = Channels {
             rx: 1,
             rx_max: 1,
+            tx: 1,
+            tx_max: 1,
             is_combined: true,
         };
         assert_eq!(channels(Attributes(VIRTIO_CHANNELS)), one);
         let one_of_two = Channels {
             rx: 1,
             rx_max: 2,
+            tx: 1,
+            tx_max: 2,
             is_combined: false,
         };
         assert_eq!(channels(Attributes(VETH_CHANNELS)), one_of_two);
@@ -205,13 +287,52 @@ mod tests {
         for kind in CHANNELS_RX_MAX..=CHANNELS_COMBINED_COUNT {
             push_attribute(&mut reply, kind, &u32::MAX.to_ne_bytes());
         }
-        assert_eq!(channels(Attributes(&reply)).rx_max, u32::MAX);
+        let channels = channels(Attributes(&reply));
+        assert_eq!((channels.rx_max, channels.tx_max), (u32::MAX, u32::MAX));
+    }
+
+    /// Returns a bitset with these bits, each with its name and whether it is set.
+    fn bitset(bits: &[(&str, bool)], lists_only_set_bits: bool) -> Vec<u8> {
+        let mut list = Vec::new();
+        for &(name, is_set) in bits {
+            let mut bit = Vec::new();
+            push_attribute(&mut bit, BIT_NAME, format!("{name}\0").as_bytes());
+            if is_set && !lists_only_set_bits {
+                push_attribute(&mut bit, BIT_VALUE, &[]);
+            }
+            push_nested(&mut list, 1, &bit);
+        }
+        let mut bitset = Vec::new();
+        if lists_only_set_bits {
+            push_attribute(&mut bitset, BITSET_NOMASK, &[]);
+        }
+        push_nested(&mut bitset, BITSET_BITS, &list);
+        bitset
+    }
+
+    #[test]
+    fn features_are_active_changeable_or_fixed() {
+        let mut reply = Vec::new();
+        let hardware = [("sg", true), ("tso", true), ("gro", false), ("hw", true)];
+        push_nested(&mut reply, FEATURES_HW, &bitset(&hardware, false));
+        let active = bitset(&[("sg", true), ("highdma", true)], true);
+        push_nested(&mut reply, FEATURES_ACTIVE, &active);
+        let fixed = bitset(&[("hw", true)], true);
+        push_nested(&mut reply, FEATURES_NOCHANGE, &fixed);
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let expected = Features {
+            active: names(&["sg", "highdma"]),
+            changeable: names(&["sg", "tso"]),
+        };
+        assert_eq!(features(Attributes(&reply)), expected);
+        assert_eq!(features(Attributes(&[])), Features::default());
     }
 
     proptest! {
         #[test]
         fn no_reply_panics(reply in prop::collection::vec(any::<u8>(), 0..128)) {
             let _ = (rings(Attributes(&reply)), channels(Attributes(&reply)));
+            let _ = features(Attributes(&reply));
         }
 
         /// A reply that is cut off has fewer attributes, and none with a wrong value.

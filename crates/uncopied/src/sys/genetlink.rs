@@ -197,19 +197,25 @@ impl<'a> Message<'a> {
 pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Attributes<'a> {
-    /// Returns the value of the first attribute of this type.
-    pub(super) fn find(self, kind: u16) -> Option<&'a [u8]> {
+    /// Returns the type and the value of each attribute. A length that is too small or too large
+    /// ends the list.
+    pub(super) fn iter(self) -> impl Iterator<Item = (u16, &'a [u8])> {
         let mut rest = self.0;
-        while let Some((&[a, b, kind_a, kind_b], _)) = rest.split_first_chunk::<4>() {
-            // A length that is too small or too large ends the list.
+        std::iter::from_fn(move || {
+            let (&[a, b, kind_a, kind_b], _) = rest.split_first_chunk::<4>()?;
             let len = usize::from(u16::from_ne_bytes([a, b]));
             let value = rest.get(ATTRIBUTE_HEADER_BYTES..len)?;
-            if u16::from_ne_bytes([kind_a, kind_b]) & !ATTRIBUTE_FLAGS == kind {
-                return Some(value);
-            }
-            rest = rest.get(len.next_multiple_of(4)..)?;
-        }
-        None
+            rest = rest.get(len.next_multiple_of(4)..).unwrap_or(&[]);
+            let kind = u16::from_ne_bytes([kind_a, kind_b]) & !ATTRIBUTE_FLAGS;
+            Some((kind, value))
+        })
+    }
+
+    /// Returns the value of the first attribute of this type.
+    pub(super) fn find(self, kind: u16) -> Option<&'a [u8]> {
+        let mut attributes = self.iter();
+        let (_, value) = attributes.find(|&(other, _)| other == kind)?;
+        Some(value)
     }
 
     /// Returns the value of the first attribute of this type, if it is a 32-bit integer.

@@ -1,5 +1,5 @@
-//! Looks up what a network interface is: its MTU, its driver, whether it can gather packets from
-//! several pieces of memory, and which interface has an address.
+//! Looks up what a network interface is: its name, its MTU, its driver, whether it is up, and
+//! whether it gathers packets from several pieces of memory, and which interface has an address.
 
 use std::ffi::CStr;
 use std::mem;
@@ -79,6 +79,57 @@ pub(crate) fn mtu(socket: BorrowedFd<'_>, name: &str) -> Result<u32> {
     // SAFETY: the kernel has just written this member. Any integer is valid.
     let mtu = unsafe { request.ifr_ifru.ifru_mtu };
     Ok(u32::try_from(mtu).unwrap_or(0))
+}
+
+/// Whether an interface is up (`IFF_UP`), and whether it is a loopback interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InterfaceFlags {
+    pub(crate) is_up: bool,
+    pub(crate) is_loopback: bool,
+}
+
+/// Returns the flags of the interface with this name. `socket` is any socket.
+///
+/// # Errors
+///
+/// `ENODEV` if there is no such interface.
+pub(crate) fn interface_flags(socket: BorrowedFd<'_>, name: &str) -> Result<InterfaceFlags> {
+    let mut request = request(c_name(name.as_bytes()).ok_or(Errno::NODEV)?);
+    // SAFETY: for this request, the kernel reads the name, and writes the flags to the `ifreq`.
+    unsafe { interface_ioctl(socket, libc::SIOCGIFFLAGS, &mut request) }?;
+    // SAFETY: the kernel has just written this member. Any integer is valid.
+    let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    Ok(InterfaceFlags {
+        is_up: flags & libc::IFF_UP != 0,
+        is_loopback: flags & libc::IFF_LOOPBACK != 0,
+    })
+}
+
+/// Returns the indices of all interfaces in the network namespace of this thread, in ascending
+/// order.
+pub(crate) fn interface_indices() -> Result<Vec<u32>> {
+    // SAFETY: the call has no preconditions.
+    let list = unsafe { libc::if_nameindex() };
+    if list.is_null() {
+        return Err(last_errno());
+    }
+    let mut indices = Vec::new();
+    let mut entry = list;
+    loop {
+        // SAFETY: the list is an array that ends with an entry whose index is 0, and `entry` is not
+        // beyond that entry.
+        let index = unsafe { (*entry).if_index };
+        if index == 0 {
+            break;
+        }
+        indices.push(index);
+        // SAFETY: this entry is not the last one.
+        entry = unsafe { entry.add(1) };
+    }
+    // SAFETY: the list was returned by `if_nameindex`, and nothing refers to it any longer.
+    unsafe { libc::if_freenameindex(list) };
+    indices.sort_unstable();
+    Ok(indices)
 }
 
 /// Returns the name of the driver of the interface with this name, or `None` if it has no driver.

@@ -31,8 +31,10 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 pub(crate) use descriptors::has_other_descriptor;
 pub use errno::Errno;
 pub(crate) use error_queue::{ErrorQueueEntry, Notification};
-pub(crate) use ethtool::{Ethtool, Rings};
-pub(crate) use interface::{driver, gathers, index_of_address, mtu};
+pub(crate) use ethtool::{Ethtool, Features, Rings};
+pub(crate) use interface::{
+    driver, gathers, index_of_address, interface_flags, interface_indices, mtu,
+};
 pub(crate) use kernel::{Kernel, Linux};
 pub(crate) use map::{MappedWindow, Reservation};
 pub(crate) use mapped::{Mapped, PipeWriter, write_at};

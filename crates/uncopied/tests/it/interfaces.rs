@@ -1,8 +1,11 @@
+#![allow(unsafe_code)]
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-use uncopied::interface::{HeaderSplit, Interface, InterfaceError, IpVersion, Obstacle};
+use uncopied::interface::{HeaderSplit, Interface, InterfaceError, IpVersion, Obstacle, Offload};
 
 use crate::harness::{in_network_namespace, run_ip, skip};
 
@@ -31,6 +34,13 @@ fn the_loopback_interface() {
     assert_eq!(lo.header_split, HeaderSplit::Unsupported);
     assert_eq!(lo.header_split_threshold, None);
     assert_eq!((lo.driver.as_ref(), lo.rx_ring_size), (None, None));
+    assert_eq!((lo.tx_ring_size, lo.tx_queues), (None, None));
+    assert!(lo.is_up && lo.is_loopback);
+    // Linux never switches scatter-gather of the loopback interface off. No card does TLS for it.
+    let offloads = lo.offloads.unwrap();
+    assert_eq!(offloads.scatter_gather, Offload::On);
+    assert_eq!(offloads.send_checksum, Offload::On);
+    assert_eq!(offloads.tls_send, Offload::Unavailable);
     let mtu = std::fs::read_to_string("/sys/class/net/lo/mtu").unwrap();
     assert_eq!(lo.mtu.to_string(), mtu.trim());
     let advice = lo.advice();
@@ -40,6 +50,7 @@ fn the_loopback_interface() {
 
     let by_address = Interface::by_address(Ipv4Addr::LOCALHOST.into()).unwrap();
     assert_eq!(by_address, lo);
+    assert_eq!(Interface::all().unwrap()[0], lo);
     let mapped = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
     let by_mapped_address = Interface::by_address(mapped.into()).unwrap();
     assert_eq!(by_mapped_address, lo);
@@ -114,7 +125,7 @@ fn without_free_descriptors() {
 fn a_virtual_interface() {
     in_network_namespace("interfaces::a_virtual_interface", || {
         let name = "interfaces::a_virtual_interface";
-        run_ip("link add uncopied0 numrxqueues 3 type veth peer name uncopied1");
+        run_ip("link add uncopied0 numrxqueues 3 numtxqueues 2 type veth peer name uncopied1");
         run_ip("addr add 10.77.0.1/24 dev uncopied0 label uncopied0:x");
         run_ip("addr add 10.77.0.2/24 dev uncopied1");
         let Some(veth) = unless_no_netlink(name, Interface::by_name("uncopied0")) else {
@@ -127,6 +138,13 @@ fn a_virtual_interface() {
         assert_eq!(veth.mtu, 1500);
         assert_eq!(veth.page_payload_bytes(IpVersion::V4), 0);
         assert_eq!((veth.rx_queues, veth.rx_queues_max), (Some(3), Some(3)));
+        assert_eq!(veth.tx_queues_max, Some(2));
+        assert!(
+            matches!(veth.tx_queues, Some(1 | 2)),
+            "{:?}",
+            veth.tx_queues
+        );
+        assert!(!veth.is_up && !veth.is_loopback);
 
         // The kernel prints the label of an address instead of the name of the interface.
         let by_address = Interface::by_address([10, 77, 0, 1].into()).unwrap();
@@ -172,5 +190,57 @@ fn a_virtual_interface() {
             matches!(error, InterfaceError::NoSuchInterface),
             "{error:?}"
         );
+    });
+}
+
+/// Sets a setting of an interface with an `ioctl(2)` request of `linux/ethtool.h` that takes an
+/// integer.
+fn set(interface: &str, request: u32, value: u32) {
+    let socket = UnixStream::pair().unwrap().0;
+    let mut argument = [request, value];
+    // SAFETY: the structure consists of integers and a pointer, for which zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = argument.as_mut_ptr().cast();
+    // SAFETY: the kernel reads two integers through the pointer in the structure, both locals.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+/// What is switched off is off, and can be switched on again. All interfaces are listed.
+#[test]
+fn offloads_that_are_switched_off() {
+    in_network_namespace("interfaces::offloads_that_are_switched_off", || {
+        let name = "interfaces::offloads_that_are_switched_off";
+        run_ip("link add uncopied0 type veth peer name uncopied1");
+        let Some(veth) = unless_no_netlink(name, Interface::by_name("uncopied0")) else {
+            return;
+        };
+        let before = veth.unwrap().offloads.unwrap();
+        assert_eq!(before.scatter_gather, Offload::On);
+        assert_eq!(before.send_checksum, Offload::On);
+        assert_eq!(before.generic_segmentation, Offload::On);
+        assert_eq!(before.hardware_receive, Offload::Unavailable);
+
+        let (set_scatter_gather, set_gro) = (0x19, 0x2c);
+        set("uncopied0", set_scatter_gather, 0);
+        set("uncopied0", set_gro, 0);
+        let interfaces = Interface::all().unwrap();
+        let names: Vec<_> = interfaces.iter().map(|it| it.name.as_str()).collect();
+        assert!(names.starts_with(&["lo"]), "{names:?}");
+        let offloads = |name: &str| {
+            let interface = interfaces.iter().find(|it| it.name == name);
+            interface.unwrap().offloads.unwrap()
+        };
+        assert_eq!(offloads("uncopied0").scatter_gather, Offload::Off);
+        assert_eq!(offloads("uncopied0").tcp_segmentation, Offload::Off);
+        assert_eq!(offloads("uncopied0").generic_receive, Offload::Off);
+        assert_eq!(offloads("uncopied1").scatter_gather, Offload::On);
+
+        set("uncopied0", set_scatter_gather, 1);
+        let after = Interface::by_name("uncopied0").unwrap().offloads.unwrap();
+        assert_eq!(after.scatter_gather, Offload::On);
     });
 }
