@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use http::StatusCode;
+use uncopied::interface::InterfaceError;
 
 use crate::commands::get::GetError;
 use crate::commands::relay::ConfigError;
@@ -133,6 +134,25 @@ pub(crate) enum Error {
     /// The configuration of a relay cannot be used.
     #[error(transparent)]
     RelayConfig(#[from] ConfigError),
+    /// The path to probe cannot be opened, or is neither a directory nor a regular file.
+    #[error("cannot probe {path}: {}; name a file that this user can read, or a directory, with --path", kernel_text(.source))]
+    ProbePath {
+        /// The path, as the user gave it.
+        path: String,
+        /// The underlying I/O error.
+        source: io::Error,
+    },
+    /// The network interface to probe cannot be described.
+    #[error("cannot probe the interface {name}: {}; run `ip link` to list the interfaces", interface_text(.source))]
+    ProbeInterface {
+        /// The name, as the user gave it.
+        name: String,
+        /// Why not.
+        source: InterfaceError,
+    },
+    /// Rows of `--require` are missing.
+    #[error("required, but missing here: {0}")]
+    ProbeMissing(String),
     /// Writing to standard output failed.
     #[error("cannot write to standard output: {}", kernel_text(.0))]
     Output(io::Error),
@@ -168,6 +188,14 @@ pub(crate) fn kernel_text(error: &io::Error) -> String {
             Some((text, _)) => text.to_lowercase(),
             None => error.to_string(),
         },
+    }
+}
+
+/// Returns the text of an error about a network interface, with that of the system call.
+pub(crate) fn interface_text(error: &InterfaceError) -> String {
+    match error {
+        InterfaceError::Io(source) => format!("{error}: {}", kernel_text(source)),
+        _ => error.to_string(),
     }
 }
 

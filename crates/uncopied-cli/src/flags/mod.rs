@@ -2,6 +2,7 @@
 
 mod environment;
 mod get;
+mod probe;
 mod relay;
 mod serve;
 mod usage;
@@ -14,6 +15,7 @@ use clap_complete::Shell;
 
 pub(crate) use environment::FromEnvironment;
 pub(crate) use get::{Checksum, GetFlags, HashKind, HeaderSource, RequestHeader};
+pub(crate) use probe::{ProbeFlags, ProbeRow};
 pub(crate) use relay::{
     AcceptProxy, Balance, KeepAlive, ProxyVersion, ProxyVersions, RateLimit, RelayFlags,
     RelayLogFormat, RelayMechanism, RelayProcessSettings, RelaySettings, SendProxy, Switch,
@@ -25,6 +27,7 @@ pub(crate) use values::{ExtensionType, ListenAddress, SocketMode, TimeSpan};
 
 use environment::variable_at_fault;
 use get::GET_HELP;
+use probe::PROBE_HELP;
 use relay::{RELAY_HELP, RELAY_USAGE};
 use serve::SERVE_HELP;
 
@@ -96,6 +99,12 @@ pub(crate) enum Command {
     /// listeners, each with its targets, need --config. Runs until SIGTERM or SIGINT.
     #[command(after_help = RELAY_HELP, override_usage = RELAY_USAGE)]
     Relay(Box<RelayFlags>),
+    /// Find out what this machine can do without copying, and why not
+    ///
+    /// Tries each mechanism with real sockets, files and memory, and prints what limits it, with
+    /// the command that would change that. Needs no privileges, and says what they would add.
+    #[command(after_help = PROBE_HELP)]
+    Probe(Box<ProbeFlags>),
     /// Print the completion script for a shell
     Completions {
         /// The shell to generate the script for

@@ -1,17 +1,13 @@
 //! Tests of kernel errors: all bytes must arrive, and the totals must report the mechanism that
 //! sent them.
 
-use std::collections::BTreeMap;
 use std::fs;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
 use tempfile::TempDir;
 
 use crate::client::{connect, get, read_head, read_to_close, send_get};
 use crate::data::test_bytes;
+use crate::seccomp::filtered;
 use crate::server::{Server, Totals};
 use crate::trace::{Trace, TracedServer, can_trace};
 
@@ -193,33 +189,12 @@ fn a_file_that_cannot_be_mapped_is_read() {
     assert!(totals.copy > 2 * LARGE_FILE_BYTES, "{totals:?}");
 }
 
-/// The `ioctl(2)` request of `/dev/userfaultfd` that creates a descriptor.
-const USERFAULTFD_IOC_NEW: u64 = 0xaa00;
-
 /// Runs the server with a seccomp filter, as containers use it. The filter makes these calls fail
 /// with `errno`. Returns the totals.
 fn serve_filtered(calls: &[i64], errno: i32) -> Totals {
     let site = site();
-    let mut rules: BTreeMap<_, _> = calls.iter().map(|&call| (call, vec![])).collect();
-    if calls.contains(&libc::SYS_userfaultfd) {
-        // Refuse the request that does the same through a device, too.
-        let (width, equal) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
-        let request = SeccompCondition::new(1, width, equal, USERFAULTFD_IOC_NEW);
-        let rule = SeccompRule::new(vec![request.unwrap()]).unwrap();
-        rules.insert(libc::SYS_ioctl, vec![rule]);
-    }
-    let arch = std::env::consts::ARCH.try_into().unwrap();
-    let errno = SeccompAction::Errno(errno.unsigned_abs());
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, arch).unwrap();
-    let filter: BpfProgram = filter.try_into().unwrap();
-    // Start the server from a separate thread, because the filter applies to the thread that
-    // installs it, and to the processes that this thread starts.
-    let server = std::thread::scope(|scope| {
-        let start = || {
-            seccompiler::apply_filter(&filter).unwrap();
-            Server::start(site.path(), &["--threads", "1"])
-        };
-        scope.spawn(start).join().unwrap()
+    let server = filtered(calls, errno, || {
+        Server::start(site.path(), &["--threads", "1"])
     });
     let mut stream = connect(server.address());
     for (target, len) in [

@@ -21,12 +21,14 @@
 //! | `endurance` | many connections, slow readers, a signal under load; ignored by default |
 //! | `get` | the command `get`: bodies, lies, resumption, many files, TLS and proxies |
 //! | `relay` | the command `relay`: streams, targets, limits, reloads, metrics, real databases |
+//! | `probe` | the command `probe`: it agrees with the library, and names the cause of refusals |
 //! | `churn` | 200 clients that connect and vanish: bodies are complete, nothing leaks |
 //!
 //! Helpers: `server` starts and stops the program, `trace` does so under strace, `terminal` is a
 //! terminal for it, `client` speaks HTTP over a plain socket, `process` reads the resources of a
 //! process, `data` generates the content of files, `rng` generates random numbers from a seed,
-//! `fuzz_checks` says what must hold for any bytes, `skip` reports skipped tests.
+//! `fuzz_checks` says what must hold for any bytes, `seccomp` forbids system calls, `skip` reports
+//! skipped tests.
 
 #![allow(clippy::unwrap_used)]
 
@@ -47,10 +49,12 @@ mod garbage;
 mod get;
 mod help;
 mod idle;
+mod probe;
 mod process;
 mod real_clients;
 mod relay;
 mod rng;
+mod seccomp;
 mod server;
 mod shutdown;
 mod skip;
