@@ -67,6 +67,8 @@ pub struct RelayTransfer {
     /// Whether a `recv` that returns fewer bytes than it could shows that the source has no more.
     /// `None` if that is not known yet.
     short_read_empties: Option<bool>,
+    /// Whether there was such a `recv` before. A stream with a single one is not worth finding out.
+    had_short_read: bool,
     engine: FallbackEngine,
     support: Support,
 }
@@ -87,6 +89,7 @@ impl RelayTransfer {
             always_bulk: false,
             is_done: false,
             short_read_empties: None,
+            had_short_read: false,
             engine: FallbackEngine::new(Direction::SocketToSocket, plan, promised),
             support: Support::none_refused(),
         }
@@ -202,6 +205,7 @@ impl RelayTransfer {
                 && Linux.has_upper_protocol(source) == Ok(false)
         };
         self.held.has_read_less()
+            && std::mem::replace(&mut self.had_short_read, true)
             && *self.short_read_empties.get_or_insert_with(is_plain_tcp)
             && Linux.is_at_mark(source) == Ok(false)
     }

@@ -5,10 +5,12 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{unconstrained, yield_now};
+use tokio::time::interval;
 
 use crate::error::{Error, kernel_text};
 use crate::server::access_log::AccessLog;
@@ -23,6 +25,11 @@ use super::stats::WorkerStats;
 /// The maximum number of connections that are accepted from the queues of listeners before these
 /// are closed. As many as a queue may hold.
 const MAX_QUEUED: usize = 4096;
+
+/// The time between two ticks of a timer that does nothing else than be due before the time limits
+/// for connecting. If such a limit were the next timer that is due, tokio would write to an eventfd
+/// when it is set, and wait for that: two system calls for each connection.
+const TIMER_TICK: Duration = Duration::from_secs(1);
 
 /// What all workers share. Each worker has a clone.
 #[derive(Clone)]
@@ -76,8 +83,10 @@ fn run(
 ) {
     runtime.block_on(async {
         let mut stopped = setup.stopped.clone();
+        let mut timer = interval(TIMER_TICK);
         loop {
             tokio::select! {
+                _ = timer.tick() => {}
                 accepted = acceptor.next() => start_connection(accepted, &setup, context),
                 // `wait_for` fails if the control thread has ended, which is also a reason to stop.
                 _ = stopped.wait_for(|stopped| *stopped) => break,
