@@ -142,6 +142,25 @@ pub(crate) enum Error {
         /// The underlying I/O error.
         source: io::Error,
     },
+    /// The program to audit cannot be started.
+    #[error("cannot start {command}: {}{}", kernel_text(.source), command_hint(.source))]
+    StartCommand {
+        /// The program, as the user gave it.
+        command: String,
+        /// The underlying I/O error.
+        source: io::Error,
+    },
+    /// The process to audit does not exist.
+    #[error("there is no process {0}; `ps -e` lists the processes")]
+    NoProcess(i32),
+    /// The file for a report cannot be written.
+    #[error("cannot write the report to {path}: {}; choose a file that this user can write", kernel_text(.source))]
+    ReportFile {
+        /// The path, as the user gave it.
+        path: String,
+        /// The underlying I/O error.
+        source: io::Error,
+    },
     /// The network interface to probe cannot be described.
     #[error("cannot probe the interface {name}: {}; run `ip link` to list the interfaces", interface_text(.source))]
     ProbeInterface {
@@ -212,6 +231,14 @@ fn listen_hint(error: &io::Error, flag: &str) -> String {
         ),
         io::ErrorKind::NotFound => "; create the socket's directory first".to_owned(),
         _ => String::new(),
+    }
+}
+
+fn command_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; check its name, or give its path",
+        io::ErrorKind::PermissionDenied => "; it must be a file that this user can execute",
+        _ => "",
     }
 }
 

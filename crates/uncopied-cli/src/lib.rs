@@ -19,7 +19,7 @@ pub use commands::serve::fuzz;
 
 use std::process::ExitCode;
 
-use crate::commands::{get, probe, relay, serve};
+use crate::commands::{audit, get, probe, relay, serve};
 use crate::error::Error;
 use crate::flags::{Cli, Command};
 use crate::output::{print, say};
@@ -41,6 +41,7 @@ pub fn main() -> ExitCode {
         Command::Get(flags) => get::run(*flags),
         Command::Relay(flags) => relay::run(&flags, passed),
         Command::Probe(flags) => probe::run(&flags),
+        Command::Audit(flags) => audit::run(&flags),
         Command::Completions { shell } => print(&man::completions(shell)).map_err(Error::Output),
         Command::Man => man::manual()
             .and_then(|page| print(&page))

@@ -1,5 +1,6 @@
 //! The subcommands, one folder each.
 
+pub(crate) mod audit;
 pub(crate) mod get;
 pub(crate) mod probe;
 pub(crate) mod relay;

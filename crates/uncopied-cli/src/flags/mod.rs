@@ -1,5 +1,6 @@
 //! The command line: the definitions of all flags with their help, and the parsing of their values.
 
+mod audit;
 mod environment;
 mod get;
 mod probe;
@@ -13,6 +14,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub(crate) use audit::AuditFlags;
 pub(crate) use environment::FromEnvironment;
 pub(crate) use get::{Checksum, GetFlags, HashKind, HeaderSource, RequestHeader};
 pub(crate) use probe::{ProbeFlags, ProbeRow};
@@ -25,6 +27,7 @@ pub(crate) use serve::{LogFormat, ServeFlags};
 pub(crate) use usage::UsageError;
 pub(crate) use values::{ExtensionType, ListenAddress, SocketMode, TimeSpan};
 
+use audit::AUDIT_HELP;
 use environment::variable_at_fault;
 use get::GET_HELP;
 use probe::PROBE_HELP;
@@ -105,6 +108,13 @@ pub(crate) enum Command {
     /// the command that would change that. Needs no privileges, and says what they would add.
     #[command(after_help = PROBE_HELP)]
     Probe(Box<ProbeFlags>),
+    /// Measure how much of a program's CPU time goes into copying bytes
+    ///
+    /// Samples the program, its threads and its children, and says which share of the samples is in
+    /// the kernel's routines that copy payload. Runs COMMAND, or watches a process that runs
+    /// already. Works for any program.
+    #[command(after_help = AUDIT_HELP)]
+    Audit(Box<AuditFlags>),
     /// Print the completion script for a shell
     Completions {
         /// The shell to generate the script for

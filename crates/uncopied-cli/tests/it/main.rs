@@ -22,6 +22,7 @@
 //! | `get` | the command `get`: bodies, lies, resumption, many files, TLS and proxies |
 //! | `relay` | the command `relay`: streams, targets, limits, reloads, metrics, real databases |
 //! | `probe` | the command `probe`: it agrees with the library, and names the cause of refusals |
+//! | `audit` | the command `audit`: shares of copying, output, ordinary users |
 //! | `churn` | 200 clients that connect and vanish: bodies are complete, nothing leaks |
 //!
 //! Helpers: `server` starts and stops the program, `trace` does so under strace, `terminal` is a
@@ -33,6 +34,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access_log;
+mod audit;
 mod churn;
 mod client;
 mod closing;

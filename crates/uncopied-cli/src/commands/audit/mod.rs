@@ -1,0 +1,223 @@
+//! `uncopied audit`: how much of a program's CPU time goes into copying payload.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `target`, `process` | the program that is watched; processes, their threads and CPU time |
+//! | `sampling` | samples, taken by the kernel |
+//! | `symbols`, `classify` | the names of the kernel's functions; what a stack shows |
+//! | `profile`, `report` | counts of samples; what the user sees |
+
+mod classify;
+mod process;
+mod profile;
+mod report;
+mod sampling;
+mod symbols;
+mod target;
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::error::Error;
+use crate::flags::AuditFlags;
+use crate::output::print;
+
+use process::CpuTime;
+use profile::Profile;
+use report::{Basis, Report};
+use sampling::{Sampling, SamplingError};
+use symbols::KernelSymbols;
+use target::Target;
+
+/// How long a process is watched by default.
+const DEFAULT_TIME: Duration = Duration::from_secs(10);
+
+/// How often the rings are emptied, and how often the CPU time is read.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(25);
+const CPU_TIME_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Watches a program and prints the report.
+///
+/// # Errors
+///
+/// The program cannot be started, the process does not exist, or the report cannot be written.
+/// That the kernel refuses to be sampled is no error: the report says so.
+pub(crate) fn run(flags: &AuditFlags) -> Result<(), Error> {
+    let output = flags.output.as_deref().map(create).transpose()?;
+    // A runtime with a single thread: a program inherits the events of the thread that starts it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::setup("start an event loop"))?;
+    let text = runtime.block_on(audit(flags))?;
+    match (output, &flags.output) {
+        (Some(mut file), Some(path)) => {
+            let outcome = file.write_all(text.as_bytes());
+            outcome.map_err(|source| report_file(path, source))
+        }
+        _ => print(text.as_bytes()).map_err(Error::Output),
+    }
+}
+
+fn create(path: &Path) -> Result<File, Error> {
+    File::create(path).map_err(|source| report_file(path, source))
+}
+
+fn report_file(path: &Path, source: std::io::Error) -> Error {
+    Error::ReportFile {
+        path: path.display().to_string(),
+        source,
+    }
+}
+
+/// Watches a program, and returns the report.
+async fn audit(flags: &AuditFlags) -> Result<String, Error> {
+    let signals = Signals::new()?;
+    let (sampling, mut target) = match flags.pid {
+        Some(process) => attach(process)?,
+        None => {
+            let sampling = Sampling::of_commands();
+            (sampling, Target::start(&flags.command)?)
+        }
+    };
+    let subject = match flags.command.first() {
+        Some(program) => program.display().to_string(),
+        None => process::name(target.process()).unwrap_or_default(),
+    };
+    let limit = match (flags.seconds, flags.pid) {
+        (Some(seconds), _) => Some(Duration::from_secs(seconds.into())),
+        (None, Some(_)) => Some(DEFAULT_TIME),
+        (None, None) => None,
+    };
+    let (frequency, mut sampling, basis) = match sampling {
+        Ok(sampling) => (sampling.frequency(), Some(sampling), Ok(())),
+        Err(error) => (0, None, Err(error)),
+    };
+    // A file that cannot be read is as good as one without addresses.
+    let symbols = match sampling.as_ref().is_some_and(Sampling::sees_kernel) {
+        true => KernelSymbols::read().ok().flatten(),
+        false => None,
+    };
+    let mut profile = Profile::new(symbols);
+    let began = Instant::now();
+    let cpu_time = watch(&mut target, sampling.as_mut(), &mut profile, limit, signals).await;
+    let sees_kernel = sampling.as_ref().is_some_and(Sampling::sees_kernel);
+    let report = Report {
+        subject: &subject,
+        process: target.process(),
+        time: began.elapsed(),
+        cpu_time,
+        basis: match basis {
+            Err(error) => Basis::CpuTime(error),
+            Ok(()) if !sees_kernel => Basis::UserSamples,
+            Ok(()) if !profile.has_symbols() => Basis::UnnamedSamples,
+            Ok(()) => Basis::Samples,
+        },
+        frequency,
+        profile: &profile,
+        paranoid: paranoid(),
+    };
+    Ok(match (flags.json, flags.folded) {
+        (true, _) => report.json(),
+        (_, true) => profile.folded(),
+        _ => report.to_string(),
+    })
+}
+
+/// Watches the threads of a process and of its descendants.
+fn attach(process: i32) -> Result<(Result<Sampling, SamplingError>, Target), Error> {
+    raise_descriptor_limit();
+    let target = Target::running(process);
+    let tree = process::tree(process);
+    if tree.is_empty() {
+        return Err(Error::NoProcess(process));
+    }
+    let threads: Vec<i32> = tree.into_iter().flat_map(process::threads).collect();
+    Ok((Sampling::of_threads(&threads), target))
+}
+
+/// Raises the soft limit on descriptors to the hard limit. Each thread needs one for each CPU.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    // If this is refused, watching many threads fails, and the report says so.
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
+/// Collects samples until the time is over, the program has ended, or a signal arrives. Returns the
+/// CPU time.
+async fn watch(
+    target: &mut Target,
+    mut sampling: Option<&mut Sampling>,
+    profile: &mut Profile,
+    limit: Option<Duration>,
+    mut signals: Signals,
+) -> CpuTime {
+    let mut ticks = interval(DRAIN_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let began = Instant::now();
+    let mut is_over = false;
+    let mut cpu_time = CpuTime::default();
+    let mut cpu_time_due = began + CPU_TIME_INTERVAL;
+    loop {
+        let waits_for_exit = tokio::select! {
+            _ = ticks.tick() => {
+                let is_due = limit.is_some_and(|limit| began.elapsed() >= limit);
+                if is_due && !is_over {
+                    is_over = true;
+                    target.end(false)
+                } else {
+                    true
+                }
+            }
+            // A terminal sends SIGINT to the program as well.
+            _ = signals.interrupt.recv() => target.end(true),
+            _ = signals.terminate.recv() => target.end(false),
+        };
+        if let Some(sampling) = &mut sampling {
+            sampling.drain(|observation| profile.add(observation));
+        }
+        let has_ended = target.has_ended();
+        if has_ended || !waits_for_exit || Instant::now() >= cpu_time_due {
+            cpu_time_due = Instant::now() + CPU_TIME_INTERVAL;
+            cpu_time = cpu_time.max(target.cpu_time());
+        }
+        if has_ended || !waits_for_exit {
+            if let Some(sampling) = &mut sampling {
+                sampling.drain(|observation| profile.add(observation));
+            }
+            return cpu_time;
+        }
+    }
+}
+
+/// The signals that end the command.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        let handle = |kind| signal(kind).map_err(Error::setup("handle signals"));
+        Ok(Self {
+            interrupt: handle(SignalKind::interrupt())?,
+            terminate: handle(SignalKind::terminate())?,
+        })
+    }
+}
+
+/// The value of `kernel.perf_event_paranoid`.
+fn paranoid() -> Option<i32> {
+    let text = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok()?;
+    text.trim().parse().ok()
+}

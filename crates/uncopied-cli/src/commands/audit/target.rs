@@ -1,0 +1,132 @@
+//! What is watched: a program that is started for it, or a process that runs already.
+
+use std::ffi::OsString;
+use std::io;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+
+use super::process::{self, CpuTime};
+use crate::error::Error;
+
+/// How long a program may take to end after a signal, before it gets the next one.
+const TIME_TO_END: Duration = Duration::from_secs(5);
+
+/// What is watched.
+pub(super) enum Target {
+    /// A program that was started for it.
+    Started(Started),
+    /// A process that ran before.
+    Running { process: i32, before: CpuTime },
+}
+
+/// A program that was started to be watched. It is killed when this is dropped.
+pub(super) struct Started {
+    child: Child,
+    /// The next signal, and when it is due.
+    next_signal: Option<(Instant, Signal)>,
+}
+
+impl Target {
+    /// Starts a program. The events that watch it must have been opened before, by this thread.
+    pub(super) fn start(command: &[OsString]) -> Result<Self, Error> {
+        let (program, arguments) = command.split_first().ok_or_else(|| Error::StartCommand {
+            command: String::new(),
+            source: io::ErrorKind::NotFound.into(),
+        })?;
+        let child = Command::new(program).args(arguments).spawn();
+        let child = child.map_err(|source| Error::StartCommand {
+            command: program.display().to_string(),
+            source,
+        })?;
+        Ok(Self::Started(Started {
+            child,
+            next_signal: None,
+        }))
+    }
+
+    /// Watches a process that runs already.
+    pub(super) fn running(process: i32) -> Self {
+        Self::Running {
+            process,
+            before: process::cpu_time(&process::tree(process)),
+        }
+    }
+
+    /// The process, which may have ended.
+    pub(super) fn process(&self) -> i32 {
+        match self {
+            Self::Started(started) => started.pid().as_raw_nonzero().get(),
+            Self::Running { process, .. } => *process,
+        }
+    }
+
+    /// Whether the process has ended. Sends signals that are due.
+    pub(super) fn has_ended(&mut self) -> bool {
+        match self {
+            Self::Started(started) => started.has_ended(),
+            Self::Running { process, .. } => !process::is_running(*process),
+        }
+    }
+
+    /// Ends a started program with SIGTERM, and with SIGKILL if that does not help. With `wait`,
+    /// it first gets time to end by itself. A process that ran before is left alone.
+    ///
+    /// Returns whether there is something to wait for.
+    pub(super) fn end(&mut self, wait: bool) -> bool {
+        match self {
+            Self::Started(started) => {
+                let due = Instant::now() + if wait { TIME_TO_END } else { Duration::ZERO };
+                // A further request must not put off a signal.
+                if started.next_signal.is_none_or(|(other, _)| due < other) {
+                    started.next_signal = Some((due, Signal::TERM));
+                }
+                true
+            }
+            Self::Running { .. } => false,
+        }
+    }
+
+    /// The CPU time of the process and its descendants since the beginning.
+    pub(super) fn cpu_time(&self) -> CpuTime {
+        let now = process::cpu_time(&process::tree(self.process()));
+        match self {
+            Self::Started(_) => now,
+            Self::Running { before, .. } => now.since(*before),
+        }
+    }
+}
+
+impl Started {
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn has_ended(&mut self) -> bool {
+        if let Some((due, signal)) = self.next_signal
+            && Instant::now() >= due
+        {
+            // It fails if the program has ended, which the next lines find out.
+            let _ = kill_process(self.pid(), signal);
+            self.next_signal = match signal {
+                Signal::KILL => None,
+                _ => Some((Instant::now() + TIME_TO_END, Signal::KILL)),
+            };
+        }
+        // Left as a zombie until this is dropped, so that its CPU time can be read.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        match waitid(WaitId::Pid(self.pid()), options) {
+            Ok(status) => status.is_some(),
+            Err(_) => true,
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // Both fail if the program has ended and was waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
