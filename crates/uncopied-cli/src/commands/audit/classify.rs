@@ -343,7 +343,6 @@ const AREAS: &[(Activity, &[&str])] = &[
             "shmem_",
             "splice_",
             "touch_atime",
-            "vfs_",
             "vmsplice_",
             "xa_",
             "xas_",

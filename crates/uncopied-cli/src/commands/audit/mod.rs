@@ -3,11 +3,14 @@
 //! | module | what it does |
 //! |---|---|
 //! | `target`, `process` | the program that is watched; processes, their threads and CPU time |
-//! | `sampling` | samples, taken by the kernel |
+//! | `events` | records of the kernel about threads, and their rings |
+//! | `sampling`, `bytes` | samples of what the program does; bytes that were copied |
 //! | `symbols`, `classify` | the names of the kernel's functions; what a stack shows |
 //! | `profile`, `report` | counts of samples; what the user sees |
 
+mod bytes;
 mod classify;
+mod events;
 mod process;
 mod profile;
 mod report;
@@ -28,6 +31,8 @@ use crate::error::Error;
 use crate::flags::AuditFlags;
 use crate::output::print;
 
+use bytes::{ByteCounts, BytesError};
+use events::Whom;
 use process::CpuTime;
 use profile::Profile;
 use report::{Basis, Report};
@@ -79,11 +84,14 @@ fn report_file(path: &Path, source: std::io::Error) -> Error {
 /// Watches a program, and returns the report.
 async fn audit(flags: &AuditFlags) -> Result<String, Error> {
     let signals = Signals::new()?;
-    let (sampling, mut target) = match flags.pid {
+    // Read first, because it takes a while, in which records could be lost. A file that cannot be
+    // read is as good as one without addresses.
+    let symbols = KernelSymbols::read().ok().flatten();
+    let (observers, mut target) = match flags.pid {
         Some(process) => attach(process)?,
         None => {
-            let sampling = Sampling::of_commands();
-            (sampling, Target::start(&flags.command)?)
+            let observers = Observers::open(Whom::Commands);
+            (observers, Target::start(&flags.command)?)
         }
     };
     let subject = match flags.command.first() {
@@ -95,32 +103,36 @@ async fn audit(flags: &AuditFlags) -> Result<String, Error> {
         (None, Some(_)) => Some(DEFAULT_TIME),
         (None, None) => None,
     };
-    let (frequency, mut sampling, basis) = match sampling {
-        Ok(sampling) => (sampling.frequency(), Some(sampling), Ok(())),
-        Err(error) => (0, None, Err(error)),
-    };
-    // A file that cannot be read is as good as one without addresses.
-    let symbols = match sampling.as_ref().is_some_and(Sampling::sees_kernel) {
-        true => KernelSymbols::read().ok().flatten(),
-        false => None,
-    };
-    let mut profile = Profile::new(symbols);
+    let Observers {
+        mut sampling,
+        mut bytes,
+    } = observers;
+    let sees_kernel = sampling.as_ref().is_ok_and(Sampling::sees_kernel);
+    let mut profile = Profile::new(symbols.filter(|_| sees_kernel));
     let began = Instant::now();
-    let cpu_time = watch(&mut target, sampling.as_mut(), &mut profile, limit, signals).await;
-    let sees_kernel = sampling.as_ref().is_some_and(Sampling::sees_kernel);
+    let drain = || {
+        if let Ok(sampling) = &mut sampling {
+            sampling.drain(|observation| profile.add(observation));
+        }
+        if let Ok(bytes) = &mut bytes {
+            bytes.drain();
+        }
+    };
+    let cpu_time = watch(&mut target, drain, limit, signals).await;
     let report = Report {
         subject: &subject,
         process: target.process(),
         time: began.elapsed(),
         cpu_time,
-        basis: match basis {
+        frequency: sampling.as_ref().map_or(0, Sampling::frequency),
+        basis: match sampling {
             Err(error) => Basis::CpuTime(error),
-            Ok(()) if !sees_kernel => Basis::UserSamples,
-            Ok(()) if !profile.has_symbols() => Basis::UnnamedSamples,
-            Ok(()) => Basis::Samples,
+            Ok(_) if !sees_kernel => Basis::UserSamples,
+            Ok(_) if !profile.has_symbols() => Basis::UnnamedSamples,
+            Ok(_) => Basis::Samples,
         },
-        frequency,
         profile: &profile,
+        bytes: &bytes,
         paranoid: paranoid(),
     };
     Ok(match (flags.json, flags.folded) {
@@ -130,8 +142,23 @@ async fn audit(flags: &AuditFlags) -> Result<String, Error> {
     })
 }
 
+/// What records the program, or why it does not.
+struct Observers {
+    sampling: Result<Sampling, SamplingError>,
+    bytes: Result<ByteCounts, BytesError>,
+}
+
+impl Observers {
+    fn open(whom: Whom<'_>) -> Self {
+        Self {
+            sampling: Sampling::open(whom),
+            bytes: ByteCounts::open(whom),
+        }
+    }
+}
+
 /// Watches the threads of a process and of its descendants.
-fn attach(process: i32) -> Result<(Result<Sampling, SamplingError>, Target), Error> {
+fn attach(process: i32) -> Result<(Observers, Target), Error> {
     raise_descriptor_limit();
     let target = Target::running(process);
     let tree = process::tree(process);
@@ -139,7 +166,7 @@ fn attach(process: i32) -> Result<(Result<Sampling, SamplingError>, Target), Err
         return Err(Error::NoProcess(process));
     }
     let threads: Vec<i32> = tree.into_iter().flat_map(process::threads).collect();
-    Ok((Sampling::of_threads(&threads), target))
+    Ok((Observers::open(Whom::Threads(&threads)), target))
 }
 
 /// Raises the soft limit on descriptors to the hard limit. Each thread needs one for each CPU.
@@ -153,12 +180,11 @@ fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
-/// Collects samples until the time is over, the program has ended, or a signal arrives. Returns the
-/// CPU time.
+/// Collects records with `drain` until the time is over, the program has ended, or a signal
+/// arrives. Returns the CPU time.
 async fn watch(
     target: &mut Target,
-    mut sampling: Option<&mut Sampling>,
-    profile: &mut Profile,
+    mut drain: impl FnMut(),
     limit: Option<Duration>,
     mut signals: Signals,
 ) -> CpuTime {
@@ -183,18 +209,14 @@ async fn watch(
             _ = signals.interrupt.recv() => target.end(true),
             _ = signals.terminate.recv() => target.end(false),
         };
-        if let Some(sampling) = &mut sampling {
-            sampling.drain(|observation| profile.add(observation));
-        }
+        drain();
         let has_ended = target.has_ended();
         if has_ended || !waits_for_exit || Instant::now() >= cpu_time_due {
             cpu_time_due = Instant::now() + CPU_TIME_INTERVAL;
             cpu_time = cpu_time.max(target.cpu_time());
         }
         if has_ended || !waits_for_exit {
-            if let Some(sampling) = &mut sampling {
-                sampling.drain(|observation| profile.add(observation));
-            }
+            drain();
             return cpu_time;
         }
     }

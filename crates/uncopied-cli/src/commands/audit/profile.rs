@@ -151,6 +151,11 @@ impl Profile {
         threads
     }
 
+    /// The name of a thread, or of a process, which has the name of its first thread.
+    pub(super) fn name(&self, thread: i32) -> Option<&str> {
+        self.threads.get(&thread).map(|count| count.name.as_str())
+    }
+
     /// Returns the stacks in the folded format: the thread's name and the functions, the outermost
     /// first, separated by semicolons, and the number of samples.
     pub(super) fn folded(&self) -> String {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::bytes::{ByteCounts, Bytes, BytesError};
 use super::classify::Activity;
 use super::process::CpuTime;
 use super::profile::Profile;
@@ -51,6 +52,7 @@ pub(super) struct Report<'a> {
     /// Samples per second of CPU time.
     pub(super) frequency: u64,
     pub(super) profile: &'a Profile,
+    pub(super) bytes: &'a Result<ByteCounts, BytesError>,
     /// The value of `kernel.perf_event_paranoid`.
     pub(super) paranoid: Option<i32>,
 }
@@ -80,6 +82,8 @@ struct Json<'a> {
     /// The functions of the samples that were taken where interrupts come back on.
     interrupts_on_functions: Vec<Function<'a>>,
     threads: Vec<Thread<'a>>,
+    /// The bytes that went through sockets, or null if they were not counted.
+    socket_bytes: Option<Vec<SocketBytes<'a>>>,
     /// Sentences on what could not be measured, and why.
     notes: Vec<String>,
 }
@@ -103,6 +107,19 @@ struct Thread<'a> {
     name: &'a str,
     samples: u64,
     copy_samples: u64,
+}
+
+/// The bytes of one process.
+#[derive(Serialize)]
+struct SocketBytes<'a> {
+    pid: i32,
+    name: &'a str,
+    sent: u64,
+    /// How many of them were copied, or null if that is not known.
+    sent_copied: Option<u64>,
+    /// Packets that were copied after a send that did not copy them.
+    received: u64,
+    received_copied: u64,
 }
 
 impl Report<'_> {
@@ -176,6 +193,7 @@ impl Report<'_> {
                 self.profile.lost
             ));
         }
+        notes.extend(self.bytes_notes());
         let interrupts_on = self.profile.count(Activity::InterruptsOn);
         if interrupts_on > 0 {
             notes.push(
@@ -185,6 +203,49 @@ impl Report<'_> {
             );
         }
         notes
+    }
+
+    /// Sentences on what is not known about bytes.
+    fn bytes_notes(&self) -> Vec<String> {
+        let counts = match self.bytes {
+            Ok(counts) => counts,
+            Err(error) => return vec![format!("Bytes were not counted: {error}.")],
+        };
+        let Some(processes) = counts.processes() else {
+            return vec!["Bytes were not counted, because some records were lost.".to_owned()];
+        };
+        let mut notes = Vec::new();
+        if !counts.counts_send_copies() {
+            notes.push(
+                "How many of the sent bytes were copied was not counted, because the kernel has no \
+                 kprobes, locks them down, or is older than 6.5."
+                    .to_owned(),
+            );
+        }
+        let later = counts.packets_copied_later();
+        let is_unknown = |bytes: &Bytes| counts.sent_copied(bytes).is_none();
+        if later > 0 && processes.values().any(is_unknown) {
+            notes.push(format!(
+                "{later} packets on this machine were copied after a send that did not copy them \
+                 (skb_copy_ubufs, skb_copy_and_csum_bits), as always on loopback; how many bytes \
+                 they had cannot be counted."
+            ));
+        }
+        notes
+    }
+
+    fn socket_bytes(&self) -> Option<Vec<SocketBytes<'_>>> {
+        let counts = self.bytes.as_ref().ok()?;
+        let processes = counts.processes()?;
+        let row = |(pid, bytes): (i32, Bytes)| SocketBytes {
+            pid,
+            name: self.profile.name(pid).unwrap_or_default(),
+            sent: bytes.sent,
+            sent_copied: counts.sent_copied(&bytes),
+            received: bytes.received,
+            received_copied: bytes.copied_from_packets,
+        };
+        Some(processes.into_iter().map(row).collect())
     }
 
     /// Returns the report as one line of JSON.
@@ -227,6 +288,7 @@ impl Report<'_> {
                     copy_samples: count.copies,
                 })
                 .collect(),
+            socket_bytes: self.socket_bytes(),
             notes: self.notes(),
         };
         // Serialising such a value cannot fail: its keys are strings.
@@ -274,6 +336,7 @@ impl fmt::Display for Report<'_> {
             self.write_activities(f)?;
             self.write_threads(f)?;
         }
+        self.write_bytes(f)?;
         for note in self.notes() {
             writeln!(f, "\n{note}")?;
         }
@@ -331,6 +394,39 @@ impl Report<'_> {
             None | Some(0) => Ok(()),
             Some(more) => writeln!(f, "and {more} more (--json lists all)"),
         }
+    }
+
+    /// Writes the bytes that went through sockets, by process.
+    fn write_bytes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(processes) = self.socket_bytes().filter(|rows| !rows.is_empty()) else {
+            return Ok(());
+        };
+        writeln!(
+            f,
+            "\n    bytes sent  copies/byte  bytes received  copies/byte  process"
+        )?;
+        for row in processes {
+            writeln!(
+                f,
+                "{:14} {:>12} {:15} {:>12}  {} {}",
+                row.sent,
+                copies_per_byte(row.sent_copied, row.sent),
+                row.received,
+                copies_per_byte(Some(row.received_copied), row.received),
+                row.pid,
+                Printable(row.name),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The number of copies for each byte, or `?` if that is not known.
+fn copies_per_byte(copied: Option<u64>, bytes: u64) -> String {
+    match (copied, bytes) {
+        (_, 0) => "-".to_owned(),
+        (None, _) => "?".to_owned(),
+        (Some(copied), _) => format!("{:.3}", ratio(copied, bytes)),
     }
 }
 

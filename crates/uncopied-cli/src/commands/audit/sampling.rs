@@ -1,15 +1,13 @@
-//! Samples of what processes do, taken by the kernel's CPU clock (`perf_event_open(2)`).
-//!
-//! Each thread has one event for each CPU: the kernel refuses a ring for an event that is inherited
-//! by children and follows its thread to any CPU. All events of one CPU share a ring.
+//! Samples of what processes do, taken by the kernel's CPU clock.
 
-use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 
 use perf_event::events::Software;
-use perf_event::{Builder, Counter, SampleFlag, Sampler};
+use perf_event::{Builder, SampleFlag};
 use rustix::io::Errno;
+
+use super::events::{Events, Record, Whom, long};
 
 /// Samples per second of CPU time. Not a divisor of the timer's frequency, so that the samples do
 /// not fall into step with the timer.
@@ -27,11 +25,6 @@ const CPU_MODE_MASK: u16 = 7;
 
 /// `PERF_RECORD_MISC_USER`: in user code.
 const CPU_MODE_USER: u16 = 2;
-
-/// `PERF_RECORD_LOST`, `PERF_RECORD_COMM` and `PERF_RECORD_SAMPLE`: the kinds of records.
-const PERF_RECORD_LOST: u32 = 2;
-const PERF_RECORD_COMM: u32 = 3;
-const PERF_RECORD_SAMPLE: u32 = 9;
 
 /// Something that the kernel has recorded.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,109 +68,35 @@ impl From<io::Error> for SamplingError {
     }
 }
 
-/// The events of all threads, and their rings.
+/// The samples of all threads.
 pub(super) struct Sampling {
-    /// One for each CPU: the number of the CPU, and the event that owns its ring.
-    rings: Vec<(usize, Sampler)>,
-    /// The other events, which write to these rings.
-    others: Vec<Counter>,
-    /// The thread for which each event was opened, by the identifier of the event.
-    owners: HashMap<u64, i32>,
-    /// The threads that have events of their own.
-    attached: HashSet<i32>,
+    events: Events,
     sees_kernel: bool,
     frequency: u64,
 }
 
 impl Sampling {
-    /// Watches the programs that this thread is going to start, from their `execve` on. This
-    /// thread itself is not watched.
-    pub(super) fn of_commands() -> Result<Self, SamplingError> {
-        let this_thread = rustix::thread::gettid().as_raw_nonzero().get();
-        Self::open(|sampling, sees_kernel| {
-            let mut builder = sampling.builder(sees_kernel);
-            builder.observe_self().enable_on_exec(true);
-            sampling.add(&mut builder, this_thread)
-        })
-    }
-
-    /// Watches threads, and the threads and processes that they are going to start.
-    pub(super) fn of_threads(threads: &[i32]) -> Result<Self, SamplingError> {
-        let mut sampling = Self::open(|sampling, sees_kernel| {
-            let mut builder = sampling.builder(sees_kernel);
-            for thread in threads {
-                match sampling.add(builder.observe_pid(*thread), *thread) {
-                    // The thread has ended since it was listed.
-                    Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => {}
-                    outcome => outcome?,
-                }
-            }
-            Ok(())
-        })?;
-        for (_, ring) in &mut sampling.rings {
-            ring.enable()?;
-        }
-        for event in &mut sampling.others {
-            event.enable()?;
-        }
-        Ok(sampling)
-    }
-
     /// Opens events that see the kernel, or, if that is refused, events that see user code only.
-    fn open(add_all: impl Fn(&mut Self, bool) -> io::Result<()>) -> Result<Self, SamplingError> {
+    pub(super) fn open(whom: Whom<'_>) -> Result<Self, SamplingError> {
         let frequency = SAMPLES_PER_SECOND.min(max_sample_rate());
-        let attempt = |sees_kernel| -> Result<Self, SamplingError> {
-            let mut sampling = Self {
-                rings: Vec::new(),
-                others: Vec::new(),
-                owners: HashMap::new(),
-                attached: HashSet::new(),
+        let attempt = |sees_kernel: bool| -> Result<Self, SamplingError> {
+            let mut builder = Builder::new(Software::CPU_CLOCK);
+            builder
+                .sample_frequency(frequency)
+                .sample(SampleFlag::CALLCHAIN)
+                .exclude_kernel(!sees_kernel)
+                .exclude_callchain_user(true)
+                .comm(true);
+            Ok(Self {
+                events: Events::open(whom, &mut [builder], RING_BYTES)?,
                 sees_kernel,
                 frequency,
-            };
-            add_all(&mut sampling, sees_kernel)?;
-            Ok(sampling)
+            })
         };
         match attempt(true) {
             Err(SamplingError::Refused) => attempt(false),
             outcome => outcome,
         }
-    }
-
-    fn builder(&self, sees_kernel: bool) -> Builder<'static> {
-        let mut builder = Builder::new(Software::CPU_CLOCK);
-        builder
-            .sample_frequency(self.frequency)
-            .sample(SampleFlag::TID)
-            .sample(SampleFlag::ID)
-            .sample(SampleFlag::CALLCHAIN)
-            .exclude_kernel(!sees_kernel)
-            .exclude_callchain_user(true)
-            .inherit(true)
-            .comm(true);
-        builder
-    }
-
-    /// Opens the events of one thread.
-    fn add(&mut self, builder: &mut Builder<'_>, thread: i32) -> io::Result<()> {
-        for cpu in online_cpus() {
-            let event = match builder.one_cpu(cpu).build() {
-                Ok(event) => event,
-                // The CPU has been switched off since it was listed.
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => continue,
-                Err(error) => return Err(error),
-            };
-            self.owners.insert(event.id(), thread);
-            match self.rings.iter().find(|(other, _)| *other == cpu) {
-                Some((_, ring)) => {
-                    uncopied::share_perf_ring(&event, ring)?;
-                    self.others.push(event);
-                }
-                None => self.rings.push((cpu, event.sampled(RING_BYTES)?)),
-            }
-        }
-        self.attached.insert(thread);
-        Ok(())
     }
 
     /// Whether the samples include those in the kernel.
@@ -192,77 +111,45 @@ impl Sampling {
 
     /// Passes what has been recorded since the last call to `visit`.
     pub(super) fn drain(&mut self, mut visit: impl FnMut(Observation)) {
-        for (_, ring) in &mut self.rings {
-            while let Some(record) = ring.next_record() {
-                match Parsed::from_record(record.ty(), record.misc(), &record.to_contiguous()) {
-                    // A thread that was started while the events were opened has inherited events,
-                    // and also has its own. Only its own count.
-                    Parsed::Event(id, Observation::Sample { thread, .. })
-                        if self.attached.contains(&thread)
-                            && self.owners.get(&id) != Some(&thread) => {}
-                    Parsed::Event(_, observation) => visit(observation),
-                    Parsed::Irrelevant => {}
-                }
-            }
+        self.events
+            .drain(|_, record| visit(Observation::from_record(record)));
+    }
+}
+
+impl Observation {
+    fn from_record(record: Record<'_>) -> Self {
+        match record {
+            Record::Name { thread, name } => Self::Name { thread, name },
+            Record::Lost(lost) => Self::Lost(lost),
+            Record::Sample {
+                process,
+                thread,
+                flags,
+                rest,
+                ..
+            } => match stack(rest) {
+                Some(kernel_stack) => Self::Sample {
+                    process,
+                    thread,
+                    kernel_stack,
+                    is_user: flags & CPU_MODE_MASK == CPU_MODE_USER,
+                },
+                None => Self::Lost(1),
+            },
         }
     }
 }
 
-/// A record of the kernel.
-enum Parsed {
-    /// What it says, and the identifier of its event, or 0.
-    Event(u64, Observation),
-    /// One that is not needed.
-    Irrelevant,
-}
-
-impl Parsed {
-    /// Parses a record without its header, as `perf_event_open(2)` describes it for the events of
-    /// [`Sampling::builder`]. One that is cut off counts as lost.
-    ///
-    /// perf-event-data is not used here: it fails on a stack without addresses at the end of a
-    /// record, which is what samples of user code have.
-    fn from_record(kind: u32, flags: u16, bytes: &[u8]) -> Self {
-        match kind {
-            PERF_RECORD_SAMPLE => Self::sample(flags, bytes),
-            PERF_RECORD_COMM => number(bytes, 4).map(|thread| {
-                let name = bytes.get(8..).unwrap_or_default();
-                let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-                let name = String::from_utf8_lossy(name).into_owned();
-                Self::Event(0, Observation::Name { thread, name })
-            }),
-            PERF_RECORD_LOST => long(bytes, 8).map(|lost| Self::Event(0, Observation::Lost(lost))),
-            _ => Some(Self::Irrelevant),
-        }
-        .unwrap_or(Self::Event(0, Observation::Lost(1)))
-    }
-
-    fn sample(flags: u16, bytes: &[u8]) -> Option<Self> {
-        let addresses = usize::try_from(long(bytes, 16)?).ok()?;
-        let stack = bytes.get(24..)?.get(..addresses.checked_mul(8)?)?;
-        let kernel_stack = stack
-            .chunks_exact(8)
-            .filter_map(|chunk| Some(u64::from_ne_bytes(chunk.try_into().ok()?)))
+/// Parses a stack: the number of addresses, and the addresses. `None` if it is cut off.
+fn stack(bytes: &[u8]) -> Option<Vec<u64>> {
+    let addresses = usize::try_from(long(bytes, 0)?).ok()?;
+    let bytes = bytes.get(8..)?.get(..addresses.checked_mul(8)?)?;
+    let addresses = bytes.chunks_exact(8).filter_map(|chunk| long(chunk, 0));
+    Some(
+        addresses
             .filter(|address| *address < FIRST_CONTEXT_MARKER)
-            .collect();
-        let sample = Observation::Sample {
-            process: number(bytes, 0)?,
-            thread: number(bytes, 4)?,
-            kernel_stack,
-            is_user: flags & CPU_MODE_MASK == CPU_MODE_USER,
-        };
-        Some(Self::Event(long(bytes, 8)?, sample))
-    }
-}
-
-/// Returns the number of 4 bytes at an offset.
-fn number(bytes: &[u8], at: usize) -> Option<i32> {
-    Some(i32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-/// Returns the number of 8 bytes at an offset.
-fn long(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+            .collect(),
+    )
 }
 
 /// The most samples per second that the kernel allows.
@@ -273,110 +160,50 @@ fn max_sample_rate() -> u64 {
         .unwrap_or(SAMPLES_PER_SECOND)
 }
 
-fn online_cpus() -> Vec<usize> {
-    let text = fs::read_to_string("/sys/devices/system/cpu/online");
-    let cpus = text.map(|text| parse_cpus(&text)).unwrap_or_default();
-    if cpus.is_empty() { vec![0] } else { cpus }
-}
-
-/// Parses a list like `0-3,8`.
-fn parse_cpus(text: &str) -> Vec<usize> {
-    text.trim()
-        .split(',')
-        .filter_map(|part| {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            Some(first.parse().ok()?..=last.parse().ok()?)
-        })
-        .flatten()
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn lists_of_cpus_are_parsed() {
-        assert_eq!(parse_cpus("0-3,8\n"), [0, 1, 2, 3, 8]);
-        assert_eq!(parse_cpus("0\n"), [0]);
-        assert!(parse_cpus("").is_empty());
-    }
-
-    /// The bytes of a sample's record.
-    fn sample(id: u64, addresses: u64, stack: &[u64]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.extend(7_i32.to_ne_bytes());
-        bytes.extend(8_i32.to_ne_bytes());
-        for word in [id, addresses].iter().chain(stack) {
-            bytes.extend(word.to_ne_bytes());
-        }
-        bytes
-    }
-
-    fn observed(kind: u32, flags: u16, bytes: &[u8]) -> (u64, Observation) {
-        match Parsed::from_record(kind, flags, bytes) {
-            Parsed::Event(id, observation) => (id, observation),
-            Parsed::Irrelevant => panic!("the record is needed"),
-        }
+    fn words(words: &[u64]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
     }
 
     #[test]
-    fn records_are_parsed() {
-        // In the kernel: a marker (PERF_CONTEXT_KERNEL), and two addresses.
-        let kernel = sample(
-            99,
+    fn stacks_are_parsed_without_their_markers() {
+        // A marker (PERF_CONTEXT_KERNEL), and two addresses.
+        let kernel = [
             3,
-            &[
-                -128_i64 as u64,
-                0xffff_ffff_8100_0000,
-                0xffff_ffff_8200_0000,
-            ],
-        );
-        let expected = |kernel_stack: &[u64], is_user| Observation::Sample {
-            process: 7,
-            thread: 8,
-            kernel_stack: kernel_stack.to_vec(),
-            is_user,
-        };
-        assert_eq!(
-            observed(PERF_RECORD_SAMPLE, 1, &kernel),
-            (
-                99,
-                expected(&[0xffff_ffff_8100_0000, 0xffff_ffff_8200_0000], false)
-            )
-        );
+            -128_i64 as u64,
+            0xffff_ffff_8100_0000,
+            0xffff_ffff_8200_0000,
+        ];
+        assert_eq!(stack(&words(&kernel)), Some(kernel[2..].to_vec()));
         // In user code, the stack is empty.
-        assert_eq!(
-            observed(PERF_RECORD_SAMPLE, 2, &sample(99, 0, &[])),
-            (99, expected(&[], true))
-        );
-        let mut name = [7_i32.to_ne_bytes(), 8_i32.to_ne_bytes()].concat();
-        name.extend(b"nginx\0\0\0");
-        let expected = Observation::Name {
-            thread: 8,
-            name: "nginx".to_owned(),
-        };
-        assert_eq!(observed(PERF_RECORD_COMM, 0, &name), (0, expected));
-        let lost = [99_u64.to_ne_bytes(), 5_u64.to_ne_bytes()].concat();
-        assert_eq!(
-            observed(PERF_RECORD_LOST, 0, &lost),
-            (0, Observation::Lost(5))
-        );
+        assert_eq!(stack(&words(&[0])), Some(vec![]));
+        let whole = words(&[2, 0x1000, 0x2000]);
+        for length in 0..whole.len() {
+            assert_eq!(stack(&whole[..length]), None, "{length} bytes");
+        }
+        assert_eq!(stack(&words(&[u64::MAX])), None);
     }
 
     #[test]
-    fn records_that_are_cut_off_count_as_lost() {
-        let whole = sample(99, 2, &[0x1000, 0x2000]);
-        for length in 0..whole.len() {
-            let (_, observation) = observed(PERF_RECORD_SAMPLE, 1, &whole[..length]);
-            assert_eq!(observation, Observation::Lost(1), "{length} bytes");
+    fn the_flags_tell_user_code_from_the_kernel() {
+        for (flags, expected) in [(1, false), (2, true), (2 | 1 << 13, true)] {
+            let record = Record::Sample {
+                process: 7,
+                thread: 8,
+                id: 9,
+                flags,
+                rest: &words(&[0]),
+            };
+            let expected = Observation::Sample {
+                process: 7,
+                thread: 8,
+                kernel_stack: vec![],
+                is_user: expected,
+            };
+            assert_eq!(Observation::from_record(record), expected);
         }
-        let (_, observation) = observed(PERF_RECORD_SAMPLE, 1, &sample(99, u64::MAX, &[]));
-        assert_eq!(observation, Observation::Lost(1));
-        assert_eq!(observed(PERF_RECORD_COMM, 0, &[]).1, Observation::Lost(1));
-        assert_eq!(
-            observed(PERF_RECORD_LOST, 0, &[0; 15]).1,
-            Observation::Lost(1)
-        );
     }
 }

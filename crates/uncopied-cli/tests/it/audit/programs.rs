@@ -5,9 +5,9 @@ use rustix::process::Signal;
 
 use super::watched::{
     Audit, Report, audit_server, can_sample_kernel, children, find_program, free_address, load,
-    nginx, plain_server, wait_for_server,
+    nginx, plain_server, wait_for_server, warm_site,
 };
-use crate::server::{PROGRAM, Server, site};
+use crate::server::{PROGRAM, Server};
 
 /// The least share of a program that copies each byte, and the largest of one that copies none.
 const COPIES: f64 = 0.10;
@@ -35,7 +35,7 @@ fn read_and_write_copy() {
     if !can_sample_kernel(name) {
         return;
     }
-    let (site, address) = (site(), free_address());
+    let (site, address) = (warm_site(), free_address());
     let command = plain_server(&python, site.path(), address);
     let report = audit_server(&words(&command), address, "/big");
     assert!(report.copy_share() > COPIES, "{}", report.0);
@@ -68,7 +68,7 @@ fn nginx_copies_without_sendfile_only() {
         return;
     }
     let share = |sendfile| {
-        let (site, address) = (site(), free_address());
+        let (site, address) = (warm_site(), free_address());
         let command = nginx(&path, site.path(), address, sendfile, "off");
         let report = audit_server(&words(&command), address, "/big");
         (report.copy_share(), report)
@@ -90,7 +90,7 @@ fn the_mechanisms_of_serve_are_told_apart() {
         ("mmap_write", true),
         ("copy", true),
     ] {
-        let (site, address) = (site(), free_address());
+        let (site, address) = (warm_site(), free_address());
         let directory = site.path().display().to_string();
         let listen = address.to_string();
         let flags = ["--listen", &listen, "--mechanism", mechanism];
@@ -112,12 +112,11 @@ fn a_running_process_is_watched_with_its_threads() {
         return;
     }
     for (mechanism, copies) in [("copy", true), ("sendfile", false)] {
-        let site = site();
+        let site = warm_site();
         // The worker is a thread that exists before the audit.
         let server = Server::start(site.path(), &["--threads", "1", "--mechanism", mechanism]);
-        let process = server.id().to_string();
-        let audit = Audit::start(&["--seconds", "3600", "--pid", &process]);
-        load(process.parse().unwrap(), server.address(), "/big");
+        let audit = Audit::attach(server.id());
+        load(server.id().try_into().unwrap(), server.address(), "/big");
         audit.signal(Signal::INT);
         let report = audit.report();
         let share = report.copy_share();
@@ -143,7 +142,7 @@ fn children_are_followed() {
     if !can_sample_kernel(name) {
         return;
     }
-    let (site, address) = (site(), free_address());
+    let (site, address) = (warm_site(), free_address());
     let command = nginx(&path, site.path(), address, "off", "on");
 
     // A child that is forked under the audit, through a shell that does not replace itself.
@@ -168,9 +167,8 @@ fn children_are_followed() {
         .spawn()
         .unwrap();
     wait_for_server(address);
-    let process = master.id().to_string();
-    let audit = Audit::start(&["--seconds", "3600", "--pid", &process]);
-    load(process.parse().unwrap(), address, "/big");
+    let audit = Audit::attach(master.id());
+    load(master.id().try_into().unwrap(), address, "/big");
     audit.signal(Signal::TERM);
     let report = audit.report();
     rustix::process::kill_process(rustix::process::Pid::from_child(&master), Signal::QUIT).unwrap();

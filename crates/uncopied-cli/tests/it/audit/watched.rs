@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::client::{TEST_TIMEOUT, connect};
-use crate::server::program;
+use crate::server::{BIG_FILE_BYTES, PROGRAM, clean, program, site};
 use crate::skip::skip;
 
 /// The CPU time that a program spends under load, in clock ticks of 10 ms: enough for some hundred
@@ -71,8 +71,19 @@ pub(super) struct Audit {
 impl Audit {
     /// Starts an audit that writes JSON.
     pub(super) fn start(arguments: &[&str]) -> Self {
+        Self::spawn(program(), arguments)
+    }
+
+    /// Starts an audit that writes JSON, with a program that replaces itself with its arguments.
+    pub(super) fn start_with(wrapper: &[&str], arguments: &[&str]) -> Self {
+        let mut command = clean(Command::new(wrapper[0]));
+        command.args(&wrapper[1..]).arg(PROGRAM);
+        Self::spawn(command, arguments)
+    }
+
+    fn spawn(mut command: Command, arguments: &[&str]) -> Self {
         let output = tempfile::tempdir().unwrap();
-        let child = program()
+        let child = command
             .args(["audit", "--json", "--output"])
             .arg(output.path().join("report"))
             .args(arguments)
@@ -85,6 +96,23 @@ impl Audit {
 
     pub(super) fn id(&self) -> i32 {
         self.child.id().try_into().unwrap()
+    }
+
+    /// Starts an audit of a process that runs, and waits until it has opened its events.
+    pub(super) fn attach(process: u32) -> Self {
+        let audit = Self::start(&["--seconds", "3600", "--pid", &process.to_string()]);
+        let began = Instant::now();
+        while !audit.has_events() {
+            assert!(began.elapsed() < TEST_TIMEOUT, "the audit does not begin");
+            sleep(Duration::from_millis(10));
+        }
+        audit
+    }
+
+    fn has_events(&self) -> bool {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap();
+        let mut links = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        links.any(|link| link.to_string_lossy().contains("perf_event"))
     }
 
     pub(super) fn signal(&self, signal: Signal) {
@@ -106,6 +134,17 @@ impl Drop for Audit {
     }
 }
 
+/// Creates a directory with a large file `big`, which is in the page cache: reading a cold file is
+/// work of its own.
+pub(super) fn warm_site() -> tempfile::TempDir {
+    let site = site();
+    assert_eq!(
+        fs::read(site.path().join("big")).unwrap().len(),
+        BIG_FILE_BYTES
+    );
+    site
+}
+
 /// Runs a server under the command, with load, and returns the report.
 pub(super) fn audit_server(command: &[&str], address: SocketAddr, target: &str) -> Report {
     let audit = Audit::start(&[&["--"], command].concat());
@@ -116,11 +155,11 @@ pub(super) fn audit_server(command: &[&str], address: SocketAddr, target: &str) 
 }
 
 /// Fetches a file again and again, until the descendants of a process have spent some CPU time.
-/// Each response ends with its connection.
-pub(super) fn load(process: i32, address: SocketAddr, target: &str) {
+/// Each response ends with its connection. Returns the number of bytes received.
+pub(super) fn load(process: i32, address: SocketAddr, target: &str) -> u64 {
     let mut buffer = vec![0; 1 << 20];
     let before = descendants_ticks(process);
-    let mut received = 0;
+    let mut received = 0_u64;
     while descendants_ticks(process) < before + LOAD_TICKS {
         let mut stream = connect(address);
         // In one packet, which the plain server reads with one call.
@@ -130,11 +169,12 @@ pub(super) fn load(process: i32, address: SocketAddr, target: &str) {
         loop {
             match stream.read(&mut buffer).unwrap() {
                 0 => break,
-                n => received += n,
+                n => received += n as u64,
             }
         }
         assert!(received > before + (1 << 20), "the response is too short");
     }
+    received
 }
 
 /// Waits until a server accepts connections.
