@@ -74,6 +74,7 @@ compare-relay *ARGS:
 # The tests overwrite buffers as soon as the completions allow it, and regions at any time, while
 # the receivers check every byte.
 #
-# Runs the tests that reuse buffers and overwrite regions, for SECONDS each.
+# Runs these tests, and those of relays under chaos, for SECONDS each.
 soak SECONDS="600":
-    UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it -- buffer_reuse regions --show-output
+    UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied --all-features --test it -- buffer_reuse regions relays::chaos --show-output
+    UNCOPIED_SOAK_SECONDS={{ SECONDS }} cargo test --release -p uncopied-cli --test it -- relay::chaos --show-output

@@ -192,13 +192,14 @@ impl RelayTransfer {
         }
     }
 
-    /// Whether the last step is known to have left no bytes in the source, so that a driver which
-    /// is told of new bytes can wait, without another step that finds none.
+    /// Whether the last step is known to have left no bytes in the source. An event loop that is
+    /// told of new bytes (`EPOLLET`, `epoll(7)`) can then wait, without another step that finds
+    /// none. If false, it is not known.
     ///
-    /// Only TCP promises that a read which returns fewer bytes than it could has emptied the queue
-    /// (`epoll(7)`), and only if neither urgent data nor a record of kernel TLS has ended it.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn has_emptied_source(&mut self, source: BorrowedFd<'_>) -> bool {
+    /// Only TCP promises that a read which returns fewer bytes than it could has emptied the queue,
+    /// and only if neither urgent data nor a record of kernel TLS has ended the read.
+    pub fn has_emptied_source(&mut self, source: impl AsFd) -> bool {
+        let source = source.as_fd();
         let is_plain_tcp = || {
             let protocol = rustix::net::sockopt::socket_protocol(source);
             protocol.is_ok_and(|it| it == Some(rustix::net::ipproto::TCP))

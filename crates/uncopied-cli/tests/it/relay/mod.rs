@@ -47,13 +47,20 @@ fn relay(targets: &[SocketAddr], flags: &[&str]) -> Server {
 
 /// Raises the limit on the descriptors of this process as far as possible, and returns it.
 fn raise_descriptor_limit() -> usize {
+    const WANTED: u64 = 1 << 16;
     let limit = getrlimit(Resource::Nofile);
+    let maximum = limit.maximum.map(|maximum| maximum.max(WANTED));
+    // Only root may raise the hard limit. If several tests do this at once, all want the same.
     let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
+        current: maximum,
+        maximum,
     };
-    setrlimit(Resource::Nofile, raised).unwrap();
-    limit.maximum.map_or(usize::MAX, |maximum| maximum as usize)
+    if setrlimit(Resource::Nofile, raised).is_ok() {
+        return maximum.map_or(usize::MAX, |maximum| maximum as usize);
+    }
+    let current = limit.maximum;
+    setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
+    current.map_or(usize::MAX, |current| current as usize)
 }
 
 /// Reads up to the end of the stream.

@@ -118,7 +118,7 @@ fn step_if_readable(
         step = step_if_writable(transfer, source, sink);
         unless(match step {
             Some(Ok(Progress::Blocked(side))) => side == Side::Source,
-            Some(Ok(Progress::Moved(_))) => transfer.has_emptied_source(source.as_fd()),
+            Some(Ok(Progress::Moved(_))) => transfer.has_emptied_source(source),
             _ => false,
         })
     });
