@@ -450,8 +450,8 @@ fn chaos_changes_no_byte() {
         let counts = (exchanged.into_inner(), reset.into_inner());
         assert!(counts.0 > CONNECTIONS && counts.1 > 0, "{counts:?}");
         assert_eq!(relay::pipes_in_use(), 0);
-        // Each thread has closed its idle pipes.
-        assert_eq!(descriptors(), before);
+        // A thread may end, and close its idle pipes, shortly after it has been waited for.
+        wait_until("no descriptor is left", || descriptors() == before);
     };
     in_child(test, |_| {}, body);
 }
