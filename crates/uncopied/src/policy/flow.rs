@@ -7,11 +7,17 @@
 /// `splice`. For bulk data, `splice` takes 0.4 of the CPU time. So a stream begins with `copy`, and
 /// changes to the plan's mechanism once a read fills the whole buffer, because that shows that more
 /// bytes were waiting. It changes back after several short reads in a row.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Flow {
-    is_bulk: bool,
-    /// How many of the latest reads of bulk data were short.
-    short_reads: u8,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// Small messages.
+    Messages,
+    /// Bulk data.
+    Bulk {
+        /// How many of the latest reads were short.
+        short_reads: u8,
+    },
+    /// What the program says is to be treated as bulk data, whatever the reads say.
+    AlwaysBulk,
 }
 
 /// A read of fewer bytes than this is cheaper with `copy`.
@@ -22,33 +28,28 @@ const BULK_MIN_BYTES: usize = 16 << 10;
 const MAX_SHORT_READS: u8 = 8;
 
 impl Flow {
-    /// A stream that carries bulk data.
-    pub(crate) const BULK: Self = Self {
-        is_bulk: true,
-        short_reads: 0,
-    };
-
     /// Whether the plan's mechanism is to be used. Otherwise, `copy` is cheaper.
     pub(crate) fn is_bulk(self) -> bool {
-        self.is_bulk
+        self != Self::Messages
     }
 
     /// Records a read of the plan's mechanism.
     pub(crate) fn record_bulk_read(&mut self, bytes: usize) {
-        if bytes >= BULK_MIN_BYTES {
-            self.short_reads = 0;
-            return;
-        }
-        self.short_reads += 1;
-        if self.short_reads >= MAX_SHORT_READS {
-            *self = Self::default();
+        if let Self::Bulk { short_reads } = self {
+            *short_reads = match bytes < BULK_MIN_BYTES {
+                true => *short_reads + 1,
+                false => 0,
+            };
+            if *short_reads >= MAX_SHORT_READS {
+                *self = Self::Messages;
+            }
         }
     }
 
     /// Records a read with `copy`. `is_full` says whether it has filled the buffer.
     pub(crate) fn record_copied_read(&mut self, is_full: bool) {
-        if is_full {
-            *self = Self::BULK;
+        if is_full && *self != Self::AlwaysBulk {
+            *self = Self::Bulk { short_reads: 0 };
         }
     }
 }
@@ -59,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_full_read_makes_a_flow_bulk_until_many_reads_are_short() {
-        let mut flow = Flow::default();
+        let mut flow = Flow::Messages;
         assert!(!flow.is_bulk(), "the first message may be small");
         flow.record_copied_read(false);
         assert!(!flow.is_bulk());
@@ -75,5 +76,15 @@ mod tests {
         }
         flow.record_bulk_read(1);
         assert!(!flow.is_bulk());
+    }
+
+    #[test]
+    fn a_flow_that_is_always_bulk_stays_so() {
+        let mut flow = Flow::AlwaysBulk;
+        flow.record_copied_read(true);
+        for _ in 0..=MAX_SHORT_READS {
+            flow.record_bulk_read(1);
+        }
+        assert!(flow.is_bulk());
     }
 }

@@ -6,10 +6,10 @@ use std::os::fd::BorrowedFd;
 
 use super::Progress;
 use super::fallback::{FallbackEngine, Next};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::mechanism::Side;
 use crate::mechanism::descriptor_to_descriptor::{CopyStep, ReadBytes};
-use crate::policy::{DescriptorKind, Direction, Mechanism, Plan, Support};
+use crate::policy::{DescriptorKind, Direction, Length, Mechanism, Plan, Support};
 use crate::report::Report;
 use crate::sys::Kernel;
 
@@ -37,7 +37,7 @@ impl DescriptorTransfer {
             sink_kind,
             limit: None,
             read: ReadBytes::default(),
-            engine: FallbackEngine::new(Direction::DescriptorToDescriptor, plan, None),
+            engine: FallbackEngine::new(Direction::DescriptorToDescriptor, plan, Length::UntilEof),
             support: Support::none_refused(),
         }
     }
@@ -50,9 +50,7 @@ impl DescriptorTransfer {
 
     /// Records that every byte is copied because zero copy is switched off.
     pub(crate) fn set_switched_off(&mut self) {
-        self.engine
-            .report_mut()
-            .set_switched_off(Direction::DescriptorToDescriptor);
+        self.engine.set_switched_off();
     }
 
     /// Tries once to move bytes. With `may_wait`, the step waits for the two ends if they are
@@ -85,15 +83,7 @@ impl DescriptorTransfer {
             Next::CopyOnce(_) => self.move_bytes(kernel, Mechanism::Copy, &step)?,
             next => next,
         };
-        Ok(match next {
-            Next::Wait(side) => Progress::Blocked(side),
-            Next::Ended(_) => Progress::Done,
-            // The last two never get here: `copy` is not to be replaced by itself, and no memory is
-            // in flight.
-            Next::Continue | Next::FellBack(_) | Next::CopyOnce(_) | Next::WaitForMemory => {
-                Progress::Moved(self.report().bytes() - moved)
-            }
-        })
+        self.engine.progress(next, self.report().bytes() - moved)
     }
 
     /// Makes the step with `mechanism`, and counts the bytes that it has moved.
@@ -129,15 +119,7 @@ impl DescriptorTransfer {
 
     /// Returns the error for a driver that failed to wait for a side.
     pub(crate) fn driver_error(&self, side: Side, call: &'static str, cause: io::Error) -> Error {
-        let kind = match (side, cause.kind()) {
-            (_, io::ErrorKind::TimedOut) => ErrorKind::TimedOut,
-            (Side::Source, _) => ErrorKind::Source,
-            (Side::Sink, _) => ErrorKind::Sink,
-        };
-        let mechanism = self.mechanism();
-        self.engine
-            .error(kind, mechanism, call, Some(cause))
-            .at_side(side)
+        self.engine.driver_error(side, call, cause)
     }
 
     /// Returns the mechanism that the next step uses.

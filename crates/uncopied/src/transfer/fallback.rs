@@ -5,9 +5,10 @@ use std::io;
 
 use rustix::io::Errno;
 
+use super::Progress;
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::{Outcome, Side, Status};
-use crate::policy::{Direction, Mechanism, Plan, Support};
+use crate::policy::{Direction, Length, Mechanism, Plan, Support};
 use crate::report::{Fallback, Report};
 use crate::sys;
 
@@ -42,7 +43,15 @@ pub(super) enum Next {
 
 impl FallbackEngine {
     /// Starts with the first mechanism of `plan`. If the plan is empty, every byte is copied.
-    pub(super) fn new(direction: Direction, plan: Plan, promised: Option<u64>) -> Self {
+    pub(super) fn new(direction: Direction, plan: Plan, length: Length) -> Self {
+        let promised = match length {
+            Length::Exact(bytes) => Some(bytes),
+            Length::UntilEof => None,
+        };
+        Self::with_promise(direction, plan, promised)
+    }
+
+    fn with_promise(direction: Direction, plan: Plan, promised: Option<u64>) -> Self {
         let plan = if plan.mechanisms().is_empty() {
             Plan::copying()
         } else {
@@ -62,8 +71,13 @@ impl FallbackEngine {
         let report = std::mem::take(&mut self.report);
         *self = Self {
             report,
-            ..Self::new(self.direction, plan, self.promised)
+            ..Self::with_promise(self.direction, plan, self.promised)
         };
+    }
+
+    /// Records that every byte is copied because zero copy is switched off.
+    pub(super) fn set_switched_off(&mut self) {
+        self.report.set_switched_off(self.direction);
     }
 
     /// Adds to the number of bytes that the transfer must move, if that is known exactly.
@@ -120,6 +134,38 @@ impl FallbackEngine {
             }
             Status::Unsupported(errno) => self.fall_back(mechanism, call, errno, support),
             Status::Failed(side, errno) => Err(self.failed(mechanism, call, side, errno)),
+        }
+    }
+
+    /// Returns the result of a step of a transfer between two descriptors, which has moved `moved`
+    /// bytes and after which `next` follows.
+    ///
+    /// # Errors
+    ///
+    /// If the source has ended before the promised number of bytes.
+    pub(super) fn progress(&self, next: Next, moved: u64) -> Result<Progress, Error> {
+        match next {
+            Next::Continue if self.remaining() == Some(0) => Ok(Progress::Done),
+            Next::Wait(side) => Ok(Progress::Blocked(side)),
+            Next::Ended(call) => self.ended(call),
+            // The last two never get here: `copy` is not to be replaced by itself, and no memory is
+            // in flight.
+            Next::Continue | Next::FellBack(_) | Next::CopyOnce(_) | Next::WaitForMemory => {
+                Ok(Progress::Moved(moved))
+            }
+        }
+    }
+
+    /// Returns the result of a step that has reached the end of the source. `call` is the system
+    /// call that found the end.
+    ///
+    /// # Errors
+    ///
+    /// If more bytes were promised.
+    pub(super) fn ended(&self, call: &'static str) -> Result<Progress, Error> {
+        match self.promised {
+            None => Ok(Progress::Done),
+            Some(_) => Err(self.too_short(call)),
         }
     }
 
@@ -181,11 +227,23 @@ impl FallbackEngine {
 
     /// Returns the error for a source that ended before the promised number of bytes. `call` is the
     /// system call that found the end.
-    pub(super) fn too_short(&self, call: &'static str) -> Error {
+    fn too_short(&self, call: &'static str) -> Error {
         let promised = self.promised.unwrap_or(0);
         let kind = ErrorKind::SourceTooShort { promised };
         self.error(kind, self.mechanism(), call, None)
             .at_side(Side::Source)
+    }
+
+    /// Returns the error for a driver that failed to wait for a side, or to tell it that the stream
+    /// has ended.
+    pub(super) fn driver_error(&self, side: Side, call: &'static str, cause: io::Error) -> Error {
+        let kind = match (side, cause.kind()) {
+            (_, io::ErrorKind::TimedOut) => ErrorKind::TimedOut,
+            (Side::Source, _) => ErrorKind::Source,
+            (Side::Sink, _) => ErrorKind::Sink,
+        };
+        self.error(kind, self.mechanism(), call, Some(cause))
+            .at_side(side)
     }
 
     /// Returns an error that contains the report so far.
@@ -258,7 +316,8 @@ mod tests {
         let collector = Collector::default();
         let seen = Arc::clone(&collector.0);
         tracing::subscriber::with_default(collector, || {
-            let mut engine = FallbackEngine::new(Direction::FileToSocket, Plan::copying(), None);
+            let mut engine =
+                FallbackEngine::new(Direction::FileToSocket, Plan::copying(), Length::UntilEof);
             engine.record(Mechanism::Splice, Mechanism::Copy, Errno::INVAL);
             engine.record(Mechanism::Splice, Mechanism::Copy, Errno::INVAL);
         });

@@ -77,11 +77,7 @@ impl Transfer {
     /// If the plan is empty, every byte is copied.
     #[must_use]
     pub fn new(offset: u64, length: Length, plan: Plan) -> Self {
-        let promised = match length {
-            Length::Exact(bytes) => Some(bytes),
-            Length::UntilEof => None,
-        };
-        let engine = FallbackEngine::new(Direction::FileToSocket, plan, promised);
+        let engine = FallbackEngine::new(Direction::FileToSocket, plan, length);
         Self {
             offset,
             length,
@@ -106,9 +102,7 @@ impl Transfer {
 
     /// Records that every byte is copied because zero-copy sending is switched off.
     pub(crate) fn set_switched_off(&mut self) {
-        self.engine
-            .report_mut()
-            .set_switched_off(Direction::FileToSocket);
+        self.engine.set_switched_off();
     }
 
     /// Tries once to move bytes, at most 2 MiB of the file. If the socket is non-blocking, this
@@ -215,7 +209,7 @@ impl Transfer {
             return Ok(Progress::Done);
         }
         if self.offset >= MAX_FILE_OFFSET {
-            return self.ended(self.mechanism().system_call());
+            return self.engine.ended(self.mechanism().system_call());
         }
         let step = FileStep {
             source,
@@ -231,22 +225,13 @@ impl Transfer {
             Next::Continue if self.remaining_of_file() == Some(0) => Ok(Progress::Done),
             Next::Continue => Ok(Progress::Moved(outcome.moved)),
             Next::Wait(side) => Ok(Progress::Blocked(side)),
-            Next::Ended(call) => self.ended(call),
+            Next::Ended(call) => self.engine.ended(call),
             // File mechanisms never cause the last two, because they put no memory in flight and
             // have no temporary failures.
             Next::FellBack(_) | Next::WaitForMemory | Next::CopyOnce(_) => {
                 self.active = ActiveMechanism::new(self.mechanism());
                 Ok(Progress::Moved(0))
             }
-        }
-    }
-
-    /// Returns the result of a step that has reached the end of the source. `call` is the system
-    /// call that found the end.
-    fn ended(&self, call: &'static str) -> Result<Progress, Error> {
-        match self.length {
-            Length::UntilEof => Ok(Progress::Done),
-            Length::Exact(_) => Err(self.engine.too_short(call)),
         }
     }
 

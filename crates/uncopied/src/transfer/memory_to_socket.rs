@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::in_flight::{Completion, LimitAction, SendTracker};
 use crate::mechanism::memory_to_socket::{MemorySink, MemoryStep};
 use crate::mechanism::{MAX_STEP_BYTES, Outcome};
-use crate::policy::{Direction, Mechanism, Plan, zero_copy_send_enabled};
+use crate::policy::{Direction, Length, Mechanism, Plan, zero_copy_send_enabled};
 use crate::report::Report;
 use crate::sys::{Kernel, Linux};
 
@@ -54,7 +54,7 @@ impl MemoryTransfer {
         Self {
             has_file_bytes: rest.iter().any(Memory::is_of_a_file),
             rest,
-            engine: FallbackEngine::new(Direction::MemoryToSocket, plan, None),
+            engine: FallbackEngine::new(Direction::MemoryToSocket, plan, Length::UntilEof),
             tracker: SendTracker::new(),
         }
     }
@@ -248,8 +248,7 @@ impl MemoryTransfer {
     /// Ends the send. Returns its report and its completion.
     pub(crate) fn finish(mut self) -> (Report, Completion) {
         if !zero_copy_send_enabled() {
-            let report = self.engine.report_mut();
-            report.set_switched_off(Direction::MemoryToSocket);
+            self.engine.set_switched_off();
         }
         (self.engine.into_report(), self.tracker.completion())
     }

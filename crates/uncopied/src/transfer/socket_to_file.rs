@@ -54,7 +54,6 @@ use crate::sys::{Kernel, Linux};
 pub struct ReceiveTransfer {
     /// The offset in the sink of the first byte that it has not accepted.
     offset: Option<u64>,
-    length: Length,
     /// `None` until the first step.
     sink_kind: Option<SinkKind>,
     taken: TakenBytes,
@@ -76,25 +75,18 @@ impl ReceiveTransfer {
     /// If the plan is empty, every byte is copied.
     #[must_use]
     pub fn new(offset: Option<u64>, length: Length, plan: Plan) -> Self {
-        let promised = match length {
-            Length::Exact(bytes) => Some(bytes),
-            Length::UntilEof => None,
-        };
         Self {
             offset,
-            length,
             sink_kind: None,
             taken: TakenBytes::default(),
-            engine: FallbackEngine::new(Direction::SocketToFile, plan, promised),
+            engine: FallbackEngine::new(Direction::SocketToFile, plan, length),
             support: Support::none_refused(),
         }
     }
 
     /// Records that every byte is copied because zero-copy receiving is switched off.
     pub(crate) fn set_switched_off(&mut self) {
-        self.engine
-            .report_mut()
-            .set_switched_off(Direction::SocketToFile);
+        self.engine.set_switched_off();
     }
 
     /// Tries once to move bytes, at most 2 MiB. If the socket is non-blocking, this does not wait
@@ -153,7 +145,7 @@ impl ReceiveTransfer {
             (Next::CopyOnce(_), _) => self.move_bytes(kernel, Mechanism::Copy, &step),
             other => Ok(other),
         }
-        .and_then(|(next, moved)| self.progress(next, moved))
+        .and_then(|(next, moved)| self.engine.progress(next, moved))
     }
 
     /// Makes the step with `mechanism`, and counts the bytes that it has moved.
@@ -175,22 +167,6 @@ impl ReceiveTransfer {
         }
         let next = self.engine.process(mechanism, outcome, &mut self.support)?;
         Ok((next, moved))
-    }
-
-    fn progress(&self, next: Next, moved: u64) -> Result<Progress, Error> {
-        match next {
-            Next::Continue if self.remaining() == Some(0) => Ok(Progress::Done),
-            Next::Wait(side) => Ok(Progress::Blocked(side)),
-            Next::Ended(call) => match self.length {
-                Length::UntilEof => Ok(Progress::Done),
-                Length::Exact(_) => Err(self.engine.too_short(call)),
-            },
-            // The last two never get here: `copy` is not to be replaced by itself, and no memory is
-            // in flight.
-            Next::Continue | Next::FellBack(_) | Next::CopyOnce(_) | Next::WaitForMemory => {
-                Ok(Progress::Moved(moved))
-            }
-        }
     }
 
     /// Returns the error for a driver that failed to wait.

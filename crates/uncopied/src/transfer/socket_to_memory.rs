@@ -10,7 +10,7 @@ use super::fallback::{FallbackEngine, Next};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Outcome;
 use crate::mechanism::socket_to_memory::{MemorySource, Waiting};
-use crate::policy::{Direction, Mechanism, Plan, zero_copy_receive_enabled};
+use crate::policy::{Direction, Length, Mechanism, Plan, zero_copy_receive_enabled};
 use crate::report::Report;
 use crate::sys::{Kernel, Linux};
 
@@ -39,7 +39,11 @@ impl ChunkTransfer {
     /// Creates a transfer. Nothing is received yet.
     pub(crate) fn new() -> Self {
         Self {
-            engine: FallbackEngine::new(Direction::SocketToMemory, Plan::copying(), None),
+            engine: FallbackEngine::new(
+                Direction::SocketToMemory,
+                Plan::copying(),
+                Length::UntilEof,
+            ),
         }
     }
 
@@ -47,8 +51,7 @@ impl ChunkTransfer {
     pub(crate) fn begin(&mut self, plan: Plan) {
         self.engine.restart(plan);
         if !zero_copy_receive_enabled() {
-            let report = self.engine.report_mut();
-            report.set_switched_off(Direction::SocketToMemory);
+            self.engine.set_switched_off();
         }
     }
 

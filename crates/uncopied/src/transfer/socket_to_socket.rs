@@ -3,9 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::net::ipproto;
+use rustix::net::sockopt::socket_protocol;
+
 use super::Progress;
 use super::fallback::{FallbackEngine, Next};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::mechanism::Side;
 use crate::mechanism::socket_to_socket::{HeldBytes, RelayStep};
 use crate::policy::{Direction, Flow, Length, Mechanism, Plan, Support};
@@ -59,18 +62,24 @@ use crate::sys::{Kernel, Linux};
 /// ```
 #[derive(Debug)]
 pub struct RelayTransfer {
-    length: Length,
     held: HeldBytes,
     flow: Flow,
-    always_bulk: bool,
     is_done: bool,
-    /// Whether a `recv` that returns fewer bytes than it could shows that the source has no more.
-    /// `None` if that is not known yet.
-    short_read_empties: Option<bool>,
-    /// Whether there was such a `recv` before. A stream with a single one is not worth finding out.
-    had_short_read: bool,
+    short_reads: ShortReads,
     engine: FallbackEngine,
     support: Support,
+}
+
+/// What is known of reads of the source that return fewer bytes than they could.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ShortReads {
+    /// There was none.
+    None,
+    /// There was one. Finding out what it means takes two system calls, which a stream that has a
+    /// single one does not earn back.
+    One,
+    /// There were several. `true` if such a read shows that the source has no more bytes.
+    Several(bool),
 }
 
 impl RelayTransfer {
@@ -78,19 +87,12 @@ impl RelayTransfer {
     /// yet. If the plan is empty, every byte is copied.
     #[must_use]
     pub fn new(length: Length, plan: Plan) -> Self {
-        let promised = match length {
-            Length::Exact(bytes) => Some(bytes),
-            Length::UntilEof => None,
-        };
         Self {
-            length,
             held: HeldBytes::default(),
-            flow: Flow::default(),
-            always_bulk: false,
+            flow: Flow::Messages,
             is_done: false,
-            short_read_empties: None,
-            had_short_read: false,
-            engine: FallbackEngine::new(Direction::SocketToSocket, plan, promised),
+            short_reads: ShortReads::None,
+            engine: FallbackEngine::new(Direction::SocketToSocket, plan, length),
             support: Support::none_refused(),
         }
     }
@@ -105,14 +107,12 @@ impl RelayTransfer {
 
     /// Uses the plan for small messages as well.
     pub(crate) fn set_always_bulk(&mut self) {
-        self.always_bulk = true;
+        self.flow = Flow::AlwaysBulk;
     }
 
     /// Records that every byte is copied because zero copy is switched off.
     pub(crate) fn set_switched_off(&mut self) {
-        self.engine
-            .report_mut()
-            .set_switched_off(Direction::SocketToSocket);
+        self.engine.set_switched_off();
     }
 
     /// Tries once to move bytes, at most 2 MiB. If the sockets are non-blocking, this does not
@@ -125,7 +125,7 @@ impl RelayTransfer {
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`], and [`Error::side`] for the socket that has failed. The error contains
+    /// See [`ErrorKind`](crate::ErrorKind), and [`Error::side`] for the socket that has failed. The error contains
     /// the report so far, which counts the bytes that the sink has accepted. After an error,
     /// calling `step` again is harmless, but its result has no meaning.
     pub fn step(&mut self, source: impl AsFd, sink: impl AsFd) -> Result<Progress, Error> {
@@ -155,7 +155,7 @@ impl RelayTransfer {
             (Next::CopyOnce(_), _) => self.move_bytes(kernel, Mechanism::Copy, &step),
             other => Ok(other),
         }
-        .and_then(|(next, moved)| self.progress(next, moved))?;
+        .and_then(|(next, moved)| self.engine.progress(next, moved))?;
         self.is_done = progress == Progress::Done;
         Ok(progress)
     }
@@ -167,29 +167,10 @@ impl RelayTransfer {
         mechanism: Mechanism,
         step: &RelayStep<'_>,
     ) -> Result<(Next, u64), Error> {
-        if self.always_bulk {
-            self.flow = Flow::BULK;
-        }
         let (mechanism, outcome) = self.held.step(kernel, mechanism, &mut self.flow, step);
         let moved = outcome.moved;
         let next = self.engine.process(mechanism, outcome, &mut self.support)?;
         Ok((next, moved))
-    }
-
-    fn progress(&self, next: Next, moved: u64) -> Result<Progress, Error> {
-        match next {
-            Next::Continue if self.remaining() == Some(0) => Ok(Progress::Done),
-            Next::Wait(side) => Ok(Progress::Blocked(side)),
-            Next::Ended(call) => match self.length {
-                Length::UntilEof => Ok(Progress::Done),
-                Length::Exact(_) => Err(self.engine.too_short(call)),
-            },
-            // The last two never get here: `copy` is not to be replaced by itself, and no memory is
-            // in flight.
-            Next::Continue | Next::FellBack(_) | Next::CopyOnce(_) | Next::WaitForMemory => {
-                Ok(Progress::Moved(moved))
-            }
-        }
     }
 
     /// Whether the last step is known to have left no bytes in the source. An event loop that is
@@ -200,35 +181,26 @@ impl RelayTransfer {
     /// and only if neither urgent data nor a record of kernel TLS has ended the read.
     pub fn has_emptied_source(&mut self, source: impl AsFd) -> bool {
         let source = source.as_fd();
-        let is_plain_tcp = || {
-            let protocol = rustix::net::sockopt::socket_protocol(source);
-            protocol.is_ok_and(|it| it == Some(rustix::net::ipproto::TCP))
-                && Linux.has_upper_protocol(source) == Ok(false)
+        if !self.held.has_read_less() {
+            return false;
+        }
+        self.short_reads = match self.short_reads {
+            ShortReads::None => ShortReads::One,
+            ShortReads::One => ShortReads::Several(is_plain_tcp(source)),
+            known => known,
         };
-        self.held.has_read_less()
-            && std::mem::replace(&mut self.had_short_read, true)
-            && *self.short_read_empties.get_or_insert_with(is_plain_tcp)
-            && Linux.is_at_mark(source) == Ok(false)
+        self.short_reads == ShortReads::Several(true) && Linux.is_at_mark(source) == Ok(false)
     }
 
     /// Returns the error for a driver that failed to wait for a side, or to pass on the end of the
     /// stream.
     pub(crate) fn driver_error(&self, side: Side, call: &'static str, cause: io::Error) -> Error {
-        let kind = match (side, cause.kind()) {
-            (_, io::ErrorKind::TimedOut) => ErrorKind::TimedOut,
-            (Side::Source, _) => ErrorKind::Source,
-            (Side::Sink, _) => ErrorKind::Sink,
-        };
-        let mechanism = self.mechanism();
-        self.engine
-            .error(kind, mechanism, call, Some(cause))
-            .at_side(side)
+        self.engine.driver_error(side, call, cause)
     }
 
     /// Whether the next step takes bytes from the source with `splice`.
     pub(crate) fn splices_next(&self) -> bool {
-        let is_bulk = self.always_bulk || self.flow.is_bulk();
-        is_bulk && self.mechanism() == Mechanism::Splice && self.held.len() == 0
+        self.flow.is_bulk() && self.mechanism() == Mechanism::Splice && self.held.len() == 0
     }
 
     /// Returns the mechanism that the next step uses for bulk data.
@@ -274,4 +246,10 @@ impl RelayTransfer {
     pub fn support(&self) -> &Support {
         &self.support
     }
+}
+
+/// Whether a socket is TCP, and nothing on top of TCP, such as kernel TLS, processes its bytes.
+fn is_plain_tcp(socket: BorrowedFd<'_>) -> bool {
+    socket_protocol(socket).is_ok_and(|it| it == Some(ipproto::TCP))
+        && Linux.has_upper_protocol(socket) == Ok(false)
 }
