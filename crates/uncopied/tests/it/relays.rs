@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout, set_tcp_nodelay};
 use rustix::net::{SendFlags, Shutdown, shutdown};
+use uncopied::policy::{Length, Plan};
 use uncopied::relay::{self, RelayEnd, RelayError, RelayOptions, Relayed};
-use uncopied::{Errno, ErrorKind, Mechanism, Side};
+use uncopied::{Errno, ErrorKind, Mechanism, Progress, RelayTransfer, Side};
 
 use crate::harness::{
     DRIVERS, Driver, Family, expect_bytes, expect_eof, in_child, pattern, soak_time, socket_pair,
@@ -389,6 +390,46 @@ fn urgent_data_does_not_stop_a_stream() {
             let relayed = relay.join().unwrap().unwrap();
             assert_eq!(relayed.a_to_b.bytes(), 3 * 11);
         }
+    }
+}
+
+/// An event loop that trusts a short read must be told of bytes that such a read has left.
+#[test]
+fn a_short_read_empties_tcp_sockets_unless_urgent_data_follows() {
+    for family in [Family::Tcp, Family::Unix] {
+        let is_tcp = family == Family::Tcp;
+        let ends = Ends::new((family, family));
+        for socket in [&ends.a, &ends.b] {
+            rustix::io::ioctl_fionbio(socket, true).unwrap();
+        }
+        let mut client = &ends.client;
+        let mut transfer = RelayTransfer::new(Length::UntilEof, Plan::copying());
+        let mut step = |expected| {
+            let moved = transfer.step(&ends.a, &ends.b).unwrap();
+            assert_eq!(moved, Progress::Moved(expected));
+            transfer.has_emptied_source(&ends.a)
+        };
+        let arrives = |bytes| {
+            let arrived = || rustix::io::ioctl_fionread(&ends.a).unwrap();
+            wait_until("bytes that arrive", || arrived() == bytes);
+        };
+        client.write_all(b"first").unwrap();
+        arrives(5);
+        assert!(!step(5), "the first short read is not looked into");
+        client.write_all(b"second").unwrap();
+        arrives(6);
+        assert_eq!(step(6), is_tcp);
+        if !is_tcp {
+            continue;
+        }
+        client.write_all(b"before").unwrap();
+        rustix::net::send(client, b"!", SendFlags::OOB).unwrap();
+        client.write_all(b"after").unwrap();
+        // The number of bytes up to the urgent one. Those after it have been sent as well.
+        arrives(6);
+        thread::sleep(Duration::from_millis(50));
+        assert!(!step(6), "more bytes follow the urgent one");
+        assert!(step(5));
     }
 }
 
