@@ -32,13 +32,10 @@ fn paranoid() -> i32 {
 
 #[test]
 fn an_ordinary_user_gets_what_the_kernel_allows() {
-    let command = [
-        "dd",
-        "if=/dev/urandom",
-        "of=/dev/null",
-        "bs=256k",
-        "count=1200",
-    ];
+    // The loop takes time in user mode, enough for some samples, and dd far more in the kernel.
+    let script = "i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done; \
+                  exec dd if=/dev/urandom of=/dev/null bs=256k count=1200";
+    let command = ["sh", "-c", script];
     let output = run_as_user(&[&["audit", "--json", "--"], &command[..]].concat());
     assert_eq!(output.status.code(), Some(0));
     let report = Report::parse(&String::from_utf8(output.stdout).unwrap());
