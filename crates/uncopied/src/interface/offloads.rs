@@ -21,7 +21,7 @@ pub struct Offloads {
     /// The interface gathers a packet from several pieces of memory (`tx-scatter-gather`). Without
     /// it, the kernel copies every packet, those of zero-copy sends too, and does not report that.
     pub scatter_gather: Offload,
-    /// The interface computes the checksums of packets that it sends (`tx-checksum-…`, for IPv4 or
+    /// The interface computes the checksums of packets that it sends (`tx-checksum-*`, for IPv4 or
     /// for any protocol). The kernel switches scatter-gather off without it.
     pub send_checksum: Offload,
     /// The interface verifies the checksums of packets that it receives (`rx-checksum`).

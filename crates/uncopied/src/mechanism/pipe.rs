@@ -8,6 +8,7 @@
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::LocalKey;
 
 use rustix::io::{Errno, Result};
 
@@ -31,7 +32,46 @@ const DEFAULT_PIPE_BYTES: usize = 64 << 10;
 const MAX_IDLE_PIPES: usize = 8;
 
 thread_local! {
-    static IDLE_PIPES: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    static WIDE_PIPES: IdlePipes = const { IdlePipes::new(MAX_IDLE_PIPES) };
+}
+
+/// Pipes of one capacity that no transfer of this thread uses.
+pub(super) struct IdlePipes {
+    pipes: RefCell<Vec<Pipe>>,
+    max: usize,
+}
+
+impl IdlePipes {
+    /// Keeps at most `max` pipes.
+    pub(super) const fn new(max: usize) -> Self {
+        Self {
+            pipes: RefCell::new(Vec::new()),
+            max,
+        }
+    }
+
+    /// Returns a pipe, if there is one. Pipes that were inherited in a fork are closed.
+    pub(super) fn take(of_thread: &'static LocalKey<Self>) -> Option<Pipe> {
+        let pipe = of_thread.try_with(|idle| idle.pipes.borrow_mut().pop());
+        pipe.ok().flatten().filter(Pipe::is_ours)
+    }
+
+    /// Keeps a pipe. If it holds bytes, it is closed instead, because the next transfer would send
+    /// these bytes as its own. So is a pipe that was inherited from the parent process, which may
+    /// still be using it.
+    pub(super) fn keep(of_thread: &'static LocalKey<Self>, pipe: Pipe) {
+        if pipe.held > 0 || !pipe.is_ours() {
+            return;
+        }
+        // Ignore a failure, which means that the thread is ending and has already destroyed its
+        // pipes.
+        let _ = of_thread.try_with(|idle| {
+            let mut pipes = idle.pipes.borrow_mut();
+            if pipes.len() < idle.max {
+                pipes.push(pipe);
+            }
+        });
+    }
 }
 
 /// Both ends of a pipe, and the number of bytes in it.
@@ -68,7 +108,7 @@ impl Pipe {
     ///
     /// The [`WidePipeError`] says whether the pipe could not be created or could not be enlarged.
     pub(crate) fn wide(kernel: &impl Kernel) -> std::result::Result<Self, WidePipeError> {
-        if let Some(pipe) = take_idle() {
+        if let Some(pipe) = IdlePipes::take(&WIDE_PIPES) {
             return Ok(pipe);
         }
         let mut pipe = Self::of_default_size(kernel).map_err(WidePipeError::NoPipe)?;
@@ -105,22 +145,12 @@ impl Pipe {
         })
     }
 
-    /// Caches a [wide](Self::wide) pipe for another transfer of this thread. If the pipe is narrow,
-    /// it is closed instead, because the next transfer may be able to have a wide one. If it still
-    /// holds bytes, it is also closed, because the next transfer would send these bytes as its own.
-    /// So is a pipe that was inherited from the parent process, which may still be using it.
+    /// Keeps a [wide](Self::wide) pipe for another transfer of this thread, if it is empty. If the
+    /// pipe is narrow, it is closed, because the next transfer may be able to have a wide one.
     pub(crate) fn recycle(self) {
-        if self.held > 0 || !self.is_wide || !self.is_ours() {
-            return;
+        if self.is_wide {
+            IdlePipes::keep(&WIDE_PIPES, self);
         }
-        // Ignore a failure, which means that the thread is ending and has already destroyed its
-        // cache.
-        let _ = IDLE_PIPES.try_with(|idle| {
-            let mut idle = idle.borrow_mut();
-            if idle.len() < MAX_IDLE_PIPES {
-                idle.push(self);
-            }
-        });
     }
 
     /// Whether this process created the pipe. Otherwise the pipe was inherited in a fork, and the
@@ -216,9 +246,4 @@ pub(crate) enum WidePipeError {
     NoPipe(Errno),
     /// The pipe was created, but could not be enlarged.
     TooNarrow(Errno),
-}
-
-fn take_idle() -> Option<Pipe> {
-    let idle = IDLE_PIPES.try_with(|idle| idle.borrow_mut().pop());
-    idle.ok().flatten().filter(Pipe::is_ours)
 }

@@ -35,8 +35,8 @@ mod random_faults;
 mod edge_cases;
 
 use std::fs::File;
-use std::io::{ErrorKind as Io, Read};
-use std::net::{TcpListener, TcpStream};
+use std::io::{ErrorKind as Io, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -63,6 +63,20 @@ fn tcp_pair() -> (TcpStream, TcpStream) {
     let socket = TcpStream::connect(address).expect("connected");
     socket.set_nonblocking(true).expect("set");
     (socket, listener.accept().expect("accepted").0)
+}
+
+/// Sends as much of `unsent` as the socket accepts, and removes it. Once nothing is left, shuts the
+/// connection down.
+fn send_rest(mut socket: &TcpStream, unsent: &mut Vec<u8>) {
+    while !unsent.is_empty() {
+        match socket.write(unsent) {
+            Ok(sent) => drop(unsent.drain(..sent)),
+            Err(error) if error.kind() == Io::WouldBlock => return,
+            Err(error) => panic!("the peer could not send: {error}"),
+        }
+    }
+    // This may be done several times.
+    let _ = socket.shutdown(Shutdown::Write);
 }
 
 /// A transfer of a file over a pair of Unix sockets, and the bytes that the peer has received.

@@ -19,7 +19,7 @@ use super::faulty_kernel::Call::{
     SpliceReceive, SpliceToFile, Write as WriteCall,
 };
 use super::faulty_kernel::{Call, CallRecord, Fault, FaultRule, FaultyKernel};
-use super::{FILE_BYTES, MAX_STEPS, faultless, pattern, tcp_pair};
+use super::{FILE_BYTES, MAX_STEPS, faultless, pattern, send_rest, tcp_pair};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
 use crate::policy::{Length, Mechanism, Plan};
@@ -134,23 +134,10 @@ impl Harness {
         }
     }
 
-    /// Sends as much as the socket accepts.
-    fn send(&mut self) {
-        while !self.unsent.is_empty() {
-            match self.peer.write(&self.unsent) {
-                Ok(sent) => drop(self.unsent.drain(..sent)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => panic!("the peer could not send: {error}"),
-            }
-        }
-        // This may be done several times.
-        let _ = self.peer.shutdown(std::net::Shutdown::Write);
-    }
-
     fn step(&mut self, kernel: &FaultyKernel) -> Result<Progress, Error> {
         self.steps += 1;
         assert!(self.steps < MAX_STEPS, "the transfer does not end");
-        self.send();
+        send_rest(&self.peer, &mut self.unsent);
         if !self.unsent.is_empty() {
             wait_until_readable(&self.source);
         }
@@ -589,7 +576,7 @@ fn no_byte_after_the_length_is_taken() {
         let length = Length::Exact(FILE_BYTES - 1000);
         let mut harness = Harness::new(sink(), pattern(FILE_BYTES), length, &[mechanism]);
         harness.run(&kernel).expect("received");
-        harness.send();
+        send_rest(&harness.peer, &mut harness.unsent);
         let mut rest = Vec::new();
         harness.source.set_nonblocking(false).expect("set");
         harness.source.read_to_end(&mut rest).expect("read");

@@ -2,8 +2,8 @@
 //! For each row, one call fails with the errno: the first call of its kind, the second, or one in
 //! the middle of the transfer.
 
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io::{self, Read};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::thread;
 
@@ -14,7 +14,7 @@ use super::faulty_kernel::Call::{
     Pipe, ReadHere, Recv, ResizePipe, Send, SpliceOut, SpliceReceive,
 };
 use super::faulty_kernel::{Call, Fault, FaultRule, FaultyKernel};
-use super::{FILE_BYTES, MAX_STEPS, pattern, tcp_pair};
+use super::{FILE_BYTES, MAX_STEPS, pattern, send_rest, tcp_pair};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::Side;
 use crate::policy::{Length, Mechanism, Plan};
@@ -56,19 +56,6 @@ impl Harness {
         }
     }
 
-    /// Sends as much as the socket accepts.
-    fn send(&mut self) {
-        while !self.unsent.is_empty() {
-            match self.sender.write(&self.unsent) {
-                Ok(sent) => drop(self.unsent.drain(..sent)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => panic!("the sender failed: {error}"),
-            }
-        }
-        // This may be done several times.
-        let _ = self.sender.shutdown(Shutdown::Write);
-    }
-
     fn receive(&mut self) {
         let result = self.receiver.read_to_end(&mut self.received);
         let error = result.expect_err("the sink is not shut down");
@@ -78,7 +65,7 @@ impl Harness {
     fn step(&mut self, kernel: &FaultyKernel) -> Result<Progress, Error> {
         self.steps += 1;
         assert!(self.steps < MAX_STEPS, "the transfer does not end");
-        self.send();
+        send_rest(&self.sender, &mut self.unsent);
         let (source, sink) = (self.source.as_fd(), self.sink.as_fd());
         let progress = self.transfer.step_with(kernel, source, sink);
         if let Ok(Progress::Blocked(side)) = progress {

@@ -125,9 +125,9 @@ impl RelayTransfer {
     ///
     /// # Errors
     ///
-    /// See [`ErrorKind`](crate::ErrorKind), and [`Error::side`] for the socket that has failed. The error contains
-    /// the report so far, which counts the bytes that the sink has accepted. After an error,
-    /// calling `step` again is harmless, but its result has no meaning.
+    /// See [`ErrorKind`](crate::ErrorKind), and [`Error::side`] for the socket that has failed. The
+    /// error contains the report so far, which counts the bytes that the sink has accepted. After
+    /// an error, calling `step` again is harmless, but its result has no meaning.
     pub fn step(&mut self, source: impl AsFd, sink: impl AsFd) -> Result<Progress, Error> {
         self.step_with(&Linux, source.as_fd(), sink.as_fd())
     }

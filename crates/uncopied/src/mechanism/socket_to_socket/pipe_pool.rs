@@ -3,13 +3,12 @@
 //! A stream has a pipe only while the pipe holds bytes, because its sink is full. All other streams
 //! of a thread take turns with a few idle pipes.
 
-use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::io::{Errno, Result};
 
-use crate::mechanism::pipe::Pipe;
+use crate::mechanism::pipe::{IdlePipes, Pipe};
 use crate::sys::Kernel;
 
 /// The capacity of a pipe, in bytes.
@@ -27,7 +26,7 @@ static LIMIT: AtomicUsize = AtomicUsize::new(DEFAULT_LIMIT);
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    static IDLE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    static IDLE: IdlePipes = const { IdlePipes::new(MAX_IDLE_PIPES) };
 }
 
 /// Sets how many pipes may be in use.
@@ -58,8 +57,7 @@ impl PooledPipe {
     ///   the kernel then grants, costs more than it saves.
     pub(crate) fn take(kernel: &impl Kernel) -> Result<Self> {
         let permit = Permit::take()?;
-        let idle = IDLE.try_with(|idle| idle.borrow_mut().pop()).ok().flatten();
-        let pipe = match idle.filter(Pipe::is_ours) {
+        let pipe = match IdlePipes::take(&IDLE) {
             Some(pipe) => pipe,
             None => Pipe::of_capacity(kernel, PIPE_BYTES)?,
         };
@@ -69,21 +67,9 @@ impl PooledPipe {
         })
     }
 
-    /// Keeps an empty pipe for other streams of this thread. A pipe that holds bytes is closed,
-    /// because the next stream would send them as its own. So is a pipe that was inherited in a
-    /// fork, which the parent process may still be using.
+    /// Keeps the pipe for other streams of this thread, if it is empty.
     pub(crate) fn recycle(self) {
-        if self.pipe.held() > 0 || !self.pipe.is_ours() {
-            return;
-        }
-        // Ignore a failure, which means that the thread is ending and has already destroyed its
-        // pipes.
-        let _ = IDLE.try_with(|idle| {
-            let mut idle = idle.borrow_mut();
-            if idle.len() < MAX_IDLE_PIPES {
-                idle.push(self.pipe);
-            }
-        });
+        IdlePipes::keep(&IDLE, self.pipe);
     }
 }
 
