@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod descriptor_limit;
 mod error;
 mod flags;
 mod man;

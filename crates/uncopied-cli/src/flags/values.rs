@@ -100,15 +100,21 @@ impl Default for ListenAddress {
     }
 }
 
+/// Returns the path of `unix:PATH`, which must not be empty. `None` if the word begins otherwise.
+pub(super) fn unix_path(word: &str) -> Option<Result<PathBuf, String>> {
+    let path = word.strip_prefix("unix:")?;
+    Some(match path {
+        "" => Err("expected a path after unix:".to_owned()),
+        path => Ok(path.into()),
+    })
+}
+
 impl FromStr for ListenAddress {
     type Err = String;
 
     fn from_str(word: &str) -> Result<Self, String> {
-        if let Some(path) = word.strip_prefix("unix:") {
-            return match path {
-                "" => Err("expected a path after unix:".to_owned()),
-                path => Ok(Self::Unix(path.into())),
-            };
+        if let Some(path) = unix_path(word) {
+            return path.map(Self::Unix);
         }
         if let Ok(address) = word.parse() {
             return Ok(Self::Tcp(address));

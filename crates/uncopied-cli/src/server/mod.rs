@@ -17,6 +17,7 @@ pub(crate) mod connections;
 pub(crate) mod control;
 pub(crate) mod listening;
 mod second_text;
+pub(crate) mod totals;
 pub(crate) mod warning;
 pub(crate) mod worker;
 

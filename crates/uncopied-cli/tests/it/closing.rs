@@ -2,24 +2,17 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::client::{TEST_TIMEOUT, connect, get, read_head};
+use crate::client::{TEST_TIMEOUT, connect, get, read_head, read_to_end};
 use crate::data::test_bytes;
 use crate::server::Server;
 
 /// More than the client's kernel accepts before the client reads. The rest waits in the server's
 /// socket.
 const BODY_BYTES: usize = 6 << 20;
-
-/// Reads the rest of the connection, which must end with an orderly close, and not with a reset.
-fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
-    let mut all = Vec::new();
-    stream.read_to_end(&mut all).unwrap();
-    all
-}
 
 /// If a socket is closed while bytes of the peer are unread, or if such bytes arrive afterwards,
 /// the kernel resets the connection, and the peer loses what it has not read yet.

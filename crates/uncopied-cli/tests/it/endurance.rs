@@ -10,23 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::Signal;
 
 use crate::client::{
     connect, connect_with_receive_buffer, get, read_head, read_response, send_get,
 };
 use crate::data::test_bytes;
+use crate::process::raise_descriptor_limit;
 use crate::server::Server;
-
-/// Allows this process, and the servers that it starts, as many descriptors as possible.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
-}
 
 /// How a client reads: how many bytes at a time, and how long it pauses after that.
 struct Reader {

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// The resources that a process holds at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ProcessResources {
@@ -77,4 +79,23 @@ pub(crate) fn anonymous_memory(process: u32) -> u64 {
         .parse()
         .unwrap();
     kib << 10
+}
+
+/// Raises the limit on the descriptors of this process, and of the programs that it starts, as far
+/// as possible, and returns it.
+pub(crate) fn raise_descriptor_limit() -> usize {
+    const WANTED: u64 = 1 << 16;
+    let limit = getrlimit(Resource::Nofile);
+    let maximum = limit.maximum.map(|maximum| maximum.max(WANTED));
+    // Only root may raise the hard limit. If several tests do this at once, all want the same.
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if setrlimit(Resource::Nofile, raised).is_ok() {
+        return maximum.map_or(usize::MAX, |maximum| maximum as usize);
+    }
+    let current = limit.maximum;
+    setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
+    current.map_or(usize::MAX, |current| current as usize)
 }

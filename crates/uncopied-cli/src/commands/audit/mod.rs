@@ -23,10 +23,10 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::descriptor_limit::raise_descriptor_limit;
 use crate::error::Error;
 use crate::flags::AuditFlags;
 use crate::output::print;
@@ -159,6 +159,8 @@ impl Observers {
 
 /// Watches the threads of a process and of its descendants.
 fn attach(process: i32) -> Result<(Observers, Target), Error> {
+    // Each thread needs a descriptor for each CPU. If this is refused, watching many threads fails,
+    // and the report says so.
     raise_descriptor_limit();
     let target = Target::running(process);
     let tree = process::tree(process);
@@ -167,17 +169,6 @@ fn attach(process: i32) -> Result<(Observers, Target), Error> {
     }
     let threads: Vec<i32> = tree.into_iter().flat_map(process::threads).collect();
     Ok((Observers::open(Whom::Threads(&threads)), target))
-}
-
-/// Raises the soft limit on descriptors to the hard limit. Each thread needs one for each CPU.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    // If this is refused, watching many threads fails, and the report says so.
-    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 /// Collects records with `drain` until the time is over, the program has ended, or a signal

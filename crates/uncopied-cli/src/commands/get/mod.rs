@@ -35,11 +35,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::{LocalSet, spawn_local};
 
+use crate::descriptor_limit::raise_descriptor_limit;
 use crate::error::Error;
 use crate::flags::{GetFlags, HeaderSource, RequestHeader};
 use crate::output::print;
@@ -67,6 +67,7 @@ pub(crate) fn run(flags: GetFlags) -> Result<(), Error> {
     let words = urls(&flags)?;
     let headers = headers(&flags.header)?;
     check_usage(&flags, words.len())?;
+    // If this is refused, some downloads may fail, and say why.
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -148,19 +149,6 @@ fn headers(sources: &[HeaderSource]) -> Result<Vec<(HeaderName, HeaderValue)>, E
         }
     }
     Ok(headers)
-}
-
-/// Lets the process open as many files as it may. If that fails, some downloads may fail, and say
-/// why.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    );
 }
 
 /// What the workers share.

@@ -24,12 +24,13 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::descriptor_limit::raise_descriptor_limit;
 use crate::error::Error;
 use crate::flags::{RelayFlags, RelayLogFormat};
 use crate::output::{print, say};
 use crate::server::access_log::{AccessLog, LineFormat};
 use crate::server::control::{Signals, Supervised as _, Supervisor};
-use crate::server::listening::{BoundListener, PassedSockets, raise_descriptor_limit};
+use crate::server::listening::{BoundListener, PassedSockets};
 use crate::server::warning;
 
 use budget::RelayBudget;

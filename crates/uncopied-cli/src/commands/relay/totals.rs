@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::stats::{Direction, Totals};
+use crate::server::totals::{plural, write_bytes, write_dropped_lines};
 
 /// The number of connections, and of bytes that were relayed in each direction with each mechanism,
 /// since the relay started.
@@ -14,7 +15,6 @@ pub(super) struct TotalsLine {
 
 impl fmt::Display for TotalsLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plural = |count| if count == 1 { "" } else { "s" };
         let Totals {
             accepted, bytes, ..
         } = &self.totals;
@@ -25,16 +25,10 @@ impl fmt::Display for TotalsLine {
                 Direction::ToTarget => "targets",
                 Direction::ToClient => "clients",
             };
-            write!(f, "; {sum} byte{} to {peers}:", plural(sum))?;
-            for (index, (mechanism, bytes)) in bytes.by_mechanism(direction).enumerate() {
-                let comma = if index == 0 { "" } else { "," };
-                write!(f, "{comma} {mechanism} {bytes}")?;
-            }
+            write!(f, "; {sum} byte{} to {peers}", plural(sum))?;
+            write_bytes(f, bytes.by_mechanism(direction))?;
         }
-        match self.dropped_log_lines {
-            0 => Ok(()),
-            lines => write!(f, "; {lines} access log line{} dropped", plural(lines)),
-        }
+        write_dropped_lines(f, self.dropped_log_lines)
     }
 }
 

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::descriptor_limit::raise_descriptor_limit;
 use crate::error::Error;
 use crate::flags::ServeFlags;
 use crate::output::say;
@@ -36,7 +37,7 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     // Rust already ignores SIGPIPE. This also promises that SIGPIPE stays ignored, so the library
     // need not look that up before each `sendfile` and `splice`.
     uncopied::ignore_sigpipe().map_err(Error::setup("ignore SIGPIPE"))?;
-    let descriptors = listening::raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     let config = Config::check(flags, descriptors)?;
     let listeners = listening::open(&config.listen, config.socket_mode, passed.into_listeners()?)?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use uncopied::Mechanism;
 
 use crate::flags::get::ByteRate;
-use crate::flags::values::TimeSpan;
+use crate::flags::values::{TimeSpan, unix_path};
 
 /// The largest weight of a target. The same as in HAProxy.
 const MAX_WEIGHT: u32 = 256;
@@ -39,11 +39,8 @@ impl FromStr for TargetAddress {
     type Err = String;
 
     fn from_str(word: &str) -> Result<Self, String> {
-        if let Some(path) = word.strip_prefix("unix:") {
-            return match path {
-                "" => Err("expected a path after unix:".to_owned()),
-                path => Ok(Self::Unix(path.into())),
-            };
+        if let Some(path) = unix_path(word) {
+            return path.map(Self::Unix);
         }
         if let Ok(address) = word.parse::<SocketAddr>() {
             return match address.port() {

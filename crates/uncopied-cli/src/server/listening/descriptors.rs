@@ -1,9 +1,6 @@
-//! Raises the limit on open file descriptors, and divides the descriptors between connections and
-//! files.
+//! Divides the file descriptors between connections and files.
 
 use std::fmt;
-
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The number of descriptors reserved for listeners, event loops and pipes.
 const RESERVED_DESCRIPTORS: usize = 64;
@@ -11,24 +8,6 @@ const RESERVED_DESCRIPTORS: usize = 64;
 const MAX_OPEN_FILES: usize = 4096;
 /// The maximum number of connections, unless the user sets `--max-connections`.
 const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
-
-/// Raises the soft limit on descriptors to the hard limit, and returns the resulting limit.
-///
-/// The default soft limit of 1024 exists only for programs that use `select`, which cannot handle
-/// descriptors numbered 1024 or higher. This program does not use `select`.
-pub(crate) fn raise_descriptor_limit() -> usize {
-    let mut limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if setrlimit(Resource::Nofile, raised).is_ok() {
-        limit = raised;
-    }
-    limit.current.map_or(usize::MAX, |current| {
-        usize::try_from(current).unwrap_or(usize::MAX)
-    })
-}
 
 /// The result of dividing the descriptors between connections and files.
 #[derive(Debug, PartialEq, Eq)]

@@ -6,6 +6,6 @@ mod listeners;
 mod passed;
 
 pub(crate) use accept::{Accept, Acceptor};
-pub(crate) use descriptors::{DescriptorBudget, LoweredLimit, raise_descriptor_limit};
+pub(crate) use descriptors::{DescriptorBudget, LoweredLimit};
 pub(crate) use listeners::{BoundListener, DuplicateListener, bind, open};
 pub(crate) use passed::PassedSockets;

@@ -8,9 +8,8 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::watched::{
-    Audit, can_sample_kernel, children, free_address, load, wait_for_server, warm_site,
-};
+use super::watched::{Audit, can_sample_kernel, children, load, wait_for_server, warm_site};
+use crate::client::free_address;
 use crate::server::{BIG_FILE_BYTES, PROGRAM, Server};
 use crate::skip::skip;
 

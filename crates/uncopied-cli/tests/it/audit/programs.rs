@@ -4,9 +4,10 @@
 use rustix::process::Signal;
 
 use super::watched::{
-    Audit, Report, audit_server, can_sample_kernel, children, find_program, free_address, load,
-    nginx, plain_server, wait_for_server, warm_site,
+    Audit, Report, audit_server, can_sample_kernel, children, find_program, load, nginx,
+    plain_server, wait_for_server, warm_site,
 };
+use crate::client::free_address;
 use crate::server::{PROGRAM, Server};
 
 /// The least share of a program that copies each byte, and the largest of one that copies none.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -184,14 +184,6 @@ pub(super) fn wait_for_server(address: SocketAddr) {
         assert!(began.elapsed() < TEST_TIMEOUT, "{address}: {error}");
         sleep(Duration::from_millis(10));
     }
-}
-
-/// Returns an address of this machine at which nothing listens.
-pub(super) fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
 }
 
 /// The clock ticks that the living descendants of a process have spent, or those of the process

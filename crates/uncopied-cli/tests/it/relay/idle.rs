@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use super::{raise_descriptor_limit, relay};
+use super::relay;
 use crate::client::{TEST_TIMEOUT, connect};
-use crate::process::ProcessResources;
+use crate::process::{ProcessResources, raise_descriptor_limit};
 use crate::skip::skip;
 
 /// The number of idle connections, if the descriptor limit allows that.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::peers::{Target, echo, named};
-use super::{assert_reset, read_to_end, relay};
-use crate::client::connect;
+use super::{assert_reset, relay};
+use crate::client::{connect, free_address, read_to_end};
 use crate::server::{Server, program};
 use crate::start::socket_activated;
 
@@ -95,14 +95,6 @@ impl Configured {
 
 fn listener(listen: SocketAddr, target: SocketAddr) -> String {
     format!("[[listener]]\nlisten = \"{listen}\"\ntargets = [\"{target}\"]\n")
-}
-
-/// Returns an address that was free a moment ago.
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
 }
 
 /// Connects as soon as there is a listener, and returns what it sends.

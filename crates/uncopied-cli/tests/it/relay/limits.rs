@@ -10,10 +10,10 @@ use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::peers::{Target, echo};
-use super::{assert_reset, metrics, raise_descriptor_limit, read_to_end, relay};
-use crate::client::{TEST_TIMEOUT, connect, connect_with_small_window};
+use super::{assert_reset, metrics, relay};
+use crate::client::{TEST_TIMEOUT, connect, connect_with_small_window, read_to_end};
 use crate::data::test_bytes;
-use crate::process::ProcessResources;
+use crate::process::{ProcessResources, raise_descriptor_limit};
 use crate::rng::{Rng, seed};
 use crate::server::Server;
 use crate::skip::skip;

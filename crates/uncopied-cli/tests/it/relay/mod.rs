@@ -31,8 +31,6 @@ mod targets;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
 use crate::server::{Server, program};
 
 /// Relays from a free port of 127.0.0.1 to `targets`, with additional flags.
@@ -43,31 +41,6 @@ fn relay(targets: &[SocketAddr], flags: &[&str]) -> Server {
     command.args(flags);
     let addresses = 1 + usize::from(flags.contains(&"--metrics"));
     Server::spawn(command, addresses)
-}
-
-/// Raises the limit on the descriptors of this process as far as possible, and returns it.
-fn raise_descriptor_limit() -> usize {
-    const WANTED: u64 = 1 << 16;
-    let limit = getrlimit(Resource::Nofile);
-    let maximum = limit.maximum.map(|maximum| maximum.max(WANTED));
-    // Only root may raise the hard limit. If several tests do this at once, all want the same.
-    let raised = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    if setrlimit(Resource::Nofile, raised).is_ok() {
-        return maximum.map_or(usize::MAX, |maximum| maximum as usize);
-    }
-    let current = limit.maximum;
-    setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
-    current.map_or(usize::MAX, |current| current as usize)
-}
-
-/// Reads up to the end of the stream.
-fn read_to_end(stream: &mut impl Read) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).unwrap();
-    bytes
 }
 
 /// Asserts that the peer has cut the stream, after `before`.

@@ -5,8 +5,8 @@ use std::net::{Shutdown, SocketAddr};
 use std::thread;
 
 use super::peers::{Target, serve};
-use super::{metrics, read_to_end, relay};
-use crate::client::{TEST_TIMEOUT, connect};
+use super::{metrics, relay};
+use crate::client::{TEST_TIMEOUT, connect, read_to_end};
 use crate::data::test_bytes;
 
 /// Starts a server that reads the whole request and sends twice as many bytes.

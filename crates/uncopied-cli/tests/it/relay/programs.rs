@@ -1,7 +1,7 @@
 //! Programs that people use work through a relay: TLS, HTTP, Redis and PostgreSQL.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, getuid, kill_process};
 
 use super::relay;
-use crate::client::TEST_TIMEOUT;
+use crate::client::{TEST_TIMEOUT, free_address};
 use crate::data::test_bytes;
 use crate::server::{Server, clean};
 use crate::skip::skip;
@@ -42,14 +42,6 @@ impl Drop for Program {
         let _ = kill_process(Pid::from_child(&self.child), Signal::INT);
         let _ = self.child.wait();
     }
-}
-
-/// Returns an address that was free a moment ago.
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
 }
 
 /// Whether programs are installed. If not, reports that the test `name` is skipped.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::set_socket_linger;
 
 use super::peers::{Target, echo};
-use super::{assert_reset, read_to_end, relay};
-use crate::client::connect;
+use super::{assert_reset, relay};
+use crate::client::{connect, read_to_end};
 use crate::data::test_bytes;
 use crate::server::{Server, program};
 

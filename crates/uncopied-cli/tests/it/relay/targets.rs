@@ -5,8 +5,8 @@ use std::net::{Shutdown, TcpListener};
 use std::thread;
 
 use super::peers::{Target, named, refusing};
-use super::{assert_reset, metrics, read_to_end, relay};
-use crate::client::connect;
+use super::{assert_reset, metrics, relay};
+use crate::client::{connect, read_to_end};
 use crate::server::assert_fails;
 
 #[test]

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   Pool ── attempts(client) ──► Attempt ── connected() ──► Connection
-//!    │                              └── failed(error): the next attempt, and the target's health
+//!    │                              └── failed(error): the next attempt; the health
 //!    └─ Target, Target, …   addresses, health, counters
 //!          ▲          ▲
-//!          └─ resolve └─ health      kept up to date by tasks of the control thread (Upkeep)
+//!          └─ resolve └─ health      tasks of the control thread (Upkeep)
 //! ```
 //!
 //! # The order of attempts

@@ -6,6 +6,7 @@ use uncopied::Mechanism;
 
 use crate::commands::serve::worker::Worker;
 use crate::server::access_log::AccessLog;
+use crate::server::totals::{plural, write_bytes, write_dropped_lines};
 
 /// The number of requests, and of bytes sent with each mechanism, since the server started. The
 /// bytes include response heads.
@@ -37,22 +38,15 @@ impl TotalsLine {
 impl fmt::Display for TotalsLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sum: u64 = self.bytes_by_mechanism.iter().map(|(_, bytes)| bytes).sum();
-        let plural = |count| if count == 1 { "" } else { "s" };
         let requests = self.requests;
         write!(
             f,
-            "{requests} request{}, {sum} byte{} sent:",
+            "{requests} request{}, {sum} byte{} sent",
             plural(requests),
             plural(sum)
         )?;
-        for (index, (mechanism, bytes)) in self.bytes_by_mechanism.iter().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            write!(f, "{comma} {mechanism} {bytes}")?;
-        }
-        match self.dropped_log_lines {
-            0 => Ok(()),
-            lines => write!(f, "; {lines} access log line{} dropped", plural(lines)),
-        }
+        write_bytes(f, self.bytes_by_mechanism)?;
+        write_dropped_lines(f, self.dropped_log_lines)
     }
 }
 
