@@ -51,6 +51,7 @@ pub(crate) fn run(options: &GetOptions) -> Result<(), Error> {
         server: FileServer::start(&session, &files, options.loopback.sender_cpu)?,
         files: &files,
         parallel: options.parallel,
+        made: 0,
     };
     let results = participants::measure_all(
         &mut participants,

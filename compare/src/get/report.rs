@@ -114,7 +114,7 @@ impl GetReport<'_> {
             "{} rounds. In each round, in each case, every contender in turn downloads from {} over \
              127.0.0.1, in a new process. Many files are fetched over {} connections that are kept \
              open (wget: one). The files of the server are in the page cache. What was saved is \
-             compared with them, and removed before the next download. nginx runs on CPU {}, the \
+             compared with them. Large files are then removed, small ones at the end of the run. nginx runs on CPU {}, the \
              downloaders on CPU {}. Figures are medians over the rounds, with the minimum and the \
              maximum in parentheses. A ratio is computed within each round, and the table has the \
              median of these ratios. \"client CPU s\" is the user and system time of the \
