@@ -3,11 +3,9 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 use std::thread;
 
-use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 
 use crate::driver;
@@ -82,8 +80,9 @@ impl RelayOptions {
         self.max_bytes_per_poll
     }
 
-    /// Returns the transfers to the second socket, and to the first.
-    pub(super) fn transfers(&self) -> [RelayTransfer; 2] {
+    /// Returns the transfers to the second socket, and to the first, for an event loop of your own.
+    #[must_use]
+    pub fn transfers(&self) -> [RelayTransfer; 2] {
         [&self.prefix_to_b, &self.prefix_to_a].map(|prefix| self.transfer(prefix))
     }
 
@@ -203,15 +202,6 @@ impl From<RelayError> for io::Error {
     }
 }
 
-/// Passes on that a stream has ended.
-pub(super) fn end_stream(transfer: &RelayTransfer, sink: BorrowedFd<'_>) -> Result<(), Error> {
-    match shutdown(sink, Shutdown::Write) {
-        // The peer has already closed or reset the connection.
-        Ok(()) | Err(Errno::NOTCONN) => Ok(()),
-        Err(errno) => Err(transfer.driver_error(Side::Sink, "shutdown", errno.into())),
-    }
-}
-
 /// Moves bytes between two sockets, in both directions, until both streams have ended. When one
 /// ends, the other socket is shut down for writing.
 ///
@@ -253,7 +243,7 @@ pub fn copy_bidirectional_with(
     let first_error = OnceLock::new();
     let run = |transfer: &mut RelayTransfer, from, source, sink| {
         let ran = driver::blocking::run_relay(transfer, &source, &sink)
-            .and_then(|()| end_stream(transfer, sink));
+            .and_then(|()| transfer.pass_on_end(sink));
         if let Err(error) = ran {
             // Only the first error counts: the other direction fails because of what follows.
             let _ = first_error.set((from, error));

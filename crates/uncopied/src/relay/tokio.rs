@@ -181,7 +181,7 @@ impl OneWay {
             return Poll::Ready(Ok(()));
         }
         std::task::ready!(poll(&mut self.transfer, context, source, sink, max_bytes))?;
-        super::bidirectional::end_stream(&self.transfer, sink.as_fd())?;
+        self.transfer.pass_on_end(sink)?;
         self.has_ended = true;
         Poll::Ready(Ok(()))
     }

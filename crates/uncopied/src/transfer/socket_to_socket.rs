@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::net::ipproto;
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_protocol;
+use rustix::net::{Shutdown, ipproto, shutdown};
 
 use super::Progress;
 use super::fallback::{FallbackEngine, Next};
@@ -173,6 +174,17 @@ impl RelayTransfer {
         Ok((next, moved))
     }
 
+    /// Whether the last step has received fewer bytes with `recv` than there was room for.
+    ///
+    /// If the source is TCP, without kernel TLS, then this means that the step has left no bytes in
+    /// it, unless urgent data has ended the read. An event loop of your own can have epoll tell of
+    /// urgent data (`EPOLLPRI`, `epoll_ctl(2)`), which costs no system call for each read. Without
+    /// that, call [`has_emptied_source`](Self::has_emptied_source).
+    #[must_use]
+    pub fn last_read_was_short(&self) -> bool {
+        self.held.has_read_less()
+    }
+
     /// Whether the last step is known to have left no bytes in the source. An event loop that is
     /// told of new bytes (`EPOLLET`, `epoll(7)`) can then wait, without another step that finds
     /// none. If false, it is not known.
@@ -181,7 +193,7 @@ impl RelayTransfer {
     /// and only if neither urgent data nor a record of kernel TLS has ended the read.
     pub fn has_emptied_source(&mut self, source: impl AsFd) -> bool {
         let source = source.as_fd();
-        if !self.held.has_read_less() {
+        if !self.last_read_was_short() {
             return false;
         }
         self.short_reads = match self.short_reads {
@@ -190,6 +202,20 @@ impl RelayTransfer {
             known => known,
         };
         self.short_reads == ShortReads::Several(true) && Linux.is_at_mark(source) == Ok(false)
+    }
+
+    /// Passes on that the stream has ended: shuts the sink down for writing (`shutdown(2)`). To be
+    /// called once the transfer is [done](Self::is_done), if the sink is to be told. A sink whose
+    /// peer has already closed or reset the connection is no error.
+    ///
+    /// # Errors
+    ///
+    /// The sink cannot be shut down. The error contains the report.
+    pub fn pass_on_end(&self, sink: impl AsFd) -> Result<(), Error> {
+        match shutdown(sink, Shutdown::Write) {
+            Ok(()) | Err(Errno::NOTCONN) => Ok(()),
+            Err(errno) => Err(self.driver_error(Side::Sink, "shutdown", errno.into())),
+        }
     }
 
     /// Returns the error for a driver that failed to wait for a side, or to pass on the end of the

@@ -1,17 +1,17 @@
 //! The listeners of a relay: what their connections share, and their sockets.
 
 use std::io;
-use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, UnixListener};
 use uncopied_http::Address;
 
 use crate::error::Error;
 use crate::flags::{ListenAddress, SocketMode};
-use crate::server::listening::{Accept, BoundListener, DuplicateListener, bind};
+use crate::server::listening::{BoundListener, DuplicateListener, bind};
 
 use super::config::ListenerConfig;
 use super::connection::{IdleLimits, Socket};
@@ -58,20 +58,16 @@ impl OpenListener {
         set_tcp_options(SockRef::from(socket), config.nodelay, config.keepalive)
     }
 
-    /// Registers a duplicate of the socket with the current event loop.
-    pub(super) fn register(&self) -> io::Result<RegisteredListener> {
-        let socket = match self.socket.duplicate()? {
-            DuplicateListener::Tcp(socket) => {
-                socket.set_nonblocking(true)?;
-                ListeningSocket::Tcp(TcpListener::from_std(socket)?)
-            }
-            DuplicateListener::Unix(socket) => {
-                socket.set_nonblocking(true)?;
-                ListeningSocket::Unix(UnixListener::from_std(socket)?)
-            }
+    /// Duplicates the socket for a worker.
+    pub(super) fn duplicate(&self) -> io::Result<WorkerListener> {
+        let (socket, is_tcp): (OwnedFd, _) = match self.socket.duplicate()? {
+            DuplicateListener::Tcp(socket) => (socket.into(), true),
+            DuplicateListener::Unix(socket) => (socket.into(), false),
         };
-        Ok(RegisteredListener {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(WorkerListener {
             socket,
+            is_tcp,
             listener: Arc::clone(&self.listener),
         })
     }
@@ -141,15 +137,11 @@ fn has_address(socket: &BoundListener, wanted: &ListenAddress) -> bool {
     }
 }
 
-/// A listener that is registered with an event loop.
-pub(super) struct RegisteredListener {
-    socket: ListeningSocket,
+/// A listener as one worker has it. All workers share its queue.
+pub(super) struct WorkerListener {
+    socket: OwnedFd,
+    is_tcp: bool,
     listener: Arc<RelayListener>,
-}
-
-enum ListeningSocket {
-    Tcp(TcpListener),
-    Unix(UnixListener),
 }
 
 /// A connection that has been accepted.
@@ -159,23 +151,24 @@ pub(super) struct Accepted {
     pub(super) listener: Arc<RelayListener>,
 }
 
-impl Accept for RegisteredListener {
-    type Connection = Accepted;
+impl AsFd for WorkerListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
 
-    async fn accept(&self) -> io::Result<Accepted> {
-        let (socket, peer) = match &self.socket {
-            ListeningSocket::Tcp(listener) => {
-                let (socket, peer): (_, SocketAddr) = listener.accept().await?;
-                (Socket::Tcp(socket), Address::Tcp(peer))
-            }
-            ListeningSocket::Unix(listener) => {
-                let (socket, _) = listener.accept().await?;
-                (Socket::Unix(socket), Address::Unix)
-            }
+impl WorkerListener {
+    /// Accepts a connection. Fails with `EAGAIN` if none waits.
+    pub(super) fn accept(&self) -> io::Result<Accepted> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (socket, peer) = acceptfrom_with(&self.socket, flags)?;
+        let peer = match self.is_tcp {
+            true => peer.and_then(|peer| peer.try_into().ok()),
+            false => None,
         };
         Ok(Accepted {
-            socket,
-            peer,
+            socket: Socket::new(socket, self.is_tcp),
+            peer: peer.map_or(Address::Unix, Address::Tcp),
             listener: Arc::clone(&self.listener),
         })
     }

@@ -58,7 +58,7 @@ impl<L: Accept> Acceptor<L> {
                 Ok(connection) => return connection,
                 Err(error) if is_per_connection(&error) => {}
                 Err(error) => {
-                    report(&error);
+                    report_accept_error(&error);
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }
@@ -118,7 +118,8 @@ async fn take_permit(permits: &Semaphore, ask_for_room: impl Fn()) {
     }
 }
 
-fn report(error: &io::Error) {
+/// Says that no connection can be accepted for now.
+pub(crate) fn report_accept_error(error: &io::Error) {
     let hint = match Errno::from_io_error(error) {
         Some(Errno::MFILE) => "; raise the limit (ulimit -n) or lower --max-connections",
         _ => "",
@@ -138,7 +139,7 @@ fn start_accept<L: Accept>(listener: L) -> PendingAccept<L> {
 /// Whether the error concerns only the connection that was to be accepted, and not the listener or
 /// the process. If so, the next accept may succeed immediately, so no pause is needed. The list
 /// includes the network errors that accept(2) says to treat like EAGAIN, by retrying.
-fn is_per_connection(error: &io::Error) -> bool {
+pub(crate) fn is_per_connection(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
         Some(

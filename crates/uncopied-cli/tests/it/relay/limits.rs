@@ -134,7 +134,8 @@ fn without_descriptors_clients_wait_until_there_are_some() {
         (1, "cannot connect to targets for now: too many open files"),
     ] {
         let limit = |current| Rlimit { current, maximum };
-        prlimit(pid, Resource::Nofile, limit(Some(used + free))).unwrap();
+        let lowered = limit_that_leaves(free, relay.id());
+        prlimit(pid, Resource::Nofile, limit(Some(lowered))).unwrap();
         let mut second = connect(relay.address());
         second.write_all(b"y").unwrap();
         relay.wait_for_line(message);
@@ -152,6 +153,27 @@ fn without_descriptors_clients_wait_until_there_are_some() {
             ProcessResources::wait_until_within(relay.id(), Path::new("/"), &again, TEST_TIMEOUT);
         assert_eq!(within.descriptors, used as usize);
     }
+}
+
+/// Returns the descriptor limit with which a process can open `free` more descriptors. The limit is
+/// on the number of a descriptor, and the kernel gives out the lowest number that is free.
+fn limit_that_leaves(free: usize, process: u32) -> u64 {
+    let entries = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    let used: Vec<u64> = entries
+        .map(|entry| {
+            entry
+                .unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .parse()
+                .unwrap()
+        })
+        .collect();
+    (0..)
+        .filter(|number| !used.contains(number))
+        .nth(free)
+        .unwrap()
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::SendFlags;
 use rustix::net::sockopt::set_socket_linger;
 
 use super::peers::{Target, echo};
@@ -157,6 +158,25 @@ fn a_response_arrives_although_the_target_does_not_read_the_request() {
         assert!(received == response);
         let _ = client.shutdown(Shutdown::Both);
     });
+}
+
+/// A read ends before urgent data, although bytes follow it. A relay that took such a read for the
+/// last one would wait forever.
+#[test]
+fn bytes_after_urgent_data_are_relayed() {
+    let relay = relay(&[echo()], &["--threads", "1"]);
+    let mut client = connect(relay.address());
+    client.set_nodelay(true).unwrap();
+    for round in 0..200_u8 {
+        client.write_all(&[round, 1]).unwrap();
+        rustix::net::send(&client, &[0xff], SendFlags::OOB).unwrap();
+        client.write_all(&[round, 2]).unwrap();
+        let mut got = [0; 4];
+        client.read_exact(&mut got).unwrap();
+        assert_eq!(got, [round, 1, round, 2]);
+    }
+    drop(client);
+    assert!(relay.stop().status.success());
 }
 
 #[test]

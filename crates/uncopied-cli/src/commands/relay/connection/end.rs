@@ -3,9 +3,10 @@
 use std::fmt;
 use std::io;
 
-use uncopied::relay::{RelayEnd, RelayError};
+use uncopied::Side;
 
 use crate::commands::relay::proxy_protocol::Invalid;
+use crate::commands::relay::stats::Direction;
 use crate::error::kernel_text;
 
 /// The ways in which connections end, as metrics count them.
@@ -65,12 +66,37 @@ impl EndKind {
     }
 }
 
+/// The failure of one of the streams of a connection.
+#[derive(Debug)]
+pub(in crate::commands::relay) struct RelayFailure {
+    /// The direction of the stream.
+    pub(super) direction: Direction,
+    pub(super) error: uncopied::Error,
+}
+
+/// One of the two peers of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::commands::relay) enum Peer {
+    Client,
+    Target,
+}
+
+impl RelayFailure {
+    /// Returns the peer whose socket has failed. `None` if the relay itself has.
+    pub(super) fn peer(&self) -> Option<Peer> {
+        Some(match (self.error.side()?, self.direction) {
+            (Side::Source, Direction::ToTarget) | (Side::Sink, Direction::ToClient) => Peer::Client,
+            (Side::Sink, Direction::ToTarget) | (Side::Source, Direction::ToClient) => Peer::Target,
+        })
+    }
+}
+
 /// Why a connection ended, with what is known about it.
 #[derive(Debug)]
 pub(in crate::commands::relay) enum End {
     Finished,
     /// A socket has failed, or the relay itself.
-    Failed(RelayError),
+    Failed(RelayFailure),
     /// No target could be connected to. The text says why, for the last target that was tried.
     NoTarget(String),
     /// The first bytes are not a header of the PROXY protocol.
@@ -92,9 +118,9 @@ impl End {
     pub(in crate::commands::relay) fn kind(&self) -> EndKind {
         match self {
             Self::Finished => EndKind::Finished,
-            Self::Failed(error) => match error.failed_end() {
-                Some(RelayEnd::A) => EndKind::Client,
-                Some(RelayEnd::B) => EndKind::Target,
+            Self::Failed(failure) => match failure.peer() {
+                Some(Peer::Client) => EndKind::Client,
+                Some(Peer::Target) => EndKind::Target,
                 None => EndKind::Relay,
             },
             Self::Local(_) => EndKind::Relay,
@@ -121,13 +147,13 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Finished => f.write_str("both streams have ended"),
-            Self::Failed(error) => {
-                let socket = match error.failed_end() {
-                    Some(RelayEnd::A) => "client: ",
-                    Some(RelayEnd::B) => "target: ",
+            Self::Failed(failure) => {
+                let peer = match failure.peer() {
+                    Some(Peer::Client) => "client: ",
+                    Some(Peer::Target) => "target: ",
                     None => "",
                 };
-                write!(f, "{socket}{}", error.error())
+                write!(f, "{peer}{}", failure.error)
             }
             Self::NoTarget(why) => write!(f, "no target can be connected to: {why}"),
             Self::Local(error) => {

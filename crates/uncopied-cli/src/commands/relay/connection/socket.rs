@@ -1,111 +1,107 @@
-//! A socket of either kind, and how it is closed.
+//! A socket of either kind: how it is connected and closed.
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::task::{Context, Poll};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::net::sockopt::set_socket_linger;
-use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, sleep};
-use uncopied::relay::RelayError;
-use uncopied::tokio::Relay;
+use rustix::io::Errno;
+use rustix::net::sockopt::{set_socket_linger, socket_error};
+use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::commands::relay::stats::Direction;
+use crate::commands::relay::target::ConnectAddress;
 
-/// The maximum time for which a connection that has failed waits until the peer has received what
-/// was sent to it.
-const MAX_DELIVERY_TIME: Duration = Duration::from_secs(5);
-
-/// The interval at which such a connection looks whether the peer has received everything.
-const DELIVERY_INTERVAL: Duration = Duration::from_millis(20);
-
-/// A connected socket.
+/// A non-blocking socket.
 #[derive(Debug)]
-pub(in crate::commands::relay) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+pub(in crate::commands::relay) struct Socket {
+    descriptor: OwnedFd,
+    is_tcp: bool,
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(socket) => socket.as_fd(),
-        }
+        self.descriptor.as_fd()
     }
 }
 
 impl Socket {
-    /// Reads once, and appends at most `room` bytes to `buffer`. Returns 0 at the end of the
-    /// stream. Dropping the future loses no bytes.
-    pub(super) async fn read_some(&self, buffer: &mut Vec<u8>, room: usize) -> io::Result<usize> {
-        use bytes::BufMut as _;
-        loop {
-            let mut limited = (&mut *buffer).limit(room);
-            let read = match self {
-                Self::Tcp(socket) => {
-                    socket.readable().await?;
-                    socket.try_read_buf(&mut limited)
-                }
-                Self::Unix(socket) => {
-                    socket.readable().await?;
-                    socket.try_read_buf(&mut limited)
-                }
-            };
-            match read {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                other => return other,
+    /// Takes a socket that is non-blocking.
+    pub(in crate::commands::relay) fn new(descriptor: OwnedFd, is_tcp: bool) -> Self {
+        Self { descriptor, is_tcp }
+    }
+
+    /// Begins to connect to an address. The socket is connected once it is writable, and has failed
+    /// if epoll reports an error.
+    pub(super) fn connect(address: &ConnectAddress) -> io::Result<Self> {
+        let family = match address {
+            ConnectAddress::Tcp(SocketAddr::V4(_)) => AddressFamily::INET,
+            ConnectAddress::Tcp(SocketAddr::V6(_)) => AddressFamily::INET6,
+            ConnectAddress::Unix(_) => AddressFamily::UNIX,
+        };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let descriptor = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        let connected = match address {
+            ConnectAddress::Tcp(address) => rustix::net::connect(&descriptor, address),
+            ConnectAddress::Unix(path) => {
+                let address = SocketAddrUnix::new(path.as_path())?;
+                rustix::net::connect(&descriptor, &address)
             }
+        };
+        match connected {
+            Ok(()) | Err(Errno::INPROGRESS) => Ok(Self {
+                descriptor,
+                is_tcp: matches!(address, ConnectAddress::Tcp(_)),
+            }),
+            Err(errno) => Err(errno.into()),
         }
+    }
+
+    pub(super) fn is_tcp(&self) -> bool {
+        self.is_tcp
+    }
+
+    /// Returns the error that the socket has, and clears it.
+    pub(super) fn take_error(&self) -> Option<io::Error> {
+        match socket_error(self) {
+            Ok(Ok(())) => None,
+            Ok(Err(errno)) | Err(errno) => Some(errno.into()),
+        }
+    }
+
+    /// Receives once, and appends at most `room` bytes to `buffer`. Returns 0 at the end of the
+    /// stream.
+    pub(super) fn receive(&self, buffer: &mut Vec<u8>, room: usize) -> Result<usize, Errno> {
+        let filled = buffer.len();
+        buffer.resize(filled + room, 0);
+        let received = rustix::io::retry_on_intr(|| {
+            rustix::net::recv(self, &mut buffer[filled..], RecvFlags::empty())
+        });
+        let count = received.map_or(0, |(_, count)| count);
+        buffer.truncate(filled + count);
+        received.map(|(_, count)| count)
     }
 
     /// Returns the address of this end. `None` for a Unix socket.
     pub(super) fn local_address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(socket) => socket.local_addr().ok(),
-            Self::Unix(_) => None,
-        }
+        let address = rustix::net::getsockname(self).ok()?;
+        address.try_into().ok()
     }
 
-    /// Waits until the peer's host has received what was sent to it, but only for a bounded time.
-    pub(super) async fn wait_until_delivered(&self) {
-        let end = Instant::now() + MAX_DELIVERY_TIME;
-        while uncopied::queued_bytes(self).is_ok_and(|bytes| bytes > 0) && Instant::now() < end {
-            sleep(DELIVERY_INTERVAL).await;
-        }
+    /// Whether the peer's host has received what was sent to it.
+    pub(super) fn is_delivered(&self) -> bool {
+        uncopied::queued_bytes(self).map_or(true, |bytes| bytes == 0)
     }
 
     /// Closes the socket so that the peer finds the stream cut, and not ended: it would take the
     /// bytes of a stream that has ended for all there are. The kernel forgets what the peer has not
     /// received.
     pub(in crate::commands::relay) fn reset(self) {
-        // Ignore an error: a Unix socket has no such option, and the socket is closed all the same.
-        let _ = set_socket_linger(&self, Some(Duration::ZERO));
+        self.reset_when_closed();
     }
-}
 
-/// Moves bytes of one stream. See [`Relay::poll`].
-pub(super) fn poll_relay(
-    relay: &mut Relay,
-    context: &mut Context<'_>,
-    direction: Direction,
-    client: &Socket,
-    target: &Socket,
-) -> Poll<Result<(), RelayError>> {
-    macro_rules! poll {
-        ($client:expr, $target:expr) => {
-            match direction {
-                Direction::ToTarget => relay.poll_a_to_b(context, $client, $target),
-                Direction::ToClient => relay.poll_b_to_a(context, $client, $target),
-            }
-        };
-    }
-    match (client, target) {
-        (Socket::Tcp(client), Socket::Tcp(target)) => poll!(client, target),
-        (Socket::Tcp(client), Socket::Unix(target)) => poll!(client, target),
-        (Socket::Unix(client), Socket::Tcp(target)) => poll!(client, target),
-        (Socket::Unix(client), Socket::Unix(target)) => poll!(client, target),
+    /// Makes closing the socket do what [`reset`](Self::reset) does.
+    pub(super) fn reset_when_closed(&self) {
+        // Ignore an error: a Unix socket has no such option, and the socket is closed all the same.
+        let _ = set_socket_linger(self, Some(Duration::ZERO));
     }
 }

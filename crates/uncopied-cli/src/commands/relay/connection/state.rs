@@ -1,4 +1,4 @@
-//! The state of one connection that its task shares with the control thread.
+//! The state of one connection that its worker shares with the control thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,8 +10,8 @@ use crate::server::connections::{CommandSlot, Commanded, ConnectionCommand};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(in crate::commands::relay) enum Phase {
-    /// It waits for a header of the PROXY protocol, or connects to a target. Its task enforces the
-    /// time limits of this phase.
+    /// It waits for a header of the PROXY protocol, or connects to a target. Its worker enforces
+    /// the time limits of this phase.
     Connecting = 0,
     /// It relays both streams.
     Relaying = 1,
@@ -36,7 +36,7 @@ pub(in crate::commands::relay) struct ConnectionState {
     /// The lowest bits hold the phase. The bits above them hold the time of the last progress, in
     /// milliseconds on the clock of [`coarse_now`].
     phase: AtomicU64,
-    /// Whether the task is to look how far the peers have read; see
+    /// Whether the worker is to look how far the peers have read; see
     /// [`ConnectionState::request_look`].
     must_look: AtomicBool,
     /// Whether the last look has found that the peers have nothing to read.
@@ -111,7 +111,7 @@ impl ConnectionState {
         }
     }
 
-    /// Whether the task is to look. Resets the request.
+    /// Whether the worker is to look. Resets the request.
     pub(super) fn take_look(&self) -> bool {
         // Check first, because a load costs less than a swap, and a look is rarely requested.
         self.must_look.load(Ordering::Relaxed) && self.must_look.swap(false, Ordering::Acquire)
