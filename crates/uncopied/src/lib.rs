@@ -172,8 +172,8 @@ pub use in_flight::{
     LimitAction, SendOutcome, in_flight_bytes, set_process_in_flight_limit,
 };
 pub use policy::{
-    Mechanism, ParseMechanismError, Support, set_zero_copy_receive, set_zero_copy_send,
-    zero_copy_receive_enabled, zero_copy_send_enabled,
+    Mechanism, ParseMechanismError, Support, Tuning, TuningError, set_zero_copy_receive,
+    set_zero_copy_send, zero_copy_receive_enabled, zero_copy_send_enabled,
 };
 pub use receive::zcrx;
 pub use receive::{

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use uncopied::arena::Pages;
 use uncopied::policy::{Driver, Mechanism};
-use uncopied::{Channel, SendOptions, zero_copy_send_enabled};
+use uncopied::{Channel, SendOptions, Tuning, zero_copy_send_enabled};
 
 use super::Stream;
 use crate::options::StreamOptions;
@@ -16,7 +16,7 @@ use crate::totals::Totals;
 /// The minimum length of a slice of pages that is sent with a call of its own, following the plan
 /// for pages. Shorter slices are written together with the slices next to them.
 ///
-/// The plan itself allows zero copy for 16 KiB or more. The minimum here is higher, because a slice
+/// The plan itself may allow zero copy for fewer bytes. The minimum here is higher, because a slice
 /// that is sent with a call of its own also costs another call for the slices in front of it.
 /// HTTP/2 sends frames of 16 KiB, so with a minimum of 16 KiB, each frame would cost the additional
 /// call, even if the plan then copied the frame.
@@ -66,13 +66,17 @@ impl Stream {
             let sender = self.page_sender.as_ref();
             sender.is_some_and(|sender| sender.channel.goes_on_with(pages))
         };
-        let is_forced_to_copy = || {
-            let plan = self.options.forced_for_pages.as_ref();
-            plan.is_some_and(|plan| plan.mechanisms() == [Mechanism::Copy])
+        let is_copied = || match &self.options.forced_for_pages {
+            Some(forced) => forced.mechanisms() == [Mechanism::Copy],
+            None => {
+                let tuning = Tuning::current();
+                let min_bytes = tuning.vmsplice_min_bytes.min(tuning.notified_min_bytes);
+                (pages.len() as u64) < min_bytes && !is_rest()
+            }
         };
         (pages.len() >= PAGE_SEND_MIN_BYTES || is_rest())
             && zero_copy_send_enabled()
-            && !is_forced_to_copy()
+            && !is_copied()
     }
 
     /// Sends some of the pages. Pages that the kernel may still read stay allocated, even if the

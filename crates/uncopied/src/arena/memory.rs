@@ -10,6 +10,7 @@ use super::{
     BlockCount, ChunkPart, CopyCount, Located, Pages, ProtectedCall, ReceivedPages, RegionPart,
     locate,
 };
+use crate::policy::{Tuning, WriteProtection};
 use crate::sys::Mapped;
 
 /// A handle to bytes that can be sent without a copy. While the handle exists, the memory stays
@@ -273,12 +274,12 @@ impl Memory {
         }
     }
 
-    /// Counts a send of this memory. Returns the length, in bytes, of the shortest zero-copy send
-    /// that is cheaper than a copy. 0 for memory that sets no minimum of its own.
-    pub(crate) fn min_bytes_of_next_send(&self) -> usize {
+    /// Counts a send of this memory. Returns what must be done so that the memory cannot change
+    /// while it is in flight.
+    pub(crate) fn protection_of_next_send(&self, tuning: &Tuning) -> WriteProtection {
         match self {
-            Self::Pages(_) | Self::Received(_) | Self::Bytes(_) => 0,
-            Self::Region(part) => part.min_bytes_of_next_send(),
+            Self::Pages(_) | Self::Received(_) | Self::Bytes(_) => WriteProtection::NotNeeded,
+            Self::Region(part) => part.protection_of_next_send(tuning),
         }
     }
 

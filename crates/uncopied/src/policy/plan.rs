@@ -1,11 +1,15 @@
 //! The order in which mechanisms are tried: one table for each direction.
 
 mod copy;
+mod memory;
 
 use std::fmt;
 
-use super::{Mechanism, Support, zero_copy_receive_enabled, zero_copy_send_enabled};
+use super::{
+    Mechanism, Support, Tuning, reaches, zero_copy_receive_enabled, zero_copy_send_enabled,
+};
 pub use copy::{CopyPlanInput, DescriptorKind, plan_copy};
+pub use memory::{Driver, MemoryPlanInput, WriteProtection, plan_memory};
 
 /// An ordered list of mechanisms. A transfer starts with the first mechanism. Whenever the current
 /// one turns out to be unsupported, the transfer continues with the next one, from the first byte
@@ -118,6 +122,17 @@ pub enum Length {
     UntilEof,
 }
 
+impl Length {
+    /// Whether this is enough for a mechanism that pays from `min_bytes` on. What is not known
+    /// counts as enough.
+    fn reaches(self, min_bytes: u64) -> bool {
+        match self {
+            Self::Exact(bytes) => reaches(bytes, min_bytes),
+            Self::UntilEof => min_bytes != Tuning::NEVER,
+        }
+    }
+}
+
 /// The properties of a transfer from a file that, together with [`Support`], determine its plan.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
@@ -131,11 +146,14 @@ pub struct FilePlanInput {
     pub force_copy: bool,
     /// Whether zero-copy sending is [switched on](crate::zero_copy_send_enabled) in this process.
     pub zero_copy_enabled: bool,
+    /// From which lengths the mechanisms pay.
+    pub tuning: Tuning,
 }
 
 impl FilePlanInput {
     /// Returns the properties of a transfer of `length` bytes that need not be copied, with
-    /// `zero_copy_enabled` as it is [now](crate::zero_copy_send_enabled).
+    /// `zero_copy_enabled` as it is [now](crate::zero_copy_send_enabled) and the
+    /// [current](Tuning::current) tuning.
     #[must_use]
     pub fn new(source: SourceKind, length: Length) -> Self {
         Self {
@@ -143,17 +161,10 @@ impl FilePlanInput {
             length,
             force_copy: false,
             zero_copy_enabled: zero_copy_send_enabled(),
+            tuning: Tuning::current(),
         }
     }
 }
-
-/// For transfers of at least this many bytes, mapping the file costs less than the copy that it
-/// saves.
-///
-/// Mapping and unmapping take two system calls, which may have to flush address translations on
-/// other cores. In addition, the kernel handles one page fault per 64 KiB when it reads the mapped
-/// pages.
-const MMAP_WRITE_MIN_BYTES: u64 = 256 << 10;
 
 /// The table for sending a file to a socket, in order of preference.
 ///
@@ -167,18 +178,17 @@ const MMAP_WRITE_MIN_BYTES: u64 = 256 << 10;
 const FILE_TO_SOCKET: [Row<FilePlanInput>; 4] = [
     Row {
         mechanism: Mechanism::Sendfile,
-        pays: |_| true,
+        pays: |input| input.length.reaches(input.tuning.sendfile_min_bytes),
     },
     Row {
         mechanism: Mechanism::Splice,
-        pays: |_| true,
+        pays: |input| input.length.reaches(input.tuning.sendfile_min_bytes),
     },
     Row {
         mechanism: Mechanism::MmapWrite,
-        pays: |input| match (input.source, input.length) {
-            (SourceKind::File, Length::Exact(bytes)) => bytes >= MMAP_WRITE_MIN_BYTES,
-            (SourceKind::File, Length::UntilEof) => true,
-            (SourceKind::Other, _) => false,
+        pays: |input| {
+            let is_long = input.length.reaches(input.tuning.mmap_write_min_bytes);
+            input.source == SourceKind::File && is_long
         },
     },
     Row {
@@ -205,142 +215,6 @@ pub fn plan_file(input: &FilePlanInput, support: &Support) -> Plan {
     select(&FILE_TO_SOCKET, input, support)
 }
 
-/// The properties of a send from memory that, together with [`Support`], determine its plan.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct MemoryPlanInput {
-    /// The number of bytes to send.
-    pub len: usize,
-    /// Whether the first byte lies at the start of a page.
-    pub is_page_aligned: bool,
-    /// Whether it costs nothing extra to never write to the page frames again after the send.
-    /// `vmsplice` requires this, because nothing reports when the kernel is done with the frames.
-    /// True for pages that were [frozen permanently](crate::arena::PageBuffer::freeze_permanently),
-    /// and for regions, which replace such a frame with a new one when it is next written to.
-    pub is_permanent: bool,
-    /// The smallest zero-copy send of this kind of memory that pays, in bytes. It is 0 except for
-    /// regions, whose pages must first be protected against writes, which has a cost of its own.
-    pub min_bytes: usize,
-    /// Whether the kernel is expected to copy even zero-copy sends, because the peer is known to be
-    /// on this machine, or because the latest notifications reported copies.
-    pub kernel_copies: bool,
-    /// Whether the network interface can gather the parts of a packet from several pieces of memory
-    /// (`ethtool -k`: `scatter-gather`). If it cannot, the kernel copies every packet.
-    pub is_gathered: bool,
-    /// Whether the socket is TCP. Unix sockets support neither `MSG_ZEROCOPY` nor `SEND_ZC`.
-    pub is_tcp: bool,
-    /// The code that waits for the socket to become writable.
-    pub driver: Driver,
-    /// Whether zero-copy sending is [switched on](crate::zero_copy_send_enabled) in this process.
-    pub zero_copy_enabled: bool,
-}
-
-impl MemoryPlanInput {
-    /// Returns the properties of a send of `len` bytes of page-aligned memory over TCP to another
-    /// machine. The memory is not permanent and has no minimum length, and `zero_copy_enabled` is
-    /// as it is [now](crate::zero_copy_send_enabled). Change the fields for any other send.
-    #[must_use]
-    pub fn new(len: usize, driver: Driver) -> Self {
-        Self {
-            len,
-            is_page_aligned: true,
-            is_permanent: false,
-            min_bytes: 0,
-            kernel_copies: false,
-            is_gathered: true,
-            is_tcp: true,
-            driver,
-            zero_copy_enabled: zero_copy_send_enabled(),
-        }
-    }
-}
-
-/// What waits for a socket to become writable. The plan depends on it because not every driver
-/// tolerates notifications in the socket's error queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Driver {
-    /// The caller, in a blocking call or in its own event loop. It also drains the socket's error
-    /// queue.
-    Caller,
-    /// tokio. It treats a socket with entries in its error queue as broken, and never waits for
-    /// that socket again. So notifications must not arrive in the error queue.
-    Tokio,
-}
-
-/// Sends of at least this many bytes are cheaper with a zero-copy mechanism than with a copy,
-/// unless the kernel ends up copying them regardless.
-///
-/// A zero-copy send has a fixed cost per call, for taking page references and processing the
-/// notification, whereas a copy costs per byte. The kernel documentation (`msg_zerocopy.rst`) puts
-/// the break-even point at about 10 KB.
-const ZERO_COPY_MIN_BYTES: usize = 16 << 10;
-
-/// Sends of at least this many bytes, from pages that are never written to again, take less CPU
-/// time with `vmsplice` and `splice` than with a copy, even if the peer is on the same machine.
-const VMSPLICE_MIN_BYTES: usize = 64 << 10;
-
-/// The table for sending memory to a socket, in order of preference. [`plan_memory`] checks first
-/// whether the memory is eligible at all.
-///
-/// - `vmsplice` is for permanent pages: no copy is made for any peer, and no notification is
-///   needed, because the pages are never written to again. A pipe slot refers to at most one page,
-///   so memory that does not begin at the start of a page moves fewer bytes per call.
-/// - `send_zc` (on tokio) and `msg_zerocopy` (elsewhere) are used only if the kernel is not
-///   expected to copy. If it copies, they cost more than a plain copy.
-/// - `copy` always works.
-const MEMORY_TO_SOCKET: [Row<MemoryPlanInput>; 4] = [
-    Row {
-        mechanism: Mechanism::Vmsplice,
-        pays: |input| {
-            input.is_permanent && input.is_page_aligned && input.len >= VMSPLICE_MIN_BYTES
-        },
-    },
-    Row {
-        mechanism: Mechanism::MsgZerocopy,
-        pays: |input| input.driver == Driver::Caller && notified_send_pays(input),
-    },
-    Row {
-        mechanism: Mechanism::SendZc,
-        pays: |input| input.driver == Driver::Tokio && notified_send_pays(input),
-    },
-    Row {
-        mechanism: Mechanism::Copy,
-        pays: |_| true,
-    },
-];
-
-fn notified_send_pays(input: &MemoryPlanInput) -> bool {
-    input.is_tcp && !input.kernel_copies && input.len >= ZERO_COPY_MIN_BYTES
-}
-
-/// Returns the mechanisms for sending memory, best first. The last one is always `copy`.
-///
-/// Memory is copied if it is shorter than a page or than [`MemoryPlanInput::min_bytes`], or if the
-/// interface cannot gather. Only
-/// `vmsplice` needs memory that begins at the start of a page.
-///
-/// ```
-/// use uncopied::policy::{Driver, MemoryPlanInput, plan_memory};
-/// use uncopied::{Mechanism, Support};
-///
-/// let mut input = MemoryPlanInput::new(1 << 20, Driver::Tokio);
-/// let plan = plan_memory(&input, &Support::none_refused());
-/// assert_eq!(plan.mechanisms()[0], Mechanism::SendZc);
-///
-/// input.is_tcp = false;
-/// let plan = plan_memory(&input, &Support::none_refused());
-/// assert_eq!(plan.mechanisms(), [Mechanism::Copy]);
-/// ```
-#[must_use]
-pub fn plan_memory(input: &MemoryPlanInput, support: &Support) -> Plan {
-    let min_bytes = rustix::param::page_size().max(input.min_bytes);
-    if !input.zero_copy_enabled || !input.is_gathered || input.len < min_bytes {
-        return Plan::copying();
-    }
-    select(&MEMORY_TO_SOCKET, input, support)
-}
-
 /// The properties of receiving a chunk into memory that, together with [`Support`], determine its
 /// plan.
 #[derive(Clone, Copy, Debug)]
@@ -356,12 +230,14 @@ pub struct ReceivePlanInput {
     /// Whether zero-copy receiving is [switched on](crate::zero_copy_receive_enabled) in this
     /// process.
     pub zero_copy_enabled: bool,
+    /// From which lengths the mechanisms pay.
+    pub tuning: Tuning,
 }
 
 impl ReceivePlanInput {
     /// Returns the properties of a chunk of `expected_bytes` over TCP, on a socket on which nothing
     /// was mapped before, with `zero_copy_enabled` as it is
-    /// [now](crate::zero_copy_receive_enabled).
+    /// [now](crate::zero_copy_receive_enabled) and the [current](Tuning::current) tuning.
     #[must_use]
     pub fn new(expected_bytes: usize) -> Self {
         Self {
@@ -369,18 +245,10 @@ impl ReceivePlanInput {
             mapped_percent: None,
             is_tcp: true,
             zero_copy_enabled: zero_copy_receive_enabled(),
+            tuning: Tuning::current(),
         }
     }
 }
-
-/// Chunks of at least this many bytes may be cheaper to map than to copy. For shorter ones, the
-/// call itself and the unmapping cost more than the copy.
-///
-/// Mapping and unmapping a page take about 0.5 µs. A copy takes about as long if the bytes are in
-/// a cache of the CPU, as they are on loopback (`compare receive`). It takes longer if a network
-/// card has just written them to memory: the kernel's `tcp_mmap` reports 88 to 110 µs per MB with
-/// mapping, and 202 to 251 with copies.
-const MAP_RECEIVE_MIN_BYTES: usize = 16 << 10;
 
 /// If the kernel maps less than this part of the bytes, in percent, it is cheaper to copy all of
 /// them: what cannot be mapped needs a second call.
@@ -399,7 +267,10 @@ const SOCKET_TO_MEMORY: [Row<ReceivePlanInput>; 2] = [
         pays: |input| {
             let maps = |percent| percent >= MAP_RECEIVE_MIN_PERCENT;
             input.is_tcp
-                && input.expected_bytes >= MAP_RECEIVE_MIN_BYTES
+                && reaches(
+                    input.expected_bytes as u64,
+                    input.tuning.map_receive_min_bytes,
+                )
                 && input.mapped_percent.is_none_or(maps)
         },
     },
@@ -456,6 +327,8 @@ pub enum SinkKind {
 pub struct ReceiveFilePlanInput {
     /// The kind of sink that the bytes go to.
     pub sink: SinkKind,
+    /// The number of bytes to receive.
+    pub length: Length,
     /// Whether the socket is TCP.
     pub is_tcp: bool,
     /// Whether every byte must be copied to memory of this process and from there to the sink.
@@ -463,18 +336,23 @@ pub struct ReceiveFilePlanInput {
     /// Whether zero-copy receiving is [switched on](crate::zero_copy_receive_enabled) in this
     /// process.
     pub zero_copy_enabled: bool,
+    /// From which lengths the mechanisms pay.
+    pub tuning: Tuning,
 }
 
 impl ReceiveFilePlanInput {
-    /// Returns the properties of receiving over TCP that need not copy, with `zero_copy_enabled` as
-    /// it is [now](crate::zero_copy_receive_enabled).
+    /// Returns the properties of receiving `length` bytes over TCP that need not be copied, with
+    /// `zero_copy_enabled` as it is [now](crate::zero_copy_receive_enabled) and the
+    /// [current](Tuning::current) tuning.
     #[must_use]
-    pub fn new(sink: SinkKind) -> Self {
+    pub fn new(sink: SinkKind, length: Length) -> Self {
         Self {
             sink,
+            length,
             is_tcp: true,
             force_copy: false,
             zero_copy_enabled: zero_copy_receive_enabled(),
+            tuning: Tuning::current(),
         }
     }
 }
@@ -498,7 +376,14 @@ const SOCKET_TO_FILE: [Row<ReceiveFilePlanInput>; 3] = [
     },
     Row {
         mechanism: Mechanism::Splice,
-        pays: |input| !matches!(input.sink, SinkKind::Other | SinkKind::Direct),
+        pays: |input| match input.sink {
+            SinkKind::File => {
+                let min_bytes = input.tuning.receive_file_splice_min_bytes;
+                input.length.reaches(min_bytes)
+            }
+            SinkKind::Pipe | SinkKind::Null => true,
+            SinkKind::Direct | SinkKind::Other => false,
+        },
     },
     Row {
         mechanism: Mechanism::Copy,
@@ -510,10 +395,10 @@ const SOCKET_TO_FILE: [Row<ReceiveFilePlanInput>; 3] = [
 /// is always `copy`.
 ///
 /// ```
-/// use uncopied::policy::{ReceiveFilePlanInput, SinkKind, plan_receive_file};
+/// use uncopied::policy::{Length, ReceiveFilePlanInput, SinkKind, plan_receive_file};
 /// use uncopied::{Mechanism, Support};
 ///
-/// let input = ReceiveFilePlanInput::new(SinkKind::Pipe);
+/// let input = ReceiveFilePlanInput::new(SinkKind::Pipe, Length::UntilEof);
 /// let plan = plan_receive_file(&input, &Support::none_refused());
 /// assert_eq!(plan.mechanisms(), [Mechanism::Splice, Mechanism::Copy]);
 /// ```
@@ -536,16 +421,19 @@ pub struct RelayPlanInput {
     /// [sending](crate::zero_copy_send_enabled) and for
     /// [receiving](crate::zero_copy_receive_enabled).
     pub zero_copy_enabled: bool,
+    /// From which lengths the mechanisms pay.
+    pub tuning: Tuning,
 }
 
 impl RelayPlanInput {
     /// Returns the properties of a transfer that need not copy, with `zero_copy_enabled` as it is
-    /// now.
+    /// now and the [current](Tuning::current) tuning.
     #[must_use]
     pub fn new() -> Self {
         Self {
             force_copy: false,
             zero_copy_enabled: zero_copy_send_enabled() && zero_copy_receive_enabled(),
+            tuning: Tuning::current(),
         }
     }
 }
@@ -565,7 +453,7 @@ impl Default for RelayPlanInput {
 const SOCKET_TO_SOCKET: [Row<RelayPlanInput>; 2] = [
     Row {
         mechanism: Mechanism::Splice,
-        pays: |_| true,
+        pays: |input| input.tuning.relay_splice_min_bytes != Tuning::NEVER,
     },
     Row {
         mechanism: Mechanism::Copy,
@@ -593,13 +481,11 @@ pub fn plan_relay(input: &RelayPlanInput, support: &Support) -> Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::Mechanism::{
-        Copy, Discard, MapReceive, MmapWrite, MsgZerocopy, SendZc, Sendfile, Splice, Vmsplice,
-    };
+    use super::Mechanism::{Copy, Discard, MapReceive, MmapWrite, Sendfile, Splice};
     use super::*;
     use crate::sys::Errno;
 
-    fn refusing(mechanisms: &[Mechanism]) -> Support {
+    pub(super) fn refusing(mechanisms: &[Mechanism]) -> Support {
         let mut support = Support::none_refused();
         for &mechanism in mechanisms {
             support.record_refusal(mechanism, Errno::INVAL);
@@ -610,12 +496,13 @@ mod tests {
     #[test]
     fn plans_for_files() {
         use Length::{Exact, UntilEof};
-        const MIN: u64 = MMAP_WRITE_MIN_BYTES;
+        const MIN: u64 = 256 << 10;
         let file = FilePlanInput {
             source: SourceKind::File,
             length: UntilEof,
             force_copy: false,
             zero_copy_enabled: true,
+            tuning: Tuning::default(),
         };
         let of_length = |length| FilePlanInput { length, ..file };
         let other = FilePlanInput {
@@ -653,103 +540,20 @@ mod tests {
     }
 
     #[test]
-    fn plans_for_memory() {
-        let usual = MemoryPlanInput {
-            len: 1 << 20,
-            is_page_aligned: true,
-            is_permanent: false,
-            min_bytes: 0,
-            kernel_copies: false,
-            is_gathered: true,
-            is_tcp: true,
-            driver: Driver::Caller,
-            zero_copy_enabled: true,
-        };
-        let permanent = MemoryPlanInput {
-            is_permanent: true,
-            ..usual
-        };
-        let on_tokio = MemoryPlanInput {
-            driver: Driver::Tokio,
-            ..usual
-        };
-        let too_short = MemoryPlanInput {
-            len: ZERO_COPY_MIN_BYTES - 1,
-            ..usual
-        };
-        let unaligned = MemoryPlanInput {
-            is_page_aligned: false,
-            ..usual
-        };
-        let unaligned_permanent = MemoryPlanInput {
-            is_permanent: true,
-            ..unaligned
-        };
-        let copied_anyway = MemoryPlanInput {
-            kernel_copies: true,
-            ..usual
-        };
-        let not_gathered = MemoryPlanInput {
-            is_gathered: false,
-            ..permanent
-        };
-        let unix = MemoryPlanInput {
-            is_tcp: false,
-            ..usual
-        };
-        let disabled = MemoryPlanInput {
-            zero_copy_enabled: false,
-            ..permanent
-        };
-        let below_its_minimum = MemoryPlanInput {
-            min_bytes: (1 << 20) + 1,
-            ..permanent
-        };
-        let permanent_unix = MemoryPlanInput {
-            is_tcp: false,
-            ..permanent
-        };
-        let short_permanent = MemoryPlanInput {
-            len: VMSPLICE_MIN_BYTES - 1,
-            kernel_copies: true,
-            ..permanent
-        };
-        let rows: &[(MemoryPlanInput, &[Mechanism], &[Mechanism])] = &[
-            (usual, &[], &[MsgZerocopy, Copy]),
-            (on_tokio, &[], &[SendZc, Copy]),
-            (too_short, &[], &[Copy]),
-            (unaligned, &[], &[MsgZerocopy, Copy]),
-            (unaligned_permanent, &[], &[MsgZerocopy, Copy]),
-            (copied_anyway, &[], &[Copy]),
-            (not_gathered, &[], &[Copy]),
-            (unix, &[], &[Copy]),
-            (disabled, &[], &[Copy]),
-            (usual, &[MsgZerocopy], &[Copy]),
-            (permanent, &[], &[Vmsplice, MsgZerocopy, Copy]),
-            (below_its_minimum, &[], &[Copy]),
-            (permanent_unix, &[], &[Vmsplice, Copy]),
-            (short_permanent, &[], &[Copy]),
-        ];
-        for (input, refused, expected) in rows {
-            let plan = plan_memory(input, &refusing(refused));
-            assert_eq!(plan.mechanisms(), *expected, "{input:?} {refused:?}");
-        }
-    }
-
-    #[test]
     fn plans_for_receiving() {
         let usual = ReceivePlanInput {
-            expected_bytes: MAP_RECEIVE_MIN_BYTES,
+            expected_bytes: 16 << 10,
             mapped_percent: None,
             is_tcp: true,
             zero_copy_enabled: true,
+            tuning: Tuning::default(),
         };
         let with_percent = |percent| ReceivePlanInput {
             mapped_percent: Some(percent),
             ..usual
         };
         let short = ReceivePlanInput {
-            expected_bytes: MAP_RECEIVE_MIN_BYTES - 1,
+            expected_bytes: (16 << 10) - 1,
             ..usual
         };
         let unix = ReceivePlanInput {
@@ -783,9 +587,11 @@ mod tests {
     fn plans_for_receiving_into_files() {
         let file = ReceiveFilePlanInput {
             sink: SinkKind::File,
+            length: Length::UntilEof,
             is_tcp: true,
             force_copy: false,
             zero_copy_enabled: true,
+            tuning: Tuning::default(),
         };
         let to = |sink| ReceiveFilePlanInput { sink, ..file };
         let null = to(SinkKind::Null);
@@ -817,6 +623,65 @@ mod tests {
         for (input, refused, expected) in rows {
             let plan = plan_receive_file(input, &refusing(refused));
             assert_eq!(plan.mechanisms(), *expected, "{input:?} {refused:?}");
+        }
+    }
+
+    #[test]
+    fn each_threshold_is_that_of_the_tuning() {
+        use Length::{Exact, UntilEof};
+        let none = Support::none_refused();
+        let first = |plan: Plan| plan.mechanisms()[0];
+        let tuning = |key, bytes| Tuning::default().with(key, bytes).expect("a key");
+        for bytes in [1000, Tuning::NEVER] {
+            let is_never = bytes == Tuning::NEVER;
+            let lengths = [
+                (Exact(bytes - 1), false),
+                (Exact(bytes), !is_never),
+                (UntilEof, !is_never),
+            ];
+            for (length, pays) in lengths {
+                let of = |mechanism| if pays { mechanism } else { Copy };
+                let file = |key| FilePlanInput {
+                    tuning: tuning(key, bytes),
+                    ..FilePlanInput::new(SourceKind::File, length)
+                };
+                let mapped = plan_file(
+                    &file("mmap_write_min_bytes"),
+                    &refusing(&[Sendfile, Splice]),
+                );
+                assert_eq!(first(mapped), of(MmapWrite), "{length:?}");
+                let sent = plan_file(&file("sendfile_min_bytes"), &refusing(&[MmapWrite]));
+                let expected: &[Mechanism] = if pays {
+                    &[Sendfile, Splice, Copy]
+                } else {
+                    &[Copy]
+                };
+                assert_eq!(sent.mechanisms(), expected, "{length:?}");
+                let received = |sink| ReceiveFilePlanInput {
+                    tuning: tuning("receive_file_splice_min_bytes", bytes),
+                    ..ReceiveFilePlanInput::new(sink, length)
+                };
+                let to_file = plan_receive_file(&received(SinkKind::File), &none);
+                assert_eq!(first(to_file), of(Splice), "{length:?}");
+                let to_pipe = plan_receive_file(&received(SinkKind::Pipe), &none);
+                assert_eq!(first(to_pipe), Splice, "{length:?}");
+            }
+            let received = |len| ReceivePlanInput {
+                tuning: tuning("map_receive_min_bytes", bytes),
+                ..ReceivePlanInput::new(len)
+            };
+            let pays = if is_never { Copy } else { MapReceive };
+            assert_eq!(first(plan_receive(&received(bytes as usize), &none)), pays);
+            assert_eq!(
+                first(plan_receive(&received(bytes as usize - 1), &none)),
+                Copy
+            );
+            let relayed = RelayPlanInput {
+                tuning: tuning("relay_splice_min_bytes", bytes),
+                ..RelayPlanInput::new()
+            };
+            let pays = if is_never { Copy } else { Splice };
+            assert_eq!(first(plan_relay(&relayed, &none)), pays);
         }
     }
 

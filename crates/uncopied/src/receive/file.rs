@@ -222,7 +222,7 @@ impl<'a> ReceiveFile<'a> {
             is_tcp,
             force_copy: self.force_copy,
             zero_copy_enabled,
-            ..ReceiveFilePlanInput::new(sink_kind)
+            ..ReceiveFilePlanInput::new(sink_kind, self.length)
         };
         let plan = match self.forced {
             Some(forced) if zero_copy_enabled && !self.force_copy => forced,

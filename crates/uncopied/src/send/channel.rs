@@ -7,7 +7,9 @@ use crate::arena::Memory;
 use crate::endpoint::{self, IpAddresses, interface_gathers};
 use crate::error::{Error, ErrorKind};
 use crate::mechanism::memory_to_socket::MemorySink;
-use crate::policy::{Driver, MemoryPlanInput, Plan, plan_memory, zero_copy_send_enabled};
+use crate::policy::{
+    Driver, MemoryPlanInput, Plan, Tuning, WriteProtection, plan_memory, zero_copy_send_enabled,
+};
 use crate::report::Report;
 use crate::transfer::{MemoryProgress, MemoryTransfer};
 
@@ -66,12 +68,12 @@ struct MemoryShape {
     len: usize,
     is_page_aligned: bool,
     is_permanent: bool,
-    min_bytes: usize,
+    protection: WriteProtection,
 }
 
 impl MemoryShape {
     /// Must be called once for each send, which this counts for its memory.
-    fn of(parts: &[Memory]) -> Self {
+    fn of(parts: &[Memory], tuning: &Tuning) -> Self {
         let page = rustix::param::page_size();
         Self {
             len: parts.iter().map(Memory::len).sum(),
@@ -79,11 +81,11 @@ impl MemoryShape {
                 .first()
                 .is_some_and(|first| first.address().is_multiple_of(page)),
             is_permanent: parts.iter().all(Memory::is_permanent),
-            min_bytes: parts
+            protection: parts
                 .iter()
-                .map(Memory::min_bytes_of_next_send)
+                .map(|part| part.protection_of_next_send(tuning))
                 .max()
-                .unwrap_or(0),
+                .unwrap_or(WriteProtection::NotNeeded),
         }
     }
 }
@@ -160,11 +162,12 @@ impl Channel {
         let memory = memory.into();
         let (address, len) = (memory.address(), memory.len());
         let parts = vec![memory];
+        let tuning = Tuning::current();
         let whole = match self.unfinished.take() {
             Some(unfinished) if unfinished.rest == address => unfinished.whole,
-            _ => MemoryShape::of(&parts),
+            _ => MemoryShape::of(&parts, &tuning),
         };
-        let mut transfer = MemoryTransfer::new(parts, self.plan(whole));
+        let mut transfer = MemoryTransfer::new(parts, self.plan(whole, tuning));
         let progress = loop {
             match transfer.step(&mut self.sink, socket.as_fd())? {
                 MemoryProgress::FellBack => {}
@@ -198,11 +201,12 @@ impl Channel {
     /// Returns a new transfer of these parts, in this order, and the sink to step it with. Nothing
     /// is sent yet.
     pub(crate) fn transfer(&mut self, parts: Vec<Memory>) -> (MemoryTransfer, &mut MemorySink) {
-        let plan = self.plan(MemoryShape::of(&parts));
+        let tuning = Tuning::current();
+        let plan = self.plan(MemoryShape::of(&parts, &tuning), tuning);
         (MemoryTransfer::new(parts, plan), &mut self.sink)
     }
 
-    fn plan(&mut self, shape: MemoryShape) -> Plan {
+    fn plan(&mut self, shape: MemoryShape, tuning: Tuning) -> Plan {
         let zero_copy_enabled = zero_copy_send_enabled();
         if let Some(forced) = self.forced
             && zero_copy_enabled
@@ -213,12 +217,13 @@ impl Channel {
             len: shape.len,
             is_page_aligned: shape.is_page_aligned,
             is_permanent: shape.is_permanent,
-            min_bytes: shape.min_bytes,
+            protection: shape.protection,
             kernel_copies: self.peer_is_local || self.count_paused_send(),
             is_gathered: self.is_gathered,
             is_tcp: self.sink.is_tcp(),
             driver: self.sink.driver(),
             zero_copy_enabled,
+            tuning,
         };
         plan_memory(&input, &self.sink.support)
     }

@@ -12,7 +12,7 @@ use super::fallback::{FallbackEngine, Next};
 use crate::error::Error;
 use crate::mechanism::Side;
 use crate::mechanism::socket_to_socket::{HeldBytes, RelayStep};
-use crate::policy::{Direction, Flow, Length, Mechanism, Plan, Support};
+use crate::policy::{Direction, Flow, Length, Mechanism, Plan, Support, Tuning};
 use crate::report::Report;
 use crate::sys::{Kernel, Linux};
 
@@ -90,7 +90,7 @@ impl RelayTransfer {
     pub fn new(length: Length, plan: Plan) -> Self {
         Self {
             held: HeldBytes::default(),
-            flow: Flow::Messages,
+            flow: Flow::new(&Tuning::current()),
             is_done: false,
             short_reads: ShortReads::None,
             engine: FallbackEngine::new(Direction::SocketToSocket, plan, length),
@@ -108,7 +108,7 @@ impl RelayTransfer {
 
     /// Uses the plan for small messages as well.
     pub(crate) fn set_always_bulk(&mut self) {
-        self.flow = Flow::AlwaysBulk;
+        self.flow.set_always_bulk();
     }
 
     /// Records that every byte is copied because zero copy is switched off.

@@ -104,6 +104,7 @@ use self::fault_handler::FaultHandler;
 use self::state::{PageLeases, RegionState};
 use super::resolve_range;
 use super::space::GRANULE_BYTES;
+use crate::policy::{Tuning, WriteProtection, reaches};
 use crate::sys::{self, Mapped};
 
 pub(crate) use self::state::ProtectedCall;
@@ -438,21 +439,21 @@ impl RegionPart {
         self.len = self.len.min(len);
     }
 
-    /// Counts a send of this part. Returns the length, in bytes, of the shortest send for which
-    /// protection costs less than a copy: that of a huge page. If the region is not in huge pages,
-    /// or if the program overwrites these bytes after each send, a copy is always cheaper, and the
-    /// result is [`usize::MAX`].
-    pub(crate) fn min_bytes_of_next_send(&self) -> usize {
+    /// Counts a send of this part. Returns how the part must be protected, or
+    /// [`WriteProtection::Costly`] if a copy is always cheaper: if the region is not in huge pages,
+    /// or if the program overwrites these bytes after each send.
+    pub(crate) fn protection_of_next_send(&self, tuning: &Tuning) -> WriteProtection {
         if !self.state.is_huge() {
-            return usize::MAX;
+            return WriteProtection::Costly;
         }
         // A shorter send is never protected, unless the caller forces the mechanism. A send from a
         // region that cannot be protected is copied, and reports the reason.
-        let can_be_protected = self.len >= GRANULE_BYTES && self.state.fault_handler().is_ok();
+        let is_long = reaches(self.len as u64, tuning.region_min_bytes);
+        let can_be_protected = is_long && self.state.fault_handler().is_ok();
         if can_be_protected && self.state.count_send(&self.range()) {
-            usize::MAX
+            WriteProtection::Costly
         } else {
-            GRANULE_BYTES
+            WriteProtection::HugePages
         }
     }
 

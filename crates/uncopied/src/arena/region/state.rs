@@ -572,6 +572,7 @@ mod tests {
     use super::*;
     use crate::arena::Memory;
     use crate::in_flight::{Lease, Quota};
+    use crate::policy::{Tuning, WriteProtection};
     use crate::sys::fork::tests::in_child;
 
     fn region() -> (Region, RegionMut) {
@@ -776,7 +777,8 @@ mod tests {
             let slice = part.slice(..1);
             let is_refused = slice.protect().is_err();
             let whole = part.slice(..GRANULE_BYTES);
-            let (_, _) = (whole.min_bytes_of_next_send(), part.copied_on_write());
+            let _ = whole.protection_of_next_send(&Tuning::default());
+            let _ = part.copied_on_write();
             part.record_gifted(&CopyCount::default());
             drop((part, slice, whole));
             u8::from(!is_refused)
@@ -790,7 +792,8 @@ mod tests {
         let both = region.part(GRANULE_BYTES - 1..2 * GRANULE_BYTES);
         let hot = region.part(GRANULE_BYTES..2 * GRANULE_BYTES);
         let mut send = |part: &RegionPart, overwrites: bool| {
-            let is_protected = part.min_bytes_of_next_send() == GRANULE_BYTES;
+            let protection = part.protection_of_next_send(&Tuning::default());
+            let is_protected = protection == WriteProtection::HugePages;
             if is_protected {
                 part.clone().protect().expect("protected").gift(part.len());
             }
@@ -816,7 +819,8 @@ mod tests {
             assert!(!send(&hot, true));
         }
         // Only one of the two pages of this part was overwritten, and only this send of it counts.
-        assert_eq!(both.min_bytes_of_next_send(), GRANULE_BYTES);
+        let protection = both.protection_of_next_send(&Tuning::default());
+        assert_eq!(protection, WriteProtection::HugePages);
         assert!(send(&hot, true), "the pause is over");
     }
 

@@ -479,7 +479,11 @@ fn without_huge_pages_a_copy_is_cheaper() {
         let (region, _writer) = Region::new(4 * MIB).expect("allocated");
         let is_huge = region.is_huge() || region.huge_bytes().expect("read") > 0;
         let part = region.part(..);
-        u8::from(forbidden != 0 || is_huge || part.min_bytes_of_next_send() != usize::MAX)
+        u8::from(
+            forbidden != 0
+                || is_huge
+                || part.protection_of_next_send(&Tuning::default()) != WriteProtection::Costly,
+        )
     });
     assert_eq!(result, 0);
 }

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::{Outcome, Side, Status};
 use crate::arena::{ChunkPart, FreeWindows};
 use crate::error::Error;
-use crate::policy::{Mechanism, ReceivePlanInput, Support, zero_copy_receive_enabled};
+use crate::policy::{Mechanism, ReceivePlanInput, Support};
 use crate::sys::Kernel;
 use chunk::ChunkBuffer;
 use map_receive::MapStep;
@@ -89,10 +89,9 @@ impl MemorySource {
     /// Returns the properties of the next chunk that its plan depends on.
     pub(crate) fn plan_input(&self) -> ReceivePlanInput {
         ReceivePlanInput {
-            expected_bytes: self.last_len,
             mapped_percent: self.share.percent(),
             is_tcp: self.is_tcp,
-            zero_copy_enabled: zero_copy_receive_enabled(),
+            ..ReceivePlanInput::new(self.last_len)
         }
     }
 

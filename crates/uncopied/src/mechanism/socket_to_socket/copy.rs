@@ -41,8 +41,8 @@ use crate::mechanism::{Outcome, Side, Status, retry_on_intr, send_slice};
 use crate::policy::Flow;
 use crate::sys::Kernel;
 
-/// The most bytes that one step moves. A read that fills the buffer shows that the stream carries
-/// bulk data.
+/// The most bytes that one step moves. A read that fills the buffer shows that more bytes may have
+/// been waiting.
 const BUFFER_BYTES: usize = 16 << 10;
 
 thread_local! {
@@ -65,7 +65,7 @@ pub(super) fn step(
             Err(Errno::AGAIN) => return Status::Blocked(Side::Source).in_call("recv"),
             Err(errno) => return Status::Failed(Side::Source, errno).in_call("recv"),
         };
-        flow.record_copied_read(received == BUFFER_BYTES);
+        flow.record_copied_read(received, received == BUFFER_BYTES);
         held.has_read_less = received < room;
         send(kernel, held, &buffer[..received], step)
     })
