@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use http::StatusCode;
+use uncopied::TuningError;
 use uncopied::interface::InterfaceError;
 
 use crate::commands::get::GetError;
@@ -73,6 +74,9 @@ pub(crate) enum Error {
         /// Its value.
         value: String,
     },
+    /// The file that `UNCOPIED_TUNING` names cannot be used.
+    #[error("UNCOPIED_TUNING: {}; correct the file, or unset the variable to use the defaults", tuning_text(.0))]
+    Tuning(TuningError),
     /// `--max-connections` needs more descriptors than the limit allows.
     #[error(
         "{flag} {requested} needs a descriptor limit of at least {needed}, but the limit is {limit}; \
@@ -214,6 +218,13 @@ pub(crate) fn kernel_text(error: &io::Error) -> String {
 pub(crate) fn interface_text(error: &InterfaceError) -> String {
     match error {
         InterfaceError::Io(source) => format!("{error}: {}", kernel_text(source)),
+        _ => error.to_string(),
+    }
+}
+
+fn tuning_text(error: &TuningError) -> String {
+    match error {
+        TuningError::Read { source, .. } => format!("{error}: {}", kernel_text(source)),
         _ => error.to_string(),
     }
 }

@@ -14,6 +14,7 @@ mod flags;
 mod man;
 mod output;
 mod server;
+mod tuning;
 
 #[doc(hidden)]
 pub use commands::serve::fuzz;
@@ -38,9 +39,13 @@ pub fn main() -> ExitCode {
         Err(error) => return error.report(),
     };
     let outcome = match cli.command {
-        Command::Serve(flags) => serve::run(*flags, passed),
-        Command::Get(flags) => get::run(*flags),
-        Command::Relay(flags) => relay::run(&flags, passed),
+        Command::Serve(flags) => {
+            tuning::apply_environment().and_then(|()| serve::run(*flags, passed))
+        }
+        Command::Get(flags) => tuning::apply_environment().and_then(|()| get::run(*flags)),
+        Command::Relay(flags) => {
+            tuning::apply_environment().and_then(|()| relay::run(&flags, passed))
+        }
         Command::Probe(flags) => probe::run(&flags),
         Command::Audit(flags) => audit::run(&flags),
         Command::Completions { shell } => print(&man::completions(shell)).map_err(Error::Output),

@@ -33,6 +33,8 @@ Environment:
                    stands for itself and its subdomains, * for every host
   SSL_CERT_FILE, SSL_CERT_DIR
                    Certificates to trust instead of those of the system
+  UNCOPIED_TUNING  File with the sizes from which each mechanism is used on
+                   this machine
 
 Times:
   500ms, 30s, 5m, 1h, 1d; a plain number is seconds; 0 disables a limit.

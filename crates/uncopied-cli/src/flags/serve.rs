@@ -35,7 +35,8 @@ Environment:
   A flag on the command line overrides its environment variable. Separate
   several values in one variable with commas (LISTEN, INDEX) or line feeds
   (HEADER, ERROR_PAGE, MIME). With UNCOPIED_SEND=off, every byte is copied,
-  regardless of --mechanism; the other value is on.
+  regardless of --mechanism; the other value is on. UNCOPIED_TUNING names a
+  file with the sizes from which each mechanism is used on this machine.
 
 Times:
   500ms, 30s, 5m, 1h, 1d; a plain number is seconds; 0 disables a limit.";

@@ -50,6 +50,7 @@ fn help_lists_every_flag_with_its_default_and_its_variable() {
         "SIGHUP",
         "--access-log-file",
         "LISTEN_FDS",
+        "UNCOPIED_TUNING",
         "3 requests, 3146611 bytes sent: sendfile 3145728",
     ] {
         assert!(out.contains(text), "{text} is missing in:\n{out}");
@@ -66,6 +67,7 @@ fn the_help_of_relay_explains_targets_the_file_and_signals() {
         "[IPv6]:PORT",
         "db1:5432=3",
         "UNCOPIED_RELAY_TARGETS",
+        "UNCOPIED_TUNING",
         "[[listener]]",
         "--balance <RULE>",
         "least-connections: ",

@@ -14,6 +14,7 @@
 //! | `idle` | the memory of idle connections, and that they still serve requests |
 //! | `help` | help, completions, the manual page |
 //! | `system_calls` | the calls made by each mechanism, for a cache hit, for an uncached file |
+//! | `tuning` | `UNCOPIED_TUNING`: the thresholds of the mechanisms, and files that are wrong |
 //! | `faults` | kernel errors: all bytes arrive, and the totals name the mechanism that sent them |
 //! | `real_clients` | curl, wget and a browser receive the right content |
 //! | `garbage` | bytes that are not requests affect only their own connection |
@@ -64,4 +65,5 @@ mod start;
 mod system_calls;
 mod terminal;
 mod trace;
+mod tuning;
 mod warnings;

@@ -40,6 +40,9 @@ mod errors;
 /// Processes without free file descriptors or address space.
 mod resource_exhaustion;
 
+/// The thresholds from which mechanisms are used, and files that hold them.
+mod tuning;
+
 /// Switching zero-copy sends off, and overwriting a file after it was sent.
 mod force_copy;
 

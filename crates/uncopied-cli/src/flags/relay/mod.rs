@@ -50,7 +50,8 @@ Signals:
 
 Environment:
   A flag on the command line overrides its environment variable. Separate
-  several targets with commas.
+  several targets with commas. UNCOPIED_TUNING names a file with the sizes
+  from which each mechanism is used on this machine.
 
 Times:
   500ms, 30s, 5m, 1h, 1d; a plain number is seconds; 0 disables a limit.";
