@@ -134,6 +134,7 @@ mod error;
 mod exec;
 mod in_flight;
 pub mod interface;
+mod measure;
 mod mechanism;
 pub mod policy;
 mod receive;
@@ -171,6 +172,7 @@ pub use in_flight::{
     Completion, DEFAULT_PROCESS_IN_FLIGHT_LIMIT, DEFAULT_SENDER_IN_FLIGHT_LIMIT, FreeReason,
     LimitAction, SendOutcome, in_flight_bytes, set_process_in_flight_limit,
 };
+pub use measure::MeasureError;
 pub use policy::{
     Mechanism, ParseMechanismError, Support, Tuning, TuningError, set_zero_copy_receive,
     set_zero_copy_send, zero_copy_receive_enabled, zero_copy_send_enabled,

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use uncopied::arena::{PageBuffer, Pages};
 use uncopied::{Errno, Mechanism, SendOptions};
 
-use crate::harness::{Family, expect_bytes, in_child, pattern, sender};
+use crate::harness::{Family, expect_bytes, in_child, pattern, refuse_call, sender};
 
 const MIB: usize = 1 << 20;
 
@@ -199,47 +199,6 @@ fn is_reused_after_gift(prepare: impl FnOnce(*const u8)) -> bool {
     })
 }
 
-/// Makes every later `madvise(2)` of this thread fail with `errno`.
-fn refuse_madvise(errno: Errno) {
-    let statement = |code: u32, k: u32| libc::sock_filter {
-        code: code as u16,
-        jt: 0,
-        jf: 0,
-        k,
-    };
-    let errno = errno.raw_os_error().unsigned_abs();
-    let mut filter = [
-        // Load the number of the system call, which is at offset 0 of `struct seccomp_data`.
-        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
-        libc::sock_filter {
-            jf: 1,
-            ..statement(
-                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-                libc::SYS_madvise as u32,
-            )
-        },
-        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno),
-        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog {
-        len: filter.len() as u16,
-        filter: filter.as_mut_ptr(),
-    };
-    // SAFETY: the call only forbids this thread to gain privileges.
-    let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    assert_eq!(result, 0);
-    // SAFETY: the program is a local variable, and refers to a local array of the given length. The
-    // kernel copies both.
-    let result = unsafe {
-        libc::prctl(
-            libc::PR_SET_SECCOMP,
-            libc::SECCOMP_MODE_FILTER,
-            &raw const program,
-        )
-    };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-}
-
 /// The kernel refuses `MADV_DONTNEED` for pages that are locked in memory (`mlock(2)`,
 /// `mlockall(2)`). The pool must then discard their page frames in another way. Fails if it leaks
 /// the pages instead.
@@ -267,7 +226,11 @@ fn gifted_pages_for_which_no_advice_exists_do_not_leak() {
         "buffer_pool::gifted_pages_for_which_no_advice_exists_do_not_leak",
         |_| {},
         || {
-            assert!(is_reused_after_gift(|_| refuse_madvise(Errno::INVAL)));
+            assert!(is_reused_after_gift(|_| refuse_call(
+                libc::SYS_madvise,
+                None,
+                Errno::INVAL
+            )));
         },
     );
 }
@@ -281,7 +244,11 @@ fn gifted_pages_that_the_kernel_does_not_take_back_are_never_used_again() {
         "buffer_pool::gifted_pages_that_the_kernel_does_not_take_back_are_never_used_again",
         |_| {},
         || {
-            assert!(!is_reused_after_gift(|_| refuse_madvise(Errno::NOMEM)));
+            assert!(!is_reused_after_gift(|_| refuse_call(
+                libc::SYS_madvise,
+                None,
+                Errno::NOMEM
+            )));
         },
     );
 }

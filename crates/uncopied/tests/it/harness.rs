@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use uncopied::arena::{PageBuffer, Pages};
 use uncopied::{
-    Error, ErrorKind, Mechanism, ReceiveFile, Report, SendFile, SendOptions, Sender, Sent,
+    Errno, Error, ErrorKind, Mechanism, ReceiveFile, Report, SendFile, SendOptions, Sender, Sent,
 };
 
 /// The kind of stream socket.
@@ -514,6 +514,57 @@ pub(crate) fn in_forked_child(body: impl FnOnce()) {
     // process.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
     assert_eq!((waited, status), (child, 0), "the child has failed");
+}
+
+/// Makes every later system call with this number fail with `errno`, in this thread and in those
+/// that it starts. If `second_argument` is given, only calls with that second argument fail.
+#[allow(unsafe_code)]
+pub(crate) fn refuse_call(number: libc::c_long, second_argument: Option<u32>, errno: Errno) {
+    let statement = |code: u32, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    // The lower half of a field of `struct seccomp_data`.
+    let load = |offset| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
+    let skip_unless = |value, skipped| libc::sock_filter {
+        jf: skipped,
+        ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value)
+    };
+    let end = |result| statement(libc::BPF_RET | libc::BPF_K, result);
+    let errno = errno.raw_os_error().unsigned_abs();
+    // The number of the call is at offset 0, and the second argument at offset 24.
+    let mut filter = match second_argument {
+        None => vec![load(0), skip_unless(number as u32, 1)],
+        Some(argument) => vec![
+            load(0),
+            skip_unless(number as u32, 3),
+            load(24),
+            skip_unless(argument, 1),
+        ],
+    };
+    filter.extend([
+        end(libc::SECCOMP_RET_ERRNO | errno),
+        end(libc::SECCOMP_RET_ALLOW),
+    ]);
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: the call only forbids this thread to gain privileges.
+    let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    assert_eq!(result, 0);
+    // SAFETY: the program is a local variable, and refers to a local vector of the given length.
+    // The kernel copies both.
+    let result = unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const program,
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Like [`in_child`], but the child runs in a new network namespace, where it has all capabilities.

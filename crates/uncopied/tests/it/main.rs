@@ -43,6 +43,9 @@ mod resource_exhaustion;
 /// The thresholds from which mechanisms are used, and files that hold them.
 mod tuning;
 
+/// Measuring these thresholds on this machine.
+mod measure;
+
 /// Switching zero-copy sends off, and overwriting a file after it was sent.
 mod force_copy;
 
