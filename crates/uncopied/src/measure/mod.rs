@@ -68,7 +68,7 @@ impl Tuning {
     ///
     /// Sends over loopback are measured: those of permanently frozen pages with `vmsplice`, and
     /// those of files with `sendfile` and `mmap_write`. A threshold differs from the default only
-    /// where `copy` and the mechanism differ by more than 5 % of the CPU time in the median, and at
+    /// where `copy` and the mechanism differ by more than 10 % of the CPU time in the median, and at
     /// least three quarters of the repetitions agree on which of them is better. A region is never
     /// cheaper to send than frozen pages, so its threshold is at least theirs.
     ///

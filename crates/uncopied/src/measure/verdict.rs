@@ -3,7 +3,10 @@
 use crate::policy::Tuning;
 
 /// By how much the CPU times must differ to move a threshold away from its default.
-const MARGIN: f64 = 0.05;
+///
+/// If `copy` is measured against itself, the median of a dozen repetitions is up to 0.11 away from
+/// 1 on a machine with two busy virtual CPUs, but then the repetitions disagree.
+const MARGIN: f64 = 0.1;
 
 /// The fewest repetitions that say something.
 const MIN_REPETITIONS: usize = 7;
@@ -90,8 +93,8 @@ mod tests {
         threshold(&samples, DEFAULT)
     }
 
-    const CHEAPER: [f64; 3] = [0.8, 0.9, 0.99];
-    const DEARER: [f64; 3] = [1.01, 1.1, 1.2];
+    const CHEAPER: [f64; 3] = [0.8, 0.89, 0.99];
+    const DEARER: [f64; 3] = [1.01, 1.11, 1.2];
 
     #[test]
     fn a_clear_difference_moves_a_threshold() {
@@ -110,12 +113,12 @@ mod tests {
         }
     }
 
-    /// Neither a difference of 5 % nor repetitions that disagree turn a mechanism on or off.
+    /// Neither a difference of 10 % nor repetitions that disagree turn a mechanism on or off.
     #[test]
     fn noise_leaves_the_default() {
         for noise in [
-            [0.94, 0.951, 0.96],
-            [1.04, 1.049, 1.06],
+            [0.89, 0.901, 0.91],
+            [1.09, 1.099, 1.11],
             [0.5, 0.9, 1.001],
             [0.999, 1.1, 1.5],
             [1.0, 1.0, 1.0],
