@@ -109,6 +109,12 @@
 //! uses `copy`, and its report says that zero-copy sending is switched off. `UNCOPIED_RECEIVE=off`
 //! and [`set_zero_copy_receive`]`(false)` do the same for receiving.
 //!
+//! # Thresholds
+//!
+//! From how many bytes on a mechanism pays depends on the machine. The table above shows the
+//! defaults. [`Tuning::set`] changes them for the whole process, [`Tuning::measure`] measures some
+//! of them in less than 100 ms, and `UNCOPIED_TUNING` in the environment names a file with them.
+//!
 //! # Features
 //!
 //! - `tokio`: the module `uncopied::tokio`, `SendFile::to_tokio` and `ReceiveFile::from_tokio`.

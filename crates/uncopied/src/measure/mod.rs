@@ -68,9 +68,9 @@ impl Tuning {
     ///
     /// Sends over loopback are measured: those of permanently frozen pages with `vmsplice`, and
     /// those of files with `sendfile` and `mmap_write`. A threshold differs from the default only
-    /// where `copy` and the mechanism differ by more than 10 % of the CPU time in the median, and at
-    /// least three quarters of the repetitions agree on which of them is better. A region is never
-    /// cheaper to send than frozen pages, so its threshold is at least theirs.
+    /// where the CPU times of `copy` and of the mechanism differ by more than 10 % in the median,
+    /// and about three quarters of the repetitions agree on which of them is better. A region is
+    /// never cheaper to send than frozen pages, so its threshold is at least theirs.
     ///
     /// What loopback cannot show keeps its default: notified sends, which the kernel copies there,
     /// mapped receives, and whatever goes to files, whose file system matters more. So does a
