@@ -13,8 +13,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower_http::compression::CompressionLayer;
-use uncopied::Mechanism;
 use uncopied::arena::{PageBuffer, Pages};
+use uncopied::{Mechanism, Tuning};
 use uncopied_http::{BodyPart, FileBody, Listener, StreamOptions, Totals};
 
 use crate::delivery_cut::{compressible_text, gunzip, request_gzip, unchunk};
@@ -293,6 +293,38 @@ async fn every_forced_list_is_respected() {
 }
 
 /// If the forced list contains only mechanisms for memory, files must be sent with the usual plan.
+#[test]
+fn the_tuning_decides_which_pages_are_spliced() {
+    const SIZES: [usize; 3] = [33 * KIB, 50 * KIB, 300 * KIB];
+    let test = "delivery_pages::the_tuning_decides_which_pages_are_spliced";
+    in_own_process(test, &[], || {
+        for min_bytes in [
+            33 * KIB as u64,
+            50 * KIB as u64,
+            50 * KIB as u64 + 1,
+            Tuning::NEVER,
+        ] {
+            let tuning = Tuning::default().with("vmsplice_min_bytes", min_bytes);
+            tuning.unwrap().set();
+            let contents = SIZES.map(|len| random_bytes(len, len as u64));
+            let bodies = contents.iter().map(|it| pages_of(it, Freeze::Permanent));
+            let bodies: Vec<_> = bodies.map(Bytes::from).collect();
+            let totals = runtime().block_on(async {
+                let server = TestServer::start(&ServerConfig::default(), serve_bodies(bodies));
+                let mut client = server.connect().await;
+                for (at, content) in contents.iter().enumerate() {
+                    let body = with_timeout(client.get(&format!("/{at}"))).await;
+                    assert_same(&body, content, &format!("{min_bytes} {at}"));
+                }
+                Arc::clone(&server.totals)
+            });
+            let spliced = SIZES.iter().filter(|len| **len as u64 >= min_bytes).sum();
+            let what = min_bytes.to_string();
+            assert_totals(&totals, spliced, SIZES.iter().sum(), SIZES.len(), &what);
+        }
+    });
+}
+
 #[tokio::test]
 async fn a_forced_list_for_memory_does_not_affect_files() {
     let files = Files::of(&[300_000]);
