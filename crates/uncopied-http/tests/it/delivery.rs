@@ -12,19 +12,21 @@ use uncopied_http::{BodyPart, FileBody};
 
 use crate::delivery_harness::{
     FIRST_FRAME_BYTES, Files, Rng, ServerConfig, Stack, TestServer, Transport, assert_same,
-    open_file, with_timeout,
+    open_file, sent_with_sendfile, with_timeout,
 };
 
 const KIB: usize = 1 << 10;
 
 /// File sizes around every limit that applies between the file and the socket, such as the maximum
 /// lengths of a frame and of a step.
-const FILE_SIZES: [usize; 16] = [
+const FILE_SIZES: [usize; 18] = [
     0,
     1,
     4 * KIB - 1,
     4 * KIB,
     4 * KIB + 1,
+    8 * KIB + 63,
+    8 * KIB + 64,
     16 * KIB - 1,
     16 * KIB,
     16 * KIB + 1,
@@ -64,7 +66,7 @@ async fn assert_every_size_arrives(stack: Stack, transport: Transport) {
                 &format!("{stack:?} {transport:?} {mode} {at}"),
             );
             expected += match mode {
-                "default" => after_first_frame(content.len()),
+                "default" => sent_with_sendfile(content.len()),
                 _ => 0,
             };
         }

@@ -25,6 +25,17 @@ use uncopied_http::{Address, FileBody, Listener, OpenFile, Stream, StreamOptions
 /// first frame unread, the rest of the file is sent from the mapping, such as with `sendfile`.
 pub(crate) const FIRST_FRAME_BYTES: usize = 64;
 
+/// Returns how many bytes of a file of `len` bytes a [`Stream`](uncopied_http::Stream) sends with
+/// `sendfile`, if the body is in the default mode: those after the first frame, if they are not so
+/// few that a copy is cheaper.
+pub(crate) fn sent_with_sendfile(len: usize) -> usize {
+    let rest = len.saturating_sub(FIRST_FRAME_BYTES);
+    match (rest as u64) < uncopied::Tuning::default().sendfile_min_bytes {
+        true => 0,
+        false => rest,
+    }
+}
+
 /// Returns `len` pseudo-random bytes that depend on the seed. No two pages of them are equal, so
 /// that a comparison detects pages that are out of place.
 pub(crate) fn random_bytes(len: usize, seed: u64) -> Vec<u8> {

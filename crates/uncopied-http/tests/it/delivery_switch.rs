@@ -6,8 +6,8 @@ use std::sync::Arc;
 use uncopied::Mechanism;
 
 use crate::delivery_harness::{
-    FIRST_FRAME_BYTES, Files, ServerConfig, Stack, TestServer, assert_same, in_own_process,
-    runtime, with_timeout,
+    Files, ServerConfig, Stack, TestServer, assert_same, in_own_process, runtime,
+    sent_with_sendfile, with_timeout,
 };
 
 const FILE_SIZES: [usize; 4] = [1, 5000, 70_001, 3_000_000];
@@ -70,8 +70,7 @@ fn a_call_switches_zero_copy_off_and_on() {
         &[],
         || {
             let on = runtime().block_on(send_all(&[]));
-            let after_first_frame = |len: usize| len.saturating_sub(FIRST_FRAME_BYTES);
-            let expected = 2 * FILE_SIZES.map(after_first_frame).iter().sum::<usize>();
+            let expected = 2 * FILE_SIZES.map(sent_with_sendfile).iter().sum::<usize>();
             assert_eq!(on.0, expected as u64);
             uncopied::set_zero_copy_send(false);
             assert_all_is_copied(&[]);

@@ -525,12 +525,14 @@ mod tests {
                 &[Sendfile, Splice, MmapWrite, Copy],
             ),
             (of_length(Exact(MIN - 1)), &[], &[Sendfile, Splice, Copy]),
-            (of_length(Exact(0)), &[], &[Sendfile, Splice, Copy]),
+            (of_length(Exact(8 << 10)), &[], &[Sendfile, Splice, Copy]),
+            (of_length(Exact((8 << 10) - 1)), &[], &[Copy]),
+            (of_length(Exact(0)), &[], &[Copy]),
             (other, &[], &[Sendfile, Splice, Copy]),
             (forced, &[], &[Copy]),
             (disabled, &[], &[Copy]),
             (file, &[Sendfile], &[Splice, MmapWrite, Copy]),
-            (of_length(Exact(1)), &[Sendfile, Splice], &[Copy]),
+            (of_length(Exact(9 << 10)), &[Sendfile, Splice], &[Copy]),
             (file, &Mechanism::FILE_TO_SOCKET, &[Copy]),
         ];
         for (input, refused, expected) in rows {
