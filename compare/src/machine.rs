@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use uncopied_measure::machine::Machine;
+
 use crate::error::{Context, Error};
 use crate::process;
 
@@ -112,11 +114,6 @@ pub(crate) fn scratch_parent(directory: Option<&Path>) -> Result<PathBuf, Error>
     Ok(parent)
 }
 
-/// The number of CPUs that this process may run on.
-pub(crate) fn cpu_count() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 /// Returns the current date in UTC, as in `2026-01-31`.
 pub(crate) fn today() -> Result<String, Error> {
     first_line_of("date", &["-u", "+%F"])
@@ -136,29 +133,13 @@ pub(crate) fn host_name() -> String {
 /// holds `files`, the compiler, and the commit if this is a git checkout.
 pub(crate) fn facts(files: &Path) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
-    let line_of = |path: &str, name: &str| {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        text.lines()
-            .filter_map(|line| line.split_once(':'))
-            .find(|(key, _)| key.trim() == name)
-            .map(|(_, value)| value.trim().to_owned())
-    };
+    let machine = Machine::describe();
     let file_system = first_line_of("stat", &["-f", "-c", "%T", &files.to_string_lossy()]);
     let mut facts = vec![
-        (
-            "CPU",
-            line_of("/proc/cpuinfo", "model name").unwrap_or_else(unknown),
-        ),
-        ("CPUs", cpu_count().to_string()),
-        (
-            "Memory",
-            line_of("/proc/meminfo", "MemTotal").unwrap_or_else(unknown),
-        ),
-        (
-            "Kernel",
-            kernel.map_or_else(|_| unknown(), |release| release.trim().to_owned()),
-        ),
+        ("CPU", machine.cpu),
+        ("CPUs", machine.cpus.to_string()),
+        ("Memory", format!("{} kB", machine.memory_bytes / 1024)),
+        ("Kernel", machine.kernel),
         ("File system", file_system.unwrap_or_else(unknown)),
         (
             "Compiler",

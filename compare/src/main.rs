@@ -23,7 +23,6 @@ mod memory;
 mod nginx;
 mod page;
 mod participant;
-mod pattern;
 mod process;
 mod random;
 mod receive;
@@ -38,6 +37,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use uncopied_measure::pattern;
 
 use crate::error::Error;
 use crate::serve::contender::ServerFlags;

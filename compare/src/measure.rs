@@ -1,10 +1,13 @@
-//! Reads CPU times and memory use from the kernel: from `/proc/PID/stat`, `/proc/stat`,
-//! `/proc/PID/smaps_rollup` and the CPU clocks.
+//! Reads CPU times and memory use from the kernel: from `/proc/PID/stat`, `/proc/PID/smaps_rollup`,
+//! `/proc/stat` and the CPU clocks.
 
 use std::fs;
 use std::time::Instant;
 
-use rustix::time::ClockId;
+use uncopied_measure::cpu;
+pub(crate) use uncopied_measure::cpu::{
+    process_seconds as own_process_cpu_seconds, thread_seconds as thread_cpu_seconds,
+};
 
 use crate::error::{Context, Error};
 
@@ -108,34 +111,12 @@ fn process_cpu_seconds(pid: u32) -> Result<f64, Error> {
     let path = format!("/proc/{pid}/stat");
     let text = read(&path)?;
     let ticks = parse_process_ticks(&text).ok_or_else(|| unexpected_format(&path))?;
-    Ok(seconds(ticks))
+    Ok(cpu::tick_seconds(ticks))
 }
 
-/// Returns the busy seconds of all CPUs together. Time in the kernel, in interrupts and in software
-/// interrupts counts as busy. Idle time, time spent waiting for I/O and time stolen by a hypervisor
-/// do not.
+/// Returns the busy seconds of all CPUs together.
 pub(crate) fn machine_busy_seconds() -> Result<f64, Error> {
-    let path = "/proc/stat";
-    let text = read(path)?;
-    let ticks = parse_machine_ticks(&text).ok_or_else(|| unexpected_format(path))?;
-    Ok(seconds(ticks))
-}
-
-/// Returns the CPU seconds of the calling thread. The scheduler measures this time in nanoseconds,
-/// not in clock ticks.
-pub(crate) fn thread_cpu_seconds() -> f64 {
-    clock_seconds(ClockId::ThreadCPUTime)
-}
-
-/// Returns the user and system CPU seconds of all threads of this process, including threads that
-/// have ended. The scheduler measures this time in nanoseconds, not in clock ticks.
-pub(crate) fn own_process_cpu_seconds() -> f64 {
-    clock_seconds(ClockId::ProcessCPUTime)
-}
-
-fn clock_seconds(clock: ClockId) -> f64 {
-    let time = rustix::time::clock_gettime(clock);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    cpu::machine_busy_seconds().context(|| "cannot read /proc/stat".into())
 }
 
 /// Returns the resident memory of a process in bytes. Reads `smaps_rollup`, for which the kernel
@@ -155,10 +136,6 @@ fn unexpected_format(path: &str) -> Error {
     Error::Unavailable(format!("{path} does not have the format of proc(5)"))
 }
 
-fn seconds(ticks: u64) -> f64 {
-    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
-}
-
 /// Returns utime + stime from the text of `/proc/PID/stat`, in clock ticks. Field 2, the command's
 /// name in parentheses, may itself contain spaces and parentheses, so the fields are counted from
 /// the last closing parenthesis.
@@ -169,20 +146,6 @@ fn parse_process_ticks(stat: &str) -> Option<u64> {
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     Some(user + system)
-}
-
-/// Returns user + nice + system + irq + softirq from the text of `/proc/stat`, in clock ticks.
-/// Reads the line `cpu`, which has the sums over all CPUs.
-fn parse_machine_ticks(stat: &str) -> Option<u64> {
-    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
-    let fields: Vec<u64> = line
-        .split_ascii_whitespace()
-        .map_while(|field| field.parse().ok())
-        .collect();
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = fields[..] else {
-        return None;
-    };
-    Some(user + nice + system + irq + softirq)
 }
 
 fn parse_resident(rollup: &str) -> Option<u64> {
@@ -201,12 +164,6 @@ mod tests {
         let stat = "7 (a) b) S 1 7 7 0 -1 4194560 10 0 0 0 250 31 99 99 20 0 1 0 5 0 0";
         assert_eq!(parse_process_ticks(stat), Some(281));
         assert_eq!(parse_process_ticks("7 (a) S 1"), None);
-    }
-
-    #[test]
-    fn idle_waiting_and_stolen_time_do_not_count_as_busy() {
-        let stat = "cpu  1 2 4 1000 2000 8 16 5000 0 0\ncpu0 9 9 9 9 9 9 9 9 9 9\n";
-        assert_eq!(parse_machine_ticks(stat), Some(31));
     }
 
     #[test]

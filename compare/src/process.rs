@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
-use rustix::thread::CpuSet;
+use uncopied_measure::machine;
 
 use crate::error::{Context, Error};
 use crate::interrupt;
@@ -46,9 +46,8 @@ pub(crate) fn own_program() -> Result<PathBuf, Error> {
 /// Returns an error unless this process may run on `cpu`. For the message, `options` names the
 /// command-line options that choose the CPUs.
 fn check_cpu(cpu: usize, options: &str) -> Result<(), Error> {
-    let allowed = rustix::thread::sched_getaffinity(None)
-        .context(|| "cannot get this process's CPUs".into())?;
-    if cpu < CpuSet::MAX_CPU && allowed.is_set(cpu) {
+    let allowed = machine::allowed_cpus().context(|| "cannot get this process's CPUs".into())?;
+    if allowed.contains(&cpu) {
         Ok(())
     } else {
         Err(Error::Usage(format!(
@@ -74,12 +73,7 @@ pub(crate) fn check_cpus(cpus: [usize; 2], options: &str, users: &str) -> Result
 
 /// Restricts the calling thread, and every process that it starts later, to one CPU.
 pub(crate) fn pin_to(cpu: usize) -> Result<(), Error> {
-    if cpu >= CpuSet::MAX_CPU {
-        return Err(Error::Usage(format!("there is no CPU {cpu}")));
-    }
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    rustix::thread::sched_setaffinity(None, &set).context(|| format!("cannot run on CPU {cpu}"))
+    machine::pin_to(cpu).context(|| format!("cannot run on CPU {cpu}"))
 }
 
 /// Raises the limit on open descriptors to at least `needed`, for this process and its children.

@@ -2,8 +2,7 @@
 //! discards the bytes that arrive.
 //!
 //! The receiver has to use less CPU time than any sender. Otherwise it would be the bottleneck, and
-//! the run would measure the receiver. So it discards bytes inside the kernel (`MSG_TRUNC`):
-//! copying them to user space would cost the receiver more than sending costs a zero-copy sender.
+//! the run would measure the receiver. So it discards bytes inside the kernel.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
@@ -13,7 +12,7 @@ use std::time::Instant;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use uncopied_measure::discard::Discarder;
 
 use super::listener::{ANY_PORT, Listener};
 use super::wait::{WAIT_LIMIT, WAIT_LIMIT_TIMESPEC, check_progress};
@@ -21,13 +20,10 @@ use crate::error::{Context, Error};
 use crate::interrupt;
 use crate::process::PinnedChild;
 
-/// Maximum size of one receive.
-const RECEIVE_BYTES: usize = 1024 * 1024;
-
 /// The listener that senders connect to.
 pub(crate) struct Receiver {
     listener: Listener,
-    buffer: Vec<u8>,
+    discarder: Discarder,
 }
 
 impl Receiver {
@@ -41,7 +37,7 @@ impl Receiver {
     pub(crate) fn on(bound: io::Result<TcpListener>, congestion: &str) -> Result<Self, Error> {
         Ok(Self {
             listener: Listener::new(bound, congestion)?,
-            buffer: vec![0; RECEIVE_BYTES],
+            discarder: Discarder::new(),
         })
     }
 
@@ -76,7 +72,7 @@ impl Receiver {
             open_streams: streams.len(),
             streams,
             readable,
-            buffer: &mut self.buffer,
+            discarder: &mut self.discarder,
             received_bytes: 0,
         })
     }
@@ -91,7 +87,7 @@ pub(crate) struct Incoming<'a> {
     /// `None` if there is only one stream: the receive itself then waits, which saves a system
     /// call.
     readable: Option<ReadableStreams>,
-    buffer: &'a mut [u8],
+    discarder: &'a mut Discarder,
     received_bytes: u64,
 }
 
@@ -123,8 +119,9 @@ impl Incoming<'_> {
             let mut rest = expected;
             let mut last_progress = Instant::now();
             while !rest.is_empty() {
-                let wanted = rest.len().min(self.buffer.len());
-                let got = match stream.read(&mut self.buffer[..wanted]) {
+                let buffer = self.discarder.buffer();
+                let wanted = rest.len().min(buffer.len());
+                let got = match stream.read(&mut buffer[..wanted]) {
                     Ok(0) => return Err(closed_early()),
                     Ok(got) => got,
                     Err(error) if is_timeout(&error) => {
@@ -134,7 +131,7 @@ impl Incoming<'_> {
                     Err(error) => return Err(connection_failed(error)),
                 };
                 last_progress = Instant::now();
-                let Some(after) = rest.strip_prefix(&self.buffer[..got]) else {
+                let Some(after) = rest.strip_prefix(&buffer[..got]) else {
                     return Err(Error::WrongResult(format!(
                         "after {} bytes, the received bytes differ from the expected ones",
                         self.received_bytes
@@ -202,20 +199,20 @@ impl Incoming<'_> {
     /// Like [`discard`](Self::discard), but receives from one connection only.
     fn discard_from(&mut self, index: usize) -> Result<bool, Error> {
         let stream = &self.streams[index];
-        match rustix::net::recv(stream, &mut *self.buffer, RecvFlags::TRUNC) {
-            Ok((_, 0)) => {
+        match self.discarder.discard(stream) {
+            Ok(0) => {
                 self.open_streams -= 1;
                 if let Some(readable) = &self.readable {
                     readable.forget(stream)?;
                 }
                 Ok(true)
             }
-            Ok((_, got)) => {
+            Ok(got) => {
                 self.received_bytes += got as u64;
                 Ok(true)
             }
-            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
-            Err(error) => Err(connection_failed(error.into())),
+            Err(error) if is_timeout(&error) => Ok(false),
+            Err(error) => Err(connection_failed(error)),
         }
     }
 }

@@ -1,26 +1,28 @@
 //! Sets and reads the congestion control of TCP sockets.
 
+use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use uncopied_measure::tcp::{self, ConnectError};
 
 use crate::error::{Context, Error};
 
 /// Sets the congestion control of a socket.
 pub(crate) fn set_congestion(socket: impl AsFd, wanted: &str) -> Result<(), Error> {
-    sockopt::set_tcp_congestion(socket, wanted).map_err(|error| {
-        Error::Usage(format!(
-            "cannot set the congestion control {wanted} on a socket ({error}): choose one of \
-             net.ipv4.tcp_allowed_congestion_control with --congestion, or load its module"
-        ))
-    })
+    tcp::set_congestion(socket, wanted).map_err(|error| congestion_refused(wanted, &error))
+}
+
+fn congestion_refused(wanted: &str, error: &io::Error) -> Error {
+    Error::Usage(format!(
+        "cannot set the congestion control {wanted} on a socket ({error}): choose one of \
+         net.ipv4.tcp_allowed_congestion_control with --congestion, or load its module"
+    ))
 }
 
 /// Returns the name of a socket's congestion control.
 pub(crate) fn congestion(socket: impl AsFd) -> Result<String, Error> {
-    sockopt::tcp_congestion(socket)
-        .context(|| "cannot get the congestion control of a connection".into())
+    tcp::congestion(socket).context(|| "cannot get the congestion control of a connection".into())
 }
 
 /// Returns an error unless `reported`, the congestion control that a sender reports, is `wanted`.
@@ -34,17 +36,16 @@ pub(crate) fn check_reported_congestion(reported: &str, wanted: &str) -> Result<
 }
 
 /// Connects to `address` with the given congestion control.
-///
-/// The algorithm is set before connecting, because some algorithms pace a connection starting with
-/// its first packet.
 pub(crate) fn connect(address: SocketAddr, congestion: &str) -> Result<TcpStream, Error> {
-    let family = match address {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
-    let socket: OwnedFd = rustix::net::socket(family, SocketType::STREAM, None)
-        .context(|| "cannot create a socket".into())?;
-    set_congestion(&socket, congestion)?;
-    rustix::net::connect(&socket, &address).context(|| format!("cannot connect to {address}"))?;
-    Ok(socket.into())
+    tcp::connect(address, Some(congestion)).map_err(|error| match error {
+        ConnectError::Congestion { name, source } => congestion_refused(&name, &source),
+        ConnectError::Socket(source) => failed("cannot create a socket".into(), source),
+        ConnectError::Connect { address, source } => {
+            failed(format!("cannot connect to {address}"), source)
+        }
+    })
+}
+
+fn failed(what: String, source: io::Error) -> Error {
+    Error::Io { what, source }
 }

@@ -5,13 +5,15 @@ use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
+use uncopied_measure::pattern::Verifier;
+
 use super::options::ReceivingOptions;
 use super::sender;
 use crate::error::{Context, Error};
 use crate::measure::{machine_busy_seconds, own_process_cpu_seconds};
 
 /// The number of bytes at the beginning of the stream that are compared with what was sent.
-const VERIFIED_BYTES: usize = 4 * sender::PAYLOAD_BYTES;
+const VERIFIED_BYTES: u64 = 4 * sender::PAYLOAD_BYTES as u64;
 
 /// Counts and checks what a receiver receives, and takes the measurement.
 pub(super) struct Meter {
@@ -21,8 +23,7 @@ pub(super) struct Meter {
     read: bool,
     /// Shut down after the measurement, so that the sender stops.
     stream: TcpStream,
-    /// The bytes that are sent over and over.
-    expected: Vec<u8>,
+    verifier: Verifier,
     phase: Phase,
     total_bytes: u64,
     reads: u64,
@@ -71,7 +72,7 @@ impl Meter {
             seconds: options.seconds,
             read: options.read,
             stream: stream.try_clone()?,
-            expected: sender::payload(),
+            verifier: Verifier::new(sender::payload(), VERIFIED_BYTES),
             phase: Phase::Waiting,
             total_bytes: 0,
             reads: 0,
@@ -86,9 +87,8 @@ impl Meter {
     /// [`Error::WrongResult`] if the bytes are not those that are sent.
     pub(super) fn add<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> Result<(), Error> {
         for part in parts {
-            if self.total_bytes < VERIFIED_BYTES as u64 {
-                self.verify(part)?;
-            }
+            let verified = self.verifier.check(part);
+            verified.map_err(|mismatch| Error::WrongResult(mismatch.to_string()))?;
             if self.read {
                 black_box(sum(part));
             }
@@ -138,24 +138,6 @@ impl Meter {
             bytes: self.total_bytes,
             reads: self.reads,
         })
-    }
-
-    /// Compares a part of the stream that begins after `total_bytes` with what is sent.
-    fn verify(&self, mut part: &[u8]) -> Result<(), Error> {
-        let mut position = self.total_bytes as usize % self.expected.len();
-        while !part.is_empty() {
-            let expected = &self.expected[position..];
-            let len = part.len().min(expected.len());
-            if part[..len] != expected[..len] {
-                return Err(Error::WrongResult(format!(
-                    "the bytes after {} differ from those that were sent",
-                    self.total_bytes
-                )));
-            }
-            part = &part[len..];
-            position = 0;
-        }
-        Ok(())
     }
 }
 

@@ -49,6 +49,8 @@ pub(crate) use tcp::{
     Acknowledged, has_upper_protocol, payload_of_peer, set_low_water_mark, set_max_segment,
     uses_tcp_timestamps,
 };
+#[doc(hidden)]
+pub use tcp::{TcpFacts, tcp_facts};
 pub(crate) use userfault::Userfault;
 
 /// Sends several buffers with one `sendmsg(2)`, or one buffer with `send(2)`, and returns the

@@ -24,14 +24,38 @@ pub(crate) struct Acknowledged {
 /// `TCP_CLOSE` of `net/tcp_states.h`.
 const TCP_CLOSE: u8 = 7;
 
-/// The offsets of `tcpi_state`, `tcpi_rcv_mss` and `tcpi_bytes_acked` in `struct tcp_info` of
-/// `linux/tcp.h`, in bytes. They never change, because the structure only grows at its end.
+/// What the kernel knows about a TCP connection (`TCP_INFO`, `tcp(7)`). For this project's own
+/// measuring programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[doc(hidden)]
+#[non_exhaustive]
+pub struct TcpFacts {
+    /// Bytes that the peer has acknowledged.
+    pub acknowledged_bytes: u64,
+    /// Bytes that have arrived, in the order of the stream.
+    pub received_bytes: u64,
+    /// How long there was something to send, in microseconds. The kernel counts in ticks of its
+    /// clock, of 1 to 10 ms. 0 before Linux 4.10, as the next two.
+    pub busy_us: u64,
+    /// The part of that time in which the peer's receive window was full.
+    pub receive_window_us: u64,
+    /// The part of that time in which the socket's send buffer was full.
+    pub send_buffer_us: u64,
+}
+
+/// The offsets of fields in `struct tcp_info` of `linux/tcp.h`, in bytes. They never change,
+/// because the structure only grows at its end.
 const TCPI_STATE_OFFSET: usize = 0;
 const TCPI_RCV_MSS_OFFSET: usize = 20;
 const TCPI_BYTES_ACKED_OFFSET: usize = 120;
+const TCPI_BYTES_RECEIVED_OFFSET: usize = 128;
+const TCPI_BUSY_TIME_OFFSET: usize = 168;
+const TCPI_RWND_LIMITED_OFFSET: usize = 176;
+const TCPI_SNDBUF_LIMITED_OFFSET: usize = 184;
 
-/// The length, in bytes, of the part of `struct tcp_info` that ends with `tcpi_bytes_acked`.
-const TCP_INFO_BYTES: usize = 128;
+/// The length, in bytes, of the part of `struct tcp_info` that ends with `tcpi_sndbuf_limited`. A
+/// kernel that knows less leaves the rest as it is.
+const TCP_INFO_BYTES: usize = 192;
 
 /// See [`Kernel::queued_bytes`](super::Kernel::queued_bytes).
 pub(super) fn queued_bytes(socket: BorrowedFd<'_>) -> Result<u64> {
@@ -65,6 +89,27 @@ pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Result<Acknowledged> {
         outstanding,
         bytes: acked.map_or(0, u64::from_ne_bytes),
         is_closed: info[TCPI_STATE_OFFSET] == TCP_CLOSE,
+    })
+}
+
+/// Returns what the kernel knows about a TCP connection.
+///
+/// # Errors
+///
+/// Those of `getsockopt(2)`: the descriptor is not a TCP socket.
+#[doc(hidden)]
+pub fn tcp_facts(socket: BorrowedFd<'_>) -> std::io::Result<TcpFacts> {
+    let info = tcp_info(socket)?;
+    let at = |offset: usize| {
+        let bytes = info[offset..].first_chunk().copied();
+        bytes.map_or(0, u64::from_ne_bytes)
+    };
+    Ok(TcpFacts {
+        acknowledged_bytes: at(TCPI_BYTES_ACKED_OFFSET),
+        received_bytes: at(TCPI_BYTES_RECEIVED_OFFSET),
+        busy_us: at(TCPI_BUSY_TIME_OFFSET),
+        receive_window_us: at(TCPI_RWND_LIMITED_OFFSET),
+        send_buffer_us: at(TCPI_SNDBUF_LIMITED_OFFSET),
     })
 }
 
