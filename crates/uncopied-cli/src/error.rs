@@ -7,6 +7,7 @@ use http::StatusCode;
 use uncopied::TuningError;
 use uncopied::interface::InterfaceError;
 
+use crate::commands::bench::BenchError;
 use crate::commands::get::GetError;
 use crate::commands::relay::ConfigError;
 
@@ -135,6 +136,9 @@ pub(crate) enum Error {
     /// The flags of `get` contradict each other.
     #[error("{0}")]
     GetUsage(String),
+    /// A measurement fails.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// The configuration of a relay cannot be used.
     #[error(transparent)]
     RelayConfig(#[from] ConfigError),
@@ -193,6 +197,7 @@ impl Error {
             Self::NotAnErrorStatus { .. }
             | Self::NotASwitch { .. }
             | Self::GetUsage(_)
+            | Self::Bench(BenchError::NothingToMeasure)
             | Self::RelayConfig(ConfigError::DuplicateTarget(_)) => 2,
             _ => 1,
         }

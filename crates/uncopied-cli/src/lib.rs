@@ -21,7 +21,7 @@ pub use commands::serve::fuzz;
 
 use std::process::ExitCode;
 
-use crate::commands::{audit, get, probe, relay, serve};
+use crate::commands::{audit, bench, get, probe, relay, serve};
 use crate::error::Error;
 use crate::flags::{Cli, Command};
 use crate::output::{print, say};
@@ -48,6 +48,7 @@ pub fn main() -> ExitCode {
         }
         Command::Probe(flags) => probe::run(&flags),
         Command::Audit(flags) => audit::run(&flags),
+        Command::Bench(flags) => bench::run(&flags),
         Command::Completions { shell } => print(&man::completions(shell)).map_err(Error::Output),
         Command::Man => man::manual()
             .and_then(|page| print(&page))

@@ -1,6 +1,7 @@
 //! The command line: the definitions of all flags with their help, and the parsing of their values.
 
 mod audit;
+mod bench;
 mod environment;
 mod get;
 mod probe;
@@ -15,6 +16,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub(crate) use audit::AuditFlags;
+pub(crate) use bench::{BENCH_PORT, BenchDirection, BenchFlags, BenchMechanism, MAX_BENCH_SIZE};
 pub(crate) use environment::FromEnvironment;
 pub(crate) use get::{Checksum, GetFlags, HashKind, HeaderSource, RequestHeader};
 pub(crate) use probe::{ProbeFlags, ProbeRow};
@@ -28,6 +30,7 @@ pub(crate) use usage::UsageError;
 pub(crate) use values::{ExtensionType, ListenAddress, SocketMode, TimeSpan};
 
 use audit::AUDIT_HELP;
+use bench::BENCH_HELP;
 use environment::variable_at_fault;
 use get::GET_HELP;
 use probe::PROBE_HELP;
@@ -115,6 +118,13 @@ pub(crate) enum Command {
     /// already. Works for any program.
     #[command(after_help = AUDIT_HELP)]
     Audit(Box<AuditFlags>),
+    /// Measure what each mechanism costs on this machine, and from which size on it pays
+    ///
+    /// Sends and receives with each mechanism of the library, at several sizes, between two
+    /// processes, two network namespaces or two machines. Prints throughput, CPU time of both
+    /// sides, copies and system calls, and the thresholds that suit this machine.
+    #[command(after_help = BENCH_HELP)]
+    Bench(Box<BenchFlags>),
     /// Print the completion script for a shell
     Completions {
         /// The shell to generate the script for

@@ -24,6 +24,7 @@
 //! | `relay` | the command `relay`: streams, targets, limits, reloads, metrics, real databases |
 //! | `probe` | the command `probe`: it agrees with the library, and names the cause of refusals |
 //! | `audit` | the command `audit`: shares of copying, output, ordinary users |
+//! | `bench` | the command `bench`: rows, exact counts, listeners, refusals, ends |
 //! | `churn` | 200 clients that connect and vanish: bodies are complete, nothing leaks |
 //!
 //! Helpers: `server` starts and stops the program, `trace` does so under strace, `terminal` is a
@@ -36,6 +37,7 @@
 
 mod access_log;
 mod audit;
+mod bench;
 mod churn;
 mod client;
 mod closing;
