@@ -3,7 +3,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | `catalog` | what can be measured |
-//! | `network`, `namespace` | reaching the listener: a child, over loopback or veth, or another machine |
+//! | `network`, `namespace` | reaching the listener: a child, or one on another machine |
 //! | `protocol` | what the two sides tell each other |
 //! | `sender`, `listener` | the two sides |
 //! | `calls` | times and counts of calls |
