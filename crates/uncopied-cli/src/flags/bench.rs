@@ -42,7 +42,7 @@ pub(crate) struct BenchFlags {
     /// Receive for `uncopied bench --to`, on another machine, until Ctrl-C
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "0.0.0.0:5210",
           conflicts_with_all = ["to", "netns", "quick", "json", "csv", "sizes", "directions",
-                                "mechanisms", "rounds", "seconds", "congestion", "output", "save_tuning"])]
+                                "mechanisms", "rounds", "seconds", "congestion", "output", "save_tuning", "report"])]
     pub(crate) listen: Option<SocketAddr>,
 
     /// Send to a listener on another machine, HOST or HOST:PORT
@@ -98,6 +98,10 @@ pub(crate) struct BenchFlags {
     /// File to write the thresholds of this machine to, for UNCOPIED_TUNING
     #[arg(long, value_name = "FILE")]
     pub(crate) save_tuning: Option<PathBuf>,
+
+    /// File for a page with plots of the results, in HTML; it needs no network
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
 
     /// File for the results, instead of standard output
     #[arg(long, short, value_name = "FILE")]

@@ -8,7 +8,7 @@
 //! | `sender`, `listener` | the two sides |
 //! | `calls` | times and counts of calls |
 //! | `summary`, `thresholds` | from figures to results |
-//! | `results`, `text`, `csv` | the results, and how people and programs see them |
+//! | `results`, `text`, `csv`, `page` | the results, and how people and programs see them |
 
 mod calls;
 mod catalog;
@@ -17,6 +17,7 @@ mod error;
 mod listener;
 mod namespace;
 mod network;
+mod page;
 mod progress;
 mod protocol;
 mod results;
@@ -86,7 +87,14 @@ pub(crate) fn run(flags: &BenchFlags) -> Result<(), Error> {
     let output = flags.output.as_deref().map(create).transpose()?;
     let saved = flags.save_tuning.as_deref();
     let saved = saved.map(TuningFile::create).transpose()?;
+    let report = flags.report.as_deref();
+    let report = report.map(|path| Ok::<_, Error>((path, create(path)?)));
+    let report = report.transpose()?;
     let (results, remarks) = measure_all(flags, &cases)?;
+    if let Some((path, mut file)) = report {
+        file.write_all(page::page(&results).as_bytes())
+            .map_err(|source| report_file(path, source))?;
+    }
     if let Some(saved) = saved {
         saved.write(&results)?;
     }

@@ -183,6 +183,32 @@ fn the_text_fits_into_100_columns() {
 }
 
 #[test]
+fn the_report_is_a_page_that_names_the_machine() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let output = brief(&[
+        "--sizes",
+        "4k,64k",
+        "--directions",
+        "file_to_tcp",
+        "--json",
+        "--report",
+    ])
+    .arg(file.path())
+    .output()
+    .unwrap();
+    let results = results(&output);
+    let page = fs::read_to_string(file.path()).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>"), "{page}");
+    for word in [
+        results["machine"]["kernel"].as_str().unwrap(),
+        "sendfile",
+        "<svg",
+    ] {
+        assert!(page.contains(word), "{word:?} is missing");
+    }
+}
+
+#[test]
 fn the_thresholds_are_saved_as_a_tuning() {
     let directory = tempfile::tempdir().unwrap();
     let saved = directory.path().join("tuning");
@@ -209,7 +235,7 @@ fn the_thresholds_are_saved_as_a_tuning() {
 
 #[test]
 fn files_that_cannot_be_written_fail_before_anything_is_measured() {
-    for flag in ["--output", "--save-tuning"] {
+    for flag in ["--output", "--save-tuning", "--report"] {
         assert_fails(
             &["bench", flag, "/nonexistent/file"],
             1,

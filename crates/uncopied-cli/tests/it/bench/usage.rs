@@ -71,6 +71,7 @@ fn the_help_explains_directions_and_two_machines() {
         "--json",
         "--csv",
         "--save-tuning",
+        "--report",
         "file_to_tcp",
         "region-vmsplice",
         "uncopied bench --to HOST",
