@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::data::{test_bytes, wait_until_files_are_stable};
 use crate::server::{Server, clean};
-use crate::skip::{skip, skip_optional};
+use crate::skip::skip;
 
 /// The names and lengths of the files: names that need escaping, and lengths around the limits at
 /// which the server changes its behaviour.
@@ -426,7 +426,7 @@ fn browse(url: &str) -> String {
 fn a_browser_shows_pages_pictures_and_listings() {
     let chromium = Command::new("chromium").arg("--version").output();
     if !chromium.is_ok_and(|output| output.status.success()) {
-        skip_optional(
+        skip(
             "a_browser_shows_pages_pictures_and_listings",
             "chromium is not installed (apt-get install chromium)",
         );

@@ -3,9 +3,15 @@
 use std::io::{BufRead as _, BufReader, PipeReader, PipeWriter, Write as _, pipe};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use serde_json::{Value, json};
+
+/// How often and at which intervals to look whether Chromium has exited, before it is killed.
+const EXIT_MAX_POLLS: u32 = 200;
+const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Whether Chromium is installed.
 pub(super) fn is_installed() -> bool {
@@ -52,6 +58,7 @@ impl Browser {
             // No name has an address, so that nothing can come from the network.
             .arg("--host-resolver-rules=MAP * ~NOTFOUND")
             .arg(format!("--user-data-dir={}", profile.path().display()))
+            .env("TMPDIR", profile.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
@@ -180,7 +187,15 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // It may have exited already.
+        // It removes its files and ends its other processes, or has exited already.
+        let close = json!({"id": 0, "method": "Browser.close"});
+        let _ = self.commands.write_all(format!("{close}\0").as_bytes());
+        for _ in 0..EXIT_MAX_POLLS {
+            if !matches!(self.process.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(EXIT_POLL_INTERVAL);
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
