@@ -182,7 +182,7 @@ fn plan(verdicts: &[Verdict<'_>]) -> Option<String> {
     ))
 }
 
-/// What a threshold says, in one sentence.
+/// What a threshold tells the plan to use.
 pub(super) fn threshold(threshold: &Threshold) -> String {
     let Threshold {
         mechanism, than, ..
@@ -190,21 +190,14 @@ pub(super) fn threshold(threshold: &Threshold) -> String {
     let default = match threshold.default_bytes {
         0 => "at every size".to_owned(),
         u64::MAX => "never".to_owned(),
-        bytes => format!("from {}", words::size(bytes)),
+        bytes => format!("from {} on", words::size(bytes)),
     };
     match (threshold.measured, threshold.from_bytes) {
-        (false, _) => format!(
-            "{mechanism} or {than}: not measured here, so the default stays: {mechanism} {default}."
-        ),
-        (true, None) => format!(
-            "{mechanism} is not cheaper than {than} at any size that was measured \
-             (default: {default})."
-        ),
-        (true, Some(0)) => {
-            format!("{mechanism} is cheaper than {than} at every size (default: {default}).")
-        }
+        (false, _) => format!("The default stays: {mechanism} {default}."),
+        (true, None) => format!("{mechanism} never, always {than} (default: {default})."),
+        (true, Some(0)) => format!("{mechanism} at every size (default: {default})."),
         (true, Some(bytes)) => format!(
-            "From {} on, {mechanism} is cheaper than {than} (default: {default}).",
+            "{mechanism} from {} on, {than} below (default: {default}).",
             words::size(bytes)
         ),
     }

@@ -98,6 +98,7 @@ fn legend(panel: &Panel<'_>) -> Markup {
                     }
                     (series.name)
                     @if series.look == look::Look::AUTO { " (what the plan chooses)" }
+                    @if let Some(source) = panel.other_source(series) { " (from: " (source) ")" }
                 }
             }
         }
@@ -113,7 +114,7 @@ fn thresholds(panel: &Panel<'_>) -> Markup {
                     li {
                         span class="letter" { (letter) }
                         span {
-                            (findings::threshold(threshold)) " " (threshold.why) " "
+                            b { (findings::threshold(threshold)) } " " (threshold.why) " "
                             code { (threshold.key) }
                         }
                     }

@@ -200,7 +200,7 @@ impl<'a> Panel<'a> {
         self.auto.iter().chain(&self.series)
     }
 
-    /// What is cheapest at each size at which anything was measured.
+    /// What is cheapest at each size at which anything was measured that the plan can choose.
     pub(super) fn verdicts(&self) -> Vec<Verdict<'_>> {
         let mut verdicts: Vec<Verdict<'_>> = Vec::new();
         for &size in &self.sizes {
@@ -214,6 +214,7 @@ impl<'a> Panel<'a> {
         let costs: Vec<(&str, f64)> = self
             .series
             .iter()
+            .filter(|series| self.other_source(series).is_none())
             .filter_map(|series| Some((series.name, series.median(self.cost, size)?)))
             .collect();
         let lowest = costs.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))?;
@@ -229,6 +230,15 @@ impl<'a> Panel<'a> {
             chosen: chosen.map_or(&[], |cell| &cell.chosen),
             excess,
         })
+    }
+
+    /// The source of a mechanism that takes the bytes from another kind of source than the plan's
+    /// choice does, so that the plan cannot choose it.
+    pub(super) fn other_source(&self, series: &Series<'a>) -> Option<&'a str> {
+        let source = |series: &Series<'a>| series.cells.first().map(|cell| cell.source.as_str());
+        let own = source(series)?;
+        let of_plan = source(self.auto.as_ref()?)?;
+        (own != of_plan).then_some(own)
     }
 
     /// The look of a mechanism.

@@ -92,6 +92,7 @@ const LINES: [Line; 11] = [
         ..MEMORY
     },
     Line {
+        source: "region",
         mechanism: "region-vmsplice",
         costs: [2.7, 0.688, 0.245, 0.170, 0.104, 0.089, 0.091, 0.091, 0.092],
         shares: NOT_COPIED,
