@@ -71,6 +71,17 @@ compare-get *ARGS:
 compare-relay *ARGS:
     cargo run --release -p compare -- relay {{ ARGS }}
 
+# They have the place and the names that docs/bench.md expects.
+#
+# Takes pictures of a REPORT of `uncopied bench --report REPORT` (needs chromium and pngquant).
+bench-pictures REPORT="target/bench.html": (bench-picture REPORT "light" "1") (bench-picture REPORT "dark" "0")
+
+[private]
+bench-picture REPORT SCHEME NUMBER:
+    mkdir -p docs/images
+    chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir=target/chromium --window-size=1440,1500 --blink-settings=preferredColorScheme={{ NUMBER }} --screenshot=docs/images/bench-{{ SCHEME }}.png "file://$(realpath {{ REPORT }})"
+    pngquant --force --ext .png 64 docs/images/bench-{{ SCHEME }}.png
+
 # The tests overwrite buffers as soon as the completions allow it, and regions at any time, while
 # the receivers check every byte.
 #
