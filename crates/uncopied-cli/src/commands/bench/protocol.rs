@@ -95,7 +95,9 @@ pub(super) struct Mark {
     pub(super) at: f64,
     /// Bytes that were taken out of the socket.
     pub(super) bytes: u64,
+    /// The CPU time of the receiver, without that of the sink of a relay.
     pub(super) cpu_seconds: f64,
+    pub(super) sink_cpu_seconds: f64,
     pub(super) machine_busy_seconds: f64,
 }
 

@@ -82,7 +82,7 @@ pub(crate) struct Cell {
     /// System calls of the thread that moves the bytes, for 10⁶ bytes. `None` if they could not be
     /// counted.
     pub(crate) calls_per_mb: Option<f64>,
-    /// How long a call of the library takes.
+    /// How long a call of the library takes; in `tcp_to_tcp`, a message and its confirmation.
     pub(crate) call_us: Option<CallTimes>,
     /// What has limited the sender's connection.
     pub(crate) limits: Option<Limits>,

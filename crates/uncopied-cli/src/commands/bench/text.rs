@@ -165,7 +165,8 @@ fn legend(out: &mut String) -> fmt::Result {
         out,
         "zero: neither copied nor mapped; kcpy: copied by the kernel although a zero-copy mechanism \
          moved them; map: mapped; the rest was copied. calls: system calls of the thread that moves \
-         the bytes. limit: what the sender waited for, the receiver's window or its own send \
+         the bytes. µs of a call: of the library, at the measured side; for tcp_to_tcp, from \
+         sending a message until it is confirmed. limit: what the sender waited for, the receiver's window or its own send \
          buffer. ~: the rounds differ much. CPU times are those of the whole process, the work of \
          the kernel for it included.",
     )

@@ -125,6 +125,13 @@ fn threshold(
             let why = format!("It takes no more CPU time of the {side} than copy at any size.");
             (Some(from), true, why)
         }
+        Some(last) if last + 1 == pays.len() && pays[last].0 < default => {
+            let (size, default) = (size_text(pays[last].0), size_text(default));
+            keep(format!(
+                "Not measured from {default} on; it takes more CPU time of the {side} than copy at \
+                 {size}."
+            ))
+        }
         Some(last) if last + 1 == pays.len() => {
             let size = size_text(pays[last].0);
             let why = format!("It takes more CPU time of the {side} than copy, even at {size}.");
@@ -294,6 +301,18 @@ mod tests {
         let found = thresholds(&cells);
         let found = found.iter().find(|it| it.key == "notified_min_bytes");
         assert!(found.is_some_and(|it| !it.measured && it.why.contains("the kernel copies")));
+    }
+
+    #[test]
+    fn sizes_below_the_default_do_not_show_that_a_mechanism_never_pays() {
+        // The default of regions is 2 MiB.
+        let cells = [
+            rows_of(BenchMechanism::Copy, [1.0; 4]),
+            rows_of(RegionVmsplice, [2.0; 4]),
+        ];
+        let found = thresholds(&cells.concat());
+        let found = found.iter().find(|it| it.key == "region_min_bytes");
+        assert!(found.is_some_and(|it| !it.measured && it.from_bytes == Some(2 << 20)));
     }
 
     #[test]

@@ -239,10 +239,12 @@ impl Listening {
         loop {
             match control.receive(IDLE_LIMIT)? {
                 Request::Mark { is_measuring } => {
+                    let sink_cpu_seconds = receiving.sink_cpu_seconds();
                     let mark = Mark {
+                        sink_cpu_seconds,
                         machine_busy_seconds: cpu::machine_busy_seconds()
                             .map_err(BenchError::setup("read /proc/stat"))?,
-                        cpu_seconds: cpu::process_seconds() - receiving.sink_cpu_seconds(),
+                        cpu_seconds: cpu::process_seconds() - sink_cpu_seconds,
                         at: self.began.elapsed().as_secs_f64(),
                         bytes: receiving.taken_bytes()?,
                     };

@@ -221,9 +221,11 @@ impl Sending {
             let why = "no bytes arrived during the measurement; use a longer --seconds";
             return Err(failed(case, why.into()));
         }
-        (figures.moved, figures.call_us) = match case.direction.is_sent() {
-            true => (done.moved, done.call_us),
-            false => (received.moved, received.call_us),
+        (figures.moved, figures.call_us) = match case.direction {
+            BenchDirection::FileToTcp | BenchDirection::MemoryToTcp => (done.moved, done.call_us),
+            // Nothing in a relay is a call; a message and its confirmation are.
+            BenchDirection::TcpToTcp => (received.moved, done.call_us),
+            _ => (received.moved, received.call_us),
         };
         Ok(Sample::Measured(Box::new(figures)))
     }
@@ -402,6 +404,7 @@ fn figures(before: &Moment, after: &Moment, is_local: bool) -> Figures {
     let sender_share = (after.cpu_seconds - before.cpu_seconds) / own_seconds;
     let receiver_share = (after.remote.cpu_seconds - before.remote.cpu_seconds) / seconds;
     let busy = after.remote.machine_busy_seconds - before.remote.machine_busy_seconds;
+    let sink = after.remote.sink_cpu_seconds - before.remote.sink_cpu_seconds;
     let part = |of: fn(&TcpFacts) -> u64| {
         let microseconds = of(&after.facts).saturating_sub(of(&before.facts));
         (microseconds as f64 / 1e6 / own_seconds).min(1.0)
@@ -417,7 +420,8 @@ fn figures(before: &Moment, after: &Moment, is_local: bool) -> Figures {
         ]),
         sender_share,
         receiver_share,
-        other_share: is_local.then_some((busy / seconds - sender_share - receiver_share).max(0.0)),
+        other_share: is_local
+            .then_some(((busy - sink) / seconds - sender_share - receiver_share).max(0.0)),
         ..Figures::default()
     }
 }

@@ -234,14 +234,19 @@ impl Connected {
                 *offset = (*offset + self.size) % *period;
             }
             How::Memory { sender, memory } => {
-                let sent = times.record(|| sender.send(memory.memory()));
-                self.sent += sent.map_err(|error| failed(&error))?.bytes();
-                if self.awaits_confirmation {
-                    let mut socket = sender.get_ref();
-                    socket.read_exact(&mut [0]).map_err(|error| {
-                        CellError::Failed(format!("the relay does not go on: {error}"))
-                    })?;
-                }
+                let awaits_confirmation = self.awaits_confirmation;
+                let sent = times.record(|| {
+                    let sent = sender.send(memory.memory());
+                    let sent = sent.map_err(|error| failed(&error))?;
+                    if awaits_confirmation {
+                        let mut socket = sender.get_ref();
+                        socket.read_exact(&mut [0]).map_err(|error| {
+                            CellError::Failed(format!("the relay does not go on: {error}"))
+                        })?;
+                    }
+                    Ok(sent.bytes())
+                });
+                self.sent += sent?;
             }
         }
         Ok(())
