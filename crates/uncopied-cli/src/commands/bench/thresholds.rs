@@ -86,7 +86,7 @@ fn threshold(
 ) -> (Option<u64>, bool, String) {
     let keep = |why: String| (Some(default), false, why);
     let of = |mechanism| rows(cells, direction, mechanism);
-    let copies: Vec<(u64, f64)> = costs(direction, of(BenchMechanism::Copy)).collect();
+    let copies: Vec<&Cell> = of(BenchMechanism::Copy).collect();
     let mine: Vec<&Cell> = of(mechanism).collect();
     if let Some(why) = mine.iter().find_map(|cell| cell.refused.as_ref())
         && mine.iter().all(|cell| cell.refused.is_some())
@@ -100,8 +100,11 @@ fn threshold(
                 .into(),
         );
     }
-    // At each size: whether the mechanism pays, given what the default says.
-    let pays: Vec<(u64, bool)> = costs(direction, mine.into_iter())
+    // At each size: whether the mechanism pays, given what the default says. Figures that cannot be
+    // trusted say nothing.
+    let steady = |cell: &&Cell| !cell.is_wide;
+    let copies: Vec<(u64, f64)> = costs(direction, copies.into_iter().filter(steady)).collect();
+    let pays: Vec<(u64, bool)> = costs(direction, mine.into_iter().filter(steady))
         .filter_map(|(size, cost)| {
             let copy = copies.iter().find(|(other, _)| *other == size)?.1;
             let factor = match size >= default {
@@ -112,7 +115,10 @@ fn threshold(
         })
         .collect();
     if pays.is_empty() {
-        return keep("Not measured, because both mechanisms must be, at the same sizes.".into());
+        return keep(
+            "Not measured: both mechanisms must be, at the same sizes, without a wide spread."
+                .into(),
+        );
     }
     let side = if direction.is_sent() {
         "sender"
@@ -225,7 +231,9 @@ pub(super) fn wrong_choices(cells: &[Cell], cases: &[Case]) -> (Vec<WrongChoice>
             continue;
         };
         looked_at += 1;
-        if taken > least * CHOICE_LIMIT {
+        // If the library has chosen the best mechanism, any difference is one of measuring.
+        let has_chosen_best = auto.chosen == [best.mechanism.as_str()];
+        if taken > least * CHOICE_LIMIT && !has_chosen_best {
             wrong.push(WrongChoice {
                 case: *case,
                 chosen: auto.chosen.join(", "),
@@ -316,6 +324,23 @@ mod tests {
     }
 
     #[test]
+    fn figures_that_cannot_be_trusted_decide_nothing() {
+        let copies = rows_of(BenchMechanism::Copy, [1.0; 4]);
+        let mut mine = rows_of(Vmsplice, [2.0, 1.1, 0.9, 5.0]);
+        mine[3].is_wide = true;
+        let from = |mine: &[Cell]| {
+            let found = thresholds(&[&copies[..], mine].concat());
+            let found = found.into_iter().find(|it| it.key == "vmsplice_min_bytes");
+            found.map(|it| (it.from_bytes, it.measured))
+        };
+        assert_eq!(from(&mine), Some((Some(64 << 10), true)));
+        for cell in &mut mine {
+            cell.is_wide = true;
+        }
+        assert_eq!(from(&mine), Some((Some(64 << 10), false)));
+    }
+
+    #[test]
     fn never_becomes_the_tuning() {
         let cells = [
             rows_of(BenchMechanism::Copy, [1.0; 4]),
@@ -342,5 +367,12 @@ mod tests {
             .map(|it| (it.case.size, it.best.as_str()))
             .collect();
         assert_eq!((named, looked_at), (vec![(64 << 10, "copy")], 4));
+
+        // The same mechanism, measured twice.
+        let mut cells = cells.concat();
+        for cell in &mut cells {
+            cell.chosen = vec!["copy".into()];
+        }
+        assert_eq!(wrong_choices(&cells, &cases), (vec![], 4));
     }
 }
