@@ -88,12 +88,13 @@ fn only_existing_commands_are_listed() {
         "relay",
         "probe",
         "audit",
+        "bench",
         "completions",
         "man",
     ] {
         assert!(out.contains(name), "{out}");
     }
-    assert!(!out.contains("\n  bench "), "{out}");
+    assert!(!out.contains("\n  tune "), "{out}");
     let (status, out, stderr) = run(&[]);
     assert_eq!((status, out.as_str()), (Some(2), ""));
     assert!(stderr.contains("Usage:"), "{stderr}");

@@ -104,6 +104,7 @@ fn threshold(
     // trusted say nothing.
     let steady = |cell: &&Cell| !cell.is_wide;
     let copies: Vec<(u64, f64)> = costs(direction, copies.into_iter().filter(steady)).collect();
+    let largest = mine.iter().map(|cell| cell.size).max().unwrap_or(0);
     let pays: Vec<(u64, bool)> = costs(direction, mine.into_iter().filter(steady))
         .filter_map(|(size, cost)| {
             let copy = copies.iter().find(|(other, _)| *other == size)?.1;
@@ -131,11 +132,11 @@ fn threshold(
             let why = format!("It takes no more CPU time of the {side} than copy at any size.");
             (Some(from), true, why)
         }
-        Some(last) if last + 1 == pays.len() && pays[last].0 < default => {
-            let (size, default) = (size_text(pays[last].0), size_text(default));
+        Some(last) if last + 1 == pays.len() && pays[last].0 < default.max(largest) => {
             keep(format!(
-                "Not measured from {default} on; it takes more CPU time of the {side} than copy at \
-                 {size}."
+                "Not measured at the largest sizes; it takes more CPU time of the {side} than copy \
+                 at {}.",
+                size_text(pays[last].0)
             ))
         }
         Some(last) if last + 1 == pays.len() => {
@@ -334,6 +335,9 @@ mod tests {
             found.map(|it| (it.from_bytes, it.measured))
         };
         assert_eq!(from(&mine), Some((Some(64 << 10), true)));
+        // What is only known below the largest size does not show that it never pays.
+        mine[2].is_wide = true;
+        assert_eq!(from(&mine), Some((Some(64 << 10), false)));
         for cell in &mut mine {
             cell.is_wide = true;
         }
