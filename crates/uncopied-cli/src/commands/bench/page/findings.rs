@@ -87,7 +87,7 @@ fn ribbon_run(panel: &Panel<'_>, run: &Run<'_>) -> Markup {
     let look = panel.look(run.mechanism).map(|look| look.class());
     let excess = run
         .excess
-        .map(|excess| format!(", +{}", words::percent(excess)));
+        .map(|excess| format!(", +{}", words::excess(excess)));
     let excess = excess.unwrap_or_default();
     let sizes = words::sizes(run.first, run.last);
     html! {
@@ -178,7 +178,7 @@ fn plan(verdicts: &[Verdict<'_>]) -> Option<String> {
         near.count(),
         known.len(),
         words::size(size),
-        words::percent(worst)
+        words::excess(worst)
     ))
 }
 

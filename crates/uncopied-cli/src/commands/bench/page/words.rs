@@ -97,6 +97,16 @@ pub(super) fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
 
+/// By how much a cost is higher than another one. Tenths of a percent are told, and rounded up,
+/// where they decide whether the cost is too high.
+pub(super) fn excess(excess: f64) -> String {
+    match excess < 0.2 {
+        // The subtraction keeps errors of floating point from being rounded up.
+        true => format!("{:.1} %", (excess * 1000.0 - 1e-6).ceil() / 10.0),
+        false => percent(excess),
+    }
+}
+
 /// Words as in a sentence: `a`, `a and b`, `a, b and c`.
 pub(super) fn list(words: &[String]) -> String {
     match words {
@@ -118,6 +128,14 @@ mod tests {
             [
                 "1 B", "1000 B", "1 KiB", "1536 B", "64 KiB", "1 MiB", "3 GiB"
             ]
+        );
+    }
+
+    #[test]
+    fn an_excess_that_is_just_too_high_does_not_look_allowed() {
+        assert_eq!(
+            [0.1001, 0.104, 0.312].map(excess),
+            ["10.1 %", "10.4 %", "31 %"]
         );
     }
 
