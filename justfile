@@ -79,7 +79,7 @@ bench-pictures REPORT="target/bench.html": (bench-picture REPORT "light" "1") (b
 [private]
 bench-picture REPORT SCHEME NUMBER:
     mkdir -p docs/images
-    chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir=target/chromium --window-size=1440,1500 --blink-settings=preferredColorScheme={{ NUMBER }} --screenshot=docs/images/bench-{{ SCHEME }}.png "file://$(realpath {{ REPORT }})"
+    chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir=target/chromium --window-size=1440,1800 --blink-settings=preferredColorScheme={{ NUMBER }} --screenshot=docs/images/bench-{{ SCHEME }}.png "file://$(realpath {{ REPORT }})"
     pngquant --force --ext .png 64 docs/images/bench-{{ SCHEME }}.png
 
 # The tests overwrite buffers as soon as the completions allow it, and regions at any time, while
