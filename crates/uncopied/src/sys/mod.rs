@@ -4,6 +4,7 @@
 //! which manages the arena's memory and hands out references to it. This module imports nothing
 //! from the rest of the library.
 
+mod bpf;
 mod descriptors;
 mod errno;
 mod error_queue;
@@ -29,6 +30,8 @@ use std::os::fd::AsFd;
 
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
+#[doc(hidden)]
+pub use bpf::{BpfMap, BpfMapKind, BpfProgram};
 pub(crate) use descriptors::has_other_descriptor;
 pub use errno::Errno;
 pub(crate) use error_queue::{ErrorQueueEntry, Notification};
