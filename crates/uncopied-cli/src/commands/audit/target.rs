@@ -78,10 +78,7 @@ impl Target {
         match self {
             Self::Started(started) => {
                 let due = Instant::now() + if wait { TIME_TO_END } else { Duration::ZERO };
-                // A further request must not put off a signal.
-                if started.next_signal.is_none_or(|(other, _)| due < other) {
-                    started.next_signal = Some((due, Signal::TERM));
-                }
+                started.end_at(due);
                 true
             }
             Self::Running { .. } => false,
@@ -101,6 +98,14 @@ impl Target {
 impl Started {
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    /// Sends SIGTERM when it is due. A further request must put off neither that nor SIGKILL.
+    fn end_at(&mut self, due: Instant) {
+        let is_earlier = |(other, signal)| signal == Signal::TERM && due < other;
+        if self.next_signal.is_none_or(is_earlier) {
+            self.next_signal = Some((due, Signal::TERM));
+        }
     }
 
     fn has_ended(&mut self) -> bool {
@@ -128,5 +133,32 @@ impl Drop for Started {
         // Both fail if the program has ended and was waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_further_request_puts_off_no_signal() {
+        let now = Instant::now();
+        let later = now + TIME_TO_END;
+        let mut started = Started {
+            child: Command::new("sleep")
+                .arg("3600")
+                .spawn()
+                .expect("it starts"),
+            next_signal: None,
+        };
+        started.end_at(later);
+        assert_eq!(started.next_signal, Some((later, Signal::TERM)));
+        started.end_at(later + TIME_TO_END);
+        assert_eq!(started.next_signal, Some((later, Signal::TERM)));
+        started.end_at(now);
+        assert_eq!(started.next_signal, Some((now, Signal::TERM)));
+        started.next_signal = Some((later, Signal::KILL));
+        started.end_at(now);
+        assert_eq!(started.next_signal, Some((later, Signal::KILL)));
     }
 }
