@@ -15,9 +15,16 @@ use crate::client::{TEST_TIMEOUT, connect};
 use crate::server::{BIG_FILE_BYTES, PROGRAM, clean, program, site};
 use crate::skip::skip;
 
-/// The CPU time that a program spends under load, in clock ticks of 10 ms: enough for some hundred
-/// samples.
-const LOAD_TICKS: u64 = 40;
+/// The number of samples that the CPU time of a program under load is enough for.
+const LOAD_SAMPLES: u64 = 800;
+
+/// The CPU time that a program spends under load, in clock ticks of 10 ms. A kernel that finds its
+/// samples too expensive, as on a busy machine, takes fewer of them per second.
+fn load_ticks() -> u64 {
+    let rate = fs::read_to_string("/proc/sys/kernel/perf_event_max_sample_rate").unwrap();
+    let rate: u64 = rate.trim().parse().unwrap();
+    LOAD_SAMPLES * 100 / rate.clamp(1, 2_000)
+}
 
 /// A report of `uncopied audit --json`.
 pub(super) struct Report(pub(super) Value);
@@ -158,9 +165,9 @@ pub(super) fn audit_server(command: &[&str], address: SocketAddr, target: &str) 
 /// Each response ends with its connection. Returns the number of bytes received.
 pub(super) fn load(process: i32, address: SocketAddr, target: &str) -> u64 {
     let mut buffer = vec![0; 1 << 20];
-    let before = descendants_ticks(process);
+    let end = descendants_ticks(process) + load_ticks();
     let mut received = 0_u64;
-    while descendants_ticks(process) < before + LOAD_TICKS {
+    while descendants_ticks(process) < end {
         let mut stream = connect(address);
         // In one packet, which the plain server reads with one call.
         let request = format!("GET {target} HTTP/1.0\r\nHost: test\r\n\r\n");
