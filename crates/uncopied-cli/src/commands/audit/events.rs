@@ -17,9 +17,6 @@ const PERF_RECORD_LOST: u32 = 2;
 const PERF_RECORD_COMM: u32 = 3;
 const PERF_RECORD_SAMPLE: u32 = 9;
 
-/// The number of the threads that run on CPUs without work.
-const IDLE_THREAD: i32 = 0;
-
 /// The threads to watch.
 #[derive(Clone, Copy)]
 pub(super) enum Whom<'a> {
@@ -28,8 +25,6 @@ pub(super) enum Whom<'a> {
     Commands,
     /// These, and the threads and processes that they are going to start.
     Threads(&'a [i32]),
-    /// All threads of this machine.
-    Everyone,
 }
 
 /// A record of the kernel.
@@ -83,9 +78,8 @@ impl Events {
         };
         for (kind, builder) in kinds.iter_mut().enumerate() {
             let builder = builder.sample(SampleFlag::TID).sample(SampleFlag::ID);
-            builder.inherit(!matches!(whom, Whom::Everyone));
+            builder.inherit(true);
             match whom {
-                Whom::Everyone => events.add(builder.any_pid(), kind, IDLE_THREAD)?,
                 Whom::Commands => {
                     let this_thread = rustix::thread::gettid().as_raw_nonzero().get();
                     builder.observe_self().enable_on_exec(true);
@@ -205,7 +199,8 @@ pub(super) fn long(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..end)?.try_into().ok()?))
 }
 
-fn online_cpus() -> Vec<usize> {
+/// Returns the CPUs that are switched on.
+pub(super) fn online_cpus() -> Vec<usize> {
     let text = fs::read_to_string("/sys/devices/system/cpu/online");
     let cpus = text.map(|text| parse_cpus(&text)).unwrap_or_default();
     if cpus.is_empty() { vec![0] } else { cpus }

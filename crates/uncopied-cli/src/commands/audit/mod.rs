@@ -4,13 +4,15 @@
 //! |---|---|
 //! | `target`, `process` | the program that is watched; processes, their threads and CPU time |
 //! | `events` | records of the kernel about threads, and their rings |
-//! | `sampling`, `bytes` | samples of what the program does; bytes that were copied |
+//! | `sampling` | samples of what the program does |
+//! | `bytes`, `probes` | bytes that were sent, received and copied |
 //! | `symbols`, `classify` | the names of the kernel's functions; what a stack shows |
 //! | `profile`, `report` | counts of samples; what the user sees |
 
 mod bytes;
 mod classify;
 mod events;
+mod probes;
 mod process;
 mod profile;
 mod report;
@@ -88,9 +90,9 @@ async fn audit(flags: &AuditFlags) -> Result<String, Error> {
     // read is as good as one without addresses.
     let symbols = KernelSymbols::read().ok().flatten();
     let (observers, mut target) = match flags.pid {
-        Some(process) => attach(process)?,
+        Some(process) => attach(process, symbols.as_ref())?,
         None => {
-            let observers = Observers::open(Whom::Commands);
+            let observers = Observers::open(Whom::Commands, symbols.as_ref());
             (observers, Target::start(&flags.command)?)
         }
     };
@@ -119,6 +121,9 @@ async fn audit(flags: &AuditFlags) -> Result<String, Error> {
         }
     };
     let cpu_time = watch(&mut target, drain, limit, signals).await;
+    if let Ok(bytes) = &mut bytes {
+        bytes.finish();
+    }
     let report = Report {
         subject: &subject,
         process: target.process(),
@@ -149,16 +154,16 @@ struct Observers {
 }
 
 impl Observers {
-    fn open(whom: Whom<'_>) -> Self {
+    fn open(whom: Whom<'_>, symbols: Option<&KernelSymbols>) -> Self {
         Self {
             sampling: Sampling::open(whom),
-            bytes: ByteCounts::open(whom),
+            bytes: ByteCounts::open(whom, symbols),
         }
     }
 }
 
 /// Watches the threads of a process and of its descendants.
-fn attach(process: i32) -> Result<(Observers, Target), Error> {
+fn attach(process: i32, symbols: Option<&KernelSymbols>) -> Result<(Observers, Target), Error> {
     // Each thread needs a descriptor for each CPU. If this is refused, watching many threads fails,
     // and the report says so.
     raise_descriptor_limit();
@@ -168,7 +173,8 @@ fn attach(process: i32) -> Result<(Observers, Target), Error> {
         return Err(Error::NoProcess(process));
     }
     let threads: Vec<i32> = tree.into_iter().flat_map(process::threads).collect();
-    Ok((Observers::open(Whom::Threads(&threads)), target))
+    let observers = Observers::open(Whom::Threads(&threads), symbols);
+    Ok((observers, target))
 }
 
 /// Collects records with `drain` until the time is over, the program has ended, or a signal

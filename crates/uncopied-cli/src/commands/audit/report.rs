@@ -115,9 +115,8 @@ struct SocketBytes<'a> {
     pid: i32,
     name: &'a str,
     sent: u64,
-    /// How many of them were copied, or null if that is not known.
+    /// How many bytes were copied for that, or null if it is not known.
     sent_copied: Option<u64>,
-    /// Packets that were copied after a send that did not copy them.
     received: u64,
     received_copied: u64,
 }
@@ -215,20 +214,29 @@ impl Report<'_> {
             return vec!["Bytes were not counted, because some records were lost.".to_owned()];
         };
         let mut notes = Vec::new();
-        if !counts.counts_send_copies() {
+        if let Some(error) = counts.probes_error() {
+            notes.push(format!(
+                "How many of the sent bytes were copied was not counted: {error}."
+            ));
+        }
+        let Some(sends) = counts.sends() else {
+            return notes;
+        };
+        if sends.is_incomplete {
             notes.push(
-                "How many of the sent bytes were copied was not counted, because the kernel has no \
-                 kprobes, locks them down, or is older than 6.5."
+                "How many of the sent bytes were copied is not known: more was sent on this machine \
+                 than could be counted."
                     .to_owned(),
             );
         }
-        let later = counts.packets_copied_later();
-        let is_unknown = |bytes: &Bytes| counts.sent_copied(bytes).is_none();
-        if later > 0 && processes.values().any(is_unknown) {
+        let is_unknown = |(process, bytes): (&i32, &Bytes)| {
+            bytes.sent > 0 && counts.sent_copied(*process, bytes).is_none()
+        };
+        if sends.unattributed > 0 && processes.iter().any(is_unknown) {
             notes.push(format!(
-                "{later} packets on this machine were copied after a send that did not copy them \
-                 (skb_copy_ubufs, skb_copy_and_csum_bits), as always on loopback; how many bytes \
-                 they had cannot be counted."
+                "{} bytes on this machine were copied from packets whose sender is not known, for \
+                 example because they were sent before.",
+                sends.unattributed
             ));
         }
         notes
@@ -237,15 +245,15 @@ impl Report<'_> {
     fn socket_bytes(&self) -> Option<Vec<SocketBytes<'_>>> {
         let counts = self.bytes.as_ref().ok()?;
         let processes = counts.processes()?;
-        let row = |(pid, bytes): (i32, Bytes)| SocketBytes {
+        let row = |(&pid, bytes): (&i32, &Bytes)| SocketBytes {
             pid,
             name: self.profile.name(pid).unwrap_or_default(),
             sent: bytes.sent,
-            sent_copied: counts.sent_copied(&bytes),
+            sent_copied: counts.sent_copied(pid, bytes),
             received: bytes.received,
             received_copied: bytes.copied_from_packets,
         };
-        Some(processes.into_iter().map(row).collect())
+        Some(processes.iter().map(row).collect())
     }
 
     /// Returns the report as one line of JSON.

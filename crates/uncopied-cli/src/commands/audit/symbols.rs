@@ -47,6 +47,13 @@ impl KernelSymbols {
         let (start, name) = self.functions.get(next.checked_sub(1)?)?;
         (address - start < MAX_FUNCTION_BYTES).then(|| name.split('.').next().unwrap_or(name))
     }
+
+    /// Returns the address of a function.
+    pub(super) fn address(&self, name: &str) -> Option<u64> {
+        let mut functions = self.functions.iter();
+        let found = functions.find(|(_, other)| **other == *name);
+        found.map(|(address, _)| *address)
+    }
 }
 
 /// Parses a line like `ffffffff81b6cc30 T _copy_to_iter`, with `[module]` behind the name or not.
@@ -84,6 +91,8 @@ mod tests {
         assert_eq!(name(0xffff_ffff_8100_0301), Some("finish_task_switch"));
         assert_eq!(name(0xffff_ffff_c000_0010), Some("virtnet_poll"));
         assert_eq!(name(0xffff_ffff_ffff_0000), None);
+        assert_eq!(symbols.address("memcpy"), Some(0xffff_ffff_8100_0100));
+        assert_eq!(symbols.address("a_variable"), None);
     }
 
     #[test]
