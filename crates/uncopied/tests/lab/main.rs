@@ -30,6 +30,9 @@ mod not_copied;
 /// A network card that cannot gather packets, so that the kernel copies every byte.
 mod not_gathered;
 
+/// Copies that `uncopied audit` must find.
+mod audited;
+
 /// Memory that is overwritten as soon as a completion allows it, or at any time.
 mod overwritten;
 

@@ -16,9 +16,9 @@ const SEND_BYTES: usize = 256 << 10;
 /// How long the library may use what it knew about the interface before.
 const KNOWN_FOR: Duration = Duration::from_millis(1100);
 
-/// Switches scatter-gather of `eth0` on or off (`ETHTOOL_SSG`).
+/// Switches scatter-gather of `eth0` on or off (`ETHTOOL_SSG`). Any socket will do.
 #[allow(unsafe_code)]
-fn set_scatter_gather(socket: &TcpStream, is_on: bool) {
+pub(crate) fn set_scatter_gather(socket: &impl AsRawFd, is_on: bool) {
     const ETHTOOL_SSG: u32 = 0x19;
     let mut value = [ETHTOOL_SSG, u32::from(is_on)];
     // SAFETY: the structure consists of integers and a pointer, for which zeroes are valid.
@@ -30,12 +30,12 @@ fn set_scatter_gather(socket: &TcpStream, is_on: bool) {
     // SAFETY: the kernel reads two integers through the pointer in the structure, both locals.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    sleep(KNOWN_FOR);
 }
 
 /// Sends with each mechanism, and asserts that every byte is reported as copied.
 fn assert_copied(socket: TcpStream) {
     set_scatter_gather(&socket, false);
+    sleep(KNOWN_FOR);
     for forced in [
         None,
         Some(Mechanism::MsgZerocopy),
@@ -52,6 +52,7 @@ fn assert_copied(socket: TcpStream) {
         assert_eq!(sender.report().zero_copy_bytes(), 0, "{forced:?}");
     }
     set_scatter_gather(&socket, true);
+    sleep(KNOWN_FOR);
     let options = SendOptions::default().force_mechanisms(&[Mechanism::SendZc]);
     let mut sender = Sender::with(socket, options);
     let sent = sender.send(pattern_pages(SEND_BYTES)).unwrap();

@@ -47,6 +47,11 @@ fn variable(name: &str) -> String {
     std::env::var(name).expect("this program is run by lab/test")
 }
 
+/// The address of the other guest.
+pub(crate) fn peer() -> Ipv4Addr {
+    variable("UNCOPIED_LAB_PEER").parse().unwrap()
+}
+
 /// Whether this is guest 1.
 fn is_sending() -> bool {
     variable("UNCOPIED_LAB_GUEST") == "1"
@@ -55,8 +60,7 @@ fn is_sending() -> bool {
 /// Returns this guest's end of a new connection, once the other guest has its end.
 fn connection() -> TcpStream {
     if is_sending() {
-        let peer: Ipv4Addr = variable("UNCOPIED_LAB_PEER").parse().unwrap();
-        let mut socket = connect((peer, PORT).into());
+        let mut socket = connect((peer(), PORT).into());
         // The other guest may still be in an earlier test.
         socket.read_exact(&mut [0]).unwrap();
         socket
