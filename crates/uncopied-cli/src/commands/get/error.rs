@@ -132,8 +132,11 @@ pub(crate) enum GetError {
 impl GetError {
     /// Returns a closure for `map_err` that says which file operation failed.
     pub(super) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::File { what, path, source }
+        move |source| Self::File {
+            what,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     /// Whether the same request may succeed later. `began` tells whether bytes of this download

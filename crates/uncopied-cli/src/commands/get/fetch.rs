@@ -21,6 +21,7 @@ use super::ranges;
 use super::response::{ContentRange, Framing, Head, Validator};
 use super::retry::{Deadline, Retries, status_error};
 use super::sink::{Output, Sink};
+use super::target::Target;
 use crate::flags::{Checksum, TimeSpan};
 
 /// The settings that apply to each download.
@@ -40,6 +41,8 @@ pub(super) struct Settings {
 pub(super) struct Context {
     pub(super) client: Client,
     pub(super) syncer: Syncer,
+    /// Whether the directory may hold a temporary file of the name of a download.
+    pub(super) may_have_temporary: bool,
     pub(super) settings: Settings,
     pub(super) progress: Rc<Progress>,
 }
@@ -114,9 +117,7 @@ pub(super) async fn finish(
     let Fetched::File { partial, replace } = fetched else {
         return Ok(());
     };
-    let modified = partial.version().last_modified;
-    let modified = modified.and_then(|text| httpdate::parse_http_date(&text).ok());
-    let outcome = partial.finish(&context.syncer, modified, replace).await;
+    let outcome = partial.finish(&context.syncer, replace).await;
     close(job, &partial, outcome)
 }
 
@@ -156,7 +157,8 @@ async fn fetch_file(
     let kind = match (settings.resume, replace) {
         (true, _) => Kind::Resume,
         (false, true) => Kind::Replace,
-        (false, false) => Kind::New,
+        (false, false) if context.may_have_temporary => Kind::New,
+        (false, false) => Kind::First,
     };
     let partial = Rc::new(Partial::open(path, &shown(&job.url), kind)?);
     job.resumed_bytes.set(partial.usable().count());
@@ -286,85 +288,6 @@ async fn fetch_stream(
     Ok(Fetched::Done)
 }
 
-/// What gets the bytes, and how many it has.
-pub(super) enum Target<'a> {
-    File(&'a Rc<Partial>),
-    /// What was written cannot be taken back.
-    Stream {
-        output: Rc<Output>,
-        version: RefCell<Version>,
-    },
-}
-
-impl Target<'_> {
-    /// Returns the number of bytes that need not be asked for again.
-    fn have(&self) -> u64 {
-        match self {
-            Self::File(partial) => partial.usable().count(),
-            Self::Stream { output, .. } => output.emitted(),
-        }
-    }
-
-    /// Returns the number of bytes that were written.
-    fn position(&self) -> u64 {
-        match self {
-            Self::File(partial) => partial.written().count(),
-            Self::Stream { output, .. } => output.emitted(),
-        }
-    }
-
-    fn version(&self) -> Version {
-        match self {
-            Self::File(partial) => partial.version(),
-            Self::Stream { version, .. } => version.borrow().clone(),
-        }
-    }
-
-    /// Prepares for a body that does not arrive at once, so that some of it may be kept.
-    fn prepare_for_parts(&self) -> Result<(), GetError> {
-        match self {
-            Self::File(partial) => partial.use_temporary_name(),
-            Self::Stream { .. } => Ok(()),
-        }
-    }
-
-    /// Begins with the first byte of a version.
-    fn restart(&self, new: Version) -> Result<(), GetError> {
-        match self {
-            Self::File(partial) => partial.restart(new),
-            Self::Stream { output, .. } if output.emitted() > 0 => Err(GetError::Changed),
-            Self::Stream { version, .. } => {
-                *version.borrow_mut() = new;
-                Ok(())
-            }
-        }
-    }
-
-    fn set_total(&self, total: u64) {
-        match self {
-            Self::File(partial) => partial.set_total(total),
-            Self::Stream { version, .. } => version.borrow_mut().total = Some(total),
-        }
-    }
-
-    fn sink(&self, offset: u64, direct: bool) -> Result<Sink, GetError> {
-        match self {
-            Self::File(partial) => partial.sink(offset, direct).map(Sink::File),
-            Self::Stream { output, .. } => Ok(Sink::Stream(Rc::clone(output))),
-        }
-    }
-
-    /// Whether another request can go on, or begin again.
-    fn can_retry(&self) -> bool {
-        match self {
-            Self::File(_) => true,
-            Self::Stream { output, version } => {
-                output.emitted() == 0 || version.borrow().validator.is_some()
-            }
-        }
-    }
-}
-
 /// Sends requests until all bytes have been received.
 async fn fetch_bytes(
     context: &Rc<Context>,
@@ -419,7 +342,7 @@ async fn attempt(
         && (context.settings.connections > 1 || partial.usable().has_gap())
     {
         partial.use_temporary_name()?;
-        match ranges::fetch(context, job, partial).await? {
+        match Box::pin(ranges::fetch(context, job, partial)).await? {
             ranges::Outcome::Whole => return Ok(()),
             ranges::Outcome::Ignored(response) => {
                 return receive(context, job, target, *response, 0).await;
@@ -471,7 +394,7 @@ async fn receive(
             framing = framing_of(head, range);
             match range.total {
                 Some(total) => target.set_total(total),
-                None if target.version().total.is_none() => {
+                None if target.total().is_none() => {
                     return Err(GetError::WrongRange(
                         "of a file of unknown length".to_owned(),
                     ));
@@ -485,7 +408,7 @@ async fn receive(
         416 if have > 0 => return Err(GetError::Changed),
         _ => return Err(status_error(head)),
     };
-    let total = target.version().total;
+    let total = target.total();
     job.size.set(total);
     context.progress.set_position(offset, total);
     let mut sink = target.sink(offset, context.settings.direct)?;

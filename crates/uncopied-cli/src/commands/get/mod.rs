@@ -6,7 +6,7 @@
 //! | `fetch`, `ranges`, `retry` | one download: requests, several connections, further attempts |
 //! | `client` | connections, proxies, TLS, requests, redirects |
 //! | `response`, `body` | heads, and the movement of bodies to a sink |
-//! | `sink`, `file` | temporary files and their records, standard output |
+//! | `target`, `sink`, `file` | temporary files and their records, standard output |
 //! | `checksum`, `meter` | checksums; counts by mechanism and the limit of the rate |
 //! | `progress`, `summary` | what the user sees |
 
@@ -24,6 +24,7 @@ mod response;
 mod retry;
 mod sink;
 mod summary;
+mod target;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -54,8 +55,9 @@ use summary::{Download, Summary};
 
 pub(crate) use error::GetError;
 
-/// How many files may wait at the same time to be synced and renamed. Each of them is open.
-const MAX_FINISHING: u32 = 512;
+/// How many files may wait at the same time to be synced and renamed: those that arrive while the
+/// disk is busy for a quarter of a second. Each of them is open.
+const MAX_FINISHING: usize = 4096;
 
 /// Downloads all URLs.
 ///
@@ -67,8 +69,8 @@ pub(crate) fn run(flags: GetFlags) -> Result<(), Error> {
     let words = urls(&flags)?;
     let headers = headers(&flags.header)?;
     check_usage(&flags, words.len())?;
-    // If this is refused, some downloads may fail, and say why.
-    raise_descriptor_limit();
+    // The other half is for connections, and for files that are being fetched.
+    let max_finishing = (raise_descriptor_limit() / 2).clamp(1, MAX_FINISHING);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -78,7 +80,7 @@ pub(crate) fn run(flags: GetFlags) -> Result<(), Error> {
         // would end the process.
         let file_size = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
         let _harmless = signal(file_size).map_err(Error::setup("handle signals"))?;
-        run_all(flags, headers, words).await
+        run_all(flags, headers, words, max_finishing).await
     });
     // A thread that still writes to a disk that hangs must not keep the process.
     runtime.shutdown_background();
@@ -173,6 +175,7 @@ async fn run_all(
     flags: GetFlags,
     headers: Vec<(HeaderName, HeaderValue)>,
     words: Vec<String>,
+    max_finishing: usize,
 ) -> Result<(), Error> {
     let began = Instant::now();
     let destination = Destination::new(flags.output.as_deref()).map_err(|error| Error::Get {
@@ -200,14 +203,20 @@ async fn run_all(
     };
     let limit = flags.limit_rate.map(|rate| Rc::new(RateLimit::new(rate.0)));
     let keeps_summary = flags.json;
+    let may_have_temporary = destination.may_hold_temporary(words.len());
     let run = Rc::new(Run {
-        context: Rc::new(context(flags, headers, Rc::clone(&progress))),
+        context: Rc::new(context(
+            flags,
+            headers,
+            Rc::clone(&progress),
+            may_have_temporary,
+        )),
         words,
         next: Cell::new(0),
         destination,
         limit,
         taken: RefCell::default(),
-        finishing: Arc::new(Semaphore::new(MAX_FINISHING as usize)),
+        finishing: Arc::new(Semaphore::new(max_finishing)),
         ended: RefCell::default(),
         failure: RefCell::default(),
         failed: Cell::new(0),
@@ -219,8 +228,9 @@ async fn run_all(
     for handle in handles {
         handle.await.map_err(|_| Error::WorkerLost)?;
     }
-    // Wait for the files that are being synced.
-    let _ = run.finishing.acquire_many(MAX_FINISHING).await;
+    run.context.syncer.expect_no_more();
+    // Wait for the files that are being synced. At most MAX_FINISHING, so the number fits.
+    let _ = run.finishing.acquire_many(max_finishing as u32).await;
     progress.end();
     run.end(began.elapsed(), is_stdout)
 }
@@ -229,6 +239,7 @@ fn context(
     flags: GetFlags,
     headers: Vec<(HeaderName, HeaderValue)>,
     progress: Rc<Progress>,
+    may_have_temporary: bool,
 ) -> Context {
     Context {
         client: Client::new(ClientConfig {
@@ -240,6 +251,7 @@ fn context(
             allow_downgrade: flags.allow_downgrade,
         }),
         syncer: Syncer::default(),
+        may_have_temporary,
         settings: Settings {
             resume: flags.resume,
             overwrite: flags.overwrite,
@@ -309,12 +321,14 @@ impl Run {
     }
 
     fn end_job(&self, number: usize, job: &Job, began: Instant, outcome: Result<(), GetError>) {
-        let url = shown(&job.url);
         let has_failed = outcome.is_err();
-        if let Err(error) = outcome {
-            self.fail(&url, error, Some(job));
+        if has_failed || self.keeps_summary {
+            let url = shown(&job.url);
+            if let Err(error) = outcome {
+                self.fail(&url, error, Some(job));
+            }
+            self.record(number, Some(job), &url, began, has_failed);
         }
-        self.record(number, Some(job), &url, began, has_failed);
         self.context.progress.end_file();
     }
 

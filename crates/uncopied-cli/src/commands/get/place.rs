@@ -1,5 +1,6 @@
 //! Where a download is saved, and the names of files that URLs give.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::error::GetError;
-use super::file::is_special;
+use super::file::{is_special, may_hold_temporary};
 
 /// The longest name of a file, in bytes, for which `NAME.part.json.new` is not too long.
 const MAX_NAME_BYTES: usize = 255 - ".part.json.new".len();
@@ -49,6 +50,14 @@ impl Destination {
         }
     }
 
+    /// Whether there may be a temporary file of the name of one of `count` downloads.
+    pub(super) fn may_hold_temporary(&self, count: usize) -> bool {
+        match self {
+            Self::Directory(directory) => may_hold_temporary(directory, count),
+            Self::Stdout | Self::Named(_) => true,
+        }
+    }
+
     /// Returns the place of one URL.
     pub(super) fn place(&self, url: &Url) -> Result<Place, GetError> {
         match self {
@@ -63,8 +72,8 @@ impl Destination {
 /// Parses a URL. As in curl, `http://` may be missing.
 pub(super) fn parse_url(word: &str) -> Result<Url, GetError> {
     let text = match word.contains("://") {
-        true => word.to_owned(),
-        false => format!("http://{word}"),
+        true => Cow::Borrowed(word),
+        false => Cow::Owned(format!("http://{word}")),
     };
     let url =
         Url::parse(&text).map_err(|error| GetError::Url(format!("{error}; check the URL")))?;

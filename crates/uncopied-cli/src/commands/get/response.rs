@@ -1,6 +1,7 @@
 //! The head of a response: parsed strictly, because two readings of one head would put bytes of
 //! one response into another.
 
+use std::mem::MaybeUninit;
 use std::time::{Duration, SystemTime};
 
 use super::error::GetError;
@@ -79,9 +80,11 @@ impl Head {
     ///
     /// The bytes are not the head of an HTTP/1.x response, or its headers contradict each other.
     pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, GetError> {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut headers);
-        let len = match response.parse(bytes) {
+        let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+        let mut response = httparse::Response::new(&mut []);
+        let parser = httparse::ParserConfig::default();
+        let parsed = parser.parse_response_with_uninit_headers(&mut response, bytes, &mut headers);
+        let len = match parsed {
             Ok(httparse::Status::Complete(len)) => len,
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(httparse::Error::TooManyHeaders) => {

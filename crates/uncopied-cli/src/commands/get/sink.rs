@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use super::checksum::Hasher;
 use super::error::GetError;
-use super::file::Written;
+use super::file::{Names, Written};
 
 /// A sink for the bytes of one response.
 pub(super) enum Sink {
@@ -62,7 +62,7 @@ impl Sink {
 
     pub(super) fn path(&self) -> &Path {
         match self {
-            Self::File(file) => &file.path,
+            Self::File(file) => file.names.temporary(),
             Self::Stream(output) => &output.path,
         }
     }
@@ -106,7 +106,7 @@ impl Target {
 /// Writes to a temporary file, at one position after the other.
 pub(super) struct FileSink {
     file: Arc<File>,
-    path: PathBuf,
+    names: Rc<Names>,
     offset: u64,
     written: Rc<RefCell<Written>>,
     direct: Option<DirectWriter>,
@@ -115,7 +115,7 @@ pub(super) struct FileSink {
 impl FileSink {
     pub(super) fn new(
         file: Arc<File>,
-        path: PathBuf,
+        names: Rc<Names>,
         offset: u64,
         written: Rc<RefCell<Written>>,
         is_direct: bool,
@@ -124,12 +124,12 @@ impl FileSink {
             false => None,
             true => Some(DirectWriter::open(&file).map_err(GetError::file(
                 "open without the page cache (--direct)",
-                &path,
+                names.temporary(),
             ))?),
         };
         Ok(Self {
             file,
-            path,
+            names,
             offset,
             written,
             direct,
@@ -177,7 +177,7 @@ impl FileSink {
     /// Counts bytes that were written, whether or not others could not be.
     fn account(&mut self, (count, outcome): (u64, io::Result<()>)) -> Result<(), GetError> {
         self.advance(count);
-        outcome.map_err(GetError::file("write", &self.path))
+        outcome.map_err(|error| GetError::file("write", self.names.temporary())(error))
     }
 
     fn file(&self) -> Arc<File> {

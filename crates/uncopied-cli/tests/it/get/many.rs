@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::Stdio;
 
 use super::scripted::{Scripted, Then, Version, header};
-use super::{get, get_fails, get_ok, names};
+use super::{get, get_behind, get_fails, get_ok, names};
 use crate::data::test_bytes;
 use crate::server::Server;
 
@@ -39,6 +39,54 @@ fn many_files_share_a_few_connections() {
         assert!(fs::read(saved.join(name)).unwrap() == test_bytes(1024));
     }
     assert!(server.connections() <= 3, "{}", server.connections());
+}
+
+/// Files that wait for the disk are open, so their number has to fit the limit on descriptors.
+#[test]
+fn many_files_need_few_descriptors() {
+    let version = Version {
+        data: test_bytes(1024),
+        tag: "\"a\"",
+    };
+    let server = Scripted::start(move |head, socket, _| version.send(head, socket));
+    let directory = tempfile::tempdir().unwrap();
+    let urls: String = (0..300)
+        .map(|number| server.url(&format!("{number}\n")))
+        .collect();
+    let list = directory.path().join("list");
+    fs::write(&list, urls).unwrap();
+    let limited = ["sh", "-c", "ulimit -n 48; exec \"$0\" \"$@\""];
+    let arguments = ["-i", "list", "-P", "4", "-o", "new/"];
+    let output = get_behind(&limited, directory.path(), &arguments)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert!(output.status.success());
+    assert_eq!(names(&directory.path().join("new")).len(), 300);
+}
+
+/// In a directory with few other names, and in one with more names than the program reads.
+#[test]
+fn what_an_earlier_run_has_left_beside_small_files_does_not_stay() {
+    for others in [0, 500] {
+        let directory = tempfile::tempdir().unwrap();
+        for number in 0..others {
+            fs::write(directory.path().join(format!("other{number}")), "").unwrap();
+        }
+        fs::write(directory.path().join("f.part"), "old").unwrap();
+        fs::write(directory.path().join("f.part.json"), "{}").unwrap();
+        let server = Scripted::start(|_, socket, _| {
+            socket
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nnew")
+                .unwrap();
+            Then::KeepAlive
+        });
+        get_ok(directory.path(), &[&server.url("e"), &server.url("f")]);
+        let mut left = names(directory.path());
+        left.retain(|name| !name.starts_with("other"));
+        assert_eq!(left, ["e", "f"], "{others} other files");
+        assert_eq!(fs::read(directory.path().join("f")).unwrap(), b"new");
+    }
 }
 
 #[test]

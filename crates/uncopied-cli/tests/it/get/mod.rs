@@ -39,6 +39,21 @@ fn get(directory: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+/// Runs a download in `directory` behind other words of a command, such as those of strace.
+fn get_behind(words: &[&str], directory: &Path, arguments: &[&str]) -> Command {
+    let inner = get(directory, arguments);
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).arg(inner.get_program());
+    command.args(inner.get_args()).current_dir(directory);
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
 /// Runs a download that must succeed without a word.
 fn get_ok(directory: &Path, arguments: &[&str]) -> Output {
     let output = get(directory, arguments).output().unwrap();

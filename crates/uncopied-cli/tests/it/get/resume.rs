@@ -13,7 +13,7 @@ use crate::data::test_bytes;
 use crate::rng::{Rng, seed};
 
 /// Serves a version, but cuts the first response after `cut` bytes of its body.
-fn cut_once(version: Version, cut: usize) -> Scripted {
+pub(super) fn cut_once(version: Version, cut: usize) -> Scripted {
     Scripted::start(move |head, socket, number| {
         if number > 0 {
             return version.send(head, socket);

@@ -57,6 +57,29 @@ fn files_that_exist_are_not_replaced_unless_asked() {
     assert_eq!(names(directory.path()), ["f", "g"]);
 }
 
+/// The name is free when the download begins, and is taken before it ends: with a body that arrives
+/// together with its head, and with one that does not.
+#[test]
+fn a_file_that_appears_during_the_download_is_not_replaced() {
+    for is_early in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("f");
+        let taken = file.clone();
+        let server = Scripted::start(move |_, socket, _| {
+            fs::write(&taken, "mine").unwrap();
+            let (early, late) = HELLO.split_at(HELLO.len() - if is_early { 0 } else { 3 });
+            socket.write_all(early.as_bytes()).unwrap();
+            sleep(Duration::from_millis(50));
+            // Nobody is left to read it if the download has failed before.
+            let _ = socket.write_all(late.as_bytes());
+            Then::Close
+        });
+        get_fails(directory.path(), &[&server.url("f")], &["f exists"]);
+        assert_eq!(fs::read(&file).unwrap(), b"mine");
+        assert_eq!(names(directory.path()), ["f"]);
+    }
+}
+
 #[test]
 fn what_is_no_regular_file_is_not_replaced() {
     let server = Scripted::bytes(HELLO);

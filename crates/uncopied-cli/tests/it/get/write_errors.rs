@@ -8,12 +8,13 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
+use super::resume::cut_once;
 use super::scripted::{Scripted, Then, Version, header};
-use super::{get, get_ok, names};
+use super::{get, get_behind, get_ok, names};
 use crate::data::test_bytes;
-use crate::skip::skip;
+use crate::skip::{skip, skip_optional};
 use crate::trace::can_trace;
 
 /// Of the version on the server: longer than a write with `O_DIRECT`.
@@ -27,21 +28,6 @@ fn server(len: usize) -> Scripted {
         tag: "\"a\"",
     };
     Scripted::start(move |head, socket, _| version.send(head, socket))
-}
-
-/// Runs a download in `directory` behind other words of a command, such as those of strace.
-fn get_behind(words: &[&str], directory: &Path, arguments: &[&str]) -> Command {
-    let inner = get(directory, arguments);
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]).arg(inner.get_program());
-    command.args(inner.get_args()).current_dir(directory);
-    for (name, value) in inner.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command
 }
 
 /// Checks that a download has failed with one line that contains `words`. Returns how many bytes
@@ -325,6 +311,50 @@ fn what_fits_on_a_full_disk_is_kept() {
         assert!(kept > 900_000, "{kept}");
         assert_eq!(output.stdout, b"f.part\nf.part.json\n");
         assert_resumable(&copy, &server, LARGE, kept, "tmpfs");
+    }
+}
+
+/// A real file system with sectors of each size, behind a loop device: whole blocks are written
+/// past the page cache, and the download is whole, also if it goes on in the middle of a block.
+#[test]
+fn direct_writes_reach_xfs() {
+    // Runs in a mount namespace of its own: $0 is the directory, $1 the sector size, the rest is
+    // the command, which runs twice: the first download is cut.
+    let script = "sector=$1; shift; truncate -s 320M \"$0.image\" && \
+                  mkfs.xfs -q -s size=$sector \"$0.image\" && \
+                  mount -o loop \"$0.image\" \"$0\" && cd \"$0\" || exit 99; \
+                  \"$@\" 2>/dev/null; \"$@\" -c && cat f >&3";
+    for sector in ["512", "4096"] {
+        let version = Version {
+            data: test_bytes(LARGE),
+            tag: "\"a\"",
+        };
+        let server = cut_once(version, 1_300_001);
+        let directory = tempfile::tempdir().unwrap();
+        let mount = directory.path().join("mount");
+        fs::create_dir(&mount).unwrap();
+        let copy = directory.path().join("copy");
+        let words = [
+            "sh",
+            "-c",
+            "exec 3>\"$0\"; exec unshare --mount sh -c \"$@\"",
+            copy.to_str().unwrap(),
+            script,
+            mount.to_str().unwrap(),
+            sector,
+        ];
+        let url = server.url("f");
+        let arguments = [url.as_str(), "--direct", "--retries", "0"];
+        let output = get_behind(&words, &mount, &arguments).output().unwrap();
+        if matches!(output.status.code(), Some(1 | 99)) && server.heads().is_empty() {
+            let why = "needs root, mkfs.xfs (xfsprogs), loop devices and XFS in the kernel";
+            return skip_optional("direct_writes_reach_xfs", why);
+        }
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{sector}: {stderr}");
+        assert!(fs::read(&copy).unwrap() == test_bytes(LARGE), "{sector}");
+        let range = header(&server.heads()[1], "range").map(str::to_owned);
+        assert_eq!(range.as_deref(), Some("bytes=1300001-"), "{sector}");
     }
 }
 

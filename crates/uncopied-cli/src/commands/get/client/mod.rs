@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use http::{HeaderName, HeaderValue};
 use tokio::net::{TcpStream, lookup_host};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use url::{Host, Url};
@@ -23,7 +24,7 @@ pub(super) use connection::{Connection, PIECE_BYTES, UnexpectedInput};
 
 use connection::Stream;
 use proxy::Proxies;
-use request::Route;
+use request::{Route, authority};
 
 /// The settings of a client.
 #[derive(Debug)]
@@ -86,7 +87,7 @@ impl Client {
         let mut url = start.clone();
         let mut redirects = 0;
         loop {
-            let is_foreign = url.origin() != start.origin();
+            let is_foreign = redirects > 0 && url.origin() != start.origin();
             let (head, connection) = self.exchange(&url, wanted, is_foreign).await?;
             let target = match (head.status, &head.location) {
                 (301 | 302 | 303 | 307 | 308, Some(location)) => self.target(&url, location)?,
@@ -159,6 +160,9 @@ impl Client {
         };
         let request = request::request(url, wanted, &self.config.headers, route);
         let key = key(url, proxy.as_ref());
+        // Responses that have arrived are handled first. So several requests are sent one right
+        // after the other, and a server on this machine is woken once for all of them.
+        yield_now().await;
         while let Some(mut connection) = self.take(&key) {
             match attempt(&mut connection, &request).await {
                 Ok(head) => return Ok((head, connection)),
@@ -169,7 +173,8 @@ impl Client {
                 Err(error) => return Err(error),
             }
         }
-        let mut connection = self.connect(url, proxy.as_ref(), key).await?;
+        // In a box, because it is rare and its state is large.
+        let mut connection = Box::pin(self.connect(url, proxy.as_ref(), key)).await?;
         let head = attempt(&mut connection, &request).await?;
         Ok((head, connection))
     }
@@ -323,7 +328,7 @@ fn host_name(url: &Url) -> String {
 
 /// Returns what the connections have in common that a request for `url` can use.
 fn key(url: &Url, proxy: Option<&Url>) -> String {
-    let origin = url.origin().ascii_serialization();
+    let origin = [url.scheme(), "://", authority(url)].concat();
     match proxy {
         None => origin,
         // One connection to a proxy serves all plain requests.
@@ -346,6 +351,9 @@ pub(super) fn masked(text: &str) -> String {
 
 /// Returns a URL without its credentials, for messages.
 pub(super) fn shown(url: &Url) -> String {
+    if url.username().is_empty() && url.password().is_none() {
+        return url.as_str().to_owned();
+    }
     let mut shown = url.clone();
     // Both fail only for URLs that cannot have credentials.
     let _ = shown.set_username("");

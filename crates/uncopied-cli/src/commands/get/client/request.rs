@@ -37,7 +37,7 @@ pub(super) fn request(
     lines.add(&[method, " ", &origin, target, " HTTP/1.1"]);
     let is_given = |name: &HeaderName| headers.iter().any(|(given, _)| given == name);
     if !is_given(&header::HOST) || route.is_foreign {
-        lines.add(&["Host: ", &authority(url)]);
+        lines.add(&["Host: ", authority(url)]);
     }
     let agent = concat!("uncopied/", env!("CARGO_PKG_VERSION"));
     for (name, value) in [
@@ -105,12 +105,8 @@ impl Lines {
 }
 
 /// Returns the host and the port, if it is not the usual one of the scheme.
-fn authority(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    }
+pub(super) fn authority(url: &Url) -> &str {
+    &url[Position::BeforeHost..Position::AfterPort]
 }
 
 /// Returns the credentials of a URL as the value of an `Authorization` header (RFC 7617).

@@ -7,6 +7,7 @@
 //! A body that arrives with its head needs no temporary name, because nothing of it can be worth
 //! keeping: it goes to a file without any name, which gets the final one.
 
+mod names;
 mod record;
 mod sync;
 mod written;
@@ -16,10 +17,10 @@ use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, linkat};
 use rustix::io::Errno;
@@ -27,6 +28,7 @@ use rustix::io::Errno;
 use super::error::GetError;
 use super::sink::FileSink;
 
+pub(crate) use names::Names;
 pub(crate) use record::Version;
 pub(crate) use sync::Syncer;
 pub(crate) use written::Written;
@@ -39,36 +41,12 @@ const RECORD_INTERVAL: Duration = Duration::from_secs(1);
 /// Every how many intervals the file is synced, so that a crash of the machine does not cost more.
 const INTERVALS_PER_SYNC: u32 = 10;
 
-/// The names of a download.
-#[derive(Clone, Debug)]
-struct Names {
-    target: PathBuf,
-    temporary: PathBuf,
-    record: PathBuf,
-}
-
-impl Names {
-    fn new(target: &Path) -> Self {
-        let with = |suffix: &str| {
-            let mut name = target.as_os_str().to_owned();
-            name.push(suffix);
-            PathBuf::from(name)
-        };
-        Self {
-            target: target.to_owned(),
-            temporary: with(".part"),
-            record: with(".part.json"),
-        }
-    }
-
-    fn has_record(&self) -> bool {
-        fs::symlink_metadata(&self.record).is_ok()
-    }
-}
-
 /// What a download may do with what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
+    /// Create a file. There is no temporary file of its name.
+    First,
+    /// Create a file.
     New,
     /// Replace a file of the final name.
     Replace,
@@ -82,7 +60,7 @@ pub(crate) struct Partial {
     identity: Cell<Identity>,
     /// Whether the file is at the temporary name. Otherwise it has no name.
     has_name: Cell<bool>,
-    names: Names,
+    names: Rc<Names>,
     url: String,
     version: RefCell<Version>,
     written: Rc<RefCell<Written>>,
@@ -103,18 +81,21 @@ impl Partial {
     /// Another download has locked the file, the name belongs to something else, or the file cannot
     /// be created.
     pub(crate) fn open(target: &Path, url: &str, kind: Kind) -> Result<Self, GetError> {
-        let names = Names::new(target);
+        let names = Rc::new(Names::new(target));
         let unnamed = match kind {
-            Kind::New => open_unnamed(&names),
+            Kind::First => open_unnamed(&names),
+            // What an earlier download has left is taken over, so that it does not stay.
+            Kind::New if is_unused(names.temporary()) => open_unnamed(&names),
+            Kind::New => None,
             Kind::Replace | Kind::Resume => None,
         };
         let has_name = unnamed.is_none();
         let (file, metadata) = match unnamed {
             Some(opened) => opened,
-            None => open_locked(&names.temporary)?,
+            None => open_locked(names.temporary())?,
         };
         let found = match kind == Kind::Resume && metadata.len() > 0 {
-            true => Record::read(&names.record).filter(|record| record.url == url),
+            true => Record::read(names.record()).filter(|record| record.url == url),
             false => None,
         };
         let partial = Self {
@@ -155,7 +136,7 @@ impl Partial {
         if self.has_name.get() {
             return Ok(());
         }
-        let (file, metadata) = open_locked(&self.names.temporary)?;
+        let (file, metadata) = open_locked(self.names.temporary())?;
         self.file.replace(Arc::new(file));
         self.identity.set(Identity::of(&metadata));
         self.has_name.set(true);
@@ -202,6 +183,16 @@ impl Partial {
         self.written.borrow().clone()
     }
 
+    /// Returns the number of bytes that have been written.
+    pub(crate) fn position(&self) -> u64 {
+        self.written.borrow().count()
+    }
+
+    /// Returns the length of the whole file, if it is known.
+    pub(crate) fn total(&self) -> Option<u64> {
+        self.version.borrow().total
+    }
+
     /// Whether all bytes have been written.
     pub(crate) fn is_whole(&self) -> bool {
         let written = self.written.borrow();
@@ -210,7 +201,7 @@ impl Partial {
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.names.temporary
+        self.names.temporary()
     }
 
     pub(crate) fn file(&self) -> Arc<File> {
@@ -246,7 +237,7 @@ impl Partial {
 
     fn set_len(&self, len: u64) -> Result<(), GetError> {
         let outcome = self.file().set_len(len);
-        outcome.map_err(GetError::file("truncate", &self.names.temporary))
+        outcome.map_err(GetError::file("truncate", self.names.temporary()))
     }
 
     /// Reserves the space of the whole file, so that it can be written in several places.
@@ -258,7 +249,7 @@ impl Partial {
         self.record()?;
         let failed = |source| GetError::File {
             what: "reserve space for",
-            path: self.names.temporary.clone(),
+            path: self.names.temporary().to_owned(),
             source,
         };
         match rustix::fs::fallocate(&*self.file(), FallocateFlags::empty(), 0, total) {
@@ -273,7 +264,7 @@ impl Partial {
     pub(crate) fn sink(&self, offset: u64, direct: bool) -> Result<FileSink, GetError> {
         FileSink::new(
             self.file(),
-            self.names.temporary.clone(),
+            Rc::clone(&self.names),
             offset,
             Rc::clone(&self.written),
             direct,
@@ -291,8 +282,8 @@ impl Partial {
             synced: self.synced.borrow().clone(),
         };
         record
-            .write(&self.names.record)
-            .map_err(GetError::file("write", &self.names.record))?;
+            .write(self.names.record())
+            .map_err(GetError::file("write", self.names.record()))?;
         self.has_record.set(true);
         self.recorded.set(self.usable().count());
         Ok(())
@@ -300,9 +291,9 @@ impl Partial {
 
     fn remove_record(&self) -> Result<(), GetError> {
         if self.has_record.replace(false) {
-            match fs::remove_file(&self.names.record) {
+            match fs::remove_file(self.names.record()) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(GetError::file("remove", &self.names.record)(error));
+                    return Err(GetError::file("remove", self.names.record())(error));
                 }
                 _ => {}
             }
@@ -330,7 +321,7 @@ impl Partial {
             let file = self.file();
             let synced = tokio::task::spawn_blocking(move || file.sync_data()).await;
             if let Ok(Err(error)) = synced {
-                return GetError::file("sync", &self.names.temporary)(error);
+                return GetError::file("sync", self.names.temporary())(error);
             }
             if synced.is_ok() {
                 *self.synced.borrow_mut() = written;
@@ -347,41 +338,41 @@ impl Partial {
     ///
     /// A file operation fails, the file was exchanged, or without `replace` there is a file of that
     /// name.
-    pub(crate) async fn finish(
-        &self,
-        syncer: &Syncer,
-        modified: Option<SystemTime>,
-        replace: bool,
-    ) -> Result<(), GetError> {
-        let temporary = &self.names.temporary;
-        if let Some(time) = modified {
+    pub(crate) async fn finish(&self, syncer: &Syncer, replace: bool) -> Result<(), GetError> {
+        if let Some(time) = self.version.borrow().modified() {
             // The time only tells a later -c whether the file has changed.
             let _ = self.file().set_modified(time);
         }
         syncer
             .sync(self.file(), self.identity.get().device)
             .await
-            .map_err(GetError::file("sync", temporary))?;
-        if !self.has_name.get() {
-            return self.link();
+            .map_err(|error| GetError::file("sync", self.names.temporary())(error))?;
+        match self.has_name.get() {
+            true => self.rename(replace),
+            false => self.link(),
         }
+    }
+
+    /// Gives a temporary file its final name.
+    fn rename(&self, replace: bool) -> Result<(), GetError> {
+        let temporary = self.names.temporary();
         // Another process may have changed the file in spite of the lock. A wrong length shows it.
         let is_ours = self.identity.get().len_at(temporary) == Some(self.written.borrow().end());
         if !is_ours {
-            return Err(GetError::NotOurs(temporary.clone()));
+            return Err(GetError::NotOurs(temporary.to_owned()));
         }
         let flags = match replace {
             true => RenameFlags::empty(),
             false => RenameFlags::NOREPLACE,
         };
-        let target = &self.names.target;
+        let target = self.names.target();
         match rustix::fs::renameat_with(CWD, temporary, CWD, target, flags) {
             Ok(()) => {}
-            Err(Errno::EXIST) => return Err(GetError::Exists(target.clone())),
+            Err(Errno::EXIST) => return Err(GetError::Exists(target.to_owned())),
             // The file system cannot do it at once (renameat2(2)).
             Err(Errno::INVAL) if !replace => {
                 if fs::symlink_metadata(target).is_ok() {
-                    return Err(GetError::Exists(target.clone()));
+                    return Err(GetError::Exists(target.to_owned()));
                 }
                 fs::rename(temporary, target).map_err(GetError::file("rename", temporary))?;
             }
@@ -392,7 +383,7 @@ impl Partial {
 
     /// Gives a file without a name its final name. Never replaces another file.
     fn link(&self) -> Result<(), GetError> {
-        let (file, target) = (self.file(), &self.names.target);
+        let (file, target) = (self.file(), self.names.target());
         let linked = match linkat(&*file, "", CWD, target, AtFlags::EMPTY_PATH) {
             // Before Linux 6.10, that needs CAP_DAC_READ_SEARCH.
             Err(Errno::NOENT) => {
@@ -402,7 +393,7 @@ impl Partial {
             linked => linked,
         };
         linked.map_err(|errno| match errno {
-            Errno::EXIST => GetError::Exists(target.clone()),
+            Errno::EXIST => GetError::Exists(target.to_owned()),
             errno => GetError::file("create", target)(errno.into()),
         })
     }
@@ -415,8 +406,8 @@ impl Partial {
         }
         // The failure that led here is the one to report.
         let _ = self.remove_record();
-        if self.identity.get().is_at(&self.names.temporary) {
-            let _ = fs::remove_file(&self.names.temporary);
+        if self.identity.get().is_at(self.names.temporary()) {
+            let _ = fs::remove_file(self.names.temporary());
         }
         None
     }
@@ -441,22 +432,44 @@ impl Partial {
 /// Removes the record of a download that was killed after its file had got its final name.
 pub(crate) fn remove_stale_record(target: &Path) {
     let names = Names::new(target);
-    if fs::symlink_metadata(&names.temporary).is_err() {
+    if fs::symlink_metadata(names.temporary()).is_err() {
         // It does no harm if it stays.
-        let _ = fs::remove_file(&names.record);
+        let _ = fs::remove_file(names.record());
     }
 }
 
-/// Opens a file without a name in the directory of the target. `None` if the temporary name is in
-/// use, or if the file system cannot do it.
-fn open_unnamed(names: &Names) -> Option<(File, Metadata)> {
-    let state = fs::symlink_metadata(&names.temporary);
-    let is_unused = state.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-    let parent = names.target.parent().filter(|_| is_unused)?;
-    let directory = match parent.as_os_str().is_empty() {
-        true => Path::new("."),
-        false => parent,
+/// The number of names in a directory that take as long to read as it takes to look one up.
+const NAMES_PER_LOOKUP: usize = 16;
+
+/// Whether a directory may hold temporary files of other downloads. If it is so large that it is
+/// faster to look for the temporary file of each of `count` downloads, does not find out.
+pub(crate) fn may_hold_temporary(directory: &Path, count: usize) -> bool {
+    let Ok(mut names) = fs::read_dir(or_current(directory)) else {
+        return true;
     };
+    let is_other = |name: io::Result<fs::DirEntry>| {
+        name.is_ok_and(|name| !name.file_name().as_encoded_bytes().ends_with(b".part"))
+    };
+    let mut few = names.by_ref().take(count.saturating_mul(NAMES_PER_LOOKUP));
+    !few.all(is_other) || names.next().is_some()
+}
+
+fn is_unused(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// Returns a directory that may be empty as a path.
+fn or_current(directory: &Path) -> &Path {
+    match directory.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => directory,
+    }
+}
+
+/// Opens a file without a name in the directory of the target. `None` if the file system cannot do
+/// it.
+fn open_unnamed(names: &Names) -> Option<(File, Metadata)> {
+    let directory = or_current(names.target().parent()?);
     let mut options = fs::OpenOptions::new();
     options.read(true).write(true);
     options.custom_flags(OFlags::TMPFILE.bits() as i32);

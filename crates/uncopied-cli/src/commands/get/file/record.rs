@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::SystemTime;
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,14 @@ pub(crate) struct Version {
     pub(crate) validator: Option<Validator>,
     pub(crate) last_modified: Option<String>,
     pub(crate) total: Option<u64>,
+}
+
+impl Version {
+    /// Returns when the file was last changed on the server.
+    pub(super) fn modified(&self) -> Option<SystemTime> {
+        let text = self.last_modified.as_ref()?;
+        httpdate::parse_http_date(text).ok()
+    }
 }
 
 /// The content of `NAME.part.json`.

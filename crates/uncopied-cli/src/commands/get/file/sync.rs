@@ -7,9 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::{spawn_blocking, spawn_local};
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 /// From this number of files on, the file system is synced as a whole: each `fsync` would wait for
 /// a commit of the journal of its own.
@@ -34,9 +34,18 @@ pub(crate) struct Syncer(Rc<State>);
 struct State {
     waiting: RefCell<Vec<Waiting>>,
     is_running: Cell<bool>,
+    /// Whether no file comes that is not waiting already.
+    is_complete: Cell<bool>,
+    completed: Notify,
 }
 
 impl Syncer {
+    /// Says that no file comes that is not waiting already, so that the last batch begins at once.
+    pub(crate) fn expect_no_more(&self) {
+        self.0.is_complete.set(true);
+        self.0.completed.notify_one();
+    }
+
     /// Waits until the content of a file on a device is on the disk.
     ///
     /// # Errors
@@ -70,7 +79,10 @@ async fn run(state: Rc<State>) {
         }
         // If the thread panics, the batch is dropped, which every waiting download finds out.
         let _ = spawn_blocking(move || sync_batch(batch)).await;
-        sleep(PAUSE_BETWEEN_BATCHES).await;
+        if !state.is_complete.get() {
+            // It makes no difference whether the time or the files have come to an end.
+            let _ = timeout(PAUSE_BETWEEN_BATCHES, state.completed.notified()).await;
+        }
     }
     state.is_running.set(false);
 }
