@@ -15,7 +15,7 @@ use super::client::{Client, Response, Wanted, shown};
 use super::error::GetError;
 use super::file::{Kind, Partial, Syncer, Version, remove_stale_record};
 use super::meter::Meter;
-use super::place::Place;
+use super::place::{Listing, Place};
 use super::progress::Progress;
 use super::ranges;
 use super::response::{ContentRange, Framing, Head, Validator};
@@ -41,8 +41,7 @@ pub(super) struct Settings {
 pub(super) struct Context {
     pub(super) client: Client,
     pub(super) syncer: Syncer,
-    /// Whether the directory may hold a temporary file of the name of a download.
-    pub(super) may_have_temporary: bool,
+    pub(super) listing: Listing,
     pub(super) settings: Settings,
     pub(super) progress: Rc<Progress>,
 }
@@ -108,17 +107,20 @@ pub(super) async fn fetch(context: &Rc<Context>, job: &Rc<Job>) -> Result<Fetche
     }
 }
 
-/// Gives a file that was fetched its final name.
-pub(super) async fn finish(
+/// Gives a file that was fetched its final name, and calls `done` with the outcome, now or later.
+pub(super) fn finish(
     context: &Rc<Context>,
     job: &Rc<Job>,
     fetched: Fetched,
-) -> Result<(), GetError> {
+    done: impl FnOnce(Result<(), GetError>) + 'static,
+) {
     let Fetched::File { partial, replace } = fetched else {
-        return Ok(());
+        return done(Ok(()));
     };
-    let outcome = partial.finish(&context.syncer, replace).await;
-    close(job, &partial, outcome)
+    let (job, closed) = (Rc::clone(job), Rc::clone(&partial));
+    partial.finish(&context.syncer, replace, move |outcome| {
+        done(close(&job, &closed, outcome));
+    });
 }
 
 /// If a download failed, keeps its file for `-c`, or removes it.
@@ -137,7 +139,9 @@ async fn fetch_file(
     let settings = &context.settings;
     let deadline = Deadline::new(settings.max_time);
     let mut replace = settings.overwrite;
-    if let Ok(existing) = fs::metadata(path) {
+    // What -f may replace and -c may go on from is looked at now.
+    let is_free = !settings.overwrite && !settings.resume && context.listing.is_free(path);
+    if !is_free && let Ok(existing) = fs::metadata(path) {
         // A directory cannot be replaced, and a pipe or a device is hardly meant to be.
         if !existing.is_file() {
             return Err(GetError::NotAFile(path.to_owned()));
@@ -157,8 +161,8 @@ async fn fetch_file(
     let kind = match (settings.resume, replace) {
         (true, _) => Kind::Resume,
         (false, true) => Kind::Replace,
-        (false, false) if context.may_have_temporary => Kind::New,
-        (false, false) => Kind::First,
+        (false, false) if is_free => Kind::First,
+        (false, false) => Kind::New,
     };
     let partial = Rc::new(Partial::open(path, &shown(&job.url), kind)?);
     job.resumed_bytes.set(partial.usable().count());

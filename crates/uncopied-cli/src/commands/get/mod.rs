@@ -49,7 +49,7 @@ use client::{Client, ClientConfig, masked, shown};
 use fetch::{Context, Job, Settings, path_of};
 use file::Syncer;
 use meter::{Meter, RateLimit};
-use place::{Destination, Place};
+use place::{Destination, Listing, Place};
 use progress::Progress;
 use summary::{Download, Summary};
 
@@ -203,14 +203,9 @@ async fn run_all(
     };
     let limit = flags.limit_rate.map(|rate| Rc::new(RateLimit::new(rate.0)));
     let keeps_summary = flags.json;
-    let may_have_temporary = destination.may_hold_temporary(words.len());
+    let listing = destination.list(words.len());
     let run = Rc::new(Run {
-        context: Rc::new(context(
-            flags,
-            headers,
-            Rc::clone(&progress),
-            may_have_temporary,
-        )),
+        context: Rc::new(context(flags, headers, Rc::clone(&progress), listing)),
         words,
         next: Cell::new(0),
         destination,
@@ -239,7 +234,7 @@ fn context(
     flags: GetFlags,
     headers: Vec<(HeaderName, HeaderValue)>,
     progress: Rc<Progress>,
-    may_have_temporary: bool,
+    listing: Listing,
 ) -> Context {
     Context {
         client: Client::new(ClientConfig {
@@ -251,7 +246,7 @@ fn context(
             allow_downgrade: flags.allow_downgrade,
         }),
         syncer: Syncer::default(),
-        may_have_temporary,
+        listing,
         settings: Settings {
             resume: flags.resume,
             overwrite: flags.overwrite,
@@ -290,17 +285,16 @@ impl Run {
                 return;
             };
             let fetched = fetch::fetch(&self.context, &job).await;
-            let run = Rc::clone(&self);
-            let finish = async move {
-                let outcome = match fetched {
-                    Ok(fetched) => fetch::finish(&run.context, &job, fetched).await,
-                    Err(error) => Err(error),
-                };
-                run.end_job(number, &job, began, outcome);
+            let (run, ended) = (Rc::clone(&self), Rc::clone(&job));
+            let end = move |outcome| {
+                run.end_job(number, &ended, began, outcome);
                 drop(permit);
             };
             // While a file is synced, the next URL is fetched.
-            spawn_local(finish);
+            match fetched {
+                Ok(fetched) => fetch::finish(&self.context, &job, fetched, end),
+                Err(error) => end(Err(error)),
+            }
         }
     }
 

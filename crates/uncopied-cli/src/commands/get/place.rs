@@ -1,14 +1,17 @@
 //! Where a download is saved, and the names of files that URLs give.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::error::GetError;
-use super::file::{is_special, may_hold_temporary};
+use super::file::{is_special, or_current};
 
 /// The longest name of a file, in bytes, for which `NAME.part.json.new` is not too long.
 const MAX_NAME_BYTES: usize = 255 - ".part.json.new".len();
@@ -50,11 +53,11 @@ impl Destination {
         }
     }
 
-    /// Whether there may be a temporary file of the name of one of `count` downloads.
-    pub(super) fn may_hold_temporary(&self, count: usize) -> bool {
+    /// Lists what was there before `count` downloads begin.
+    pub(super) fn list(&self, count: usize) -> Listing {
         match self {
-            Self::Directory(directory) => may_hold_temporary(directory, count),
-            Self::Stdout | Self::Named(_) => true,
+            Self::Directory(directory) => Listing::read(directory, count),
+            Self::Stdout | Self::Named(_) => Listing::default(),
         }
     }
 
@@ -65,6 +68,44 @@ impl Destination {
             Self::Named(path) if is_special(path) => Ok(Place::Special(path.clone())),
             Self::Named(path) => Ok(Place::File(path.clone())),
             Self::Directory(directory) => Ok(Place::File(directory.join(file_name(url)?))),
+        }
+    }
+}
+
+/// The number of names in a directory that take as long to read as it takes to look up those of
+/// one download.
+const NAMES_PER_DOWNLOAD: usize = 16;
+
+/// The names in a directory when the downloads began, if they could be read. Two lookups for each
+/// of many files would take a tenth of the whole time.
+#[derive(Debug, Default)]
+pub(super) struct Listing(Option<HashSet<OsString>>);
+
+impl Listing {
+    /// Reads the names, unless there are more than it is worth for `count` downloads.
+    fn read(directory: &Path, count: usize) -> Self {
+        let limit = count.saturating_mul(NAMES_PER_DOWNLOAD);
+        let Ok(entries) = fs::read_dir(or_current(directory)) else {
+            return Self::default();
+        };
+        let names: io::Result<HashSet<_>> = entries
+            .take(limit.saturating_add(1))
+            .map(|entry| Ok(entry?.file_name()))
+            .collect();
+        Self(names.ok().filter(|names| names.len() <= limit))
+    }
+
+    /// Whether neither a file nor its temporary file was there. If a program has made one since, it
+    /// is found when the download gets its name.
+    pub(super) fn is_free(&self, path: &Path) -> bool {
+        match (&self.0, path.file_name()) {
+            (Some(names), _) if names.is_empty() => true,
+            (Some(names), Some(name)) => {
+                let mut temporary = name.to_owned();
+                temporary.push(".part");
+                !names.contains(name) && !names.contains(&temporary)
+            }
+            _ => false,
         }
     }
 }

@@ -65,9 +65,10 @@ fn many_files_need_few_descriptors() {
     assert_eq!(names(&directory.path().join("new")).len(), 300);
 }
 
-/// In a directory with few other names, and in one with more names than the program reads.
+/// A file that exists is not fetched, and a temporary file of an earlier run does not stay: in a
+/// directory with few other names, and in one with more names than the program reads.
 #[test]
-fn what_an_earlier_run_has_left_beside_small_files_does_not_stay() {
+fn what_is_there_is_found_among_many_names() {
     for others in [0, 500] {
         let directory = tempfile::tempdir().unwrap();
         for number in 0..others {
@@ -81,10 +82,18 @@ fn what_an_earlier_run_has_left_beside_small_files_does_not_stay() {
                 .unwrap();
             Then::KeepAlive
         });
-        get_ok(directory.path(), &[&server.url("e"), &server.url("f")]);
+        fs::write(directory.path().join("d"), "mine").unwrap();
+        let urls = [server.url("d"), server.url("e"), server.url("f")];
+        let output = get(directory.path(), &urls.each_ref().map(String::as_str));
+        let output = { output }.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("d exists; replace it with -f"), "{stderr}");
+        assert!(stderr.contains("1 of 3 downloads failed"), "{stderr}");
+        assert_eq!(server.heads().len(), 2);
         let mut left = names(directory.path());
         left.retain(|name| !name.starts_with("other"));
-        assert_eq!(left, ["e", "f"], "{others} other files");
+        assert_eq!(left, ["d", "e", "f"], "{others} other files");
+        assert_eq!(fs::read(directory.path().join("d")).unwrap(), b"mine");
         assert_eq!(fs::read(directory.path().join("f")).unwrap(), b"new");
     }
 }

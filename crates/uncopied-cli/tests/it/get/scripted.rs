@@ -154,14 +154,13 @@ impl Version {
         (head, &self.data[first..end])
     }
 
-    /// Responds to a request.
+    /// Responds to a request. A short body arrives together with its head.
     pub(crate) fn send(&self, head: &str, socket: &mut TcpStream) -> Then {
         let (response, body) = self.response(head);
-        let is_sent = socket.write_all(response.as_bytes()).is_ok()
-            && (head.starts_with("HEAD ") || socket.write_all(body).is_ok());
-        match is_sent {
-            true => Then::KeepAlive,
-            false => Then::Close,
+        let body = if head.starts_with("HEAD ") { &[] } else { body };
+        match socket.write_all(&[response.as_bytes(), body].concat()) {
+            Ok(()) => Then::KeepAlive,
+            Err(_) => Then::Close,
         }
     }
 }

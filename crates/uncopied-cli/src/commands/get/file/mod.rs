@@ -44,7 +44,7 @@ const INTERVALS_PER_SYNC: u32 = 10;
 /// What a download may do with what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Create a file. There is no temporary file of its name.
+    /// Create a file. When the downloads began, there was no temporary file of its name.
     First,
     /// Create a file.
     New,
@@ -332,25 +332,31 @@ impl Partial {
         }
     }
 
-    /// Syncs the whole file, and gives it its final name.
+    /// Syncs the whole file, gives it its final name, and calls `done` with the outcome.
     ///
     /// # Errors
     ///
     /// A file operation fails, the file was exchanged, or without `replace` there is a file of that
     /// name.
-    pub(crate) async fn finish(&self, syncer: &Syncer, replace: bool) -> Result<(), GetError> {
+    pub(crate) fn finish(
+        self: &Rc<Self>,
+        syncer: &Syncer,
+        replace: bool,
+        done: impl FnOnce(Result<(), GetError>) + 'static,
+    ) {
         if let Some(time) = self.version.borrow().modified() {
             // The time only tells a later -c whether the file has changed.
             let _ = self.file().set_modified(time);
         }
-        syncer
-            .sync(self.file(), self.identity.get().device)
-            .await
-            .map_err(|error| GetError::file("sync", self.names.temporary())(error))?;
-        match self.has_name.get() {
-            true => self.rename(replace),
-            false => self.link(),
-        }
+        let partial = Rc::clone(self);
+        let device = self.identity.get().device;
+        syncer.sync(self.file(), device, move |synced| {
+            done(match synced {
+                Err(error) => Err(GetError::file("sync", partial.path())(error)),
+                Ok(()) if partial.has_name.get() => partial.rename(replace),
+                Ok(()) => partial.link(),
+            });
+        });
     }
 
     /// Gives a temporary file its final name.
@@ -438,28 +444,12 @@ pub(crate) fn remove_stale_record(target: &Path) {
     }
 }
 
-/// The number of names in a directory that take as long to read as it takes to look one up.
-const NAMES_PER_LOOKUP: usize = 16;
-
-/// Whether a directory may hold temporary files of other downloads. If it is so large that it is
-/// faster to look for the temporary file of each of `count` downloads, does not find out.
-pub(crate) fn may_hold_temporary(directory: &Path, count: usize) -> bool {
-    let Ok(mut names) = fs::read_dir(or_current(directory)) else {
-        return true;
-    };
-    let is_other = |name: io::Result<fs::DirEntry>| {
-        name.is_ok_and(|name| !name.file_name().as_encoded_bytes().ends_with(b".part"))
-    };
-    let mut few = names.by_ref().take(count.saturating_mul(NAMES_PER_LOOKUP));
-    !few.all(is_other) || names.next().is_some()
-}
-
 fn is_unused(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Returns a directory that may be empty as a path.
-fn or_current(directory: &Path) -> &Path {
+pub(crate) fn or_current(directory: &Path) -> &Path {
     match directory.as_os_str().is_empty() {
         true => Path::new("."),
         false => directory,
