@@ -4,6 +4,8 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -356,37 +358,27 @@ fn two_downloads_of_one_file_do_not_mix() {
     first.wait().unwrap();
 }
 
-/// Kills downloads at random moments. Whatever is under the final name at any time is whole.
+/// Kills downloads at random moments, and sometimes changes the file on the server between two of
+/// them. Whatever is under the final name at any time is whole, and of the current version.
 pub(crate) fn kill_downloads(rounds: usize) {
     let seed = seed("UNCOPIED_TEST_SEED");
     println!("UNCOPIED_TEST_SEED={seed}");
     let mut rng = Rng::new(seed, 0);
-    let len = 6_000_000;
-    let version = Version {
-        data: test_bytes(len),
-        tag: "\"a\"",
-    };
-    let server = Scripted::start(move |head, socket, _| {
-        let (response, body) = version.response(head);
-        if socket.write_all(response.as_bytes()).is_err() {
-            return Then::Close;
-        }
-        // Slow enough to be killed on the way.
-        for piece in body.chunks(200_000) {
-            sleep(Duration::from_millis(2));
-            if socket.write_all(piece).is_err() {
-                return Then::Close;
-            }
-        }
-        Then::KeepAlive
-    });
-    let expected = test_bytes(len);
+    let first = test_bytes(6_000_000);
+    let second: Vec<u8> = first[..5_500_000].iter().map(|byte| !byte).collect();
+    let expected = [first.clone(), second.clone()];
+    let current = Arc::new(AtomicUsize::new(0));
+    let server = slow_server([(first, "\"a\""), (second, "\"b\"")], Arc::clone(&current));
     let directory = tempfile::tempdir().unwrap();
     let target = directory.path().join("f");
     let url = server.url("f");
-    let (mut killed, mut whole) = (0, 0);
+    let (mut killed, mut whole, mut changes) = (0, 0, 0);
     for round in 0..rounds {
-        let connections = ["1", "4"][round % 2];
+        if rng.chance(20) {
+            current.fetch_xor(1, Ordering::SeqCst);
+            changes += 1;
+        }
+        let connections = if rng.chance(50) { "1" } else { "4" };
         let mut arguments = vec![url.as_str(), "--connections", connections];
         if rng.chance(75) {
             arguments.push("-c");
@@ -400,16 +392,42 @@ pub(crate) fn kill_downloads(rounds: usize) {
         child.kill().unwrap();
         killed += usize::from(!child.wait().unwrap().success());
         if let Ok(bytes) = fs::read(&target) {
-            assert!(bytes == expected, "round {round}");
+            let version = current.load(Ordering::SeqCst);
+            assert!(bytes == expected[version], "round {round}");
             whole += 1;
             fs::remove_file(&target).unwrap();
         }
     }
-    println!("{killed} killed, {whole} whole");
+    // Only a request of a single connection for the rest of a file has no end.
+    let is_rest = |head: &String| {
+        header(head, "range").is_some_and(|range| range.ends_with('-') && range != "bytes=0-")
+    };
+    let rests = server.heads().iter().filter(|head| is_rest(head)).count();
+    println!("{killed} killed, {whole} whole, {changes} changes, {rests} requests for the rest");
     assert!(killed > rounds / 4, "only {killed} of {rounds} were killed");
+    assert!(rounds < 100 || (rests > 0 && changes > 0));
     get_ok(directory.path(), &[&url, "-c"]);
-    assert!(fs::read(&target).unwrap() == expected);
+    assert!(fs::read(&target).unwrap() == expected[current.load(Ordering::SeqCst)]);
     assert_eq!(names(directory.path()), ["f"]);
+}
+
+/// Serves the current one of two versions, slowly enough to be killed on the way.
+fn slow_server(versions: [(Vec<u8>, &'static str); 2], current: Arc<AtomicUsize>) -> Scripted {
+    let versions = versions.map(|(data, tag)| Version { data, tag });
+    Scripted::start(move |head, socket, _| {
+        let version = &versions[current.load(Ordering::SeqCst)];
+        let (response, body) = version.response(head);
+        if socket.write_all(response.as_bytes()).is_err() {
+            return Then::Close;
+        }
+        for piece in body.chunks(200_000) {
+            sleep(Duration::from_millis(2));
+            if socket.write_all(piece).is_err() {
+                return Then::Close;
+            }
+        }
+        Then::KeepAlive
+    })
 }
 
 #[test]
