@@ -1,7 +1,7 @@
 //! Names, files that exist, checksums, limits, the summary, and the progress display.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -57,21 +57,33 @@ fn files_that_exist_are_not_replaced_unless_asked() {
     assert_eq!(names(directory.path()), ["f", "g"]);
 }
 
-/// The name is free when the download begins, and is taken before it ends: with a body that arrives
-/// together with its head, and with one that does not.
+/// The name is free when the download begins. It is taken before a body that arrives with its head,
+/// before the first bytes of one that does not, or before its last bytes.
 #[test]
 fn a_file_that_appears_during_the_download_is_not_replaced() {
-    for is_early in [true, false] {
+    for (sent, is_taken_first) in [
+        (HELLO.len(), true),
+        (HELLO.len() - 3, true),
+        (HELLO.len() - 3, false),
+    ] {
         let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("f");
+        let (file, part) = (directory.path().join("f"), directory.path().join("f.part"));
         let taken = file.clone();
         let server = Scripted::start(move |_, socket, _| {
-            fs::write(&taken, "mine").unwrap();
-            let (early, late) = HELLO.split_at(HELLO.len() - if is_early { 0 } else { 3 });
-            socket.write_all(early.as_bytes()).unwrap();
-            sleep(Duration::from_millis(50));
-            // Nobody is left to read it if the download has failed before.
-            let _ = socket.write_all(late.as_bytes());
+            let (early, late) = HELLO.split_at(sent);
+            if is_taken_first {
+                fs::write(&taken, "mine").unwrap();
+                socket.write_all(early.as_bytes()).unwrap();
+                // The rest is not needed to find out. Ends when the client has.
+                let _ = socket.read(&mut [0]);
+            } else {
+                socket.write_all(early.as_bytes()).unwrap();
+                while !part.exists() {
+                    sleep(Duration::from_millis(1));
+                }
+                fs::write(&taken, "mine").unwrap();
+                socket.write_all(late.as_bytes()).unwrap();
+            }
             Then::Close
         });
         get_fails(directory.path(), &[&server.url("f")], &["f exists"]);

@@ -131,10 +131,15 @@ impl Partial {
     ///
     /// # Errors
     ///
-    /// Those of [`Partial::open`].
+    /// Those of [`Partial::open`], and the final name has been taken since.
     pub(crate) fn use_temporary_name(&self) -> Result<(), GetError> {
         if self.has_name.get() {
             return Ok(());
+        }
+        // What would fail in the end, possibly after hours, need not begin.
+        let target = self.names.target();
+        if fs::symlink_metadata(target).is_ok() {
+            return Err(GetError::Exists(target.to_owned()));
         }
         let (file, metadata) = open_locked(self.names.temporary())?;
         self.file.replace(Arc::new(file));
