@@ -189,7 +189,7 @@ pub use receive::{
 };
 pub use report::{Fallback, Report};
 pub use send::{Channel, SendFile, SendOptions, Sender, Sent, StreamSocketExt, send_file};
-pub use sys::{Errno, ignore_sigpipe, queued_bytes, send_vectored};
 #[doc(hidden)]
 pub use sys::{BpfMap, BpfMapKind, BpfProgram, TcpFacts, share_perf_ring, tcp_facts};
+pub use sys::{Errno, ignore_sigpipe, queued_bytes, send_vectored};
 pub use transfer::{Progress, ReceiveTransfer, RelayTransfer, Transfer};
