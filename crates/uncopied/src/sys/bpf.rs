@@ -23,6 +23,13 @@ const PROGRAM_OF_PROBE: u32 = 2;
 /// compatible with the GPL, such as MIT, read its memory.
 const LICENCE: &[u8] = b"Dual MIT/GPL\0";
 
+/// The instruction that calls a function of the kernel, and the functions that programs may call
+/// (`bpf-helpers(7)`): those for entries of maps, for the current thread, and for reading the
+/// kernel's memory. Others can write to the memory of processes, which would make loading a program
+/// unsafe (`bpf_probe_write_user`).
+const CALL: u8 = 0x85;
+const CALLABLE: [i32; 6] = [1, 2, 3, 14, 35, 113];
+
 /// The size of the text in which the kernel says why it refuses a program.
 const LOG_BYTES: usize = 64 << 10;
 
@@ -100,9 +107,10 @@ type ProgramInfo = [u64; 27];
 ///
 /// `A` is what the command takes as its attributes, without padding that is not initialised, and
 /// each address in it points to as many bytes as the command reads or writes there.
-unsafe fn bpf<A>(command: libc::c_long, attributes: &A) -> io::Result<RawFd> {
-    // SAFETY: the kernel reads `size_of::<A>()` bytes of the attributes, and follows the addresses
-    // in them as the caller has promised.
+unsafe fn bpf<A>(command: libc::c_long, mut attributes: A) -> io::Result<RawFd> {
+    let attributes = &raw mut attributes;
+    // SAFETY: the kernel reads and writes at most `size_of::<A>()` bytes of the attributes, which
+    // are a local, and follows the addresses in them as the caller has promised.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<A>()) };
     match RawFd::try_from(result) {
         Ok(result) if result >= 0 => Ok(result),
@@ -133,7 +141,7 @@ impl<const WORDS: usize> BpfMap<WORDS> {
             map_flags: 0,
         };
         // SAFETY: the attributes are those of the command, five integers, and have no addresses.
-        let descriptor = unsafe { bpf(BPF_MAP_CREATE, &attributes) }?;
+        let descriptor = unsafe { bpf(BPF_MAP_CREATE, attributes) }?;
         // SAFETY: the command returns a new descriptor.
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
         Ok(Self { descriptor })
@@ -159,7 +167,7 @@ impl<const WORDS: usize> BpfMap<WORDS> {
         // SAFETY: the attributes are those of the command, and all bits of them are initialised.
         // The kernel reads the key and the value, whose sizes are those that the map was created
         // with. Both outlive the call.
-        unsafe { bpf(BPF_MAP_UPDATE_ELEM, &attributes) }.map(drop)
+        unsafe { bpf(BPF_MAP_UPDATE_ELEM, attributes) }.map(drop)
     }
 
     /// Returns all entries, in no order. Entries that programs add meanwhile may be missing.
@@ -176,7 +184,7 @@ impl<const WORDS: usize> BpfMap<WORDS> {
             let attributes = self.entry(of_last, address_mut(&mut key));
             // SAFETY: as in `insert`, except that the kernel writes the next key. Without a last
             // key, whose address is then 0, that is the first one.
-            match unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &attributes) } {
+            match unsafe { bpf(BPF_MAP_GET_NEXT_KEY, attributes) } {
                 Ok(_) => {}
                 Err(error) if is_not_found(&error) => return Ok(entries),
                 Err(error) => return Err(error),
@@ -185,7 +193,7 @@ impl<const WORDS: usize> BpfMap<WORDS> {
             let attributes = self.entry(address(&key), address_mut(&mut value));
             // SAFETY: as in `insert`, except that the kernel writes the value, whose size is that
             // of the map.
-            match unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &attributes) } {
+            match unsafe { bpf(BPF_MAP_LOOKUP_ELEM, attributes) } {
                 Ok(_) => entries.push((key, value)),
                 // A program has removed it meanwhile.
                 Err(error) if is_not_found(&error) => {}
@@ -213,8 +221,12 @@ impl BpfProgram {
     /// # Errors
     ///
     /// The errno of `bpf(2)`: `EPERM` without `CAP_BPF` and `CAP_PERFMON`. If the kernel finds a
-    /// mistake in the program, the error has the end of its explanation.
+    /// mistake in the program, the error has the end of its explanation. `EPERM` as well if the
+    /// program calls a function that is not known to leave the memory of processes alone.
     pub fn load(instructions: &[u64]) -> io::Result<Self> {
+        if !instructions.iter().all(|one| is_harmless(*one)) {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         match Self::load_with(instructions, &mut []) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EINVAL)) => {
                 let mut log = vec![0; LOG_BYTES];
@@ -241,7 +253,7 @@ impl BpfProgram {
         // SAFETY: the attributes are those of the command, without padding. The kernel writes at
         // most `info_len` bytes to the local, and follows none of the addresses in it, because the
         // lengths that belong to them are 0.
-        unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes) }?;
+        unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, attributes) }?;
         let [.., missed] = info;
         Ok(missed)
     }
@@ -265,11 +277,18 @@ impl BpfProgram {
         // the instructions, of 8 bytes each, and the licence up to its NUL, and writes at most
         // `log_size` bytes to the log. All of them outlive the call. What the program does is
         // verified by the kernel.
-        let descriptor = unsafe { bpf(BPF_PROG_LOAD, &attributes) }?;
+        let descriptor = unsafe { bpf(BPF_PROG_LOAD, attributes) }?;
         // SAFETY: the command returns a new descriptor.
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
         Ok(Self { descriptor })
     }
+}
+
+/// Whether an instruction is no call, or calls one of the functions that programs may call.
+fn is_harmless(instruction: u64) -> bool {
+    let [operation, registers, _, _, number @ ..] = instruction.to_ne_bytes();
+    let number = i32::from_ne_bytes(number);
+    operation != CALL || (registers == 0 && CALLABLE.contains(&number))
 }
 
 /// Adds the last lines of the kernel's explanation to an error.
@@ -299,6 +318,18 @@ mod tests {
         assert_eq!(size_of::<ProgramAttributes>(), 40);
         assert_eq!(std::mem::offset_of!(ProgramAttributes, log_buf), 32);
         assert_eq!(size_of::<InfoAttributes>(), 16);
+    }
+
+    #[test]
+    fn programs_that_can_write_to_processes_are_refused() {
+        let call =
+            |registers, number: u8| u64::from_ne_bytes([CALL, registers, 0, 0, number, 0, 0, 0]);
+        assert!(is_harmless(call(0, 113)));
+        // `bpf_probe_write_user`, and a function of the kernel that is not in the list of helpers.
+        for instruction in [call(0, 36), call(2 << 4, 1)] {
+            let error = BpfProgram::load(&[instruction]).expect_err("it is refused");
+            assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+        }
     }
 
     #[test]
