@@ -21,7 +21,7 @@ const WITH_TRACEFS: [&str; 6] = [
     "--mount",
     "sh",
     "-c",
-    "mount -t tracefs tracefs /sys/kernel/tracing && exec \"$@\"",
+    "[ -e /sys/kernel/tracing/README ] || mount -t tracefs tracefs /sys/kernel/tracing && exec \"$@\"",
     "sh",
 ];
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -358,9 +359,10 @@ fn two_downloads_of_one_file_do_not_mix() {
     first.wait().unwrap();
 }
 
-/// Kills downloads at random moments, and sometimes changes the file on the server between two of
-/// them. Whatever is under the final name at any time is whole, and of the current version.
-pub(crate) fn kill_downloads(rounds: usize) {
+/// Starts downloads until this many of them were killed, at random moments, and sometimes changes
+/// the file on the server between two of them. Whatever is under the final name at any time is
+/// whole, and of the current version.
+pub(crate) fn kill_downloads(kills: usize) {
     let seed = seed("UNCOPIED_TEST_SEED");
     println!("UNCOPIED_TEST_SEED={seed}");
     let mut rng = Rng::new(seed, 0);
@@ -372,8 +374,13 @@ pub(crate) fn kill_downloads(rounds: usize) {
     let directory = tempfile::tempdir().unwrap();
     let target = directory.path().join("f");
     let url = server.url("f");
-    let (mut killed, mut whole, mut changes) = (0, 0, 0);
-    for round in 0..rounds {
+    let (mut started, mut killed, mut whole, mut changes) = (0, 0, 0, 0);
+    while killed < kills {
+        started += 1;
+        assert!(
+            started <= 8 * kills,
+            "only {killed} of {started} were killed"
+        );
         if rng.chance(20) {
             current.fetch_xor(1, Ordering::SeqCst);
             changes += 1;
@@ -390,10 +397,14 @@ pub(crate) fn kill_downloads(rounds: usize) {
         sleep(rng.duration_below_millis(120));
         // SIGKILL.
         child.kill().unwrap();
-        killed += usize::from(!child.wait().unwrap().success());
+        let status = child.wait().unwrap();
+        match status.signal() {
+            Some(_) => killed += 1,
+            None => assert!(status.success(), "download {started}: {status}"),
+        }
         if let Ok(bytes) = fs::read(&target) {
             let version = current.load(Ordering::SeqCst);
-            assert!(bytes == expected[version], "round {round}");
+            assert!(bytes == expected[version], "download {started}");
             whole += 1;
             fs::remove_file(&target).unwrap();
         }
@@ -403,9 +414,11 @@ pub(crate) fn kill_downloads(rounds: usize) {
         header(head, "range").is_some_and(|range| range.ends_with('-') && range != "bytes=0-")
     };
     let rests = server.heads().iter().filter(|head| is_rest(head)).count();
-    println!("{killed} killed, {whole} whole, {changes} changes, {rests} requests for the rest");
-    assert!(killed > rounds / 4, "only {killed} of {rounds} were killed");
-    assert!(rounds < 100 || (rests > 0 && changes > 0));
+    println!(
+        "{started} started, {killed} killed, {whole} whole, {changes} changes, {rests} requests for \
+         the rest"
+    );
+    assert!(kills < 100 || (rests > 0 && changes > 0));
     get_ok(directory.path(), &[&url, "-c"]);
     assert!(fs::read(&target).unwrap() == expected[current.load(Ordering::SeqCst)]);
     assert_eq!(names(directory.path()), ["f"]);

@@ -7,6 +7,9 @@ use std::thread;
 
 use crate::client::TEST_TIMEOUT;
 
+/// The number of connections that wait for a server to accept them, at most.
+const MAX_QUEUED: i32 = 4096;
+
 /// A server whose connections the test handles itself.
 pub(super) struct Target {
     pub(super) address: SocketAddr,
@@ -39,6 +42,10 @@ impl Target {
 /// Starts a server that calls `handle` for each connection, on a thread of its own.
 pub(super) fn serve(handle: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // The standard library has room for 128 connections. If a relay opens more before they are
+    // accepted, the kernel uses SYN cookies, and resets those of which it has missed the first
+    // segment, because the second one has no cookie.
+    rustix::net::listen(&listener, MAX_QUEUED).unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
