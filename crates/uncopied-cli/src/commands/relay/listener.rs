@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::net::{SocketFlags, acceptfrom_with};
+use rustix::net::sockopt::socket_protocol;
+use rustix::net::{SocketFlags, acceptfrom_with, ipproto};
 use socket2::{SockRef, TcpKeepalive};
 use uncopied_http::Address;
 
@@ -65,9 +66,12 @@ impl OpenListener {
             DuplicateListener::Unix(socket) => (socket.into(), false),
         };
         rustix::io::ioctl_fionbio(&socket, true)?;
+        // A socket that was passed may be something else, such as MPTCP.
+        let is_plain_tcp = is_tcp && socket_protocol(&socket) == Ok(Some(ipproto::TCP));
         Ok(WorkerListener {
             socket,
             is_tcp,
+            is_plain_tcp,
             listener: Arc::clone(&self.listener),
         })
     }
@@ -141,6 +145,8 @@ fn has_address(socket: &BoundListener, wanted: &ListenAddress) -> bool {
 pub(super) struct WorkerListener {
     socket: OwnedFd,
     is_tcp: bool,
+    /// Whether it is TCP, and not another protocol with the same addresses.
+    is_plain_tcp: bool,
     listener: Arc<RelayListener>,
 }
 
@@ -167,7 +173,7 @@ impl WorkerListener {
             false => None,
         };
         Ok(Accepted {
-            socket: Socket::new(socket, self.is_tcp),
+            socket: Socket::new(socket, self.is_plain_tcp),
             peer: peer.map_or(Address::Unix, Address::Tcp),
             listener: Arc::clone(&self.listener),
         })

@@ -155,9 +155,13 @@ fn nothing_is_left_in_tracefs_after_sigkill() {
     let probes = || fs::read_to_string(debugfs.path().join("kprobes/list")).ok();
     let before = (settings(tracefs), probes());
     let audit = Audit::start_with(&WITH_TRACEFS, &["--", "sleep", "3600"]);
+    // Before, the shell that mounts tracefs has other children.
+    let is_sleep = |process: &i32| {
+        fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name == "sleep\n")
+    };
     let program = loop {
-        if let Some(program) = children(audit.id()).first() {
-            break *program;
+        if let Some(program) = children(audit.id()).into_iter().find(is_sleep) {
+            break program;
         }
     };
     let during = (settings(tracefs), probes());

@@ -35,7 +35,9 @@ impl RateLimiter {
     /// Records how many bytes the stream has just moved.
     pub(super) fn record(&mut self, bytes: u64, now: Instant) {
         if bytes > 0 {
-            self.paused_until = self.paused_until.max(now) + self.time_of(bytes);
+            // A wake-up may be late, so a pause that is over counts, for at most a burst.
+            let earliest = now.checked_sub(BURST).unwrap_or(now);
+            self.paused_until = self.paused_until.max(earliest) + self.time_of(bytes);
         }
     }
 
@@ -63,7 +65,8 @@ mod tests {
         limiter.record(1000, after(100));
         assert_eq!(limiter.paused_until(now), Some(after(1250)));
         assert_eq!(limiter.paused_until(after(1250)), None);
-        limiter.record(10, after(2000));
+        // 750 ms late, of which the time of a burst counts.
+        limiter.record(60, after(2000));
         assert_eq!(limiter.paused_until(now), Some(after(2010)));
         assert_eq!(RateLimiter::burst_bytes(1 << 20), (1 << 20) / 20);
         assert_eq!(RateLimiter::burst_bytes(1), 1);

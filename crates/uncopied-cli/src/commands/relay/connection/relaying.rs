@@ -21,6 +21,10 @@ const MIN_SPLICE_BYTES_PER_SECOND: u64 = 4 << 20;
 /// The number of bytes after which a stream lets other connections have their turn.
 const MAX_BYTES_PER_TURN: u64 = 2 << 20;
 
+/// The number of steps after which it does so as well: a sender of tiny messages may be as fast as
+/// the relay, so that its socket is never empty.
+const MAX_STEPS_PER_TURN: u32 = 128;
+
 /// The two streams of a connection.
 pub(super) struct Relaying {
     to_target: Stream,
@@ -182,6 +186,7 @@ impl Stream {
             advanced.result = Ok(Turn::Wait(Some(until)));
             return advanced;
         }
+        let mut steps = 0;
         while sink.is_writable && (source.is_readable || self.transfer.held_bytes() > 0) {
             match self.transfer.step(&source.socket, &sink.socket) {
                 Ok(Progress::Moved(bytes)) => {
@@ -205,7 +210,8 @@ impl Stream {
                     break;
                 }
             }
-            if advanced.moved >= self.max_bytes_per_turn {
+            steps += 1;
+            if advanced.moved >= self.max_bytes_per_turn || steps >= MAX_STEPS_PER_TURN {
                 advanced.result = Ok(Turn::Again);
                 break;
             }

@@ -53,12 +53,15 @@ impl Side {
 
     /// Whether the socket, which is being connected, is connected.
     pub(super) fn connected(&self) -> io::Result<bool> {
-        match self.has_failed {
-            true => Err(self
-                .socket
-                .take_error()
-                .unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into())),
-            false => Ok(self.is_writable),
+        if !self.has_failed {
+            return Ok(self.is_writable);
+        }
+        match self.socket.take_error() {
+            Some(error) => Err(error),
+            // A Unix socket is connected once `connect` has returned. `EPOLLHUP` alone says that
+            // the target has closed it since, and what it has sent can still be received.
+            None if !self.socket.is_tcp() => Ok(true),
+            None => Err(io::ErrorKind::ConnectionAborted.into()),
         }
     }
 

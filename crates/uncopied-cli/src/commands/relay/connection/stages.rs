@@ -67,8 +67,6 @@ pub(in crate::commands::relay) struct Connection {
     state: Arc<ConnectionState>,
     /// Its key in the connection table.
     key: usize,
-    /// Its place among the connections; see `--max-connections`.
-    _permit: OwnedSemaphorePermit,
     at: SystemTime,
     began: Instant,
     /// The client, as the PROXY header says if there is one.
@@ -78,6 +76,9 @@ pub(in crate::commands::relay) struct Connection {
     /// The target that was connected to.
     target_connection: Option<TargetConnection>,
     bytes: RelayedBytes,
+    /// Its place among the connections; see `--max-connections`. The last field, so that the
+    /// sockets are closed before another connection takes the place.
+    _permit: OwnedSemaphorePermit,
 }
 
 enum Stage {

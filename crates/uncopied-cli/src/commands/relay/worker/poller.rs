@@ -116,8 +116,8 @@ impl Poller {
 }
 
 fn timespec(duration: Duration) -> Timespec {
-    // Longer than any worker lives.
-    const MAX: Duration = Duration::from_secs(1 << 30);
+    // Its milliseconds fit into an `i32`: a longer wait would need `epoll_pwait2` (Linux 5.11).
+    const MAX: Duration = Duration::from_secs(24 * 60 * 60);
     duration.min(MAX).try_into().unwrap_or_default()
 }
 
