@@ -65,6 +65,8 @@ async fn relay(
     mut passed: Vec<BoundListener>,
 ) -> Result<(), Error> {
     let signals = Signals::listen().map_err(Error::setup("listen for signals"))?;
+    // Before anything is printed: a user who has seen the address may close the terminal.
+    let is_on_terminal = io::stderr().is_terminal();
     let (events, target_events) = mpsc::unbounded_channel();
     let mut targets = Targets::new(&config, events);
     let open = open_listeners(&config, &targets.pools(), &[], &mut passed)?;
@@ -129,7 +131,7 @@ async fn relay(
             worker_count: threads,
             worker_exits,
             stop,
-            is_on_terminal: io::stderr().is_terminal(),
+            is_on_terminal,
         },
         target_events,
         server,

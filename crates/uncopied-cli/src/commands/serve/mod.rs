@@ -37,6 +37,8 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
     // Rust already ignores SIGPIPE. This also promises that SIGPIPE stays ignored, so the library
     // need not look that up before each `sendfile` and `splice`.
     uncopied::ignore_sigpipe().map_err(Error::setup("ignore SIGPIPE"))?;
+    // Before anything is printed: a user who has seen the address may close the terminal.
+    let is_on_terminal = io::stderr().is_terminal();
     let descriptors = raise_descriptor_limit();
     let config = Config::check(flags, descriptors)?;
     let listeners = listening::open(&config.listen, config.socket_mode, passed.into_listeners()?)?;
@@ -76,7 +78,6 @@ pub(crate) fn run(flags: ServeFlags, passed: PassedSockets) -> Result<(), Error>
         say(hint);
     }
 
-    let is_on_terminal = io::stderr().is_terminal();
     let control = Control {
         supervisor: Supervisor {
             signals,

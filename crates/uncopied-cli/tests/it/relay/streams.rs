@@ -205,6 +205,30 @@ fn unix_sockets_are_relayed_on_both_sides() {
     assert!(!listen.exists(), "the relay removes its socket");
 }
 
+/// The target may have sent its bytes and closed before the relay looks at the connection.
+#[test]
+fn a_target_that_greets_and_closes_at_once_is_heard() {
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("out");
+    let listener = UnixListener::bind(&target).unwrap();
+    let mut command = program();
+    command.args(["relay", "127.0.0.1:0", "--threads", "1"]);
+    command.args(["--health-interval", "0"]);
+    command.arg(format!("unix:{}", target.display()));
+    let relay = Server::spawn(command, 1);
+    thread::spawn(move || {
+        for socket in listener.incoming() {
+            socket.unwrap().write_all(b"too many connections").unwrap();
+        }
+    });
+    // All at once, so that the relay has much to do between two looks.
+    let clients: Vec<_> = (0..200).map(|_| connect(relay.address())).collect();
+    for mut client in clients {
+        assert_eq!(read_to_end(&mut client), b"too many connections");
+    }
+    assert!(relay.stop().status.success());
+}
+
 #[test]
 fn a_rate_limit_holds_for_each_direction() {
     const RATE: usize = 1 << 20;
