@@ -2,6 +2,8 @@
 
 use std::io;
 
+use uncopied_measure::error::chain;
+
 /// The reason why a whole run failed, or why one contender failed during a run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -31,17 +33,6 @@ pub(crate) enum Error {
     /// been written.
     #[error("failed during the measurement: {0}; the results of the other contenders are complete")]
     Failed(String),
-}
-
-/// Returns the text of an error and of all its sources.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
 }
 
 /// Adds to an I/O error a description of the operation that failed.

@@ -10,9 +10,10 @@ use rustix::net::RecvFlags;
 use socket2::SockRef;
 use uncopied::arena::{PageBuffer, Pages};
 use uncopied::{Mechanism, SendOptions, Sender};
+use uncopied_measure::error::chain;
 
 use super::scenario::Scenario;
-use crate::error::{Context, Error, chain};
+use crate::error::{Context, Error};
 use crate::interrupt;
 use crate::loopback::wait::STALL_LIMIT;
 use crate::measure::thread_cpu_seconds;

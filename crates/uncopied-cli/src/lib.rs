@@ -9,6 +9,7 @@
 
 mod commands;
 mod descriptor_limit;
+mod directory;
 mod error;
 mod flags;
 mod man;
@@ -38,14 +39,27 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return error.report(),
     };
-    let outcome = match cli.command {
-        Command::Serve(flags) => {
-            tuning::apply_environment().and_then(|()| serve::run(*flags, passed))
+    match run(cli.command, passed) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error);
+            ExitCode::from(error.exit_status())
         }
-        Command::Get(flags) => tuning::apply_environment().and_then(|()| get::run(*flags)),
-        Command::Relay(flags) => {
-            tuning::apply_environment().and_then(|()| relay::run(&flags, passed))
-        }
+    }
+}
+
+fn run(command: Command, passed: PassedSockets) -> Result<(), Error> {
+    let moves_bytes = matches!(
+        command,
+        Command::Serve(_) | Command::Get(_) | Command::Relay(_) | Command::Bench(_)
+    );
+    if moves_bytes {
+        tuning::apply_environment()?;
+    }
+    match command {
+        Command::Serve(flags) => serve::run(*flags, passed),
+        Command::Get(flags) => get::run(*flags),
+        Command::Relay(flags) => relay::run(&flags, passed),
         Command::Probe(flags) => probe::run(&flags),
         Command::Audit(flags) => audit::run(&flags),
         Command::Bench(flags) => bench::run(&flags),
@@ -53,12 +67,5 @@ pub fn main() -> ExitCode {
         Command::Man => man::manual()
             .and_then(|page| print(&page))
             .map_err(Error::Output),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&error);
-            ExitCode::from(error.exit_status())
-        }
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod cpu;
 pub mod discard;
+pub mod error;
 pub mod interrupt;
 pub mod machine;
 pub mod pattern;

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use uncopied::arena::{PageBuffer, Pages, Region};
 use uncopied::{Mechanism, Memory, SendOptions, Sender};
+use uncopied_measure::error::chain;
 
-use crate::error::{Context, Error, chain};
+use crate::error::{Context, Error};
 use crate::machine::dependency_version;
 use crate::memory::job::{MemoryJob, SentBytes};
 

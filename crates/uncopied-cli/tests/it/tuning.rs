@@ -35,11 +35,12 @@ fn commands_refuse_to_start_with_a_wrong_file() {
     fs::write(path("key"), "\nspeed = 1\n").unwrap();
     fs::write(path("number"), "region_min_bytes = 2 MiB\n").unwrap();
     fs::write(path("huge"), vec![b'\n'; 1 << 20]).unwrap();
-    let commands: [&[&str]; 4] = [
+    let commands: [&[&str]; 5] = [
         &["serve", "/nowhere"],
         &["get", "http://127.0.0.1:1/"],
         &["relay", "127.0.0.1:0", "127.0.0.1:1"],
         &["relay", "--check", "127.0.0.1:0", "127.0.0.1:1"],
+        &["bench", "--quick"],
     ];
     for arguments in commands {
         for (name, words) in [

@@ -1,5 +1,6 @@
 //! What can be measured: which direction has which mechanisms, and how they are forced.
 
+use clap::ValueEnum as _;
 use uncopied::Mechanism;
 use uncopied::policy::Plan;
 
@@ -28,7 +29,7 @@ impl Case {
         sizes: &[u64],
     ) -> Vec<Self> {
         let mut cases = Vec::new();
-        for direction in BenchDirection::ALL {
+        for &direction in BenchDirection::value_variants() {
             if !directions.is_empty() && !directions.contains(&direction) {
                 continue;
             }
@@ -60,15 +61,6 @@ impl Case {
 }
 
 impl BenchDirection {
-    pub(super) const ALL: [Self; 6] = [
-        FileToTcp,
-        MemoryToTcp,
-        TcpToMemory,
-        TcpToFile,
-        TcpToNull,
-        TcpToTcp,
-    ];
-
     /// Returns the name that flags and `--json` use.
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -169,16 +161,14 @@ impl BenchMechanism {
 
 #[cfg(test)]
 mod tests {
-    use clap::ValueEnum as _;
-
     use super::*;
 
     #[test]
     fn flags_and_results_name_things_alike() {
-        for direction in BenchDirection::ALL {
+        for direction in BenchDirection::value_variants() {
             assert_eq!(
                 BenchDirection::from_str(direction.name(), false),
-                Ok(direction)
+                Ok(*direction)
             );
         }
         for &mechanism in BenchMechanism::value_variants() {

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 
+use uncopied_measure::error::chain;
+
 use crate::error::kernel_text;
 
 /// An error that ends the run. Its text is the line on standard error.
@@ -102,15 +104,4 @@ impl CellError {
             false => Self::Failed(text),
         }
     }
-}
-
-/// Returns the text of an error and of its causes, on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
 }

@@ -36,6 +36,7 @@ use tempfile::NamedTempFile;
 use uncopied_measure::interrupt;
 use uncopied_measure::size::size_text;
 
+use crate::directory::or_current;
 use crate::error::Error;
 use crate::flags::BenchFlags;
 use crate::output::print;
@@ -131,10 +132,7 @@ struct TuningFile<'a> {
 
 impl<'a> TuningFile<'a> {
     fn create(path: &'a Path) -> Result<Self, Error> {
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let directory = or_current(path.parent().unwrap_or(Path::new("")));
         let file = tempfile::Builder::new()
             .permissions(Permissions::from_mode(0o644))
             .tempfile_in(directory)

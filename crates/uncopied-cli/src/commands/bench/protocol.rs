@@ -6,7 +6,7 @@
 //!   begin (what is measured)           ──▶    expect (a number)
 //!   data (the number), then the bytes, over a second connection to the same port
 //!   ready                              ──▶    ready, once the second connection is there
-//!   mark                               ──▶    marked (CPU time, bytes): twice, around the window
+//!   mark                               ──▶    marked (CPU time, bytes), twice
 //!   count                              ──▶    counted (system calls)
 //!   end (how many bytes were sent)     ──▶    ended (how they were received)
 //! ```

@@ -79,8 +79,8 @@ pub(crate) struct Cell {
     pub(crate) kernel_copied_share: Option<f64>,
     pub(crate) copied_share: Option<f64>,
     pub(crate) mapped_share: Option<f64>,
-    /// System calls of the thread that moves the bytes, for 10⁶ bytes. `None` if they could not be
-    /// counted.
+    /// System calls of the thread that moves the bytes, for 10⁶ bytes. `None` if they could not
+    /// be counted.
     pub(crate) calls_per_mb: Option<f64>,
     /// How long a call of the library takes; in `tcp_to_tcp`, a message and its confirmation.
     pub(crate) call_us: Option<CallTimes>,
@@ -88,6 +88,38 @@ pub(crate) struct Cell {
     pub(crate) limits: Option<Limits>,
     /// Whether the rounds differ too much for the figures to be trusted.
     pub(crate) is_wide: bool,
+}
+
+impl Cell {
+    /// Returns a row without any figure.
+    pub(crate) fn without_figures(
+        direction: &'static str,
+        source: &str,
+        sink: &str,
+        mechanism: &str,
+        size: u64,
+    ) -> Self {
+        Self {
+            direction,
+            source: source.to_owned(),
+            sink: sink.to_owned(),
+            mechanism: mechanism.to_owned(),
+            size,
+            refused: None,
+            chosen: Vec::new(),
+            gb_per_second: None,
+            sender_cpu_s_per_gb: None,
+            receiver_cpu_s_per_gb: None,
+            zero_copy_share: None,
+            kernel_copied_share: None,
+            copied_share: None,
+            mapped_share: None,
+            calls_per_mb: None,
+            call_us: None,
+            limits: None,
+            is_wide: false,
+        }
+    }
 }
 
 /// Times of calls, in microseconds.

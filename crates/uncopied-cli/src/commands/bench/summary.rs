@@ -52,26 +52,20 @@ impl Measured {
 
     /// Returns the row of the results.
     pub(super) fn cell(&self) -> Cell {
-        let direction = self.case.direction;
+        let Case {
+            direction,
+            mechanism,
+            size,
+        } = self.case;
         let mut cell = Cell {
-            direction: direction.name(),
-            source: self.case.mechanism.source(direction).to_owned(),
-            sink: direction.sink().to_owned(),
-            mechanism: self.case.mechanism.name().to_owned(),
-            size: self.case.size,
             refused: self.refused.clone(),
-            chosen: Vec::new(),
-            gb_per_second: None,
-            sender_cpu_s_per_gb: None,
-            receiver_cpu_s_per_gb: None,
-            zero_copy_share: None,
-            kernel_copied_share: None,
-            copied_share: None,
-            mapped_share: None,
-            calls_per_mb: None,
-            call_us: None,
-            limits: None,
-            is_wide: false,
+            ..Cell::without_figures(
+                direction.name(),
+                mechanism.source(direction),
+                direction.sink(),
+                mechanism.name(),
+                size,
+            )
         };
         if self.refused.is_none() {
             self.fill(&mut cell);
@@ -223,7 +217,7 @@ pub(super) fn remarks(measured: &[Measured], cells: &[Cell]) -> Vec<String> {
     let is_counted = |cell: &&Cell| cell.refused.is_none() && cell.calls_per_mb.is_some();
     if !cells.iter().any(|cell| is_counted(&cell)) {
         remarks.push(
-            "System calls were not counted: that needs root, or tracefs and \
+            "System calls were not counted: that needs tracefs, and root or \
              kernel.perf_event_paranoid = -1."
                 .into(),
         );

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
+use clap::ValueEnum as _;
 use uncopied_measure::size::size_text;
 
 use super::catalog::Case;
@@ -25,7 +26,7 @@ pub(super) fn text(results: &Results, cases: &[Case], remarks: &[String]) -> Str
 
 fn write(out: &mut String, results: &Results, cases: &[Case], remarks: &[String]) -> fmt::Result {
     heading(out, results)?;
-    for direction in BenchDirection::ALL {
+    for &direction in BenchDirection::value_variants() {
         table(out, results, direction)?;
     }
     legend(out)?;

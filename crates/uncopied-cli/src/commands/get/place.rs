@@ -11,7 +11,8 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::error::GetError;
-use super::file::{is_special, or_current};
+use super::file::is_special;
+use crate::directory::or_current;
 
 /// The longest name of a file, in bytes, for which `NAME.part.json.new` is not too long.
 const MAX_NAME_BYTES: usize = 255 - ".part.json.new".len();

@@ -15,7 +15,7 @@ use crate::error::kernel_text;
 use crate::server::warning::{WarningKind, warn_limited};
 
 /// The pause after a failed accept, for example when the process has run out of descriptors.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The time after which a connection that waits for a permit asks again for room. The connection
 /// that was to make room may have begun a request, or none was idle.

@@ -5,7 +5,7 @@ mod descriptors;
 mod listeners;
 mod passed;
 
-pub(crate) use accept::{Accept, Acceptor, is_per_connection, report_accept_error};
+pub(crate) use accept::{ACCEPT_BACKOFF, Accept, Acceptor, is_per_connection, report_accept_error};
 pub(crate) use descriptors::{DescriptorBudget, LoweredLimit};
 pub(crate) use listeners::{BoundListener, DuplicateListener, bind, open};
 pub(crate) use passed::PassedSockets;

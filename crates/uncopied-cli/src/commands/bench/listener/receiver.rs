@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use uncopied::policy::{Length, Plan};
 use uncopied::{ErrorKind, ReceiveFile, ReceiveOptions, Receiver};
 use uncopied_measure::discard::Discarder;
+use uncopied_measure::error::chain;
 use uncopied_measure::pattern::{self, Verifier};
 use uncopied_measure::tcp;
 
 use super::relay;
 use super::temporary_file;
 use crate::commands::bench::calls::{Shared, Times};
-use crate::commands::bench::error::{BenchError, CellError, chain};
+use crate::commands::bench::error::{BenchError, CellError};
 use crate::commands::bench::protocol::{Moved, Received, Setup};
 use crate::flags::BenchDirection;
 

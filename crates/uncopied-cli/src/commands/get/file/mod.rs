@@ -27,6 +27,7 @@ use rustix::io::Errno;
 
 use super::error::GetError;
 use super::sink::FileSink;
+use crate::directory::or_current;
 
 pub(crate) use names::Names;
 pub(crate) use record::Version;
@@ -451,14 +452,6 @@ pub(crate) fn remove_stale_record(target: &Path) {
 
 fn is_unused(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-}
-
-/// Returns a directory that may be empty as a path.
-pub(crate) fn or_current(directory: &Path) -> &Path {
-    match directory.as_os_str().is_empty() {
-        true => Path::new("."),
-        false => directory,
-    }
 }
 
 /// Opens a file without a name in the directory of the target. `None` if the file system cannot do

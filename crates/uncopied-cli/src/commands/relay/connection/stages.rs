@@ -85,7 +85,10 @@ enum Stage {
     /// The PROXY header is being received.
     Header(Box<HeaderReader>),
     Connecting(Box<Connecting>),
-    Relaying(Box<(Side, Relaying)>),
+    Relaying {
+        target: Side,
+        relaying: Box<Relaying>,
+    },
     /// The connection has failed, and what was sent to the peers is being delivered.
     Delivering {
         target: Side,
@@ -163,8 +166,9 @@ impl Connection {
             (Peer::Client, _) => Some(&mut self.client),
             (Peer::Target, Stage::Header(_) | Stage::Ended) => None,
             (Peer::Target, Stage::Connecting(connecting)) => connecting.side(),
-            (Peer::Target, Stage::Relaying(relaying)) => Some(&mut relaying.0),
-            (Peer::Target, Stage::Delivering { target, .. }) => Some(target),
+            (Peer::Target, Stage::Relaying { target, .. } | Stage::Delivering { target, .. }) => {
+                Some(target)
+            }
         };
         if let Some(side) = side {
             side.record(flags);
@@ -212,8 +216,7 @@ impl Connection {
                         Err(end) => return self.fail(&end, now),
                     }
                 }
-                Stage::Relaying(relaying) => {
-                    let (target, relaying) = &mut **relaying;
+                Stage::Relaying { target, relaying } => {
                     let (client, stats) = (&mut self.client, &self.context.stats);
                     match relaying.advance(client, target, &self.state, stats, now) {
                         ControlFlow::Continue(turn) => turn,
@@ -254,8 +257,12 @@ impl Connection {
         let relaying = Relaying::new(config.mechanism, config.limit_rate, prefix, now);
         self.target_connection = Some(connection);
         self.state.enter(Phase::Relaying);
-        self.stage = Stage::Relaying(Box::new((target, relaying)));
+        self.stage = Stage::Relaying {
+            target,
+            relaying: Box::new(relaying),
+        };
     }
+
     /// Ends the connection because epoll cannot watch the client's socket.
     pub(in crate::commands::relay) fn fail_to_watch(mut self, error: io::Error, now: Instant) {
         let _ = self.fail(&End::Local(error), now);
@@ -263,8 +270,8 @@ impl Connection {
 
     /// Waits until the peers have received what was sent to them, and then fails.
     fn deliver(&mut self, end: End, now: Instant) {
-        if let Stage::Relaying(relaying) = std::mem::replace(&mut self.stage, Stage::Ended) {
-            let (target, relaying) = *relaying;
+        let stage = std::mem::replace(&mut self.stage, Stage::Ended);
+        if let Stage::Relaying { target, relaying } = stage {
             self.bytes = relaying.bytes();
             self.stage = Stage::Delivering {
                 target,
@@ -277,9 +284,9 @@ impl Connection {
     /// Carries out the command to close now.
     fn abort(&mut self, now: Instant) {
         let end = match std::mem::replace(&mut self.stage, Stage::Ended) {
-            Stage::Relaying(relaying) => {
-                self.bytes = relaying.1.bytes();
-                relaying.0.socket.reset();
+            Stage::Relaying { target, relaying } => {
+                self.bytes = relaying.bytes();
+                target.socket.reset();
                 match (self.state.is_expired(), self.state.phase()) {
                     (true, Phase::HalfClosed) => End::HalfCloseTimeout,
                     (true, _) => End::IdleTimeout,

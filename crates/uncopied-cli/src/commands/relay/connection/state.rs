@@ -37,7 +37,7 @@ pub(in crate::commands::relay) struct ConnectionState {
     /// milliseconds on the clock of [`coarse_now`].
     phase: AtomicU64,
     /// Whether the worker is to look how far the peers have read; see
-    /// [`ConnectionState::request_look`].
+    /// [`ConnectionState::sweep`].
     must_look: AtomicBool,
     /// Whether the last look has found that the peers have nothing to read.
     is_quiet: AtomicBool,

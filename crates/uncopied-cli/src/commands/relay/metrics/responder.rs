@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use crate::commands::relay::listener::name_of;
 use crate::error::{Error, kernel_text};
 use crate::flags::{ListenAddress, SocketMode};
-use crate::server::listening::{BoundListener, DuplicateListener, bind};
+use crate::server::listening::{ACCEPT_BACKOFF, BoundListener, DuplicateListener, bind};
 use crate::server::warning::{WarningKind, warn_limited};
 
 use super::Observed;
@@ -26,8 +26,6 @@ const MAX_REQUESTS: usize = 16;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The maximum number of bytes of a request's body that are read and dropped.
 const MAX_DROPPED_BYTES: usize = 64 << 10;
-/// The pause after a failed accept.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The listening socket for metrics.
 pub(in crate::commands::relay) struct MetricsServer {

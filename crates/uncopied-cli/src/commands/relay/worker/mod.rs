@@ -11,14 +11,14 @@ mod timers;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use slab::Slab;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::error::{Error, kernel_text};
 use crate::server::access_log::AccessLog;
-use crate::server::listening::{is_per_connection, report_accept_error};
+use crate::server::listening::{ACCEPT_BACKOFF, is_per_connection, report_accept_error};
 use crate::server::warning::{WarningKind, warn_limited};
 use crate::server::worker::{WorkerExit, start_worker};
 
@@ -37,9 +37,6 @@ const MAX_QUEUED: usize = 4096;
 /// The maximum number of connections that are accepted at a time, so that those that are open have
 /// their turn.
 const MAX_ACCEPTED: usize = 16;
-
-/// The pause after a failed accept, for example when the process has run out of descriptors.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// What all workers share. Each worker has a clone.
 #[derive(Clone)]

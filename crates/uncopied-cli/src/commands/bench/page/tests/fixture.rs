@@ -183,7 +183,7 @@ fn cells() -> Vec<Cell> {
     }
     cells.push(Cell {
         refused: Some("no interface of this machine supports zero-copy receive".to_owned()),
-        ..refused("zcrx", SIZES[3])
+        ..without_figures(&RECEIVED, "zcrx", SIZES[3])
     });
     for (direction, mechanisms) in PLANS {
         for (mechanism, size) in mechanisms.into_iter().zip(SIZES) {
@@ -208,7 +208,7 @@ fn cell(line: &Line, index: usize, size: u64) -> Cell {
     if cost == 0.0 {
         return Cell {
             refused: Some("payloads of this size do not fill a page".to_owned()),
-            ..refused(line.mechanism, size)
+            ..without_figures(line, line.mechanism, size)
         };
     }
     // Receiving costs about 0.035 s/GB if the receiver discards the bytes.
@@ -220,13 +220,6 @@ fn cell(line: &Line, index: usize, size: u64) -> Cell {
     };
     let [zero_copy, mapped, by_kernel, copied] = line.shares;
     Cell {
-        direction: line.direction,
-        source: line.source.to_owned(),
-        sink: line.sink.to_owned(),
-        mechanism: line.mechanism.to_owned(),
-        size,
-        refused: None,
-        chosen: Vec::new(),
         gb_per_second: Some(spread(0.99 / cost, index)),
         sender_cpu_s_per_gb: sender,
         receiver_cpu_s_per_gb: receiver,
@@ -246,30 +239,12 @@ fn cell(line: &Line, index: usize, size: u64) -> Cell {
             send_buffer: 0.03,
         }),
         is_wide: line.mechanism == "send_zc" && index == 7,
+        ..without_figures(line, line.mechanism, size)
     }
 }
 
-fn refused(mechanism: &str, size: u64) -> Cell {
-    Cell {
-        direction: RECEIVED.direction,
-        source: RECEIVED.source.to_owned(),
-        sink: RECEIVED.sink.to_owned(),
-        mechanism: mechanism.to_owned(),
-        size,
-        refused: None,
-        chosen: Vec::new(),
-        gb_per_second: None,
-        sender_cpu_s_per_gb: None,
-        receiver_cpu_s_per_gb: None,
-        zero_copy_share: None,
-        kernel_copied_share: None,
-        copied_share: None,
-        mapped_share: None,
-        calls_per_mb: None,
-        call_us: None,
-        limits: None,
-        is_wide: false,
-    }
+fn without_figures(line: &Line, mechanism: &str, size: u64) -> Cell {
+    Cell::without_figures(line.direction, line.source, line.sink, mechanism, size)
 }
 
 /// A median with extremes that depend on the size, so that they are not all alike.
