@@ -13,7 +13,7 @@ use super::body::receive_body;
 use super::checksum::{Hasher, of_file};
 use super::client::{Client, Response, Wanted, shown};
 use super::error::GetError;
-use super::file::{Kind, Partial, Syncer, Version, remove_stale_record};
+use super::file::{Finisher, Kind, Partial, Version, remove_stale_record};
 use super::meter::Meter;
 use super::place::{Listing, Place};
 use super::progress::Progress;
@@ -40,7 +40,7 @@ pub(super) struct Settings {
 /// What all downloads share.
 pub(super) struct Context {
     pub(super) client: Client,
-    pub(super) syncer: Syncer,
+    pub(super) finisher: Finisher,
     pub(super) listing: Listing,
     pub(super) settings: Settings,
     pub(super) progress: Rc<Progress>,
@@ -118,7 +118,7 @@ pub(super) fn finish(
         return done(Ok(()));
     };
     let (job, closed) = (Rc::clone(job), Rc::clone(&partial));
-    partial.finish(&context.syncer, replace, move |outcome| {
+    partial.finish(&context.finisher, replace, move |outcome| {
         done(close(&job, &closed, outcome));
     });
 }

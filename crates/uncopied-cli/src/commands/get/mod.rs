@@ -47,7 +47,7 @@ use crate::output::print;
 
 use client::{Client, ClientConfig, masked, shown};
 use fetch::{Context, Job, Settings, path_of};
-use file::Syncer;
+use file::Finisher;
 use meter::{Meter, RateLimit};
 use place::{Destination, Listing, Place};
 use progress::Progress;
@@ -223,7 +223,7 @@ async fn run_all(
     for handle in handles {
         handle.await.map_err(|_| Error::WorkerLost)?;
     }
-    run.context.syncer.expect_no_more();
+    run.context.finisher.expect_no_more();
     // Wait for the files that are being synced. At most MAX_FINISHING, so the number fits.
     let _ = run.finishing.acquire_many(max_finishing as u32).await;
     progress.end();
@@ -245,7 +245,7 @@ fn context(
             max_redirects: flags.max_redirects,
             allow_downgrade: flags.allow_downgrade,
         }),
-        syncer: Syncer::default(),
+        finisher: Finisher::default(),
         listing,
         settings: Settings {
             resume: flags.resume,

@@ -106,7 +106,7 @@ impl Target {
 /// Writes to a temporary file, at one position after the other.
 pub(super) struct FileSink {
     file: Arc<File>,
-    names: Rc<Names>,
+    names: Arc<Names>,
     offset: u64,
     written: Rc<RefCell<Written>>,
     direct: Option<DirectWriter>,
@@ -115,7 +115,7 @@ pub(super) struct FileSink {
 impl FileSink {
     pub(super) fn new(
         file: Arc<File>,
-        names: Rc<Names>,
+        names: Arc<Names>,
         offset: u64,
         written: Rc<RefCell<Written>>,
         is_direct: bool,

@@ -7,34 +7,37 @@
 //! A body that arrives with its head needs no temporary name, because nothing of it can be worth
 //! keeping: it goes to a file without any name, which gets the final one.
 
+mod finisher;
+mod identity;
 mod names;
 mod record;
-mod sync;
+mod whole;
 mod written;
 
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, linkat};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::error::GetError;
 use super::sink::FileSink;
 use crate::directory::or_current;
 
+pub(crate) use finisher::Finisher;
 pub(crate) use names::Names;
 pub(crate) use record::Version;
-pub(crate) use sync::Syncer;
 pub(crate) use written::Written;
 
+use identity::Identity;
 use record::{Record, boot_id};
+use whole::{Source, Whole};
 
 /// How often the record of a file that is written in several places is replaced. A killed download
 /// fetches again what was written since.
@@ -58,10 +61,9 @@ pub(crate) enum Kind {
 /// A file that is being downloaded. At its temporary name, it is locked until it is dropped.
 pub(crate) struct Partial {
     file: RefCell<Arc<File>>,
-    identity: Cell<Identity>,
-    /// Whether the file is at the temporary name. Otherwise it has no name.
-    has_name: Cell<bool>,
-    names: Rc<Names>,
+    /// What identifies the file at the temporary name. `None` if it has no name.
+    named: Cell<Option<Identity>>,
+    names: Arc<Names>,
     url: String,
     version: RefCell<Version>,
     written: Rc<RefCell<Written>>,
@@ -82,7 +84,7 @@ impl Partial {
     /// Another download has locked the file, the name belongs to something else, or the file cannot
     /// be created.
     pub(crate) fn open(target: &Path, url: &str, kind: Kind) -> Result<Self, GetError> {
-        let names = Rc::new(Names::new(target));
+        let names = Arc::new(Names::new(target));
         let unnamed = match kind {
             Kind::First => open_unnamed(&names),
             // What an earlier download has left is taken over, so that it does not stay.
@@ -90,25 +92,26 @@ impl Partial {
             Kind::New => None,
             Kind::Replace | Kind::Resume => None,
         };
-        let has_name = unnamed.is_none();
-        let (file, metadata) = match unnamed {
-            Some(opened) => opened,
-            None => open_locked(names.temporary())?,
+        let (file, named, len) = match unnamed {
+            Some(file) => (file, None, 0),
+            None => {
+                let (file, metadata) = open_locked(names.temporary())?;
+                (file, Some(Identity::of(&metadata)), metadata.len())
+            }
         };
-        let found = match kind == Kind::Resume && metadata.len() > 0 {
+        let found = match kind == Kind::Resume && len > 0 {
             true => Record::read(names.record()).filter(|record| record.url == url),
             false => None,
         };
         let partial = Self {
             file: RefCell::new(Arc::new(file)),
-            identity: Cell::new(Identity::of(&metadata)),
-            has_name: Cell::new(has_name),
+            named: Cell::new(named),
             url: url.to_owned(),
             version: RefCell::default(),
             written: Rc::default(),
             synced: RefCell::default(),
             is_preallocated: Cell::new(false),
-            has_record: Cell::new(has_name && names.has_record()),
+            has_record: Cell::new(named.is_some() && names.has_record()),
             recorded: Cell::new(0),
             names,
         };
@@ -118,10 +121,10 @@ impl Partial {
                 if record.boot == boot {
                     *partial.synced.borrow_mut() = record.synced.clone();
                 }
-                let usable = record.usable(&boot, metadata.len());
+                let usable = record.usable(&boot, len);
                 partial.adopt(record.version, usable, record.is_preallocated)?;
             }
-            _ if metadata.len() > 0 || partial.has_record.get() => partial.clear()?,
+            _ if len > 0 || partial.has_record.get() => partial.clear()?,
             _ => {}
         }
         Ok(partial)
@@ -134,7 +137,7 @@ impl Partial {
     ///
     /// Those of [`Partial::open`], and the final name has been taken since.
     pub(crate) fn use_temporary_name(&self) -> Result<(), GetError> {
-        if self.has_name.get() {
+        if self.named.get().is_some() {
             return Ok(());
         }
         // What would fail in the end, possibly after hours, need not begin.
@@ -144,8 +147,7 @@ impl Partial {
         }
         let (file, metadata) = open_locked(self.names.temporary())?;
         self.file.replace(Arc::new(file));
-        self.identity.set(Identity::of(&metadata));
-        self.has_name.set(true);
+        self.named.set(Some(Identity::of(&metadata)));
         self.has_record.set(self.names.has_record());
         self.clear()
     }
@@ -270,7 +272,7 @@ impl Partial {
     pub(crate) fn sink(&self, offset: u64, direct: bool) -> Result<FileSink, GetError> {
         FileSink::new(
             self.file(),
-            Rc::clone(&self.names),
+            Arc::clone(&self.names),
             offset,
             Rc::clone(&self.written),
             direct,
@@ -346,7 +348,7 @@ impl Partial {
     /// name.
     pub(crate) fn finish(
         self: &Rc<Self>,
-        syncer: &Syncer,
+        finisher: &Finisher,
         replace: bool,
         done: impl FnOnce(Result<(), GetError>) + 'static,
     ) {
@@ -354,60 +356,23 @@ impl Partial {
             // The time only tells a later -c whether the file has changed.
             let _ = self.file().set_modified(time);
         }
+        let source = match self.named.get() {
+            None => Source::Unnamed,
+            Some(identity) => Source::Temporary {
+                identity,
+                len: self.written.borrow().end(),
+                replace,
+            },
+        };
+        let whole = Whole {
+            file: self.file(),
+            names: Arc::clone(&self.names),
+            source,
+        };
         let partial = Rc::clone(self);
-        let device = self.identity.get().device;
-        syncer.sync(self.file(), device, move |synced| {
-            done(match synced {
-                Err(error) => Err(GetError::file("sync", partial.path())(error)),
-                Ok(()) if partial.has_name.get() => partial.rename(replace),
-                Ok(()) => partial.link(),
-            });
+        finisher.finish(whole, move |outcome| {
+            done(outcome.and_then(|()| partial.remove_record()));
         });
-    }
-
-    /// Gives a temporary file its final name.
-    fn rename(&self, replace: bool) -> Result<(), GetError> {
-        let temporary = self.names.temporary();
-        // Another process may have changed the file in spite of the lock. A wrong length shows it.
-        let is_ours = self.identity.get().len_at(temporary) == Some(self.written.borrow().end());
-        if !is_ours {
-            return Err(GetError::NotOurs(temporary.to_owned()));
-        }
-        let flags = match replace {
-            true => RenameFlags::empty(),
-            false => RenameFlags::NOREPLACE,
-        };
-        let target = self.names.target();
-        match rustix::fs::renameat_with(CWD, temporary, CWD, target, flags) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => return Err(GetError::Exists(target.to_owned())),
-            // The file system cannot do it at once (renameat2(2)).
-            Err(Errno::INVAL) if !replace => {
-                if fs::symlink_metadata(target).is_ok() {
-                    return Err(GetError::Exists(target.to_owned()));
-                }
-                fs::rename(temporary, target).map_err(GetError::file("rename", temporary))?;
-            }
-            Err(errno) => return Err(GetError::file("rename", temporary)(errno.into())),
-        }
-        self.remove_record()
-    }
-
-    /// Gives a file without a name its final name. Never replaces another file.
-    fn link(&self) -> Result<(), GetError> {
-        let (file, target) = (self.file(), self.names.target());
-        let linked = match linkat(&*file, "", CWD, target, AtFlags::EMPTY_PATH) {
-            // Before Linux 6.10, that needs CAP_DAC_READ_SEARCH.
-            Err(Errno::NOENT) => {
-                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-                linkat(CWD, path, CWD, target, AtFlags::SYMLINK_FOLLOW)
-            }
-            linked => linked,
-        };
-        linked.map_err(|errno| match errno {
-            Errno::EXIST => GetError::Exists(target.to_owned()),
-            errno => GetError::file("create", target)(errno.into()),
-        })
     }
 
     /// Ends a download that failed. Returns the number of bytes from which `-c` can go on. If there
@@ -418,16 +383,19 @@ impl Partial {
         }
         // The failure that led here is the one to report.
         let _ = self.remove_record();
-        if self.identity.get().is_at(self.names.temporary()) {
-            let _ = fs::remove_file(self.names.temporary());
+        let temporary = self.names.temporary();
+        if self
+            .named
+            .get()
+            .is_some_and(|identity| identity.is_at(temporary))
+        {
+            let _ = fs::remove_file(temporary);
         }
         None
     }
 
     fn resumable(&self) -> Option<u64> {
-        if !self.has_name.get() {
-            return None;
-        }
+        self.named.get()?;
         let usable = self.usable().count();
         let count = match self.record() {
             Ok(()) => usable,
@@ -456,14 +424,12 @@ fn is_unused(path: &Path) -> bool {
 
 /// Opens a file without a name in the directory of the target. `None` if the file system cannot do
 /// it.
-fn open_unnamed(names: &Names) -> Option<(File, Metadata)> {
+fn open_unnamed(names: &Names) -> Option<File> {
     let directory = or_current(names.target().parent()?);
     let mut options = fs::OpenOptions::new();
     options.read(true).write(true);
     options.custom_flags(OFlags::TMPFILE.bits() as i32);
-    let file = options.open(directory).ok()?;
-    let metadata = file.metadata().ok()?;
-    Some((file, metadata))
+    options.open(directory).ok()
 }
 
 /// Opens or creates a temporary file, and locks it. Never follows a link.
@@ -495,33 +461,6 @@ fn open_locked(path: &Path) -> Result<(File, Metadata), GetError> {
             return Err(GetError::NotOurs(path.to_owned()));
         }
         return Ok((file, metadata));
-    }
-}
-
-/// What identifies a file, whatever its name is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-}
-
-impl Identity {
-    fn of(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        }
-    }
-
-    /// Whether this file is the one at a path.
-    fn is_at(self, path: &Path) -> bool {
-        self.len_at(path).is_some()
-    }
-
-    /// Returns the length of this file. `None` if it is not the one at a path.
-    fn len_at(self, path: &Path) -> Option<u64> {
-        let metadata = fs::symlink_metadata(path).ok()?;
-        (Self::of(&metadata) == self).then_some(metadata.len())
     }
 }
 

@@ -1,24 +1,24 @@
 //! The names of a download.
 
-use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The final name of a file, and the two that are derived from it. A file that never has the others
 /// does not pay for them.
 #[derive(Debug)]
 pub(crate) struct Names {
     target: PathBuf,
-    temporary: OnceCell<PathBuf>,
-    record: OnceCell<PathBuf>,
+    temporary: OnceLock<PathBuf>,
+    record: OnceLock<PathBuf>,
 }
 
 impl Names {
     pub(super) fn new(target: &Path) -> Self {
         Self {
             target: target.to_owned(),
-            temporary: OnceCell::new(),
-            record: OnceCell::new(),
+            temporary: OnceLock::new(),
+            record: OnceLock::new(),
         }
     }
 
