@@ -152,6 +152,54 @@ fn each_error_of_a_file_is_told_and_what_was_written_before_is_kept() {
     }
 }
 
+/// Many small files are synced with one call. If it fails, any of them may be damaged.
+#[test]
+fn no_file_of_a_batch_that_cannot_be_synced_gets_its_name() {
+    const FILES: usize = 64;
+    if !can_trace("no_file_of_a_batch_that_cannot_be_synced_gets_its_name") {
+        return;
+    }
+    let server = server(SMALL);
+    let directory = tempfile::tempdir().unwrap();
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    // The first files are synced one by one, which takes long enough for the others to arrive.
+    let strace = [
+        "strace",
+        "-f",
+        "-q",
+        "-o",
+        trace.path().to_str().unwrap(),
+        "-e",
+        "trace=fsync,syncfs",
+        "-e",
+        "inject=fsync:delay_enter=1s",
+        "-e",
+        "inject=syncfs:error=EIO",
+    ];
+    let urls: Vec<_> = (0..FILES).map(|n| server.url(&format!("f{n}"))).collect();
+    let arguments: Vec<_> = urls.iter().map(String::as_str).collect();
+    let output = get_behind(&strace, directory.path(), &arguments).output();
+    let output = output.unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let calls = fs::read_to_string(trace.path()).unwrap();
+    assert!(calls.contains("(INJECTED)"), "{calls}");
+    let saved = names(directory.path());
+    let failed = stderr.matches("cannot sync f").count();
+    assert!(failed >= FILES / 2, "{stderr}");
+    assert_eq!(saved.len() + failed, FILES, "{stderr}");
+    for name in saved {
+        assert!(
+            fs::read(directory.path().join(&name)).unwrap() == test_bytes(SMALL),
+            "{name}"
+        );
+        assert!(
+            !stderr.contains(&format!("cannot sync {name}.part")),
+            "{stderr}"
+        );
+    }
+}
+
 /// A body that arrives with its head needs no temporary name, where the system allows that.
 #[test]
 fn a_small_file_gets_its_name_in_each_way() {
