@@ -2,6 +2,7 @@
 //! has saved.
 
 use std::fs::{self, File};
+use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +16,12 @@ use super::server::FileServer;
 use crate::error::{Context, Error};
 use crate::loopback::session::Session;
 use crate::measure::Snapshot;
+
+/// The memory that a download takes in addition to the pages of the files that it saves: inodes,
+/// directory entries, buffers.
+const OTHER_MEMORY_BYTES: u64 = 256 << 20;
+/// The smallest unit of memory that is touched.
+const PAGE_BYTES: usize = 4096;
 
 /// The time limit for a download.
 const DOWNLOAD_LIMIT: Duration = Duration::from_secs(300);
@@ -78,6 +85,7 @@ impl Downloads<'_> {
         File::open(&saved)
             .and_then(|directory| Ok(rustix::fs::syncfs(directory)?))
             .context(|| format!("cannot sync {}", saved.display()))?;
+        touch_free_memory(case.bytes() + OTHER_MEMORY_BYTES);
         let sample = match case {
             GetCase::File(_) => self.fetch_one(contender, case, &saved.join("large.bin"))?,
             GetCase::Null(_) => self.fetch_one(contender, case, Path::new("/dev/null"))?,
@@ -164,6 +172,17 @@ impl Downloads<'_> {
             files: case.files(),
         })
     }
+}
+
+/// Uses as much memory as a download will, so that the kernel has that much free memory which the
+/// host backs. A virtual machine may return memory that is free, and the download that gets it next
+/// waits for the host: up to a second for each GiB.
+fn touch_free_memory(bytes: u64) {
+    let mut memory = vec![0_u8; bytes as usize];
+    for page in memory.chunks_mut(PAGE_BYTES) {
+        page[0] = 1;
+    }
+    black_box(&memory);
 }
 
 /// Returns the CPU seconds of all children that this process has waited for. It waits for no other
