@@ -8,7 +8,7 @@
 //! | `sender`, `listener` | the two sides |
 //! | `calls` | times and counts of calls |
 //! | `summary`, `thresholds` | from figures to results |
-//! | `results`, `text`, `csv`, `page` | the results, and how people and programs see them |
+//! | `results`, `text`, `csv`, `page`, `result_file` | the results, and how people and programs see them |
 
 mod calls;
 mod catalog;
@@ -20,23 +20,19 @@ mod network;
 mod page;
 mod progress;
 mod protocol;
+mod result_file;
 mod results;
 mod sender;
 mod summary;
 mod text;
 mod thresholds;
 
-use std::fs::{File, Permissions};
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tempfile::NamedTempFile;
 use uncopied_measure::interrupt;
 use uncopied_measure::size::size_text;
 
-use crate::directory::or_current;
 use crate::error::Error;
 use crate::flags::BenchFlags;
 use crate::output::print;
@@ -46,6 +42,7 @@ pub(crate) use error::BenchError;
 use catalog::Case;
 use network::Session;
 use progress::Progress;
+use result_file::ResultFile;
 use results::{Cell, FORMAT, Machine, Network, Results, Setting};
 use sender::{Sample, Scratch, Window, measure};
 use summary::{Measured, remarks};
@@ -85,19 +82,16 @@ pub(crate) fn run(flags: &BenchFlags) -> Result<(), Error> {
     }
     let cases = cases(flags)?;
     // Find out before measuring whether the files can be written.
-    let output = flags.output.as_deref().map(create).transpose()?;
-    let saved = flags.save_tuning.as_deref();
-    let saved = saved.map(TuningFile::create).transpose()?;
-    let report = flags.report.as_deref();
-    let report = report.map(|path| Ok::<_, Error>((path, create(path)?)));
-    let report = report.transpose()?;
+    let open = |path: &Option<PathBuf>| path.as_deref().map(ResultFile::open).transpose();
+    let output = open(&flags.output)?;
+    let tuning = open(&flags.save_tuning)?;
+    let report = open(&flags.report)?;
     let (results, remarks) = measure_all(flags, &cases)?;
-    if let Some((path, mut file)) = report {
-        file.write_all(page::page(&results).as_bytes())
-            .map_err(|source| report_file(path, source))?;
+    if let Some(report) = report {
+        report.write(page::page(&results).as_bytes())?;
     }
-    if let Some(saved) = saved {
-        saved.write(&results)?;
+    if let Some(tuning) = tuning {
+        tuning.write(tuning_text(&results).as_bytes())?;
     }
     let bytes = if flags.json {
         let mut json = serde_json::to_vec_pretty(&results).map_err(output_failed)?;
@@ -108,11 +102,9 @@ pub(crate) fn run(flags: &BenchFlags) -> Result<(), Error> {
     } else {
         text::text(&results, &cases, &remarks).into_bytes()
     };
-    match (output, &flags.output) {
-        (Some(mut file), Some(path)) => file
-            .write_all(&bytes)
-            .map_err(|source| report_file(path, source)),
-        _ => print(&bytes).map_err(Error::Output),
+    match output {
+        Some(file) => file.write(&bytes),
+        None => print(&bytes).map_err(Error::Output),
     }
 }
 
@@ -120,50 +112,16 @@ fn output_failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> 
     Error::Output(std::io::Error::other(error))
 }
 
-fn create(path: &Path) -> Result<File, Error> {
-    File::create(path).map_err(|source| report_file(path, source))
-}
-
-/// A file for the thresholds, which gets its name only with its content.
-struct TuningFile<'a> {
-    path: &'a Path,
-    file: NamedTempFile,
-}
-
-impl<'a> TuningFile<'a> {
-    fn create(path: &'a Path) -> Result<Self, Error> {
-        let directory = or_current(path.parent().unwrap_or(Path::new("")));
-        let file = tempfile::Builder::new()
-            .permissions(Permissions::from_mode(0o644))
-            .tempfile_in(directory)
-            .map_err(|source| report_file(path, source))?;
-        Ok(Self { path, file })
-    }
-
-    fn write(self, results: &Results) -> Result<(), Error> {
-        let Self { path, mut file } = self;
-        let tuning = thresholds::tuning(&results.thresholds);
-        let machine = &results.machine;
-        let text = format!(
-            "# Measured by `{}` on {}, Linux {}.\n{tuning}",
-            results.setting.command.escape_debug(),
-            machine.cpu.escape_debug(),
-            machine.kernel
-        );
-        file.write_all(text.as_bytes())
-            .map_err(|source| report_file(path, source))?;
-        let persisted = file.persist(path);
-        persisted
-            .map(drop)
-            .map_err(|error| report_file(path, error.error))
-    }
-}
-
-fn report_file(path: &Path, source: std::io::Error) -> Error {
-    Error::ReportFile {
-        path: path.display().to_string(),
-        source,
-    }
+/// Returns the content of a file for `UNCOPIED_TUNING`.
+fn tuning_text(results: &Results) -> String {
+    let tuning = thresholds::tuning(&results.thresholds);
+    let machine = &results.machine;
+    format!(
+        "# Measured by `{}` on {}, Linux {}.\n{tuning}",
+        results.setting.command.escape_debug(),
+        machine.cpu.escape_debug(),
+        machine.kernel
+    )
 }
 
 /// Returns what the flags say is to be measured.

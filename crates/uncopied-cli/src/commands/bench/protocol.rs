@@ -13,6 +13,7 @@
 //!
 //! A line has at most 16 KiB, and nothing in it may be unknown. Whatever else arrives ends the run.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -126,8 +127,8 @@ pub(super) struct Moved {
     /// Those that the kernel copied although a zero-copy mechanism moved them.
     pub(super) kernel_copied: u64,
     pub(super) mapped: u64,
-    /// The mechanisms.
-    pub(super) mechanisms: Vec<String>,
+    /// The bytes of each mechanism.
+    pub(super) by_mechanism: BTreeMap<String, u64>,
 }
 
 /// One end of the control connection.
@@ -235,10 +236,9 @@ impl Moved {
         self.zero_copy += report.zero_copy_bytes();
         self.kernel_copied += report.kernel_copied();
         self.mapped += report.by(uncopied::Mechanism::MapReceive);
-        for (mechanism, _) in report.by_mechanism() {
-            if !self.mechanisms.iter().any(|name| name == mechanism.name()) {
-                self.mechanisms.push(mechanism.name().to_owned());
-            }
+        for (mechanism, bytes) in report.by_mechanism() {
+            let name = mechanism.name().to_owned();
+            *self.by_mechanism.entry(name).or_default() += bytes;
         }
     }
 }

@@ -65,7 +65,7 @@ pub(crate) struct Cell {
     pub(crate) size: u64,
     /// Why it could not be measured. There are no figures then.
     pub(crate) refused: Option<String>,
-    /// The mechanisms that have moved the bytes.
+    /// The mechanisms that have moved at least 1 % of the bytes, the most important one first.
     pub(crate) chosen: Vec<String>,
     /// Throughput, in 10⁹ bytes per second.
     pub(crate) gb_per_second: Option<Spread>,

@@ -1,5 +1,8 @@
 //! From the figures of all rounds to the rows of the results, with remarks on what distorts them.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use uncopied_measure::size::size_text;
 
 use super::catalog::Case;
@@ -9,6 +12,13 @@ use super::sender::{Figures, Sample};
 /// A spread of more than this part of the median is too wide: the values could be those of two
 /// different states of the machine.
 const MAX_WIDTH: f64 = 0.25;
+
+/// From this number of rounds on, the smallest and the largest value say nothing about the spread.
+const MANY_ROUNDS: usize = 5;
+
+/// A mechanism that has moved a smaller part of the bytes was not chosen for them: a relay looks at
+/// the first message before it splices, and the last bytes of a transfer may not fill a page.
+const MIN_CHOSEN_SHARE: f64 = 0.01;
 
 /// A side is considered the bottleneck if it uses at least this share of its CPU, while the side
 /// that is measured uses less than [`IDLE_SHARE`].
@@ -77,14 +87,11 @@ impl Measured {
         cell.gb_per_second = self.spread(|round| round.gb_per_second);
         cell.sender_cpu_s_per_gb = self.spread(|round| round.sender_cpu_s_per_gb);
         cell.receiver_cpu_s_per_gb = self.spread(|round| round.receiver_cpu_s_per_gb);
-        let decisive = match self.case.direction.is_sent() {
-            true => cell.sender_cpu_s_per_gb,
-            false => cell.receiver_cpu_s_per_gb,
+        let is_decisive_wide = match self.case.direction.is_sent() {
+            true => self.is_wide(|round| round.sender_cpu_s_per_gb),
+            false => self.is_wide(|round| round.receiver_cpu_s_per_gb),
         };
-        cell.is_wide = [cell.gb_per_second, decisive]
-            .iter()
-            .flatten()
-            .any(|spread| spread.width() > MAX_WIDTH);
+        cell.is_wide = is_decisive_wide || self.is_wide(|round| round.gb_per_second);
         self.fill_shares(cell);
         cell.calls_per_mb = spread_of(self.rounds.iter().filter_map(|round| round.calls_per_mb))
             .map(|spread| spread.median);
@@ -131,11 +138,27 @@ impl Measured {
         cell.kernel_copied_share = share(kernel_copied);
         cell.copied_share = share(copied);
         cell.mapped_share = share(mapped);
-        for name in self.rounds.iter().flat_map(|round| &round.moved.mechanisms) {
-            if !cell.chosen.contains(name) {
-                cell.chosen.push(name.clone());
-            }
+        let mut moved: BTreeMap<&str, u64> = BTreeMap::new();
+        for (name, bytes) in self.rounds.iter().flat_map(|it| &it.moved.by_mechanism) {
+            *moved.entry(name).or_default() += bytes;
         }
+        let mut moved: Vec<(&str, u64)> = moved.into_iter().collect();
+        moved.retain(|&(_, part)| part as f64 >= bytes as f64 * MIN_CHOSEN_SHARE);
+        moved.sort_by_key(|&(_, part)| Reverse(part));
+        cell.chosen = moved.into_iter().map(|(name, _)| name.to_owned()).collect();
+    }
+
+    /// Whether the rounds differ too much. If there are many, the two extreme ones do not count: they
+    /// do not move the median either.
+    fn is_wide(&self, of: fn(&Figures) -> f64) -> bool {
+        let values = self.rounds.iter().map(of);
+        let mut values: Vec<f64> = values.filter(|value| value.is_finite()).collect();
+        values.sort_by(f64::total_cmp);
+        let inner = match values.len() {
+            count @ MANY_ROUNDS.. => &values[1..count - 1],
+            _ => &values[..],
+        };
+        Spread::of(inner.iter().copied()).is_some_and(|spread| spread.width() > MAX_WIDTH)
     }
 
     fn spread(&self, of: fn(&Figures) -> f64) -> Option<Spread> {

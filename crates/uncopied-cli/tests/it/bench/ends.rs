@@ -34,9 +34,18 @@ fn processes_with(path: &Path) -> Vec<String> {
 #[test]
 fn ctrl_c_ends_a_run_and_leaves_nothing_behind() {
     let directory = tempfile::tempdir().unwrap();
+    let results = tempfile::tempdir().unwrap();
+    let earlier = results.path().join("earlier");
+    fs::write(&earlier, "results").unwrap();
     let child = program()
         .args(["bench", "--seconds", "20", "--dir"])
         .arg(directory.path())
+        .arg("-o")
+        .arg(&earlier)
+        .arg("--report")
+        .arg(results.path().join("report"))
+        .arg("--save-tuning")
+        .arg(results.path().join("tuning"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -55,6 +64,9 @@ fn ctrl_c_ends_a_run_and_leaves_nothing_behind() {
     assert_eq!(stderr, "uncopied: interrupted; no results were written\n");
     assert_eq!(processes_with(directory.path()), [""; 0]);
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    // The results of an earlier run are still there.
+    assert_eq!(fs::read(&earlier).unwrap(), b"results");
+    assert_eq!(fs::read_dir(results.path()).unwrap().count(), 1);
 }
 
 #[test]
