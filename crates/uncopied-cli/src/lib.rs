@@ -14,6 +14,7 @@ mod error;
 mod flags;
 mod man;
 mod output;
+mod result_file;
 mod server;
 mod tuning;
 

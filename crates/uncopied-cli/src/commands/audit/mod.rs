@@ -20,9 +20,7 @@ mod sampling;
 mod symbols;
 mod target;
 
-use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::Path;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -32,6 +30,7 @@ use crate::descriptor_limit::raise_descriptor_limit;
 use crate::error::Error;
 use crate::flags::AuditFlags;
 use crate::output::print;
+use crate::result_file::ResultFile;
 
 use bytes::{ByteCounts, BytesError};
 use events::Whom;
@@ -56,30 +55,16 @@ const CPU_TIME_INTERVAL: Duration = Duration::from_secs(1);
 /// The program cannot be started, the process does not exist, or the report cannot be written.
 /// That the kernel refuses to be sampled is no error: the report says so.
 pub(crate) fn run(flags: &AuditFlags) -> Result<(), Error> {
-    let output = flags.output.as_deref().map(create).transpose()?;
+    let output = flags.output.as_deref().map(ResultFile::open).transpose()?;
     // A runtime with a single thread: a program inherits the events of the thread that starts it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Error::setup("start an event loop"))?;
     let text = runtime.block_on(audit(flags))?;
-    match (output, &flags.output) {
-        (Some(mut file), Some(path)) => {
-            let outcome = file.write_all(text.as_bytes());
-            outcome.map_err(|source| report_file(path, source))
-        }
-        _ => print(text.as_bytes()).map_err(Error::Output),
-    }
-}
-
-fn create(path: &Path) -> Result<File, Error> {
-    File::create(path).map_err(|source| report_file(path, source))
-}
-
-fn report_file(path: &Path, source: std::io::Error) -> Error {
-    Error::ReportFile {
-        path: path.display().to_string(),
-        source,
+    match output {
+        Some(file) => file.write(text.as_bytes()),
+        None => print(text.as_bytes()).map_err(Error::Output),
     }
 }
 
@@ -127,6 +112,7 @@ async fn audit(flags: &AuditFlags) -> Result<String, Error> {
     let report = Report {
         subject: &subject,
         process: target.process(),
+        failure: target.failure(),
         time: began.elapsed(),
         cpu_time,
         frequency: sampling.as_ref().map_or(0, Sampling::frequency),

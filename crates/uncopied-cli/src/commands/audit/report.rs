@@ -46,6 +46,8 @@ pub(super) struct Report<'a> {
     /// The command or the name of the process.
     pub(super) subject: &'a str,
     pub(super) process: i32,
+    /// How the command has failed.
+    pub(super) failure: Option<String>,
     pub(super) time: Duration,
     pub(super) cpu_time: CpuTime,
     pub(super) basis: Basis,
@@ -155,6 +157,12 @@ impl Report<'_> {
     /// Sentences on what could not be measured, and why.
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
+        if let Some(failure) = &self.failure {
+            notes.push(format!(
+                "{} {failure}: what it was to do may not be in this report.",
+                self.subject
+            ));
+        }
         let paranoid = match self.paranoid {
             Some(value) => format!("kernel.perf_event_paranoid is {value}"),
             None => "kernel.perf_event_paranoid cannot be read".to_owned(),

@@ -5,7 +5,7 @@ use std::io;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, waitid};
 
 use super::process::{self, CpuTime};
 use crate::error::Error;
@@ -26,6 +26,8 @@ pub(super) struct Started {
     child: Child,
     /// The next signal, and when it is due.
     next_signal: Option<(Instant, Signal)>,
+    /// Whether a signal was sent.
+    was_signalled: bool,
 }
 
 impl Target {
@@ -43,6 +45,7 @@ impl Target {
         Ok(Self::Started(Started {
             child,
             next_signal: None,
+            was_signalled: false,
         }))
     }
 
@@ -85,6 +88,14 @@ impl Target {
         }
     }
 
+    /// Returns how a started program that has ended by itself has failed.
+    pub(super) fn failure(&self) -> Option<String> {
+        match self {
+            Self::Started(started) if !started.was_signalled => started.failure(),
+            _ => None,
+        }
+    }
+
     /// The CPU time of the process and its descendants since the beginning.
     pub(super) fn cpu_time(&self) -> CpuTime {
         let now = process::cpu_time(&process::tree(self.process()));
@@ -112,6 +123,7 @@ impl Started {
         if let Some((due, signal)) = self.next_signal
             && Instant::now() >= due
         {
+            self.was_signalled = true;
             // It fails if the program has ended, which the next lines find out.
             let _ = kill_process(self.pid(), signal);
             self.next_signal = match signal {
@@ -119,11 +131,25 @@ impl Started {
                 _ => Some((Instant::now() + TIME_TO_END, Signal::KILL)),
             };
         }
-        // Left as a zombie until this is dropped, so that its CPU time can be read.
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        match waitid(WaitId::Pid(self.pid()), options) {
+        match self.status() {
             Ok(status) => status.is_some(),
             Err(_) => true,
+        }
+    }
+
+    /// Returns how the program has ended. It is left as a zombie until this value is dropped, so
+    /// that its CPU time can be read.
+    fn status(&self) -> rustix::io::Result<Option<WaitIdStatus>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(self.pid()), options)
+    }
+
+    fn failure(&self) -> Option<String> {
+        let status = self.status().ok()??;
+        match (status.exit_status(), status.terminating_signal()) {
+            (Some(0), _) | (None, None) => None,
+            (Some(code), _) => Some(format!("ended with exit status {code}")),
+            (None, Some(signal)) => Some(format!("was ended by signal {signal}")),
         }
     }
 }
@@ -150,6 +176,7 @@ mod tests {
                 .spawn()
                 .expect("it starts"),
             next_signal: None,
+            was_signalled: false,
         };
         started.end_at(later);
         assert_eq!(started.next_signal, Some((later, Signal::TERM)));

@@ -8,7 +8,7 @@
 //! | `sender`, `listener` | the two sides |
 //! | `calls` | times and counts of calls |
 //! | `summary`, `thresholds` | from figures to results |
-//! | `results`, `text`, `csv`, `page`, `result_file` | the results, and how people and programs see them |
+//! | `results`, `text`, `csv`, `page` | the results, and how people and programs see them |
 
 mod calls;
 mod catalog;
@@ -20,7 +20,6 @@ mod network;
 mod page;
 mod progress;
 mod protocol;
-mod result_file;
 mod results;
 mod sender;
 mod summary;
@@ -36,13 +35,13 @@ use uncopied_measure::size::size_text;
 use crate::error::Error;
 use crate::flags::BenchFlags;
 use crate::output::print;
+use crate::result_file::ResultFile;
 
 pub(crate) use error::BenchError;
 
 use catalog::Case;
 use network::Session;
 use progress::Progress;
-use result_file::ResultFile;
 use results::{Cell, FORMAT, Machine, Network, Results, Setting};
 use sender::{Sample, Scratch, Window, measure};
 use summary::{Measured, remarks};

@@ -148,8 +148,8 @@ impl Measured {
         cell.chosen = moved.into_iter().map(|(name, _)| name.to_owned()).collect();
     }
 
-    /// Whether the rounds differ too much. If there are many, the two extreme ones do not count: they
-    /// do not move the median either.
+    /// Whether the rounds differ too much. If there are many, the two extreme ones do not count:
+    /// they do not move the median either.
     fn is_wide(&self, of: fn(&Figures) -> f64) -> bool {
         let values = self.rounds.iter().map(of);
         let mut values: Vec<f64> = values.filter(|value| value.is_finite()).collect();

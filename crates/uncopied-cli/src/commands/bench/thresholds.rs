@@ -6,7 +6,7 @@ use uncopied::Tuning;
 use uncopied_measure::size::size_text;
 
 use super::catalog::Case;
-use super::results::{Cell, Threshold};
+use super::results::{Cell, Spread, Threshold};
 use crate::flags::{BenchDirection, BenchMechanism};
 
 use BenchDirection::{FileToTcp, MemoryToTcp, TcpToFile, TcpToMemory, TcpToTcp};
@@ -14,8 +14,7 @@ use BenchMechanism::{
     MapReceive, MmapWrite, MsgZerocopy, RegionVmsplice, Sendfile, Splice, Vmsplice,
 };
 
-/// Where the default uses a mechanism, it must cost this much more than the other one before
-/// another threshold is recommended; elsewhere, it must cost this much less.
+/// Mechanisms whose CPU times differ by less than this are equally good.
 const MARGIN: f64 = 0.03;
 
 /// The choice of the library is right if it takes at most this many times the CPU time of the best
@@ -85,9 +84,7 @@ fn threshold(
     default: u64,
 ) -> (Option<u64>, bool, String) {
     let keep = |why: String| (Some(default), false, why);
-    let of = |mechanism| rows(cells, direction, mechanism);
-    let copies: Vec<&Cell> = of(BenchMechanism::Copy).collect();
-    let mine: Vec<&Cell> = of(mechanism).collect();
+    let mine: Vec<&Cell> = rows(cells, direction, mechanism).collect();
     if let Some(why) = mine.iter().find_map(|cell| cell.refused.as_ref())
         && mine.iter().all(|cell| cell.refused.is_some())
     {
@@ -100,66 +97,87 @@ fn threshold(
                 .into(),
         );
     }
-    // At each size: whether the mechanism pays, given what the default says. Figures that cannot be
-    // trusted say nothing.
-    let steady = |cell: &&Cell| !cell.is_wide;
-    let copies: Vec<(u64, f64)> = costs(direction, copies.into_iter().filter(steady)).collect();
-    let largest = mine.iter().map(|cell| cell.size).max().unwrap_or(0);
-    let pays: Vec<(u64, bool)> = costs(direction, mine.into_iter().filter(steady))
-        .filter_map(|(size, cost)| {
-            let copy = copies.iter().find(|(other, _)| *other == size)?.1;
-            let factor = match size >= default {
-                true => 1.0 + MARGIN,
-                false => 1.0 - MARGIN,
-            };
-            Some((size, cost <= copy * factor))
+    let copies: Vec<&Cell> = rows(cells, direction, BenchMechanism::Copy).collect();
+    let excesses: Vec<(u64, f64)> = mine
+        .iter()
+        .filter_map(|cell| {
+            let copy = copies.iter().find(|copy| copy.size == cell.size)?;
+            let excess = excess(cpu_time(direction, cell)?, cpu_time(direction, copy)?);
+            Some((cell.size, excess))
         })
         .collect();
-    if pays.is_empty() {
-        return keep(
-            "Not measured: both mechanisms must be, at the same sizes, without a wide spread."
-                .into(),
-        );
-    }
+    let Some(&(largest, _)) = excesses.last() else {
+        return keep("Not measured: both mechanisms must be, at the same sizes.".into());
+    };
     let side = if direction.is_sent() {
         "sender"
     } else {
         "receiver"
     };
-    match pays.iter().rposition(|(_, pays)| !pays) {
-        None => {
-            let from = default.min(pays[0].0);
-            let why = format!("It takes no more CPU time of the {side} than copy at any size.");
-            (Some(from), true, why)
+    let why = sentence(side, &excesses);
+    // What the choices cost that a threshold makes at the measured sizes.
+    let cost_of = |from: u64| -> f64 {
+        let chosen = |&(size, excess): &(u64, f64)| match reaches(size, from) {
+            true => excess.max(0.0),
+            false => -excess.min(0.0),
+        };
+        // Otherwise, a sum of nothing would be -0, which is less than 0.
+        excesses
+            .iter()
+            .map(chosen)
+            .fold(0.0, |sum, cost| sum + cost)
+    };
+    // The default comes first, because the first of several equal ones is the smallest.
+    let candidates = [default].into_iter();
+    let candidates = candidates.chain(excesses.iter().map(|&(size, _)| size));
+    let best = candidates
+        .chain([Tuning::NEVER])
+        .min_by(|a, b| cost_of(*a).total_cmp(&cost_of(*b)));
+    match best {
+        Some(Tuning::NEVER) => (None, true, why),
+        Some(from) => (Some(from), from != default || default <= largest, why),
+        None => keep(why),
+    }
+}
+
+/// Returns how much more a mechanism costs than another one, as a logarithm, so that twice as much
+/// and half as much cancel out. 0 if they differ so little that the next run could show the
+/// opposite: by less than a margin, or by less than the rounds do.
+fn excess(mine: Spread, other: Spread) -> f64 {
+    let is_within = |value: f64, range: Spread| (range.min..=range.max).contains(&value);
+    let ratio = mine.median.ln() - other.median.ln();
+    let is_clear = !is_within(mine.median, other) && !is_within(other.median, mine);
+    match is_clear && ratio.abs() > MARGIN {
+        true => ratio,
+        false => 0.0,
+    }
+}
+
+/// Says at which sizes a mechanism takes less CPU time than a copy, and at which it takes more.
+fn sentence(side: &str, excesses: &[(u64, f64)]) -> String {
+    let sizes = |is_meant: fn(f64) -> bool| {
+        let meant = excesses.iter().filter(|(_, excess)| is_meant(*excess));
+        let names: Vec<String> = meant.map(|&(size, _)| size_text(size)).collect();
+        names.join(", ")
+    };
+    let (less, more) = (sizes(|excess| excess < 0.0), sizes(|excess| excess > 0.0));
+    match (less.is_empty(), more.is_empty()) {
+        (true, true) => {
+            format!(
+                "It takes as much CPU time of the {side} as copy, within what rounds differ by."
+            )
         }
-        Some(last) if last + 1 == pays.len() && pays[last].0 < default.max(largest) => {
-            keep(format!(
-                "Not measured at the largest sizes; it takes more CPU time of the {side} than copy \
-                 at {}.",
-                size_text(pays[last].0)
-            ))
-        }
-        Some(last) if last + 1 == pays.len() => {
-            let size = size_text(pays[last].0);
-            let why = format!("It takes more CPU time of the {side} than copy, even at {size}.");
-            (None, true, why)
-        }
-        Some(last) => {
-            let (above, below) = (pays[last + 1].0, pays[last].0);
-            // Nothing is known about what lies between the two sizes.
-            let from = if (below + 1..=above).contains(&default) {
-                default
-            } else {
-                above
-            };
-            let why = format!(
-                "It takes less CPU time of the {side} than copy from {} on, and more at {}.",
-                size_text(above),
-                size_text(below)
-            );
-            (Some(from), true, why)
+        (false, true) => format!("It takes less CPU time of the {side} than copy at {less}."),
+        (true, false) => format!("It takes more CPU time of the {side} than copy at {more}."),
+        (false, false) => {
+            format!("It takes less CPU time of the {side} than copy at {less}, and more at {more}.")
         }
     }
+}
+
+/// Whether a mechanism is used for this size.
+fn reaches(size: u64, from: u64) -> bool {
+    from != Tuning::NEVER && size >= from
 }
 
 /// Returns the rows of a mechanism, from the smallest size to the largest.
@@ -176,21 +194,17 @@ fn rows(
     rows.into_iter()
 }
 
-/// Returns the sizes of rows, with the CPU time that decides.
-fn costs<'a>(
-    direction: BenchDirection,
-    rows: impl Iterator<Item = &'a Cell>,
-) -> impl Iterator<Item = (u64, f64)> {
-    rows.filter_map(move |cell| Some((cell.size, cost(direction, cell)?)))
+/// Returns the median of [`cpu_time`].
+pub(super) fn cost(direction: BenchDirection, cell: &Cell) -> Option<f64> {
+    cpu_time(direction, cell).map(|spread| spread.median)
 }
 
 /// Returns the CPU time of the side that uses the mechanism, for 10⁹ bytes.
-pub(super) fn cost(direction: BenchDirection, cell: &Cell) -> Option<f64> {
-    let spread = match direction.is_sent() {
+fn cpu_time(direction: BenchDirection, cell: &Cell) -> Option<Spread> {
+    match direction.is_sent() {
         true => cell.sender_cpu_s_per_gb,
         false => cell.receiver_cpu_s_per_gb,
-    };
-    spread.map(|spread| spread.median)
+    }
 }
 
 /// A place at which the library should have chosen another mechanism.
@@ -249,7 +263,6 @@ pub(super) fn wrong_choices(cells: &[Cell], cases: &[Case]) -> (Vec<WrongChoice>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::bench::results::Spread;
     use crate::commands::bench::summary::Measured;
 
     /// Returns rows of a mechanism with these costs at 4, 16, 64 and 256 KiB.
@@ -286,7 +299,9 @@ mod tests {
         assert_eq!(vmsplice([2.0, 0.9, 0.9, 0.8]), (Some(16 << 10), true));
         assert_eq!(vmsplice([0.5, 0.5, 0.5, 0.5]), (Some(4 << 10), true));
         assert_eq!(vmsplice([2.0, 1.5, 1.2, 0.8]), (Some(256 << 10), true));
-        assert_eq!(vmsplice([0.5, 0.5, 0.5, 1.2]), (None, true));
+        assert_eq!(vmsplice([1.1, 1.1, 1.1, 1.2]), (None, true));
+        // A small loss at one size does not outweigh large gains at others.
+        assert_eq!(vmsplice([0.5, 0.5, 0.5, 1.2]), (Some(4 << 10), true));
         // Within the margin, the default stays.
         assert_eq!(vmsplice([0.99, 0.98, 1.02, 1.01]), (Some(64 << 10), true));
     }
@@ -325,23 +340,37 @@ mod tests {
     }
 
     #[test]
-    fn figures_that_cannot_be_trusted_decide_nothing() {
-        let copies = rows_of(BenchMechanism::Copy, [1.0; 4]);
-        let mut mine = rows_of(Vmsplice, [2.0, 1.1, 0.9, 5.0]);
-        mine[3].is_wide = true;
-        let from = |mine: &[Cell]| {
-            let found = thresholds(&[&copies[..], mine].concat());
-            let found = found.into_iter().find(|it| it.key == "vmsplice_min_bytes");
-            found.map(|it| (it.from_bytes, it.measured))
-        };
-        assert_eq!(from(&mine), Some((Some(64 << 10), true)));
-        // What is only known below the largest size does not show that it never pays.
-        mine[2].is_wide = true;
-        assert_eq!(from(&mine), Some((Some(64 << 10), false)));
-        for cell in &mut mine {
-            cell.is_wide = true;
+    fn what_differs_less_than_the_rounds_decides_nothing() {
+        let spread = |min, median, max| Spread { median, min, max };
+        let steady = spread(0.99, 1.0, 1.01);
+        for (mine, is_clear) in [
+            (spread(1.2, 1.3, 1.4), true),
+            (spread(0.6, 0.7, 0.8), true),
+            // The ranges may overlap, unless one of them contains the other median.
+            (spread(1.005, 1.3, 1.6), true),
+            (spread(0.9, 1.3, 1.6), false),
+            (spread(1.01, 1.02, 1.03), false),
+        ] {
+            assert_eq!(excess(mine, steady) != 0.0, is_clear, "{mine:?}");
+            assert_eq!(excess(steady, mine), -excess(mine, steady), "{mine:?}");
         }
-        assert_eq!(from(&mine), Some((Some(64 << 10), false)));
+    }
+
+    #[test]
+    fn the_sentence_names_the_sizes() {
+        let of = |excesses: &[(u64, f64)]| sentence("sender", excesses);
+        let all = of(&[
+            (1 << 10, 0.2),
+            (4 << 10, 0.0),
+            (16 << 10, -0.1),
+            (64 << 10, -0.3),
+        ]);
+        let words =
+            "It takes less CPU time of the sender than copy at 16 KiB, 64 KiB, and more at 1 KiB.";
+        assert_eq!(all, words);
+        assert!(of(&[(1 << 10, 0.2)]).contains("more CPU time of the sender than copy at 1 KiB."));
+        assert!(of(&[(1 << 10, -0.2)]).contains("less CPU time of the sender than copy at 1 KiB."));
+        assert!(of(&[(1 << 10, 0.0)]).contains("as much"));
     }
 
     #[test]

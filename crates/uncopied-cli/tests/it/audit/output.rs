@@ -43,6 +43,27 @@ fn the_text_has_the_result_and_the_shares() {
     );
 }
 
+/// A program that did not do its work copies nothing, which says nothing about copies.
+#[test]
+fn a_program_that_fails_is_named() {
+    for (script, words) in [
+        ("exit 3", "sh ended with exit status 3: what it was to do"),
+        (
+            "kill -SEGV $$",
+            "sh was ended by signal 11: what it was to do",
+        ),
+    ] {
+        let (status, out, stderr) = run(&["audit", "--", "sh", "-c", script]);
+        assert_eq!((status, stderr.as_str()), (Some(0), ""));
+        assert!(out.replace('\n', " ").contains(words), "{out}");
+    }
+    // This command ends the program, which is no failure.
+    let (_, out, _) = run(&["audit", "--seconds", "1", "--", "sleep", "60"]);
+    assert!(!out.contains("was ended by"), "{out}");
+    let (_, out, _) = run(&["audit", "--", "true"]);
+    assert!(!out.contains("exit status"), "{out}");
+}
+
 #[test]
 fn folded_stacks_count_the_same_samples() {
     if !can_sample_kernel("folded_stacks_count_the_same_samples") {

@@ -13,9 +13,9 @@ use crate::error::Error;
 /// The permissions of a new file.
 const MODE: u32 = 0o644;
 
-/// Where results go after the measurements, which take minutes. What is there stays until then, and
+/// Where results go after measurements, which may take minutes. What is there stays until then, and
 /// is replaced at once.
-pub(super) struct ResultFile {
+pub(crate) struct ResultFile {
     path: PathBuf,
     kind: Kind,
 }
@@ -28,12 +28,12 @@ enum Kind {
 }
 
 impl ResultFile {
-    /// Finds out before the measurements whether a file can be written.
+    /// Finds out before measuring whether a file can be written.
     ///
     /// # Errors
     ///
     /// It cannot.
-    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let kind = open(path).map_err(|source| failed(path, source))?;
         let path = path.to_owned();
         Ok(Self { path, kind })
@@ -42,7 +42,7 @@ impl ResultFile {
     /// # Errors
     ///
     /// The file cannot be written. What was there before is unchanged then.
-    pub(super) fn write(self, bytes: &[u8]) -> Result<(), Error> {
+    pub(crate) fn write(self, bytes: &[u8]) -> Result<(), Error> {
         let Self { path, kind } = self;
         let written = match kind {
             Kind::Special(mut file) => file.write_all(bytes),
