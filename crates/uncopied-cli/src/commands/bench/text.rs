@@ -215,11 +215,17 @@ fn choices(out: &mut String, results: &Results, cases: &[Case]) -> fmt::Result {
         chosen,
         best,
         factor,
+        is_clear,
     } in &wrong
     {
         let (direction, size) = (case.direction.name(), size_text(case.size));
-        let line =
-            format!("- {direction}, {size}: {chosen} takes {factor:.2} times as much as {best}.");
+        let doubt = match is_clear {
+            true => "",
+            false => "; the rounds differ by as much",
+        };
+        let line = format!(
+            "- {direction}, {size}: {chosen} takes {factor:.2} times as much as {best}{doubt}."
+        );
         paragraph(out, &line)?;
     }
     Ok(())

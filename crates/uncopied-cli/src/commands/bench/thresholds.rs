@@ -194,11 +194,6 @@ fn rows(
     rows.into_iter()
 }
 
-/// Returns the median of [`cpu_time`].
-pub(super) fn cost(direction: BenchDirection, cell: &Cell) -> Option<f64> {
-    cpu_time(direction, cell).map(|spread| spread.median)
-}
-
 /// Returns the CPU time of the side that uses the mechanism, for 10⁹ bytes.
 fn cpu_time(direction: BenchDirection, cell: &Cell) -> Option<Spread> {
     match direction.is_sent() {
@@ -215,6 +210,8 @@ pub(super) struct WrongChoice {
     pub(super) best: String,
     /// How many times the CPU time of the best one it takes.
     pub(super) factor: f64,
+    /// Whether the rounds do not differ as much.
+    pub(super) is_clear: bool,
 }
 
 /// Returns the cases in which the library's own choice takes more CPU time than the best mechanism
@@ -237,23 +234,25 @@ pub(super) fn wrong_choices(cells: &[Cell], cases: &[Case]) -> (Vec<WrongChoice>
             .filter(same)
             // A region is another kind of memory, and not a choice.
             .filter(|cell| cell.mechanism != "auto" && cell.source == source)
-            .filter_map(|cell| Some((cell, cost(case.direction, cell)?)))
-            .min_by(|a, b| a.1.total_cmp(&b.1));
+            .filter_map(|cell| Some((cell, cpu_time(case.direction, cell)?)))
+            .min_by(|a, b| a.1.median.total_cmp(&b.1.median));
         let (Some(auto), Some((best, least))) = (auto, best) else {
             continue;
         };
-        let Some(taken) = cost(case.direction, auto) else {
+        let Some(taken) = cpu_time(case.direction, auto) else {
             continue;
         };
         looked_at += 1;
         // If the library has chosen the best mechanism, any difference is one of measuring.
         let has_chosen_best = auto.chosen == [best.mechanism.as_str()];
-        if taken > least * CHOICE_LIMIT && !has_chosen_best {
+        let factor = taken.median / least.median;
+        if factor > CHOICE_LIMIT && !has_chosen_best {
             wrong.push(WrongChoice {
                 case: *case,
                 chosen: auto.chosen.join(", "),
                 best: best.mechanism.clone(),
-                factor: taken / least,
+                factor,
+                is_clear: excess(taken, least) > 0.0,
             });
         }
     }
