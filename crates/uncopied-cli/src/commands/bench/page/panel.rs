@@ -85,7 +85,8 @@ pub(super) struct Verdict<'a> {
     pub(super) best: &'a str,
     /// The mechanisms with which the plan moved the bytes. Empty if that was not measured.
     pub(super) chosen: &'a [String],
-    /// How much more the plan's choice costs than the cheapest mechanism: 0.1 for 10 % more.
+    /// How much more the plan's choice costs than the cheapest mechanism, unless that is what it
+    /// has chosen: 0.1 for 10 % more.
     pub(super) excess: Option<f64>,
 }
 
@@ -222,8 +223,11 @@ impl<'a> Panel<'a> {
             .iter()
             .find(|(name, cost)| Some(*name) == before && *cost <= lowest.1 * TIE_MAX_RATIO);
         let auto = self.auto.as_ref();
-        let excess = auto.and_then(|auto| Some(auto.median(self.cost, size)? / lowest.1 - 1.0));
         let chosen = auto.and_then(|auto| auto.cell(size));
+        let excess = auto.and_then(|auto| Some(auto.median(self.cost, size)? / lowest.1 - 1.0));
+        // A difference between two rows of the same mechanism is one of measuring.
+        let is_lowest = chosen.is_some_and(|cell| cell.chosen == [lowest.0]);
+        let excess = excess.map(|excess| if is_lowest { 0.0 } else { excess });
         Some(Verdict {
             size,
             best: still_best.map_or(lowest.0, |(name, _)| name),

@@ -148,7 +148,8 @@ fn the_plan_is_not_compared_with_what_it_cannot_choose() {
     let panels = panels(&results);
     let verdict = &panels[1].verdicts()[6];
     assert_eq!(verdict.best, "vmsplice");
-    assert!((verdict.excess.unwrap() - 0.03).abs() < 1e-9, "{verdict:?}");
+    // What the plan has chosen is the cheapest mechanism, although its own row shows 3 % more.
+    assert_eq!(verdict.excess, Some(0.0), "{verdict:?}");
     assert!(page(&results).contains("region-vmsplice (from: region)"));
 }
 
