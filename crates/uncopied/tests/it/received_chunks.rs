@@ -84,6 +84,17 @@ impl Held {
     }
 }
 
+/// Sends 1 MiB, and receives it meanwhile: the buffers of the sockets need not hold all of it.
+fn send_and_receive(
+    sender: &mut Sender<TcpStream>,
+    receiver: &mut Receiver<TcpStream>,
+) -> Vec<Chunk> {
+    thread::scope(|scope| {
+        scope.spawn(|| sender.send(pattern_pages(MIB)).unwrap());
+        receive_bytes(receiver, MIB)
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
@@ -260,9 +271,8 @@ fn a_chunk_outlives_its_receiver_and_its_socket() {
     for shuts_down in [false, true] {
         let (socket, peer) = page_pair();
         let mut sender = zero_copy_sender(peer);
-        sender.send(pattern_pages(MIB)).unwrap();
         let mut receiver = Receiver::with(socket, mapping());
-        let mut chunks = receive_bytes(&mut receiver, MIB);
+        let mut chunks = send_and_receive(&mut sender, &mut receiver);
         assert!(mapped_bytes(&chunks) > 0);
         let mut socket = receiver.into_inner();
         socket.write_all(b"the end").unwrap();
@@ -329,7 +339,7 @@ fn the_plan_sends_whole_received_pages_on_without_a_copy() {
     let (from, peer) = page_pair();
     let (target, to) = page_pair();
     let mut peer = zero_copy_sender(peer);
-    peer.send(pattern_pages(MIB)).unwrap();
+    peer.send(pattern_pages(256 << 10)).unwrap();
     let mut receiver = Receiver::with(from, mapping().low_water_mark(128 << 10));
     let chunk = receiver.receive().unwrap().unwrap();
     let ChunkPart::Mapped(pages) = &chunk.parts()[0] else {
@@ -392,11 +402,10 @@ fn mapped_pages_are_written_to_a_file_with_o_direct() {
     };
     let (socket, peer) = page_pair();
     let mut sender = zero_copy_sender(peer);
-    sender.send(pattern_pages(MIB)).unwrap();
     let mut receiver = Receiver::with(socket, mapping());
     let buffered = File::options().write(true).open(path.path()).unwrap();
     let (mut at, mut direct_bytes) = (0, 0);
-    for chunk in receive_bytes(&mut receiver, MIB) {
+    for chunk in send_and_receive(&mut sender, &mut receiver) {
         for part in chunk {
             if at % 4096 == 0 && matches!(part, ChunkPart::Mapped(_)) {
                 part.write_at(&direct, at).unwrap();
@@ -418,19 +427,20 @@ fn mapped_pages_are_written_to_a_file_with_o_direct() {
 
 #[test]
 fn a_whole_chunk_is_written_to_a_file() {
+    const LEN: usize = (256 << 10) + 77;
     let (socket, peer) = page_pair();
     let mut sender = zero_copy_sender(peer);
-    sender.send(pattern(MIB + 77)).unwrap();
+    sender.send(pattern(LEN)).unwrap();
     let mut receiver = Receiver::with(socket, mapping());
     let file = tempfile::tempfile().unwrap();
     let mut at = 5;
-    for chunk in receive_bytes(&mut receiver, MIB + 77) {
+    for chunk in receive_bytes(&mut receiver, LEN) {
         chunk.write_at(&file, at).unwrap();
         at += chunk.len() as u64;
     }
-    let mut written = vec![0; MIB + 77];
+    let mut written = vec![0; LEN];
     file.read_exact_at(&mut written, 5).unwrap();
-    assert!(written == pattern(MIB + 77));
+    assert!(written == pattern(LEN));
     let read_only = File::open("Cargo.toml").unwrap();
     sender.send(b"more").unwrap();
     let chunk = receiver.receive().unwrap().unwrap();
@@ -448,9 +458,8 @@ fn a_forked_child_keeps_its_chunks() {
         || {
             let (socket, peer) = page_pair();
             let mut sender = zero_copy_sender(peer);
-            sender.send(pattern_pages(MIB)).unwrap();
             let mut receiver = Receiver::with(socket, mapping());
-            let mut chunks = Some(receive_bytes(&mut receiver, MIB));
+            let mut chunks = Some(send_and_receive(&mut sender, &mut receiver));
             let check = |chunks: &[Chunk]| {
                 let bytes: Vec<u8> = chunks.iter().flat_map(Chunk::to_vec).collect();
                 assert!(bytes == pattern(MIB));
@@ -460,8 +469,7 @@ fn a_forked_child_keeps_its_chunks() {
                 chunks = None;
             });
             check(&chunks.take().unwrap());
-            sender.send(pattern_pages(MIB)).unwrap();
-            check(&receive_bytes(&mut receiver, MIB));
+            check(&send_and_receive(&mut sender, &mut receiver));
         },
     );
 }
@@ -483,8 +491,7 @@ fn receivers_leak_neither_mappings_nor_descriptors() {
                 let (socket, peer) = page_pair();
                 let mut sender = zero_copy_sender(peer);
                 let mut receiver = Receiver::with(socket, mapping().max_held_chunks(8));
-                sender.send(pattern_pages(MIB)).unwrap();
-                let held = receive_bytes(&mut receiver, MIB);
+                let held = send_and_receive(&mut sender, &mut receiver);
                 drop((receiver, held));
             };
             (0..10).for_each(|_| round());
