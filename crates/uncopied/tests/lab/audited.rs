@@ -150,7 +150,8 @@ fn audit() -> Value {
     command.arg("--").arg(std::env::current_exe().unwrap());
     run_only(&mut command, TEST);
     assert!(command.status().unwrap().success());
-    serde_json::from_reader(file).unwrap()
+    // The command has replaced the file.
+    serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap()
 }
 
 fn assert_report(report: &Value) {
