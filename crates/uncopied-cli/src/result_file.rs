@@ -39,6 +39,8 @@ impl ResultFile {
         Ok(Self { path, kind })
     }
 
+    /// Writes the results.
+    ///
     /// # Errors
     ///
     /// The file cannot be written. What was there before is unchanged then.

@@ -117,26 +117,23 @@ fn threshold(
     let why = sentence(side, &excesses);
     // What the choices cost that a threshold makes at the measured sizes.
     let cost_of = |from: u64| -> f64 {
-        let chosen = |&(size, excess): &(u64, f64)| match reaches(size, from) {
+        let chosen = |&(size, excess): &(u64, f64)| match size >= from {
             true => excess.max(0.0),
             false => -excess.min(0.0),
         };
-        // Otherwise, a sum of nothing would be -0, which is less than 0.
-        excesses
-            .iter()
-            .map(chosen)
-            .fold(0.0, |sum, cost| sum + cost)
+        excesses.iter().map(chosen).sum()
     };
-    // The default comes first, because the first of several equal ones is the smallest.
-    let candidates = [default].into_iter();
-    let candidates = candidates.chain(excesses.iter().map(|&(size, _)| size));
-    let best = candidates
-        .chain([Tuning::NEVER])
-        .min_by(|a, b| cost_of(*a).total_cmp(&cost_of(*b)));
+    // Of several equally good ones, the default is taken, otherwise the smallest.
+    let sizes = excesses.iter().map(|&(size, _)| size);
+    let best = sizes.chain([Tuning::NEVER]).fold(default, |best, from| {
+        match cost_of(from) < cost_of(best) {
+            true => from,
+            false => best,
+        }
+    });
     match best {
-        Some(Tuning::NEVER) => (None, true, why),
-        Some(from) => (Some(from), from != default || default <= largest, why),
-        None => keep(why),
+        Tuning::NEVER => (None, true, why),
+        from => (Some(from), from != default || default <= largest, why),
     }
 }
 
@@ -173,11 +170,6 @@ fn sentence(side: &str, excesses: &[(u64, f64)]) -> String {
             format!("It takes less CPU time of the {side} than copy at {less}, and more at {more}.")
         }
     }
-}
-
-/// Whether a mechanism is used for this size.
-fn reaches(size: u64, from: u64) -> bool {
-    from != Tuning::NEVER && size >= from
 }
 
 /// Returns the rows of a mechanism, from the smallest size to the largest.

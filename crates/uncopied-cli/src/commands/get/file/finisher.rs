@@ -74,8 +74,8 @@ async fn run(state: Rc<State>) {
         if batch.is_empty() && synced.is_empty() {
             break;
         }
-        // The kernel writes one batch to the disk while the one before gets its names: the server
-        // may be on the CPU that the kernel uses.
+        // One batch is written to the disk while the one before gets its names. The kernel writes
+        // on any CPU, possibly on that of the server, from which nothing arrives meanwhile.
         let (batch, named) = join!(
             on_thread(batch, sync),
             on_thread(mem::take(&mut synced), give_names),
